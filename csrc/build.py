@@ -1,0 +1,126 @@
+"""Writes and runs the ninja build of the extension.
+
+Every loss header in csrc/rows is compiled once per instruction set, from a generated source file of
+a few lines; the table of losses is generated from the same list. So a new loss is a new header.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# name, vector bytes, compiler flags; plainest first. Others than x86-64 get plain C++ with the
+# compiler's 16-byte vectors.
+X86 = [
+    ("baseline", 16, "-march=x86-64"),
+    ("v3", 32, "-march=x86-64-v3"),
+    ("v4", 64, "-march=x86-64-v4 -mprefer-vector-width=512"),
+]
+OTHER = [("baseline", 16, "")]
+
+LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
+
+
+def losses(rows: Path) -> list[tuple[str, str, Path]]:
+    """(name, functor, header) of every loss, by name."""
+    found = []
+    for header in sorted(rows.glob("*.h")):
+        if header.name == "row.h":
+            continue
+        found += [(name, functor, header) for name, functor in LOSS.findall(header.read_text())]
+    return sorted(found)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file only when its text changes, so that ninja rebuilds no more than it must."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]]:
+    """Writes the generated sources; returns (source, isa, flags) of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = losses(rows)
+    sources = []
+    for header in sorted({h for _, _, h in found}):
+        for isa, width, flags in isas:
+            source = folder / f"{header.stem}.{isa}.cpp"
+            write(
+                source,
+                f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+                f'#include "cpu/instantiate.h"\n#include "rows/{header.name}"\n',
+            )
+            sources.append((source, isa, flags))
+    names = ", ".join(f'"{isa}"' for isa, _, _ in isas)
+    table = [f"const int kIsaCount = {len(isas)};", f"const char* const kIsa[] = {{{names}}};"]
+    for name, _, _ in found:
+        kernels = [f"kernel_{name}_{isa}" for isa, _, _ in isas]
+        table += [f"extern const Kernel {k};" for k in kernels]
+        pointers = ", ".join(f"&{k}" for k in kernels)
+        table.append(f"const Kernel* const kernels_{name}[] = {{{pointers}}};")
+    entries = ", ".join(f'{{"{name}", kernels_{name}}}' for name, _, _ in found)
+    table.append(f"const Functor kFunctors[] = {{{entries}}};")
+    table.append(f"const int kFunctorCount = {len(found)};")
+    write(folder / "losses.inc", "\n".join(table) + "\n")
+    return sources
+
+
+def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
+    """Compiles csrc into `target`. `cuda` is FASTDML_BUILD: auto, cpu or cuda."""
+    import pybind11
+    import torch
+    from torch.utils import cpp_extension
+
+    work.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    csrc = root / "csrc"
+    isas = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    generated = generate(work / "generated", csrc / "rows", isas)
+
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    plain = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDEBUG"
+    # fp-contract: multiply-adds are fused where the instruction set has them. No fast-math: infinities
+    # and the order of sums have a meaning here.
+    rows = f"{plain} -ffp-contract=fast -fno-math-errno -fno-trapping-math -I{csrc} -I{work}/generated"
+    torch_includes = " ".join(f"-isystem {p}" for p in cpp_extension.include_paths())
+    # Stable ABI of the oldest torch that is supported: 2.10.
+    torch_flags = f"{plain} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
+    python_flags = f"{plain} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
+
+    edges = [(source, f"{rows} {flags}") for source, _, flags in generated]
+    edges += [
+        (csrc / "cpu" / "registry.cpp", rows),
+        (csrc / "cpu" / "class_index.cpp", rows),
+        (csrc / "ops.cpp", torch_flags),
+        (csrc / "module.cpp", python_flags),
+    ]
+    lib = Path(torch.__file__).parent / "lib"
+    link = f"-shared -L{lib} -ltorch_cpu -lc10 -Wl,--as-needed"
+
+    lines = [
+        f"cxx = {compiler}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
+        "rule link",
+        "  command = $cxx $in $flags -o $out",
+        "  description = link $out",
+    ]
+    objects = []
+    for source, flags in edges:
+        obj = work / f"{source.stem}.o"
+        lines += [f"build {obj}: compile {source}", f"  flags = {flags}"]
+        objects.append(str(obj))
+    lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {link}"]
+    write(work / "build.ninja", "\n".join(lines) + "\n")
+
+    command = [sys.executable, "-m", "ninja", "-C", str(work)]
+    if jobs := os.environ.get("MAX_JOBS"):
+        command += ["-j", jobs]
+    subprocess.run(command, check=True)

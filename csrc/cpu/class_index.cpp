@@ -1,0 +1,66 @@
+#include "class_index.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace fastdml {
+namespace {
+
+// Open addressing, at most half full.
+class Table {
+ public:
+  explicit Table(std::int64_t entries) {
+    std::size_t size = 16;
+    while (size < 2 * static_cast<std::size_t>(entries)) size *= 2;
+    mask_ = size - 1;
+    keys_.resize(size);
+    ids_.assign(size, -1);
+  }
+  std::size_t slot(std::int64_t key) const {
+    // Fibonacci hashing spreads consecutive labels and labels that differ in high bits alike.
+    std::uint64_t h = static_cast<std::uint64_t>(key) * 0x9E3779B97F4A7C15ull;
+    std::size_t i = (h ^ (h >> 32)) & mask_;
+    while (ids_[i] >= 0 && keys_[i] != key) i = (i + 1) & mask_;
+    return i;
+  }
+  std::int32_t find(std::int64_t key) const { return ids_[slot(key)]; }
+  std::int32_t add(std::int64_t key, std::int32_t next) {
+    const std::size_t i = slot(key);
+    if (ids_[i] < 0) {
+      keys_[i] = key;
+      ids_[i] = next;
+    }
+    return ids_[i];
+  }
+
+ private:
+  std::size_t mask_;
+  std::vector<std::int64_t> keys_;
+  std::vector<std::int32_t> ids_;
+};
+
+}  // namespace
+
+ClassIndex class_index(const std::int64_t* row_labels, std::int64_t rows,
+                       const std::int64_t* col_labels, std::int64_t cols, std::int32_t* row_class,
+                       std::int32_t* col_class, std::int32_t* start, std::int32_t* order) {
+  Table table(cols);
+  std::int32_t classes = 0;
+  for (std::int64_t j = 0; j < cols; ++j) {
+    col_class[j] = table.add(col_labels[j], classes);
+    if (col_class[j] == classes) ++classes;
+  }
+  if (row_class != col_class)
+    for (std::int64_t i = 0; i < rows; ++i) row_class[i] = table.find(row_labels[i]);
+  // Counting sort of the columns by class.
+  std::fill(start, start + classes + 1, 0);
+  for (std::int64_t j = 0; j < cols; ++j) ++start[col_class[j] + 1];
+  std::int64_t longest = 0;
+  for (std::int32_t c = 0; c < classes; ++c) longest = std::max<std::int64_t>(longest, start[c + 1]);
+  for (std::int32_t c = 0; c < classes; ++c) start[c + 1] += start[c];
+  std::vector<std::int32_t> next(start, start + classes);
+  for (std::int64_t j = 0; j < cols; ++j) order[next[col_class[j]]++] = static_cast<std::int32_t>(j);
+  return {classes, longest};
+}
+
+}  // namespace fastdml

@@ -1,0 +1,179 @@
+// Lanes of the CPU: compiler vector types with the few functions the row language needs, for vectors
+// and for single values alike. Widths follow the instruction set the file is compiled for.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../rows/row.h"
+
+#ifndef FASTDML_VECTOR_BYTES
+#define FASTDML_VECTOR_BYTES 16
+#endif
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+template <class T>
+struct Lane;
+template <>
+struct Lane<float> {
+  typedef float V __attribute__((vector_size(FASTDML_VECTOR_BYTES)));
+  typedef std::int32_t M __attribute__((vector_size(FASTDML_VECTOR_BYTES)));
+  using I = std::int32_t;
+};
+template <>
+struct Lane<double> {
+  typedef double V __attribute__((vector_size(FASTDML_VECTOR_BYTES)));
+  typedef std::int64_t M __attribute__((vector_size(FASTDML_VECTOR_BYTES)));
+  using I = std::int64_t;
+};
+template <class T>
+using Vector = typename Lane<T>::V;
+template <class T>
+using Mask = typename Lane<T>::M;
+template <class T>
+constexpr int kWidth = FASTDML_VECTOR_BYTES / sizeof(T);
+
+template <class V>
+struct Scalar;
+template <>
+struct Scalar<Vector<float>> {
+  using type = float;
+};
+template <>
+struct Scalar<Vector<double>> {
+  using type = double;
+};
+template <class V>
+using ScalarOf = typename Scalar<V>::type;
+
+template <class T>
+FASTDML_FN Vector<T> broadcast(T x) {
+  return x - Vector<T>{};
+}
+
+// Unaligned loads and stores; `count` lanes at most, so that the end of a row is never overrun.
+template <class T>
+FASTDML_FN Vector<T> load(const T* p) {
+  Vector<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+FASTDML_FN Vector<T> load(const T* p, int count) {
+  Vector<T> v{};
+  std::memcpy(&v, p, count * sizeof(T));
+  return v;
+}
+template <class T>
+FASTDML_FN void store(T* p, Vector<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class T>
+FASTDML_FN void store(T* p, Vector<T> v, int count) {
+  std::memcpy(p, &v, count * sizeof(T));
+}
+
+template <class T>
+FASTDML_FN Mask<T> iota() {
+  Mask<T> m{};
+  for (int i = 0; i < kWidth<T>; ++i) m[i] = i;
+  return m;
+}
+
+// select: vectors of both element types, either side may be a single value.
+#define FASTDML_SELECT(T)                                                            \
+  FASTDML_FN Vector<T> select(Mask<T> m, Vector<T> a, Vector<T> b) { return m ? a : b; } \
+  FASTDML_FN Vector<T> select(Mask<T> m, Vector<T> a, T b) { return m ? a : broadcast<T>(b); } \
+  FASTDML_FN Vector<T> select(Mask<T> m, T a, Vector<T> b) { return m ? broadcast<T>(a) : b; } \
+  FASTDML_FN Vector<T> select(Mask<T> m, T a, T b) { return m ? broadcast<T>(a) : broadcast<T>(b); } \
+  FASTDML_FN T select(bool m, T a, T b) { return m ? a : b; }                        \
+  FASTDML_FN T min(T a, T b) { return b < a ? b : a; }                               \
+  FASTDML_FN T max(T a, T b) { return a < b ? b : a; }                               \
+  FASTDML_FN Vector<T> min(Vector<T> a, Vector<T> b) { return b < a ? b : a; }       \
+  FASTDML_FN Vector<T> max(Vector<T> a, Vector<T> b) { return a < b ? b : a; }       \
+  FASTDML_FN Vector<T> min(Vector<T> a, T b) { return min(a, broadcast<T>(b)); }     \
+  FASTDML_FN Vector<T> max(Vector<T> a, T b) { return max(a, broadcast<T>(b)); }
+FASTDML_SELECT(float)
+FASTDML_SELECT(double)
+#undef FASTDML_SELECT
+
+FASTDML_FN float exp(float x) { return std::exp(x); }
+FASTDML_FN double exp(double x) { return std::exp(x); }
+FASTDML_FN float log(float x) { return std::log(x); }
+FASTDML_FN double log(double x) { return std::log(x); }
+
+// exp(x) = 2^n exp(r), |r| <= ln(2)/2. n is rounded by adding a number so large that only integers
+// remain; its low bits then are n itself. Below the smallest normal number the result is that
+// number (not a denormal, not 0): far under anything a sum can see.
+FASTDML_FN Vector<float> exp(Vector<float> x) {
+  x = min(max(x, -87.3f), 88.3f);
+  const Vector<float> t = x * 1.44269504f + 12582912.0f;
+  const Vector<float> n = t - 12582912.0f;
+  Vector<float> r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Vector<float> p = r * (1.0f / 5040) + (1.0f / 720);
+  p = p * r + (1.0f / 120);
+  p = p * r + (1.0f / 24);
+  p = p * r + (1.0f / 6);
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Mask<float> power = (((Mask<float>)t) << 23) + 0x3f800000;
+  return p * (Vector<float>)power;
+}
+FASTDML_FN Vector<double> exp(Vector<double> x) {
+  x = min(max(x, -708.0), 709.0);
+  const Vector<double> t = x * 1.4426950408889634 + 6755399441055744.0;
+  const Vector<double> n = t - 6755399441055744.0;
+  Vector<double> r = x - n * 0.693145751953125;
+  r = r - n * 1.42860682030941723212e-6;
+  Vector<double> p = broadcast<double>(1.0 / 6227020800.0);
+  p = p * r + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r + 1.0;
+  p = p * r + 1.0;
+  const Mask<double> power = (((Mask<double>)t) << 52) + 0x3ff0000000000000;
+  return p * (Vector<double>)power;
+}
+
+FASTDML_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+FASTDML_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+FASTDML_FN Vector<float> sigmoid(Vector<float> x) { return 1.0f / (1.0f + exp(-x)); }
+FASTDML_FN Vector<double> sigmoid(Vector<double> x) { return 1.0 / (1.0 + exp(-x)); }
+
+template <class T>
+FASTDML_FN T combine(Sum, T a, T b) {
+  return a + b;
+}
+template <class T>
+FASTDML_FN T combine(Min, T a, T b) {
+  return min(a, b);
+}
+template <class T>
+FASTDML_FN T combine(Max, T a, T b) {
+  return max(a, b);
+}
+
+// Folds the lanes of a vector pairwise: the order is fixed, and the rounding error small.
+template <class Op, class T>
+FASTDML_FN T across(Op op, Vector<T> v) {
+  T x[kWidth<T>];
+  std::memcpy(x, &v, sizeof v);
+  for (int half = kWidth<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) x[i] = combine(op, x[i], x[i + half]);
+  return x[0];
+}
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml

@@ -1,0 +1,269 @@
+// The row of the CPU: SIMD passes over one row of similarities, which fits in the cache.
+#pragma once
+#include "block.h"
+#include "lanes.h"
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+// A vector of pairs, as the lambdas of a functor see it.
+template <class T>
+struct Pairs {
+  Vector<T> s;
+  Mask<T> positive, negative;
+};
+
+// Bump allocator for the short arrays of one row; the executor sizes it for the longest list.
+template <class T>
+struct Arena {
+  T* base = nullptr;
+  std::int64_t used = 0;
+  FASTDML_FN T* take(std::int64_t n) {
+    T* p = base + used;
+    used += n;
+    return p;
+  }
+};
+
+// Sums per threshold: list[k][i] is the i-th sum of threshold k.
+template <class T, int N>
+struct Sums {
+  Values<T, N>* v;
+  FASTDML_FN const Values<T, N>& operator[](int k) const { return v[k]; }
+};
+
+constexpr int kChunk = 32;  // vectors summed before they join the total: keeps rounding small
+
+template <class T>
+class Row {
+ public:
+  using V = Vector<T>;
+  using M = Mask<T>;
+  static constexpr int W = kWidth<T>;
+
+  FASTDML_FN Row(const Block<T>& block, std::int64_t i, T* arena)
+      : s_(block.s + i * block.ld),
+        n_(block.cols),
+        self_(block.self_offset < 0 ? -1 : block.self_offset + i),
+        class_(block.row_class ? block.row_class[i] : 0),
+        col_class_(block.col_class),
+        block_(block),
+        arena_{arena} {}
+
+  FASTDML_FN T scalar(int k) const { return block_.scalars[k]; }
+  FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
+
+  template <class F, class... Ops>
+  FASTDML_FN auto reduce(F f, Ops... ops) {
+    constexpr int N = sizeof...(Ops);
+    Values<V, N> total{{broadcast<T>(identity<T>(ops))...}};
+    chunks(
+        [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+          Values<V, N> part{{broadcast<T>(identity<T>(ops))...}};
+          for (std::int64_t j = begin; j < end; j += W) fold(part, f(pairs(j)), ops...);
+          fold(total, part, ops...);
+        },
+        [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
+          auto x = f(pairs(j, count));
+          int i = 0;
+          ((x[i] = valid ? x[i] : broadcast<T>(identity<T>(ops)), ++i), ...);
+          fold(total, x, ops...);
+        });
+    int i = 0;
+    Values<T, N> out;
+    ((out[i] = across<Ops, T>(ops, total[i]), ++i), ...);
+    return out;
+  }
+
+  template <class F>
+  FASTDML_FN void map(F f) {
+    if (!block_.gradient) return;
+    chunks(
+        [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+          for (std::int64_t j = begin; j < end; j += W) store(s_ + j, f(pairs(j)));
+        },
+        [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
+          V g = f(pairs(j, count));
+          store(s_ + j, valid ? g : V{}, count);
+        });
+  }
+
+  // The positives of a row as thresholds. Values are copied: map() overwrites the row they came from.
+  class List {
+   public:
+    FASTDML_FN int size() const { return n_; }
+    FASTDML_FN T operator[](int k) const { return theta_[k]; }
+
+    template <class F>
+    FASTDML_FN T sum(F f) const {
+      T total = 0;
+      for (int k = 0; k < n_; ++k) total += f(k);
+      return total;
+    }
+    template <class F>
+    FASTDML_FN auto compare(F f) {
+      return row_.sums(*this, theta_, n_, -1, f, [](V v, std::int64_t, int) {
+        return Pairs<T>{v, M{} == M{}, M{}};
+      });
+    }
+    template <class F>
+    FASTDML_FN void add_compare(const T* c, F f) {
+      if (!row_.block_.gradient) return;
+      for (int m = 0; m < n_; m += W) {
+        const int count = n_ - m < W ? n_ - m : W;
+        const V x = load(theta_ + m, count);
+        V g{};
+        for (int k = 0; k < n_; ++k) g += c[k] * f(x - theta_[k], Pairs<T>{x, M{} == M{}, M{}});
+        for (int i = 0; i < count; ++i) row_.s_[index_[m + i]] += g[i];
+      }
+    }
+    FASTDML_FN void add(const T* v) {
+      if (!row_.block_.gradient) return;
+      for (int k = 0; k < n_; ++k) row_.s_[index_[k]] += v[k];
+    }
+
+   private:
+    friend class Row;
+    FASTDML_FN List(Row& row, const std::int32_t* index, int n) : row_(row) {
+      theta_ = row.arena_.take(n);
+      index_ = row.index_;
+      for (int k = 0; k < n; ++k) {
+        if (index[k] == row.self_) continue;
+        index_[n_] = index[k];
+        theta_[n_++] = row.s_[index[k]];
+      }
+    }
+    Row& row_;
+    T* theta_;
+    std::int32_t* index_;
+    int n_ = 0;
+  };
+
+  FASTDML_FN List positives() {
+    const std::int32_t* start = block_.class_start + class_;
+    // A class that no candidate has (class_ < 0) owns no positives.
+    if (class_ < 0) return List(*this, nullptr, 0);
+    index_ = reinterpret_cast<std::int32_t*>(arena_.take(start[1] - start[0]));
+    return List(*this, block_.class_order + start[0], start[1] - start[0]);
+  }
+
+  FASTDML_FN T* array(int n) { return arena_.take(n); }
+
+  template <class F>
+  FASTDML_FN auto compare(List& list, F f) {
+    return sums(list, s_, n_, self_, f, [this](V v, std::int64_t j, int count) {
+      return with_class(v, j, count);
+    });
+  }
+
+  template <class F>
+  FASTDML_FN void map_compare(List& list, const T* c, F f) {
+    map([&](auto p) __attribute__((always_inline)) {
+      V g{};
+      for (int k = 0; k < list.n_; ++k) g += c[k] * f(p.s - list.theta_[k], p);
+      return g;
+    });
+  }
+
+ private:
+  FASTDML_FN Pairs<T> pairs(std::int64_t j) const { return with_class(load(s_ + j), j, W); }
+  FASTDML_FN Pairs<T> pairs(std::int64_t j, int count) const {
+    return with_class(load(s_ + j, count), j, count);
+  }
+  FASTDML_FN Pairs<T> with_class(V s, std::int64_t j, int count) const {
+    typedef std::int32_t C __attribute__((vector_size(W * 4)));
+    C c{};
+    if (col_class_) std::memcpy(&c, col_class_ + j, count * 4);
+    const M same = __builtin_convertvector(c == class_, M);
+    return {s, same, ~same};
+  }
+
+  template <int N, class... Ops>
+  FASTDML_FN static void fold(Values<V, N>& total, const Values<V, N>& x, Ops... ops) {
+    int i = 0;
+    ((total[i] = combine_lanes(ops, total[i], x[i]), ++i), ...);
+  }
+  FASTDML_FN static V combine_lanes(Sum, V a, V b) { return a + b; }
+  FASTDML_FN static V combine_lanes(Min, V a, V b) { return min(a, b); }
+  FASTDML_FN static V combine_lanes(Max, V a, V b) { return max(a, b); }
+
+  template <class Full, class Partial>
+  FASTDML_FN void chunks(Full full, Partial partial) const {
+    runs(n_, self_, full, partial);
+  }
+
+  // Calls full(begin, end) on runs of whole vectors of at most kChunk, and partial(j, count, valid)
+  // on the vector that holds the row's own pair and on the rest at the end.
+  template <class Full, class Partial>
+  FASTDML_FN static void runs(std::int64_t n, std::int64_t self, Full full, Partial partial) {
+    using I = typename Lane<T>::I;
+    const std::int64_t whole = n / W * W;
+    std::int64_t begin = 0, stop = self >= 0 && self < n ? self / W * W : whole;
+    while (true) {
+      for (; begin < stop; begin += kChunk * W)
+        full(begin, begin + kChunk * W < stop ? begin + kChunk * W : stop);
+      begin = stop;
+      if (begin >= n) break;
+      const int count = n - begin < W ? static_cast<int>(n - begin) : W;
+      const M lane = iota<T>();
+      partial(begin, count, (lane < static_cast<I>(count)) & (lane != static_cast<I>(self - begin)));
+      begin += count;
+      stop = whole > begin ? whole : begin;
+    }
+  }
+
+  // Sums of f(x_j - theta_k) over n values x, four thresholds at a time so that each load serves four
+  // evaluations. `own` is the value to leave out, or -1; `at` turns a vector of x into pairs.
+  template <class F, class At>
+  FASTDML_FN auto sums(const List& list, const T* x, std::int64_t n, std::int64_t own, F f, At at) {
+    constexpr int N = sizeof(decltype(f(V{}, Pairs<T>{}))) / sizeof(V);
+    auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
+    int k = 0;
+    for (; k + 4 <= list.n_; k += 4) sum_group<4, N>(list.theta_ + k, x, n, own, f, at, out + k);
+    for (; k < list.n_; ++k) sum_group<1, N>(list.theta_ + k, x, n, own, f, at, out + k);
+    return Sums<T, N>{out};
+  }
+
+  template <int G, int N, class F, class At>
+  FASTDML_FN static void sum_group(const T* theta, const T* x, std::int64_t n, std::int64_t own, F f,
+                                   At at, Values<T, N>* out) {
+    V total[G][N] = {};
+    runs(
+        n, own,
+        [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+          V part[G][N] = {};
+          for (std::int64_t j = begin; j < end; j += W) {
+            const V v = load(x + j);
+            const Pairs<T> p = at(v, j, W);
+            for (int g = 0; g < G; ++g) {
+              auto y = f(v - theta[g], p);
+              for (int i = 0; i < N; ++i) part[g][i] += y[i];
+            }
+          }
+          for (int g = 0; g < G; ++g)
+            for (int i = 0; i < N; ++i) total[g][i] += part[g][i];
+        },
+        [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
+          const V v = load(x + j, count);
+          const Pairs<T> p = at(v, j, count);
+          for (int g = 0; g < G; ++g) {
+            auto y = f(v - theta[g], p);
+            for (int i = 0; i < N; ++i) total[g][i] += valid ? y[i] : V{};
+          }
+        });
+    for (int g = 0; g < G; ++g)
+      for (int i = 0; i < N; ++i) out[g][i] = across<Sum, T>(Sum{}, total[g][i]);
+  }
+
+  T* s_;
+  std::int64_t n_;
+  std::int64_t self_;
+  std::int32_t class_;
+  const std::int32_t* col_class_;
+  const Block<T>& block_;
+  Arena<T> arena_;
+  std::int32_t* index_ = nullptr;
+};
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml

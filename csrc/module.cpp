@@ -1,0 +1,103 @@
+// What is not a tensor operator: build and processor information, the registry of compiled losses,
+// and a numpy entry point for arrays from any framework.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/block.h"
+#include "cpu/class_index.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (int i = 0; i < fastdml::isa_count(); ++i) names.push_back(fastdml::isa_name(i));
+  return names;
+}
+
+py::dict functors() {
+  py::dict out;
+  for (int i = 0; i < fastdml::functor_count(); ++i)
+    out[fastdml::functor(i).name] = py::make_tuple(i, fastdml::functor(i).parameters());
+  return out;
+}
+
+template <class T>
+py::array_t<T> apply(const std::string& name, const std::vector<double>& parameters,
+                     py::array_t<T, py::array::c_style> s,
+                     py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> row_labels,
+                     py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> col_labels,
+                     std::int64_t self_offset, const std::vector<T>& scalars) {
+  const fastdml::Functor* found = nullptr;
+  for (int i = 0; i < fastdml::functor_count(); ++i)
+    if (name == fastdml::functor(i).name) found = &fastdml::functor(i);
+  if (!found) throw py::value_error("name: no compiled loss is called '" + name + "'");
+  if (static_cast<int>(parameters.size()) != found->parameters())
+    throw py::value_error("parameters: '" + name + "' takes " + std::to_string(found->parameters()));
+  if (s.ndim() != 2) throw py::value_error("s: expected a matrix of similarities");
+  if (row_labels.ndim() != 1 || row_labels.size() != s.shape(0))
+    throw py::value_error("row_labels: expected one label per row of s");
+  if (col_labels.ndim() != 1 || col_labels.size() != s.shape(1))
+    throw py::value_error("col_labels: expected one label per column of s");
+  std::vector<std::int32_t> row_class(s.shape(0)), col_class(s.shape(1)), start(s.shape(1) + 1),
+      order(s.shape(1));
+  const auto index = fastdml::class_index(row_labels.data(), s.shape(0), col_labels.data(), s.shape(1),
+                                          row_class.data(), col_class.data(), start.data(), order.data());
+  py::array_t<T> loss(s.shape(0));
+  fastdml::Block<T> b;
+  b.s = s.mutable_data();
+  b.rows = s.shape(0);
+  b.cols = b.ld = s.shape(1);
+  b.row_class = row_class.data();
+  b.col_class = col_class.data();
+  b.class_start = start.data();
+  b.class_order = order.data();
+  b.self_offset = self_offset;
+  b.scalars = scalars.data();
+  b.loss = loss.mutable_data();
+  b.parameters = parameters.data();
+  std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest)]);
+  {
+    py::gil_scoped_release release;
+    const fastdml::Kernel& kernel = *found->kernels[fastdml::active_isa()];
+    if constexpr (sizeof(T) == 4)
+      kernel.f32(b, 0, b.rows, arena.get());
+    else
+      kernel.f64(b, 0, b.rows, arena.get());
+  }
+  return loss;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled row functors of fastdml.";
+  m.def("functors", &functors, "Compiled losses: name -> (id, number of parameters).");
+  m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");
+  m.def("active_isa", [] { return std::string(fastdml::isa_name(fastdml::active_isa())); });
+  m.def("force_isa", [](const std::string& name) {
+    if (!fastdml::force_isa(name.c_str()))
+      throw py::value_error("name: '" + name + "' is not compiled in, or this processor lacks it");
+  });
+  m.def("compiler", [] { return std::string(__VERSION__); });
+#ifdef FASTDML_WITH_CUDA
+  m.attr("cuda") = true;
+#else
+  m.attr("cuda") = false;
+#endif
+  const char* doc =
+      "Runs a loss on a C-contiguous matrix of similarities, in place: s becomes the derivative of\n"
+      "every row's loss, and the losses of the rows are returned. Single-threaded.";
+  m.def("apply_rows", &apply<float>, doc, py::arg("name"), py::arg("parameters"),
+        py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
+        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>());
+  m.def("apply_rows", &apply<double>, doc, py::arg("name"), py::arg("parameters"),
+        py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
+        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<double>());
+}

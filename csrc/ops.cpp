@@ -1,0 +1,173 @@
+// Torch operators, through the stable ABI: one library serves every torch from 2.10 on.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/block.h"
+#include "cpu/class_index.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class P>
+const P* pointer(const OptionalTensor& t, int64_t count) {
+  if (!t.has_value()) return nullptr;
+  STD_TORCH_CHECK(t->is_contiguous() && t->numel() >= count, "fastdml: vector argument too short");
+  return static_cast<const P*>(t->const_data_ptr());
+}
+
+template <class T>
+void rows_typed(const fastdml::Functor& f, Tensor& s, const std::vector<double>& parameters,
+                const OptionalTensor& teacher, const OptionalTensor& row_scale,
+                const OptionalTensor& col_scale, const OptionalTensor& row_class,
+                const OptionalTensor& col_class, const OptionalTensor& class_start,
+                const OptionalTensor& class_order, int64_t longest, int64_t self_offset,
+                const OptionalTensor& row_weight, double weight, const OptionalTensor& scalars,
+                Tensor& loss, bool gradient) {
+  fastdml::Block<T> b;
+  b.s = static_cast<T*>(s.mutable_data_ptr());
+  b.rows = s.size(0);
+  b.cols = s.size(1);
+  b.ld = s.stride(0);
+  STD_TORCH_CHECK(b.cols <= 1 || s.stride(1) == 1, "fastdml: s must have contiguous rows");
+  if (teacher.has_value()) {
+    STD_TORCH_CHECK(teacher->size(0) == b.rows && teacher->size(1) == b.cols,
+                    "fastdml: teacher must have the shape of s");
+    b.teacher = static_cast<const T*>(teacher->const_data_ptr());
+    b.teacher_ld = teacher->stride(0);
+  }
+  b.row_scale = pointer<T>(row_scale, b.rows);
+  b.col_scale = pointer<T>(col_scale, b.cols);
+  b.row_class = pointer<int32_t>(row_class, b.rows);
+  b.col_class = pointer<int32_t>(col_class, b.cols);
+  b.class_start = pointer<int32_t>(class_start, 0);
+  b.class_order = pointer<int32_t>(class_order, 0);
+  b.self_offset = self_offset;
+  b.row_weight = pointer<T>(row_weight, b.rows);
+  b.weight = static_cast<T>(weight);
+  b.scalars = pointer<T>(scalars, 0);
+  b.loss = static_cast<T*>(loss.mutable_data_ptr());
+  b.gradient = gradient;
+  b.parameters = parameters.data();
+  const fastdml::Kernel& kernel = *f.kernels[fastdml::active_isa()];
+  const int64_t arena = fastdml::arena_size(longest);
+  // About 20 µs of work at least for every thread that is woken.
+  const int64_t grain = 1 + 16384 / (b.cols + 1);
+  torch::stable::parallel_for(0, b.rows, grain, [&](int64_t begin, int64_t end) {
+    std::unique_ptr<T[]> scratch(new T[arena]);
+    if constexpr (sizeof(T) == 4)
+      kernel.f32(b, begin, end, scratch.get());
+    else
+      kernel.f64(b, begin, end, scratch.get());
+  });
+}
+
+// Similarities in, weights out: one loss over a block of rows.
+void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor teacher,
+           OptionalTensor row_scale, OptionalTensor col_scale, OptionalTensor row_class,
+           OptionalTensor col_class, OptionalTensor class_start, OptionalTensor class_order,
+           int64_t longest, int64_t self_offset, OptionalTensor row_weight, double weight,
+           OptionalTensor scalars, Tensor loss, bool gradient) {
+  STD_TORCH_CHECK(id >= 0 && id < fastdml::functor_count(), "fastdml: unknown functor");
+  const fastdml::Functor& f = fastdml::functor(static_cast<int>(id));
+  STD_TORCH_CHECK(static_cast<int>(parameters.size()) == f.parameters(), "fastdml: ", f.name, " takes ",
+                  f.parameters(), " parameters, not ", parameters.size());
+  STD_TORCH_CHECK(s.dim() == 2 && loss.numel() >= s.size(0), "fastdml: s must be a matrix");
+  STD_TORCH_CHECK(loss.scalar_type() == s.scalar_type(), "fastdml: loss must have the type of s");
+  const auto call = [&](auto zero) {
+    rows_typed<decltype(zero)>(f, s, parameters, teacher, row_scale, col_scale, row_class, col_class,
+                               class_start, class_order, longest, self_offset, row_weight, weight,
+                               scalars, loss, gradient);
+  };
+  if (s.scalar_type() == ScalarType::Float) {
+    call(0.0f);
+  } else {
+    STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
+    call(0.0);
+  }
+}
+
+// Dense class numbers for arbitrary labels, and the columns of every class. Returns the number of
+// classes among the columns and the size of the largest.
+std::tuple<int64_t, int64_t> class_index_(Tensor row_labels, Tensor col_labels, Tensor row_class,
+                                          Tensor col_class, Tensor start, Tensor order) {
+  const auto i64 = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
+  const auto i32 = [](const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); };
+  STD_TORCH_CHECK(row_labels.is_contiguous() && col_labels.is_contiguous() &&
+                      row_labels.scalar_type() == ScalarType::Long &&
+                      col_labels.scalar_type() == ScalarType::Long,
+                  "fastdml: labels must be contiguous int64");
+  const fastdml::ClassIndex c = fastdml::class_index(
+      i64(row_labels), row_labels.numel(), i64(col_labels), col_labels.numel(), i32(row_class),
+      i32(col_class), i32(start), i32(order));
+  return {c.classes, c.longest};
+}
+
+// Takes out of g the part along x: what normalising x leaves of a gradient that already carries 1/|x|.
+template <class T>
+void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_t dim, int64_t ldx) {
+  torch::stable::parallel_for(0, rows, 1 + 16384 / (dim + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* gi = g + i * dim;
+      const T* xi = x + i * ldx;
+      // Sixteen partial sums: fixed order, small rounding, and the compiler may use vectors.
+      T part[16] = {};
+      int64_t d = 0;
+      for (; d + 16 <= dim; d += 16)
+        for (int l = 0; l < 16; ++l) part[l] += gi[d + l] * xi[d + l];
+      for (; d < dim; ++d) part[0] += gi[d] * xi[d];
+      T dot = 0;
+      for (int l = 0; l < 16; ++l) dot += part[l];
+      const T along = dot * inverse_norm[i] * inverse_norm[i];
+      for (d = 0; d < dim; ++d) gi[d] -= along * xi[d];
+    }
+  });
+}
+
+void remove_radial_(Tensor g, Tensor x, Tensor inverse_norm) {
+  STD_TORCH_CHECK(g.is_contiguous() && x.stride(1) == 1 && g.scalar_type() == x.scalar_type() &&
+                      g.size(0) == x.size(0) && g.size(1) == x.size(1) &&
+                      inverse_norm.numel() == x.size(0),
+                  "fastdml: remove_radial_ takes matrices of one shape and type");
+  if (g.scalar_type() == ScalarType::Float)
+    remove_radial(static_cast<float*>(g.mutable_data_ptr()),
+                  static_cast<const float*>(x.const_data_ptr()),
+                  static_cast<const float*>(inverse_norm.const_data_ptr()), g.size(0), g.size(1),
+                  x.stride(0));
+  else
+    remove_radial(static_cast<double*>(g.mutable_data_ptr()),
+                  static_cast<const double*>(x.const_data_ptr()),
+                  static_cast<const double*>(inverse_norm.const_data_ptr()), g.size(0), g.size(1),
+                  x.stride(0));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(fastdml_native, m) {
+  m.def(
+      "rows_(Tensor(a!) s, int functor, float[] parameters, Tensor? teacher, Tensor? row_scale, "
+      "Tensor? col_scale, Tensor? row_class, Tensor? col_class, Tensor? class_start, "
+      "Tensor? class_order, int longest, int self_offset, Tensor? row_weight, float weight, "
+      "Tensor? scalars, Tensor(b!) loss, bool gradient) -> ()");
+  m.def(
+      "class_index_(Tensor row_labels, Tensor col_labels, Tensor(a!) row_class, "
+      "Tensor(b!) col_class, Tensor(c!) start, Tensor(d!) order) -> (int, int)");
+  m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
+  m.impl("rows_", TORCH_BOX(&rows_));
+  m.impl("class_index_", TORCH_BOX(&class_index_));
+  m.impl("remove_radial_", TORCH_BOX(&remove_radial_));
+}

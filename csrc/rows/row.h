@@ -1,0 +1,103 @@
+// The row language.
+//
+// A loss is a functor over one row of the similarity matrix: one anchor against all its candidates.
+// It is templated on the value type T (float or double) and on the Row an executor hands it, and is
+// written once for every processor:
+//
+//     template <class T> struct MyLoss {
+//       T margin;                                     // parameters, in the order of the Python fields
+//       template <class Row> FASTDML_FN T operator()(Row& row) const {
+//         auto [hardest] = row.reduce([=](auto p) { return values(select(p.negative, p.s, lowest<T>())); }, Max{});
+//         row.map([=](auto p) { return ...; });       // overwrites similarities by dLoss/ds, last
+//         return loss;
+//       }
+//     };
+//     FASTDML_ROW_LOSS(my_loss, MyLoss)
+//
+// `p` is a lane of pairs: p.s, p.positive, p.negative (see cpu/row.h). Lambdas must be generic over
+// the lane type: a SIMD vector on the CPU, a scalar on CUDA. The pair of a sample with itself is
+// taken out by the executor (or kept, where the loss's Python description says so).
+//
+// Words of the language
+//   row.reduce(f, Op...)             fold f(p) = values(...) over all pairs, one Op each: Sum, Min, Max
+//   row.map(f)                       s := f(p)
+//   row.positives()                  the row's positives as a short list of thresholds
+//   row.compare(list, f)             for each threshold k: sums of f(s_j - theta_k, p_j) over all pairs j
+//   row.map_compare(list, c, f)      s_j := sum_k c_k f(s_j - theta_k, p_j)
+//   list.compare(f)                  the same sums over the list itself
+//   list.add_compare(c, f)           adds sum_k c_k f(theta_m - theta_k) to the result of pair m
+//   list.add(v)                      adds v_k to the result of pair k
+//   list.sum(f)                      sum over k of f(k)
+#pragma once
+#include <cstddef>
+#include <type_traits>
+#include <utility>
+
+#if defined(__CUDACC__)
+#define FASTDML_FN __host__ __device__ __forceinline__
+#else
+#define FASTDML_FN inline __attribute__((always_inline))
+#endif
+
+// Every instruction set gets its own copy of all templates, so that the linker can never hand code
+// compiled for one to a processor that lacks it.
+#ifndef FASTDML_ISA
+#define FASTDML_ISA generic
+#endif
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+// A fixed number of results of one lane or one row; supports structured bindings.
+template <class T, int N>
+struct Values {
+  T v[N];
+  template <std::size_t I>
+  FASTDML_FN const T& get() const {
+    return v[I];
+  }
+  FASTDML_FN T& operator[](int i) { return v[i]; }
+  FASTDML_FN const T& operator[](int i) const { return v[i]; }
+};
+
+template <class First, class... Rest>
+FASTDML_FN auto values(First first, Rest... rest) {
+  return Values<First, 1 + static_cast<int>(sizeof...(Rest))>{{first, rest...}};
+}
+
+// The monoids a row can be folded with.
+struct Sum {};
+struct Min {};
+struct Max {};
+
+template <class T>
+FASTDML_FN constexpr T highest() {
+  return sizeof(T) == 8 ? T(1.7976931348623157e308) : T(3.4028234663852886e38f);
+}
+template <class T>
+FASTDML_FN constexpr T lowest() {
+  return -highest<T>();
+}
+
+template <class T>
+FASTDML_FN constexpr T identity(Sum) {
+  return T(0);
+}
+template <class T>
+FASTDML_FN constexpr T identity(Min) {
+  return highest<T>();
+}
+template <class T>
+FASTDML_FN constexpr T identity(Max) {
+  return lowest<T>();
+}
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
+
+template <class T, int N>
+struct std::tuple_size<fastdml::Values<T, N>> : std::integral_constant<std::size_t, N> {};
+template <std::size_t I, class T, int N>
+struct std::tuple_element<I, fastdml::Values<T, N>> {
+  using type = T;
+};

@@ -1,0 +1,49 @@
+// Smooth-AP (Brown et al., ECCV 2020): SPEC 3.1. The row's positives are its thresholds.
+#pragma once
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+template <class T>
+struct SmoothAP {
+  T temperature;
+
+  template <class Row>
+  FASTDML_FN T operator()(Row& row) const {
+    const T sharpness = T(1) / temperature;
+    const auto step = [=](auto t, auto) {
+      auto sigma = sigmoid(t * sharpness);
+      return values(sigma, sigma * (T(1) - sigma) * sharpness);
+    };
+    const auto slope = [=](auto t, auto) {
+      auto sigma = sigmoid(t * sharpness);
+      return sigma * (T(1) - sigma) * sharpness;
+    };
+    auto positives = row.positives();
+    const int n = positives.size();
+    if (n == 0) {
+      row.map([](auto p) { return p.s * T(0); });
+      return T(0);
+    }
+    const auto all = row.compare(positives, step);
+    const auto own = positives.compare(step);
+    auto push = row.array(n), pull = row.array(n), direct = row.array(n);
+    const T ap = positives.sum([=](int k) {
+      // The pair j = k adds sigma(0) = 1/2 to both sums: half of the leading 1 of a rank.
+      const T rank_own = T(0.5) + own[k][0], rank_all = T(0.5) + all[k][0];
+      const T precision = rank_own / rank_all;
+      pull[k] = T(-1) / (rank_all * n);
+      push[k] = precision / (rank_all * n);
+      direct[k] = (own[k][1] - precision * all[k][1]) / (rank_all * n);
+      return precision;
+    });
+    row.map_compare(positives, push, slope);
+    positives.add_compare(pull, slope);
+    positives.add(direct);
+    return T(1) - ap / n;
+  }
+};
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
+FASTDML_ROW_LOSS(smooth_ap, SmoothAP)

@@ -1,0 +1,20 @@
+"""Fused losses for deep metric learning: large batches in linear memory, on CPU and GPU."""
+
+from __future__ import annotations
+
+from . import functional, losses, miners
+from .engine.library import build_info
+from .engine.workspace import set_workspace
+from .explain import explain
+from .losses import row_loss
+
+__version__ = "0.1.0"
+__all__ = [
+    "build_info",
+    "explain",
+    "functional",
+    "losses",
+    "miners",
+    "row_loss",
+    "set_workspace",
+]

@@ -1,0 +1,1 @@
+"""The demonstration: real images, unseen classes, one command (``python -m fastdml demo``)."""

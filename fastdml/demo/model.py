@@ -1,0 +1,38 @@
+"""A small convolutional network for 32 x 32 grey images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+EMBEDDING_SIZE = 128
+
+
+class SmallCNN(nn.Module):
+    """Five convolutions, mean and maximum over what is left of the image, one linear layer.
+
+    Maps ``[N, 1, 32, 32]`` to ``[N, embedding_size]``, of any norm.
+    """
+
+    def __init__(self, embedding_size: int = EMBEDDING_SIZE, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _block(1, width, stride=2),
+            _block(width, 2 * width),
+            _block(2 * width, 2 * width, stride=2),
+            _block(2 * width, 4 * width, stride=2),
+            _block(4 * width, 4 * width),
+        )
+        self.embed = nn.Linear(4 * width, embedding_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.features(images)
+        return self.embed(maps.mean(dim=(2, 3)) + maps.amax(dim=(2, 3)))
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )

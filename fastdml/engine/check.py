@@ -1,0 +1,105 @@
+"""What a caller can get wrong, said in the caller's words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .op import REDUCTIONS
+from .similarity import SIMILARITIES
+
+
+def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: expected a tensor [batch, dim], got {type(x).__name__}")
+    if x.dim() != 2:
+        raise ValueError(f"{name}: expected shape [batch, dim], got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
+    if x.shape[1] == 0:
+        raise ValueError(f"{name}: expected at least one dimension, got shape {tuple(x.shape)}")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one embedding, got an empty batch")
+    if validate and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x).all(dim=1)).sum())
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")
+
+
+def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> Tensor:
+    """The labels as int64; they must be 1-D integers on the device of the embeddings."""
+    if not isinstance(y, Tensor):
+        raise ValueError(f"{name}: expected a tensor of {count} integers, got {type(y).__name__}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"{name}: expected integer labels, got {y.dtype}")
+    if y.dim() != 1 or y.shape[0] != count:
+        raise ValueError(
+            f"{name}: expected shape [{count}], one label per row of {of}, got {tuple(y.shape)}"
+        )
+    if y.device != device:
+        raise ValueError(f"{name}: expected device {device}, that of {of}, got {y.device}")
+    return y.long()
+
+
+def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"{b_name}: expected embeddings of dimension {a.shape[1]}, as in {a_name}, got {b.shape[1]}"
+        )
+    if a.device != b.device:
+        raise ValueError(f"{b_name}: expected device {a.device}, that of {a_name}, got {b.device}")
+
+
+def class_range(y: Tensor, classes: int, name: str, validate: bool) -> None:
+    """Labels of proxy losses name proxies. Reading them back from an accelerator takes validate."""
+    if y.device.type == "cpu" or validate:
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"{name}: expected values in [0, {classes}), one proxy per class, got {low} to {high}"
+            )
+
+
+def reduction(kind: str) -> None:
+    if kind not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
+
+
+def similarity(kind: str) -> None:
+    if kind not in SIMILARITIES:
+        raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
+
+
+def positive(value: float, name: str) -> float:
+    if not value > 0 or value == float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+    return float(value)
+
+
+def finite(value: float, name: str) -> float:
+    if not abs(value) < float("inf"):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
+    """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors."""
+    if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
+        raise ValueError(
+            "indices_tuple: expected (a, p, n) or (a1, p, a2, n) of index tensors, got "
+            f"{type(indices).__name__}" + (f" of length {len(indices)}" if isinstance(indices, (tuple, list)) else "")
+        )
+    found = list(indices)
+    if len(found) == 3:
+        found = [found[0], found[1], found[0], found[2]]
+    for k, name in enumerate(("a1", "p", "a2", "n")):
+        t = found[k]
+        if not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point():
+            raise ValueError(f"indices_tuple: expected {name} to be a 1-D tensor of integers")
+        limit = columns if k % 2 else rows
+        if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < limit:
+            raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
+        found[k] = t.long()
+    for one, other, names in ((0, 1, "a1 and p"), (2, 3, "a2 and n")):
+        if found[one].shape != found[other].shape:
+            raise ValueError(f"indices_tuple: expected {names} of equal length")
+    return found

@@ -1,0 +1,34 @@
+"""Which executor runs a problem."""
+
+from __future__ import annotations
+
+from . import library
+from .executors import Executor
+from .executors.chunked import Chunked
+from .executors.dense import Dense
+from .executors.native import Native
+from .problem import Problem
+
+EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native())}
+
+
+def check_backend(backend: str) -> None:
+    if backend != "auto" and backend not in EXECUTORS:
+        raise ValueError(f"backend: expected 'auto' or one of {sorted(EXECUTORS)}, got {backend!r}")
+
+
+def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
+    """The executor and why. A forced one that cannot run the problem is a ValueError."""
+    check_backend(backend)
+    if backend != "auto":
+        executor = EXECUTORS[backend]
+        reason = executor.refuses(problem)
+        if reason is not None:
+            raise ValueError(f"backend: {backend!r} cannot run {problem.loss.name!r}: {reason}")
+        return executor, "asked for"
+    reason = EXECUTORS["native"].refuses(problem)
+    if reason is None:
+        return EXECUTORS["native"], "compiled for this device"
+    if library.load() is None:
+        library.notice()
+    return EXECUTORS["chunked"], reason

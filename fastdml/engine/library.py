@@ -1,0 +1,59 @@
+"""The compiled library, where there is one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from types import ModuleType
+
+import torch
+
+
+@functools.cache
+def load() -> ModuleType | None:
+    """The compiled module, or None where the package was installed without a compiler."""
+    try:
+        return importlib.import_module("fastdml._C")
+    except ImportError as error:
+        global _why
+        _why = str(error)
+        return None
+
+
+_why = ""
+
+
+@functools.cache
+def notice() -> None:
+    """Says once that there are no compiled kernels."""
+    warnings.warn(
+        "fastdml runs without its compiled kernels, through the chunked executor: results are the "
+        "same, several times slower. Install a C++ compiler and reinstall with "
+        f"`pip install --no-build-isolation fastdml` to have them. ({_why})",
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def functors() -> dict[str, tuple[int, int]]:
+    """Compiled losses: name -> (id, number of parameters)."""
+    library = load()
+    return library.functors() if library is not None else {}
+
+
+def build_info() -> dict[str, object]:
+    """What this installation was built with and what this machine will use."""
+    library = load()
+    info: dict[str, object] = {
+        "torch": torch.__version__,
+        "compiled": library is not None,
+        "cuda_kernels": bool(library is not None and library.cuda),
+        "threads": torch.get_num_threads(),
+    }
+    if library is not None:
+        info["compiler"] = library.compiler()
+        info["instruction_sets"] = library.isas()
+        info["instruction_set"] = library.active_isa()
+        info["functors"] = sorted(library.functors())
+    return info

@@ -1,0 +1,115 @@
+"""Which pairs are positives, negatives, or neither. Never a matrix of all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import library
+
+Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """Labels as dense class numbers, for the compiled executors. int32, on the labels' device."""
+
+    row_class: Tensor  # [M], -1 where no candidate has the label
+    col_class: Tensor  # [N]
+    start: Tensor  # [classes + 1] into order
+    order: Tensor  # [N] columns by class, ascending within one
+    longest: int  # columns of the largest class
+
+
+class Relation:
+    """Pairs of anchors (rows) and candidates (columns)."""
+
+    rows: int
+    columns: int
+
+    def masks(self, start: int, stop: int) -> Masks:
+        """Positives and negatives of anchors [start, stop), the self pair not yet taken out."""
+        raise NotImplementedError
+
+
+class LabelRelation(Relation):
+    """Equal labels are positives, different ones negatives."""
+
+    def __init__(self, anchor_labels: Tensor, candidate_labels: Tensor) -> None:
+        self.anchor_labels = anchor_labels
+        self.candidate_labels = candidate_labels
+        self.rows = anchor_labels.shape[0]
+        self.columns = candidate_labels.shape[0]
+
+    def masks(self, start: int, stop: int) -> Masks:
+        positive = self.anchor_labels[start:stop, None] == self.candidate_labels[None, :]
+        return positive, ~positive
+
+    def class_index(self) -> ClassIndex:
+        """Class numbers by a hash table. CPU only."""
+        library.load()
+        rows, columns = self.anchor_labels, self.candidate_labels
+        col_class = torch.empty(self.columns, dtype=torch.int32)
+        one_set = rows is columns
+        row_class = col_class if one_set else torch.empty(self.rows, dtype=torch.int32)
+        start = torch.empty(self.columns + 1, dtype=torch.int32)
+        order = torch.empty(self.columns, dtype=torch.int32)
+        _, longest = torch.ops.fastdml_native.class_index_(
+            rows, columns, row_class, col_class, start, order
+        )
+        return ClassIndex(row_class, col_class, start, order, longest)
+
+
+class TupleRelation(Relation):
+    """Index tuples (a1, p, a2, n), as miners of other libraries return them. Repeats count once."""
+
+    def __init__(self, indices: tuple[Tensor, ...], rows: int, columns: int) -> None:
+        a1, p, a2, n = indices
+        self.rows, self.columns = rows, columns
+        self._positive = _by_anchor(a1, p, rows)
+        self._negative = _by_anchor(a2, n, rows)
+
+    def masks(self, start: int, stop: int) -> Masks:
+        return (
+            _scatter(self._positive, start, stop, self.columns),
+            _scatter(self._negative, start, stop, self.columns),
+        )
+
+
+class PredicateRelation(Relation):
+    """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative)."""
+
+    def __init__(
+        self, predicate: Callable[[Tensor, Tensor], Masks], rows: int, columns: int, device: object
+    ) -> None:
+        self.predicate = predicate
+        self.rows, self.columns = rows, columns
+        self._index = torch.arange(max(rows, columns), device=device)  # type: ignore[arg-type]
+
+    def masks(self, start: int, stop: int) -> Masks:
+        found = self.predicate(self._index[start:stop], self._index[: self.columns])
+        shape = (stop - start, self.columns)
+        for mask, name in zip(found, ("positive", "negative"), strict=True):
+            if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+                raise ValueError(
+                    f"relation: expected a bool {name} mask of shape {shape}, got "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}"
+                )
+        return found[0], found[1]
+
+
+def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:
+    order = anchors.argsort(stable=True)
+    counts = torch.bincount(anchors, minlength=rows)
+    return anchors[order], others[order], [0, *counts.cumsum(0).tolist()]
+
+
+def _scatter(pairs: tuple[Tensor, Tensor, list[int]], start: int, stop: int, columns: int) -> Tensor:
+    anchors, others, bounds = pairs
+    chosen = slice(bounds[start], bounds[stop])
+    mask = torch.zeros(stop - start, columns, dtype=torch.bool, device=anchors.device)
+    mask[anchors[chosen] - start, others[chosen]] = True
+    return mask

@@ -1,0 +1,65 @@
+"""The one buffer an executor may use beyond inputs, gradients and a few vectors."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+_DEFAULT = {"cpu": 16 << 20, "cuda": 64 << 20}
+_limits = dict(_DEFAULT)
+_local = threading.local()
+
+
+def set_workspace(size: int | None, device: str = "cpu") -> None:
+    """Bounds the memory in which blocks of similarities are held.
+
+    Args:
+        size: bytes, at least 64 KiB; None restores the default (16 MiB on the CPU, 64 MiB on CUDA).
+        device: "cpu" or "cuda".
+
+    Larger blocks cost memory and, beyond the caches, time; smaller ones make the matrix products
+    inefficient. Results do not depend on it beyond rounding.
+
+    Raises:
+        ValueError: for a size under 64 KiB or an unknown device.
+    """
+    if device not in _DEFAULT:
+        raise ValueError(f"device: expected one of {sorted(_DEFAULT)}, got {device!r}")
+    if size is not None and size < 64 << 10:
+        raise ValueError(f"size: expected at least 65536 bytes, got {size}")
+    _limits[device] = _DEFAULT[device] if size is None else int(size)
+    _local.__dict__.clear()
+
+
+def workspace_limit(device_type: str) -> int:
+    """Bytes an executor may hold on a device."""
+    return _limits.get(device_type, _DEFAULT["cuda"])
+
+
+def rows_within(limit: int, columns: int, bytes_per_pair: int, rows: int) -> int:
+    """Rows of `columns` pairs that fit in `limit` bytes: at least one, at most `rows`."""
+    fit = max(1, limit // max(1, columns * bytes_per_pair))
+    if fit >= rows:
+        return rows
+    # Full blocks of a multiple of 16 rows keep the matrix products on their fast path.
+    return fit - fit % 16 if fit >= 16 else fit
+
+
+def buffer(name: str, count: int, like: Tensor) -> Tensor:
+    """`count` uninitialised values of the type of `like`.
+
+    On the CPU the buffer of a thread is kept between calls: a fresh one would be paged in anew every
+    step, which costs more than the arithmetic of a small batch. On CUDA torch's allocator keeps it.
+    """
+    if like.device.type != "cpu":
+        return torch.empty(count, dtype=like.dtype, device=like.device)
+    key = f"{name}:{like.dtype}"
+    held = getattr(_local, key, None)
+    if held is None or held.numel() < count:
+        held = torch.empty(count, dtype=like.dtype)
+        # One odd huge row must not pin its memory for good.
+        if count * like.element_size() <= workspace_limit("cpu"):
+            setattr(_local, key, held)
+    return held[:count]

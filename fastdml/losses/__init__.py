@@ -1,0 +1,36 @@
+"""The losses: one file each, with its parameters, its mathematics, its function and its module.
+
+The files of this folder are found, not listed: adding a loss is adding a file (and its header in
+csrc/rows). A file's `__all__` names its module class and its functional form.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from .user import row_loss
+
+MODULES: dict[str, type[nn.Module]] = {}
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
+
+for _info in pkgutil.iter_modules(__path__):
+    _file = importlib.import_module(f"{__name__}.{_info.name}")
+    for _name in getattr(_file, "__all__", ()):
+        _found = getattr(_file, _name)
+        if inspect.isclass(_found) and issubclass(_found, nn.Module):
+            MODULES[_name] = _found
+        elif _name != "row_loss":
+            FUNCTIONS[_name] = _found
+
+globals().update(MODULES)
+__all__ = [*sorted(MODULES), "row_loss"]
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...

@@ -1,0 +1,144 @@
+"""What all losses over samples share: the call of pytorch-metric-learning's losses."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..engine import autograd, check
+from ..engine.dispatch import check_backend
+from ..engine.loss import RowLoss
+from ..engine.registry import handle
+from ..miners import LazyPairs
+
+
+def sample_loss(
+    description: RowLoss,
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+    validate: bool = False,
+) -> Tensor:
+    """A loss whose rows are the samples. Arguments as `SampleLoss.forward`."""
+    check.reduction(reduction)
+    check.similarity(description.similarity)
+    check_backend(backend)
+    check.embeddings(embeddings, "embeddings", validate)
+    if ref_emb is not None:
+        check.embeddings(ref_emb, "ref_emb", validate)
+        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+    columns = embeddings if ref_emb is None else ref_emb
+    pairs: list[Tensor] = []
+    if isinstance(indices_tuple, LazyPairs):
+        fused = indices_tuple.fuse(description, embeddings, ref_emb)
+        if fused is not None:
+            description, indices_tuple = fused, None
+            if labels is None:
+                raise ValueError("labels: expected the labels the miner was given, got None")
+        else:
+            indices_tuple = tuple(indices_tuple)
+    if indices_tuple is not None:
+        pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
+    elif labels is None:
+        raise ValueError("labels: expected labels or indices_tuple, got neither")
+    if labels is not None:
+        labels = check.labels(
+            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
+        )
+    if ref_labels is not None and ref_emb is not None:
+        ref_labels = check.labels(
+            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
+        )
+    if ref_emb is not None and ref_labels is None and not pairs:
+        raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+    if ref_emb is None and ref_labels is not None:
+        raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
+    return autograd.row_loss(
+        embeddings,
+        ref_emb,
+        labels,
+        ref_labels,
+        loss=handle(description),
+        pairs=pairs,
+        backend=backend,
+        reduction=reduction,
+    )
+
+
+class SampleLoss(nn.Module):
+    """A loss whose rows are the samples of the batch.
+
+    Keyword arguments of every loss:
+        reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a non-zero loss) or
+            "none" ([B] row losses).
+        similarity: "cosine" (embeddings are normalised inside; the default) or "dot".
+        backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
+        validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
+    """
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "mean",
+        similarity: str = "cosine",
+        backend: str = "auto",
+        validate: bool = False,
+    ) -> None:
+        super().__init__()
+        check.reduction(reduction)
+        check.similarity(similarity)
+        self.similarity = similarity
+        check_backend(backend)
+        self.reduction = reduction
+        self.backend = backend
+        self.validate = validate
+
+    def description(self) -> RowLoss:
+        """The loss as mathematics."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            embeddings: [B, D], any floating-point type; need not be normalised.
+            labels: [B] integers of any values, in any order. Equal ones are positives.
+            indices_tuple: a miner's result: `(a1, p, a2, n)` or `(a, p, n)` index tensors.
+            ref_emb, ref_labels: [N, D], [N]: other candidates than the batch itself; then every pair
+                counts, a row of `embeddings` that is in `ref_emb` too like any other.
+
+        Returns:
+            float32 (float64 for float64 embeddings) scalar, or [B] with reduction="none".
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return sample_loss(
+            self.description(),
+            embeddings,
+            labels,
+            indices_tuple,
+            ref_emb,
+            ref_labels,
+            reduction=self.reduction,
+            backend=self.backend,
+            validate=self.validate,
+        )
+
+    def extra_repr(self) -> str:
+        parameters = ", ".join(
+            f"{k}={v}" for k, v in vars(self).items() if isinstance(v, (int, float)) and k != "training"
+        )
+        return f"{parameters}, reduction={self.reduction!r}, backend={self.backend!r}"
+

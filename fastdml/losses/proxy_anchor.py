@@ -1,0 +1,102 @@
+"""Proxy-Anchor loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.loss import RowLoss, Rows
+from ..engine.registry import register
+from .proxies import ProxyLoss, proxy_row_loss
+from .terms import log_sum_exp_with_one
+
+__all__ = ["ProxyAnchorLoss", "proxy_anchor"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ProxyAnchor(RowLoss):
+    """SPEC 1.1. Rows are proxies; the mean over rows is the published normaliser."""
+
+    name = "proxy_anchor"
+    rows = "proxies"
+
+    alpha: float = 32.0
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        check.positive(self.alpha, "alpha")
+        check.finite(self.margin, "margin")
+
+    def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor:
+        classes = anchor_labels.shape[0]
+        known = (candidate_labels >= 0) & (candidate_labels < classes)
+        seen = torch.zeros(classes, device=candidate_labels.device)
+        seen.scatter_reduce_(0, candidate_labels.clamp(0, classes - 1), known.float(), "amax")
+        return classes / seen.sum().clamp(min=1).reshape(1)
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None
+        pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
+        push = log_sum_exp_with_one(self.alpha * (rows.s + self.margin), rows.negative)
+        return rows.scalars[0] * pull + push
+
+
+class ProxyAnchorLoss(ProxyLoss):
+    """Proxy-Anchor loss.
+
+    *Proxy Anchor Loss for Deep Metric Learning*, Kim et al., CVPR 2020 (arXiv 2003.13911), equation
+    4, on cosine similarities s of samples and proxies:
+
+        (1/|C+|) sum_{c in C+} log(1 + sum_{y_i = c} exp(-alpha (s - margin)))
+        + (1/C) sum_c log(1 + sum_{y_i != c} exp(alpha (s + margin)))
+
+    C+ are the classes present in the batch. One learnable proxy per class, `proxies` [C, D],
+    initialised as Kaiming-normal (fan-out). Give them a learning rate about 100 times the network's.
+
+    Args:
+        num_classes: C. Labels are 0 ... C - 1.
+        embedding_size: D.
+        margin, alpha: as above.
+
+    With reduction="none" the result has one value per proxy, [C], whose mean is the loss. Other
+    arguments: see `SampleLoss`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.1,
+        alpha: float = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, **kwargs)
+        self.margin = margin
+        self.alpha = alpha
+        self.description()  # checks the parameters
+
+    def description(self) -> ProxyAnchor:
+        return ProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
+
+
+def proxy_anchor(
+    embeddings: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    *,
+    margin: float = 0.1,
+    alpha: float = 32,
+    similarity: str = "cosine",
+    **options: Any,
+) -> Tensor:
+    """Proxy-Anchor loss of embeddings [B, D] and proxies [C, D]; see `ProxyAnchorLoss`.
+
+    options: see `proxy_row_loss`.
+    """
+    description = ProxyAnchor(alpha, margin, similarity=similarity)
+    return proxy_row_loss(description, embeddings, labels, proxies, **options)

@@ -1,0 +1,89 @@
+"""Smooth-AP: average precision with sigmoid ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.loss import RowLoss, Rows
+from ..engine.registry import register
+from .base import SampleLoss, sample_loss
+
+__all__ = ["SmoothAPLoss", "smooth_ap"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SmoothAP(RowLoss):
+    """SPEC 3.1. A query is its own positive."""
+
+    name = "smooth_ap"
+    self_pair = "keep"
+    threshold_list = True
+
+    temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        check.positive(self.temperature, "temperature")
+
+    def spec(self, rows: Rows) -> Tensor:
+        threshold, index, valid = rows.thresholds()
+        # above[q, k, j]: how far candidate j ranks above positive k, smoothly.
+        above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
+        above = above.scatter(2, index[:, :, None], 0.0)  # j = k is not a competitor
+        rank_all = 1 + above.sum(2)
+        rank_own = 1 + (above * rows.positive[:, None, :]).sum(2)
+        precision = torch.where(valid, rank_own / rank_all, torch.zeros_like(rank_all))
+        count = valid.sum(1)
+        loss = 1 - precision.sum(1) / count.clamp(min=1)
+        return torch.where(count > 0, loss, torch.zeros_like(loss))
+
+
+class SmoothAPLoss(SampleLoss):
+    """Smooth-AP loss.
+
+    *Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval*, Brown et al., ECCV 2020
+    (arXiv 2007.12163), equations 6 and 7, on cosine similarities: 1 - mean over queries of
+
+        (1/|P|) sum_{k in P} (1 + sum_{j in P, j != k} sigma_jk) / (1 + sum_{j != k} sigma_jk)
+
+    with sigma_jk = sigmoid((s_j - s_k) / temperature). A query counts among its own positives, as in
+    the released code. Classes may have any sizes and labels any order; without `ref_emb` the value
+    equals the released code's where classes are equal and contiguous, which that code requires.
+    With `ref_emb` the positives are those in `ref_emb`; queries without any have a loss of 0.
+
+    Args:
+        temperature: > 0, width of the sigmoid in units of similarity.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    def __init__(self, temperature: float = 0.01, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+        self.description()  # checks the parameters
+
+    def description(self) -> SmoothAP:
+        return SmoothAP(self.temperature, similarity=self.similarity)
+
+
+def smooth_ap(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.01,
+    similarity: str = "cosine",
+    **options: Any,
+) -> Tensor:
+    """Smooth-AP loss as a function; see `SmoothAPLoss`. options: see `sample_loss`."""
+    description = SmoothAP(temperature, similarity=similarity)
+    return sample_loss(
+        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
+    )

@@ -1,0 +1,75 @@
+"""Bring your own loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.loss import RowLoss, Rows
+from .base import SampleLoss
+
+__all__ = ["row_loss"]
+
+RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class UserLoss(RowLoss):
+    """A user's function as a description; equal only to itself."""
+
+    fn: RowFunction
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return getattr(self.fn, "__name__", type(self.fn).__name__)
+
+    def spec(self, rows: Rows) -> Tensor:
+        losses = self.fn(rows.s, rows.positive, rows.negative)
+        expected = (rows.s.shape[0],)
+        if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"fn: expected one loss per row, shape {expected}, from {self.name!r}, got {got}"
+            )
+        return losses.to(rows.s.dtype)
+
+
+class UserRowLoss(SampleLoss):
+    """Module made by `row_loss`."""
+
+    def __init__(self, fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> None:
+        if not callable(fn):
+            raise ValueError(f"fn: expected a function of (s, positive, negative), got {fn!r}")
+        super().__init__(similarity=similarity, **kwargs)
+        self._description = UserLoss(fn, similarity=similarity)
+
+    def description(self) -> UserLoss:
+        return self._description
+
+
+def row_loss(fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> UserRowLoss:
+    """Turns a function of one block of rows into a loss in linear memory, on any device.
+
+    Args:
+        fn: `fn(s, positive, negative)` -> [R], differentiable torch. s [R, N] are the similarities of
+            R anchors and all N candidates; positive and negative are bool [R, N] masks. A sample's
+            pair with itself is in neither mask: use the masks. The function is called once per block
+            and must treat rows independently; rows may have no positives or no negatives.
+        similarity: "cosine" or "dot".
+        **kwargs: reduction, backend, validate: see `SampleLoss`.
+
+    Returns:
+        A module `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)` with
+        exact gradients, never holding more than a block of the matrix.
+
+    Example:
+        >>> def lifted(s, positive, negative):
+        ...     return (s.masked_fill(~negative, -9).logsumexp(1)
+        ...             - s.masked_fill(~positive, -9).logsumexp(1)).relu()
+        >>> loss = fastdml.row_loss(lifted)
+        >>> loss(embeddings, labels).backward()
+    """
+    return UserRowLoss(fn, similarity, **kwargs)
