@@ -24,7 +24,8 @@ std::vector<std::string> isas() {
 py::dict functors() {
   py::dict out;
   for (int i = 0; i < fastdml::functor_count(); ++i)
-    out[fastdml::functor(i).name] = py::make_tuple(i, fastdml::functor(i).parameters());
+    out[fastdml::functor(i).name] =
+        py::make_tuple(i, fastdml::functor(i).parameters(), fastdml::functor(i).outputs());
   return out;
 }
 
@@ -49,7 +50,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
       order(s.shape(1));
   const auto index = fastdml::class_index(row_labels.data(), s.shape(0), col_labels.data(), s.shape(1),
                                           row_class.data(), col_class.data(), start.data(), order.data());
-  py::array_t<T> loss(s.shape(0));
+  py::array_t<T> loss(s.shape(0) * found->outputs());
   fastdml::Block<T> b;
   b.s = s.mutable_data();
   b.rows = s.shape(0);
@@ -62,7 +63,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.scalars = scalars.data();
   b.loss = loss.mutable_data();
   b.parameters = parameters.data();
-  std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest)]);
+  std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest, b.cols)]);
   {
     py::gil_scoped_release release;
     const fastdml::Kernel& kernel = *found->kernels[fastdml::active_isa()];
@@ -78,7 +79,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled row functors of fastdml.";
-  m.def("functors", &functors, "Compiled losses: name -> (id, number of parameters).");
+  m.def("functors", &functors, "Compiled losses: name -> (id, number of parameters, outputs of a row).");
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");
   m.def("active_isa", [] { return std::string(fastdml::isa_name(fastdml::active_isa())); });
   m.def("force_isa", [](const std::string& name) {
@@ -93,7 +94,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   const char* doc =
       "Runs a loss on a C-contiguous matrix of similarities, in place: s becomes the derivative of\n"
-      "every row's loss, and the losses of the rows are returned. Single-threaded.";
+      "every row's loss, and the losses of the rows are returned (row-major, if they have several values). Single-threaded.";
   m.def("apply_rows", &apply<float>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
         py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>());

@@ -4,23 +4,36 @@
 
 namespace fastdml {
 
+// How a product x.y becomes what the functor sees, and the functor's derivative a weight of x.y.
+enum class Metric : int { product = 0, squared_distance = 1, distance = 2 };
+
 template <class T>
 struct Block {
-  T* s = nullptr;               // [rows, cols], leading dimension ld: similarities in, weights out
+  T* s = nullptr;               // [rows, cols], leading dimension ld: products in, weights out
   std::int64_t rows = 0, cols = 0, ld = 0;
-  const T* teacher = nullptr;   // a second matrix over the same pairs, same layout, or null
+  const T* teacher = nullptr;   // a second matrix over the same pairs, or null
   std::int64_t teacher_ld = 0;
-  const T* row_scale = nullptr; // [rows] and [cols]: s_ij is scaled by row_scale[i] * col_scale[j] on
-  const T* col_scale = nullptr; // the way in, and its weight on the way out; both or neither
+  const T* row_scale = nullptr; // [rows] and [cols]: a product is scaled by row_scale[i] * col_scale[j]
+  const T* col_scale = nullptr; // on the way in, its weight on the way out; both or neither
+  Metric metric = Metric::product;
+  const T* row_square = nullptr;  // distances: squared norms of the (scaled) embeddings, [rows]
+  const T* col_square = nullptr;  // and [cols]
+  T epsilon = T(0);               // distances: added under the root
   const std::int32_t* row_class = nullptr;    // [rows]
   const std::int32_t* col_class = nullptr;    // [cols]; equal classes make a positive pair
   const std::int32_t* class_start = nullptr;  // [classes + 1] into class_order: the columns of each
   const std::int32_t* class_order = nullptr;  // class, in ascending order (for threshold lists)
   std::int64_t self_offset = -1;              // row i is column i + self_offset, taken out; -1: none is
-  const T* row_weight = nullptr;              // [rows] upstream gradient, or null for 1
-  T weight = T(1);                            // times this
-  const T* scalars = nullptr;                 // values of this call that every row reads
-  T* loss = nullptr;                          // [rows] out
+  const T* row_weight = nullptr;              // [rows, outputs] weight of every output in the result,
+  T weight = T(1);                            // or null for 1; times this
+  const T* scalars = nullptr;                 // values that every row reads
+  const T* row_values = nullptr;              // [rows, row_count] values of a row
+  const T* col_values = nullptr;              // [col_count, cols] values of a column
+  std::int64_t row_count = 0;
+  T* loss = nullptr;                          // [rows, outputs] out
+  T* d_scalars = nullptr;                     // [rows, scalar_count] out: derivatives by the scalars
+  T* d_row_values = nullptr;                  // [rows, row_count] out
+  std::int64_t scalar_count = 0;
   bool gradient = true;                       // false: s need not become weights
   const double* parameters = nullptr;         // the functor's members, in order
 };
@@ -31,6 +44,7 @@ struct Kernel {
   void (*f32)(const Block<float>&, std::int64_t begin, std::int64_t end, float* arena);
   void (*f64)(const Block<double>&, std::int64_t begin, std::int64_t end, double* arena);
   int parameters;
+  int outputs;  // values a row returns
 };
 
 // One loss in all its compiled forms.
@@ -38,10 +52,14 @@ struct Functor {
   const char* name;
   const Kernel* const* kernels;  // one per instruction set
   int parameters() const { return kernels[0]->parameters; }
+  int outputs() const { return kernels[0]->outputs; }
 };
 
-// Scratch for the threshold lists of one row: `longest` is the size of the largest class.
-inline std::int64_t arena_size(std::int64_t longest) { return 32 * longest + 64; }
+// Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, and
+// one row of distances.
+inline std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
+  return 32 * longest + cols + 64;
+}
 
 int functor_count();
 const Functor& functor(int id);

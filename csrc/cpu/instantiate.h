@@ -6,32 +6,108 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// The value of the row's own pair is a weight of 0: it only ever moves an embedding along itself.
+// How many values a functor returns: a plain T, or Values<T, N>.
+template <class T>
+struct OutputsOf {
+  static constexpr int count = 1;
+  FASTDML_FN static void put(T* out, T v) { *out = v; }
+};
+template <class T, int N>
+struct OutputsOf<Values<T, N>> {
+  static constexpr int count = N;
+  FASTDML_FN static void put(T* out, const Values<T, N>& v) {
+    for (int k = 0; k < N; ++k) out[k] = v[k];
+  }
+};
+template <class T, template <class> class Loss>
+using Outputs = OutputsOf<decltype(std::declval<const Loss<T>&>()(std::declval<Row<T>&>()))>;
+
+// In place over one row: products to what the functor sees, and its weights back to those of products.
+// `by` is the row's scale, on the way out times the row's weight.
+template <class T>
+struct Prologue {
+  const Block<T>& b;
+  std::int64_t i;
+
+  template <class F>
+  FASTDML_FN void each(T* s, F f) const {
+    constexpr int W = kWidth<T>;
+    std::int64_t j = 0;
+    for (; j + W <= b.cols; j += W) store(s + j, f(load(s + j), j, W));
+    if (j < b.cols) {
+      const int count = static_cast<int>(b.cols - j);
+      store(s + j, f(load(s + j, count), j, count), count);
+    }
+  }
+  FASTDML_FN Vector<T> scale(std::int64_t j, int count, T by) const {
+    return b.col_scale ? load(b.col_scale + j, count) * by : broadcast<T>(by);
+  }
+  FASTDML_FN void in(T* s) const {
+    const T by = b.row_scale ? b.row_scale[i] : T(1);
+    if (b.metric == Metric::product) {
+      if (b.col_scale)
+        each(s, [&](Vector<T> v, std::int64_t j, int n) { return v * scale(j, n, by); });
+      return;
+    }
+    const T own = b.row_square[i];
+    const bool root = b.metric == Metric::distance;
+    // What is left of two nearly equal numbers is rounding: it counts as 0.
+    const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
+    each(s, [&](Vector<T> v, std::int64_t j, int n) {
+      const Vector<T> total = own + load(b.col_square + j, n);
+      Vector<T> d2 = total - T(2) * v * scale(j, n, by);
+      d2 = select(d2 < tiny * total, T(0), d2) + b.epsilon;
+      return root ? sqrt(d2) : d2;
+    });
+  }
+  // d: what in() produced, for distances; the functor has overwritten s. weight: of the row.
+  FASTDML_FN void out(T* s, const T* d, T weight) const {
+    const T by = (b.row_scale ? b.row_scale[i] : T(1)) * weight;
+    if (b.metric == Metric::product) {
+      if (b.col_scale || by != T(1))
+        each(s, [&](Vector<T> v, std::int64_t j, int n) { return v * scale(j, n, by); });
+      return;
+    }
+    // d(d2)/d(product) = -2; d(d)/d(d2) = 1/(2d), and 0 where two embeddings coincide.
+    if (b.metric == Metric::squared_distance)
+      each(s, [&](Vector<T> v, std::int64_t j, int n) { return v * (scale(j, n, by) * T(-2)); });
+    else
+      each(s, [&](Vector<T> v, std::int64_t j, int n) {
+        const Vector<T> x = load(d + j, n);
+        return select(x > T(0), -v * scale(j, n, by) / x, T(0));
+      });
+  }
+};
+
 template <class T, template <class> class Loss>
 void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   Loss<T> loss;
-  T parameters[sizeof(Loss<T>) / sizeof(T)];
-  for (std::size_t k = 0; k < sizeof(Loss<T>) / sizeof(T); ++k)
-    parameters[k] = static_cast<T>(b.parameters[k]);
+  constexpr std::size_t count = sizeof(Loss<T>) / sizeof(T);
+  T parameters[count];
+  for (std::size_t k = 0; k < count; ++k) parameters[k] = static_cast<T>(b.parameters[k]);
   std::memcpy(&loss, parameters, sizeof loss);
-  constexpr int W = kWidth<T>;
-  const auto scale = [&](T* s, T by) __attribute__((always_inline)) {
-    std::int64_t j = 0;
-    if (b.col_scale) {
-      for (; j + W <= b.cols; j += W) store(s + j, load(s + j) * (load(b.col_scale + j) * by));
-      for (; j < b.cols; ++j) s[j] *= b.col_scale[j] * by;
-    } else if (by != T(1)) {
-      for (; j + W <= b.cols; j += W) store(s + j, load(s + j) * by);
-      for (; j < b.cols; ++j) s[j] *= by;
-    }
-  };
+  using Out = Outputs<T, Loss>;
+  const bool keep = b.gradient && b.metric == Metric::distance;
+  T* kept = arena;
+  if (keep) arena += b.cols;
   for (std::int64_t i = begin; i < end; ++i) {
     T* s = b.s + i * b.ld;
-    const T row_scale = b.row_scale ? b.row_scale[i] : T(1);
-    if (b.col_scale) scale(s, row_scale);
+    const Prologue<T> prologue{b, i};
+    prologue.in(s);
+    if (keep) std::memcpy(kept, s, b.cols * sizeof(T));
     Row<T> row(b, i, arena);
-    b.loss[i] = loss(row);
-    if (b.gradient) scale(s, row_scale * b.weight * (b.row_weight ? b.row_weight[i] : T(1)));
+    Out::put(b.loss + i * Out::count, loss(row));
+    if (!b.gradient) continue;
+    // A functor with several outputs has weighted them itself.
+    const T weight =
+        Out::count == 1 ? b.weight * (b.row_weight ? b.row_weight[i] : T(1)) : T(1);
+    prologue.out(s, kept, weight);
+    if (Out::count == 1 && weight != T(1)) {
+      for (std::int64_t k = 0; b.d_scalars && k < b.scalar_count; ++k)
+        b.d_scalars[i * b.scalar_count + k] *= weight;
+      for (std::int64_t k = 0; b.d_row_values && k < b.row_count; ++k)
+        b.d_row_values[i * b.row_count + k] *= weight;
+    }
   }
 }
 
@@ -45,5 +121,6 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   namespace fastdml {                                                        \
   extern const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA);               \
   const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA) = {                   \
-      run<float, Loss>, run<double, Loss>, sizeof(Loss<double>) / sizeof(double)}; \
+      run<float, Loss>, run<double, Loss>, sizeof(Loss<double>) / sizeof(double), \
+      Outputs<double, Loss>::count}; \
   }

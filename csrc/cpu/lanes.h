@@ -62,6 +62,7 @@ FASTDML_FN Vector<T> load(const T* p) {
 }
 template <class T>
 FASTDML_FN Vector<T> load(const T* p, int count) {
+  if (count == kWidth<T>) return load(p);
   Vector<T> v{};
   std::memcpy(&v, p, count * sizeof(T));
   return v;
@@ -151,6 +152,59 @@ FASTDML_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
 FASTDML_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 FASTDML_FN Vector<float> sigmoid(Vector<float> x) { return 1.0f / (1.0f + exp(-x)); }
 FASTDML_FN Vector<double> sigmoid(Vector<double> x) { return 1.0 / (1.0 + exp(-x)); }
+
+FASTDML_FN float sqrt(float x) { return std::sqrt(x); }
+FASTDML_FN double sqrt(double x) { return std::sqrt(x); }
+FASTDML_FN float abs(float x) { return std::fabs(x); }
+FASTDML_FN double abs(double x) { return std::fabs(x); }
+// Lane by lane: the compiler turns the loop into the vector instruction.
+#define FASTDML_LANEWISE(T)                                              \
+  FASTDML_FN Vector<T> sqrt(Vector<T> x) {                               \
+    for (int i = 0; i < kWidth<T>; ++i) x[i] = std::sqrt(x[i]);          \
+    return x;                                                            \
+  }                                                                      \
+  FASTDML_FN Vector<T> abs(Vector<T> x) { return select(x < T(0), -x, x); }
+FASTDML_LANEWISE(float)
+FASTDML_LANEWISE(double)
+#undef FASTDML_LANEWISE
+
+// log(m) = 2 atanh((m - 1) / (m + 1)) as a series in z = (m - 1) / (m + 1); `terms` of it.
+template <int terms, class V>
+FASTDML_FN V twice_atanh(V z) {
+  using T = ScalarOf<V>;
+  const V z2 = z * z;
+  V p = broadcast<T>(T(2) / (2 * terms - 1));
+  for (int k = 2 * terms - 3; k > 0; k -= 2) p = p * z2 + T(2) / k;
+  return p * z;
+}
+// x = 2^n m with m in [sqrt(1/2), sqrt(2)), so |z| < 0.172. Positive normal x only.
+FASTDML_FN Vector<float> log(Vector<float> x) {
+  const Mask<float> bits = (Mask<float>)x - 0x3f3504f3;
+  const Mask<float> n = bits >> 23;
+  const Vector<float> m = (Vector<float>)((bits & 0x007fffff) + 0x3f3504f3);
+  const Vector<float> e = __builtin_convertvector(n, Vector<float>);
+  return e * 0.693359375f + (twice_atanh<5>((m - 1.0f) / (m + 1.0f)) - e * 2.12194440e-4f);
+}
+FASTDML_FN Vector<double> log(Vector<double> x) {
+  const Mask<double> bits = (Mask<double>)x - 0x3fe6a09e667f3bcdll;
+  const Mask<double> n = bits >> 52;
+  const Vector<double> m = (Vector<double>)((bits & 0x000fffffffffffffll) + 0x3fe6a09e667f3bcdll);
+  const Vector<double> e = __builtin_convertvector(n, Vector<double>);
+  return e * 0.693145751953125 +
+         (twice_atanh<12>((m - 1.0) / (m + 1.0)) + e * 1.42860682030941723212e-6);
+}
+
+// log(1 + exp(x)), exact for large |x| either way; its derivative is sigmoid(x).
+FASTDML_FN float softplus(float x) { return max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
+FASTDML_FN double softplus(double x) { return max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+FASTDML_FN Vector<float> softplus(Vector<float> x) {
+  const Vector<float> u = exp(-abs(x));
+  return max(x, 0.0f) + twice_atanh<8>(u / (u + 2.0f));
+}
+FASTDML_FN Vector<double> softplus(Vector<double> x) {
+  const Vector<double> u = exp(-abs(x));
+  return max(x, 0.0) + twice_atanh<17>(u / (u + 2.0));
+}
 
 template <class T>
 FASTDML_FN T combine(Sum, T a, T b) {

@@ -11,6 +11,15 @@ template <class T>
 struct Pairs {
   Vector<T> s;
   Mask<T> positive, negative;
+  const Block<T>* block;
+  const T* teacher_row;
+  std::int64_t j;
+  int count;  // lanes that exist
+
+  FASTDML_FN Vector<T> teacher() const { return load(teacher_row + j, count); }
+  FASTDML_FN Vector<T> column(int k) const {
+    return load(block->col_values + k * block->cols + j, count);
+  }
 };
 
 // Bump allocator for the short arrays of one row; the executor sizes it for the longest list.
@@ -44,6 +53,7 @@ class Row {
   FASTDML_FN Row(const Block<T>& block, std::int64_t i, T* arena)
       : s_(block.s + i * block.ld),
         n_(block.cols),
+        i_(i),
         self_(block.self_offset < 0 ? -1 : block.self_offset + i),
         class_(block.row_class ? block.row_class[i] : 0),
         col_class_(block.col_class),
@@ -51,6 +61,17 @@ class Row {
         arena_{arena} {}
 
   FASTDML_FN T scalar(int k) const { return block_.scalars[k]; }
+  FASTDML_FN T value(int k) const { return block_.row_values[i_ * block_.row_count + k]; }
+  // Weight of output k of N in the result, for functors with several outputs.
+  FASTDML_FN T weight(int k, int outputs) const {
+    return block_.weight * (block_.row_weight ? block_.row_weight[i_ * outputs + k] : T(1));
+  }
+  FASTDML_FN void d_scalar(int k, T v) {
+    if (block_.d_scalars) block_.d_scalars[i_ * block_.scalar_count + k] = v;
+  }
+  FASTDML_FN void d_value(int k, T v) {
+    if (block_.d_row_values) block_.d_row_values[i_ * block_.row_count + k] = v;
+  }
   FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
 
   template <class F, class... Ops>
@@ -103,7 +124,7 @@ class Row {
     template <class F>
     FASTDML_FN auto compare(F f) {
       return row_.sums(*this, theta_, n_, -1, f, [](V v, std::int64_t, int) {
-        return Pairs<T>{v, M{} == M{}, M{}};
+        return positive_pairs(v);
       });
     }
     template <class F>
@@ -113,7 +134,7 @@ class Row {
         const int count = n_ - m < W ? n_ - m : W;
         const V x = load(theta_ + m, count);
         V g{};
-        for (int k = 0; k < n_; ++k) g += c[k] * f(x - theta_[k], Pairs<T>{x, M{} == M{}, M{}});
+        for (int k = 0; k < n_; ++k) g += c[k] * f(x - theta_[k], positive_pairs(x));
         for (int i = 0; i < count; ++i) row_.s_[index_[m + i]] += g[i];
       }
     }
@@ -175,7 +196,11 @@ class Row {
     C c{};
     if (col_class_) std::memcpy(&c, col_class_ + j, count * 4);
     const M same = __builtin_convertvector(c == class_, M);
-    return {s, same, ~same};
+    return {s, same, ~same, &block_, block_.teacher + i_ * block_.teacher_ld, j, count};
+  }
+
+  FASTDML_FN static Pairs<T> positive_pairs(V s) {
+    return {s, M{} == M{}, M{}, nullptr, nullptr, 0, 0};
   }
 
   template <int N, class... Ops>
@@ -257,6 +282,7 @@ class Row {
 
   T* s_;
   std::int64_t n_;
+  std::int64_t i_;
   std::int64_t self_;
   std::int32_t class_;
   const std::int32_t* col_class_;

@@ -18,7 +18,16 @@
 // the lane type: a SIMD vector on the CPU, a scalar on CUDA. The pair of a sample with itself is
 // taken out by the executor (or kept, where the loss's Python description says so).
 //
+// A functor returns its loss, or values(a, b, ...) where the result is a function of the sums of several
+// quantities over all rows (RowLoss.combine): its map then multiplies the derivative of output k by
+// row.weight(k, outputs), and what it reports by d_scalar and d_value likewise.
+//
 // Words of the language
+//   p.s, p.positive, p.negative      similarity (or distance) and kind of the pair
+//   p.teacher(), p.column(k)         the same pair in the teacher's matrix; value k of its column
+//   row.scalar(k), row.value(k)      values of the call and of the row
+//   row.d_scalar(k, v), row.d_value(k, v)   derivative of the row's loss by them (learnable ones)
+//   row.candidates()                 number of pairs of the row
 //   row.reduce(f, Op...)             fold f(p) = values(...) over all pairs, one Op each: Sum, Min, Max
 //   row.map(f)                       s := f(p)
 //   row.positives()                  the row's positives as a short list of thresholds
@@ -28,6 +37,7 @@
 //   list.add_compare(c, f)           adds sum_k c_k f(theta_m - theta_k) to the result of pair m
 //   list.add(v)                      adds v_k to the result of pair k
 //   list.sum(f)                      sum over k of f(k)
+//   select(mask, a, b), min, max, abs, exp, log, sqrt, sigmoid, softplus    on lanes and on values
 #pragma once
 #include <cstddef>
 #include <type_traits>

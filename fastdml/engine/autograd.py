@@ -10,14 +10,23 @@ from torch import Tensor
 from . import op  # noqa: F401  (registers torch.ops.fastdml.row_loss)
 
 
+_INPUTS = ("anchors", "candidates", "scalars", "row_values", "col_values")
+
+
 class _RowLoss(torch.autograd.Function):
-    """value = sum of row losses; both gradients come with the forward unless rows are returned."""
+    """The reduced loss; its gradients come with the forward unless rows are returned.
+
+    The first five arguments are those a gradient may be wanted of.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         anchors: Tensor,
         candidates: Tensor | None,
+        scalars: Tensor | None,
+        row_values: Tensor | None,
+        col_values: Tensor | None,
         anchor_labels: Tensor | None,
         candidate_labels: Tensor | None,
         pairs: list[Tensor],
@@ -28,36 +37,36 @@ class _RowLoss(torch.autograd.Function):
         backend: str,
         reduction: str,
     ) -> Tensor:
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-        with_forward = reduction != "none"
-        value, d_anchors, d_candidates = torch.ops.fastdml.row_loss(
-            anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, row_weight, loss,
-            relation, backend, reduction, wanted if with_forward else [False, False],
+        wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
+        ctx.with_forward = reduction != "none"
+        value, *gradients = torch.ops.fastdml.row_loss(
+            anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, scalars, row_values,
+            col_values, row_weight, loss, relation, backend, reduction,
+            wanted if ctx.with_forward else [False] * len(wanted),
         )
-        ctx.with_forward = with_forward
-        if with_forward:
-            ctx.save_for_backward(d_anchors, d_candidates)
+        if ctx.with_forward:
+            ctx.save_for_backward(*gradients)
         else:
             ctx.counts = (len(pairs), len(teacher))
             ctx.names = (loss, relation, backend)
             ctx.save_for_backward(
-                anchors, candidates, anchor_labels, candidate_labels, row_weight, *pairs, *teacher
+                anchors, candidates, scalars, row_values, col_values, anchor_labels,
+                candidate_labels, row_weight, *pairs, *teacher,
             )
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+        wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
         if ctx.with_forward:
             found = [_scaled(g, upstream) if w else None for g, w in zip(ctx.saved_tensors, wanted)]
         else:
-            anchors, candidates, rows, columns, row_weight, *lists = ctx.saved_tensors
-            pairs, teacher = lists[: ctx.counts[0]], lists[ctx.counts[0] :]
+            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = ctx.saved_tensors
+            pairs, teacher = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
             weight = upstream if row_weight is None else upstream * row_weight
-            loss, relation, backend = ctx.names
             _, *gradients = torch.ops.fastdml.row_loss(
-                anchors, candidates, rows, columns, pairs, teacher, weight, loss, relation, backend,
-                "sum", wanted,
+                a, c, rows, columns, pairs, teacher, scalars, row_values, col_values, weight,
+                *ctx.names, "sum", wanted,
             )
             found = [g if w else None for g, w in zip(gradients, wanted)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -94,6 +103,9 @@ def row_loss(
     candidate_labels: Tensor | None,
     *,
     loss: str,
+    scalars: Tensor | None = None,
+    row_values: Tensor | None = None,
+    col_values: Tensor | None = None,
     pairs: list[Tensor] | None = None,
     teacher: list[Tensor] | None = None,
     row_weight: Tensor | None = None,
@@ -101,7 +113,19 @@ def row_loss(
     backend: str = "auto",
     reduction: str = "mean",
 ) -> Tensor:
-    """Differentiable in anchors [M, D] and candidates [N, D] (None: the anchors themselves)."""
+    """The loss, differentiable in anchors, candidates, scalars, row_values and col_values.
+
+    Args:
+        anchors, candidates: [M, D], [N, D]; None: the anchors themselves.
+        anchor_labels, candidate_labels: int64 [M], [N], or None with pairs or a relation.
+        loss: handle of the description (`registry.handle`).
+        scalars: [n] learnable values that every row reads.
+        row_values: [M, k] values of the rows. col_values: [k, N] values of the candidates.
+        pairs: [a1, p, a2, n] index tensors instead of labels.
+        teacher: [anchors, candidates] or [both in one] of a teacher; no gradient.
+        row_weight: [M] weights of the row losses.
+        relation: handle of a user's predicate (`op.predicate_handle`) instead of labels.
+    """
     device = anchors.device.type
     if device != "cpu" and torch.is_autocast_enabled(device):
         # Products in autocast's type, as torch's own would be; the cast's backward restores the type.
@@ -109,6 +133,6 @@ def row_loss(
         anchors = anchors.to(kind)
         candidates = None if candidates is None else candidates.to(kind)
     return _RowLoss.apply(
-        anchors, candidates, anchor_labels, candidate_labels, pairs or [], teacher or [], row_weight,
-        loss, relation, backend, reduction,
+        anchors, candidates, scalars, row_values, col_values, anchor_labels, candidate_labels,
+        pairs or [], teacher or [], row_weight, loss, relation, backend, reduction,
     )

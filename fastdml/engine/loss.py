@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .similarity import SIMILARITIES, Similarity
+from .similarity import SIMILARITIES, Metric
 
 
 @dataclasses.dataclass
@@ -20,7 +20,9 @@ class Rows:
         it, and then it is a positive.
     pair: bool [R, N] or None: False for the pairs of samples with themselves; None if all count.
     teacher: [R, N] second matrix over the same pairs, or None.
-    scalars: what `RowLoss.scalars` returned for this call.
+    scalars: [n] values of this call: the learnable ones first, then those of `RowLoss.scalars`.
+    row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
+    col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
     """
 
     s: Tensor
@@ -29,6 +31,8 @@ class Rows:
     pair: Tensor | None = None
     teacher: Tensor | None = None
     scalars: Tensor | None = None
+    row_values: Tensor | None = None
+    col_values: Tensor | None = None
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
@@ -43,7 +47,15 @@ class RowLoss:
     """A loss that is a function of one row, summed over rows. Subclasses are frozen dataclasses.
 
     Their fields are the parameters; `parameters()` hands them to the compiled functor of the same
-    `name` in the order of its members. `similarity` is what every loss has: "cosine" or "dot".
+    `name` in the order of its members. `similarity` is what every loss has: a name in
+    `similarity.SIMILARITIES`; the numbers of a row are that.
+
+    Three kinds of losses fit:
+    1. a sum of row losses (most): `spec` returns [R].
+    2. a function of sums over all rows (normalisers that count active pairs, a softmax over all
+       pairs): `outputs` > 1, `spec` returns [R, outputs], and `combine` makes the loss of all rows'
+       outputs. The matrix is then visited twice: for the outputs, and for the weights.
+    3. rows that need a statistic of the other row of a pair: `presweep` describes it.
     """
 
     name: ClassVar[str]
@@ -51,6 +63,14 @@ class RowLoss:
     rows: ClassVar[Literal["samples", "proxies"]] = "samples"
     # What the pair of a sample with itself is, when anchors and candidates are one set.
     self_pair: ClassVar[Literal["exclude", "keep"]] = "exclude"
+    # Initial values of the learnable scalars a call must hand in.
+    learnable: ClassVar[tuple[float, ...]] = ()
+    # Values a row returns. More than one: the loss is `combine` of all rows' values.
+    outputs: ClassVar[int] = 1
+    # col_values[0] is added to every product ("dot" only): its derivative is a sum of weights.
+    column_bias: ClassVar[bool] = False
+    # What the teacher's pairs are, where the loss has a teacher.
+    teacher_similarity: ClassVar[str | None] = None
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
@@ -59,11 +79,11 @@ class RowLoss:
     similarity: str = dataclasses.field(default="cosine", kw_only=True)
 
     @property
-    def metric(self) -> Similarity:
+    def metric(self) -> Metric:
         return SIMILARITIES[self.similarity]
 
     def spec(self, rows: Rows) -> Tensor:
-        """[R] losses of a block of rows, in differentiable torch."""
+        """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
         raise NotImplementedError
 
     def parameters(self) -> tuple[float, ...]:
@@ -74,3 +94,19 @@ class RowLoss:
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
         """Values of one call that every row reads (counts of classes, say); no host sync."""
         return None
+
+    def combine(self, outputs: Tensor, reduction: str) -> Tensor:
+        """The loss as a differentiable function of all rows' outputs [M, outputs]; O(M) memory."""
+        raise NotImplementedError
+
+    def presweep(self) -> RowLoss | None:
+        """A loss of columns against rows whose outputs become the last `col_values`.
+
+        Its derivative is not followed: the spec must be stationary in those values, or account for
+        them itself.
+        """
+        return None
+
+    def distance_epsilon(self, dimension: int) -> float:
+        """Added to squared distances (under the root, for distances)."""
+        return 0.0

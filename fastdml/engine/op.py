@@ -6,31 +6,34 @@ tensors (no autograd of its own), so torch.compile and exporters see one opaque 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .executors import Executor, Result, Wanted
 from .problem import Problem
 from .registry import description
-from .relation import LabelRelation, PredicateRelation, Relation, TupleRelation
+from .relation import LabelRelation, Predicate, PredicateRelation, Relation, TupleRelation
 
 REDUCTIONS = ("mean", "sum", "nonzero", "none")
 
 SCHEMA = (
     "row_loss(Tensor anchors, Tensor? candidates, Tensor? anchor_labels, Tensor? candidate_labels, "
-    "Tensor[] pairs, Tensor[] teacher, Tensor? row_weight, str loss, str relation, str backend, "
-    "str reduction, bool[] gradients) -> (Tensor, Tensor, Tensor)"
+    "Tensor[] pairs, Tensor[] teacher, Tensor? scalars, Tensor? row_values, Tensor? col_values, "
+    "Tensor? row_weight, str loss, str relation, str backend, str reduction, bool[] wanted) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 _library = torch.library.Library("fastdml", "DEF")
 _library.define(SCHEMA)
 
-_predicates: dict[str, object] = {}
+_predicates: dict[str, Predicate] = {}
 
 
-def predicate_handle(predicate: object) -> str:
+def predicate_handle(predicate: Predicate) -> str:
     """A string that stands for a user's relation in the operator's arguments."""
     for known, found in _predicates.items():
         if found is predicate:
@@ -53,6 +56,9 @@ def problem_of(
     candidate_labels: Tensor | None,
     pairs: Sequence[Tensor],
     teacher: Sequence[Tensor],
+    scalars: Tensor | None,
+    row_values: Tensor | None,
+    col_values: Tensor | None,
     row_weight: Tensor | None,
     loss: str,
     relation: str,
@@ -61,31 +67,74 @@ def problem_of(
     statistic = statistic_type(anchors, candidates)
     # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
     # half-precision products are neither faster nor accurate.
-    if anchors.device.type == "cpu" or candidates is not None and candidates.dtype != anchors.dtype:
-        compute = statistic
-    else:
-        compute = anchors.dtype
+    mixed = candidates is not None and candidates.dtype != anchors.dtype
+    compute = statistic if anchors.device.type == "cpu" or mixed else anchors.dtype
+
+    def values(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.detach().to(statistic).contiguous()
+
     a = anchors.detach().to(compute).contiguous()
     c = a if candidates is None else candidates.detach().to(compute).contiguous()
     related: Relation
     if pairs:
-        related = TupleRelation(tuple(pairs), a.shape[0], c.shape[0])  # type: ignore[arg-type]
+        related = TupleRelation(tuple(pairs), a.shape[0], c.shape[0])
     elif relation:
-        related = PredicateRelation(_predicates[relation], a.shape[0], c.shape[0], a.device)  # type: ignore[arg-type]
+        related = PredicateRelation(_predicates[relation], a.shape[0], c.shape[0], a.device)
     else:
         assert anchor_labels is not None
         rows = anchor_labels.contiguous()
         columns = rows if candidate_labels is None else candidate_labels.contiguous()
         related = LabelRelation(rows, columns)
+    theirs = [x.detach().to(compute).contiguous() for x in teacher]
     return Problem(
         loss=description(loss),
         anchors=a,
         candidates=c,
         relation=related,
         statistic=statistic,
-        row_weight=None if row_weight is None else row_weight.to(statistic).contiguous(),
-        teacher=None if not teacher else (teacher[0].to(compute), teacher[-1].to(compute)),
+        row_weight=values(row_weight),
+        teacher=(theirs[0], theirs[-1]) if theirs else None,
+        learnable=values(scalars),
+        row_values=values(row_values),
+        col_values=values(col_values),
     )
+
+
+def evaluate(problem: Problem, executor: Executor, reduction: str, wanted: Wanted) -> tuple[Tensor, Result]:
+    """The reduced loss and the derivatives of it."""
+    if problem.loss.outputs > 1:
+        return _of_all_rows(problem, executor, reduction, wanted)
+    if reduction == "mean":
+        problem.weight = 1.0 / max(1, problem.relation.rows)
+    result = executor.run(problem, wanted)
+    losses = result.outputs[:, 0]
+    if reduction == "none":
+        return losses.contiguous(), result
+    weighted = losses if problem.row_weight is None else losses * problem.row_weight
+    # Summed in double precision: the order of a sum over a large batch must not show.
+    total = weighted.sum(dtype=torch.float64)
+    if reduction == "nonzero":
+        share = (losses > 0).sum().clamp(min=1).to(torch.float64).reciprocal()
+        total = total * share
+        for d in dataclasses.astuple(result)[1:]:
+            if d is not None:
+                d.mul_(share.to(d.dtype))
+    return (total * problem.weight).to(losses.dtype), result
+
+
+def _of_all_rows(
+    problem: Problem, executor: Executor, reduction: str, wanted: Wanted
+) -> tuple[Tensor, Result]:
+    """Two visits: the rows' outputs, then their weights in what `combine` makes of them."""
+    result = executor.run(problem, Wanted())
+    with torch.enable_grad():
+        outputs = result.outputs.detach().requires_grad_()
+        value = problem.loss.combine(outputs, reduction)
+        if not wanted:
+            return value.detach(), result
+        (weight,) = torch.autograd.grad(value, outputs)
+    problem.row_weight = weight.contiguous()
+    return value.detach(), executor.run(problem, wanted)
 
 
 def row_loss(
@@ -95,42 +144,38 @@ def row_loss(
     candidate_labels: Tensor | None,
     pairs: list[Tensor],
     teacher: list[Tensor],
+    scalars: Tensor | None,
+    row_values: Tensor | None,
+    col_values: Tensor | None,
     row_weight: Tensor | None,
     loss: str,
     relation: str,
     backend: str,
     reduction: str,
-    gradients: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
     problem = problem_of(
-        anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, row_weight, loss, relation
+        anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, scalars, row_values,
+        col_values, row_weight, loss, relation,
     )
     executor, _ = dispatch.choose(problem, backend)
-    if reduction == "mean":
-        problem.weight = 1.0 / max(1, problem.relation.rows)
     device = anchors.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            losses, d_a, d_c = executor.run(problem, anchors=gradients[0], candidates=gradients[1])
+            value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
     else:
-        losses, d_a, d_c = executor.run(problem, anchors=gradients[0], candidates=gradients[1])
-    value = losses
-    if reduction != "none":
-        weighted = losses if problem.row_weight is None else losses * problem.row_weight
-        # Summed in double precision: the order of a sum over a large batch must not show.
-        total = weighted.sum(dtype=torch.float64)
-        if reduction == "nonzero":
-            share = (losses > 0).sum().clamp(min=1).to(torch.float64).reciprocal()
-            total = total * share
-            for d in (d_a, d_c):
-                if d is not None:
-                    d.mul_(share.to(d.dtype))
-        value = (total * problem.weight).to(losses.dtype)
-    empty = anchors.new_empty(0)
+        value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
+    inputs = (anchors, candidates, scalars, row_values, col_values)
+    found = [result.d_anchors, result.d_candidates, result.d_scalars, result.d_row_values,
+             result.d_col_values]
+    if found[2] is not None and scalars is not None:
+        found[2] = found[2][: scalars.numel()]  # computed scalars come after the learnable ones
     return (
         value,
-        empty if d_a is None else d_a.to(anchors.dtype),
-        empty.clone() if d_c is None else d_c.to(candidates.dtype),  # type: ignore[union-attr]
+        *(
+            anchors.new_empty(0) if d is None or x is None else d.to(x.dtype)
+            for d, x in zip(found, inputs)
+        ),
     )
 
 
@@ -141,19 +186,25 @@ def _fake(
     candidate_labels: Tensor | None,
     pairs: list[Tensor],
     teacher: list[Tensor],
+    scalars: Tensor | None,
+    row_values: Tensor | None,
+    col_values: Tensor | None,
     row_weight: Tensor | None,
     loss: str,
     relation: str,
     backend: str,
     reduction: str,
-    gradients: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
     shape = (anchors.shape[0],) if reduction == "none" else ()
-    value = anchors.new_empty(shape, dtype=statistic_type(anchors, candidates))
-    d_a = anchors.new_empty(anchors.shape if gradients[0] else (0,))
-    other = anchors if candidates is None else candidates
-    d_c = other.new_empty(other.shape) if gradients[1] and candidates is not None else anchors.new_empty(0)
-    return value, d_a, d_c
+    inputs = (anchors, candidates, scalars, row_values, col_values)
+    return (
+        anchors.new_empty(shape, dtype=statistic_type(anchors, candidates)),
+        *(
+            x.new_empty(x.shape) if w and x is not None else anchors.new_empty(0)
+            for w, x in zip(wanted, inputs)
+        ),
+    )
 
 
 _library.impl("row_loss", row_loss, "CompositeExplicitAutograd")

@@ -19,9 +19,13 @@ class Problem:
     candidates: Tensor  # [N, D]; the same object as anchors where there is one set
     relation: Relation
     statistic: torch.dtype  # of losses, weights and accumulated gradients
-    row_weight: Tensor | None = None  # [M] weights of the rows in the result, or None for 1
+    row_weight: Tensor | None = None  # [M] or [M, outputs] weights in the result, or None for 1
     weight: float = 1.0  # times this
     teacher: tuple[Tensor, Tensor] | None = None
+    learnable: Tensor | None = None  # [n] scalars that may want a gradient
+    row_values: Tensor | None = None  # [M, k]
+    col_values: Tensor | None = None  # [k, N]
+    swept: bool = False  # col_values hold what the loss's presweep found
     device: torch.device | None = None  # where it would run; None: where the anchors are
 
     @property
@@ -47,11 +51,47 @@ class Problem:
         return self.loss.metric.scale(self.candidates, self.statistic)
 
     @functools.cached_property
+    def row_square(self) -> Tensor | None:
+        return self.loss.metric.square(self.anchors, self.row_scale, self.statistic)
+
+    @functools.cached_property
+    def col_square(self) -> Tensor | None:
+        if self.one_set:
+            return self.row_square
+        return self.loss.metric.square(self.candidates, self.col_scale, self.statistic)
+
+    @functools.cached_property
+    def epsilon(self) -> float:
+        return self.loss.distance_epsilon(self.anchors.shape[1])
+
+    @functools.cached_property
     def scalars(self) -> Tensor | None:
-        if not isinstance(self.relation, LabelRelation):
+        """Learnable scalars, then those the description computes from the labels."""
+        parts = [] if self.learnable is None else [self.learnable.to(self.statistic)]
+        if isinstance(self.relation, LabelRelation):
+            found = self.loss.scalars(self.relation.anchor_labels, self.relation.candidate_labels)
+            if found is not None:
+                parts.append(found.to(self.statistic))
+        if not parts:
             return None
-        found = self.loss.scalars(self.relation.anchor_labels, self.relation.candidate_labels)
-        return None if found is None else found.to(self.statistic)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @functools.cached_property
+    def teacher_problem(self) -> Problem | None:
+        """The teacher's pairs as a problem of their own: for its scales and norms."""
+        if self.teacher is None:
+            return None
+        a, c = self.teacher
+        kind = self.loss.teacher_similarity or self.loss.similarity
+        described = dataclasses.replace(self.loss, similarity=kind)
+        return Problem(described, a, c, self.relation, self.statistic)
+
+    def swapped(self, loss: RowLoss) -> Problem:
+        """Candidates against anchors."""
+        return Problem(
+            loss, self.candidates, self.anchors, self.relation.swapped(), self.statistic,
+            learnable=self.learnable, device=self.device,
+        )
 
     @functools.cached_property
     def classes(self) -> ClassIndex:
@@ -67,4 +107,7 @@ class Problem:
             own = torch.arange(stop - start, device=s.device)
             pair[own, own + start] = False
             positive, negative = positive & pair, negative & pair
-        return Rows(s, positive, negative, pair, teacher, self.scalars)
+        return Rows(
+            s, positive, negative, pair, teacher, self.scalars,
+            None if self.row_values is None else self.row_values[start:stop], self.col_values,
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import library
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
+Predicate = Callable[[Tensor, Tensor], Masks]  # of anchor indices [R] and candidate indices [N]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Relation:
         """Positives and negatives of anchors [start, stop), the self pair not yet taken out."""
         raise NotImplementedError
 
+    def swapped(self) -> Relation:
+        """The same pairs with candidates as rows."""
+        raise ValueError("indices_tuple: this loss needs labels")
+
 
 class LabelRelation(Relation):
     """Equal labels are positives, different ones negatives."""
@@ -47,6 +52,9 @@ class LabelRelation(Relation):
     def masks(self, start: int, stop: int) -> Masks:
         positive = self.anchor_labels[start:stop, None] == self.candidate_labels[None, :]
         return positive, ~positive
+
+    def swapped(self) -> LabelRelation:
+        return LabelRelation(self.candidate_labels, self.anchor_labels)
 
     def class_index(self) -> ClassIndex:
         """Class numbers by a hash table. CPU only."""
@@ -83,11 +91,11 @@ class PredicateRelation(Relation):
     """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative)."""
 
     def __init__(
-        self, predicate: Callable[[Tensor, Tensor], Masks], rows: int, columns: int, device: object
+        self, predicate: Predicate, rows: int, columns: int, device: torch.device
     ) -> None:
         self.predicate = predicate
         self.rows, self.columns = rows, columns
-        self._index = torch.arange(max(rows, columns), device=device)  # type: ignore[arg-type]
+        self._index = torch.arange(max(rows, columns), device=device)
 
     def masks(self, start: int, stop: int) -> Masks:
         found = self.predicate(self._index[start:stop], self._index[: self.columns])

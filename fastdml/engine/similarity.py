@@ -1,12 +1,13 @@
 """How a pair of embeddings becomes a number, and how its weight goes back.
 
 Embeddings are never normalised in memory: a copy of them would cost as much as the gradient. A block
-holds raw dot products; scales are applied to it on the way in and to the weights on the way out.
+holds raw products x.y; they are turned into similarities or distances in place on the way in, and
+derivatives by those into weights of the products on the way out.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -15,63 +16,139 @@ from . import library
 
 # Below this norm an embedding has no direction: its similarities and its gradient are 0.
 EPSILON = 1e-12
+PRODUCT, SQUARED_DISTANCE, DISTANCE = 0, 1, 2  # csrc/cpu/block.h: Metric
 
 
-class Similarity(Protocol):
+def _tiny(dtype: torch.dtype) -> float:
+    """Squared distances below this share of the squared norms are rounding: they count as 0."""
+    return 4 * torch.finfo(dtype).eps
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What the number of a pair is.
+
+    kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
+    normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
+    """
+
     name: str
+    kind: int
+    normalized: bool
+
+    @property
+    def needs_totals(self) -> bool:
+        """Distances of raw embeddings also pull an embedding along itself."""
+        return self.kind != PRODUCT and not self.normalized
 
     def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[rows] factors of the rows of x in a product, or None for 1."""
-
-    def finish_(self, gradient: Tensor, x: Tensor, scale: Tensor | None) -> None:
-        """Turns the accumulated products of weights and embeddings into the gradient, in place."""
-
-    def dense(self, x: Tensor) -> Tensor:
-        """x as the differentiable reference multiplies it."""
-
-
-class Dot:
-    """s = x . y"""
-
-    name = "dot"
-
-    def scale(self, x: Tensor, dtype: torch.dtype) -> None:
-        return None
-
-    def finish_(self, gradient: Tensor, x: Tensor, scale: Tensor | None) -> None:
-        return None
-
-    def dense(self, x: Tensor) -> Tensor:
-        return x
-
-
-class Cosine:
-    """s = x . y / (|x| |y|); 0 where an embedding is shorter than 1e-12."""
-
-    name = "cosine"
-
-    def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if not self.normalized:
+            return None
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
         return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
 
-    def finish_(self, gradient: Tensor, x: Tensor, scale: Tensor | None) -> None:
+    def square(self, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """[rows] squared norms of the scaled rows of x, where the kind needs them."""
+        if self.kind == PRODUCT:
+            return None
+        if scale is not None:
+            return (scale > 0).to(dtype)
+        return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square()
+
+    def apply_(
+        self,
+        s: Tensor,
+        row_scale: Tensor | None,
+        col_scale: Tensor | None,
+        row_square: Tensor | None,
+        col_square: Tensor | None,
+        epsilon: float,
+    ) -> Tensor:
+        """Products to similarities or distances, in place. s [R, N]; vectors [R] and [N]."""
+        if row_scale is not None and col_scale is not None:
+            s.mul_(row_scale[:, None]).mul_(col_scale)
+        if self.kind == PRODUCT:
+            return s
+        assert row_square is not None and col_square is not None
+        total = row_square[:, None] + col_square
+        s.mul_(-2).add_(total)
+        s.masked_fill_(s < _tiny(s.dtype) * total, 0.0).add_(epsilon)
+        return s.sqrt_() if self.kind == DISTANCE else s
+
+    def weigh_(
+        self, g: Tensor, d: Tensor, row_scale: Tensor | None, col_scale: Tensor | None
+    ) -> Tensor:
+        """Derivatives g by the numbers d of apply_ to weights of the products, in place."""
+        if self.kind == SQUARED_DISTANCE:
+            g.mul_(-2)
+        elif self.kind == DISTANCE:
+            g.div_(d).neg_().masked_fill_(d <= 0, 0.0)
+        if row_scale is not None and col_scale is not None:
+            g.mul_(row_scale[:, None]).mul_(col_scale)
+        return g
+
+    def finish_(self, gradient: Tensor, x: Tensor, scale: Tensor | None, total: Tensor | None) -> None:
+        """Turns accumulated products of weights and embeddings into the gradient, in place.
+
+        total: [rows] sums of the weights of a row's pairs, where `needs_totals`.
+        """
+        if total is not None:
+            _subtract_scaled_(gradient, x, total)
+        if scale is None:
+            return
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        assert scale is not None
         if gradient.device.type == "cpu" and library.load() is not None:
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
-        step = max(1, (1 << 18) // max(1, x.shape[1]))
-        for start in range(0, x.shape[0], step):
-            rows = slice(start, start + step)
+        for rows in _slices(x):
             block = x[rows].to(gradient.dtype)
             along = (gradient[rows] * block).sum(1) * scale[rows].square()
             gradient[rows] -= along[:, None] * block
 
-    def dense(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
-        return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
+    def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
+        """[M, N] differentiable, the whole matrix at once."""
+        if self.normalized:
+            a, c = _unit(a), _unit(c)
+        s = a @ c.t()
+        if self.kind == PRODUCT:
+            return s
+        total = a.square().sum(1)[:, None] + c.square().sum(1)
+        d2 = total - 2 * s
+        d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon
+        if self.kind == SQUARED_DISTANCE:
+            return d2
+        # The root has no derivative at 0; it is taken to be 0.
+        safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
+        return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
 
 
-SIMILARITIES: dict[str, Similarity] = {s.name: s for s in (Cosine(), Dot())}
+def _unit(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
+    return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Rows in pieces of about a megabyte, so that temporaries stay small."""
+    step = max(1, (1 << 18) // max(1, x.shape[1]))
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def _subtract_scaled_(gradient: Tensor, x: Tensor, factor: Tensor) -> None:
+    for rows in _slices(x):
+        gradient[rows] -= factor[rows, None] * x[rows].to(gradient.dtype)
+
+
+SIMILARITIES: dict[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("cosine", PRODUCT, True),
+        Metric("dot", PRODUCT, False),
+        Metric("distance", DISTANCE, True),
+        Metric("squared_distance", SQUARED_DISTANCE, True),
+        Metric("raw_distance", DISTANCE, False),
+        Metric("raw_squared_distance", SQUARED_DISTANCE, False),
+    )
+}

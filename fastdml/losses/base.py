@@ -75,20 +75,25 @@ class SampleLoss(nn.Module):
     Keyword arguments of every loss:
         reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a non-zero loss) or
             "none" ([B] row losses).
-        similarity: "cosine" (embeddings are normalised inside; the default) or "dot".
+        similarity: what a pair is compared by: "cosine", "dot", "distance" and "squared_distance"
+            (Euclidean, of normalised embeddings), "raw_distance" and "raw_squared_distance" (not
+            normalised). Most losses are defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
     """
+
+    default_similarity = "cosine"
 
     def __init__(
         self,
         *,
         reduction: str = "mean",
-        similarity: str = "cosine",
+        similarity: str | None = None,
         backend: str = "auto",
         validate: bool = False,
     ) -> None:
         super().__init__()
+        similarity = self.default_similarity if similarity is None else similarity
         check.reduction(reduction)
         check.similarity(similarity)
         self.similarity = similarity

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
-
 from ..problem import Problem
+from ..schedule import Result, Wanted
 
-Result = tuple[Tensor, Tensor | None, Tensor | None]  # losses [M], d_anchors, d_candidates
+__all__ = ["Executor", "Result", "Wanted"]
 
 
 class Executor(Protocol):
@@ -17,8 +16,8 @@ class Executor(Protocol):
     def refuses(self, problem: Problem) -> str | None:
         """Why this executor cannot run the problem, or None."""
 
-    def run(self, problem: Problem, *, anchors: bool, candidates: bool) -> Result:
-        """Losses of the rows and gradients; one set: everything in the anchors' gradient."""
+    def run(self, problem: Problem, wanted: Wanted) -> Result:
+        """Outputs of the rows, and the wanted derivatives of their weighted sum."""
 
     def plan(self, problem: Problem) -> str:
         """What would run, in words."""

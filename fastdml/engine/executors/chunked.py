@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import schedule
 from ..problem import Problem
-from . import Result
+from ..similarity import DISTANCE
+from . import Result, Wanted
 
 
 class Chunked:
@@ -23,8 +24,8 @@ class Chunked:
         rows = schedule.block_rows(problem, self)
         return f"the loss's torch form, {rows} rows at a time"
 
-    def run(self, problem: Problem, *, anchors: bool, candidates: bool) -> Result:
-        return schedule.run(problem, self, anchors=anchors, candidates=candidates)
+    def run(self, problem: Problem, wanted: Wanted) -> Result:
+        return schedule.run(problem, self, wanted)
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
@@ -36,25 +37,41 @@ class Chunked:
         return per_pair
 
     def __call__(
-        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, losses: Tensor,
+        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, out: Result,
         gradient: bool,
     ) -> None:
-        stop = start + s.shape[0]
-        if problem.row_scale is not None and problem.col_scale is not None:
-            s.mul_(problem.row_scale[start:stop, None]).mul_(problem.col_scale)
+        rows = slice(start, start + s.shape[0])
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
+        metric = problem.loss.metric
+        scales = part(problem.row_scale), problem.col_scale
+        metric.apply_(s, *scales, part(problem.row_square), problem.col_square, problem.epsilon)
         with torch.enable_grad():
-            leaf = s.detach().requires_grad_(gradient)
-            row_losses = problem.loss.spec(problem.rows(leaf, start, stop, teacher))
-            if gradient:
-                weight = torch.full_like(row_losses, problem.weight)
+            block = problem.rows(s.detach().requires_grad_(gradient), start, rows.stop, teacher)
+            inputs = [block.s]
+            if gradient and out.d_scalars is not None and block.scalars is not None:
+                block.scalars = block.scalars.detach().requires_grad_()
+                inputs.append(block.scalars)
+            if gradient and out.d_row_values is not None and block.row_values is not None:
+                block.row_values = block.row_values.detach().requires_grad_()
+                inputs.append(block.row_values)
+            outputs = problem.loss.spec(block).reshape(s.shape[0], -1)
+            found: list[Tensor | None] = [None] * len(inputs)
+            if gradient and outputs.requires_grad:
+                weight = torch.full_like(outputs, problem.weight)
                 if problem.row_weight is not None:
-                    weight = weight * problem.row_weight[start:stop]
-                if row_losses.requires_grad:
-                    (g,) = torch.autograd.grad(row_losses, leaf, weight)
-                else:  # a loss that is constant on this block
-                    g = torch.zeros_like(leaf)
-        losses.copy_(row_losses.detach())
-        if gradient:
-            s.copy_(g)
-            if problem.row_scale is not None and problem.col_scale is not None:
-                s.mul_(problem.row_scale[start:stop, None]).mul_(problem.col_scale)
+                    weight = weight * problem.row_weight[rows].reshape(s.shape[0], -1)
+                found = list(torch.autograd.grad(outputs, inputs, weight, allow_unused=True))
+        out.outputs[rows] = outputs.detach()
+        if not gradient:
+            return
+        g, *others = (torch.zeros_like(x) if f is None else f for f, x in zip(found, inputs))
+        if out.d_scalars is not None:
+            out.d_scalars[start] = others.pop(0)  # the block's sum, in its first row
+        if out.d_row_values is not None:
+            out.d_row_values[rows] = others.pop(0)
+        # A root's derivative needs the distances that its weights are about to replace.
+        d = s.clone() if metric.kind == DISTANCE else s
+        metric.weigh_(s.copy_(g), d, *scales)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..problem import Problem
-from . import Result
+from . import Result, Wanted
 
 
 class Dense:
@@ -18,30 +19,50 @@ class Dense:
         m, n = problem.relation.rows, problem.relation.columns
         return f"the whole {m} x {n} matrix in autograd: the reference, for small inputs"
 
-    def run(self, problem: Problem, *, anchors: bool, candidates: bool) -> Result:
-        metric = problem.loss.metric
+    def run(self, problem: Problem, wanted: Wanted) -> Result:
+        def leaf(x: Tensor | None, needed: bool) -> Tensor | None:
+            return None if x is None else x.detach().to(problem.statistic).requires_grad_(needed)
+
         with torch.enable_grad():
-            a = problem.anchors.detach().to(problem.statistic).requires_grad_(anchors)
-            if problem.one_set:
-                c = a
-            else:
-                c = problem.candidates.detach().to(problem.statistic).requires_grad_(candidates)
-            s = metric.dense(a) @ metric.dense(c).t()
+            a = leaf(problem.anchors, wanted.anchors)
+            c = a if problem.one_set else leaf(problem.candidates, wanted.candidates)
+            assert a is not None and c is not None
+            scalars = leaf(problem.scalars, wanted.scalars)
+            row_values = leaf(problem.row_values, wanted.row_values)
+            col_values = leaf(problem.col_values, wanted.col_values)
+            s = problem.loss.metric.dense(a, c, problem.epsilon)
             teacher = None
-            if problem.teacher is not None:
-                teacher = (problem.teacher[0] @ problem.teacher[1].t()).to(problem.statistic)
-            losses = problem.loss.spec(problem.rows(s, 0, a.shape[0], teacher))
-            inputs = [x for x in ([a] if problem.one_set else [a, c]) if x.requires_grad]
-            gradients = []
+            if problem.teacher_problem is not None:
+                t = problem.teacher_problem
+                teacher = t.loss.metric.dense(
+                    t.anchors.to(t.statistic), t.candidates.to(t.statistic), t.epsilon
+                )
+            rows = problem.rows(s, 0, a.shape[0], teacher)
+            rows.scalars, rows.row_values, rows.col_values = scalars, row_values, col_values
+            before = problem.loss.presweep()
+            if before is not None:
+                other = problem.swapped(before)
+                theirs = other.rows(s.t(), 0, s.shape[1])
+                theirs.scalars = scalars
+                found = before.spec(theirs).reshape(s.shape[1], -1).t()
+                rows.col_values = found if col_values is None else torch.cat([col_values, found])
+            outputs = problem.loss.spec(rows).reshape(a.shape[0], -1)
+            leaves = {
+                "d_anchors": a,
+                "d_candidates": None if problem.one_set else c,
+                "d_scalars": scalars,
+                "d_row_values": row_values,
+                "d_col_values": col_values,
+            }
+            inputs = {k: x for k, x in leaves.items() if x is not None and x.requires_grad}
+            result = Result(outputs.detach())
             if inputs:
-                weight = torch.full_like(losses, problem.weight)
+                weight = torch.full_like(outputs, problem.weight)
                 if problem.row_weight is not None:
-                    weight = weight * problem.row_weight
-                gradients = list(torch.autograd.grad(losses, inputs, weight, allow_unused=True))
-                gradients = [
-                    torch.zeros_like(x) if g is None else g
-                    for g, x in zip(gradients, inputs, strict=True)
-                ]
-        d_anchors = gradients.pop(0) if anchors else None
-        d_candidates = gradients.pop(0) if gradients else None
-        return losses.detach(), d_anchors, d_candidates
+                    weight = weight * problem.row_weight.reshape(a.shape[0], -1)
+                found = torch.autograd.grad(
+                    outputs, list(inputs.values()), weight, allow_unused=True
+                )
+                for (name, x), g in zip(inputs.items(), found, strict=True):
+                    setattr(result, name, torch.zeros_like(x) if g is None else g)
+        return result

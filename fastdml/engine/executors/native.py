@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import library, schedule
 from ..problem import Problem
 from ..relation import LabelRelation
-from . import Result
+from . import Result, Wanted
 
 
 class Native:
@@ -30,37 +30,47 @@ class Native:
         info = library.build_info()
         return f"compiled functor ({info['instruction_set']}), {rows} rows at a time"
 
-    def run(self, problem: Problem, *, anchors: bool, candidates: bool) -> Result:
-        return schedule.run(problem, self, anchors=anchors, candidates=candidates)
+    def run(self, problem: Problem, wanted: Wanted) -> Result:
+        return schedule.run(problem, self, wanted)
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
         return size * (2 if problem.teacher is not None else 1)
 
     def __call__(
-        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, losses: Tensor,
+        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, out: Result,
         gradient: bool,
     ) -> None:
+        rows = slice(start, start + s.shape[0])
+
+        def part(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[rows]
+
         classes = problem.classes
-        stop = start + s.shape[0]
-        functor, _ = library.functors()[problem.loss.name]
-        row_scale, row_weight = problem.row_scale, problem.row_weight
         torch.ops.fastdml_native.rows_(
             s,
-            functor,
+            library.functors()[problem.loss.name][0],
             problem.loss.parameters(),
             teacher,
-            None if row_scale is None else row_scale[start:stop],
+            part(problem.row_scale),
             problem.col_scale,
-            classes.row_class[start:stop],
+            part(problem.row_square),
+            problem.col_square,
+            problem.loss.metric.kind,
+            problem.epsilon,
+            classes.row_class[rows],
             classes.col_class,
             classes.start,
             classes.order,
             classes.longest,
             start if problem.excludes_self else -1,
-            None if row_weight is None else row_weight[start:stop],
+            part(problem.row_weight),
             problem.weight,
             problem.scalars,
-            losses,
+            part(problem.row_values),
+            problem.col_values,
+            out.outputs[rows],
+            part(out.d_scalars),
+            part(out.d_row_values),
             gradient,
         )
