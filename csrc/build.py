@@ -85,11 +85,15 @@ def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
     plain = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDEBUG"
     # fp-contract: multiply-adds are fused where the instruction set has them. No fast-math: infinities
     # and the order of sums have a meaning here.
-    rows = f"{plain} -ffp-contract=fast -fno-math-errno -fno-trapping-math -I{csrc} -I{work}/generated"
+    rows = (
+        f"{plain} -ffp-contract=fast -fno-math-errno -fno-trapping-math -I{csrc} -I{work}/generated"
+    )
     torch_includes = " ".join(f"-isystem {p}" for p in cpp_extension.include_paths())
     # Stable ABI of the oldest torch that is supported: 2.10.
     torch_flags = f"{plain} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
-    python_flags = f"{plain} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
+    python_flags = (
+        f"{plain} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
+    )
 
     edges = [(source, f"{rows} {flags}") for source, _, flags in generated]
     edges += [

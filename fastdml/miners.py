@@ -81,7 +81,9 @@ class MultiSimilarityMiner:
         ref_labels: Tensor | None = None,
     ) -> LazyPairs:
         check.embeddings(embeddings, "embeddings")
-        labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+        labels = check.labels(
+            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
+        )
         if ref_emb is not None:
             check.embeddings(ref_emb, "ref_emb")
             check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import op  # noqa: F401  (registers torch.ops.fastdml.row_loss)
 
-
 _INPUTS = ("anchors", "candidates", "scalars", "row_values", "col_values")
 
 
@@ -40,8 +39,20 @@ class _RowLoss(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
         ctx.with_forward = reduction != "none"
         value, *gradients = torch.ops.fastdml.row_loss(
-            anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, scalars, row_values,
-            col_values, row_weight, loss, relation, backend, reduction,
+            anchors,
+            candidates,
+            anchor_labels,
+            candidate_labels,
+            pairs,
+            teacher,
+            scalars,
+            row_values,
+            col_values,
+            row_weight,
+            loss,
+            relation,
+            backend,
+            reduction,
             wanted if ctx.with_forward else [False] * len(wanted),
         )
         if ctx.with_forward:
@@ -50,8 +61,16 @@ class _RowLoss(torch.autograd.Function):
             ctx.counts = (len(pairs), len(teacher))
             ctx.names = (loss, relation, backend)
             ctx.save_for_backward(
-                anchors, candidates, scalars, row_values, col_values, anchor_labels,
-                candidate_labels, row_weight, *pairs, *teacher,
+                anchors,
+                candidates,
+                scalars,
+                row_values,
+                col_values,
+                anchor_labels,
+                candidate_labels,
+                row_weight,
+                *pairs,
+                *teacher,
             )
         return value
 
@@ -61,12 +80,25 @@ class _RowLoss(torch.autograd.Function):
         if ctx.with_forward:
             found = [_scaled(g, upstream) if w else None for g, w in zip(ctx.saved_tensors, wanted)]
         else:
-            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = ctx.saved_tensors
+            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = (
+                ctx.saved_tensors
+            )
             pairs, teacher = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
             weight = upstream if row_weight is None else upstream * row_weight
             _, *gradients = torch.ops.fastdml.row_loss(
-                a, c, rows, columns, pairs, teacher, scalars, row_values, col_values, weight,
-                *ctx.names, "sum", wanted,
+                a,
+                c,
+                rows,
+                columns,
+                pairs,
+                teacher,
+                scalars,
+                row_values,
+                col_values,
+                weight,
+                *ctx.names,
+                "sum",
+                wanted,
             )
             found = [g if w else None for g, w in zip(gradients, wanted)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -76,7 +108,11 @@ class _RowLoss(torch.autograd.Function):
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     # The usual upstream gradient is exactly 1: then nothing is copied. Asking is free on the CPU only.
-    if not torch.compiler.is_compiling() and upstream.device.type == "cpu" and upstream.item() == 1.0:
+    if (
+        not torch.compiler.is_compiling()
+        and upstream.device.type == "cpu"
+        and upstream.item() == 1.0
+    ):
         return gradient.detach()
     return (gradient * upstream).to(gradient.dtype)
 
@@ -133,6 +169,18 @@ def row_loss(
         anchors = anchors.to(kind)
         candidates = None if candidates is None else candidates.to(kind)
     return _RowLoss.apply(
-        anchors, candidates, scalars, row_values, col_values, anchor_labels, candidate_labels,
-        pairs or [], teacher or [], row_weight, loss, relation, backend, reduction,
+        anchors,
+        candidates,
+        scalars,
+        row_values,
+        col_values,
+        anchor_labels,
+        candidate_labels,
+        pairs or [],
+        teacher or [],
+        row_weight,
+        loss,
+        relation,
+        backend,
+        reduction,
     )

@@ -86,7 +86,8 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
     if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
         raise ValueError(
             "indices_tuple: expected (a, p, n) or (a1, p, a2, n) of index tensors, got "
-            f"{type(indices).__name__}" + (f" of length {len(indices)}" if isinstance(indices, (tuple, list)) else "")
+            f"{type(indices).__name__}"
+            + (f" of length {len(indices)}" if isinstance(indices, (tuple, list)) else "")
         )
     found = list(indices)
     if len(found) == 3:

@@ -100,7 +100,9 @@ def problem_of(
     )
 
 
-def evaluate(problem: Problem, executor: Executor, reduction: str, wanted: Wanted) -> tuple[Tensor, Result]:
+def evaluate(
+    problem: Problem, executor: Executor, reduction: str, wanted: Wanted
+) -> tuple[Tensor, Result]:
     """The reduced loss and the derivatives of it."""
     if problem.loss.outputs > 1:
         return _of_all_rows(problem, executor, reduction, wanted)
@@ -155,8 +157,18 @@ def row_loss(
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
     problem = problem_of(
-        anchors, candidates, anchor_labels, candidate_labels, pairs, teacher, scalars, row_values,
-        col_values, row_weight, loss, relation,
+        anchors,
+        candidates,
+        anchor_labels,
+        candidate_labels,
+        pairs,
+        teacher,
+        scalars,
+        row_values,
+        col_values,
+        row_weight,
+        loss,
+        relation,
     )
     executor, _ = dispatch.choose(problem, backend)
     device = anchors.device.type
@@ -166,8 +178,13 @@ def row_loss(
     else:
         value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
     inputs = (anchors, candidates, scalars, row_values, col_values)
-    found = [result.d_anchors, result.d_candidates, result.d_scalars, result.d_row_values,
-             result.d_col_values]
+    found = [
+        result.d_anchors,
+        result.d_candidates,
+        result.d_scalars,
+        result.d_row_values,
+        result.d_col_values,
+    ]
     if found[2] is not None and scalars is not None:
         found[2] = found[2][: scalars.numel()]  # computed scalars come after the learnable ones
     return (

@@ -89,8 +89,13 @@ class Problem:
     def swapped(self, loss: RowLoss) -> Problem:
         """Candidates against anchors."""
         return Problem(
-            loss, self.candidates, self.anchors, self.relation.swapped(), self.statistic,
-            learnable=self.learnable, device=self.device,
+            loss,
+            self.candidates,
+            self.anchors,
+            self.relation.swapped(),
+            self.statistic,
+            learnable=self.learnable,
+            device=self.device,
         )
 
     @functools.cached_property
@@ -108,6 +113,12 @@ class Problem:
             pair[own, own + start] = False
             positive, negative = positive & pair, negative & pair
         return Rows(
-            s, positive, negative, pair, teacher, self.scalars,
-            None if self.row_values is None else self.row_values[start:stop], self.col_values,
+            s,
+            positive,
+            negative,
+            pair,
+            teacher,
+            self.scalars,
+            None if self.row_values is None else self.row_values[start:stop],
+            self.col_values,
         )

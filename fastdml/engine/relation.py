@@ -90,9 +90,7 @@ class TupleRelation(Relation):
 class PredicateRelation(Relation):
     """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative)."""
 
-    def __init__(
-        self, predicate: Predicate, rows: int, columns: int, device: torch.device
-    ) -> None:
+    def __init__(self, predicate: Predicate, rows: int, columns: int, device: torch.device) -> None:
         self.predicate = predicate
         self.rows, self.columns = rows, columns
         self._index = torch.arange(max(rows, columns), device=device)
@@ -115,7 +113,9 @@ def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tens
     return anchors[order], others[order], [0, *counts.cumsum(0).tolist()]
 
 
-def _scatter(pairs: tuple[Tensor, Tensor, list[int]], start: int, stop: int, columns: int) -> Tensor:
+def _scatter(
+    pairs: tuple[Tensor, Tensor, list[int]], start: int, stop: int, columns: int
+) -> Tensor:
     anchors, others, bounds = pairs
     chosen = slice(bounds[start], bounds[stop])
     mask = torch.zeros(stop - start, columns, dtype=torch.bool, device=anchors.device)

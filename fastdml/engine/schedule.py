@@ -28,7 +28,12 @@ class Step(Protocol):
         """Bytes held per pair of a block, the block itself included."""
 
     def __call__(
-        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, out: Result,
+        self,
+        problem: Problem,
+        s: Tensor,
+        teacher: Tensor | None,
+        start: int,
+        out: Result,
         gradient: bool,
     ) -> None:
         """s [R, N]: products in, weights of the products out (if `gradient`).
@@ -101,14 +106,16 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     else:
         d_candidates = out.d_candidates = empty(n, c.shape[1]) if wanted.candidates else None
     if wanted.scalars and problem.scalars is not None:
-        out.d_scalars = torch.zeros(m, problem.scalars.numel(), dtype=problem.statistic, device=a.device)
+        out.d_scalars = torch.zeros(
+            m, problem.scalars.numel(), dtype=problem.statistic, device=a.device
+        )
     if wanted.row_values and problem.row_values is not None:
         out.d_row_values = torch.zeros_like(problem.row_values)
     metric = problem.loss.metric
     bias = wanted.col_values and problem.loss.column_bias
     row_total = empty(m) if metric.needs_totals and wanted.anchors else None
     col_total = None
-    if bias or metric.needs_totals and d_candidates is not None:
+    if bias or (metric.needs_totals and d_candidates is not None):
         col_total = torch.zeros(n, dtype=problem.statistic, device=a.device)
 
     size = block_rows(problem, step)
@@ -143,7 +150,9 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
             total = total + col_total
         metric.finish_(out.d_anchors, a, problem.row_scale, total)
     if d_candidates is not None and not problem.one_set:
-        metric.finish_(d_candidates, c, problem.col_scale, col_total if metric.needs_totals else None)
+        metric.finish_(
+            d_candidates, c, problem.col_scale, col_total if metric.needs_totals else None
+        )
     if out.d_scalars is not None:
         out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
     if bias and col_total is not None and problem.col_values is not None:

@@ -88,7 +88,9 @@ class Metric:
             g.mul_(row_scale[:, None]).mul_(col_scale)
         return g
 
-    def finish_(self, gradient: Tensor, x: Tensor, scale: Tensor | None, total: Tensor | None) -> None:
+    def finish_(
+        self, gradient: Tensor, x: Tensor, scale: Tensor | None, total: Tensor | None
+    ) -> None:
         """Turns accumulated products of weights and embeddings into the gradient, in place.
 
         total: [rows] sums of the weights of a row's pairs, where `needs_totals`.

@@ -143,7 +143,8 @@ class SampleLoss(nn.Module):
 
     def extra_repr(self) -> str:
         parameters = ", ".join(
-            f"{k}={v}" for k, v in vars(self).items() if isinstance(v, (int, float)) and k != "training"
+            f"{k}={v}"
+            for k, v in vars(self).items()
+            if isinstance(v, (int, float)) and k != "training"
         )
         return f"{parameters}, reduction={self.reduction!r}, backend={self.backend!r}"
-

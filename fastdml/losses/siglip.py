@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +62,10 @@ def siglip(
         )
     kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     scalars = torch.stack(
-        [torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(()) for v in (scale, bias)]
+        [
+            torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(())
+            for v in (scale, bias)
+        ]
     )
     pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
     return autograd.row_loss(
@@ -107,7 +109,9 @@ class SigLIPLoss(nn.Module):
         self.similarity = similarity
         self.backend = backend
         self.validate = validate
-        self.log_scale = nn.Parameter(torch.tensor(math.log(check.positive(init_scale, "init_scale"))))
+        self.log_scale = nn.Parameter(
+            torch.tensor(math.log(check.positive(init_scale, "init_scale")))
+        )
         self.bias = nn.Parameter(torch.tensor(check.finite(init_bias, "init_bias")))
 
     def description(self) -> SigLIP:

@@ -37,7 +37,12 @@ class Chunked:
         return per_pair
 
     def __call__(
-        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, out: Result,
+        self,
+        problem: Problem,
+        s: Tensor,
+        teacher: Tensor | None,
+        start: int,
+        out: Result,
         gradient: bool,
     ) -> None:
         rows = slice(start, start + s.shape[0])

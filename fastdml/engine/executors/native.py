@@ -38,7 +38,12 @@ class Native:
         return size * (2 if problem.teacher is not None else 1)
 
     def __call__(
-        self, problem: Problem, s: Tensor, teacher: Tensor | None, start: int, out: Result,
+        self,
+        problem: Problem,
+        s: Tensor,
+        teacher: Tensor | None,
+        start: int,
+        out: Result,
         gradient: bool,
     ) -> None:
         rows = slice(start, start + s.shape[0])
