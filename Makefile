@@ -1,0 +1,39 @@
+# Two commands need nothing before them: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+LOSS ?= all
+# Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench gpu-check setup clean
+
+# A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
+# this package, compiled and editable. Rerun when what it installs changes.
+$(VENV)/.ready: pyproject.toml setup.py csrc/build.py
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)"
+	$(PY) -m pip install --quiet "setuptools>=70" wheel "ninja" "pybind11>=2.13" numpy
+	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	touch $@
+
+# Recompiles what changed in csrc; does nothing otherwise.
+setup: $(VENV)/.ready
+	$(PY) setup.py --quiet build_ext --inplace
+
+demo: setup
+	$(PY) -m fastdml demo --loss $(LOSS)
+
+test: setup
+	$(PY) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(PY) -m mypy fastdml
+
+bench: setup
+	$(PY) -m fastdml bench --preset issue
+
+clean:
+	rm -rf build dist *.egg-info fastdml/_C*.so $(VENV)
