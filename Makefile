@@ -7,7 +7,7 @@ LOSS ?= all
 # Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint bench gpu-check setup clean
+.PHONY: demo test lint bench docs gpu-check setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -34,6 +34,13 @@ lint: setup
 
 bench: setup
 	$(PY) -m fastdml bench --preset issue
+
+docs: setup
+	$(PY) docs/make_tables.py
+
+# On a CUDA machine with torch and nvcc; needs no network. GPU_CHECK="--stages build,test" for a part.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean:
 	rm -rf build dist *.egg-info fastdml/_C*.so $(VENV)

@@ -59,6 +59,9 @@ class RowLoss:
     """
 
     name: ClassVar[str]
+    # What the formula was checked against: "released code", "paper", "pytorch-metric-learning", ... or
+    # "inferred" where no code or text settles it.
+    provenance: ClassVar[str] = "formula"
     # Whether rows are the samples of a batch or the proxies of its classes.
     rows: ClassVar[Literal["samples", "proxies"]] = "samples"
     # What the pair of a sample with itself is, when anchors and candidates are one set.

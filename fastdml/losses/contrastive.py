@@ -22,6 +22,7 @@ class Contrastive(RowLoss):
     """Sums of the positive and the negative hinge, and how many terms each sum is divided by."""
 
     name = "contrastive"
+    provenance = "pytorch-metric-learning"
     outputs = 4
 
     pos_margin: float = 0.0

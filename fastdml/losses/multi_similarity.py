@@ -24,6 +24,7 @@ class MultiSimilarity(RowLoss):
     """SPEC 2.11. `epsilon` None: every pair counts; else pairs are mined within it."""
 
     name = "multi_similarity"
+    provenance = "released code"
 
     alpha: float = 2.0
     beta: float = 50.0

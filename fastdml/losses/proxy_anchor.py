@@ -23,6 +23,7 @@ class ProxyAnchor(RowLoss):
     """SPEC 1.1. Rows are proxies; the mean over rows is the published normaliser."""
 
     name = "proxy_anchor"
+    provenance = "released code"
     rows = "proxies"
 
     alpha: float = 32.0

@@ -23,6 +23,7 @@ class SigLIP(RowLoss):
     """SPEC 3.7. Learnable scalars: scale and bias."""
 
     name = "siglip"
+    provenance = "released code"
     learnable = (10.0, -10.0)
 
     def parameters(self) -> tuple[float, ...]:

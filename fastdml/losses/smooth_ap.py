@@ -22,6 +22,7 @@ class SmoothAP(RowLoss):
     """SPEC 3.1. A query is its own positive."""
 
     name = "smooth_ap"
+    provenance = "released code"
     self_pair = "keep"
     threshold_list = True
 

@@ -60,9 +60,9 @@ class Dense:
                 weight = torch.full_like(outputs, problem.weight)
                 if problem.row_weight is not None:
                     weight = weight * problem.row_weight.reshape(a.shape[0], -1)
-                found = torch.autograd.grad(
+                derivatives = torch.autograd.grad(
                     outputs, list(inputs.values()), weight, allow_unused=True
                 )
-                for (name, x), g in zip(inputs.items(), found, strict=True):
+                for (name, x), g in zip(inputs.items(), derivatives, strict=True):
                     setattr(result, name, torch.zeros_like(x) if g is None else g)
         return result
