@@ -1,0 +1,185 @@
+"""Kernel 2: the tile again, turned into pair weights and multiplied.
+
+One operand stays (its gradient is being built), the other streams past. For the other operand's
+gradient the roles are swapped and the transposed tile is computed directly, so that no accumulator is
+ever transposed and nothing is written twice. Where both sides have row statistics (one set of
+embeddings, or a loss of rows and columns) the weights of both directions are summed in one sweep.
+"""
+
+import triton
+import triton.language as tl
+
+from .similarity import (
+    as_column,
+    as_row,
+    centres,
+    grouped,
+    load_rows,
+    load_scalars,
+    load_scale,
+    load_vectors,
+    plain_tile,
+    products,
+    scaled,
+    sweep,
+)
+
+
+@triton.jit
+def _weigh_tile(
+    acc, sum_w, sum_ws, tile, a_place, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists, a_state,
+    a_weight, p, a, b, b_scale, b_label, b_states, b_weights, ta, tb, tb_scale, N, offset, first_o,
+    WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
+    WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
+    METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
+    PRECISION: tl.constexpr, SELF: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
+    # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
+    if AXIS == 1:
+        cls, b_rows, b_exists = centres(index, N, K, PADDED)
+    else:
+        cls, b_rows, b_exists = centres(index, N, 1, 1)
+    b_tile = load_rows(b, b_rows, 0, D, BLOCK_D)
+    s = products(a, a_rows, a_tile, b, b_rows, b_tile, D, BLOCK_D, PRECISION)
+    b_norm = load_scale(b_scale, b_rows, METRIC)
+    s = scaled(s, a_norm, b_norm, METRIC)
+    raw = s
+    if TEACHER == "none":
+        t = 0.0
+    else:
+        tb_tile = load_rows(tb, b_rows, 0, DT, BLOCK_T)
+        t = products(ta, a_rows, ta_tile, tb, b_rows, tb_tile, DT, BLOCK_T, PRECISION)
+        t = scaled(t, ta_norm, load_scale(tb_scale, b_rows, TEACHER), TEACHER)
+    if GROUPS != "none":
+        s, slope = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, AXIS)
+    positive = a_cls[:, None] == tl.load(b_label + cls)[None, :]
+
+    w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
+    if A_STATE:
+        one = WEIGHT(s, t, positive, a_state, p)
+        if B_STATE and WEIGHTED:
+            one = one * a_weight[:, None]
+        w = one + w
+    if B_STATE:
+        state = as_row(load_vectors(b_states, b_rows, N, STATES))
+        other = WEIGHT(s, t, positive, state, p)
+        if WEIGHTED:
+            other = other * tl.load(b_weights + b_rows)[None, :]
+        w = w + other
+    if GROUPS != "none":
+        w = w * slope
+    if MASKED:
+        valid = a_exists[:, None] & b_exists[None, :]
+        if SELF:
+            valid = valid & (index[None, :] != (a_place + offset)[:, None])
+        w = tl.where(valid, w, 0.0)
+    if SUMS:
+        sum_w += tl.sum(w, 1)
+        sum_ws += tl.sum(w * raw, 1)
+    if METRIC == "similarity":
+        w = w * b_norm[None, :]
+    if W_SCALE != 1.0:
+        # float16: keeps small weights normal; nothing may become infinite.
+        w = tl.minimum(tl.maximum(w * W_SCALE, -65504.0), 65504.0)
+    used = True
+    if SPARSE:
+        used = tl.max(tl.max(tl.abs(w), 1), 0) > 0.0
+    if used:
+        if D <= BLOCK_D and BLOCK_O == BLOCK_D:
+            o_tile = b_tile
+        else:
+            o_tile = load_rows(b, b_rows, first_o, D, BLOCK_O)
+        acc = tl.dot(w.to(o_tile.dtype), o_tile, acc, input_precision=PRECISION)
+    return acc, sum_w, sum_ws
+
+
+@triton.jit
+def weights_kernel(
+    a, b, a_scale, b_scale, a_label, b_label, a_states, b_states, a_weights, b_weights,
+    ta, tb, ta_scale, tb_scale, parameters, factor, out, sums, M, N, offset, tiles_per_split,
+    WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
+    A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
+    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
+    GROUPS: tl.constexpr, AXIS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
+    D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2, rows of a].
+
+    a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
+    M, N: their samples or classes. factor: one float that everything is multiplied by. sums: per row
+    of a, the sum of weights and of weights times s. Grid: (blocks of a, splits, chunks of D).
+    """
+    stay = PADDED if AXIS == 0 else 1
+    pass_by = PADDED if AXIS == 1 else 1
+    place0 = tl.program_id(0) * BLOCK_A
+    split = tl.program_id(1)
+    first_o = tl.program_id(2) * BLOCK_O
+    place = place0 + tl.arange(0, BLOCK_A)
+    if AXIS == 0:
+        cls, rows, exists = centres(place, M, K, PADDED)
+        total = M * K
+    else:
+        cls, rows, exists = centres(place, M, 1, 1)
+        total = M
+    a_tile = load_rows(a, rows, 0, D, BLOCK_D)
+    ta_tile = a_tile
+    ta_norm = tl.zeros([BLOCK_A], tl.float32)
+    if TEACHER != "none":
+        ta_tile = load_rows(ta, rows, 0, DT, BLOCK_T)
+        ta_norm = load_scale(ta_scale, rows, TEACHER)
+    norm = load_scale(a_scale, rows, METRIC)
+    label = tl.load(a_label + cls)
+    state = ()
+    if A_STATE:
+        state = as_column(load_vectors(a_states, rows, M, STATES))
+    weight = tl.full([BLOCK_A], 1.0, tl.float32)
+    if WEIGHTED and A_STATE:
+        weight = tl.load(a_weights + rows)
+    p = load_scalars(parameters, PARAMETERS)
+
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, tl.cdiv(N * pass_by, BLOCK_B))
+    plain, start, diagonal, hanging, end = sweep(
+        place0, first, last, N * pass_by, offset, SELF, BLOCK_A, BLOCK_B
+    )
+    acc = tl.zeros([BLOCK_A, BLOCK_O], tl.float32)
+    sum_w = tl.zeros([BLOCK_A], tl.float32)
+    sum_ws = tl.zeros([BLOCK_A], tl.float32)
+    for i in range(0, plain):
+        acc, sum_w, sum_ws = _weigh_tile(
+            acc, sum_w, sum_ws, plain_tile(i, first, start, diagonal), place, rows, a_tile, ta_tile,
+            norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
+            b_weights, ta, tb, tb_scale, N, offset, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, False, GROUPS != "none",
+        )  # fmt: skip
+    for i in range(0, diagonal + hanging):
+        acc, sum_w, sum_ws = _weigh_tile(
+            acc, sum_w, sum_ws, tl.where(i < diagonal, start + i, end), place, rows, a_tile, ta_tile,
+            norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
+            b_weights, ta, tb, tb_scale, N, offset, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, True,
+        )  # fmt: skip
+    scale = tl.load(factor)
+    if GAIN is not None:
+        scale = scale * GAIN(p)
+    by_row = tl.zeros([BLOCK_A], tl.float32) + scale
+    if WEIGHTED and A_STATE and not B_STATE:
+        by_row = by_row * weight
+    keep = exists & (place < total * stay)
+    if SUMS:
+        at = sums + split.to(tl.int64) * 2 * total
+        tl.store(at + rows, sum_w * by_row, mask=keep)
+        tl.store(at + total + rows, sum_ws * by_row, mask=keep)
+    if METRIC == "similarity":
+        acc = acc * norm[:, None]
+    acc = acc * (by_row * (1.0 / W_SCALE))[:, None]
+    d = first_o + tl.arange(0, BLOCK_O)
+    at = out + (split.to(tl.int64) * total + rows[:, None]) * D + d[None, :]
+    tl.store(at, acc, mask=keep[:, None] & (d[None, :] < D))

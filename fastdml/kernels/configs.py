@@ -1,0 +1,101 @@
+"""Tile sizes: fixed, by kernel, architecture, type and dimension; timed ones only on request.
+
+The fixed sizes are those that compile without spills for sm_80, sm_90 and sm_100 (the table in
+benchmarks/results/triton-resources.md). They have not been timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a tile: rows that stay, rows that stream past, depth of a product, output columns."""
+
+    stay: int
+    stream: int
+    depth: int
+    output: int
+    warps: int
+    stages: int
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n and at least 16, the least a product takes."""
+    return max(16, 1 << (max(1, n) - 1).bit_length())
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its CPU interpreter (TRITON_INTERPRET=1)."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def statistics_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:
+    """For kernel 1. arch: compute capability, as 90."""
+    width = power_of_two(d)
+    if dtype == torch.float32:
+        depth = min(width, 32 if precision == "ieee" else 64)
+        return Config(64, 64, depth, 0, 4, 2)
+    depth = width if width <= 256 else 64
+    if width <= 128:
+        return Config(128, 128, depth, 0, 8, 3 if arch != 80 else 2)
+    return Config(128, 64 if depth == 256 else 128, depth, 0, 8, 2)
+
+
+def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:
+    """For kernel 2, which also holds the gradient of the rows that stay."""
+    width = power_of_two(d)
+    if dtype == torch.float32:
+        depth = min(width, 32 if precision == "ieee" else 64)
+        return Config(64, 32, depth, min(width, 64), 4, 2)
+    depth = width if width <= 256 else 64
+    output = min(width, 256)
+    if width <= 128:
+        return Config(128, 64, depth, output, 8, 3 if arch != 80 else 2)
+    return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
+
+
+def interpreter_config(d: int, output: int = 16) -> Config:
+    """Small tiles, so that small tests have ragged edges, several chunks of D and several splits."""
+    width = power_of_two(d)
+    depth = width if width <= 32 else 32
+    return Config(32, 16, depth, depth if d <= depth else max(output, 32), 4, 1)
+
+
+def architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def precision(dtype: torch.dtype, forced: str | None = None) -> str:
+    """How float32 products are rounded: torch's setting, or `forced` ("ieee", "tf32", "tf32x3")."""
+    if forced is not None:
+        if forced not in ("ieee", "tf32", "tf32x3"):
+            raise ValueError(f"precision: expected 'ieee', 'tf32' or 'tf32x3', got {forced!r}")
+        return forced
+    if dtype != torch.float32:
+        return "tf32"  # has no effect on half precision
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def splits(blocks: int, tiles: int, processors: int, bytes_per_split: int) -> int:
+    """Into how many parts the streamed side is cut, so that every processor has work.
+
+    A function of sizes only: the order of sums, and so every bit of the result, depends on nothing
+    else. At most 256 MiB go to partial results.
+    """
+    most = max(1, min(tiles, 64, (1 << 28) // max(1, bytes_per_split)))
+    best, best_share = 1, 0.0
+    for n in range(1, most + 1):
+        programs = blocks * n
+        share = programs / (-(-programs // processors) * processors)
+        if share > best_share + 0.02:
+            best, best_share = n, share
+        if best_share > 0.9:
+            break
+    return best

@@ -1,0 +1,146 @@
+"""Kernel 1: rows stay, columns stream past and are folded into row statistics.
+
+The similarity of a pair exists in a register for the length of one fold.
+"""
+
+import triton
+import triton.language as tl
+
+from .reductions import empty, fold, values
+from .similarity import (
+    as_column,
+    centres,
+    grouped,
+    load_rows,
+    load_scalars,
+    load_scale,
+    load_vectors,
+    plain_tile,
+    products,
+    scaled,
+    sweep,
+)
+
+
+@triton.jit
+def _fold_tile(
+    acc, tile, rows, row0, x_tile, u_tile, x_scale, u_scale, x_label, row, p,
+    x, y, y_scale, y_label, u, v, v_scale, N, offset,
+    FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
+    GROUPS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
+    D: tl.constexpr, DT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    SELF: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    index = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    cls, columns, exists = centres(index, N, K, PADDED)
+    y_tile = load_rows(y, columns, 0, D, BLOCK_D)
+    s = products(x, rows, x_tile, y, columns, y_tile, D, BLOCK_D, PRECISION)
+    s = scaled(s, x_scale, load_scale(y_scale, columns, METRIC), METRIC)
+    if TEACHER == "none":
+        t = 0.0
+    else:
+        v_tile = load_rows(v, columns, 0, DT, BLOCK_T)
+        t = products(u, rows, u_tile, v, columns, v_tile, DT, BLOCK_T, PRECISION)
+        t = scaled(t, u_scale, load_scale(v_scale, columns, TEACHER), TEACHER)
+    if GROUPS != "none":
+        s, _ = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, 1)
+        exists = exists & (index % PADDED == 0)  # a class counts once
+    positive = x_label[:, None] == tl.load(y_label + cls)[None, :]
+    valid = exists[None, :]
+    if SELF:
+        valid = valid & (index[None, :] != (row0 + offset + tl.arange(0, rows.shape[0]))[:, None])
+    return fold(acc, FOLD(s, t, positive, row, p), positive, valid, KINDS, MASKED)
+
+
+@triton.jit
+def statistics_kernel(
+    x, y, x_scale, y_scale, x_label, y_label, u, v, u_scale, v_scale, known, parameters, partial,
+    M, N, offset, tiles_per_split,
+    FOLD: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
+    METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
+    PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """partial [splits, values, M] = the statistics of the columns of each split.
+
+    x [M, D], y [N * K, D], labels int64 [M] and [N]; u, v the second matrix's factors; known
+    [KNOWN, M] the statistics of earlier passes. Grid: (blocks of rows, splits).
+    """
+    row0 = tl.program_id(0) * BLOCK_M
+    split = tl.program_id(1)
+    place = row0 + tl.arange(0, BLOCK_M)
+    rows = tl.minimum(place, M - 1)  # rows beyond the end repeat the last one and are not stored
+    x_tile = load_rows(x, rows, 0, D, BLOCK_D)
+    u_tile = x_tile
+    u_norm = tl.zeros([BLOCK_M], tl.float32)
+    if TEACHER != "none":
+        u_tile = load_rows(u, rows, 0, DT, BLOCK_T)
+        u_norm = load_scale(u_scale, rows, TEACHER)
+    norm = load_scale(x_scale, rows, METRIC)
+    label = tl.load(x_label + rows)
+    row = as_column(load_vectors(known, rows, M, KNOWN))
+    p = load_scalars(parameters, PARAMETERS)
+
+    first = split * tiles_per_split
+    last = tl.minimum(first + tiles_per_split, tl.cdiv(N * PADDED, BLOCK_N))
+    plain, start, diagonal, hanging, end = sweep(
+        row0, first, last, N * PADDED, offset, SELF, BLOCK_M, BLOCK_N
+    )
+    acc = empty(KINDS, BLOCK_M)
+    for i in range(0, plain):
+        acc = _fold_tile(
+            acc, plain_tile(i, first, start, diagonal), rows, row0, x_tile, u_tile, norm, u_norm,
+            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, offset, FOLD, KINDS, METRIC,
+            TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
+            False, GROUPS != "none",
+        )  # fmt: skip
+    for i in range(0, diagonal + hanging):
+        acc = _fold_tile(
+            acc, tl.where(i < diagonal, start + i, end), rows, row0, x_tile, u_tile, norm, u_norm,
+            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, offset, FOLD, KINDS, METRIC,
+            TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
+            SELF, True,
+        )  # fmt: skip
+    found = values(acc, KINDS)
+    out = partial + split.to(tl.int64) * len(found) * M
+    for i in tl.static_range(len(found)):
+        tl.store(out + i * M.to(tl.int64) + place, found[i], mask=place < M)
+
+
+@triton.jit
+def merge_kernel(
+    partial, known, parameters, losses, states, M, splits,
+    FINISH: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
+    LAST: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """known[KNOWN:] = the splits merged; after the last pass the rows are finished.
+
+    partial [splits, values, M], known [>= KNOWN + values, M], losses [M], states [n, M].
+    """
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.minimum(place, M - 1)
+    split = tl.arange(0, SPLITS)
+    real = (split < splits)[None, :]
+    count: tl.constexpr = _value_count(KINDS)
+    tiles = ()
+    for i in tl.static_range(count):
+        at = (tl.minimum(split, splits - 1).to(tl.int64)[None, :] * count + i) * M + rows[:, None]
+        tiles = tiles + (tl.load(partial + at),)
+    acc = fold(empty(KINDS, BLOCK), tiles, real, real, KINDS, True)
+    found = values(acc, KINDS)
+    for i in tl.static_range(len(found)):
+        tl.store(known + (KNOWN + i) * M.to(tl.int64) + place, found[i], mask=place < M)
+    if LAST:
+        stats = load_vectors(known, rows, M, KNOWN) + found
+        p = load_scalars(parameters, PARAMETERS)
+        out = FINISH(stats, p)
+        tl.store(losses + place, out[0], mask=place < M)
+        for i in tl.static_range(len(out) - 1):
+            tl.store(states + i * M.to(tl.int64) + place, out[i + 1], mask=place < M)
+
+
+@triton.constexpr_function
+def _value_count(kinds):
+    return sum(2 if kind in ("lse_split", "lse_mean") else 1 for kind in kinds)

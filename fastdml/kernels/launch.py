@@ -1,0 +1,215 @@
+"""The host side: buffers, grids and the order of kernels. No synchronisation with the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import configs
+from .backward import weights_kernel
+from .forward import merge_kernel, statistics_kernel
+from .tile import TileLoss
+
+_MERGE_ROWS = 64
+
+
+@dataclasses.dataclass
+class Side:
+    """One operand: x [rows, D], its label per row or class, and what else belongs to its rows.
+
+    scale: float32 [rows] inverse norms, or squared norms for the metric "distance"; None for neither.
+    teacher: the second matrix's factor [rows, DT] with its scale.
+    centres: consecutive rows of x that make one class (labels then has one entry per class).
+    """
+
+    x: Tensor
+    labels: Tensor
+    scale: Tensor | None = None
+    teacher: Tensor | None = None
+    teacher_scale: Tensor | None = None
+    centres: int = 1
+
+    @property
+    def count(self) -> int:
+        """Classes where there are several centres, rows otherwise."""
+        return self.x.shape[0] // self.centres
+
+    @property
+    def padded(self) -> int:
+        return 1 << (self.centres - 1).bit_length()
+
+
+@dataclasses.dataclass
+class Weighted:
+    """What kernel 2 leaves: products [rows, D] of weights, and sums [2, rows] if asked for."""
+
+    products: Tensor
+    sums: Tensor | None
+
+
+@functools.lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Parameters on the device. Kept, because a copy from the host cannot be captured in a graph."""
+    return torch.tensor(values or (0.0,), dtype=torch.float32, device=device)
+
+
+def parameter_tensor(parameters: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    if isinstance(parameters, Tensor):
+        return parameters.to(device=device, dtype=torch.float32).contiguous()
+    return constants(tuple(float(v) for v in parameters), device)
+
+
+def statistics(
+    loss: TileLoss,
+    rows: Side,
+    columns: Side,
+    parameters: Tensor,
+    *,
+    exclude_self: bool,
+    offset: int = 0,
+    inputs: Tensor | None = None,
+    precision: str | None = None,
+    config: configs.Config | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row losses [M], states [n, M] and statistics [values, M], all float32."""
+    x = rows.x
+    m, device = x.shape[0], x.device
+    known = torch.empty(max(1, loss.values), m, dtype=torch.float32, device=device)
+    if loss.inputs:
+        if inputs is None or tuple(inputs.shape) != (loss.inputs, m):
+            got = None if inputs is None else tuple(inputs.shape)
+            raise ValueError(f"inputs: expected shape {(loss.inputs, m)}, got {got}")
+        known[: loss.inputs].copy_(inputs)
+    losses = torch.empty(m, dtype=torch.float32, device=device)
+    states = torch.empty(max(1, loss.states), m, dtype=torch.float32, device=device)
+    rounding = configs.precision(x.dtype, precision)
+    chosen = config or _config(configs.statistics_config, x, rounding)
+    tiles = -(-columns.count * columns.padded // chosen.stream)
+    done = loss.inputs
+    passes = len(loss.passes)
+    for i, one in enumerate(loss.passes):
+        blocks = -(-m // chosen.stay)
+        parts = _splits(blocks, tiles, device, 4 * m * one.values)
+        per_split = -(-tiles // parts)
+        parts = -(-tiles // per_split)
+        partial = torch.empty(parts, one.values, m, dtype=torch.float32, device=device)
+        statistics_kernel[(blocks, parts)](
+            x, columns.x, rows.scale, columns.scale, rows.labels, columns.labels,
+            rows.teacher, columns.teacher, rows.teacher_scale, columns.teacher_scale,
+            known, parameters, partial, m, columns.count, offset, per_split,
+            FOLD=one.fold, KINDS=one.kinds, KNOWN=done, PARAMETERS=parameters.numel(),
+            METRIC=_metric(loss.metric, rows.scale), TEACHER=_teacher(loss, rows),
+            GROUPS=_groups(loss, columns), K=columns.centres, PADDED=columns.padded,
+            D=x.shape[1], DT=_depth(rows), SELF=exclude_self,
+            BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
+            BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
+            num_warps=chosen.warps, num_stages=chosen.stages,
+        )  # fmt: skip
+        merge_kernel[(-(-m // _MERGE_ROWS),)](
+            partial, known, parameters, losses, states, m, parts,
+            FINISH=loss.finish, KINDS=one.merge_kinds, KNOWN=done, PARAMETERS=parameters.numel(),
+            LAST=i == passes - 1, SPLITS=1 << (parts - 1).bit_length(), BLOCK=_MERGE_ROWS,
+            num_warps=2,
+        )  # fmt: skip
+        done += one.values
+    return losses, states, known
+
+
+def weights(
+    loss: TileLoss,
+    stay: Side,
+    stream: Side,
+    parameters: Tensor,
+    *,
+    factor: Tensor,
+    stay_states: Tensor | None = None,
+    stream_states: Tensor | None = None,
+    stay_weights: Tensor | None = None,
+    stream_weights: Tensor | None = None,
+    exclude_self: bool,
+    offset: int = 0,
+    sums: bool = False,
+    precision: str | None = None,
+    config: configs.Config | None = None,
+) -> Weighted:
+    """The pair weights times `stream.x`, for each row of `stay`; float32.
+
+    Rows of the loss lie along the sides whose states are given. Row weights are given for all of
+    those sides or for none, and are multiplied by factor (one float on the device).
+    """
+    x = stay.x
+    m, d, device = x.shape[0], x.shape[1], x.device
+    rounding = configs.precision(x.dtype, precision)
+    chosen = config or _config(configs.weights_config, x, rounding)
+    axis = 0 if stay.centres > 1 else 1
+    padded = max(stay.padded, stream.padded)
+    blocks = -(-stay.count * stay.padded // chosen.stay)
+    tiles = -(-stream.count * stream.padded // chosen.stream)
+    chunks = -(-d // chosen.output)
+    parts = _splits(blocks * chunks, tiles, device, 4 * m * d)
+    per_split = -(-tiles // parts)
+    parts = -(-tiles // per_split)
+    out = torch.empty(parts, m, d, dtype=torch.float32, device=device)
+    totals = torch.empty(parts, 2, m, dtype=torch.float32, device=device) if sums else None
+    weighted = stay_weights is not None or stream_weights is not None
+    weights_kernel[(blocks, parts, chunks)](
+        x, stream.x, stay.scale, stream.scale, stay.labels, stream.labels, stay_states,
+        stream_states, stay_weights, stream_weights, stay.teacher, stream.teacher,
+        stay.teacher_scale, stream.teacher_scale, parameters, factor, out, totals,
+        stay.count, stream.count, offset, per_split,
+        WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.states, PARAMETERS=parameters.numel(),
+        A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
+        SUMS=sums, SPARSE=loss.sparse, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
+        METRIC=_metric(loss.metric, stay.scale), TEACHER=_teacher(loss, stay),
+        GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
+        K=max(stay.centres, stream.centres), PADDED=padded,
+        D=d, DT=_depth(stay), SELF=exclude_self,
+        BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, BLOCK_D=chosen.depth,
+        BLOCK_T=_teacher_block(stay, chosen), BLOCK_O=chosen.output, PRECISION=rounding,
+        num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+    products = out[0] if parts == 1 else out.sum(0)
+    return Weighted(products, None if totals is None else totals.sum(0))
+
+
+def _config(choose, x: Tensor, rounding: str) -> configs.Config:  # type: ignore[no-untyped-def]
+    if x.device.type != "cuda":
+        return configs.interpreter_config(x.shape[1])
+    return choose(configs.architecture(x.device), x.dtype, x.shape[1], rounding)
+
+
+def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:
+    if device.type != "cuda":
+        return min(tiles, 3)  # the interpreter: enough to exercise the merge
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return configs.splits(blocks, tiles, processors, bytes_per_split)
+
+
+def _metric(name: str, scale: Tensor | None) -> str:
+    return "dot" if scale is None and name == "similarity" else name
+
+
+def _teacher(loss: TileLoss, side: Side) -> str:
+    if side.teacher is None:
+        return "none"
+    return _metric(loss.teacher_metric, side.teacher_scale)
+
+
+def _groups(loss: TileLoss, side: Side) -> str:
+    if side.centres > 1 and loss.groups is None:
+        raise ValueError(f"centres: expected 1 for {loss.name!r}, got {side.centres}")
+    return loss.groups if side.centres > 1 and loss.groups is not None else "none"
+
+
+def _depth(side: Side) -> int:
+    return 16 if side.teacher is None else side.teacher.shape[1]
+
+
+def _teacher_block(side: Side, chosen: configs.Config) -> int:
+    if side.teacher is None:
+        return 16
+    return min(configs.power_of_two(side.teacher.shape[1]), chosen.depth)

@@ -1,0 +1,121 @@
+"""Row statistics: monoids that a tile is folded into."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def empty(KINDS: tl.constexpr, ROWS: tl.constexpr):
+    """The statistics of no pair at all. Sums of exponentials are kept as (maximum, scaled sum)."""
+    acc = ()
+    for i in tl.static_range(len(KINDS)):
+        if KINDS[i] == "sum":
+            acc = acc + (tl.zeros([ROWS], tl.float32),)
+        elif KINDS[i] == "min":
+            acc = acc + (tl.full([ROWS], float("inf"), tl.float32),)
+        elif KINDS[i] == "max":
+            acc = acc + (tl.full([ROWS], float("-inf"), tl.float32),)
+        else:
+            pairs: tl.constexpr = 2 if KINDS[i] == "lse_split" else 1
+            for _ in tl.static_range(pairs):
+                acc = acc + (
+                    tl.full([ROWS], float("-inf"), tl.float32),
+                    tl.zeros([ROWS], tl.float32),
+                )
+            if KINDS[i] == "lse_mean":
+                acc = acc + (tl.zeros([ROWS], tl.float32),)
+    return acc
+
+
+@triton.jit
+def _maximum(before, z):
+    """The new running maximum, what to subtract (never -inf), and the factor of the old sums."""
+    now = tl.maximum(before, tl.max(z, 1))
+    base = tl.where(now == float("-inf"), 0.0, now)
+    return now, base, tl.exp2(before - base)
+
+
+@triton.jit
+def fold(acc, tiles, positive, valid, KINDS: tl.constexpr, MASKED: tl.constexpr):
+    """acc with a tile [ROWS, COLUMNS] of contributions added. valid: where MASKED, pairs that exist."""
+    out = ()
+    # Triton's lists of contributions and accumulators have different lengths: positions are counted.
+    for i in tl.static_range(len(KINDS)):
+        at: tl.constexpr = _tiles_before(KINDS, i)
+        x = tiles[at]
+        if KINDS[i] == "sum":
+            if MASKED:
+                x = tl.where(valid, x, 0.0)
+            out = out + (acc[len(out)] + tl.sum(x, 1),)
+        elif KINDS[i] == "min":
+            if MASKED:
+                x = tl.where(valid, x, float("inf"))
+            out = out + (tl.minimum(acc[len(out)], tl.min(x, 1)),)
+        elif KINDS[i] == "max":
+            if MASKED:
+                x = tl.where(valid, x, float("-inf"))
+            out = out + (tl.maximum(acc[len(out)], tl.max(x, 1)),)
+        else:
+            if MASKED:
+                x = tl.where(valid, x, float("-inf"))
+            if KINDS[i] == "lse_split":
+                m1, b1, f1 = _maximum(acc[len(out)], tl.where(positive, x, float("-inf")))
+                m2, b2, f2 = _maximum(acc[len(out) + 2], tl.where(positive, float("-inf"), x))
+                e = tl.exp2(x - tl.where(positive, b1[:, None], b2[:, None]))
+                l1 = acc[len(out) + 1] * f1 + tl.sum(tl.where(positive, e, 0.0), 1)
+                l2 = acc[len(out) + 3] * f2 + tl.sum(tl.where(positive, 0.0, e), 1)
+                out = out + (m1, l1, m2, l2)
+            else:
+                m, b, f = _maximum(acc[len(out)], x)
+                e = tl.exp2(x - b[:, None])
+                l = acc[len(out) + 1] * f + tl.sum(e, 1)
+                if KINDS[i] == "lse_mean":
+                    v = tiles[at + 1]
+                    # 0 * inf must not appear where a pair does not count.
+                    v = tl.where(e == 0.0, 0.0, v)
+                    out = out + (m, l, acc[len(out) + 2] * f + tl.sum(e * v, 1))
+                else:
+                    out = out + (m, l)
+    return out
+
+
+@triton.constexpr_function
+def _tiles_before(kinds, i):
+    return sum(2 if kind == "lse_mean" else 1 for kind in kinds[:i])
+
+
+@triton.jit
+def values(acc, KINDS: tl.constexpr):
+    """The finished values: each sum of exponentials as its log2 (-inf for none)."""
+    out = ()
+    at: tl.constexpr = 0
+    for i in tl.static_range(len(KINDS)):
+        at: tl.constexpr = _accumulators_before(KINDS, i)
+        if KINDS[i] == "sum" or KINDS[i] == "min" or KINDS[i] == "max":
+            out = out + (acc[at],)
+        else:
+            pairs: tl.constexpr = 2 if KINDS[i] == "lse_split" else 1
+            for j in tl.static_range(pairs):
+                out = out + (acc[at + 2 * j] + tl.log2(acc[at + 2 * j + 1]),)
+            if KINDS[i] == "lse_mean":
+                l = acc[at + 1]
+                out = out + (acc[at + 2] / tl.where(l == 0.0, 1.0, l),)
+    return out
+
+
+@triton.constexpr_function
+def _accumulators_before(kinds, i):
+    size = {"lse": 2, "lse_split": 4, "lse_mean": 3}
+    return sum(size.get(kind, 1) for kind in kinds[:i])
+
+
+@triton.jit
+def softplus2(z):
+    """log2(1 + 2**z): turns the sum of exponentials 2**z into the one with a 1 inside."""
+    return tl.maximum(z, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(z)))
+
+
+@triton.jit
+def sigmoid2(z):
+    """1 / (1 + 2**-z), in an exponent that cannot overflow to NaN."""
+    return 1.0 / (1.0 + tl.exp2(-z))

@@ -1,0 +1,180 @@
+"""Tiles of similarities: their place, their pairs, their values."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(x, rows, first, D: tl.constexpr, BLOCK: tl.constexpr):
+    """x[rows, first : first + BLOCK], zeros beyond D. rows must exist."""
+    d = first + tl.arange(0, BLOCK)
+    at = x + rows[:, None].to(tl.int64) * D + d[None, :]
+    if D % BLOCK == 0:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=d[None, :] < D, other=0.0)
+
+
+@triton.jit
+def products(
+    a, a_rows, a_tile, b, b_rows, b_tile,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[rows of a, rows of b] dot products; a_tile and b_tile are the rows where D fits one block."""
+    if D <= BLOCK_D:
+        return tl.dot(a_tile, tl.trans(b_tile), input_precision=PRECISION)
+    else:
+        s = tl.zeros([a_rows.shape[0], b_rows.shape[0]], tl.float32)
+        for first in range(0, D, BLOCK_D):
+            x = load_rows(a, a_rows, first, D, BLOCK_D)
+            y = load_rows(b, b_rows, first, D, BLOCK_D)
+            s = tl.dot(x, tl.trans(y), s, input_precision=PRECISION)
+        return s
+
+
+@triton.jit
+def scaled(s, a_scale, b_scale, METRIC: tl.constexpr):
+    """Products as what the loss reads. The scales are inverse norms, or squared norms for "distance"."""
+    if METRIC == "similarity":
+        return s * a_scale[:, None] * b_scale[None, :]
+    elif METRIC == "distance":
+        return tl.maximum(a_scale[:, None] + b_scale[None, :] - 2.0 * s, 0.0)
+    else:  # "dot"
+        return s
+
+
+@triton.jit
+def load_scale(scale, rows, METRIC: tl.constexpr):
+    if METRIC == "dot":
+        return tl.zeros([rows.shape[0]], tl.float32)
+    else:
+        return tl.load(scale + rows)
+
+
+@triton.jit
+def load_vectors(x, rows, SIZE, COUNT: tl.constexpr):
+    """The tuple of x[0, rows] ... x[COUNT - 1, rows] of a float32 x [COUNT, SIZE]."""
+    out = ()
+    for i in tl.static_range(COUNT):
+        out = out + (tl.load(x + i * SIZE.to(tl.int64) + rows),)
+    return out
+
+
+@triton.jit
+def load_scalars(x, COUNT: tl.constexpr):
+    out = ()
+    for i in tl.static_range(COUNT):
+        out = out + (tl.load(x + i),)
+    return out
+
+
+@triton.jit
+def as_column(x):
+    """A tuple of vectors [R] as [R, 1]."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out = out + (x[i][:, None],)
+    return out
+
+
+@triton.jit
+def as_row(x):
+    """A tuple of vectors [C] as [1, C]."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out = out + (x[i][None, :],)
+    return out
+
+
+@triton.jit
+def sweep(
+    row0, first, last, N, offset,
+    SELF: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """Splits tiles [first, last) into plain ones and the few that need a mask.
+
+    Those touch the pairs of samples with themselves, or hang over the end. Returns (plain, start of
+    the diagonal tiles, their count, hanging, the hanging tile): the plain loop then has no masks.
+    """
+    full = N // BLOCK_B
+    stop = tl.minimum(last, full)
+    if SELF:
+        start = tl.maximum(row0 + offset, 0) // BLOCK_B
+        end = (tl.maximum(row0 + offset + BLOCK_A - 1, -1) + BLOCK_B) // BLOCK_B
+        start = tl.minimum(tl.maximum(start, first), tl.maximum(stop, first))
+        end = tl.minimum(tl.maximum(end, start), tl.maximum(stop, start))
+    else:
+        start = first
+        end = first
+    diagonal = end - start
+    plain = tl.maximum(stop - first, 0) - diagonal
+    hanging = tl.where(last > full, 1, 0)
+    return plain, start, diagonal, hanging, full
+
+
+@triton.jit
+def plain_tile(i, first, start, diagonal):
+    """The i-th tile of [first, ...) without the diagonal ones."""
+    at = first + i
+    return tl.where(at >= start, at + diagonal, at)
+
+
+@triton.jit
+def centres(index, COUNT, K: tl.constexpr, PADDED: tl.constexpr):
+    """Positions along a padded axis of K centres per class -> (class, row of the centre, exists).
+
+    COUNT: classes. With one centre per class, PADDED = K = 1 and the class is the row.
+    """
+    cls = index // PADDED
+    k = index % PADDED
+    exists = (cls < COUNT) & (k < K)
+    cls = tl.minimum(cls, COUNT - 1)
+    return cls, cls * K + tl.minimum(k, K - 1), exists
+
+
+@triton.jit
+def _group_softmax(s, real, sharpness):
+    z = tl.where(real, s * sharpness, float("-inf"))
+    e = tl.exp2(z - tl.max(z, 2, keep_dims=True))
+    q = e / tl.sum(e, 2, keep_dims=True)
+    mean = tl.sum(q * s, 2, keep_dims=True)
+    # sharpness carries log2(e); the derivative wants the natural one.
+    slope = q * (1.0 + (s - mean) * (sharpness * 0.6931471805599453))
+    return mean + tl.zeros_like(s), slope
+
+
+@triton.jit
+def _group_max(s, real, index):
+    z = tl.where(real, s, float("-inf"))
+    top = tl.max(z, 2, keep_dims=True)
+    # A tie goes to the first centre, so that exactly one of them moves.
+    first = tl.min(tl.where(z == top, index, 2147483647), 2, keep_dims=True)
+    return top + tl.zeros_like(s), tl.where(index == first, 1.0, 0.0)
+
+
+@triton.jit
+def grouped(
+    s, sharpness, HOW: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, AXIS: tl.constexpr
+):
+    """Similarities of a class's centres -> (the class's similarity at each of them, its derivative)."""
+    R: tl.constexpr = s.shape[0]
+    C: tl.constexpr = s.shape[1]
+    if AXIS == 0:
+        s = tl.trans(s)
+        rows: tl.constexpr = C
+        columns: tl.constexpr = R
+    else:
+        rows: tl.constexpr = R
+        columns: tl.constexpr = C
+    x = tl.reshape(s, [rows, columns // PADDED, PADDED])
+    k = tl.arange(0, PADDED)[None, None, :] + tl.zeros([rows, columns // PADDED, PADDED], tl.int32)
+    if HOW == "softmax":
+        value, slope = _group_softmax(x, k < K, sharpness)
+    else:
+        value, slope = _group_max(x, k < K, k)
+    value = tl.reshape(value, [rows, columns])
+    slope = tl.reshape(slope, [rows, columns])
+    if AXIS == 0:
+        value = tl.trans(value)
+        slope = tl.trans(slope)
+    return value, slope

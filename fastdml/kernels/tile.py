@@ -1,0 +1,105 @@
+"""A loss as the Triton kernels see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+# Statistic -> (contributions a fold returns for it, values it leaves per row).
+KINDS: dict[str, tuple[int, int]] = {
+    "sum": (1, 1),
+    "min": (1, 1),
+    "max": (1, 1),
+    "lse": (1, 1),
+    "lse_split": (1, 2),
+    "lse_mean": (2, 2),
+}
+
+Jit = Any  # a function under @triton.jit; not named so that this file needs no triton
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One sweep over the columns.
+
+    kinds: the row statistics, from:
+        "sum", "min", "max"  of the returned tile (identities: 0, inf, -inf);
+        "lse"                log2 of the sum of 2**z; return z, -inf where a pair does not count;
+        "lse_split"          the same separately over positives and negatives, at one exponential a
+                             pair; leaves (positives, negatives);
+        "lse_mean"           return (z, v): log2 of the sum of 2**z, and the mean of v under the
+                             softmax of z.
+    fold: `fold(s, t, positive, row, p)` -> tuple of tiles, one (lse_mean: two) per kind.
+    """
+
+    kinds: tuple[str, ...]
+    fold: Jit
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise ValueError(f"kinds: expected statistics from {sorted(KINDS)}, got {kind!r}")
+
+    @property
+    def values(self) -> int:
+        return sum(KINDS[kind][1] for kind in self.kinds)
+
+    @property
+    def merge_kinds(self) -> tuple[str, ...]:
+        """The statistics that merge partial ones: a pair of sums of exponentials is just two."""
+        parts = (("lse", "lse") if kind == "lse_split" else (kind,) for kind in self.kinds)
+        return tuple(kind for part in parts for kind in part)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileLoss:
+    """A pair loss as statistics of a row and the weight of a pair.
+
+    The functions are `@triton.jit` and elementwise in what they are given. `s` is a tile of
+    similarities in float32 (of squared distances where `metric` is "distance"), `t` the tile of the
+    second matrix or 0, `positive` the tile of equal labels, `p` the tuple of parameters. `row` and
+    `state` are tuples of float32 vectors that broadcast against the tile. A tile may lie either way
+    round (rows of the loss along either axis), which an elementwise function cannot notice.
+
+    passes: sweeps over the columns; a fold sees the statistics of the passes before it as `row`.
+    finish: `finish(stats, p)` -> (row loss, *state): once per row, with the statistics of all passes.
+    weight: `weight(s, t, positive, state, p)` -> the derivative of the row's loss with respect to s,
+        divided by `gain`. Must be finite for any finite s, and 0 for a pair that does not count.
+    gain: `gain(p)` -> constant that brings the weights to order one (float16 would lose them), or
+        None for 1.
+    states: how many state values `finish` returns after the loss.
+    inputs: how many vectors of one value per row the caller hands in; `row` and `stats` start with
+        them.
+    groups: centres per class along the columns: "softmax" replaces the similarities of a class by
+        their mean under the softmax of s * p[-1] (in base 2; the last parameter), "max" by the largest.
+        None: one column per class or sample.
+    sparse: most weights are exactly 0, so tiles without any are skipped.
+    metric: what `s` is: "similarity" (a scaled dot product) or "distance" (squared Euclidean).
+    teacher_metric: the same of `t`.
+
+    Exponentials and logarithms are to base 2 throughout: fold log2(e) into the parameters.
+    """
+
+    name: str
+    passes: tuple[Pass, ...]
+    finish: Jit
+    weight: Jit
+    states: int
+    gain: Jit | None = None
+    inputs: int = 0
+    groups: str | None = None
+    sparse: bool = False
+    metric: str = "similarity"
+    teacher_metric: str = "similarity"
+
+    def __post_init__(self) -> None:
+        if self.groups not in (None, "softmax", "max"):
+            raise ValueError(f"groups: expected None, 'softmax' or 'max', got {self.groups!r}")
+        for value, what in ((self.metric, "metric"), (self.teacher_metric, "teacher_metric")):
+            if value not in ("similarity", "distance"):
+                raise ValueError(f"{what}: expected 'similarity' or 'distance', got {value!r}")
+
+    @property
+    def values(self) -> int:
+        """Statistics per row, the caller's inputs included."""
+        return self.inputs + sum(one.values for one in self.passes)

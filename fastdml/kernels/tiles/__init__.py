@@ -1,0 +1,5 @@
+"""The losses as tile functions: one file each.
+
+A file has `tile(loss) -> TileLoss` and `parameters(loss) -> tuple of floats` for a description with
+the attributes that the loss's own file names; log2(e) is folded in here.
+"""
