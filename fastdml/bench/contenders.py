@@ -1,0 +1,185 @@
+"""Who is measured: every contender makes one step, forward and backward, of the same problem."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.dispatch import EXECUTORS
+from . import catalogue, eager
+from .workload import Workload
+
+FLOOR = "gemm"
+# A floor whose similarity matrix would be larger than this goes by blocks of rows.
+_WHOLE = 1 << 30
+
+
+class Unavailable(Exception):
+    """A contender that does not have this loss, or is not installed."""
+
+
+class Step:
+    """Callable: one forward and backward. leaves: what receives gradients, by name."""
+
+    def __init__(self, forward: Callable[[], Tensor], leaves: dict[str, Tensor]) -> None:
+        self.forward, self.leaves = forward, leaves
+
+    def __call__(self) -> Tensor:
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        value = self.forward()
+        value.backward()
+        return value
+
+    def gradients(self) -> dict[str, Tensor | None]:
+        return {name: leaf.grad for name, leaf in self.leaves.items()}
+
+
+class Products:
+    """The matrix products that no method can do without, into memory allocated before.
+
+    S = A C^T, dA = G C and dC = G^T A; without dC where the candidates want no gradient.
+    """
+
+    leaves: dict[str, Tensor] = {}  # noqa: RUF012
+
+    def __init__(self, workload: Workload) -> None:
+        m, n = catalogue.shape(workload)
+        # The CPU computes half-precision products in float32.
+        dtype = workload.torch_dtype
+        if workload.device == "cpu" and dtype != torch.float64:
+            dtype = torch.float32
+        make = {"dtype": dtype, "device": workload.device}
+        self.a = torch.randn(m, workload.dim, **make)  # type: ignore[arg-type]
+        self.c = torch.randn(n, workload.dim, **make)  # type: ignore[arg-type]
+        self.d_a, self.d_c = torch.empty_like(self.a), torch.empty_like(self.c)
+        self.both = workload.candidates is None
+        size = self.a.element_size()
+        rows = m if m * n * size <= _WHOLE else max(1, (_WHOLE >> 2) // (n * size))
+        self.s = torch.empty(min(rows, m), n, **make)  # type: ignore[arg-type]
+
+    def __call__(self) -> None:
+        for start in range(0, self.a.shape[0], self.s.shape[0]):
+            a = self.a[start : start + self.s.shape[0]]
+            s = self.s[: a.shape[0]]
+            torch.mm(a, self.c.t(), out=s)
+            torch.mm(s, self.c, out=self.d_a[start : start + a.shape[0]])
+            if not self.both:
+                continue
+            if start == 0:
+                torch.mm(s.t(), a, out=self.d_c)
+            else:
+                self.d_c.addmm_(s.t(), a)
+
+
+def _of_module(workload: Workload, module: nn.Module, miner: nn.Module | None = None) -> Step:
+    data = workload.inputs()
+    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
+    if data.ref is None:
+        arguments = (data.embeddings, data.labels)
+    else:
+        arguments = (data.embeddings, data.labels, None, data.ref, data.ref_labels)
+
+    def forward() -> Tensor:
+        return module(*arguments)
+
+    def mined() -> Tensor:
+        assert miner is not None
+        rest = arguments[3:]
+        pairs = miner(data.embeddings, data.labels, *rest)
+        return module(data.embeddings, data.labels, pairs, *rest)
+
+    return Step(forward if miner is None else mined, leaves)
+
+
+def _ours(backend: str) -> Callable[[Workload], Step]:
+    def make(workload: Workload) -> Step:
+        return _of_module(
+            workload, catalogue.build(workload, workload.torch_dtype, backend=backend)
+        )
+
+    return make
+
+
+def _torch_spec(workload: Workload, compiled: bool = False) -> Step:
+    data = workload.inputs()
+    module = catalogue.build(workload, workload.torch_dtype)
+    description = module.description()  # type: ignore[operator]
+    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
+    run = torch.compile(eager.spec_loss) if compiled else eager.spec_loss
+    if catalogue.is_proxy(workload):
+        rows = torch.arange(workload.classes, device=workload.device)
+        return Step(
+            lambda: run(description, leaves["proxies"], data.embeddings, rows, data.labels), leaves
+        )
+    return Step(
+        lambda: run(description, data.embeddings, data.ref, data.labels, data.ref_labels), leaves
+    )
+
+
+def _torch_hand(workload: Workload) -> Step:
+    written = eager.HAND.get(workload.loss)
+    if written is None or workload.candidates is not None:
+        raise Unavailable("not written by hand")
+    options = dict(workload.options)
+    if not set(options) <= set(inspect.signature(written).parameters):
+        raise Unavailable(f"written by hand without {', '.join(sorted(options))}")
+    data = workload.inputs()
+    module = catalogue.build(workload, workload.torch_dtype)
+    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
+    inputs = [*dict(module.named_parameters()).values(), data.embeddings, data.labels]
+    return Step(lambda: written(*inputs, **options), leaves)
+
+
+def _pml(workload: Workload) -> Step:
+    try:
+        from pytorch_metric_learning import losses, miners
+    except ImportError as error:
+        raise Unavailable("pytorch-metric-learning is not installed") from error
+    ours = catalogue.build(workload, workload.torch_dtype)
+    cls = getattr(losses, type(ours).__name__, None)
+    if cls is None:
+        raise Unavailable("pytorch-metric-learning has no such loss")
+    options = dict(workload.options)
+    miner = None
+    if workload.loss == "multi_similarity" and "epsilon" in options:
+        miner = miners.MultiSimilarityMiner(epsilon=options.pop("epsilon"))
+    known = inspect.signature(cls).parameters
+    if not set(options) <= set(known):
+        raise Unavailable(f"pytorch-metric-learning has no {', '.join(sorted(options))}")
+    needed = {"num_classes": workload.classes, "embedding_size": workload.dim}
+    module = cls(**{k: v for k, v in needed.items() if k in known}, **options)
+    module = module.to(workload.device, workload.torch_dtype)
+    module.load_state_dict(ours.state_dict(), strict=False)
+    return _of_module(workload, module, miner)
+
+
+CONTENDERS: dict[str, Callable[[Workload], Step | Products]] = {
+    FLOOR: Products,
+    **{name: _ours(name) for name in EXECUTORS},
+    "auto": _ours("auto"),
+    "torch": _torch_spec,
+    "torch-hand": _torch_hand,
+    "torch-compiled": lambda workload: _torch_spec(workload, compiled=True),
+    "pml": _pml,
+}
+
+MEANING = {
+    FLOOR: "the bare matrix products of the problem, outputs allocated before: the floor",
+    "auto": "fastdml, the executor it chooses",
+    "torch": "the loss's specification in plain torch autograd, the whole matrix in memory",
+    "torch-hand": "the loss written by hand in plain torch, where it is",
+    "torch-compiled": "the specification through torch.compile",
+    "pml": "pytorch-metric-learning, with its miner for multi-similarity with epsilon",
+    **{name: f"fastdml, backend={name!r}" for name in EXECUTORS},
+}
+
+OURS = (*EXECUTORS, "auto")
+
+
+def make(name: str, workload: Workload) -> Step | Products:
+    """Raises Unavailable; ValueError for a backend that cannot run the problem."""
+    return CONTENDERS[name](workload)

@@ -1,0 +1,114 @@
+"""The row functors alone, on given similarities: no matrix product, no autograd."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..demo.extras import require
+from ..engine import library
+from ..engine.executors.native import Native
+from ..engine.loss import RowLoss
+from ..engine.registry import LOSSES
+from . import catalogue, eager
+from .timing import Quantiles, quantiles
+from .workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelTime:
+    """Nanoseconds per pair. forward: the loss alone; both: with the weights."""
+
+    loss: str
+    isa: str
+    threads: int
+    forward: Quantiles
+    both: Quantiles
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Runs a block on one instruction set. ValueError where it is not compiled in or not here."""
+    module = library.load()
+    assert module is not None
+    before = module.active_isa()
+    module.force_isa(name)
+    try:
+        yield
+    finally:
+        module.force_isa(before)
+
+
+def measure(
+    workloads: Sequence[Workload], rows: int, repeats: int, progress: Callable[[str], None]
+) -> list[KernelTime]:
+    """Times the functor of every workload on `rows` rows, in every instruction set of the machine.
+
+    Raises:
+        ValueError: where there is no compiled library.
+    """
+    module = library.load()
+    if module is None:
+        raise ValueError("--kernels: the compiled library is not installed")
+    found = []
+    for workload in workloads:
+        catalogue.check_loss(workload.loss)
+        if workload.loss not in library.functors():
+            continue
+        for isa in module.isas():
+            progress(f"{workload.title} {isa}")
+            try:
+                with instruction_set(isa):
+                    found.append(_measure(workload, isa, rows, repeats))
+            except ValueError:  # this processor lacks it
+                continue
+    return found
+
+
+def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTime:
+    data = workload.inputs()
+    module = catalogue.build(workload, workload.torch_dtype)
+    description: RowLoss = module.description()  # type: ignore[operator]
+    x = data.embeddings.detach()
+    if LOSSES[workload.loss].rows == "proxies":
+        a, c = next(module.parameters()).detach(), x
+        classes = torch.arange(workload.classes)
+        problem = eager.problem(description, a, c, classes, data.labels)
+    else:
+        a = c = x
+        problem = eager.problem(description, a, None, data.labels, None)
+    rows = min(rows, a.shape[0])
+    source = (a[:rows] @ c.t()).to(problem.statistic)
+    s, losses = torch.empty_like(source), torch.empty(rows, dtype=source.dtype)
+    native = Native()
+
+    def nanoseconds(gradient: bool) -> Quantiles:
+        found = []
+        for k in range(repeats + 2):
+            s.copy_(source)  # the functor overwrites it
+            start = time.perf_counter()
+            native(problem, s, None, 0, losses, gradient)
+            seconds = time.perf_counter() - start
+            if k >= 2:
+                found.append(1e9 * seconds / s.numel())
+        return quantiles(found)
+
+    both = nanoseconds(True)
+    return KernelTime(workload.title, isa, torch.get_num_threads(), nanoseconds(False), both)
+
+
+def table(found: Sequence[KernelTime], rows: int, columns: int) -> Any:
+    out = require("rich.table").Table(
+        title=f"Row functors, {rows} rows of {columns} pairs, ns per pair (p20 - p80)"
+    )
+    for name in ("loss", "instruction set", "threads", "loss only", "loss and weights"):
+        out.add_column(name)
+    for k in found:
+        cells = [f"{q.median:.2f} ({q.p20:.2f} - {q.p80:.2f})" for q in (k.forward, k.both)]
+        out.add_row(k.loss, k.isa, str(k.threads), *cells)
+    return out
