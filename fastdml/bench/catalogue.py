@@ -1,50 +1,24 @@
-"""From a registered name to a module that can be called: new losses appear here by themselves."""
+"""From a registered name to a module and what it asks of the engine; new losses appear by themselves."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import autograd
-from ..engine.loss import RowLoss
-from ..engine.registry import LOSSES, handle
+from ..engine.registry import LOSSES
 from ..losses import MODULES
-from .workload import Workload
+from .workload import Inputs, Workload
 
-
-class _Described(nn.Module):
-    """A registered description that has no module of its own, called through the engine."""
-
-    def __init__(self, description: RowLoss, workload: Workload, **call: str) -> None:
-        super().__init__()
-        self._description, self._call = description, call
-        if description.rows == "proxies":
-            self.proxies = nn.Parameter(torch.randn(workload.classes, workload.dim))
-
-    def description(self) -> RowLoss:
-        return self._description
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        name = handle(self._description)
-        if self._description.rows == "proxies":
-            known = torch.arange(self.proxies.shape[0], device=labels.device)
-            return autograd.row_loss(
-                self.proxies, embeddings, known, labels, loss=name, **self._call
-            )
-        return autograd.row_loss(
-            embeddings, ref_emb, labels, ref_labels, loss=name, **self._call
-        )
+Call = dict[str, Any]  # arguments of engine.autograd.row_loss
+RowLossFunction = Callable[..., Tensor]
 
 
 def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
@@ -67,33 +41,103 @@ def module_classes() -> dict[str, type[nn.Module]]:
 
 
 def check_loss(name: str) -> None:
-    """Raises ValueError for a loss that is not registered."""
+    """Raises ValueError for a loss that is not registered, or has no module of its own."""
     if name not in LOSSES:
         raise ValueError(f"--loss: expected one of {', '.join(sorted(LOSSES))}, got {name!r}")
+    if name not in module_classes():
+        raise ValueError(f"--loss: no module computes {name!r} without arguments of its own")
 
 
-def build(workload: Workload, dtype: torch.dtype, **settings: str) -> nn.Module:
+def measurable() -> list[str]:
+    """Names of all losses that can be built from sizes alone."""
+    return sorted(module_classes().keys() & LOSSES.keys())
+
+
+def is_proxy(name: str) -> bool:
+    return LOSSES[name].rows == "proxies"
+
+
+def is_paired(name: str) -> bool:
+    """Whether the loss pairs row i of two sets, without labels."""
+    return "labels" not in inspect.signature(module_classes()[name].forward).parameters
+
+
+def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
+    """The data of a workload, in its own type or another."""
+    return workload.inputs(dtype, paired=is_paired(workload.loss))
+
+
+def build(workload: Workload, dtype: torch.dtype | None = None, **settings: str) -> nn.Module:
     """The loss of a workload; settings: backend, reduction. Parameters depend on the seed only."""
     check_loss(workload.loss)
-    cls = module_classes().get(workload.loss)
-    options: dict[str, Any] = dict(workload.options)
+    cls = module_classes()[workload.loss]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(workload.seed)
-        if cls is None:
-            module: nn.Module = _Described(
-                LOSSES[workload.loss](**options), workload, **settings
-            )
-        else:
-            module = cls(**_arguments(cls, workload), **options, **settings)
-    return module.to(workload.torch_dtype).to(workload.device, dtype)
+        module = cls(**_arguments(cls, workload), **dict(workload.options), **settings)
+    kind = workload.torch_dtype
+    # Rounded to the type that is measured, so that a reference sees the same numbers.
+    return module.to(kind).to(workload.device, dtype or kind)
 
 
-def is_proxy(workload: Workload) -> bool:
-    return LOSSES[workload.loss].rows == "proxies"
+def arguments(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
+    """Keyword arguments of a call."""
+    given = {
+        "embeddings": data.embeddings,
+        "labels": data.labels,
+        "ref_emb": data.ref,
+        "ref_labels": data.ref_labels,
+    }
+    taken = inspect.signature(module.forward).parameters
+    return {k: v for k, v in given.items() if v is not None and k in taken}
 
 
-def shape(workload: Workload) -> tuple[int, int]:
-    """(M, N): rows and columns of the similarity matrix."""
-    if is_proxy(workload):
-        return workload.classes, workload.batch
-    return workload.batch, workload.candidates or workload.batch
+def leaves(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
+    """What receives gradients, by name."""
+    found = {"embeddings": data.embeddings, **dict(module.named_parameters())}
+    if data.ref is not None and data.ref.requires_grad:
+        found["ref_emb"] = data.ref
+    return found
+
+
+@contextmanager
+def engine_replaced(by: RowLossFunction) -> Iterator[None]:
+    """Inside, losses call `by` where they would call the engine."""
+    before = autograd.row_loss
+    autograd.row_loss = by
+    try:
+        yield
+    finally:
+        autograd.row_loss = before
+
+
+def calls(module: nn.Module, data: Inputs) -> list[Call]:
+    """What a loss asks of the engine, without computing it."""
+    found: list[Call] = []
+    names = list(inspect.signature(autograd.row_loss).parameters)
+
+    def note(*given: Any, **named: Any) -> Tensor:
+        found.append({**dict(zip(names, given)), **named})
+        return given[0].new_zeros((), requires_grad=True)
+
+    with engine_replaced(note):
+        module(**arguments(module, data))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The matrix products of a problem: rows M, columns N, and how many of the three are needed."""
+
+    rows: int
+    columns: int
+    products: int
+    listed: bool  # whether rows own a list of thresholds
+
+
+def shape(workload: Workload) -> Shape:
+    module = build(workload)
+    first = calls(module, inputs(workload))[0]
+    a, c = first["anchors"], first["candidates"]
+    wanted = 1 + a.requires_grad + (c is None or c.requires_grad)
+    listed = LOSSES[workload.loss].threshold_list
+    return Shape(a.shape[0], (a if c is None else c).shape[0], wanted, listed)

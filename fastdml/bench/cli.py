@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..demo.extras import require
-from ..engine.registry import LOSSES
 from . import catalogue, contenders, kernels, plot, presets, record, report
 from .device import device
 from .measure import Settings, measure
@@ -43,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m fastdml bench",
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"contenders:\n{who}\n\nlosses:\n  {', '.join(sorted(LOSSES))}",
+        epilog=f"contenders:\n{who}\n\nlosses:\n  {', '.join(catalogue.measurable())}",
     )
     what = found.add_argument_group("what")
     about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in presets.PRESETS.items())
@@ -75,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
                       "(default) early in training, inf random")  # fmt: skip
     what.add_argument("--seed", type=int, default=0)
     what.add_argument("--kernels", action="store_true",
-                      help="instead: the compiled row functors alone, by instruction set")  # fmt: skip
+                      help="instead: the compiled row functors alone")  # fmt: skip
     how = found.add_argument_group("how")
     how.add_argument("--threads", type=int, help="of torch (default: torch's; --kernels: 1)")
     how.add_argument("--budget", type=float, default=10.0, metavar="SECONDS",
@@ -87,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
                      help="of one step (default 60)")  # fmt: skip
     out = found.add_argument_group("results")
     out.add_argument("--output", type=Path, default=Path("bench-output"), metavar="FOLDER",
-                     help="for NAME.csv, NAME.md and NAME.png (default ./bench-output)")  # fmt: skip
+                     help="for NAME.csv, .md and .png (default ./bench-output)")  # fmt: skip
     out.add_argument("--name", default=None, help="of the files (default: the preset, or 'bench')")
     out.add_argument("--replot", type=Path, metavar="CSV", help="only draw the plot of results")
     out.add_argument("--strict", action="store_true",
@@ -114,7 +113,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
             if not kept or "all" in kept or w.loss in kept
         ]
     if not asked or ("all", ()) in asked:
-        asked = [(name, presets.USUAL.get(name, ())) for name in sorted(LOSSES)]
+        asked = [(name, presets.USUAL.get(name, ())) for name in catalogue.measurable()]
     names = tuple(options.contender or ("native", "chunked", "torch", "torch-hand", "pml"))
     sizes = itertools.product(asked, options.per_class, options.dim, options.batch)
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +48,20 @@ class Products:
     leaves: dict[str, Tensor] = {}  # noqa: RUF012
 
     def __init__(self, workload: Workload) -> None:
-        m, n = catalogue.shape(workload)
+        shape = catalogue.shape(workload)
+        m, n = shape.rows, shape.columns
         # The CPU computes half-precision products in float32.
         dtype = workload.torch_dtype
         if workload.device == "cpu" and dtype != torch.float64:
             dtype = torch.float32
-        make = {"dtype": dtype, "device": workload.device}
-        self.a = torch.randn(m, workload.dim, **make)  # type: ignore[arg-type]
-        self.c = torch.randn(n, workload.dim, **make)  # type: ignore[arg-type]
+        make: dict[str, Any] = {"dtype": dtype, "device": workload.device}
+        self.a = torch.randn(m, workload.dim, **make)
+        self.c = torch.randn(n, workload.dim, **make)
         self.d_a, self.d_c = torch.empty_like(self.a), torch.empty_like(self.c)
-        self.both = workload.candidates is None
+        self.both = shape.products == 3
         size = self.a.element_size()
         rows = m if m * n * size <= _WHOLE else max(1, (_WHOLE >> 2) // (n * size))
-        self.s = torch.empty(min(rows, m), n, **make)  # type: ignore[arg-type]
+        self.s = torch.empty(min(rows, m), n, **make)
 
     def __call__(self) -> None:
         for start in range(0, self.a.shape[0], self.s.shape[0]):
@@ -75,49 +77,29 @@ class Products:
                 self.d_c.addmm_(s.t(), a)
 
 
-def _of_module(workload: Workload, module: nn.Module, miner: nn.Module | None = None) -> Step:
-    data = workload.inputs()
-    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
-    if data.ref is None:
-        arguments = (data.embeddings, data.labels)
-    else:
-        arguments = (data.embeddings, data.labels, None, data.ref, data.ref_labels)
-
-    def forward() -> Tensor:
-        return module(*arguments)
-
-    def mined() -> Tensor:
-        assert miner is not None
-        rest = arguments[3:]
-        pairs = miner(data.embeddings, data.labels, *rest)
-        return module(data.embeddings, data.labels, pairs, *rest)
-
-    return Step(forward if miner is None else mined, leaves)
+def of_module(
+    workload: Workload, module: nn.Module, dtype: torch.dtype | None = None
+) -> Step:
+    """The step of a module of ours."""
+    data = catalogue.inputs(workload, dtype)
+    arguments = catalogue.arguments(module, data)
+    return Step(lambda: module(**arguments), catalogue.leaves(module, data))
 
 
 def _ours(backend: str) -> Callable[[Workload], Step]:
-    def make(workload: Workload) -> Step:
-        return _of_module(
-            workload, catalogue.build(workload, workload.torch_dtype, backend=backend)
-        )
-
-    return make
+    return lambda workload: of_module(workload, catalogue.build(workload, backend=backend))
 
 
-def _torch_spec(workload: Workload, compiled: bool = False) -> Step:
-    data = workload.inputs()
-    module = catalogue.build(workload, workload.torch_dtype)
-    description = module.description()  # type: ignore[operator]
-    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
-    run = torch.compile(eager.spec_loss) if compiled else eager.spec_loss
-    if catalogue.is_proxy(workload):
-        rows = torch.arange(workload.classes, device=workload.device)
-        return Step(
-            lambda: run(description, leaves["proxies"], data.embeddings, rows, data.labels), leaves
-        )
-    return Step(
-        lambda: run(description, data.embeddings, data.ref, data.labels, data.ref_labels), leaves
-    )
+def _torch(workload: Workload) -> Step:
+    step = of_module(workload, catalogue.build(workload))
+    inside = step.forward
+
+    def forward() -> Tensor:
+        with catalogue.engine_replaced(eager.row_loss):
+            return inside()
+
+    step.forward = forward
+    return step
 
 
 def _torch_hand(workload: Workload) -> Step:
@@ -127,11 +109,10 @@ def _torch_hand(workload: Workload) -> Step:
     options = dict(workload.options)
     if not set(options) <= set(inspect.signature(written).parameters):
         raise Unavailable(f"written by hand without {', '.join(sorted(options))}")
-    data = workload.inputs()
-    module = catalogue.build(workload, workload.torch_dtype)
-    leaves = {"embeddings": data.embeddings, **dict(module.named_parameters())}
-    inputs = [*dict(module.named_parameters()).values(), data.embeddings, data.labels]
-    return Step(lambda: written(*inputs, **options), leaves)
+    data = catalogue.inputs(workload)
+    module = catalogue.build(workload)
+    inputs = [*module.parameters(), data.embeddings, data.labels]
+    return Step(lambda: written(*inputs, **options), catalogue.leaves(module, data))
 
 
 def _pml(workload: Workload) -> Step:
@@ -139,7 +120,7 @@ def _pml(workload: Workload) -> Step:
         from pytorch_metric_learning import losses, miners
     except ImportError as error:
         raise Unavailable("pytorch-metric-learning is not installed") from error
-    ours = catalogue.build(workload, workload.torch_dtype)
+    ours = catalogue.build(workload)
     cls = getattr(losses, type(ours).__name__, None)
     if cls is None:
         raise Unavailable("pytorch-metric-learning has no such loss")
@@ -154,16 +135,21 @@ def _pml(workload: Workload) -> Step:
     module = cls(**{k: v for k, v in needed.items() if k in known}, **options)
     module = module.to(workload.device, workload.torch_dtype)
     module.load_state_dict(ours.state_dict(), strict=False)
-    return _of_module(workload, module, miner)
+    data = catalogue.inputs(workload)
+    x, y, ref = data.embeddings, data.labels, (data.ref, data.ref_labels)
+
+    def forward() -> Tensor:
+        return module(x, y, None if miner is None else miner(x, y, *ref), *ref)
+
+    return Step(forward, catalogue.leaves(module, data))
 
 
 CONTENDERS: dict[str, Callable[[Workload], Step | Products]] = {
     FLOOR: Products,
     **{name: _ours(name) for name in EXECUTORS},
     "auto": _ours("auto"),
-    "torch": _torch_spec,
+    "torch": _torch,
     "torch-hand": _torch_hand,
-    "torch-compiled": lambda workload: _torch_spec(workload, compiled=True),
     "pml": _pml,
 }
 
@@ -172,7 +158,6 @@ MEANING = {
     "auto": "fastdml, the executor it chooses",
     "torch": "the loss's specification in plain torch autograd, the whole matrix in memory",
     "torch-hand": "the loss written by hand in plain torch, where it is",
-    "torch-compiled": "the specification through torch.compile",
     "pml": "pytorch-metric-learning, with its miner for multi-similarity with epsilon",
     **{name: f"fastdml, backend={name!r}" for name in EXECUTORS},
 }

@@ -1,43 +1,75 @@
 """Losses as one writes them in plain torch: the opponents without the library.
 
-`spec_loss` differentiates a loss's own specification on the whole matrix. The functions of HAND are
-written for speed of the plain operations, as a careful user would.
+`row_loss` stands in for the engine and differentiates the specification of a loss on the whole
+matrix. The functions of HAND are written for the speed of plain operations, as a careful user would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engine.loss import RowLoss
+from ..engine.executors.dense import outputs_of
 from ..engine.op import problem_of
 from ..engine.problem import Problem
-from ..engine.registry import handle
 
 
 def problem(
-    description: RowLoss, a: Tensor, c: Tensor | None, rows: Tensor, columns: Tensor | None
+    anchors: Tensor,
+    candidates: Tensor | None,
+    anchor_labels: Tensor | None,
+    candidate_labels: Tensor | None,
+    *,
+    loss: str,
+    scalars: Tensor | None = None,
+    row_values: Tensor | None = None,
+    col_values: Tensor | None = None,
+    pairs: list[Tensor] | None = None,
+    teacher: list[Tensor] | None = None,
+    row_weight: Tensor | None = None,
+    relation: str = "",
+    **_: Any,
 ) -> Problem:
-    """The engine's view of a call, for its masks and scalars."""
-    return problem_of(a, c, rows, columns, [], [], None, handle(description), "")
+    """A call of the engine as its problem, for masks and scalars."""
+    return problem_of(
+        anchors, candidates, anchor_labels, candidate_labels, pairs or [], teacher or [], scalars,
+        row_values, col_values, row_weight, loss, relation,
+    )  # fmt: skip
 
 
-def spec_rows(p: Problem, a: Tensor, c: Tensor, start: int, stop: int) -> Tensor:
-    """[stop - start] row losses from the specification; differentiable in a [M, D] and c [N, D]."""
-    metric = p.loss.metric
-    s = metric.dense(a[start:stop]) @ metric.dense(c).t()
-    return p.loss.spec(p.rows(s, start, stop))
+def scalars_of(p: Problem, learnable: Tensor | None) -> Tensor | None:
+    """The scalars of a problem, the learnable ones among them with their graph."""
+    if learnable is None or p.scalars is None:
+        return p.scalars
+    return torch.cat([learnable.to(p.statistic), p.scalars[learnable.numel() :]])
 
 
-def spec_loss(
-    description: RowLoss, a: Tensor, c: Tensor | None, rows: Tensor, columns: Tensor | None
+def row_loss(
+    anchors: Tensor,
+    candidates: Tensor | None,
+    anchor_labels: Tensor | None,
+    candidate_labels: Tensor | None,
+    **call: Any,
 ) -> Tensor:
-    """The mean of the row losses, the whole matrix in autograd."""
-    p = problem(description, a, c, rows, columns)
-    return spec_rows(p, a, a if c is None else c, 0, a.shape[0]).mean()
+    """The loss of a call of `engine.autograd.row_loss`, the whole matrix in torch's autograd."""
+    p = problem(anchors, candidates, anchor_labels, candidate_labels, **call)
+    scalars = scalars_of(p, call.get("scalars"))
+    a = anchors.to(p.statistic)
+    c = a if candidates is None else candidates.to(p.statistic)
+    outputs = outputs_of(p, a, c, scalars, call.get("row_values"), call.get("col_values"))
+    reduction = call.get("reduction", "mean")
+    if p.loss.outputs > 1:
+        return p.loss.combine(outputs, reduction)
+    losses = outputs[:, 0]
+    if p.row_weight is not None:
+        losses = losses * p.row_weight
+    if reduction == "nonzero":
+        return losses.sum() / (losses > 0).sum().clamp(min=1)
+    return losses if reduction == "none" else getattr(losses, reduction)()
 
 
 def multi_similarity(

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from ..demo.extras import require
-from ..engine import library
+from ..engine import library, schedule
 from ..engine.executors.native import Native
-from ..engine.loss import RowLoss
-from ..engine.registry import LOSSES
+from ..engine.schedule import Result
 from . import catalogue, eager
 from .timing import Quantiles, quantiles
 from .workload import Workload
@@ -71,28 +70,23 @@ def measure(
 
 
 def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTime:
-    data = workload.inputs()
-    module = catalogue.build(workload, workload.torch_dtype)
-    description: RowLoss = module.description()  # type: ignore[operator]
-    x = data.embeddings.detach()
-    if LOSSES[workload.loss].rows == "proxies":
-        a, c = next(module.parameters()).detach(), x
-        classes = torch.arange(workload.classes)
-        problem = eager.problem(description, a, c, classes, data.labels)
-    else:
-        a = c = x
-        problem = eager.problem(description, a, None, data.labels, None)
+    call = catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[0]
+    problem = eager.problem(**call)
+    a, c = problem.anchors, problem.candidates
     rows = min(rows, a.shape[0])
-    source = (a[:rows] @ c.t()).to(problem.statistic)
-    s, losses = torch.empty_like(source), torch.empty(rows, dtype=source.dtype)
+    source = a[:rows] @ c.t()
+    s, out = torch.empty_like(source), Result(source.new_empty(a.shape[0], problem.loss.outputs))
     native = Native()
+    schedule.presweep(problem, native)
+    if problem.row_weight is None and problem.loss.outputs > 1:
+        problem.row_weight = torch.ones_like(out.outputs)
 
     def nanoseconds(gradient: bool) -> Quantiles:
         found = []
         for k in range(repeats + 2):
             s.copy_(source)  # the functor overwrites it
             start = time.perf_counter()
-            native(problem, s, None, 0, losses, gradient)
+            native(problem, s, None, 0, out, gradient)
             seconds = time.perf_counter() - start
             if k >= 2:
                 found.append(1e9 * seconds / s.numel())

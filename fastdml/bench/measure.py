@@ -74,19 +74,20 @@ def measure(
         series = interleave(
             steps, on, floor=FLOOR, budget=settings.budget, progress=lambda s: report("timing", s)
         )
-        for name, found in series.items():
-            _time(records[name], found, series[FLOOR])
+        for name, times in series.items():
+            _time(records[name], times, series[FLOOR])
     return list(records.values())
 
 
 def _record(workload: Workload, name: str, threads: int) -> Record:
-    m, n = catalogue.shape(workload)
+    shape = catalogue.shape(workload)
     runs = ""
     if name in OURS:
-        columns = None if workload.candidates is None and not catalogue.is_proxy(workload) else n
         try:
-            module = catalogue.build(workload, workload.torch_dtype, backend=name)
-            runs = explain(module, m, columns, workload.dim, workload.device).executor
+            module = catalogue.build(workload, backend=name)
+            runs = explain(
+                module, shape.rows, shape.columns, workload.dim, workload.device
+            ).executor
         except ValueError:
             runs = name
     return Record(
@@ -94,14 +95,14 @@ def _record(workload: Workload, name: str, threads: int) -> Record:
         contender=name,
         runs=runs,
         batch=workload.batch,
-        rows=m,
-        columns=n,
+        rows=shape.rows,
+        columns=shape.columns,
         dim=workload.dim,
         per_class=workload.per_class,
         dtype=workload.dtype,
         device=workload.device,
         spread=workload.spread,
-        products=3 if workload.candidates is None else 2,
+        products=shape.products,
         threads=threads,
     )
 

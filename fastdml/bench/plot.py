@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..demo.extras import require
 from .contenders import FLOOR
@@ -57,7 +58,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axis: object, records: Sequence[Record], key: str) -> None:
+def _panel(axis: Any, records: Sequence[Record], key: str) -> None:
     for name in dict.fromkeys(r.contender for r in records):
         if name == FLOOR and key != "ms":
             continue
@@ -66,20 +67,20 @@ def _panel(axis: object, records: Sequence[Record], key: str) -> None:
         if not shown:
             continue
         colour, marker, line, label = _STYLE.get(name, ("black", ".", "-", name))
-        x, y = zip(*shown)
+        x = [batch for batch, _ in shown]
         # A logarithmic axis has no place for 0.
-        y = [max(v, 0.05) if key != "ms" else v for v in y]
-        axis.plot(x, y, line, color=colour, marker=marker, label=label, markersize=5)  # type: ignore[attr-defined]
+        y = [v if key == "ms" else max(v, 0.05) for _, v in shown]
+        axis.plot(x, y, line, color=colour, marker=marker, label=label, markersize=5)
         if key == "ms":
             low = [r.ms_p20 if r.ms_p20 is not None else r.ms for r in points if r.ms is not None]
             high = [r.ms_p80 if r.ms_p80 is not None else r.ms for r in points if r.ms is not None]
-            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         lost = [r.batch for r in points if r.status in ("out of memory", "timed out")]
         if lost:
-            axis.annotate(  # type: ignore[attr-defined]
+            axis.annotate(
                 f"{points[[p.batch for p in points].index(lost[0])].status} at {lost[0]}",
                 (x[-1], y[-1]), xytext=(4, 6), textcoords="offset points", fontsize=7, color=colour,
             )
-    axis.set_xscale("log", base=2)  # type: ignore[attr-defined]
-    axis.set_yscale("log")  # type: ignore[attr-defined]
-    axis.grid(True, which="major", alpha=0.25)  # type: ignore[attr-defined]
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.grid(True, which="major", alpha=0.25)

@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 
-from ..engine.registry import LOSSES
+from . import catalogue
 from .record import Record
 from .workload import Option, Workload
 
@@ -23,18 +23,18 @@ def _of(loss: str, batch: int, **sizes: int) -> Workload:
 
 def quick() -> list[Case]:
     """Every registered loss, two sizes, under a minute each."""
-    return [(_of(loss, b, classes=200), _EVERYBODY) for loss in sorted(LOSSES) for b in (64, 512)]
+    return [(_of(loss, b, classes=200), _EVERYBODY) for loss in catalogue.measurable() for b in (64, 512)]
 
 
 def table() -> list[Case]:
     """Every registered loss at the usual sizes."""
-    return [(_of(loss, b), _EVERYBODY) for loss in sorted(LOSSES) for b in (512, 4096)]
+    return [(_of(loss, b), _EVERYBODY) for loss in catalogue.measurable() for b in (512, 4096)]
 
 
 def paper() -> list[Case]:
     """Time and memory against batch size, for the plot."""
     sizes = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-    return [(_of(loss, b), _EVERYBODY) for loss in sorted(LOSSES) for b in sizes]
+    return [(_of(loss, b), _EVERYBODY) for loss in catalogue.measurable() for b in sizes]
 
 
 _THREE = ("multi_similarity", "proxy_anchor", "smooth_ap")

@@ -64,17 +64,22 @@ class Workload:
             classes=min(self.classes, 64),
         )
 
-    def inputs(self, dtype: torch.dtype | None = None) -> Inputs:
-        """The data: always the same for the same workload."""
+    def inputs(self, dtype: torch.dtype | None = None, paired: bool = False) -> Inputs:
+        """The data: always the same for the same workload.
+
+        paired: row i of the embeddings belongs to row i of a second set, which then wants a gradient.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         kind = dtype or self.torch_dtype
-        groups = math.ceil(max(self.batch, self.candidates or 0) / self.per_class)
+        per_class = 1 if paired else self.per_class
+        candidates = self.batch if paired else self.candidates
+        groups = math.ceil(max(self.batch, candidates or 0) / per_class)
         centres = torch.randn(groups, self.dim, generator=generator)
         names = torch.randperm(max(groups, self.classes), generator=generator)[:groups]
 
         def draw(count: int) -> tuple[Tensor, Tensor]:
             # Classes in runs, as a class-balanced sampler gives them.
-            group = torch.arange(count) // self.per_class
+            group = torch.arange(count) // per_class
             noise = torch.randn(count, self.dim, generator=generator)
             x = noise if math.isinf(self.spread) else centres[group] + self.spread * noise
             # Rounded to the type that is measured, so that the reference sees the same numbers.
@@ -82,7 +87,9 @@ class Workload:
             return x.to(self.device), names[group].to(self.device)
 
         x, y = draw(self.batch)
-        ref, ref_y = (None, None) if self.candidates is None else draw(self.candidates)
+        ref, ref_y = (None, None) if candidates is None else draw(candidates)
+        if ref is not None and paired:
+            ref.requires_grad_()
         return Inputs(x.requires_grad_(), y, ref, ref_y)
 
 

@@ -36,8 +36,8 @@ class ProxyAnchor(RowLoss):
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor:
         classes = anchor_labels.shape[0]
         known = (candidate_labels >= 0) & (candidate_labels < classes)
-        seen = torch.zeros(classes, device=candidate_labels.device)
-        seen.scatter_reduce_(0, candidate_labels.clamp(0, classes - 1), known.float(), "amax")
+        seen = torch.zeros(classes, dtype=torch.float64, device=candidate_labels.device)
+        seen.scatter_reduce_(0, candidate_labels.clamp(0, classes - 1), known.double(), "amax")
         return classes / seen.sum().clamp(min=1).reshape(1)
 
     def spec(self, rows: Rows) -> Tensor:

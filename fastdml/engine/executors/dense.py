@@ -9,6 +9,34 @@ from ..problem import Problem
 from . import Result, Wanted
 
 
+def outputs_of(
+    problem: Problem,
+    a: Tensor,
+    c: Tensor,
+    scalars: Tensor | None,
+    row_values: Tensor | None,
+    col_values: Tensor | None,
+) -> Tensor:
+    """[M, outputs] of the specification, differentiable in everything that is handed in."""
+    s = problem.loss.metric.dense(a, c, problem.epsilon)
+    teacher = None
+    if problem.teacher_problem is not None:
+        t = problem.teacher_problem
+        teacher = t.loss.metric.dense(
+            t.anchors.to(t.statistic), t.candidates.to(t.statistic), t.epsilon
+        )
+    rows = problem.rows(s, 0, a.shape[0], teacher)
+    rows.scalars, rows.row_values, rows.col_values = scalars, row_values, col_values
+    before = problem.loss.presweep()
+    if before is not None:
+        other = problem.swapped(before)
+        theirs = other.rows(s.t(), 0, s.shape[1])
+        theirs.scalars = scalars
+        found = before.spec(theirs).reshape(s.shape[1], -1).t()
+        rows.col_values = found if col_values is None else torch.cat([col_values, found])
+    return problem.loss.spec(rows).reshape(a.shape[0], -1)
+
+
 class Dense:
     name = "dense"
 
@@ -30,23 +58,7 @@ class Dense:
             scalars = leaf(problem.scalars, wanted.scalars)
             row_values = leaf(problem.row_values, wanted.row_values)
             col_values = leaf(problem.col_values, wanted.col_values)
-            s = problem.loss.metric.dense(a, c, problem.epsilon)
-            teacher = None
-            if problem.teacher_problem is not None:
-                t = problem.teacher_problem
-                teacher = t.loss.metric.dense(
-                    t.anchors.to(t.statistic), t.candidates.to(t.statistic), t.epsilon
-                )
-            rows = problem.rows(s, 0, a.shape[0], teacher)
-            rows.scalars, rows.row_values, rows.col_values = scalars, row_values, col_values
-            before = problem.loss.presweep()
-            if before is not None:
-                other = problem.swapped(before)
-                theirs = other.rows(s.t(), 0, s.shape[1])
-                theirs.scalars = scalars
-                found = before.spec(theirs).reshape(s.shape[1], -1).t()
-                rows.col_values = found if col_values is None else torch.cat([col_values, found])
-            outputs = problem.loss.spec(rows).reshape(a.shape[0], -1)
+            outputs = outputs_of(problem, a, c, scalars, row_values, col_values)
             leaves = {
                 "d_anchors": a,
                 "d_candidates": None if problem.one_set else c,
