@@ -43,7 +43,7 @@ _SMALL = (16, 32, 64, 128)
 
 def issue() -> list[Case]:
     """The requirements of the first release."""
-    cases = [(_of(loss, 4096), _EVERYBODY) for loss in _THREE]
+    cases: list[Case] = [(_of(loss, 4096), _EVERYBODY) for loss in _THREE]
     cases += [(_of(loss, 512), _EVERYBODY) for loss in ("multi_similarity", "smooth_ap")]
     cases += [(_of("smooth_ap", 1024), ("native", "pml"))]
     cases += [
