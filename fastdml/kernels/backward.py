@@ -27,14 +27,14 @@ from .similarity import (
 
 @triton.jit
 def _weigh_tile(
-    acc, sum_w, sum_ws, tile, a_place, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists, a_state,
-    a_weight, p, a, b, b_scale, b_label, b_states, b_weights, ta, tb, tb_scale, N, offset, first_o,
+    acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists, a_state,
+    a_weight, p, a, b, b_scale, b_label, b_states, b_weights, ta, tb, tb_scale, N, first_o,
     WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
     WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
     METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr,
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
-    PRECISION: tl.constexpr, SELF: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, SELF: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
@@ -55,7 +55,10 @@ def _weigh_tile(
         t = scaled(t, ta_norm, load_scale(tb_scale, b_rows, TEACHER), TEACHER)
     if GROUPS != "none":
         s, slope = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, AXIS)
-    positive = a_cls[:, None] == tl.load(b_label + cls)[None, :]
+    if NEAR:
+        positive = a_cls[:, None] == tl.load(b_label + cls)[None, :]
+    else:
+        positive = tl.zeros([a_rows.shape[0], BLOCK_B], tl.int1)
 
     w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
     if A_STATE:
@@ -71,10 +74,10 @@ def _weigh_tile(
         w = w + other
     if GROUPS != "none":
         w = w * slope
-    if MASKED:
+    if NEAR or GROUPS != "none":
         valid = a_exists[:, None] & b_exists[None, :]
-        if SELF:
-            valid = valid & (index[None, :] != (a_place + offset)[:, None])
+        if SELF and NEAR:
+            valid = valid & (index[None, :] != own[:, None])
         w = tl.where(valid, w, 0.0)
     if SUMS:
         sum_w += tl.sum(w, 1)
@@ -99,7 +102,7 @@ def _weigh_tile(
 @triton.jit
 def weights_kernel(
     a, b, a_scale, b_scale, a_label, b_label, a_states, b_states, a_weights, b_weights,
-    ta, tb, ta_scale, tb_scale, parameters, factor, out, sums, M, N, offset, tiles_per_split,
+    ta, tb, ta_scale, tb_scale, parameters, factor, near, own, out, sums, M, N, tiles_per_split,
     WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
@@ -111,15 +114,14 @@ def weights_kernel(
     """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
-    M, N: their samples or classes. factor: one float that everything is multiplied by. sums: per row
+    M, N: their samples or classes. near, own: as in kernel 1, with a for the rows. factor: one float that everything is multiplied by. sums: per row
     of a, the sum of weights and of weights times s. Grid: (blocks of a, splits, chunks of D).
     """
     stay = PADDED if AXIS == 0 else 1
     pass_by = PADDED if AXIS == 1 else 1
-    place0 = tl.program_id(0) * BLOCK_A
     split = tl.program_id(1)
     first_o = tl.program_id(2) * BLOCK_O
-    place = place0 + tl.arange(0, BLOCK_A)
+    place = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
     if AXIS == 0:
         cls, rows, exists = centres(place, M, K, PADDED)
         total = M * K
@@ -141,28 +143,31 @@ def weights_kernel(
     if WEIGHTED and A_STATE:
         weight = tl.load(a_weights + rows)
     p = load_scalars(parameters, PARAMETERS)
+    self_column = rows
+    if SELF:
+        self_column = tl.load(own + rows)
 
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * pass_by, BLOCK_B))
-    plain, start, diagonal, hanging, end = sweep(
-        place0, first, last, N * pass_by, offset, SELF, BLOCK_A, BLOCK_B
+    plain, start, around, hanging, end = sweep(
+        near, tl.program_id(0), first, last, N * pass_by, BLOCK_B
     )
     acc = tl.zeros([BLOCK_A, BLOCK_O], tl.float32)
     sum_w = tl.zeros([BLOCK_A], tl.float32)
     sum_ws = tl.zeros([BLOCK_A], tl.float32)
     for i in range(0, plain):
         acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, plain_tile(i, first, start, diagonal), place, rows, a_tile, ta_tile,
+            acc, sum_w, sum_ws, plain_tile(i, first, start, around), self_column, rows, a_tile, ta_tile,
             norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
-            b_weights, ta, tb, tb_scale, N, offset, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            b_weights, ta, tb, tb_scale, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
             WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, False, GROUPS != "none",
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, False,
         )  # fmt: skip
-    for i in range(0, diagonal + hanging):
+    for i in range(0, around + hanging):
         acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, tl.where(i < diagonal, start + i, end), place, rows, a_tile, ta_tile,
+            acc, sum_w, sum_ws, tl.where(i < around, start + i, end), self_column, rows, a_tile, ta_tile,
             norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
-            b_weights, ta, tb, tb_scale, N, offset, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            b_weights, ta, tb, tb_scale, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
             WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, True,
         )  # fmt: skip

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton knows the concatenation of tuples, not unpacking)
 """Kernel 1: rows stay, columns stream past and are folded into row statistics.
 
 The similarity of a pair exists in a register for the length of one fold.
@@ -24,13 +25,13 @@ from .similarity import (
 
 @triton.jit
 def _fold_tile(
-    acc, tile, rows, row0, x_tile, u_tile, x_scale, u_scale, x_label, row, p,
-    x, y, y_scale, y_label, u, v, v_scale, N, offset,
+    acc, tile, rows, own, x_tile, u_tile, x_scale, u_scale, x_label, row, p,
+    x, y, y_scale, y_label, u, v, v_scale, N,
     FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
     GROUPS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
-    SELF: tl.constexpr, MASKED: tl.constexpr,
+    SELF: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     cls, columns, exists = centres(index, N, K, PADDED)
@@ -46,17 +47,20 @@ def _fold_tile(
     if GROUPS != "none":
         s, _ = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, 1)
         exists = exists & (index % PADDED == 0)  # a class counts once
-    positive = x_label[:, None] == tl.load(y_label + cls)[None, :]
     valid = exists[None, :]
-    if SELF:
-        valid = valid & (index[None, :] != (row0 + offset + tl.arange(0, rows.shape[0]))[:, None])
-    return fold(acc, FOLD(s, t, positive, row, p), positive, valid, KINDS, MASKED)
+    if NEAR:
+        positive = x_label[:, None] == tl.load(y_label + cls)[None, :]
+        if SELF:
+            valid = valid & (index[None, :] != own[:, None])
+    else:
+        positive = tl.zeros([rows.shape[0], BLOCK_N], tl.int1)
+    return fold(acc, FOLD(s, t, positive, row, p), positive, valid, KINDS, NEAR or GROUPS != "none")
 
 
 @triton.jit
 def statistics_kernel(
-    x, y, x_scale, y_scale, x_label, y_label, u, v, u_scale, v_scale, known, parameters, partial,
-    M, N, offset, tiles_per_split,
+    x, y, x_scale, y_scale, x_label, y_label, u, v, u_scale, v_scale, known, parameters, near, own, partial,
+    M, N, tiles_per_split,
     FOLD: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
     METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
@@ -66,7 +70,8 @@ def statistics_kernel(
     """partial [splits, values, M] = the statistics of the columns of each split.
 
     x [M, D], y [N * K, D], labels int64 [M] and [N]; u, v the second matrix's factors; known
-    [KNOWN, M] the statistics of earlier passes. Grid: (blocks of rows, splits).
+    [KNOWN, M] the statistics of earlier passes; near: see `sweep`; own int32 [M]: the column that is
+    the row itself, or -1. Grid: (blocks of rows, splits).
     """
     row0 = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
@@ -82,24 +87,27 @@ def statistics_kernel(
     label = tl.load(x_label + rows)
     row = as_column(load_vectors(known, rows, M, KNOWN))
     p = load_scalars(parameters, PARAMETERS)
+    self_column = rows
+    if SELF:
+        self_column = tl.load(own + rows)
 
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * PADDED, BLOCK_N))
-    plain, start, diagonal, hanging, end = sweep(
-        row0, first, last, N * PADDED, offset, SELF, BLOCK_M, BLOCK_N
+    plain, start, around, hanging, end = sweep(
+        near, tl.program_id(0), first, last, N * PADDED, BLOCK_N
     )
     acc = empty(KINDS, BLOCK_M)
     for i in range(0, plain):
         acc = _fold_tile(
-            acc, plain_tile(i, first, start, diagonal), rows, row0, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, offset, FOLD, KINDS, METRIC,
+            acc, plain_tile(i, first, start, around), rows, self_column, x_tile, u_tile, norm, u_norm,
+            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, FOLD, KINDS, METRIC,
             TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
-            False, GROUPS != "none",
+            SELF, False,
         )  # fmt: skip
-    for i in range(0, diagonal + hanging):
+    for i in range(0, around + hanging):
         acc = _fold_tile(
-            acc, tl.where(i < diagonal, start + i, end), rows, row0, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, offset, FOLD, KINDS, METRIC,
+            acc, tl.where(i < around, start + i, end), rows, self_column, x_tile, u_tile, norm, u_norm,
+            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, FOLD, KINDS, METRIC,
             TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
             SELF, True,
         )  # fmt: skip
@@ -113,7 +121,7 @@ def statistics_kernel(
 def merge_kernel(
     partial, known, parameters, losses, states, M, splits,
     FINISH: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
-    LAST: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    VALUES: tl.constexpr, LAST: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """known[KNOWN:] = the splits merged; after the last pass the rows are finished.
 
@@ -123,10 +131,9 @@ def merge_kernel(
     rows = tl.minimum(place, M - 1)
     split = tl.arange(0, SPLITS)
     real = (split < splits)[None, :]
-    count: tl.constexpr = _value_count(KINDS)
     tiles = ()
-    for i in tl.static_range(count):
-        at = (tl.minimum(split, splits - 1).to(tl.int64)[None, :] * count + i) * M + rows[:, None]
+    for i in tl.static_range(VALUES):
+        at = (tl.minimum(split, splits - 1).to(tl.int64)[None, :] * VALUES + i) * M + rows[:, None]
         tiles = tiles + (tl.load(partial + at),)
     acc = fold(empty(KINDS, BLOCK), tiles, real, real, KINDS, True)
     found = values(acc, KINDS)
@@ -139,8 +146,3 @@ def merge_kernel(
         tl.store(losses + place, out[0], mask=place < M)
         for i in tl.static_range(len(out) - 1):
             tl.store(states + i * M.to(tl.int64) + place, out[i + 1], mask=place < M)
-
-
-@triton.constexpr_function
-def _value_count(kinds):
-    return sum(2 if kind in ("lse_split", "lse_mean") else 1 for kind in kinds)

@@ -24,6 +24,7 @@ class Side:
     scale: float32 [rows] inverse norms, or squared norms for the metric "distance"; None for neither.
     teacher: the second matrix's factor [rows, DT] with its scale.
     centres: consecutive rows of x that make one class (labels then has one entry per class).
+    sorted: labels ascend. Between two sorted sides most tiles are known to hold negatives only.
     """
 
     x: Tensor
@@ -32,6 +33,7 @@ class Side:
     teacher: Tensor | None = None
     teacher_scale: Tensor | None = None
     centres: int = 1
+    sorted: bool = False
 
     @property
     def count(self) -> int:
@@ -63,14 +65,29 @@ def parameter_tensor(parameters: Sequence[float] | Tensor, device: torch.device)
     return constants(tuple(float(v) for v in parameters), device)
 
 
+def near_columns(stay: Side, stream: Side, block: int) -> Tensor:
+    """int32 [blocks, 2]: for each block of rows, the range of columns that may equal one's label."""
+    device = stay.labels.device
+    per_block = max(1, block // stay.padded)
+    blocks = -(-stay.count * stay.padded // block)
+    if not (stay.sorted and stream.sorted):
+        near = torch.zeros(blocks, 2, dtype=torch.int32, device=device)
+        near[:, 1] = stream.count * stream.padded
+        return near
+    first = torch.arange(blocks, device=device) * block // stay.padded
+    last = (first + per_block - 1 + (block % stay.padded != 0)).clamp(max=stay.count - 1)
+    low = torch.searchsorted(stream.labels, stay.labels[first.clamp(max=stay.count - 1)])
+    high = torch.searchsorted(stream.labels, stay.labels[last], right=True)
+    return (torch.stack([low, high], 1) * stream.padded).to(torch.int32)
+
+
 def statistics(
     loss: TileLoss,
     rows: Side,
     columns: Side,
     parameters: Tensor,
     *,
-    exclude_self: bool,
-    offset: int = 0,
+    own: Tensor | None = None,
     inputs: Tensor | None = None,
     precision: str | None = None,
     config: configs.Config | None = None,
@@ -89,6 +106,7 @@ def statistics(
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(configs.statistics_config, x, rounding)
     tiles = -(-columns.count * columns.padded // chosen.stream)
+    near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
     passes = len(loss.passes)
     for i, one in enumerate(loss.passes):
@@ -100,11 +118,11 @@ def statistics(
         statistics_kernel[(blocks, parts)](
             x, columns.x, rows.scale, columns.scale, rows.labels, columns.labels,
             rows.teacher, columns.teacher, rows.teacher_scale, columns.teacher_scale,
-            known, parameters, partial, m, columns.count, offset, per_split,
+            known, parameters, near, own, partial, m, columns.count, per_split,
             FOLD=one.fold, KINDS=one.kinds, KNOWN=done, PARAMETERS=parameters.numel(),
             METRIC=_metric(loss.metric, rows.scale), TEACHER=_teacher(loss, rows),
             GROUPS=_groups(loss, columns), K=columns.centres, PADDED=columns.padded,
-            D=x.shape[1], DT=_depth(rows), SELF=exclude_self,
+            D=x.shape[1], DT=_depth(rows), SELF=own is not None,
             BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
             BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
             num_warps=chosen.warps, num_stages=chosen.stages,
@@ -112,7 +130,7 @@ def statistics(
         merge_kernel[(-(-m // _MERGE_ROWS),)](
             partial, known, parameters, losses, states, m, parts,
             FINISH=loss.finish, KINDS=one.merge_kinds, KNOWN=done, PARAMETERS=parameters.numel(),
-            LAST=i == passes - 1, SPLITS=1 << (parts - 1).bit_length(), BLOCK=_MERGE_ROWS,
+            VALUES=one.values, LAST=i == passes - 1, SPLITS=1 << (parts - 1).bit_length(), BLOCK=_MERGE_ROWS,
             num_warps=2,
         )  # fmt: skip
         done += one.values
@@ -130,8 +148,7 @@ def weights(
     stream_states: Tensor | None = None,
     stay_weights: Tensor | None = None,
     stream_weights: Tensor | None = None,
-    exclude_self: bool,
-    offset: int = 0,
+    own: Tensor | None = None,
     sums: bool = False,
     precision: str | None = None,
     config: configs.Config | None = None,
@@ -139,12 +156,14 @@ def weights(
     """The pair weights times `stream.x`, for each row of `stay`; float32.
 
     Rows of the loss lie along the sides whose states are given. Row weights are given for all of
-    those sides or for none, and are multiplied by factor (one float on the device).
+    those sides or for none, and are multiplied by factor (one float on the device). own int32 [rows
+    of stay]: the row of `stream` that is the same sample, or -1.
     """
     x = stay.x
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(configs.weights_config, x, rounding)
+    near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
     blocks = -(-stay.count * stay.padded // chosen.stay)
@@ -159,15 +178,15 @@ def weights(
     weights_kernel[(blocks, parts, chunks)](
         x, stream.x, stay.scale, stream.scale, stay.labels, stream.labels, stay_states,
         stream_states, stay_weights, stream_weights, stay.teacher, stream.teacher,
-        stay.teacher_scale, stream.teacher_scale, parameters, factor, out, totals,
-        stay.count, stream.count, offset, per_split,
+        stay.teacher_scale, stream.teacher_scale, parameters, factor, near,
+        own, out, totals, stay.count, stream.count, per_split,
         WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
         SUMS=sums, SPARSE=loss.sparse, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
         METRIC=_metric(loss.metric, stay.scale), TEACHER=_teacher(loss, stay),
         GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
         K=max(stay.centres, stream.centres), PADDED=padded,
-        D=d, DT=_depth(stay), SELF=exclude_self,
+        D=d, DT=_depth(stay), SELF=own is not None,
         BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, BLOCK_D=chosen.depth,
         BLOCK_T=_teacher_block(stay, chosen), BLOCK_O=chosen.output, PRECISION=rounding,
         num_warps=chosen.warps, num_stages=chosen.stages,

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton knows the concatenation of tuples, not unpacking)
 """Row statistics: monoids that a tile is folded into."""
 
 import triton
@@ -39,10 +40,10 @@ def _maximum(before, z):
 def fold(acc, tiles, positive, valid, KINDS: tl.constexpr, MASKED: tl.constexpr):
     """acc with a tile [ROWS, COLUMNS] of contributions added. valid: where MASKED, pairs that exist."""
     out = ()
-    # Triton's lists of contributions and accumulators have different lengths: positions are counted.
+    # Statistics take different numbers of contributions: the length of `taken` is the position.
+    taken = ()
     for i in tl.static_range(len(KINDS)):
-        at: tl.constexpr = _tiles_before(KINDS, i)
-        x = tiles[at]
+        x = tiles[len(taken)]
         if KINDS[i] == "sum":
             if MASKED:
                 x = tl.where(valid, x, 0.0)
@@ -70,43 +71,36 @@ def fold(acc, tiles, positive, valid, KINDS: tl.constexpr, MASKED: tl.constexpr)
                 e = tl.exp2(x - b[:, None])
                 l = acc[len(out) + 1] * f + tl.sum(e, 1)
                 if KINDS[i] == "lse_mean":
-                    v = tiles[at + 1]
+                    v = tiles[len(taken) + 1]
                     # 0 * inf must not appear where a pair does not count.
                     v = tl.where(e == 0.0, 0.0, v)
                     out = out + (m, l, acc[len(out) + 2] * f + tl.sum(e * v, 1))
+                    taken = taken + (0,)
                 else:
                     out = out + (m, l)
+        taken = taken + (0,)
     return out
-
-
-@triton.constexpr_function
-def _tiles_before(kinds, i):
-    return sum(2 if kind == "lse_mean" else 1 for kind in kinds[:i])
 
 
 @triton.jit
 def values(acc, KINDS: tl.constexpr):
     """The finished values: each sum of exponentials as its log2 (-inf for none)."""
     out = ()
-    at: tl.constexpr = 0
+    taken = ()
     for i in tl.static_range(len(KINDS)):
-        at: tl.constexpr = _accumulators_before(KINDS, i)
         if KINDS[i] == "sum" or KINDS[i] == "min" or KINDS[i] == "max":
-            out = out + (acc[at],)
+            out = out + (acc[len(taken)],)
+            taken = taken + (0,)
         else:
             pairs: tl.constexpr = 2 if KINDS[i] == "lse_split" else 1
-            for j in tl.static_range(pairs):
-                out = out + (acc[at + 2 * j] + tl.log2(acc[at + 2 * j + 1]),)
+            for _ in tl.static_range(pairs):
+                out = out + (acc[len(taken)] + tl.log2(acc[len(taken) + 1]),)
+                taken = taken + (0, 0)
             if KINDS[i] == "lse_mean":
-                l = acc[at + 1]
-                out = out + (acc[at + 2] / tl.where(l == 0.0, 1.0, l),)
+                l = acc[len(taken) - 1]
+                out = out + (acc[len(taken)] / tl.where(l == 0.0, 1.0, l),)
+                taken = taken + (0,)
     return out
-
-
-@triton.constexpr_function
-def _accumulators_before(kinds, i):
-    size = {"lse": 2, "lse_split": 4, "lse_mean": 3}
-    return sum(size.get(kind, 1) for kind in kinds[:i])
 
 
 @triton.jit

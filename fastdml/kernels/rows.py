@@ -46,6 +46,8 @@ def tile_rows(
     col_scale: Tensor | None = None,
     exclude_self: bool = False,
     offset: int = 0,
+    order: bool = True,
+    ascending: tuple[bool, bool] = (False, False),
     row_weight: Tensor | None = None,
     weight: float = 1.0,
     inputs: Tensor | None = None,
@@ -68,6 +70,9 @@ def tile_rows(
         row_scale, col_scale: float32 inverse norms, or None for plain products. Squared norms are
             computed here for the metric "distance".
         exclude_self: leaves out the pair of row i with column i + offset.
+        order: works on a copy of the embeddings in the order of their labels. Tiles without positives
+            then need no labels, and those of losses with zero weights are skipped.
+        ascending: which of the two label vectors ascend already.
         row_weight: float32 [M] weights of the rows in the sum; weight: times this.
         inputs: [loss.inputs, M] values per row that the loss reads.
         teacher: second matrix's factors [M, DT], [N, DT]; teacher_scale: their inverse norms.
@@ -90,43 +95,121 @@ def tile_rows(
     p = launch.parameter_tensor(parameters, anchors.device)
     u, v = teacher or (None, None)
     u_scale, v_scale = teacher_scale or (None, None)
-    rows = Side(anchors, anchor_labels, row_scale, u, u_scale)
-    cols = Side(candidates, candidate_labels, col_scale, v, v_scale, centres)
-    shared = {"exclude_self": exclude_self, "precision": precision}
+    rows = Side(anchors, anchor_labels, row_scale, u, u_scale, 1, ascending[0])
+    cols = Side(candidates, candidate_labels, col_scale, v, v_scale, centres, ascending[1])
+    row_order = _order(rows, order)
+    col_order = row_order if one_set else _order(cols, order)
+    rows = _permuted(rows, row_order)
+    cols = rows if one_set else _permuted(cols, col_order)
+    own = _own(rows, cols, row_order, col_order, offset) if exclude_self else None
+    if row_order is not None:
+        row_weight = None if row_weight is None else row_weight[row_order]
+        inputs = None if inputs is None else inputs[:, row_order]
+    if col_order is not None and column_weight is not None:
+        column_weight = column_weight[col_order]
 
-    losses, states, _ = launch.statistics(
-        loss, rows, cols, p, offset=offset, inputs=inputs, **shared
+    row_losses, states, _ = launch.statistics(
+        loss, rows, cols, p, own=own, inputs=inputs, precision=precision
     )
-    result = TileResult(losses)
-    col_states = None
+    result = TileResult(_restored(row_losses, row_order))
+    col_states, own_row = None, None
+    if not one_set and own is not None:
+        own_row = _inverse(own, cols.count)
     if columns:
-        result.column_losses, col_states, _ = launch.statistics(
-            loss, cols, rows, p, offset=-offset, **shared
+        col_losses, col_states, _ = launch.statistics(
+            loss, cols, rows, p, own=own_row, precision=precision
         )
+        result.column_losses = _restored(col_losses, col_order)
     if not any(gradients):
         return result
     row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
-    sums = sums or loss.metric == "distance"
+    shared = {"factor": factor, "precision": precision, "sums": sums or loss.metric == "distance"}
     if one_set:
         done = launch.weights(
-            loss, rows, rows, p, factor=factor, stay_states=states, stream_states=states,
-            stay_weights=row_w, stream_weights=row_w, sums=sums, **shared,
+            loss, rows, rows, p, stay_states=states, stream_states=states, stay_weights=row_w,
+            stream_weights=row_w, own=own, **shared,
         )  # fmt: skip
-        result.d_anchors, result.anchor_sums = _products(loss, done, anchors)
+        result.d_anchors, result.anchor_sums = _gradient(loss, done, rows, row_order)
         return result
     if gradients[0]:
         done = launch.weights(
-            loss, rows, cols, p, factor=factor, stay_states=states, stream_states=col_states,
-            stay_weights=row_w, stream_weights=col_w, offset=offset, sums=sums, **shared,
+            loss, rows, cols, p, stay_states=states, stream_states=col_states, stay_weights=row_w,
+            stream_weights=col_w, own=own, **shared,
         )  # fmt: skip
-        result.d_anchors, result.anchor_sums = _products(loss, done, anchors)
+        result.d_anchors, result.anchor_sums = _gradient(loss, done, rows, row_order)
     if gradients[1]:
         done = launch.weights(
-            loss, cols, rows, p, factor=factor, stay_states=col_states, stream_states=states,
-            stay_weights=col_w, stream_weights=row_w, offset=-offset, sums=sums, **shared,
+            loss, cols, rows, p, stay_states=col_states, stream_states=states, stay_weights=col_w,
+            stream_weights=row_w, own=own_row, **shared,
         )  # fmt: skip
-        result.d_candidates, result.candidate_sums = _products(loss, done, candidates)
+        result.d_candidates, result.candidate_sums = _gradient(loss, done, cols, col_order)
     return result
+
+
+def _order(side: Side, wanted: bool) -> Tensor | None:
+    """The classes (or rows) of a side in the order of their labels; None: as they are."""
+    return side.labels.argsort(stable=True) if wanted and not side.sorted else None
+
+
+def _permuted(side: Side, order: Tensor | None) -> Side:
+    if order is None:
+        return side
+    within = _rows_of(order, side.centres)
+    x, scale, u, u_scale = (
+        None if v is None else v[within]
+        for v in (side.x, side.scale, side.teacher, side.teacher_scale)
+    )
+    assert x is not None
+    return Side(x, side.labels[order], scale, u, u_scale, side.centres, True)
+
+
+def _rows_of(order: Tensor, centres: int) -> Tensor:
+    if centres == 1:
+        return order
+    return (order[:, None] * centres + torch.arange(centres, device=order.device)).flatten()
+
+
+def _restored(x: Tensor, order: Tensor | None) -> Tensor:
+    """Undoes the permutation of the first dimension."""
+    if order is None:
+        return x
+    out = torch.empty_like(x)
+    out[order] = x
+    return out
+
+
+def _inverse(index: Tensor, size: int) -> Tensor:
+    """Where each of size targets is pointed at from, or -1. index int32, -1 for none."""
+    out = torch.full((size + 1,), -1, dtype=torch.int32, device=index.device)
+    at = torch.where(index < 0, size, index).long()
+    out[at] = torch.arange(index.shape[0], dtype=torch.int32, device=index.device)
+    return out[:size]
+
+
+def _own(
+    rows: Side, cols: Side, row_order: Tensor | None, col_order: Tensor | None, offset: int
+) -> Tensor:
+    """int32 [M]: the column of each (permuted) row that is the same sample, or -1."""
+    m, n = rows.count, cols.count
+    own = torch.arange(m, device=rows.x.device)
+    if rows is cols:
+        return own.to(torch.int32)
+    own = (own if row_order is None else row_order) + offset
+    own = torch.where((own >= 0) & (own < n), own, -1)
+    if col_order is not None:
+        place = _inverse(col_order.to(torch.int32), n)
+        own = torch.where(own < 0, -1, place[own.clamp(min=0)])
+    return own.to(torch.int32)
+
+
+def _gradient(
+    loss: TileLoss, done: launch.Weighted, side: Side, order: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    products, sums = _products(loss, done, side.x)
+    if order is not None:
+        order = _rows_of(order, side.centres)
+        sums = None if sums is None else _restored(sums.t(), order).t()
+    return _restored(products, order), sums
 
 
 def _products(loss: TileLoss, done: launch.Weighted, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -145,7 +228,11 @@ def _relative(
     factor = launch.constants((float(weight),), rows.x.device)
     if row_weight is None and column_weight is None:
         return None, None, factor
-    row = torch.ones_like(rows.labels, dtype=torch.float32) if row_weight is None else row_weight.float()
+    row = (
+        torch.ones_like(rows.labels, dtype=torch.float32)
+        if row_weight is None
+        else row_weight.float()
+    )
     top = row.abs().amax()
     col = None
     if columns:
@@ -173,13 +260,17 @@ def _check(
         raise ValueError(f"candidates: expected {anchors.dtype}, got {candidates.dtype}")
     for x, name in ((anchors, "anchors"), (candidates, "candidates")):
         if x.dim() != 2 or x.shape[0] == 0 or not x.is_contiguous():
-            raise ValueError(f"{name}: expected a contiguous, non-empty matrix, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected a contiguous, non-empty matrix, got {tuple(x.shape)}"
+            )
     if anchors.shape[1] != candidates.shape[1]:
         raise ValueError(
             f"candidates: expected {anchors.shape[1]} columns, got {candidates.shape[1]}"
         )
     if centres < 1 or candidates.shape[0] % centres or (centres > 1 and (one_set or columns)):
-        raise ValueError(f"centres: expected a divisor of the candidates, a second set; got {centres}")
+        raise ValueError(
+            f"centres: expected a divisor of the candidates, a second set; got {centres}"
+        )
     expected = ((anchor_labels, "anchor_labels", anchors.shape[0]),
                 (candidate_labels, "candidate_labels", candidates.shape[0] // centres))  # fmt: skip
     for labels, name, count in expected:

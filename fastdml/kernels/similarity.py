@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton knows the concatenation of tuples, not unpacking)
 """Tiles of similarities: their place, their pairs, their values."""
 
 import triton
@@ -87,36 +88,28 @@ def as_row(x):
 
 
 @triton.jit
-def sweep(
-    row0, first, last, N, offset,
-    SELF: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
-):  # fmt: skip
-    """Splits tiles [first, last) into plain ones and the few that need a mask.
+def sweep(near, block, first, last, N, BLOCK: tl.constexpr):
+    """Splits tiles [first, last) of N columns into plain ones and the few that need care.
 
-    Those touch the pairs of samples with themselves, or hang over the end. Returns (plain, start of
-    the diagonal tiles, their count, hanging, the hanging tile): the plain loop then has no masks.
+    near [blocks, 2]: the columns that may hold positives or the pair of a sample with itself. Tiles
+    that touch them, and the one that hangs over the end, need labels and masks; a plain tile is all
+    negatives. Returns (plain, start of the near tiles, their count, hanging, the hanging tile).
     """
-    full = N // BLOCK_B
-    stop = tl.minimum(last, full)
-    if SELF:
-        start = tl.maximum(row0 + offset, 0) // BLOCK_B
-        end = (tl.maximum(row0 + offset + BLOCK_A - 1, -1) + BLOCK_B) // BLOCK_B
-        start = tl.minimum(tl.maximum(start, first), tl.maximum(stop, first))
-        end = tl.minimum(tl.maximum(end, start), tl.maximum(stop, start))
-    else:
-        start = first
-        end = first
-    diagonal = end - start
-    plain = tl.maximum(stop - first, 0) - diagonal
-    hanging = tl.where(last > full, 1, 0)
-    return plain, start, diagonal, hanging, full
+    full = N // BLOCK
+    stop = tl.maximum(tl.minimum(last, full), first)
+    start = tl.load(near + 2 * block) // BLOCK
+    end = tl.cdiv(tl.load(near + 2 * block + 1), BLOCK)
+    start = tl.minimum(tl.maximum(start, first), stop)
+    end = tl.minimum(tl.maximum(end, start), stop)
+    around = end - start
+    return stop - first - around, start, around, tl.where(last > full, 1, 0), full
 
 
 @triton.jit
-def plain_tile(i, first, start, diagonal):
-    """The i-th tile of [first, ...) without the diagonal ones."""
+def plain_tile(i, first, start, around):
+    """The i-th tile of [first, ...) without the near ones."""
     at = first + i
-    return tl.where(at >= start, at + diagonal, at)
+    return tl.where(at >= start, at + around, at)
 
 
 @triton.jit

@@ -75,7 +75,7 @@ class TileLoss:
         None: one column per class or sample.
     sparse: most weights are exactly 0, so tiles without any are skipped.
     metric: what `s` is: "similarity" (a scaled dot product) or "distance" (squared Euclidean).
-    teacher_metric: the same of `t`.
+    teacher: whether there is a second matrix `t`; teacher_metric: what it is.
 
     Exponentials and logarithms are to base 2 throughout: fold log2(e) into the parameters.
     """
@@ -90,6 +90,7 @@ class TileLoss:
     groups: str | None = None
     sparse: bool = False
     metric: str = "similarity"
+    teacher: bool = False
     teacher_metric: str = "similarity"
 
     def __post_init__(self) -> None:

@@ -73,7 +73,9 @@ def dense(case: Case, tile, x, y, la, lc, weight, col_weight, dtype):
     losses = case.spec(s, positive, pair, None, case.loss)
     total = (losses * weight).sum()
     if case.rows == "towers":
-        total = total + (case.spec(s.t(), positive.t(), pair.t(), None, case.loss) * col_weight).sum()
+        total = (
+            total + (case.spec(s.t(), positive.t(), pair.t(), None, case.loss) * col_weight).sum()
+        )
     inputs = [a] if y is x else [a, c]
     return losses.detach(), torch.autograd.grad(total, inputs)
 

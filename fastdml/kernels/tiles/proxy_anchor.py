@@ -44,7 +44,7 @@ def finish(stats, p):
 @triton.jit
 def weight(s, t, positive, state, p):
     e = tl.exp2(exponent(s, positive, p) - tl.where(positive, state[0], state[1]))
-    return tl.where(positive, -e, e / p[4])
+    return tl.where(positive, -e, e * (1.0 / p[4]))
 
 
 @triton.jit
@@ -52,6 +52,4 @@ def gain(p):
     return p[3] * p[4]
 
 
-TILE = TileLoss(
-    "proxy_anchor", (Pass(("lse_split",), sums),), finish, weight, states=2, gain=gain
-)
+TILE = TileLoss("proxy_anchor", (Pass(("lse_split",), sums),), finish, weight, states=2, gain=gain)

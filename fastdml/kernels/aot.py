@@ -1,0 +1,215 @@
+"""Compiles the kernels for a GPU that need not be there, and reads what the compiler made of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib
+import os
+import re
+import subprocess
+import tempfile
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from . import configs
+from .tile import TileLoss
+
+# Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
+ARCHITECTURES = tuple(SHARED_LIMIT)
+_TENSOR = {80: ("HMMA", "mma.sync"), 90: ("HGMMA", "wgmma"), 100: ("UTCHMMA", "tcgen05")}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclasses.dataclass
+class Compiled:
+    """Resources of one kernel. counts: SASS instructions of the main loop by pipe, per thread."""
+
+    registers: int
+    spill_bytes: int
+    shared: int
+    warps: int
+    tensor: bool
+    counts: dict[str, int]
+    stay: int
+    stream: int
+
+
+def example(name: str) -> tuple[TileLoss, int]:
+    """A tile loss with its usual variant, and its number of parameters."""
+    module = importlib.import_module(f"fastdml.kernels.tiles.{name}")
+    loss = module.EXAMPLE if hasattr(module, "EXAMPLE") else SimpleNamespace()
+    return module.tile(loss), module.PARAMETERS
+
+
+def statistics(
+    tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, number: int = -1,
+    centres: int = 1, exclude_self: bool = True, precision: str = "tf32",
+    config: configs.Config | None = None,
+) -> Compiled:  # fmt: skip
+    """Kernel 1 for pass `number` of a loss."""
+    from . import forward
+
+    c = config or configs.statistics_config(arch, dtype, d, precision)
+    one = tile.passes[number]
+    known = tile.inputs + sum(p.values for p in tile.passes[: number % len(tile.passes)])
+    teacher = tile.teacher
+    constants = {
+        "FOLD": one.fold, "KINDS": one.kinds, "KNOWN": known, "PARAMETERS": parameters,
+        "METRIC": tile.metric, "TEACHER": tile.teacher_metric if teacher else "none",
+        "GROUPS": tile.groups or "none", "K": centres, "PADDED": 1 << (centres - 1).bit_length(),
+        "D": d, "DT": d, "SELF": exclude_self, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
+        "BLOCK_D": c.depth, "BLOCK_T": c.depth if teacher else 16, "PRECISION": precision,
+    }  # fmt: skip
+    pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_scale y_scale", "fp32")
+    pointers |= (
+        _pointers("near own", "i32")
+        | _pointers("x_label y_label", "i64")
+        | _pointers("known parameters partial", "fp32")
+    )
+    if teacher:
+        pointers |= _pointers("u v", _TYPES[dtype]) | _pointers("u_scale v_scale", "fp32")
+    return _compile(forward.statistics_kernel, pointers, constants, arch, c)
+
+
+def weights(
+    tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, both: bool = False,
+    stay: bool = True, centres: int = 1, axis: int = 1, precision: str = "tf32",
+    config: configs.Config | None = None,
+) -> Compiled:  # fmt: skip
+    """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
+    from . import backward
+
+    c = config or configs.weights_config(arch, dtype, d, precision)
+    teacher = tile.teacher
+    constants = {
+        "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.states, "PARAMETERS": parameters,
+        "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
+        "SUMS": tile.metric == "distance", "SPARSE": tile.sparse,
+        "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": tile.metric,
+        "TEACHER": tile.teacher_metric if teacher else "none", "GROUPS": tile.groups or "none",
+        "AXIS": axis, "K": centres, "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
+        "SELF": both, "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
+        "BLOCK_T": c.depth if teacher else 16, "BLOCK_O": c.output, "PRECISION": precision,
+    }  # fmt: skip
+    pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_scale b_scale", "fp32")
+    pointers |= _pointers("a_label b_label", "i64") | _pointers("near own", "i32")
+    pointers |= _pointers("a_states b_states parameters factor out sums", "fp32")
+    if teacher:
+        pointers |= _pointers("ta tb", _TYPES[dtype]) | _pointers("ta_scale tb_scale", "fp32")
+    return _compile(backward.weights_kernel, pointers, constants, arch, c)
+
+
+def _pointers(names: str, kind: str) -> dict[str, str]:
+    return {name: f"*{kind}" for name in names.split()}
+
+
+def _compile(
+    kernel: Any, pointers: dict[str, str], constants: dict[str, Any], arch: int, c: configs.Config
+) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = pointers[name]
+            attributes[(i,)] = [["tt.divisibility", 16]]  # as torch allocates
+        elif name in ("M", "N", "tiles_per_split"):
+            signature[name] = "i32"
+        else:
+            signature[name] = "constexpr"
+            constants[name] = None
+    source = ASTSource(kernel, signature, constants, attributes)
+    done = triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": c.warps, "num_stages": c.stages},
+    )
+    sass, usage = _disassemble(done.asm["cubin"])
+    field = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    names = _TENSOR[arch]
+    return Compiled(
+        registers=field["REG"],
+        spill_bytes=field["STACK"] + field["LOCAL"],
+        shared=done.metadata.shared,
+        warps=c.warps,
+        tensor=names[0] in sass and names[1] in done.asm["ptx"],
+        counts=loop_counts(sass),
+        stay=c.stay,
+        stream=c.stream,
+    )
+
+
+def _tool(name: str) -> str:
+    import triton
+
+    bundled = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
+    return bundled if os.path.exists(bundled) else name
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def call(*args: str) -> str:
+            return subprocess.run(args, check=True, capture_output=True, text=True).stdout
+
+        sass = call(_tool("nvdisasm"), "-c", file.name)
+        usage = call(_tool("cuobjdump"), "-res-usage", file.name)
+    return sass, usage
+
+
+_PIPES = (
+    ("tensor", re.compile(r"^(HMMA|HGMMA|UTC\w*MMA|QGMMA)")),
+    ("mufu", re.compile(r"^MUFU")),
+    ("memory", re.compile(r"^(LD|ST|UTMA|UBLK|RED|ATOM|SHFL)")),
+    ("fp32", re.compile(r"^(FADD|FMUL|FFMA|FMNMX|FSEL|FSETP|FSET|FCHK|FADD2|FMUL2|FFMA2)")),
+    (
+        "alu",
+        re.compile(r"^(I|LOP3|SEL|PRMT|SHF|LEA|MOV|F2F|I2F|F2I|F2FP|PLOP3|VOTE|R2P|P2R|CS2R|VI)"),
+    ),
+)
+_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
+
+
+def loop_counts(sass: str) -> dict[str, int]:
+    """Instructions by pipe in the plain loop: the first outermost one that multiplies.
+
+    Loops are backward branches. The masked loop over the few near tiles comes after it.
+    """
+    code: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if found := _LABEL.match(line):
+            labels[found[1]] = len(code)
+        elif found := _INSTRUCTION.search(line):
+            code.append((found[2], found[3]))
+    loops = []
+    for at, (name, rest) in enumerate(code):
+        if name == "BRA" and (target := re.search(r"\.L_x_\d+", rest)):
+            start = labels.get(target[0], at)
+            if start < at:
+                loops.append((start, at))
+    for start, stop in sorted(loops, key=lambda one: (one[0], -one[1])):
+        counts = count(name for name, _ in code[start : stop + 1])
+        if counts["tensor"]:
+            return counts
+    return count([])
+
+
+def count(names: Any) -> dict[str, int]:
+    """Instructions by pipe."""
+    found: collections.Counter[str] = collections.Counter({name: 0 for name, _ in _PIPES})
+    for name in names:
+        pipe = next((pipe for pipe, pattern in _PIPES if pattern.match(name)), "other")
+        found[pipe] += 1
+    return dict(found)
