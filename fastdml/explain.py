@@ -77,8 +77,8 @@ def explain(
     elif isinstance(loss, RowLoss):
         description = loss
     elif isinstance(loss, nn.Module) and hasattr(loss, "description"):
-        description = loss.description()
-        backend = backend or loss.backend
+        description = loss.description()  # type: ignore[operator]
+        backend = backend or str(loss.backend)
     else:
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
     one = torch.zeros(1, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)

@@ -41,7 +41,7 @@ class LazyPairs:
         fields = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
         if not set(self.rule) <= fields:
             return None
-        return dataclasses.replace(loss, **self.rule)  # type: ignore[type-var]
+        return dataclasses.replace(loss, **self.rule)  # type: ignore[type-var, arg-type]
 
     def _pairs(self) -> tuple[Tensor, ...]:
         if self._tuple is None:
