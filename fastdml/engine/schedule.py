@@ -68,7 +68,9 @@ class Wanted:
     col_values: bool = False
 
     def __bool__(self) -> bool:
-        return any(dataclasses.astuple(self))
+        return (
+            self.anchors or self.candidates or self.scalars or self.row_values or self.col_values
+        )
 
 
 def block_rows(problem: Problem, step: Step) -> int:

@@ -47,9 +47,10 @@ class Native:
         gradient: bool,
     ) -> None:
         rows = slice(start, start + s.shape[0])
+        whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
 
         def part(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
+            return x if whole or x is None else x[rows]
 
         classes = problem.classes
         torch.ops.fastdml_native.rows_(
@@ -63,7 +64,7 @@ class Native:
             problem.col_square,
             problem.loss.metric.kind,
             problem.epsilon,
-            classes.row_class[rows],
+            part(classes.row_class),
             classes.col_class,
             classes.start,
             classes.order,
@@ -74,7 +75,7 @@ class Native:
             problem.scalars,
             part(problem.row_values),
             problem.col_values,
-            out.outputs[rows],
+            part(out.outputs),
             part(out.d_scalars),
             part(out.d_row_values),
             gradient,
