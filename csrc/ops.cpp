@@ -209,7 +209,7 @@ void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_
 }
 
 void remove_radial_(Tensor g, Tensor x, Tensor inverse_norm) {
-  STD_TORCH_CHECK(g.is_contiguous() && x.stride(1) == 1 && g.scalar_type() == x.scalar_type() &&
+  STD_TORCH_CHECK(g.is_contiguous() && (x.size(1) <= 1 || x.stride(1) == 1) && g.scalar_type() == x.scalar_type() &&
                       g.size(0) == x.size(0) && g.size(1) == x.size(1) &&
                       inverse_norm.numel() == x.size(0),
                   "fastdml: remove_radial_ takes matrices of one shape and type");

@@ -10,33 +10,50 @@ from torch import Tensor
 
 from .engine import check
 from .engine.loss import RowLoss
+from .engine.op import statistic_type
+from .engine.similarity import unit
 
 
 class LazyPairs:
     """Index tensors (a1, p, a2, n) that exist only once somebody unpacks them.
 
     A loss that knows the rule by which they are mined applies the rule instead.
+
+    mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call.
     """
 
     def __init__(
         self,
         rule: dict[str, float],
-        embeddings: Tensor,
-        ref_emb: Tensor | None,
+        mined: tuple[Tensor | None, ...],
         materialise: Callable[[], tuple[Tensor, ...]],
+        similarity: str = "cosine",
     ) -> None:
         self.rule = rule
-        self._embeddings, self._ref_emb = embeddings, ref_emb
+        self.mined = mined
+        self.similarity = similarity
         self._materialise = materialise
         self._tuple: tuple[Tensor, ...] | None = None
 
-    def fuse(self, loss: RowLoss, embeddings: Tensor, ref_emb: Tensor | None) -> RowLoss | None:
+    def fuse(
+        self,
+        loss: RowLoss,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        ref_emb: Tensor | None,
+        ref_labels: Tensor | None,
+    ) -> RowLoss | None:
         """The loss with the mining rule in it; None where it has no such parameter.
 
-        None also if the loss is computed on other embeddings than those that were mined: the indices
-        then mean other pairs.
+        None also if the loss is called with other tensors than those that were mined, or multiplies
+        embeddings otherwise: the indices then mean other pairs.
         """
-        if self._embeddings is not embeddings or self._ref_emb is not ref_emb:
+        called = (embeddings, labels, ref_emb, ref_labels)
+        may_be_left_out = (False, True, False, True)
+        for mine, given, optional in zip(self.mined, called, may_be_left_out):
+            if given is not mine and not (optional and given is None):
+                return None
+        if loss.similarity != self.similarity:
             return None
         fields = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
         if not set(self.rule) <= fields:
@@ -81,6 +98,7 @@ class MultiSimilarityMiner:
         ref_labels: Tensor | None = None,
     ) -> LazyPairs:
         check.embeddings(embeddings, "embeddings")
+        mined = (embeddings, labels, ref_emb, ref_labels)
         labels = check.labels(
             labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
         )
@@ -96,7 +114,7 @@ class MultiSimilarityMiner:
         def materialise() -> tuple[Tensor, ...]:
             return _mine(embeddings, labels, ref_emb, ref_labels, self.epsilon)
 
-        return LazyPairs({"epsilon": self.epsilon}, embeddings, ref_emb, materialise)
+        return LazyPairs({"epsilon": self.epsilon}, mined, materialise)
 
 
 @torch.no_grad()
@@ -107,8 +125,9 @@ def _mine(
     ref_labels: Tensor | None,
     epsilon: float,
 ) -> tuple[Tensor, ...]:
-    x = torch.nn.functional.normalize(embeddings.float(), dim=1)
-    y = x if ref_emb is None else torch.nn.functional.normalize(ref_emb.float(), dim=1)
+    kind = statistic_type(embeddings, ref_emb)
+    x = unit(embeddings.to(kind))
+    y = x if ref_emb is None else unit(ref_emb.to(kind))
     columns = labels if ref_labels is None else ref_labels
     found: list[list[Tensor]] = [[], [], [], []]
     step = max(1, (1 << 22) // max(1, y.shape[0]))
@@ -122,8 +141,8 @@ def _mine(
         hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
         hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
         kept = (
-            positive & (s - epsilon < hardest_negative),
-            negative & (s + epsilon > hardest_positive),
+            positive & (s < hardest_negative + epsilon),
+            negative & (s > hardest_positive - epsilon),
         )
         for k, mask in enumerate(kept):
             rows, cols = mask.nonzero(as_tuple=True)

@@ -36,8 +36,10 @@ class _RowLoss(torch.autograd.Function):
         relation: str,
         backend: str,
         reduction: str,
+        recorded: bool,
     ) -> Tensor:
-        wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
+        # Outside of a recorded graph (torch.no_grad) inputs still say that they need gradients.
+        wanted = [recorded and needed for needed in ctx.needs_input_grad[: len(_INPUTS)]]
         ctx.with_forward = reduction != "none"
         value, *gradients = _evaluate(anchors)(
             anchors,
@@ -103,8 +105,11 @@ class _RowLoss(torch.autograd.Function):
             )
             found = [g if w else None for g, w in zip(gradients, wanted)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = [None if g is None else _Once.apply(g, upstream) for g in found]
-        return (*found, *([None] * 9))
+            # Needs a gradient itself, so that a second derivative runs into the refusal even where the
+            # upstream gradient is a constant, instead of missing silently.
+            mark = upstream.new_zeros((), requires_grad=True)
+            found = [None if g is None else _Once.apply(g, mark) for g in found]
+        return (*found, *([None] * 10))
 
 
 def _evaluate(anchors: Tensor) -> Callable[..., tuple[Tensor, ...]]:
@@ -117,28 +122,35 @@ def _evaluate(anchors: Tensor) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    # The usual upstream gradient is exactly 1: then nothing is copied. Asking is free on the CPU only.
+    # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for
+    # another backward, which must not find what the caller did to the first one's result (x.grad is
+    # this very memory). Asking is free on the CPU only.
     if (
         not torch.compiler.is_compiling()
         and upstream.device.type == "cpu"
+        and not _graph_is_kept()
         and upstream.item() == 1.0
     ):
         return gradient.detach()
     return (gradient * upstream).to(gradient.dtype)
 
 
+# Not public in torch: where it is missing, gradients are copied.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 class _Once(torch.autograd.Function):
     """The identity, in whose backward a second derivative is refused."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, upstream: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, mark: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Tensor:
         raise RuntimeError(
             "fastdml losses have first derivatives only: the gradient was asked to be differentiated "
-            "again (create_graph=True). Use backend='dense' forms of torch for second derivatives."
+            "again (create_graph=True). Write the loss in plain torch for second derivatives."
         )
 
 
@@ -193,4 +205,5 @@ def row_loss(
         relation,
         backend,
         reduction,
+        torch.is_grad_enabled(),
     )

@@ -14,6 +14,8 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         raise ValueError(f"{name}: expected a tensor [batch, dim], got {type(x).__name__}")
     if x.dim() != 2:
         raise ValueError(f"{name}: expected shape [batch, dim], got {tuple(x.shape)}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got layout {x.layout}")
     if not x.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.shape[1] == 0:
@@ -50,7 +52,13 @@ def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
 
 
 def class_range(y: Tensor, classes: int, name: str, validate: bool) -> None:
-    """Labels of proxy losses name proxies. Reading them back from an accelerator takes validate."""
+    """Labels of proxy losses name proxies.
+
+    Reading them back from an accelerator takes validate; a compiled graph cannot look at values, and
+    there a label outside is a class without a proxy.
+    """
+    if torch.compiler.is_compiling():
+        return
     if y.device.type == "cpu" or validate:
         low, high = int(y.min()), int(y.max())
         if low < 0 or high >= classes:
@@ -81,6 +89,10 @@ def finite(value: float, name: str) -> float:
     return float(value)
 
 
+def _readable(t: Tensor) -> bool:
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
     """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors."""
     if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
@@ -97,7 +109,7 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
         if not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point():
             raise ValueError(f"indices_tuple: expected {name} to be a 1-D tensor of integers")
         limit = columns if k % 2 else rows
-        if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < limit:
+        if _readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < limit:
             raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
         found[k] = t.long()
     for one, other, names in ((0, 1, "a1 and p"), (2, 3, "a2 and n")):

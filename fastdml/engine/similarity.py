@@ -116,7 +116,7 @@ class Metric:
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
         if self.normalized:
-            a, c = _unit(a), _unit(c)
+            a, c = unit(a), unit(c)
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s
@@ -130,7 +130,8 @@ class Metric:
         return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """x [rows, D] at length 1, differentiable; 0 where it has no direction."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
     return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))

@@ -58,7 +58,9 @@ def buffer(name: str, count: int, like: Tensor) -> Tensor:
     key = f"{name}:{like.dtype}"
     held = getattr(_local, key, None)
     if held is None or held.numel() < count:
-        held = torch.empty(count, dtype=like.dtype)
+        # A tensor made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            held = torch.empty(count, dtype=like.dtype)
         # One odd huge row must not pin its memory for good.
         if count * like.element_size() <= workspace_limit("cpu"):
             setattr(_local, key, held)

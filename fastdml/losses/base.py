@@ -34,11 +34,11 @@ def sample_loss(
     columns = embeddings if ref_emb is None else ref_emb
     pairs: list[Tensor] = []
     if isinstance(indices_tuple, LazyPairs):
-        fused = indices_tuple.fuse(description, embeddings, ref_emb)
+        fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:
-            description, indices_tuple = fused, None
-            if labels is None:
-                raise ValueError("labels: expected the labels the miner was given, got None")
+            description = fused
+            _, labels, _, ref_labels = indices_tuple.mined
+            indices_tuple = None
         else:
             indices_tuple = tuple(indices_tuple)
     if indices_tuple is not None:

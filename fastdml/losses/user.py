@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine.loss import RowLoss, Rows
+from ..engine.registry import handle
 from .base import SampleLoss
 
 __all__ = ["row_loss"]
@@ -16,7 +17,7 @@ __all__ = ["row_loss"]
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class UserLoss(RowLoss):
     """A user's function as a description; equal only to itself."""
 
@@ -45,6 +46,7 @@ class UserRowLoss(SampleLoss):
             raise ValueError(f"fn: expected a function of (s, positive, negative), got {fn!r}")
         super().__init__(similarity=similarity, **kwargs)
         self._description = UserLoss(fn, similarity=similarity)
+        handle(self._description)  # known before a graph is compiled
 
     def description(self) -> UserLoss:
         return self._description

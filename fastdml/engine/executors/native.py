@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import library, schedule
 from ..problem import Problem
+from ..registry import LOSSES
 from ..relation import LabelRelation
 from . import Result, Wanted
 
@@ -17,7 +18,9 @@ class Native:
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
-        if problem.loss.name not in library.functors():
+        # A user's function may bear the name of a compiled loss.
+        known = LOSSES.get(problem.loss.name) is type(problem.loss)
+        if not known or problem.loss.name not in library.functors():
             return f"no compiled functor is called {problem.loss.name!r}"
         if problem.device_type != "cpu":
             return f"no compiled functors for {problem.device_type}"
