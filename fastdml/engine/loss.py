@@ -94,6 +94,11 @@ class RowLoss:
         names = (f.name for f in dataclasses.fields(self) if f.name != "similarity")
         return tuple(float(getattr(self, name)) for name in names)
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        """Parameters under which tests and benchmarks run the loss: between them, every branch."""
+        return [cls()]
+
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
         """Values of one call that every row reads (counts of classes, say); no host sync."""
         return None

@@ -39,6 +39,10 @@ class MultiSimilarity(RowLoss):
         if self.epsilon is not None:
             check.finite(self.epsilon, "epsilon")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(epsilon=0.1), cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5)]
+
     def parameters(self) -> tuple[float, ...]:
         mined = self.epsilon is not None
         epsilon = self.epsilon if self.epsilon is not None else 0.0

@@ -31,6 +31,10 @@ class SmoothAP(RowLoss):
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.1)]
+
     def spec(self, rows: Rows) -> Tensor:
         threshold, index, valid = rows.thresholds()
         # above[q, k, j]: how far candidate j ranks above positive k, smoothly.

@@ -1,0 +1,238 @@
+"""What the tests of the engine share: ragged problems, one call for every loss, poisoned memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdml
+from fastdml.engine import autograd, library
+from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine.loss import RowLoss
+from fastdml.engine.registry import LOSSES, handle
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILED = library.load() is not None
+BACKENDS = [name for name in EXECUTORS if name in ("dense", "chunked") or (name == "native" and COMPILED)]
+EXAMPLES = [
+    pytest.param(description, id=f"{name}{k}")
+    for name, loss in sorted(LOSSES.items())
+    for k, description in enumerate(loss.examples())
+]
+needs_compiled = pytest.mark.skipif(not COMPILED, reason="the compiled library is not installed")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "unpoisoned: leaves uninitialised memory as it is")
+
+
+@pytest.fixture(autouse=True)
+def clean_state(request):
+    """Poisons uninitialised memory with NaN (what nobody wrote shows), and restores global settings.
+
+    Tests that measure memory or time carry the mark `unpoisoned`.
+    """
+    threads = torch.get_num_threads()
+    if "unpoisoned" not in request.keywords:
+        torch.use_deterministic_algorithms(True)  # fill_uninitialized_memory is on by default
+    fastdml.set_workspace(None)  # forgets kept buffers
+    yield
+    torch.use_deterministic_algorithms(False)
+    fastdml.set_workspace(None)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Samples with labels, and other candidates (`ref`) or None."""
+
+    x: Tensor  # [B, D]
+    y: Tensor  # [B]
+    ref: Tensor | None = None  # [N, D]
+    ref_y: Tensor | None = None  # [N]
+
+    def to(self, dtype: torch.dtype) -> Case:
+        ref = None if self.ref is None else self.ref.to(dtype)
+        return dataclasses.replace(self, x=self.x.to(dtype), ref=ref)
+
+
+def _embeddings(count: int, dim: int, seed: int) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    # Lengths from 0.2 to 5: nothing may rely on normalised rows.
+    return torch.randn(count, dim, generator=g, dtype=torch.float64) * (
+        torch.rand(count, 1, generator=g, dtype=torch.float64) * 4.8 + 0.2
+    )
+
+
+def _labels(sizes: list[int], seed: int, names: list[int] | None = None) -> Tensor:
+    """Labels of classes of the given sizes, shuffled."""
+    names = names or [7 * k - 5 for k in range(len(sizes))]
+    y = torch.cat([torch.full((n,), name) for n, name in zip(sizes, names, strict=True)])
+    return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+
+
+def _ragged() -> Case:
+    """37 rows: classes of 1, 2, 3, 6, 11 and 13, one singleton more; D = 19."""
+    y = _labels([1, 2, 3, 6, 11, 13, 1], 1)
+    return Case(_embeddings(37, 19, 2), y)
+
+
+def _wide() -> Case:
+    """Many small classes, more columns than lanes of several vectors; D = 5."""
+    return Case(_embeddings(131, 5, 3), _labels([4] * 30 + [1] * 11, 4))
+
+
+def _big_labels() -> Case:
+    big = 2**62
+    names = [-big, big - 1, -1, 0, 2**32, 2**32 + 1]  # the last differ from 0, 1 beyond 32 bits only
+    return Case(_embeddings(21, 8, 5), _labels([3, 4, 2, 5, 4, 3], 6, names))
+
+
+def _duplicates() -> Case:
+    """Equal rows within a class and across classes."""
+    x = _embeddings(23, 7, 7)
+    x[5] = x[4]
+    x[9] = 3 * x[4]
+    x[20:22] = x[1:3]
+    return Case(x, _labels([6, 6, 6, 5], 8))
+
+
+def _zeros() -> Case:
+    """Embeddings of length 0, one of each kind of row."""
+    x = _embeddings(18, 6, 9)
+    y = _labels([5, 5, 7, 1], 10)
+    x[3], x[11] = 0, 0
+    x[int((y == y[(y[:, None] == y).sum(1) == 1]).nonzero()[0])] = 0
+    return Case(x, y)
+
+
+def _one_class() -> Case:
+    """No negatives at all."""
+    return Case(_embeddings(13, 9, 11), torch.full((13,), 4))
+
+
+def _all_singletons() -> Case:
+    """No positives at all."""
+    return Case(_embeddings(17, 3, 12), torch.arange(17) * 3 - 20)
+
+
+def _single() -> Case:
+    return Case(_embeddings(1, 4, 13), torch.tensor([9]))
+
+
+def _one_dimension() -> Case:
+    return Case(_embeddings(11, 1, 14), _labels([4, 4, 3], 15))
+
+
+def _reference() -> Case:
+    """Other candidates: some rows without positives there, one class only there, a shared row."""
+    x, ref = _embeddings(15, 11, 16), _embeddings(29, 11, 17)
+    ref[4] = x[2]
+    return Case(x, _labels([5, 5, 4, 1], 18, [3, -8, 40, 99]), ref, _labels([9, 12, 8], 19, [3, -8, 11]))
+
+
+def _reference_of_one() -> Case:
+    return Case(_embeddings(6, 5, 20), _labels([3, 3], 21), _embeddings(1, 5, 22), torch.tensor([-5]))
+
+
+CASES = {
+    f.__name__.strip("_"): f
+    for f in (
+        _ragged, _wide, _big_labels, _duplicates, _zeros, _one_class, _all_singletons, _single,
+        _one_dimension, _reference, _reference_of_one,
+    )
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]()
+
+
+def engine_arguments(description: RowLoss, case: Case) -> tuple[Tensor | None, ...]:
+    """(anchors, candidates, anchor labels, candidate labels) of a loss on a case.
+
+    For a loss over proxies the samples are candidates, and proxies are drawn: one for each class and
+    three that no sample has.
+    """
+    if description.rows == "samples":
+        return case.x, case.ref, case.y, case.ref_y
+    _, dense = case.y.unique(return_inverse=True)
+    classes = int(dense.max()) + 4
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(classes))
+    proxies = _embeddings(classes, case.x.shape[1], 1000 + classes).to(case.x.dtype)
+    return proxies, case.x, torch.arange(classes), order[dense]
+
+
+def call(
+    description: RowLoss, case: Case, backend: str, reduction: str = "mean", weight: Tensor | None = None
+) -> list[Tensor]:
+    """[loss, gradient of anchors, gradient of candidates (if there are others)] through autograd."""
+    return run(description, engine_arguments(description, case), backend, reduction, weight)
+
+
+def run(
+    description: RowLoss,
+    arguments: tuple[Tensor | None, ...],
+    backend: str,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> list[Tensor]:
+    """As `call`, on the engine's own arguments."""
+    anchors, candidates, rows, columns = arguments
+    leaves = [x.clone().requires_grad_() for x in (anchors, candidates) if x is not None]
+    value = autograd.row_loss(
+        leaves[0], leaves[1] if candidates is not None else None, rows, columns,
+        loss=handle(description), backend=backend, reduction=reduction,
+    )
+    upstream = None if reduction != "none" else torch.ones_like(value) if weight is None else weight
+    return [value.detach(), *torch.autograd.grad(value, leaves, upstream)]
+
+
+def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
+    """Largest error relative to the largest true value, or to `scale` where that is larger.
+
+    A gradient may be a sum of terms that cancel exactly (the smooth AP of a batch of one class is 1;
+    the cosine of two single numbers is +-1), and then its rounding error is relative to the terms.
+    """
+    found, true = found.double(), true.double()
+    assert torch.isfinite(found).all(), "not finite"
+    return float((found - true).abs().max() / true.abs().max().clamp(min=scale))
+
+
+def scales(description: RowLoss, case: Case, reduction: str = "mean") -> list[float]:
+    """Natural sizes of what `call` returns, for `distance`.
+
+    For a cosine the gradient's terms are those of the dot product of the normalised embeddings, over
+    their length; normalisation then cancels what lies along an embedding, which may be all of it.
+    """
+    if description.similarity != "cosine":
+        return [1e-3, 1e-3, 1e-3]
+    anchors, candidates, *labels = engine_arguments(description, case)
+    norms = [None if x is None else x.double().norm(dim=1, keepdim=True) for x in (anchors, candidates)]
+    unit = [
+        None if x is None else x.double() / n.where(n > 0, 1)
+        for x, n in zip((anchors, candidates), norms)
+    ]
+    dot = dataclasses.replace(description, similarity="dot")
+    _, *terms = run(dot, (*unit, *labels), "dense", reduction)
+    shortest = [n[n > 0].min() for n in norms if n is not None]
+    return [1e-3, *(max(1e-3, float(g.abs().max() / n)) for g, n in zip(terms, shortest))]
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
