@@ -143,58 +143,107 @@ def _reference_of_one() -> Case:
     return Case(_embeddings(6, 5, 20), _labels([3, 3], 21), _embeddings(1, 5, 22), torch.tensor([-5]))
 
 
+def _long() -> Case:
+    """More rows than the smallest workspace holds at once."""
+    return Case(_embeddings(301, 13, 23), _labels([4] * 60 + [1] * 21 + [40], 24))
+
+
 CASES = {
     f.__name__.strip("_"): f
     for f in (
         _ragged, _wide, _big_labels, _duplicates, _zeros, _one_class, _all_singletons, _single,
-        _one_dimension, _reference, _reference_of_one,
+        _one_dimension, _reference, _reference_of_one, _long,
     )
 }
 
 
-@pytest.fixture(params=CASES)
+# Those that are small enough to be tried with everything.
+@pytest.fixture(params=[name for name in CASES if name != "long"])
 def case(request) -> Case:
     return CASES[request.param]()
 
 
-def engine_arguments(description: RowLoss, case: Case) -> tuple[Tensor | None, ...]:
-    """(anchors, candidates, anchor labels, candidate labels) of a loss on a case.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the engine is called with; the first five may want a gradient."""
+
+    anchors: Tensor
+    candidates: Tensor | None
+    scalars: Tensor | None
+    row_values: Tensor | None
+    col_values: Tensor | None
+    anchor_labels: Tensor
+    candidate_labels: Tensor | None
+    teacher: list[Tensor]
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Copies of the inputs that may want a gradient, by name."""
+        names = ("anchors", "candidates", "scalars", "row_values", "col_values")
+        found = {name: getattr(self, name) for name in names}
+        return {name: x.clone().requires_grad_() for name, x in found.items() if x is not None}
+
+    def loss(self, description: RowLoss, backend: str, reduction: str = "mean", **leaves: Tensor) -> Tensor:
+        """The loss, with `leaves` in place of the inputs of those names."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | leaves
+        order = ("anchors", "candidates", "anchor_labels", "candidate_labels")
+        placed = [given.pop(name) for name in order]
+        return autograd.row_loss(
+            *placed, loss=handle(description), backend=backend, reduction=reduction, **given,
+        )
+
+
+def inputs(description: RowLoss, case: Case) -> Inputs:
+    """A case as a loss takes it.
 
     For a loss over proxies the samples are candidates, and proxies are drawn: one for each class and
-    three that no sample has.
+    three that no sample has. A teacher is drawn where the loss has one.
     """
-    if description.rows == "samples":
-        return case.x, case.ref, case.y, case.ref_y
-    _, dense = case.y.unique(return_inverse=True)
-    classes = int(dense.max()) + 4
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(classes))
-    proxies = _embeddings(classes, case.x.shape[1], 1000 + classes).to(case.x.dtype)
-    return proxies, case.x, torch.arange(classes), order[dense]
+    anchors, candidates, rows, columns = case.x, case.ref, case.y, case.ref_y
+    if description.rows == "proxies":
+        _, dense = case.y.unique(return_inverse=True)
+        classes = int(dense.max()) + 4
+        order = torch.randperm(classes, generator=torch.Generator().manual_seed(classes))
+        proxies = _embeddings(classes, case.x.shape[1], 1000 + classes).to(case.x.dtype)
+        anchors, candidates, rows, columns = proxies, case.x, torch.arange(classes), order[dense]
+    m, n = len(anchors), len(anchors if candidates is None else candidates)
+    values = {k: v.double() for k, v in description.example_values(m, n).items()}
+    teacher = []
+    if description.teacher_similarity is not None:
+        teacher = [_embeddings(m, 8, 51)] if candidates is None else [_embeddings(k, 8, 52 + k) for k in (m, n)]
+    return Inputs(
+        anchors, candidates,
+        *(values.get(name) for name in ("scalars", "row_values", "col_values")),
+        rows, columns, [t.to(anchors.dtype) for t in teacher],
+    )
+
+
+def reductions(description: RowLoss) -> tuple[str, ...]:
+    """Row losses exist only where the loss is a sum over rows."""
+    return ("mean", "sum", "nonzero", "none") if description.outputs == 1 else ("mean", "sum")
+
+
+EXAMPLE_REDUCTIONS = [
+    pytest.param(p.values[0], reduction, id=f"{p.id}-{reduction}")
+    for p in EXAMPLES
+    for reduction in reductions(p.values[0])
+]
+ROW_EXAMPLES = [p for p in EXAMPLES if p.values[0].outputs == 1]
 
 
 def call(
-    description: RowLoss, case: Case, backend: str, reduction: str = "mean", weight: Tensor | None = None
-) -> list[Tensor]:
-    """[loss, gradient of anchors, gradient of candidates (if there are others)] through autograd."""
-    return run(description, engine_arguments(description, case), backend, reduction, weight)
-
-
-def run(
     description: RowLoss,
-    arguments: tuple[Tensor | None, ...],
+    given: Case | Inputs,
     backend: str,
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> list[Tensor]:
-    """As `call`, on the engine's own arguments."""
-    anchors, candidates, rows, columns = arguments
-    leaves = [x.clone().requires_grad_() for x in (anchors, candidates) if x is not None]
-    value = autograd.row_loss(
-        leaves[0], leaves[1] if candidates is not None else None, rows, columns,
-        loss=handle(description), backend=backend, reduction=reduction,
-    )
+    """[loss, gradients of the inputs that may have one] through autograd."""
+    if isinstance(given, Case):
+        given = inputs(description, given)
+    leaves = given.leaves()
+    value = given.loss(description, backend, reduction, **leaves)
     upstream = None if reduction != "none" else torch.ones_like(value) if weight is None else weight
-    return [value.detach(), *torch.autograd.grad(value, leaves, upstream)]
+    return [value.detach(), *torch.autograd.grad(value, list(leaves.values()), upstream)]
 
 
 def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
@@ -211,21 +260,25 @@ def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
 def scales(description: RowLoss, case: Case, reduction: str = "mean") -> list[float]:
     """Natural sizes of what `call` returns, for `distance`.
 
-    For a cosine the gradient's terms are those of the dot product of the normalised embeddings, over
-    their length; normalisation then cancels what lies along an embedding, which may be all of it.
+    For normalised embeddings a gradient's terms are those of the same loss without normalisation, at
+    the normalised embeddings, over their length; normalisation then cancels what lies along an
+    embedding, which may be all of it.
     """
-    if description.similarity != "cosine":
-        return [1e-3, 1e-3, 1e-3]
-    anchors, candidates, *labels = engine_arguments(description, case)
-    norms = [None if x is None else x.double().norm(dim=1, keepdim=True) for x in (anchors, candidates)]
-    unit = [
-        None if x is None else x.double() / n.where(n > 0, 1)
-        for x, n in zip((anchors, candidates), norms)
-    ]
-    dot = dataclasses.replace(description, similarity="dot")
-    _, *terms = run(dot, (*unit, *labels), "dense", reduction)
-    shortest = [n[n > 0].min() for n in norms if n is not None]
-    return [1e-3, *(max(1e-3, float(g.abs().max() / n)) for g, n in zip(terms, shortest))]
+    given = inputs(description, case)
+    found = [1e-3] * (1 + len(given.leaves()))
+    raw = {"cosine": "dot", "distance": "raw_distance", "squared_distance": "raw_squared_distance"}
+    if description.similarity not in raw:
+        return found
+    names = [name for name in ("anchors", "candidates") if getattr(given, name) is not None]
+    norms = {name: getattr(given, name).double().norm(dim=1, keepdim=True) for name in names}
+    unit = {name: getattr(given, name).double() / n.where(n > 0, 1) for name, n in norms.items()}
+    given = dataclasses.replace(given, **unit, teacher=[t.double() for t in given.teacher])
+    plain = dataclasses.replace(description, similarity=raw[description.similarity])
+    terms = call(plain, given, "dense", reduction)[1:]
+    for k, name in enumerate(names):
+        shortest = norms[name][norms[name] > 0].min()
+        found[k + 1] = max(1e-3, float(terms[k].abs().max() / shortest))
+    return found
 
 
 def python(code: str, **environment: str) -> str:

@@ -5,19 +5,28 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import BACKENDS, CASES, EXAMPLES, call, distance, engine_arguments, scales
+from conftest import (
+    BACKENDS,
+    CASES,
+    EXAMPLE_REDUCTIONS,
+    EXAMPLES,
+    ROW_EXAMPLES,
+    call,
+    distance,
+    inputs,
+    scales,
+)
 
-from fastdml.engine import autograd
+import fastdml
+from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
-from fastdml.engine.registry import handle
 
 OTHERS = [b for b in BACKENDS if b != "dense"]
-REDUCTIONS = ("mean", "sum", "nonzero", "none")
 
 # Beyond twice the error of torch's own computation in the same type: a few units in the last place of
 # float32 arithmetic, relative to the largest value, and one rounding of the result to its type.
 FLOOR = 16 * torch.finfo(torch.float32).eps
-NAMES = ("loss", "gradient of anchors", "gradient of candidates")
 
 
 @contextlib.contextmanager
@@ -37,15 +46,14 @@ def shaken():
         Problem.rows = rows
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description,reduction", EXAMPLE_REDUCTIONS)
 def test_float64_equals_dense(description, backend, reduction, case):
     true = call(description, case, "dense", reduction)
     found = call(description, case, backend, reduction)
-    for name, t, f, scale in zip(NAMES, true, found, scales(description, case, reduction)):
+    for k, (t, f, scale) in enumerate(zip(true, found, scales(description, case, reduction))):
         assert f.dtype == torch.float64
-        assert distance(f, t, scale) < 1e-11, name
+        assert distance(f, t, scale) < 1e-11, f"result {k}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -60,40 +68,41 @@ def test_narrow_types_err_at_most_twice_as_torch(description, backend, dtype, ca
     with shaken():
         moved = call(description, wide, "dense")
     found = call(description, narrow, backend)
-    for name, t, f, by_torch, m, scale in zip(
-        NAMES, true, found, torchs, moved, scales(description, wide)
-    ):
-        kind = torch.float32 if name == "loss" else dtype
+    names = ["loss", *inputs(description, narrow).leaves()]
+    results = zip(names, true, found, torchs, moved, scales(description, wide), strict=True)
+    for name, t, f, by_torch, m, scale in results:
+        kind = dtype if name in ("anchors", "candidates") else by_torch.dtype
         assert f.dtype == kind, name
-        floor = FLOOR + (torch.finfo(dtype).eps if kind != torch.float32 else 0)
+        floor = FLOOR + (torch.finfo(dtype).eps if kind == dtype else 0)
         bound = 2 * max(distance(by_torch, t, scale), distance(m, t, scale)) + floor
         assert distance(f, t, scale) <= bound, name
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", ROW_EXAMPLES)
 @pytest.mark.parametrize("name", ["ragged", "reference"])
 def test_row_losses_take_upstream_weights(description, backend, name):
     case = CASES[name]()
-    rows = engine_arguments(description, case)[0].shape[0]
+    rows = len(inputs(description, case).anchors)
     weight = torch.randn(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight[::3] = 0
     true = call(description, case, "dense", "none", weight)
     found = call(description, case, backend, "none", weight)
-    for part, t, f in zip(NAMES, true, found):
-        assert distance(f, t) < 1e-11, part
+    for k, (t, f) in enumerate(zip(true, found)):
+        assert distance(f, t) < 1e-11, f"result {k}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", ROW_EXAMPLES)
 def test_reductions_agree_with_row_losses(description, backend):
     case = CASES["ragged"]()
-    rows, d_rows, *_ = call(description, case, backend, "none")
+    rows, *d_rows = call(description, case, backend, "none")
     kept = (rows > 0).sum().clamp(min=1)
     for reduction, divisor in (("sum", 1), ("mean", len(rows)), ("nonzero", kept)):
-        value, gradient, *_ = call(description, case, backend, reduction)
+        value, *gradients = call(description, case, backend, reduction)
         assert distance(value, rows.sum() / divisor) < 1e-12
-        assert distance(gradient, d_rows / divisor) < 1e-12
+        for g, d in zip(gradients, d_rows, strict=True):
+            assert distance(g, d / divisor) < 1e-12
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -111,16 +120,17 @@ def test_dot_product(description, backend):
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
 def test_only_the_gradients_asked_for(description, backend, wanted):
     """Each alone equals what both together give; without any the value is the same."""
-    case = CASES["reference"]()
-    value, *gradients = call(description, case, backend)
-    anchors, candidates, rows, columns = engine_arguments(description, case)
-    leaves = [x.clone().requires_grad_(w) for x, w in zip((anchors, candidates), wanted)]
-    alone = autograd.row_loss(*leaves, rows, columns, loss=handle(description), backend=backend)
+    given = inputs(description, CASES["reference"]())
+    value, *gradients = call(description, given, backend)
+    leaves = dict(zip(("anchors", "candidates"), given.leaves().values()))
+    for leaf, w in zip(leaves.values(), wanted):
+        leaf.requires_grad_(w)
+    alone = given.loss(description, backend, **leaves)
     assert torch.equal(alone.detach(), value)
     assert alone.requires_grad == any(wanted)
     if any(wanted):
         alone.backward()
-    for leaf, w, g in zip(leaves, wanted, gradients):
+    for leaf, w, g in zip(leaves.values(), wanted, gradients):
         assert (leaf.grad is not None) == w
         assert not w or distance(leaf.grad, g) < 1e-13
 
@@ -156,10 +166,11 @@ def test_one_column_of_a_transposed_matrix(description, backend):
 def test_anchors_and_candidates_of_different_types(description, mixed):
     case = CASES["reference"]()
     case = dataclasses.replace(case, x=case.x.to(mixed[0]), ref=case.ref.to(mixed[1]))
-    true = call(description, case.to(torch.float64), "dense")
+    wide = case.to(torch.float64)
+    true = call(description, wide, "dense")
     torchs = call(description, case, "dense")
     with shaken():
-        moved = call(description, case.to(torch.float64), "dense")
+        moved = call(description, wide, "dense")
     for backend in OTHERS:
         for t, f, d, m in zip(true, call(description, case, backend), torchs, moved):
             assert f.dtype == d.dtype
@@ -170,25 +181,33 @@ def test_anchors_and_candidates_of_different_types(description, mixed):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("description", EXAMPLES)
 def test_no_gradient_is_computed_without_a_graph(description, backend, monkeypatch):
-    from fastdml.engine.dispatch import EXECUTORS
-
     asked = []
     executor = EXECUTORS[backend]
-    run = executor.run
-    monkeypatch.setattr(executor, "run", lambda p, **k: asked.append(k) or run(p, **k))
-    case = CASES["ragged"]()
-    anchors, candidates, rows, columns = engine_arguments(description, case)
-    anchors.requires_grad_()
+    execute = executor.run
+    monkeypatch.setattr(executor, "run", lambda p, wanted: asked.append(wanted) or execute(p, wanted))
+    given = inputs(description, CASES["ragged"]())
     with torch.no_grad():
-        autograd.row_loss(anchors, candidates, rows, columns, loss=handle(description), backend=backend)
-    assert asked == [{"anchors": False, "candidates": False}]
+        given.loss(description, backend, **given.leaves())
+    assert asked == [Wanted()]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inference_mode_leaves_nothing_behind(backend):
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_inference_mode_leaves_nothing_behind(description, backend):
     """Buffers kept from inference mode must serve training afterwards."""
-    description, case = EXAMPLES[0].values[0], CASES["ragged"]()
-    arguments = engine_arguments(description, case)
+    given = inputs(description, CASES["ragged"]())
     with torch.inference_mode():
-        inside = autograd.row_loss(*arguments, loss=handle(description), backend=backend)
-    assert torch.equal(inside, call(description, case, backend)[0])
+        inside = given.loss(description, backend)
+    assert torch.equal(inside, call(description, given, backend)[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_blocks_of_every_size_agree(description, backend, reduction):
+    """The smallest workspace cuts the problem into many blocks, the last of them short."""
+    given = inputs(description, CASES["long"]())
+    whole = call(description, given, backend, reduction)
+    fastdml.set_workspace(64 << 10)
+    for a, b in zip(whole, call(description, given, backend, reduction)):
+        assert distance(b, a) < 1e-12

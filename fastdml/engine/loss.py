@@ -99,6 +99,10 @@ class RowLoss:
         """Parameters under which tests and benchmarks run the loss: between them, every branch."""
         return [cls()]
 
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        """The further inputs of a call (scalars, row_values, col_values) with which they run it."""
+        return {"scalars": torch.tensor(self.learnable)} if self.learnable else {}
+
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
         """Values of one call that every row reads (counts of classes, say); no host sync."""
         return None

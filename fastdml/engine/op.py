@@ -118,8 +118,8 @@ def evaluate(
     if reduction == "nonzero":
         share = (losses > 0).sum().clamp(min=1).to(torch.float64).reciprocal()
         total = total * share
-        for d in dataclasses.astuple(result)[1:]:
-            if d is not None:
+        for field in dataclasses.fields(result)[1:]:  # (astuple would copy the tensors)
+            if (d := getattr(result, field.name)) is not None:
                 d.mul_(share.to(d.dtype))
     return (total * problem.weight).to(losses.dtype), result
 

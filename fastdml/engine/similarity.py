@@ -120,7 +120,11 @@ class Metric:
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s
-        total = a.square().sum(1)[:, None] + c.square().sum(1)
+        squares = [x.square().sum(1) for x in (a, c)]
+        if self.normalized:
+            # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
+            squares = [(q > 0.5).to(q.dtype) for q in squares]
+        total = squares[0][:, None] + squares[1]
         d2 = total - 2 * s
         d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon
         if self.kind == SQUARED_DISTANCE:

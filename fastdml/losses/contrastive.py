@@ -34,6 +34,14 @@ class Contrastive(RowLoss):
         check.finite(self.pos_margin, "pos_margin")
         check.finite(self.neg_margin, "neg_margin")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(),
+            cls(0.3, 1.2, False, similarity="raw_squared_distance"),
+            cls(0.9, 0.1, similarity="cosine"),
+        ]
+
     @property
     def sign(self) -> float:
         return 1.0 if "distance" in self.similarity else -1.0
