@@ -19,14 +19,16 @@ class SmallCNN(nn.Module):
         self.features = nn.Sequential(
             _block(1, width, stride=2),
             _block(width, 2 * width),
-            _block(2 * width, 2 * width, stride=2),
-            _block(2 * width, 4 * width, stride=2),
+            nn.MaxPool2d(2),
+            _block(2 * width, 4 * width),
+            _block(4 * width, 4 * width),
             _block(4 * width, 4 * width),
         )
         self.embed = nn.Linear(4 * width, embedding_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.features(images)
+        # The faster layout for convolutions on a CPU; it spreads from the input.
+        maps = self.features(images.contiguous(memory_format=torch.channels_last))
         return self.embed(maps.mean(dim=(2, 3)) + maps.amax(dim=(2, 3)))
 
 
@@ -36,3 +38,14 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+@torch.no_grad()
+def embed(model: nn.Module, images: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
+    """Embeddings of any number of images, with the network in evaluation mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        return torch.cat([model(batch) for batch in images.split(batch_size)])
+    finally:
+        model.train(was_training)

@@ -138,10 +138,11 @@ def _evaluate(
     _check_labels("labels", labels, embeddings)
     if (ref_emb is None) != (ref_labels is None):
         raise ValueError("ref_labels: expected exactly when ref_emb is given, and only then")
-    if ref_emb is not None:
+    gallery_labels = labels
+    if ref_emb is not None and ref_labels is not None:
         _check_gallery(embeddings, ref_emb)
         _check_labels("ref_labels", ref_labels, ref_emb)
-    gallery_labels = labels if ref_labels is None else ref_labels
+        gallery_labels = ref_labels
 
     relevant = _count_candidates(labels, gallery_labels) - (1 if ref_emb is None else 0)
     answerable = int((relevant > 0).sum())
