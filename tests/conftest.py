@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 import fastdml
+from fastdml import losses
 from fastdml.engine import autograd, library
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.loss import RowLoss
@@ -278,6 +281,45 @@ def scales(description: RowLoss, case: Case, reduction: str = "mean") -> list[fl
     for k, name in enumerate(names):
         shortest = norms[name][norms[name] > 0].min()
         found[k + 1] = max(1e-3, float(terms[k].abs().max() / shortest))
+    return found
+
+
+def fill(function: Callable[..., object], **known: object) -> dict[str, object]:
+    """The arguments without defaults of a function, from those we know."""
+    required = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
+    ]
+    unknown = [name for name in required if name not in known]
+    assert not unknown, f"{function.__qualname__}: give conftest.calls() a value for {unknown}"
+    return {name: known[name] for name in required}
+
+
+def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object]]]:
+    """Every module and every functional form, as (callable, arguments), by name."""
+    _, dense = case.y.unique(return_inverse=True)
+    classes, (_, dim) = int(dense.max()) + 1, case.x.shape
+    g = torch.Generator().manual_seed(0)
+    values = {
+        "embeddings": case.x,
+        "labels": dense,
+        "ref_emb": torch.randn(case.x.shape, generator=g).to(case.x.dtype),
+        "proxies": torch.randn(classes, dim, generator=g).to(case.x.dtype),
+    }
+    found: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {}
+    for name, module in losses.MODULES.items():
+        torch.manual_seed(0)
+        built = module(**fill(module.__init__, num_classes=classes, embedding_size=dim))
+        arguments = fill(module.forward, **values)
+        if len(arguments) == 1:  # labels have a default only because index tuples may replace them
+            arguments["labels"] = dense
+        found[name] = (built.to(case.x.dtype), arguments)
+    for name, function in losses.FUNCTIONS.items():
+        arguments = fill(function, **values)
+        if len(arguments) == 1:
+            arguments["labels"] = dense
+        found[name] = (function, arguments)
     return found
 
 

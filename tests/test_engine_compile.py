@@ -1,0 +1,199 @@
+"""Operators as torch expects them, torch.compile without graph breaks, autocast."""
+
+import pytest
+import torch
+from conftest import BACKENDS, CASES, EXAMPLES, calls, inputs, needs_compiled
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import fastdml
+from fastdml import functional as F
+from fastdml import losses
+from fastdml.engine.registry import LOSSES, description, handle
+
+NAMES = [*losses.MODULES, *losses.FUNCTIONS]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def operator_arguments(loss, case, reduction="mean", backend="auto"):
+    given = inputs(loss, case)
+    wanted = [x is not None for x in (given.anchors, given.candidates, given.scalars,
+                                      given.row_values, given.col_values)]
+    return (
+        given.anchors, given.candidates, given.anchor_labels, given.candidate_labels, [],
+        given.teacher, given.scalars, given.row_values, given.col_values, None, handle(loss), "",
+        backend, reduction, wanted,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ragged", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_operator(loss, dtype, name):
+    arguments = operator_arguments(loss, CASES[name]().to(dtype))
+    torch.library.opcheck(torch.ops.fastdml.row_loss, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operator_with_rows_and_tuples(backend):
+    case = CASES["ragged"]()
+    loss = next(p.values[0] for p in EXAMPLES if p.values[0].name == "multi_similarity")
+    arguments = list(operator_arguments(loss, case, "none", backend))
+    torch.library.opcheck(torch.ops.fastdml.row_loss, tuple(arguments))
+    if backend != "native":
+        arguments[4] = [torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
+        torch.library.opcheck(torch.ops.fastdml.row_loss, tuple(arguments))
+
+
+@needs_compiled
+def test_native_operators_write_what_their_schemas_say():
+    """Not seen by a compiled graph (they run inside the operator above), so: their schemas only."""
+    from fastdml import _C
+
+    g = torch.Generator().manual_seed(0)
+    y = torch.tensor([3, 3, -7, 8, 3, 8])
+    i32 = [torch.empty(n, dtype=torch.int32) for n in (6, 6, 7, 6)]
+    native = torch.ops.fastdml_native
+    check = torch.library.opcheck
+    # (the index arrays are longer than what is written of them)
+    for t in i32:
+        t.zero_()
+    check(native.class_index_, (y, y.clone(), *i32), test_utils=("test_schema",))
+    native.class_index_(y, y.clone(), *i32)
+    assert i32[0].tolist() == [0, 0, 1, 2, 0, 2] and i32[2][:4].tolist() == [0, 3, 4, 6]
+    assert i32[3].tolist() == [0, 1, 4, 2, 3, 5]
+    matrix = torch.randn(6, 5, generator=g)
+    check(native.remove_radial_, (matrix.clone(), matrix, torch.ones(6)), test_utils=("test_schema",))
+    functor = _C.functors()["smooth_ap"][0]
+    schema = native.rows_.default._schema
+    given = {
+        "s": torch.randn(6, 6, generator=g), "functor": functor, "parameters": [0.1],
+        "row_class": i32[0], "col_class": i32[1], "class_start": i32[2], "class_order": i32[3],
+        "longest": 3, "self_offset": -1, "weight": 1.0, "loss": torch.zeros(6), "gradient": True,
+    }  # fmt: skip
+    defaults = {"float": 0.0, "int": 0, "bool": False}
+    arguments = tuple(
+        given.get(a.name, defaults.get(str(a.type))) for a in schema.arguments
+    )
+    check(native.rows_, arguments, test_utils=("test_schema",))
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("name", NAMES)
+def test_one_graph_forward_and_backward(name):
+    """Equal to eager, one graph for one shape, and at most one more for all others."""
+    counter = CompileCounterWithBackend("aot_eager")
+    case = CASES["ragged"]().to(torch.float32)
+    function, arguments = calls(case)[name]
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    parameters = list(function.parameters()) if isinstance(function, torch.nn.Module) else []
+
+    def step(f, x):
+        x = x.clone().requires_grad_()
+        value = f(**{**arguments, "embeddings": x})
+        return value.detach(), *torch.autograd.grad(value, [x, *parameters])
+
+    g = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x = torch.randn(case.x.shape, generator=g)
+        for a, b in zip(step(function, x), step(compiled, x)):
+            torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-8)
+    assert counter.frame_count == 1
+    for rows in (30, 29, 28):
+        short = {k: v[:rows] if k != "proxies" else v for k, v in arguments.items()}
+        value = compiled(**short)
+        torch.testing.assert_close(value, function(**short), rtol=1e-6, atol=1e-8)
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.unpoisoned
+def test_with_the_miner_and_other_arguments():
+    case = CASES["ragged"]().to(torch.float32)
+    loss, miner = losses.MultiSimilarityLoss(), fastdml.miners.MultiSimilarityMiner()
+    pairs = tuple(miner(case.x, case.y))
+
+    def mined(x, y):
+        return loss(x, y, miner(x, y))
+
+    def listed(x, y):
+        return loss(x, y, pairs)
+
+    def rows(x, y):
+        return F.smooth_ap(x, y, ref_emb=x + 1, ref_labels=y, reduction="none")
+
+    def user(x, y):
+        return own(x, y)
+
+    own = fastdml.row_loss(lambda s, positive, negative: (s * negative).sum(1) - (s * positive).sum(1))
+    for function in (mined, listed, rows, user):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        x, z = case.x.clone().requires_grad_(), case.x.clone().requires_grad_()
+        a, b = function(x, case.y), compiled(z, case.y)
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-8)
+        a.sum().backward()
+        b.sum().backward()
+        torch.testing.assert_close(z.grad, x.grad, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.unpoisoned
+def test_parameters_that_change_between_calls():
+    """A graph holds the loss it was compiled for; another value is another graph."""
+    case = CASES["ragged"]().to(torch.float32)
+    compiled = torch.compile(F.smooth_ap, fullgraph=True, backend="aot_eager")
+    for temperature in (0.01, 0.1, 0.5, 0.25):
+        value = compiled(case.x, case.y, temperature=temperature)
+        torch.testing.assert_close(value, F.smooth_ap(case.x, case.y, temperature=temperature))
+
+
+@pytest.mark.unpoisoned
+def test_inductor():
+    """The default compiler, through a layer before the loss."""
+    case = CASES["ragged"]().to(torch.float32)
+    model, loss = torch.nn.Linear(19, 8), losses.ProxyAnchorLoss(100, 8)
+
+    def step(x, y):
+        return loss(model(x).tanh(), y)
+
+    y = case.y % 100
+    value = torch.compile(step, fullgraph=True)(case.x, y)
+    value.backward()
+    found = [p.grad.clone() for p in (*model.parameters(), *loss.parameters())]
+    model.zero_grad()
+    loss.zero_grad()
+    eager = step(case.x, y)
+    eager.backward()
+    torch.testing.assert_close(value, eager, rtol=1e-5, atol=1e-6)
+    for f, p in zip(found, (*model.parameters(), *loss.parameters())):
+        torch.testing.assert_close(f, p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_a_spelled_handle_reads_back(loss, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    spelled = handle(loss)
+    monkeypatch.undo()
+    assert ":" not in spelled and description(spelled) == loss
+    assert set(LOSSES) >= {loss.name}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast(name):
+    """Embeddings come in autocast's type; statistics and loss are float32 all the same."""
+    case = CASES["ragged"]().to(torch.float32)
+    function, arguments = calls(case)[name]
+    layer = torch.nn.Linear(19, 19)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = layer(case.x)
+        assert z.dtype == torch.bfloat16
+        value = function(**{**arguments, "embeddings": z})
+    assert value.dtype == torch.float32
+    value.backward()
+    assert layer.weight.grad.dtype == torch.float32 and torch.isfinite(layer.weight.grad).all()
+    outside = function(**{**arguments, "embeddings": z.detach()})
+    torch.testing.assert_close(value, outside, rtol=1e-6, atol=0)
