@@ -48,7 +48,7 @@ def example(name: str) -> tuple[TileLoss, int]:
 def statistics(
     tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, number: int = -1,
     centres: int = 1, exclude_self: bool = True, precision: str = "tf32",
-    config: configs.Config | None = None,
+    metric: str = "cosine", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
     from . import forward
@@ -59,26 +59,27 @@ def statistics(
     teacher = tile.teacher
     constants = {
         "FOLD": one.fold, "KINDS": one.kinds, "KNOWN": known, "PARAMETERS": parameters,
-        "METRIC": tile.metric, "TEACHER": tile.teacher_metric if teacher else "none",
+        "METRIC": metric, "EPSILON": 0.0, "TEACHER": "dot" if teacher else "none",
+        "T_EPSILON": 0.0,
         "GROUPS": tile.groups or "none", "K": centres, "PADDED": 1 << (centres - 1).bit_length(),
         "D": d, "DT": d, "SELF": exclude_self, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
         "BLOCK_D": c.depth, "BLOCK_T": c.depth if teacher else 16, "PRECISION": precision,
     }  # fmt: skip
-    pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_scale y_scale", "fp32")
+    pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
     pointers |= (
         _pointers("near own", "i32")
         | _pointers("x_label y_label", "i64")
         | _pointers("known parameters partial", "fp32")
     )
     if teacher:
-        pointers |= _pointers("u v", _TYPES[dtype]) | _pointers("u_scale v_scale", "fp32")
+        pointers |= _pointers("u v", _TYPES[dtype]) | _pointers("u_norms v_norms", "fp32")
     return _compile(forward.statistics_kernel, pointers, constants, arch, c)
 
 
 def weights(
     tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, both: bool = False,
     stay: bool = True, centres: int = 1, axis: int = 1, precision: str = "tf32",
-    config: configs.Config | None = None,
+    metric: str = "cosine", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
     from . import backward
@@ -86,20 +87,20 @@ def weights(
     c = config or configs.weights_config(arch, dtype, d, precision)
     teacher = tile.teacher
     constants = {
-        "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.states, "PARAMETERS": parameters,
+        "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
         "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
-        "SUMS": tile.metric == "distance", "SPARSE": tile.sparse,
-        "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": tile.metric,
-        "TEACHER": tile.teacher_metric if teacher else "none", "GROUPS": tile.groups or "none",
+        "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse,
+        "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": metric, "EPSILON": 0.0,
+        "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0, "GROUPS": tile.groups or "none",
         "AXIS": axis, "K": centres, "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
         "SELF": both, "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
         "BLOCK_T": c.depth if teacher else 16, "BLOCK_O": c.output, "PRECISION": precision,
     }  # fmt: skip
-    pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_scale b_scale", "fp32")
+    pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_norms b_norms", "fp32")
     pointers |= _pointers("a_label b_label", "i64") | _pointers("near own", "i32")
     pointers |= _pointers("a_states b_states parameters factor out sums", "fp32")
     if teacher:
-        pointers |= _pointers("ta tb", _TYPES[dtype]) | _pointers("ta_scale tb_scale", "fp32")
+        pointers |= _pointers("ta tb", _TYPES[dtype]) | _pointers("ta_norms tb_norms", "fp32")
     return _compile(backward.weights_kernel, pointers, constants, arch, c)
 
 

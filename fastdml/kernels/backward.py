@@ -14,13 +14,14 @@ from .similarity import (
     as_row,
     centres,
     grouped,
+    load_norms,
     load_rows,
     load_scalars,
-    load_scale,
     load_vectors,
+    numbers,
     plain_tile,
+    product_weights,
     products,
-    scaled,
     sweep,
 )
 
@@ -28,10 +29,11 @@ from .similarity import (
 @triton.jit
 def _weigh_tile(
     acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists, a_state,
-    a_weight, p, a, b, b_scale, b_label, b_states, b_weights, ta, tb, tb_scale, N, first_o,
+    a_weight, p, a, b, b_norms, b_label, b_states, b_weights, ta, tb, tb_norms, N, first_o,
     WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
     WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
-    METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr,
+    METRIC: tl.constexpr, EPSILON: tl.constexpr, NEAREST: tl.constexpr,
+    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr,
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, SELF: tl.constexpr, NEAR: tl.constexpr,
@@ -44,15 +46,17 @@ def _weigh_tile(
         cls, b_rows, b_exists = centres(index, N, 1, 1)
     b_tile = load_rows(b, b_rows, 0, D, BLOCK_D)
     s = products(a, a_rows, a_tile, b, b_rows, b_tile, D, BLOCK_D, PRECISION)
-    b_norm = load_scale(b_scale, b_rows, METRIC)
-    s = scaled(s, a_norm, b_norm, METRIC)
+    b_total = N * K if AXIS == 1 else N
+    b_norm = load_norms(b_norms, b_rows, b_total, METRIC)
+    s = numbers(s, a_norm, b_norm, METRIC, EPSILON)
     raw = s
     if TEACHER == "none":
         t = 0.0
     else:
         tb_tile = load_rows(tb, b_rows, 0, DT, BLOCK_T)
         t = products(ta, a_rows, ta_tile, tb, b_rows, tb_tile, DT, BLOCK_T, PRECISION)
-        t = scaled(t, ta_norm, load_scale(tb_scale, b_rows, TEACHER), TEACHER)
+        tb_norm = load_norms(tb_norms, b_rows, b_total, TEACHER)
+        t = numbers(t, ta_norm, tb_norm, TEACHER, T_EPSILON)
     if GROUPS != "none":
         s, slope = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, AXIS)
     if NEAR:
@@ -79,11 +83,12 @@ def _weigh_tile(
         if SELF and NEAR:
             valid = valid & (index[None, :] != own[:, None])
         w = tl.where(valid, w, 0.0)
+    w = product_weights(w, raw, METRIC, NEAREST)
     if SUMS:
         sum_w += tl.sum(w, 1)
         sum_ws += tl.sum(w * raw, 1)
-    if METRIC == "similarity":
-        w = w * b_norm[None, :]
+    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+        w = w * b_norm[0][None, :]
     if W_SCALE != 1.0:
         # float16: keeps small weights normal; nothing may become infinite.
         w = tl.minimum(tl.maximum(w * W_SCALE, -65504.0), 65504.0)
@@ -91,7 +96,7 @@ def _weigh_tile(
     if SPARSE:
         used = tl.max(tl.max(tl.abs(w), 1), 0) > 0.0
     if used:
-        if D <= BLOCK_D and BLOCK_O == BLOCK_D:
+        if D <= BLOCK_D and BLOCK_O == BLOCK_D:  # noqa: SIM108  (Triton traces one branch)
             o_tile = b_tile
         else:
             o_tile = load_rows(b, b_rows, first_o, D, BLOCK_O)
@@ -101,11 +106,12 @@ def _weigh_tile(
 
 @triton.jit
 def weights_kernel(
-    a, b, a_scale, b_scale, a_label, b_label, a_states, b_states, a_weights, b_weights,
-    ta, tb, ta_scale, tb_scale, parameters, factor, near, own, out, sums, M, N, tiles_per_split,
+    a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
+    ta, tb, ta_norms, tb_norms, parameters, factor, near, own, out, sums, M, N, tiles_per_split,
     WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
-    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
+    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr, NEAREST: tl.constexpr,
+    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
     GROUPS: tl.constexpr, AXIS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -114,8 +120,9 @@ def weights_kernel(
     """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
-    M, N: their samples or classes. near, own: as in kernel 1, with a for the rows. factor: one float that everything is multiplied by. sums: per row
-    of a, the sum of weights and of weights times s. Grid: (blocks of a, splits, chunks of D).
+    M, N: their samples or classes. near, own: as in kernel 1, with a for the rows. factor: one float
+    that everything is multiplied by. sums: per row of a, the sum of the weights of its products, and
+    of those times the numbers. Grid: (blocks of a, splits, chunks of D).
     """
     stay = PADDED if AXIS == 0 else 1
     pass_by = PADDED if AXIS == 1 else 1
@@ -130,11 +137,11 @@ def weights_kernel(
         total = M
     a_tile = load_rows(a, rows, 0, D, BLOCK_D)
     ta_tile = a_tile
-    ta_norm = tl.zeros([BLOCK_A], tl.float32)
+    ta_norm = ()
     if TEACHER != "none":
         ta_tile = load_rows(ta, rows, 0, DT, BLOCK_T)
-        ta_norm = load_scale(ta_scale, rows, TEACHER)
-    norm = load_scale(a_scale, rows, METRIC)
+        ta_norm = load_norms(ta_norms, rows, total, TEACHER)
+    norm = load_norms(a_norms, rows, total, METRIC)
     label = tl.load(a_label + cls)
     state = ()
     if A_STATE:
@@ -157,18 +164,20 @@ def weights_kernel(
     sum_ws = tl.zeros([BLOCK_A], tl.float32)
     for i in range(0, plain):
         acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, plain_tile(i, first, start, around), self_column, rows, a_tile, ta_tile,
-            norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
-            b_weights, ta, tb, tb_scale, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
-            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
+            acc, sum_w, sum_ws, plain_tile(i, first, start, around), self_column, rows, a_tile,
+            ta_tile, norm, ta_norm, label, exists, state, weight, p, a, b, b_norms, b_label, b_states,
+            b_weights, ta, tb, tb_norms, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON, NEAREST, TEACHER, T_EPSILON,
+            GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, False,
         )  # fmt: skip
     for i in range(0, around + hanging):
         acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, tl.where(i < around, start + i, end), self_column, rows, a_tile, ta_tile,
-            norm, ta_norm, label, exists, state, weight, p, a, b, b_scale, b_label, b_states,
-            b_weights, ta, tb, tb_scale, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
-            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, TEACHER, GROUPS, AXIS, K, PADDED, D, DT,
+            acc, sum_w, sum_ws, tl.where(i < around, start + i, end), self_column, rows, a_tile,
+            ta_tile, norm, ta_norm, label, exists, state, weight, p, a, b, b_norms, b_label, b_states,
+            b_weights, ta, tb, tb_norms, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
+            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON, NEAREST, TEACHER, T_EPSILON,
+            GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, True,
         )  # fmt: skip
     scale = tl.load(factor)
@@ -182,8 +191,8 @@ def weights_kernel(
         at = sums + split.to(tl.int64) * 2 * total
         tl.store(at + rows, sum_w * by_row, mask=keep)
         tl.store(at + total + rows, sum_ws * by_row, mask=keep)
-    if METRIC == "similarity":
-        acc = acc * norm[:, None]
+    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+        acc = acc * norm[0][:, None]
     acc = acc * (by_row * (1.0 / W_SCALE))[:, None]
     d = first_o + tl.arange(0, BLOCK_O)
     at = out + (split.to(tl.int64) * total + rows[:, None]) * D + d[None, :]

@@ -44,7 +44,7 @@ def statistics_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> 
     depth = width if width <= 256 else 64
     if width <= 128:
         return Config(128, 64, depth, 0, 8, 3 if arch != 80 else 2)
-    return Config(128, 64 if depth == 256 else 128, depth, 0, 8, 2)
+    return Config(128, 64, depth, 0, 8, 2)
 
 
 def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:

@@ -12,22 +12,23 @@ from .similarity import (
     as_column,
     centres,
     grouped,
+    load_norms,
     load_rows,
     load_scalars,
-    load_scale,
     load_vectors,
+    numbers,
     plain_tile,
     products,
-    scaled,
     sweep,
 )
 
 
 @triton.jit
 def _fold_tile(
-    acc, tile, rows, own, x_tile, u_tile, x_scale, u_scale, x_label, row, p,
-    x, y, y_scale, y_label, u, v, v_scale, N,
-    FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, TEACHER: tl.constexpr,
+    acc, tile, rows, own, x_tile, u_tile, x_norm, u_norm, x_label, row, p,
+    x, y, y_norms, y_label, u, v, v_norms, N,
+    FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
+    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
     GROUPS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
@@ -37,13 +38,14 @@ def _fold_tile(
     cls, columns, exists = centres(index, N, K, PADDED)
     y_tile = load_rows(y, columns, 0, D, BLOCK_D)
     s = products(x, rows, x_tile, y, columns, y_tile, D, BLOCK_D, PRECISION)
-    s = scaled(s, x_scale, load_scale(y_scale, columns, METRIC), METRIC)
+    y_norm = load_norms(y_norms, columns, N * K, METRIC)
+    s = numbers(s, x_norm, y_norm, METRIC, EPSILON)
     if TEACHER == "none":
         t = 0.0
     else:
         v_tile = load_rows(v, columns, 0, DT, BLOCK_T)
         t = products(u, rows, u_tile, v, columns, v_tile, DT, BLOCK_T, PRECISION)
-        t = scaled(t, u_scale, load_scale(v_scale, columns, TEACHER), TEACHER)
+        t = numbers(t, u_norm, load_norms(v_norms, columns, N * K, TEACHER), TEACHER, T_EPSILON)
     if GROUPS != "none":
         s, _ = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, 1)
         exists = exists & (index % PADDED == 0)  # a class counts once
@@ -59,10 +61,11 @@ def _fold_tile(
 
 @triton.jit
 def statistics_kernel(
-    x, y, x_scale, y_scale, x_label, y_label, u, v, u_scale, v_scale, known, parameters, near, own, partial,
+    x, y, x_norms, y_norms, x_label, y_label, u, v, u_norms, v_norms, known, parameters, near, own, partial,
     M, N, tiles_per_split,
     FOLD: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
-    METRIC: tl.constexpr, TEACHER: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
+    METRIC: tl.constexpr, EPSILON: tl.constexpr,
+    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -79,11 +82,11 @@ def statistics_kernel(
     rows = tl.minimum(place, M - 1)  # rows beyond the end repeat the last one and are not stored
     x_tile = load_rows(x, rows, 0, D, BLOCK_D)
     u_tile = x_tile
-    u_norm = tl.zeros([BLOCK_M], tl.float32)
+    u_norm = ()
     if TEACHER != "none":
         u_tile = load_rows(u, rows, 0, DT, BLOCK_T)
-        u_norm = load_scale(u_scale, rows, TEACHER)
-    norm = load_scale(x_scale, rows, METRIC)
+        u_norm = load_norms(u_norms, rows, M, TEACHER)
+    norm = load_norms(x_norms, rows, M, METRIC)
     label = tl.load(x_label + rows)
     row = as_column(load_vectors(known, rows, M, KNOWN))
     p = load_scalars(parameters, PARAMETERS)
@@ -100,15 +103,15 @@ def statistics_kernel(
     for i in range(0, plain):
         acc = _fold_tile(
             acc, plain_tile(i, first, start, around), rows, self_column, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, FOLD, KINDS, METRIC,
-            TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
+            label, row, p, x, y, y_norms, y_label, u, v, v_norms, N, FOLD, KINDS, METRIC,
+            EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
             SELF, False,
         )  # fmt: skip
     for i in range(0, around + hanging):
         acc = _fold_tile(
             acc, tl.where(i < around, start + i, end), rows, self_column, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_scale, y_label, u, v, v_scale, N, FOLD, KINDS, METRIC,
-            TEACHER, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
+            label, row, p, x, y, y_norms, y_label, u, v, v_norms, N, FOLD, KINDS, METRIC,
+            EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
             SELF, True,
         )  # fmt: skip
     found = values(acc, KINDS)
@@ -119,13 +122,14 @@ def statistics_kernel(
 
 @triton.jit
 def merge_kernel(
-    partial, known, parameters, losses, states, M, splits,
+    partial, known, parameters, results, M, splits,
     FINISH: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
     VALUES: tl.constexpr, LAST: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """known[KNOWN:] = the splits merged; after the last pass the rows are finished.
 
-    partial [splits, values, M], known [>= KNOWN + values, M], losses [M], states [n, M].
+    partial [splits, values, M], known [>= KNOWN + values, M], results [n, M]: what
+    `finish` returns.
     """
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     rows = tl.minimum(place, M - 1)
@@ -143,6 +147,5 @@ def merge_kernel(
         stats = load_vectors(known, rows, M, KNOWN) + found
         p = load_scalars(parameters, PARAMETERS)
         out = FINISH(stats, p)
-        tl.store(losses + place, out[0], mask=place < M)
-        for i in tl.static_range(len(out) - 1):
-            tl.store(states + i * M.to(tl.int64) + place, out[i + 1], mask=place < M)
+        for i in tl.static_range(len(out)):
+            tl.store(results + i * M.to(tl.int64) + place, out[i], mask=place < M)

@@ -21,17 +21,17 @@ _MERGE_ROWS = 64
 class Side:
     """One operand: x [rows, D], its label per row or class, and what else belongs to its rows.
 
-    scale: float32 [rows] inverse norms, or squared norms for the metric "distance"; None for neither.
-    teacher: the second matrix's factor [rows, DT] with its scale.
+    norms: float32 [2, rows] inverse and squared norms, as far as the metric has them; else None.
+    teacher: the second matrix's factor [rows, DT] with its norms.
     centres: consecutive rows of x that make one class (labels then has one entry per class).
     sorted: labels ascend. Between two sorted sides most tiles are known to hold negatives only.
     """
 
     x: Tensor
     labels: Tensor
-    scale: Tensor | None = None
+    norms: Tensor | None = None
     teacher: Tensor | None = None
-    teacher_scale: Tensor | None = None
+    teacher_norms: Tensor | None = None
     centres: int = 1
     sorted: bool = False
 
@@ -43,6 +43,22 @@ class Side:
     @property
     def padded(self) -> int:
         return 1 << (self.centres - 1).bit_length()
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What a pair is: names of the engine's similarities, and what is added to squared distances."""
+
+    metric: str = "cosine"
+    epsilon: float = 0.0
+    teacher_metric: str = "dot"
+    teacher_epsilon: float = 0.0
+
+    @property
+    def nearest(self) -> float:
+        """The number of two equal embeddings, rounded up."""
+        root = 1.0 if self.metric.endswith("squared_distance") else 0.5
+        return self.epsilon**root * (1 + 1e-6)
 
 
 @dataclasses.dataclass
@@ -86,13 +102,14 @@ def statistics(
     rows: Side,
     columns: Side,
     parameters: Tensor,
+    pair: Numbers,
     *,
     own: Tensor | None = None,
     inputs: Tensor | None = None,
     precision: str | None = None,
     config: configs.Config | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Row losses [M], states [n, M] and statistics [values, M], all float32."""
+) -> tuple[Tensor, Tensor]:
+    """What `finish` returns [outputs + scalars + states, M], and statistics [values, M]; float32."""
     x = rows.x
     m, device = x.shape[0], x.device
     known = torch.empty(max(1, loss.values), m, dtype=torch.float32, device=device)
@@ -101,8 +118,8 @@ def statistics(
             got = None if inputs is None else tuple(inputs.shape)
             raise ValueError(f"inputs: expected shape {(loss.inputs, m)}, got {got}")
         known[: loss.inputs].copy_(inputs)
-    losses = torch.empty(m, dtype=torch.float32, device=device)
-    states = torch.empty(max(1, loss.states), m, dtype=torch.float32, device=device)
+    count = loss.outputs + loss.scalars + loss.states
+    results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(configs.statistics_config, x, rounding)
     tiles = -(-columns.count * columns.padded // chosen.stream)
@@ -116,11 +133,12 @@ def statistics(
         parts = -(-tiles // per_split)
         partial = torch.empty(parts, one.values, m, dtype=torch.float32, device=device)
         statistics_kernel[(blocks, parts)](
-            x, columns.x, rows.scale, columns.scale, rows.labels, columns.labels,
-            rows.teacher, columns.teacher, rows.teacher_scale, columns.teacher_scale,
+            x, columns.x, rows.norms, columns.norms, rows.labels, columns.labels,
+            rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
             known, parameters, near, own, partial, m, columns.count, per_split,
             FOLD=one.fold, KINDS=one.kinds, KNOWN=done, PARAMETERS=parameters.numel(),
-            METRIC=_metric(loss.metric, rows.scale), TEACHER=_teacher(loss, rows),
+            METRIC=pair.metric, EPSILON=pair.epsilon, TEACHER=_teacher(loss, rows, pair),
+            T_EPSILON=pair.teacher_epsilon,
             GROUPS=_groups(loss, columns), K=columns.centres, PADDED=columns.padded,
             D=x.shape[1], DT=_depth(rows), SELF=own is not None,
             BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
@@ -128,13 +146,13 @@ def statistics(
             num_warps=chosen.warps, num_stages=chosen.stages,
         )  # fmt: skip
         merge_kernel[(-(-m // _MERGE_ROWS),)](
-            partial, known, parameters, losses, states, m, parts,
+            partial, known, parameters, results, m, parts,
             FINISH=loss.finish, KINDS=one.merge_kinds, KNOWN=done, PARAMETERS=parameters.numel(),
             VALUES=one.values, LAST=i == passes - 1, SPLITS=1 << (parts - 1).bit_length(), BLOCK=_MERGE_ROWS,
             num_warps=2,
         )  # fmt: skip
         done += one.values
-    return losses, states, known
+    return results, known
 
 
 def weights(
@@ -142,6 +160,7 @@ def weights(
     stay: Side,
     stream: Side,
     parameters: Tensor,
+    pair: Numbers,
     *,
     factor: Tensor,
     stay_states: Tensor | None = None,
@@ -176,14 +195,16 @@ def weights(
     totals = torch.empty(parts, 2, m, dtype=torch.float32, device=device) if sums else None
     weighted = stay_weights is not None or stream_weights is not None
     weights_kernel[(blocks, parts, chunks)](
-        x, stream.x, stay.scale, stream.scale, stay.labels, stream.labels, stay_states,
+        x, stream.x, stay.norms, stream.norms, stay.labels, stream.labels, stay_states,
         stream_states, stay_weights, stream_weights, stay.teacher, stream.teacher,
-        stay.teacher_scale, stream.teacher_scale, parameters, factor, near,
+        stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
         own, out, totals, stay.count, stream.count, per_split,
-        WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.states, PARAMETERS=parameters.numel(),
+        WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
         SUMS=sums, SPARSE=loss.sparse, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
-        METRIC=_metric(loss.metric, stay.scale), TEACHER=_teacher(loss, stay),
+        METRIC=pair.metric, EPSILON=pair.epsilon, NEAREST=pair.nearest,
+        TEACHER=_teacher(loss, stay, pair),
+        T_EPSILON=pair.teacher_epsilon,
         GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
         K=max(stay.centres, stream.centres), PADDED=padded,
         D=d, DT=_depth(stay), SELF=own is not None,
@@ -208,14 +229,11 @@ def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int)
     return configs.splits(blocks, tiles, processors, bytes_per_split)
 
 
-def _metric(name: str, scale: Tensor | None) -> str:
-    return "dot" if scale is None and name == "similarity" else name
-
-
-def _teacher(loss: TileLoss, side: Side) -> str:
-    if side.teacher is None:
-        return "none"
-    return _metric(loss.teacher_metric, side.teacher_scale)
+def _teacher(loss: TileLoss, side: Side, pair: Numbers) -> str:
+    if loss.teacher != (side.teacher is not None):
+        raise ValueError(f"teacher: {loss.name!r} {'needs' if loss.teacher else 'has'} "
+                         f"{'a' if loss.teacher else 'no'} teacher")  # fmt: skip
+    return pair.teacher_metric if loss.teacher else "none"
 
 
 def _groups(loss: TileLoss, side: Side) -> str:

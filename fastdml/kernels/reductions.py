@@ -69,15 +69,15 @@ def fold(acc, tiles, positive, valid, KINDS: tl.constexpr, MASKED: tl.constexpr)
             else:
                 m, b, f = _maximum(acc[len(out)], x)
                 e = tl.exp2(x - b[:, None])
-                l = acc[len(out) + 1] * f + tl.sum(e, 1)
+                total = acc[len(out) + 1] * f + tl.sum(e, 1)
                 if KINDS[i] == "lse_mean":
                     v = tiles[len(taken) + 1]
                     # 0 * inf must not appear where a pair does not count.
                     v = tl.where(e == 0.0, 0.0, v)
-                    out = out + (m, l, acc[len(out) + 2] * f + tl.sum(e * v, 1))
+                    out = out + (m, total, acc[len(out) + 2] * f + tl.sum(e * v, 1))
                     taken = taken + (0,)
                 else:
-                    out = out + (m, l)
+                    out = out + (m, total)
         taken = taken + (0,)
     return out
 
@@ -97,8 +97,8 @@ def values(acc, KINDS: tl.constexpr):
                 out = out + (acc[len(taken)] + tl.log2(acc[len(taken) + 1]),)
                 taken = taken + (0, 0)
             if KINDS[i] == "lse_mean":
-                l = acc[len(taken) - 1]
-                out = out + (acc[len(taken)] / tl.where(l == 0.0, 1.0, l),)
+                total = acc[len(taken) - 1]
+                out = out + (acc[len(taken)] / tl.where(total == 0.0, 1.0, total),)
                 taken = taken + (0,)
     return out
 

@@ -9,29 +9,32 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .launch import Side
+from .launch import Numbers, Side
 from .tile import TileLoss
 
 
 @dataclasses.dataclass
 class TileResult:
-    """Everything float32. Gradients are None where not asked for.
+    """Everything float32. Derivatives are None where not asked for.
 
-    losses: [M], of the rows, not multiplied by row weights.
+    outputs: [M, outputs] of the rows, not multiplied by row weights.
     d_anchors, d_candidates: [M, D], [N, D] accumulated products of weights, scaled by the inverse
         norms if there are any; the part along each embedding is still in them. With one set,
         everything is in d_anchors.
-    column_losses: [N], of the columns, for `columns=True`.
-    anchor_sums, candidate_sums: [2, M], [2, N] sums of weights and of weights times s, for `sums=True`:
-        the gradients of a bias of the row, and of the logarithm of a factor of the row.
+    anchor_sums, candidate_sums: [2, M], [2, N] sums of the products' weights, and of those times the
+        numbers: for metrics that are distances of raw embeddings, and for `sums=True`.
+    scalar_rows: [M, scalars] derivatives of each row's loss by the learnable parameters, not
+        multiplied by row weights.
+    column_losses: [N] losses of the columns, for `columns=True`.
     """
 
-    losses: Tensor
+    outputs: Tensor
     d_anchors: Tensor | None = None
     d_candidates: Tensor | None = None
-    column_losses: Tensor | None = None
     anchor_sums: Tensor | None = None
     candidate_sums: Tensor | None = None
+    scalar_rows: Tensor | None = None
+    column_losses: Tensor | None = None
 
 
 def tile_rows(
@@ -42,8 +45,8 @@ def tile_rows(
     candidate_labels: Tensor,
     *,
     parameters: Sequence[float] | Tensor = (),
-    row_scale: Tensor | None = None,
-    col_scale: Tensor | None = None,
+    pair: Numbers = Numbers(),  # noqa: B008
+    norms: tuple[Tensor, Tensor] | None = None,
     exclude_self: bool = False,
     offset: int = 0,
     order: bool = True,
@@ -52,7 +55,7 @@ def tile_rows(
     weight: float = 1.0,
     inputs: Tensor | None = None,
     teacher: tuple[Tensor, Tensor] | None = None,
-    teacher_scale: tuple[Tensor, Tensor] | None = None,
+    teacher_norms: tuple[Tensor, Tensor] | None = None,
     centres: int = 1,
     columns: bool = False,
     column_weight: Tensor | None = None,
@@ -63,21 +66,26 @@ def tile_rows(
     """Losses of the rows of anchors against candidates, and the gradients of their weighted sum.
 
     Args:
+        loss: the tile loss.
         anchors, candidates: [M, D] and [N, D] (the same object: one set), float32, float16 or
             bfloat16, contiguous. [N * centres, D] with several centres per class, class by class.
         anchor_labels, candidate_labels: int64 [M], [N]; equal ones are positives.
         parameters: what the loss's functions read as p; float32 on the device if a tensor.
-        row_scale, col_scale: float32 inverse norms, or None for plain products. Squared norms are
-            computed here for the metric "distance".
+        pair: what the numbers of a pair are.
+        norms: float32 [2, M] and [2, N] inverse and squared norms; None: computed here.
         exclude_self: leaves out the pair of row i with column i + offset.
+        offset: see there.
         order: works on a copy of the embeddings in the order of their labels. Tiles without positives
             then need no labels, and those of losses with zero weights are skipped.
         ascending: which of the two label vectors ascend already.
-        row_weight: float32 [M] weights of the rows in the sum; weight: times this.
+        row_weight: float32 [M] weights of the rows in the sum ([M, outputs] for several outputs).
+        weight: times this.
         inputs: [loss.inputs, M] values per row that the loss reads.
-        teacher: second matrix's factors [M, DT], [N, DT]; teacher_scale: their inverse norms.
-        columns: also the same loss of every column over the rows (two towers), weighted by
-            column_weight [N].
+        teacher: second matrix's factors [M, DT], [N, DT].
+        teacher_norms: as norms.
+        centres: consecutive candidates that make one class.
+        columns: also the same loss of every column over the rows (two towers).
+        column_weight: [N] their weights.
         gradients: which of the two gradients are wanted.
         sums: also sums of weights per row and column.
         precision: "ieee", "tf32" or "tf32x3" for float32; None: torch's setting.
@@ -87,63 +95,86 @@ def tile_rows(
     """
     one_set = candidates is anchors
     _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set, columns)
-    if loss.metric == "distance":
-        row_scale = _squared_norms(anchors)
-        col_scale = row_scale if one_set else _squared_norms(candidates)
-    if teacher is not None and loss.teacher_metric == "distance":
-        teacher_scale = (_squared_norms(teacher[0]), _squared_norms(teacher[1]))
     p = launch.parameter_tensor(parameters, anchors.device)
+    own_norms = norms or (None, None)
     u, v = teacher or (None, None)
-    u_scale, v_scale = teacher_scale or (None, None)
-    rows = Side(anchors, anchor_labels, row_scale, u, u_scale, 1, ascending[0])
-    cols = Side(candidates, candidate_labels, col_scale, v, v_scale, centres, ascending[1])
+    t_norms = teacher_norms or (None, None)
+    rows = Side(anchors, anchor_labels, own_norms[0], u, t_norms[0], 1, ascending[0])
+    cols = Side(candidates, candidate_labels, own_norms[1], v, t_norms[1], centres, ascending[1])
+    for side in (rows, cols):
+        side.norms = _norms(side.x, pair.metric) if side.norms is None else side.norms
+        if side.teacher is not None and side.teacher_norms is None:
+            side.teacher_norms = _norms(side.teacher, pair.teacher_metric)
     row_order = _order(rows, order)
+    if one_set and u is not v:
+        raise ValueError("teacher: expected one tensor twice where the embeddings are one set")
     col_order = row_order if one_set else _order(cols, order)
     rows = _permuted(rows, row_order)
     cols = rows if one_set else _permuted(cols, col_order)
-    own = _own(rows, cols, row_order, col_order, offset) if exclude_self else None
+    own = None
+    if exclude_self:
+        own = _own(rows, cols, row_order, col_order, offset)
     if row_order is not None:
         row_weight = None if row_weight is None else row_weight[row_order]
         inputs = None if inputs is None else inputs[:, row_order]
     if col_order is not None and column_weight is not None:
         column_weight = column_weight[col_order]
 
-    row_losses, states, _ = launch.statistics(
-        loss, rows, cols, p, own=own, inputs=inputs, precision=precision
+    found, _ = launch.statistics(
+        loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
     )
-    result = TileResult(_restored(row_losses, row_order))
-    col_states, own_row = None, None
-    if not one_set and own is not None:
-        own_row = _inverse(own, cols.count)
+    k, j = loss.outputs, loss.outputs + loss.scalars
+    result = TileResult(_restored(found[:k].t(), row_order))
+    if loss.scalars:
+        result.scalar_rows = _restored(found[k:j].t(), row_order)
+    col_states = None
+    own_row = _inverse(own, cols.count) if own is not None and not one_set else own
     if columns:
-        col_losses, col_states, _ = launch.statistics(
-            loss, cols, rows, p, own=own_row, precision=precision
+        col_found, _ = launch.statistics(
+            loss, cols, rows, p, pair, own=own_row, precision=precision
         )
-        result.column_losses = _restored(col_losses, col_order)
+        result.column_losses = _restored(col_found[0], col_order)
+        col_states = col_found[j:]
     if not any(gradients):
         return result
+    states = found[j:]
+    if k > 1:
+        given = torch.ones_like(found[:k].t()) if row_weight is None else row_weight
+        states = torch.cat([given.float().t(), states])
+        row_weight = None
     row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
-    shared = {"factor": factor, "precision": precision, "sums": sums or loss.metric == "distance"}
+    totals = sums or pair.metric.startswith("raw")
+    shared = {"factor": factor, "precision": precision, "sums": totals}
     if one_set:
         done = launch.weights(
-            loss, rows, rows, p, stay_states=states, stream_states=states, stay_weights=row_w,
+            loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,
             stream_weights=row_w, own=own, **shared,
         )  # fmt: skip
-        result.d_anchors, result.anchor_sums = _gradient(loss, done, rows, row_order)
+        result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
         return result
     if gradients[0]:
         done = launch.weights(
-            loss, rows, cols, p, stay_states=states, stream_states=col_states, stay_weights=row_w,
-            stream_weights=col_w, own=own, **shared,
+            loss, rows, cols, p, pair, stay_states=states, stream_states=col_states,
+            stay_weights=row_w, stream_weights=col_w, own=own, **shared,
         )  # fmt: skip
-        result.d_anchors, result.anchor_sums = _gradient(loss, done, rows, row_order)
+        result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
     if gradients[1]:
         done = launch.weights(
-            loss, cols, rows, p, stay_states=col_states, stream_states=states, stay_weights=col_w,
-            stream_weights=row_w, own=own_row, **shared,
+            loss, cols, rows, p, pair, stay_states=col_states, stream_states=states,
+            stay_weights=col_w, stream_weights=row_w, own=own_row, **shared,
         )  # fmt: skip
-        result.d_candidates, result.candidate_sums = _gradient(loss, done, cols, col_order)
+        result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
     return result
+
+
+def _norms(x: Tensor, metric: str) -> Tensor | None:
+    """[2, rows] inverse norms and squared norms of what is compared; a zero row has inverse norm 0."""
+    if metric == "dot":
+        return None
+    norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    inverse = torch.where(norm > 1e-12, norm.reciprocal(), torch.zeros_like(norm))
+    square = norm.square() if metric.startswith("raw") else (inverse > 0).float()
+    return torch.stack([inverse, square])
 
 
 def _order(side: Side, wanted: bool) -> Tensor | None:
@@ -155,12 +186,19 @@ def _permuted(side: Side, order: Tensor | None) -> Side:
     if order is None:
         return side
     within = _rows_of(order, side.centres)
-    x, scale, u, u_scale = (
-        None if v is None else v[within]
-        for v in (side.x, side.scale, side.teacher, side.teacher_scale)
+
+    def pick(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v[:, within].contiguous()
+
+    return Side(
+        side.x[within],
+        side.labels[order],
+        pick(side.norms),
+        None if side.teacher is None else side.teacher[within],
+        pick(side.teacher_norms),
+        side.centres,
+        True,
     )
-    assert x is not None
-    return Side(x, side.labels[order], scale, u, u_scale, side.centres, True)
 
 
 def _rows_of(order: Tensor, centres: int) -> Tensor:
@@ -173,7 +211,7 @@ def _restored(x: Tensor, order: Tensor | None) -> Tensor:
     """Undoes the permutation of the first dimension."""
     if order is None:
         return x
-    out = torch.empty_like(x)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out[order] = x
     return out
 
@@ -203,21 +241,13 @@ def _own(
 
 
 def _gradient(
-    loss: TileLoss, done: launch.Weighted, side: Side, order: Tensor | None
+    done: launch.Weighted, side: Side, order: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    products, sums = _products(loss, done, side.x)
-    if order is not None:
-        order = _rows_of(order, side.centres)
-        sums = None if sums is None else _restored(sums.t(), order).t()
-    return _restored(products, order), sums
-
-
-def _products(loss: TileLoss, done: launch.Weighted, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    if loss.metric != "distance":
+    if order is None:
         return done.products, done.sums
-    assert done.sums is not None
-    # d|x - y|^2 = 2 (x - y) dx
-    return done.products.mul_(-2.0).addcmul_(done.sums[0][:, None], x.float(), value=2.0), done.sums
+    order = _rows_of(order, side.centres)
+    sums = None if done.sums is None else _restored(done.sums.t(), order).t()
+    return _restored(done.products, order), sums
 
 
 def _relative(
@@ -244,10 +274,6 @@ def _relative(
         top = torch.maximum(top, col.abs().amax())
     safe = torch.where(top > 0, top, torch.ones_like(top))
     return row / safe, None if col is None else col / safe, factor * safe
-
-
-def _squared_norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
 
 
 def _check(

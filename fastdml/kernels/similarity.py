@@ -34,22 +34,46 @@ def products(
 
 
 @triton.jit
-def scaled(s, a_scale, b_scale, METRIC: tl.constexpr):
-    """Products as what the loss reads. The scales are inverse norms, or squared norms for "distance"."""
-    if METRIC == "similarity":
-        return s * a_scale[:, None] * b_scale[None, :]
-    elif METRIC == "distance":
-        return tl.maximum(a_scale[:, None] + b_scale[None, :] - 2.0 * s, 0.0)
-    else:  # "dot"
-        return s
+def load_norms(norms, rows, SIZE, METRIC: tl.constexpr):
+    """(inverse norm, squared norm) of each row from norms [2, SIZE], as far as the metric has them."""
+    one = tl.full([rows.shape[0]], 1.0, tl.float32)
+    scale = one
+    square = one
+    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+        scale = tl.load(norms + rows)
+    if METRIC != "cosine" and METRIC != "dot":
+        square = tl.load(norms + SIZE + rows)
+    return scale, square
 
 
 @triton.jit
-def load_scale(scale, rows, METRIC: tl.constexpr):
-    if METRIC == "dot":
-        return tl.zeros([rows.shape[0]], tl.float32)
-    else:
-        return tl.load(scale + rows)
+def numbers(s, a_norms, b_norms, METRIC: tl.constexpr, EPSILON: tl.constexpr):
+    """Products as the numbers the loss reads; METRIC as in the engine's similarities."""
+    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+        s = s * a_norms[0][:, None] * b_norms[0][None, :]
+    if METRIC != "cosine" and METRIC != "dot":
+        total = a_norms[1][:, None] + b_norms[1][None, :]
+        d2 = total - 2.0 * s
+        # What is below the rounding of the sum counts as no distance at all.
+        s = tl.where(d2 < 4.76837158203125e-07 * total, 0.0, d2) + EPSILON
+        if METRIC == "distance" or METRIC == "raw_distance":
+            s = tl.sqrt(s)
+    return s
+
+
+@triton.jit
+def product_weights(w, s, METRIC: tl.constexpr, NEAREST: tl.constexpr):
+    """Derivatives by the numbers as derivatives by the (scaled) products.
+
+    NEAREST: the number of equal embeddings. Their pair pulls neither; left in, its two large shares
+    would have to cancel.
+    """
+    if METRIC == "squared_distance" or METRIC == "raw_squared_distance":
+        w = tl.where(s > NEAREST, w * -2.0, 0.0)
+    elif METRIC == "distance" or METRIC == "raw_distance":
+        apart = s > NEAREST
+        w = tl.where(apart, -w / tl.where(apart, s, 1.0), 0.0)
+    return w
 
 
 @triton.jit

@@ -56,26 +56,28 @@ class TileLoss:
     """A pair loss as statistics of a row and the weight of a pair.
 
     The functions are `@triton.jit` and elementwise in what they are given. `s` is a tile of
-    similarities in float32 (of squared distances where `metric` is "distance"), `t` the tile of the
-    second matrix or 0, `positive` the tile of equal labels, `p` the tuple of parameters. `row` and
+    similarities (or distances) in float32, `t` the tile of the second matrix or 0, `positive` the tile of equal labels, `p` the tuple of parameters. `row` and
     `state` are tuples of float32 vectors that broadcast against the tile. A tile may lie either way
     round (rows of the loss along either axis), which an elementwise function cannot notice.
 
     passes: sweeps over the columns; a fold sees the statistics of the passes before it as `row`.
-    finish: `finish(stats, p)` -> (row loss, *state): once per row, with the statistics of all passes.
+    finish: `finish(stats, p)` -> (row loss, *states): once per row, with the statistics of all passes.
     weight: `weight(s, t, positive, state, p)` -> the derivative of the row's loss with respect to s,
         divided by `gain`. Must be finite for any finite s, and 0 for a pair that does not count.
     gain: `gain(p)` -> constant that brings the weights to order one (float16 would lose them), or
         None for 1.
-    states: how many state values `finish` returns after the loss.
+    states: how many values `finish` returns last, that `weight` reads.
     inputs: how many vectors of one value per row the caller hands in; `row` and `stats` start with
         them.
     groups: centres per class along the columns: "softmax" replaces the similarities of a class by
         their mean under the softmax of s * p[-1] (in base 2; the last parameter), "max" by the largest.
         None: one column per class or sample.
     sparse: most weights are exactly 0, so tiles without any are skipped.
-    metric: what `s` is: "similarity" (a scaled dot product) or "distance" (squared Euclidean).
-    teacher: whether there is a second matrix `t`; teacher_metric: what it is.
+    teacher: whether there is a second matrix `t`.
+    outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
+        derivative of the whole by each of them.
+    scalars: how many learnable parameters there are, the last ones of p (before the call's own).
+        `finish` then returns, after the outputs, the derivative of the row's loss by each.
 
     Exponentials and logarithms are to base 2 throughout: fold log2(e) into the parameters.
     """
@@ -89,18 +91,20 @@ class TileLoss:
     inputs: int = 0
     groups: str | None = None
     sparse: bool = False
-    metric: str = "similarity"
     teacher: bool = False
-    teacher_metric: str = "similarity"
+    outputs: int = 1
+    scalars: int = 0
 
     def __post_init__(self) -> None:
         if self.groups not in (None, "softmax", "max"):
             raise ValueError(f"groups: expected None, 'softmax' or 'max', got {self.groups!r}")
-        for value, what in ((self.metric, "metric"), (self.teacher_metric, "teacher_metric")):
-            if value not in ("similarity", "distance"):
-                raise ValueError(f"{what}: expected 'similarity' or 'distance', got {value!r}")
 
     @property
     def values(self) -> int:
         """Statistics per row, the caller's inputs included."""
         return self.inputs + sum(one.values for one in self.passes)
+
+    @property
+    def weight_states(self) -> int:
+        """Values per row that `weight` reads."""
+        return self.states + (self.outputs if self.outputs > 1 else 0)

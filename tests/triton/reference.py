@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 INF = float("inf")
@@ -19,8 +21,17 @@ class Case:
     tile: str
     spec: Callable[..., Tensor]
     loss: SimpleNamespace
-    rows: str = "samples"  # or "proxies", "classes" (columns are classes), "towers"
-    extra: tuple[float, ...] = ()
+    rows: str = "samples"  # or "proxies", "classes" (columns are classes), "pairs", "towers"
+    extra: tuple[float, ...] = ()  # parameters of the call, after the description's
+    metric: str = "cosine"
+    epsilon: float = 0.0
+    teacher: str | None = None  # the teacher's metric
+    keep_self: bool = False
+    centres: int = 1
+    # Largest exponent of float32 weights. One of size z is known to eps z only, and so is its weight:
+    # log2(e) and the inverse norms are rounded once, the same way for all pairs, where torch's
+    # roundings average out. A difference of such logarithms is known to the same.
+    exponent: float = 0.0
 
 
 def lse(z: Tensor, mask: Tensor, one: bool = False) -> Tensor:
@@ -57,8 +68,109 @@ def supcon(s, positive, pair, t, o):
     return torch.where(count > 0, lse(z, pair) - mean, torch.zeros_like(mean))
 
 
+def contrastive(s, positive, pair, t, o):
+    pull, push = o.sign * (s - o.pos_margin), o.sign * (o.neg_margin - s)
+    terms = [(pull, positive & pair), (push, pair & ~positive)]
+    sums = [(h.relu() * mask).sum(1) for h, mask in terms]
+    counts = [(mask & ((h > 0) | (not o.active_only))).sum(1).to(s.dtype) for h, mask in terms]
+    return torch.stack(sums + counts, 1)
+
+
+def siglip(s, positive, pair, t, o):
+    u = o.scalars[0] * s + o.scalars[1]
+    return F.softplus(torch.where(positive, -u, u)).sum(1)
+
+
+def mean_over(x, mask):
+    return (x * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def binomial_deviance(s, positive, pair, t, o):
+    pull = F.softplus(-o.alpha * (s - o.base))
+    push = F.softplus(o.beta * (s - o.base))
+    return mean_over(pull, positive & pair) + mean_over(push, pair & ~positive)
+
+
+def circle(s, positive, pair, t, o):
+    far_p, far_n = (1 + o.m - s).relu().detach(), (s + o.m).relu().detach()
+    z = lse(-o.gamma * far_p * (s - 1 + o.m), positive & pair)
+    return F.softplus(z + lse(o.gamma * far_n * (s - o.m), pair & ~positive))
+
+
+def cbml(s, positive, pair, t, o):
+    negative = pair & ~positive
+    positive = pair & positive & (s < o.max_positive)
+    m = o.mean_mix * mean_over(s, positive) + (1 - o.mean_mix) * mean_over(s, negative)
+    variance = ((s - m[:, None]).square() * negative).sum(1)
+    low = s.masked_fill(~positive, INF).amin(1, keepdim=True)
+    high = s.masked_fill(~negative, -INF).amax(1, keepdim=True)
+    positive = positive & (s - o.mining_margin < high)
+    negative = negative & (s + o.mining_margin > low)
+    loss = (
+        lse(-(s - o.pos_a) / o.pos_b, positive, True)
+        + lse((s - o.neg_a) / o.neg_b, negative, True)
+        + o.variance_weight * variance
+    )
+    return torch.where(positive.any(1) & negative.any(1), loss, torch.zeros_like(loss))
+
+
+def n_pairs(s, positive, pair, t, o):
+    return F.softplus(lse(s, ~positive) - (s * positive).sum(1))
+
+
+def nt_xent(s, positive, pair, t, o):
+    z = s / o.temperature
+    positive = positive & pair
+    wrong = lse(z, pair & ~positive)
+    return mean_over(torch.where(positive, F.softplus(wrong[:, None] - z), 0.0), positive)
+
+
+def proxy_softmax(s, positive, pair, t, o):
+    if o.angular:
+        theta = s.clamp(-1 + 1e-9, 1 - 1e-9).acos() + o.margin
+        turned = torch.where(theta < math.pi, theta.cos(), s - o.margin_sin)
+        z = o.scale * torch.where(positive, turned, s)
+    else:
+        z = o.scale * torch.where(positive, s - o.margin, s)
+    count = s.shape[1]
+    target = torch.where(positive, 1 - o.smoothing, o.smoothing / (count - 1))
+    mask = torch.ones_like(positive) if o.positive_in_denominator else ~positive
+    return lse(z, mask) - (target * z).sum(1)
+
+
+def soft_triple(s, positive, pair, t, o):
+    x = s.reshape(s.shape[0], -1, o.centres)
+    value = ((x / o.gamma).softmax(2) * x).sum(2)
+    z = o.la * (value - o.margin * positive)
+    return lse(z, torch.ones_like(positive)) - (z * positive).sum(1)
+
+
+def lsd(s, positive, pair, t, o):
+    log_p, log_q = (t / o.temperature).log_softmax(1), (s / o.temperature).log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def relaxed_contrastive(s, positive, pair, t, o):
+    r = s / s.mean(1, keepdim=True)
+    alike = torch.exp(-t / o.sigma)
+    term = alike * r.square() + (1 - alike) * (o.delta - r).relu().square()
+    return torch.where(s > 0, term, torch.zeros_like(term)).sum(1)
+
+
+def log_ratio(s, positive, pair, t, o):
+    u = torch.log(s + 1e-6) - torch.log(t + 1e-6)
+    u = torch.where(pair, u, torch.zeros_like(u))
+    n = pair.sum(1)
+    return 2 / (n - 1) * (u.square().sum(1) - u.sum(1).square() / n)
+
+
 def _o(**values):
     return SimpleNamespace(**values)
+
+
+def _softmax(**values):
+    plain = {"scale": 20.0, "smoothing": 0.0, "margin": 0.0, "angular": False}
+    return _o(**{**plain, "positive_in_denominator": True, **values})
 
 
 CASES: dict[str, Case] = {
@@ -76,5 +188,79 @@ CASES: dict[str, Case] = {
     "clip": Case("supcon", supcon, _o(temperature=0.05), rows="towers"),
     "proxy_anchor": Case(
         "proxy_anchor", proxy_anchor, _o(alpha=32.0, margin=0.1, ratio=1.7), "proxies", (1.7,)
+    ),
+    "contrastive_cosine": Case(
+        "contrastive",
+        contrastive,
+        _o(pos_margin=1.0, neg_margin=0.1, sign=-1.0, active_only=True),
+    ),
+    "contrastive_distance": Case(
+        "contrastive",
+        contrastive,
+        _o(pos_margin=0.3, neg_margin=1.2, sign=1.0, active_only=False),
+        metric="distance",
+    ),
+    "contrastive_raw_distance": Case(
+        "contrastive",
+        contrastive,
+        _o(pos_margin=0.5, neg_margin=9.0, sign=1.0, active_only=True),
+        metric="raw_distance",
+    ),
+    "siglip": Case("siglip", siglip, _o(), "pairs", (7.0, -3.0)),
+    "binomial_deviance": Case(
+        "binomial_deviance", binomial_deviance, _o(alpha=2.0, beta=25.0, base=0.5)
+    ),
+    "circle": Case("circle", circle, _o(m=0.4, gamma=80.0), exponent=160.0),
+    "cbml": Case(
+        "cbml",
+        cbml,
+        _o(
+            pos_a=0.5,
+            pos_b=0.5,
+            neg_a=1.0,
+            neg_b=0.05,
+            mining_margin=0.1,
+            max_positive=1 - 1e-5,
+            variance_weight=0.5,
+            mean_mix=0.2,
+        ),
+    ),
+    "n_pairs": Case("n_pairs", n_pairs, _o(), "pairs", metric="dot", exponent=150.0),
+    "nt_xent": Case("nt_xent", nt_xent, _o(temperature=0.2)),
+    "normalized_softmax": Case("proxy_softmax", proxy_softmax, _softmax(), "classes"),
+    "smoothed_softmax": Case("proxy_softmax", proxy_softmax, _softmax(smoothing=0.1), "classes"),
+    "proxy_nca": Case(
+        "proxy_softmax", proxy_softmax, _softmax(positive_in_denominator=False), "classes"
+    ),
+    "cosface": Case("proxy_softmax", proxy_softmax, _softmax(margin=0.35), "classes"),
+    "arcface": Case(
+        "proxy_softmax",
+        proxy_softmax,
+        _softmax(margin=0.5, angular=True, margin_sin=math.sin(0.5) ** 2),
+        "classes",
+    ),
+    "soft_triple": Case(
+        "soft_triple",
+        soft_triple,
+        _o(la=20.0, gamma=0.1, margin=0.01, centres=3),
+        "classes",
+        centres=3,
+    ),
+    "lsd": Case("lsd", lsd, _o(temperature=0.5), teacher="cosine", keep_self=True, exponent=7.0),
+    "relaxed_contrastive": Case(
+        "relaxed_contrastive",
+        relaxed_contrastive,
+        _o(delta=1.0, sigma=1.0),
+        metric="raw_distance",
+        teacher="squared_distance",
+        keep_self=True,
+    ),
+    "log_ratio": Case(
+        "log_ratio",
+        log_ratio,
+        _o(),
+        metric="raw_distance",
+        epsilon=1e-3,
+        teacher="raw_distance",
     ),
 }

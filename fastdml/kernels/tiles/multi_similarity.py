@@ -15,6 +15,8 @@ from ..reductions import softplus2
 from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
 
+PARAMETERS = 8
+
 
 def parameters(loss: Any) -> tuple[float, ...]:
     a, b = loss.alpha * LOG2E, loss.beta * LOG2E

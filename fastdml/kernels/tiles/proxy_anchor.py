@@ -14,6 +14,8 @@ from ..reductions import softplus2
 from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
 
+PARAMETERS = 5
+
 
 def parameters(loss: Any) -> tuple[float, ...]:
     a = loss.alpha * LOG2E

@@ -10,6 +10,8 @@ import triton.language as tl
 from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
 
+PARAMETERS = 3
+
 
 def parameters(loss: Any) -> tuple[float, ...]:
     return (LOG2E / loss.temperature, LN2, 1.0 / loss.temperature)
