@@ -190,6 +190,16 @@ def row_loss(
         kind = torch.get_autocast_dtype(device)
         anchors = anchors.to(kind)
         candidates = None if candidates is None else candidates.to(kind)
+    if torch.compiler.is_compiling():
+        # The compiler refuses a tensor that is two inputs at once.
+        if candidates is anchors:
+            candidates = anchors.view_as(anchors)
+        if candidate_labels is anchor_labels and anchor_labels is not None:
+            candidate_labels = anchor_labels.view_as(anchor_labels)
+        if pairs and pairs[0] is pairs[2]:
+            pairs = [*pairs[:2], pairs[2].view_as(pairs[2]), pairs[3]]
+        if teacher and len(teacher) == 2 and teacher[0] is teacher[1]:
+            teacher = teacher[:1]
     return _RowLoss.apply(
         anchors,
         candidates,

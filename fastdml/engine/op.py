@@ -6,8 +6,9 @@ tensors (no autograd of its own), so torch.compile and exporters see one opaque 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -139,6 +140,24 @@ def _of_all_rows(
     return value.detach(), executor.run(problem, wanted)
 
 
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+
+
+@contextlib.contextmanager
+def _own_world(device: str) -> Iterator[None]:
+    """Without autocast, and with an autograd of its own.
+
+    The specs are differentiated inside the operator. A compiled graph or a dispatch mode (a counter
+    of operations, say) calls the operator with autograd switched off beneath it.
+    """
+    with contextlib.ExitStack() as stack:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+            stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(_AUTOGRAD, False))
+        yield
+
+
 def row_loss(
     anchors: Tensor,
     candidates: Tensor | None,
@@ -171,11 +190,7 @@ def row_loss(
         relation,
     )
     executor, _ = dispatch.choose(problem, backend)
-    device = anchors.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
-    else:
+    with _own_world(anchors.device.type):
         value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
     inputs = (anchors, candidates, scalars, row_values, col_values)
     found = [

@@ -51,7 +51,7 @@ def description(handle: str) -> RowLoss:
 
 
 def _spelled(description: RowLoss) -> str:
-    values = [repr(getattr(description, field)) for field in _fields[description.name]]
+    values = [_text(getattr(description, field)) for field in _fields[description.name]]
     return "|".join([description.name, *values])
 
 
@@ -60,5 +60,12 @@ def _read(handle: str) -> RowLoss:
     return LOSSES[name](**dict(zip(_fields[name], map(_value, values), strict=True)))
 
 
+def _text(value: object) -> str:
+    # hex: exact, has infinities, and the one form into which the compiler can put a float that it has
+    # made a variable of.
+    return value.hex() if isinstance(value, float) else repr(value)
+
+
 def _value(text: str) -> object:
-    return float(text) if text in ("inf", "-inf") else ast.literal_eval(text)
+    is_float = text.lstrip("-")[:2] in ("0x", "in")
+    return float.fromhex(text) if is_float else ast.literal_eval(text)
