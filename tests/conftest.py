@@ -212,7 +212,8 @@ def inputs(description: RowLoss, case: Case) -> Inputs:
     values = {k: v.double() for k, v in description.example_values(m, n).items()}
     teacher = []
     if description.teacher_similarity is not None:
-        teacher = [_embeddings(m, 8, 51)] if candidates is None else [_embeddings(k, 8, 52 + k) for k in (m, n)]
+        sizes = [m] if candidates is None else [m, n]
+        teacher = [_embeddings(size, 8, 52 + k) for k, size in enumerate(sizes)]
     return Inputs(
         anchors, candidates,
         *(values.get(name) for name in ("scalars", "row_values", "col_values")),
@@ -261,26 +262,33 @@ def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
 
 
 def scales(description: RowLoss, case: Case, reduction: str = "mean") -> list[float]:
-    """Natural sizes of what `call` returns, for `distance`.
+    """Natural sizes of what `call` returns, for `distance`: those of the terms, where they cancel.
 
     For normalised embeddings a gradient's terms are those of the same loss without normalisation, at
     the normalised embeddings, over their length; normalisation then cancels what lies along an
-    embedding, which may be all of it.
+    embedding, which may be all of it. And where classes leave nothing to optimise, the weights of
+    pairs cancel: so the gradient for other classes counts too.
     """
     given = inputs(description, case)
     found = [1e-3] * (1 + len(given.leaves()))
     raw = {"cosine": "dot", "distance": "raw_distance", "squared_distance": "raw_squared_distance"}
     if description.similarity not in raw:
         return found
-    names = [name for name in ("anchors", "candidates") if getattr(given, name) is not None]
-    norms = {name: getattr(given, name).double().norm(dim=1, keepdim=True) for name in names}
-    unit = {name: getattr(given, name).double() / n.where(n > 0, 1) for name, n in norms.items()}
-    given = dataclasses.replace(given, **unit, teacher=[t.double() for t in given.teacher])
     plain = dataclasses.replace(description, similarity=raw[description.similarity])
-    terms = call(plain, given, "dense", reduction)[1:]
-    for k, name in enumerate(names):
-        shortest = norms[name][norms[name] > 0].min()
-        found[k + 1] = max(1e-3, float(terms[k].abs().max() / shortest))
+
+    def halved(y: Tensor | None) -> Tensor | None:
+        return None if y is None else y.div(2, rounding_mode="floor") * 2 + torch.arange(len(y)) % 2
+
+    for variant in (case, dataclasses.replace(case, y=halved(case.y), ref_y=halved(case.ref_y))):
+        given = inputs(description, variant)
+        names = [name for name in ("anchors", "candidates") if getattr(given, name) is not None]
+        norms = {name: getattr(given, name).double().norm(dim=1, keepdim=True) for name in names}
+        unit = {name: getattr(given, name).double() / n.where(n > 0, 1) for name, n in norms.items()}
+        given = dataclasses.replace(given, **unit, teacher=[t.double() for t in given.teacher])
+        terms = call(plain, given, "dense", reduction)[1:]
+        for k, name in enumerate(names):
+            shortest = norms[name][norms[name] > 0].min()
+            found[k + 1] = max(found[k + 1], float(terms[k].abs().max() / shortest))
     return found
 
 
