@@ -1,0 +1,55 @@
+// SupAP (Ramzi et al., NeurIPS 2021): SPEC 2.10. An upper bound of 1 - AP: positives are ranked among
+// themselves by a true step, negatives by a sigmoid that turns into a straight line.
+#pragma once
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+template <class T>
+struct SupAP {
+  T temperature;
+  T rho, delta, offset;  // a negative more than delta above costs rho (t - delta) + offset
+  T start;               // jump at t = 0
+
+  template <class Row>
+  FASTDML_FN T operator()(Row& row) const {
+    const T sharpness = T(1) / temperature;
+    const T slant = rho, knee = delta, high = offset, jump = start;
+    const auto count = [=](auto t, auto) { return values(select(t >= T(0), T(1), T(0))); };
+    const auto slope = [=](auto t, auto p) {
+      auto sigma = sigmoid(t * sharpness);
+      auto gentle = sigma * (T(1) - sigma) * sharpness;
+      return select(p.negative, select(t > knee, slant, gentle), T(0));
+    };
+    const auto step = [=](auto t, auto p) {
+      auto sigma = sigmoid(t * sharpness);
+      auto steep = t > knee;
+      auto gentle = sigma * (T(1) - sigma) * sharpness;
+      auto height = select(steep, (t - knee) * slant + high, sigma + select(t > T(0), jump, T(0)));
+      return values(select(p.negative, height, T(0)),
+                    select(p.negative, select(steep, slant, gentle), T(0)));
+    };
+    auto positives = row.positives();
+    const int n = positives.size();
+    if (n == 0) {
+      row.map([](auto p) { return p.s * T(0); });
+      return T(0);
+    }
+    const auto negatives = row.compare(positives, step);
+    const auto own = positives.compare(count);  // the pair j = k is the leading 1 of a rank
+    auto push = row.array(n), direct = row.array(n);
+    const T ap = positives.sum([=](int k) {
+      const T rank_own = own[k][0], rank_all = rank_own + negatives[k][0];
+      push[k] = rank_own / (rank_all * rank_all * n);
+      direct[k] = -push[k] * negatives[k][1];
+      return rank_own / rank_all;
+    });
+    row.map_compare(positives, push, slope);
+    positives.add(direct);
+    return T(1) - ap / n;
+  }
+};
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
+FASTDML_ROW_LOSS(sup_ap, SupAP)
