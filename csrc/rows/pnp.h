@@ -1,0 +1,59 @@
+// PNP (Li et al., 2021): penalises the number of negatives ahead of each positive.
+#pragma once
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+template <class T>
+struct Pnp {
+  T variant;  // 0: O, 1: Ds, 2: Dq, 3: Iu, 4: Ib
+  T b, alpha;
+  T temperature;
+
+  // The penalty of r negatives ahead, and its derivative.
+  FASTDML_FN Values<T, 2> penalty(T r) const {
+    const T one = T(1) + r;
+    if (variant == T(1)) return values(log(one), T(1) / one);
+    if (variant == T(2)) {
+      const T kept = exp(-alpha * log(one));
+      return values(T(1) - kept, alpha * kept / one);
+    }
+    if (variant == T(3)) return values(one * log(one), log(one) + T(1));
+    if (variant == T(4)) return values((b * r - log(T(1) + b * r)) / (b * b), r / (T(1) + b * r));
+    return values(r, T(1));
+  }
+
+  template <class Row>
+  FASTDML_FN Counted<T> operator()(Row& row) const {
+    const T sharpness = T(1) / temperature;
+    const auto slope = [=](auto t, auto p) {
+      auto sigma = sigmoid(t * sharpness);
+      return select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0));
+    };
+    auto positives = row.positives();
+    const int n = positives.size();
+    if (n == 0) {
+      row.map([](auto p) { return p.s * T(0); });
+      return {T(0), T(0)};
+    }
+    const auto ahead = row.compare(positives, [=](auto t, auto p) {
+      auto sigma = sigmoid(t * sharpness);
+      return values(select(p.negative, sigma, T(0)),
+                    select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0)));
+    });
+    auto push = row.array(n), direct = row.array(n);
+    const T total = positives.sum([=](int k) {
+      const auto [height, rate] = penalty(ahead[k][0]);
+      push[k] = rate / n;
+      direct[k] = -push[k] * ahead[k][1];
+      return height;
+    });
+    row.map_compare(positives, push, slope);
+    positives.add(direct);
+    return {total / n, T(1)};
+  }
+};
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
+FASTDML_ROW_LOSS(pnp, Pnp)
