@@ -50,7 +50,7 @@ T* writable(const OptionalTensor& t, int64_t count) {
 }
 
 template <class T>
-fastdml::Block<T> block_of(const RowArguments& a, int outputs) {
+fastdml::Block<T> block_of(const RowArguments& a, int weights) {
   fastdml::Block<T> b;
   b.s = static_cast<T*>(a.s.mutable_data_ptr());
   b.rows = a.s.size(0);
@@ -76,7 +76,7 @@ fastdml::Block<T> block_of(const RowArguments& a, int outputs) {
   b.class_start = pointer<int32_t>(a.class_start, 0);
   b.class_order = pointer<int32_t>(a.class_order, 0);
   b.self_offset = a.self_offset;
-  b.row_weight = pointer<T>(a.row_weight, b.rows * outputs);
+  b.row_weight = pointer<T>(a.row_weight, b.rows * weights);
   b.weight = static_cast<T>(a.weight);
   b.scalars = pointer<T>(a.scalars, 0);
   b.scalar_count = a.scalars.has_value() ? a.scalars->numel() : 0;
@@ -93,7 +93,7 @@ fastdml::Block<T> block_of(const RowArguments& a, int outputs) {
 
 template <class T>
 void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
-  const fastdml::Block<T> b = block_of<T>(a, f.outputs());
+  const fastdml::Block<T> b = block_of<T>(a, f.weights());
   const fastdml::Kernel& kernel = *f.kernels[fastdml::active_isa()];
   const int64_t arena = fastdml::arena_size(a.longest, b.cols);
   // About 20 µs of work at least for every thread that is woken.

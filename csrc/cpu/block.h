@@ -45,6 +45,7 @@ struct Kernel {
   void (*f64)(const Block<double>&, std::int64_t begin, std::int64_t end, double* arena);
   int parameters;
   int outputs;  // values a row returns
+  int weights;  // and how many of them have a weight in the result
 };
 
 // One loss in all its compiled forms.
@@ -53,12 +54,16 @@ struct Functor {
   const Kernel* const* kernels;  // one per instruction set
   int parameters() const { return kernels[0]->parameters; }
   int outputs() const { return kernels[0]->outputs; }
+  int weights() const { return kernels[0]->weights; }
 };
+
+// The longest list of thresholds that are no pairs (row.list).
+constexpr std::int64_t kLongestList = 256;
 
 // Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, and
 // one row of distances.
 inline std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
-  return 32 * longest + cols + 64;
+  return 32 * (longest < kLongestList ? kLongestList : longest) + cols + 64;
 }
 
 int functor_count();

@@ -6,17 +6,26 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// How many values a functor returns: a plain T, or Values<T, N>.
+// How many values a functor returns, a plain T, Values<T, N> or Counted<T>, and how many of them the
+// result weights.
 template <class T>
 struct OutputsOf {
-  static constexpr int count = 1;
+  static constexpr int count = 1, weights = 1;
   FASTDML_FN static void put(T* out, T v) { *out = v; }
 };
 template <class T, int N>
 struct OutputsOf<Values<T, N>> {
-  static constexpr int count = N;
+  static constexpr int count = N, weights = N;
   FASTDML_FN static void put(T* out, const Values<T, N>& v) {
     for (int k = 0; k < N; ++k) out[k] = v[k];
+  }
+};
+template <class T>
+struct OutputsOf<Counted<T>> {
+  static constexpr int count = 2, weights = 1;
+  FASTDML_FN static void put(T* out, Counted<T> v) {
+    out[0] = v.loss;
+    out[1] = v.count;
   }
 };
 template <class T, template <class> class Loss>
@@ -98,11 +107,11 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
     Row<T> row(b, i, arena);
     Out::put(b.loss + i * Out::count, loss(row));
     if (!b.gradient) continue;
-    // A functor with several outputs has weighted them itself.
+    // A functor with several weights has applied them itself.
     const T weight =
-        Out::count == 1 ? b.weight * (b.row_weight ? b.row_weight[i] : T(1)) : T(1);
+        Out::weights == 1 ? b.weight * (b.row_weight ? b.row_weight[i] : T(1)) : T(1);
     prologue.out(s, kept, weight);
-    if (Out::count == 1 && weight != T(1)) {
+    if (Out::weights == 1 && weight != T(1)) {
       for (std::int64_t k = 0; b.d_scalars && k < b.scalar_count; ++k)
         b.d_scalars[i * b.scalar_count + k] *= weight;
       for (std::int64_t k = 0; b.d_row_values && k < b.row_count; ++k)
@@ -122,5 +131,5 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   extern const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA);               \
   const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA) = {                   \
       run<float, Loss>, run<double, Loss>, sizeof(Loss<double>) / sizeof(double), \
-      Outputs<double, Loss>::count}; \
+      Outputs<double, Loss>::count, Outputs<double, Loss>::weights}; \
   }

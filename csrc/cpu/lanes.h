@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "../rows/row.h"
 
@@ -150,9 +153,37 @@ FASTDML_FN Vector<double> exp(Vector<double> x) {
 
 FASTDML_FN float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
 FASTDML_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-FASTDML_FN Vector<float> sigmoid(Vector<float> x) { return 1.0f / (1.0f + exp(-x)); }
-FASTDML_FN Vector<double> sigmoid(Vector<double> x) { return 1.0 / (1.0 + exp(-x)); }
+// Whether any lane is set.
+#if defined(__AVX512F__) && FASTDML_VECTOR_BYTES == 64
+FASTDML_FN bool any(Mask<float> m) { return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0; }
+FASTDML_FN bool any(Mask<double> m) { return _mm512_test_epi64_mask((__m512i)m, (__m512i)m) != 0; }
+#elif defined(__AVX2__) && FASTDML_VECTOR_BYTES == 32
+FASTDML_FN bool any(Mask<float> m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+FASTDML_FN bool any(Mask<double> m) { return !_mm256_testz_si256((__m256i)m, (__m256i)m); }
+#else
+template <class M>
+FASTDML_FN bool any(M m) {
+  bool set = false;
+  for (unsigned i = 0; i < sizeof(M) / sizeof(m[0]); ++i) set |= m[i] != 0;
+  return set;
+}
+#endif
 
+// Where every lane is so far out that the sigmoid is 0 or 1 to rounding, as it is for most pairs of a
+// trained network, the exponential is not computed. The error is below 1e-13 (float), 3e-20 (double).
+#define FASTDML_SIGMOID(T, kFlat)                                          \
+  FASTDML_FN Vector<T> sigmoid(Vector<T> x) {                              \
+    if (!any((x > -kFlat) & (x < kFlat))) return select(x > T(0), T(1), T(0)); \
+    return T(1) / (T(1) + exp(-x));                                        \
+  }
+FASTDML_SIGMOID(float, 30.0f)
+FASTDML_SIGMOID(double, 45.0)
+#undef FASTDML_SIGMOID
+
+FASTDML_FN float sin(float x) { return std::sin(x); }
+FASTDML_FN double sin(double x) { return std::sin(x); }
+FASTDML_FN float cos(float x) { return std::cos(x); }
+FASTDML_FN double cos(double x) { return std::cos(x); }
 FASTDML_FN float sqrt(float x) { return std::sqrt(x); }
 FASTDML_FN double sqrt(double x) { return std::sqrt(x); }
 FASTDML_FN float abs(float x) { return std::fabs(x); }

@@ -73,6 +73,11 @@ class Row {
     if (block_.d_row_values) block_.d_row_values[i_ * block_.row_count + k] = v;
   }
   FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
+  FASTDML_FN bool has_own() const { return self_ >= 0; }
+  FASTDML_FN T own() const { return s_[self_]; }
+  FASTDML_FN void add_own(T g) {
+    if (block_.gradient) s_[self_] += g;
+  }
 
   template <class F, class... Ops>
   FASTDML_FN auto reduce(F f, Ops... ops) {
@@ -122,19 +127,31 @@ class Row {
       return total;
     }
     template <class F>
+    FASTDML_FN void each(F f) const {
+      for (int k = 0; k < n_; ++k) f(k);
+    }
+    template <class F>
     FASTDML_FN auto compare(F f) {
-      return row_.sums(*this, theta_, n_, -1, f, [](V v, std::int64_t, int) {
+      return compare(*this, f);
+    }
+    template <class F>
+    FASTDML_FN auto compare(const List& other, F f) {
+      return row_.sums(other, theta_, n_, -1, f, [](V v, std::int64_t, int) {
         return positive_pairs(v);
       });
     }
     template <class F>
     FASTDML_FN void add_compare(const T* c, F f) {
+      add_compare(*this, c, f);
+    }
+    template <class F>
+    FASTDML_FN void add_compare(const List& other, const T* c, F f) {
       if (!row_.block_.gradient) return;
       for (int m = 0; m < n_; m += W) {
         const int count = n_ - m < W ? n_ - m : W;
         const V x = load(theta_ + m, count);
         V g{};
-        for (int k = 0; k < n_; ++k) g += c[k] * f(x - theta_[k], positive_pairs(x));
+        for (int k = 0; k < other.n_; ++k) g += c[k] * f(x - other.theta_[k], positive_pairs(x));
         for (int i = 0; i < count; ++i) row_.s_[index_[m + i]] += g[i];
       }
     }
@@ -154,9 +171,10 @@ class Row {
         theta_[n_++] = row.s_[index[k]];
       }
     }
+    FASTDML_FN List(Row& row, int n) : row_(row), theta_(row.arena_.take(n)), n_(n) {}
     Row& row_;
     T* theta_;
-    std::int32_t* index_;
+    std::int32_t* index_ = nullptr;
     int n_ = 0;
   };
 
@@ -166,6 +184,13 @@ class Row {
     if (class_ < 0) return List(*this, nullptr, 0);
     index_ = reinterpret_cast<std::int32_t*>(arena_.take(start[1] - start[0]));
     return List(*this, block_.class_order + start[0], start[1] - start[0]);
+  }
+
+  template <class F>
+  FASTDML_FN List list(int n, F f) {
+    List made(*this, n);
+    for (int k = 0; k < n; ++k) made.theta_[k] = f(k);
+    return made;
   }
 
   FASTDML_FN T* array(int n) { return arena_.take(n); }
@@ -237,14 +262,14 @@ class Row {
     }
   }
 
-  // Sums of f(x_j - theta_k) over n values x, four thresholds at a time so that each load serves four
+  // Sums of f(x_j - theta_k) over n values x, two thresholds at a time so that each load serves two
   // evaluations. `own` is the value to leave out, or -1; `at` turns a vector of x into pairs.
   template <class F, class At>
   FASTDML_FN auto sums(const List& list, const T* x, std::int64_t n, std::int64_t own, F f, At at) {
     constexpr int N = sizeof(decltype(f(V{}, Pairs<T>{}))) / sizeof(V);
     auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
     int k = 0;
-    for (; k + 4 <= list.n_; k += 4) sum_group<4, N>(list.theta_ + k, x, n, own, f, at, out + k);
+    for (; k + 2 <= list.n_; k += 2) sum_group<2, N>(list.theta_ + k, x, n, own, f, at, out + k);
     for (; k < list.n_; ++k) sum_group<1, N>(list.theta_ + k, x, n, own, f, at, out + k);
     return Sums<T, N>{out};
   }

@@ -42,8 +42,9 @@ struct Pnp {
                     select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0)));
     });
     auto push = row.array(n), direct = row.array(n);
+    const Pnp cost = *this;
     const T total = positives.sum([=](int k) {
-      const auto [height, rate] = penalty(ahead[k][0]);
+      const auto [height, rate] = cost.penalty(ahead[k][0]);
       push[k] = rate / n;
       direct[k] = -push[k] * ahead[k][1];
       return height;

@@ -22,6 +22,9 @@
 // quantities over all rows (RowLoss.combine): its map then multiplies the derivative of output k by
 // row.weight(k, outputs), and what it reports by d_scalar and d_value likewise.
 //
+// Where the result is a mean over things that a row counts (its active triplets, say; no derivative), it
+// returns Counted<T>{loss, count} and weights nothing (RowLoss.counted).
+//
 // Words of the language
 //   p.s, p.positive, p.negative      similarity (or distance) and kind of the pair
 //   p.teacher(), p.column(k)         the same pair in the teacher's matrix; value k of its column
@@ -36,7 +39,14 @@
 //   list.compare(f)                  the same sums over the list itself
 //   list.add_compare(c, f)           adds sum_k c_k f(theta_m - theta_k) to the result of pair m
 //   list.add(v)                      adds v_k to the result of pair k
-//   list.sum(f)                      sum over k of f(k)
+//   list.sum(f), list.each(f)        sum over k of f(k); calls f(k) for every k
+//   row.list(n, f)                   a list of thresholds f(k) that are no pairs: bin centres, a table
+//   list.compare(other, f)           sums over the values of list, for each threshold of other
+//   list.add_compare(other, c, f)    adds sum_k c_k f(theta_m - other_k) to the result of pair m
+//   row.array(n)                     room for n values, shared by everything in the row
+//   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
+//                                    out, and its similarity
+//   row.add_own(g)                   gives that pair a weight, after map
 //   select(mask, a, b), min, max, abs, exp, log, sqrt, sigmoid, softplus    on lanes and on values
 #pragma once
 #include <cstddef>
@@ -74,6 +84,12 @@ template <class First, class... Rest>
 FASTDML_FN auto values(First first, Rest... rest) {
   return Values<First, 1 + static_cast<int>(sizeof...(Rest))>{{first, rest...}};
 }
+
+// A loss and how many things it is the sum over.
+template <class T>
+struct Counted {
+  T loss, count;
+};
 
 // The monoids a row can be folded with.
 struct Sum {};

@@ -50,12 +50,13 @@ class RowLoss:
     `name` in the order of its members. `similarity` is what every loss has: a name in
     `similarity.SIMILARITIES`; the numbers of a row are that.
 
-    Three kinds of losses fit:
+    Four kinds of losses fit:
     1. a sum of row losses (most): `spec` returns [R].
     2. a function of sums over all rows (normalisers that count active pairs, a softmax over all
        pairs): `outputs` > 1, `spec` returns [R, outputs], and `combine` makes the loss of all rows'
        outputs. The matrix is then visited twice: for the outputs, and for the weights.
-    3. rows that need a statistic of the other row of a pair: `presweep` describes it.
+    3. a mean over things that rows count: `counted`, `spec` returns [R, 2], in one visit.
+    4. rows that need a statistic of the other row of a pair: `presweep` describes it.
     """
 
     name: ClassVar[str]
@@ -70,6 +71,9 @@ class RowLoss:
     learnable: ClassVar[tuple[float, ...]] = ()
     # Values a row returns. More than one: the loss is `combine` of all rows' values.
     outputs: ClassVar[int] = 1
+    # True: a row's outputs are a loss and the number of things it sums (a constant for the gradient);
+    # the mean divides by the sum of those numbers instead of the number of rows.
+    counted: ClassVar[bool] = False
     # col_values[0] is added to every product ("dot" only): its derivative is a sum of weights.
     column_bias: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.

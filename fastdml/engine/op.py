@@ -105,9 +105,10 @@ def evaluate(
     problem: Problem, executor: Executor, reduction: str, wanted: Wanted
 ) -> tuple[Tensor, Result]:
     """The reduced loss and the derivatives of it."""
-    if problem.loss.outputs > 1:
+    counted = problem.loss.counted
+    if problem.loss.outputs > 1 and not counted:
         return _of_all_rows(problem, executor, reduction, wanted)
-    if reduction == "mean":
+    if reduction == "mean" and not counted:
         problem.weight = 1.0 / max(1, problem.relation.rows)
     result = executor.run(problem, wanted)
     losses = result.outputs[:, 0]
@@ -116,8 +117,9 @@ def evaluate(
     weighted = losses if problem.row_weight is None else losses * problem.row_weight
     # Summed in double precision: the order of a sum over a large batch must not show.
     total = weighted.sum(dtype=torch.float64)
-    if reduction == "nonzero":
-        share = (losses > 0).sum().clamp(min=1).to(torch.float64).reciprocal()
+    if reduction == "nonzero" or (reduction == "mean" and counted):
+        count = (losses > 0) if reduction == "nonzero" else result.outputs[:, 1]
+        share = count.sum(dtype=torch.float64).clamp(min=1).reciprocal()
         total = total * share
         for field in dataclasses.fields(result)[1:]:  # (astuple would copy the tensors)
             if (d := getattr(result, field.name)) is not None:

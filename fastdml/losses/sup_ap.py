@@ -92,7 +92,11 @@ class SupAPLoss(SampleLoss):
 
     def description(self) -> SupAP:
         return SupAP(
-            self.temperature, self.rho, self.delta, self.offset, self.start,
+            self.temperature,
+            self.rho,
+            self.delta,
+            self.offset,
+            self.start,
             similarity=self.similarity,
         )
 

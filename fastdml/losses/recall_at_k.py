@@ -1,0 +1,134 @@
+"""Recall@k surrogate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.loss import RowLoss, Rows
+from ..engine.registry import register
+from .base import SampleLoss, sample_loss
+
+__all__ = ["RecallAtKLoss", "recall_at_k"]
+
+
+SLOTS = 12  # csrc/rows/recall_at_k.h
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class RecallAtK(RowLoss):
+    """SPEC 3.2. The query is a candidate of its own ranking but not one of its positives."""
+
+    name = "recall_at_k"
+    outputs = 2
+    counted = True
+    threshold_list = True
+
+    k: tuple[int, ...] = (1, 2, 4, 8, 16)
+    rank_temperature: float = 0.01
+    recall_temperature: float = 1.0
+    exclude_self: bool = False
+
+    def __post_init__(self) -> None:
+        check.positive(self.rank_temperature, "rank_temperature")
+        check.positive(self.recall_temperature, "recall_temperature")
+        if not 1 <= len(self.k) <= SLOTS or any(k != int(k) or k < 1 for k in self.k):
+            raise ValueError(f"k: expected 1 to {SLOTS} positive integers, got {self.k}")
+
+    def parameters(self) -> tuple[float, ...]:
+        padded = (*self.k, *([1] * (SLOTS - len(self.k))))
+        fixed = (self.rank_temperature, self.recall_temperature, float(not self.exclude_self))
+        return (*fixed, float(len(self.k)), *(float(k) for k in padded))
+
+    def spec(self, rows: Rows) -> Tensor:
+        threshold, index, valid = rows.thresholds()
+        above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.rank_temperature)
+        above = above.scatter(2, index[:, :, None], 0.0)  # j = i is not a competitor
+        if self.exclude_self and rows.pair is not None:
+            above = above * rows.pair[:, None, :]
+        rank = 1 + above.sum(2)
+        count = valid.sum(1)
+        recall = torch.zeros_like(rows.s[:, 0])
+        for k in self.k:
+            within = min(k, rows.s.shape[1])
+            found = torch.sigmoid((within - rank) / self.recall_temperature) * valid
+            full = count.clamp(min=1, max=within)
+            recall = recall + found.sum(1).clamp(max=within) / full
+        present = (count > 0).to(rows.s.dtype)
+        return torch.stack([(1 - recall / len(self.k)) * present, present], dim=1)
+
+
+class RecallAtKLoss(SampleLoss):
+    """Recall@k surrogate loss.
+
+    *Recall@k Surrogate Loss with Large Batches and Similarity Mixup*, Patel et al., CVPR 2022 (arXiv
+    2108.11179), equations 3 to 5, on cosine similarities. For a query with positives P (itself not
+    among them), with rank_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / rank_temperature),
+
+        recall_k = min(sum_{i in P} sigmoid((k - rank_i) / recall_temperature), k) / min(k, |P|)
+
+    and the loss is 1 - the mean of recall_k over the given k, averaged over the queries that have a
+    positive. A k above the number of candidates counts as that number.
+
+    Args:
+        k: 1 to 12 positive integers.
+        rank_temperature: > 0, width of a rank's sigmoid in units of similarity.
+        recall_temperature: > 0, width of the sigmoid around k in units of rank.
+        exclude_self: False, as released: the query, at similarity 1, takes a place in its own ranking
+            and adds about 1 to each rank. True: it does not.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    def __init__(
+        self,
+        k: Sequence[int] = (1, 2, 4, 8, 16),
+        rank_temperature: float = 0.01,
+        recall_temperature: float = 1.0,
+        exclude_self: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.k = tuple(k)
+        self.rank_temperature = rank_temperature
+        self.recall_temperature = recall_temperature
+        self.exclude_self = exclude_self
+        self.description()  # checks the parameters
+
+    def description(self) -> RecallAtK:
+        return RecallAtK(
+            self.k,
+            self.rank_temperature,
+            self.recall_temperature,
+            self.exclude_self,
+            similarity=self.similarity,
+        )
+
+
+def recall_at_k(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    k: Sequence[int] = (1, 2, 4, 8, 16),
+    rank_temperature: float = 0.01,
+    recall_temperature: float = 1.0,
+    exclude_self: bool = False,
+    similarity: str = "cosine",
+    **options: Any,
+) -> Tensor:
+    """Recall@k surrogate loss as a function; see `RecallAtKLoss`. options: see `sample_loss`."""
+    description = RecallAtK(
+        tuple(k), rank_temperature, recall_temperature, exclude_self, similarity=similarity
+    )
+    return sample_loss(
+        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
+    )

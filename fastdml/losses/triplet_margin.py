@@ -1,0 +1,129 @@
+"""Triplet margin loss over all triplets of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import check
+from ..engine.loss import RowLoss, Rows
+from ..engine.registry import register
+from .base import SampleLoss, sample_loss
+from .terms import rank_pairs
+
+__all__ = ["TripletMarginLoss", "triplet_margin"]
+
+
+_COUNTED = {"active": 0, "triplets": 1, "anchors": 2}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class TripletMargin(RowLoss):
+    """SPEC 3.8, all (positive, negative) pairs of every anchor."""
+
+    name = "triplet_margin"
+    outputs = 2
+    counted = True
+    threshold_list = True
+
+    margin: float = 0.05
+    smooth: bool = False
+    normalizer: str = "active"
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.finite(self.margin, "margin")
+        if self.normalizer not in _COUNTED:
+            raise ValueError(
+                f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
+            )
+
+    @property
+    def direction(self) -> float:
+        return -1.0 if "distance" in self.similarity else 1.0
+
+    def parameters(self) -> tuple[float, ...]:
+        counted = float(_COUNTED[self.normalizer])
+        return (self.margin, self.direction, float(self.smooth), counted)
+
+    def spec(self, rows: Rows) -> Tensor:
+        def cost(t: Tensor) -> Tensor:
+            excess = self.direction * t + self.margin
+            return torch.nn.functional.softplus(excess) if self.smooth else excess.relu()
+
+        def active(t: Tensor) -> Tensor:
+            return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
+
+        total, positives, negatives = rank_pairs(rows, cost)
+        if self.normalizer == "anchors":
+            count = torch.ones_like(total)
+        elif self.smooth or self.normalizer == "triplets":
+            count = positives * negatives
+        else:
+            count, _, _ = rank_pairs(rows, active)
+        return torch.stack([total, count], dim=1)
+
+
+class TripletMarginLoss(SampleLoss):
+    """Triplet margin loss over all triplets of the batch, none of which is ever listed.
+
+    *FaceNet: A Unified Embedding for Face Recognition and Clustering*, Schroff et al., CVPR 2015
+    (arXiv 1503.03832), equation 3, over all triplets of an anchor a, a positive p and a negative n:
+    [d_ap - d_an + margin]_+ on distances, [s_an - s_ap + margin]_+ on similarities.
+
+    Args:
+        margin: in units of `similarity`.
+        smooth_loss: log(1 + exp(.)) in place of the hinge.
+        normalizer: what the mean is over. "active": the triplets above 0 (the default, as in
+            pytorch-metric-learning; every triplet with smooth_loss), "triplets": all of them,
+            "anchors": the sum of a row's triplets, averaged over the rows.
+        similarity: "distance" (Euclidean, of normalised embeddings; the default),
+            "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
+
+    With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets. Other
+    arguments: see `SampleLoss`.
+    """
+
+    default_similarity = "distance"
+
+    def __init__(
+        self,
+        margin: float = 0.05,
+        smooth_loss: bool = False,
+        normalizer: str = "active",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.margin = margin
+        self.smooth_loss = smooth_loss
+        self.normalizer = normalizer
+        self.description()  # checks the parameters
+
+    def description(self) -> TripletMargin:
+        return TripletMargin(
+            self.margin, self.smooth_loss, self.normalizer, similarity=self.similarity
+        )
+
+
+def triplet_margin(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    margin: float = 0.05,
+    smooth_loss: bool = False,
+    normalizer: str = "active",
+    similarity: str = "distance",
+    **options: Any,
+) -> Tensor:
+    """Triplet margin loss over all triplets as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
+    description = TripletMargin(margin, smooth_loss, normalizer, similarity=similarity)
+    return sample_loss(
+        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
+    )
