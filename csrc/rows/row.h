@@ -104,6 +104,11 @@ template <class T>
 FASTDML_FN constexpr T lowest() {
   return -highest<T>();
 }
+// The distance from 1 to the next number.
+template <class T>
+FASTDML_FN constexpr T epsilon() {
+  return sizeof(T) == 8 ? T(2.220446049250313e-16) : T(1.1920929e-07f);
+}
 
 template <class T>
 FASTDML_FN constexpr T identity(Sum) {

@@ -15,7 +15,9 @@ struct SupAP {
   FASTDML_FN T operator()(Row& row) const {
     const T sharpness = T(1) / temperature;
     const T slant = rho, knee = delta, high = offset, jump = start;
-    const auto count = [=](auto t, auto) { return values(select(t >= T(0), T(1), T(0))); };
+    // Equal similarities (duplicates) tie however their last digits fell.
+    const T tie = T(8) * epsilon<T>();
+    const auto count = [=](auto t, auto) { return values(select(t >= -tie, T(1), T(0))); };
     const auto slope = [=](auto t, auto p) {
       auto sigma = sigmoid(t * sharpness);
       auto gentle = sigma * (T(1) - sigma) * sharpness;
@@ -25,7 +27,7 @@ struct SupAP {
       auto sigma = sigmoid(t * sharpness);
       auto steep = t > knee;
       auto gentle = sigma * (T(1) - sigma) * sharpness;
-      auto height = select(steep, (t - knee) * slant + high, sigma + select(t > T(0), jump, T(0)));
+      auto height = select(steep, (t - knee) * slant + high, sigma + select(t > tie, jump, T(0)));
       return values(select(p.negative, height, T(0)),
                     select(p.negative, select(steep, slant, gentle), T(0)));
     };

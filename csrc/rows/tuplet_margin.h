@@ -26,8 +26,10 @@ struct TupletMargin {
     const T logarithm = hardest * by + log(sum);
     auto direct = row.array(n);
     const auto excess = [=](int k) {
-      // cos(acos(s) - margin). The angle has no derivative at s = 1, where it is taken to be 0.
-      const T height = sqrt(max(T(1) - positives[k] * positives[k], T(0)));
+      // cos(acos(s) - margin). What is left of two nearly equal numbers is rounding, which the root
+      // would magnify: it counts as 0, and so does the derivative of an angle of 0.
+      const T square = T(1) - positives[k] * positives[k];
+      const T height = square > T(16) * epsilon<T>() ? sqrt(square) : T(0);
       return values(logarithm - by * (positives[k] * cosine + height * sine), height);
     };
     const T pushes = positives.sum([=](int k) { return sigmoid(excess(k)[0]); });

@@ -13,7 +13,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import rank_pairs
+from .terms import rank_pairs, softplus
 
 __all__ = ["AUCLoss", "auc"]
 
@@ -27,6 +27,7 @@ class AUC(RowLoss):
     """SPEC 2.17, baselines. A query is its own positive."""
 
     name = "auc"
+    provenance = "released code"
     self_pair = "keep"
     outputs = 2
     counted = True
@@ -43,6 +44,10 @@ class AUC(RowLoss):
     def parameters(self) -> tuple[float, ...]:
         return (float(_KINDS[self.kind]), self.temperature)
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls("logistic", 1.0), cls("sigmoid", 0.2)]
+
     def spec(self, rows: Rows) -> Tensor:
         def cost(t: Tensor) -> Tensor:
             t = t / self.temperature
@@ -50,7 +55,7 @@ class AUC(RowLoss):
                 u = (t + 1).relu()
                 return torch.where(t > 0, 2 * u - 1, u * u)
             if self.kind == "logistic":
-                return torch.nn.functional.softplus(t, threshold=1e9) / math.log(2)
+                return softplus(t) / math.log(2)
             return torch.sigmoid(t)
 
         total, positives, negatives = rank_pairs(rows, cost)

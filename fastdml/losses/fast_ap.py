@@ -30,6 +30,10 @@ class HistogramAP(RowLoss):
     def __post_init__(self) -> None:
         self.check_bins(self.bins, 1)
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(bins=3)]
+
     @staticmethod
     def check_bins(bins: int, least: int) -> None:
         if bins != int(bins) or not least <= bins <= _MOST:
@@ -60,6 +64,7 @@ class FastAP(HistogramAP):
     """SPEC 3.3. `bins` + 1 centres on the squared distance in [0, 4], which is 2 - 2 s."""
 
     name = "fast_ap"
+    provenance = "released code"
 
 
 @register
@@ -68,6 +73,7 @@ class SoftBinAP(HistogramAP):
     """SPEC 3.5. `bins` + 1 centres on the similarity; the query is its own positive."""
 
     name = "soft_bin_ap"
+    provenance = "released code"
     self_pair = "keep"
 
     bins: int = 19

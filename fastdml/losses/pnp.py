@@ -25,6 +25,7 @@ class PNP(RowLoss):
     """A penalty of the smooth number of negatives ahead of each positive. A query is its own."""
 
     name = "pnp"
+    provenance = "pytorch-metric-learning"
     self_pair = "keep"
     outputs = 2
     counted = True
@@ -44,6 +45,10 @@ class PNP(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         return (float(_VARIANTS[self.variant]), self.b, self.alpha, self.temperature)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(variant=v, temperature=0.05) for v in _VARIANTS]
 
     def penalty(self, r: Tensor) -> Tensor:
         if self.variant == "Ds":

@@ -25,6 +25,7 @@ class RankedList(RowLoss):
     """Weighted means of the hinges of positives beyond `inner` and negatives within `outer`."""
 
     name = "ranked_list"
+    provenance = "pytorch-metric-learning"
 
     inner: float = 1.0
     outer: float = 1.4
@@ -41,12 +42,14 @@ class RankedList(RowLoss):
         check.non_negative(self.negative_temperature, "Tn")
         if not 0 <= self.imbalance <= 1:
             raise ValueError(f"imbalance: expected a number in [0, 1], got {self.imbalance}")
-        if "distance" not in self.similarity:
-            raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
 
     def parameters(self) -> tuple[float, ...]:
         bounds = (self.inner, self.outer, self.positive_temperature, self.negative_temperature)
         return (*bounds, self.imbalance, float(not self.detach_weights), _FLOOR)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, False)]
 
     def spec(self, rows: Rows) -> Tensor:
         def part(excess: Tensor, mask: Tensor, temperature: float) -> Tensor:
@@ -76,6 +79,8 @@ def _describe(
     detach_weights: bool,
     similarity: str,
 ) -> RankedList:
+    if "distance" not in similarity:
+        raise ValueError(f"similarity: expected a kind of distance, got {similarity!r}")
     outer = 1 + margin / 2 if alpha is None else alpha
     return RankedList(
         outer - margin, outer, Tp, Tn, imbalance, detach_weights, similarity=similarity

@@ -26,6 +26,7 @@ class RecallAtK(RowLoss):
     """SPEC 3.2. The query is a candidate of its own ranking but not one of its positives."""
 
     name = "recall_at_k"
+    provenance = "released code"
     outputs = 2
     counted = True
     threshold_list = True
@@ -45,6 +46,10 @@ class RecallAtK(RowLoss):
         padded = (*self.k, *([1] * (SLOTS - len(self.k))))
         fixed = (self.rank_temperature, self.recall_temperature, float(not self.exclude_self))
         return (*fixed, float(len(self.k)), *(float(k) for k in padded))
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(k=(3, 1), rank_temperature=0.1, exclude_self=True)]
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, index, valid = rows.thresholds()

@@ -22,6 +22,7 @@ class SupAP(RowLoss):
     """SPEC 2.10. A query is its own positive."""
 
     name = "sup_ap"
+    provenance = "released code"
     self_pair = "keep"
     threshold_list = True
 
@@ -36,13 +37,19 @@ class SupAP(RowLoss):
         for name in ("rho", "delta", "offset", "start"):
             check.non_negative(getattr(self, name), name)
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(temperature=0.05, rho=20.0, delta=0.1, offset=1.0, start=0.0)]
+
     def spec(self, rows: Rows) -> Tensor:
         threshold, _, valid = rows.thresholds()
         t = rows.s[:, None, :] - threshold[:, :, None]
         sigma = torch.sigmoid(t / self.temperature)
-        gentle = sigma + torch.where(t > 0, self.start, 0.0)
+        # Equal similarities (duplicates) tie however their last digits fell.
+        tie = 8 * torch.finfo(t.dtype).eps
+        gentle = sigma + torch.where(t > tie, self.start, 0.0)
         height = torch.where(t > self.delta, self.rho * (t - self.delta) + self.offset, gentle)
-        rank_own = ((t >= 0) & rows.positive[:, None, :]).sum(2).to(t.dtype)
+        rank_own = ((t >= -tie) & rows.positive[:, None, :]).sum(2).to(t.dtype)
         rank_all = rank_own + (height * rows.negative[:, None, :]).sum(2)
         precision = torch.where(valid, rank_own / rank_all.clamp(min=1e-30), 0.0)
         count = valid.sum(1)
@@ -61,8 +68,9 @@ class SupAPLoss(SampleLoss):
     where r_k counts the positives ranked no lower than k (no gradient) and h is sigmoid(t/temperature)
     for t <= 0, start + sigmoid(t/temperature) up to delta, and rho (t - delta) + offset beyond, so
     that a negative far above a positive keeps its gradient. A query counts among its own positives,
-    as in the released code. Classes may have any sizes and labels any order. With `ref_emb` the
-    positives are those in `ref_emb`; queries without any have a loss of 0.
+    as in the released code. Similarities closer than 8 units of rounding are equal. Classes may have
+    any sizes and labels any order. With `ref_emb` the positives are those in `ref_emb`; queries
+    without any have a loss of 0.
 
     Args:
         temperature: > 0, width of the sigmoid in units of similarity.

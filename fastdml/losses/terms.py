@@ -16,6 +16,11 @@ def log_sum_exp_with_one(z: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1).logsumexp(dim=1)
 
 
+def softplus(z: Tensor) -> Tensor:
+    """log(1 + exp z), exact at both ends in any precision."""
+    return torch.logaddexp(z, torch.zeros_like(z))
+
+
 def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """[R] sum of cost(s_n - s_p) over a row's positives p and negatives n; [R] numbers of both."""
     threshold, _, valid = rows.thresholds()

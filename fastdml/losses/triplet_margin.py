@@ -12,7 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import rank_pairs
+from .terms import rank_pairs, softplus
 
 __all__ = ["TripletMarginLoss", "triplet_margin"]
 
@@ -26,6 +26,7 @@ class TripletMargin(RowLoss):
     """SPEC 3.8, all (positive, negative) pairs of every anchor."""
 
     name = "triplet_margin"
+    provenance = "released code"
     outputs = 2
     counted = True
     threshold_list = True
@@ -50,10 +51,19 @@ class TripletMargin(RowLoss):
         counted = float(_COUNTED[self.normalizer])
         return (self.margin, self.direction, float(self.smooth), counted)
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(),
+            cls(margin=0.2, normalizer="anchors", similarity="cosine"),
+            cls(smooth=True, similarity="squared_distance"),
+            cls(normalizer="triplets", similarity="raw_distance"),
+        ]
+
     def spec(self, rows: Rows) -> Tensor:
         def cost(t: Tensor) -> Tensor:
             excess = self.direction * t + self.margin
-            return torch.nn.functional.softplus(excess) if self.smooth else excess.relu()
+            return softplus(excess) if self.smooth else excess.relu()
 
         def active(t: Tensor) -> Tensor:
             return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
@@ -122,7 +132,7 @@ def triplet_margin(
     similarity: str = "distance",
     **options: Any,
 ) -> Tensor:
-    """Triplet margin loss over all triplets as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
+    """Triplet margin loss as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
     description = TripletMargin(margin, smooth_loss, normalizer, similarity=similarity)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options

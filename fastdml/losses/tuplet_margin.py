@@ -13,6 +13,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
+from .terms import softplus
 
 __all__ = ["TupletMarginLoss", "tuplet_margin"]
 
@@ -23,6 +24,7 @@ class TupletMargin(RowLoss):
     """Every positive, its angle reduced by a slack, against all negatives of the anchor."""
 
     name = "tuplet_margin"
+    provenance = "pytorch-metric-learning"
     outputs = 2
     counted = True
 
@@ -33,6 +35,10 @@ class TupletMargin(RowLoss):
         check.finite(self.margin, "margin")
         check.positive(self.scale, "scale")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.0, 8.0)]
+
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s
         # log sum over negatives; rows without any have no loss.
@@ -40,9 +46,11 @@ class TupletMargin(RowLoss):
         any_negative = rows.negative.any(1)
         total = torch.where(any_negative[:, None], total, torch.zeros_like(total)).logsumexp(1)
         square = 1 - s * s
-        height = torch.where(square > 0, square, torch.ones_like(s)).sqrt() * (square > 0)
+        # What is left of two nearly equal numbers is rounding, and the root would magnify it.
+        some = square > 16 * torch.finfo(s.dtype).eps
+        height = torch.where(some, square, torch.ones_like(s)).sqrt() * some
         eased = s * math.cos(self.margin) + height * math.sin(self.margin)
-        excess = torch.nn.functional.softplus(total[:, None] - self.scale * eased, threshold=1e9)
+        excess = softplus(total[:, None] - self.scale * eased)
         wanted = rows.positive & any_negative[:, None]
         loss = torch.where(wanted, excess, torch.zeros_like(excess)).sum(1)
         return torch.stack([loss, rows.positive.sum(1).to(s.dtype)], dim=1)
