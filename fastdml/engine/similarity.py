@@ -30,11 +30,18 @@ class Metric:
 
     kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
     normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
+    clipped: of x/max(|x|, 1): only embeddings outside the unit ball are brought to its surface.
     """
 
     name: str
     kind: int
     normalized: bool
+    clipped: bool = False
+
+    @property
+    def sign(self) -> float:
+        """1 where more alike means a larger number, -1 for distances."""
+        return 1.0 if self.kind == PRODUCT else -1.0
 
     @property
     def needs_totals(self) -> bool:
@@ -43,8 +50,10 @@ class Metric:
 
     def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[rows] factors of the rows of x in a product, or None for 1."""
-        if not self.normalized:
+        if not (self.normalized or self.clipped):
             return None
+        if self.clipped:
+            return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp(min=1).reciprocal()
         if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
@@ -56,6 +65,8 @@ class Metric:
         """[rows] squared norms of the scaled rows of x, where the kind needs them."""
         if self.kind == PRODUCT:
             return None
+        if self.clipped:
+            return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp(max=1).square()
         if scale is not None:
             return (scale > 0).to(dtype)
         return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square()
@@ -97,12 +108,15 @@ class Metric:
     ) -> None:
         """Turns accumulated products of weights and embeddings into the gradient, in place.
 
-        total: [rows] sums of the weights of a row's pairs, where `needs_totals`.
+        total: [rows] sums of the weights of a row's pairs (each over the other embedding's scale),
+            where `needs_totals`.
         """
         if total is not None:
             _subtract_scaled_(gradient, x, total)
         if scale is None:
             return
+        if self.clipped:  # inside the ball nothing was normalised, and nothing is taken out
+            scale = torch.where(scale < 1, scale, torch.zeros_like(scale))
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
         if gradient.device.type == "cpu" and library.load() is not None:
@@ -113,10 +127,26 @@ class Metric:
             along = (gradient[rows] * block).sum(1) * scale[rows].square()
             gradient[rows] -= along[:, None] * block
 
-    def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
-        """[M, N] differentiable, the whole matrix at once."""
+    def paired(self, a: Tensor, c: Tensor, epsilon: float = 0.0) -> Tensor:
+        """[M] differentiable: row i of a [M, D] with row i of c [M, D]."""
+        kind = torch.promote_types(torch.promote_types(a.dtype, c.dtype), torch.float32)
+        a, c = a.to(kind), c.to(kind)
         if self.normalized:
             a, c = unit(a), unit(c)
+        elif self.clipped:
+            a, c = _in_ball(a), _in_ball(c)
+        if self.kind == PRODUCT:
+            return (a * c).sum(1)
+        d2 = (a - c).square().sum(1) + epsilon
+        return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
+
+    def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
+        """[M, N] differentiable, the whole matrix at once."""
+        given_a, given_c = a, c
+        if self.normalized:
+            a, c = unit(a), unit(c)
+        elif self.clipped:
+            a, c = _in_ball(a), _in_ball(c)
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s
@@ -124,14 +154,15 @@ class Metric:
         if self.normalized:
             # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
             squares = [(q > 0.5).to(q.dtype) for q in squares]
+        elif self.clipped:
+            long = [torch.linalg.vector_norm(x, dim=1) > 1 for x in (given_a, given_c)]
+            squares = [q.masked_fill(m, 1.0) for q, m in zip(squares, long)]
         total = squares[0][:, None] + squares[1]
         d2 = total - 2 * s
         d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon
         if self.kind == SQUARED_DISTANCE:
             return d2
-        # The root has no derivative at 0; it is taken to be 0.
-        safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
-        return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
+        return _root(d2)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -139,6 +170,16 @@ def unit(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
     return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
+
+
+def _root(d2: Tensor) -> Tensor:
+    """The root, whose derivative at 0 is taken to be 0."""
+    safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
+    return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
+
+
+def _in_ball(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1)
 
 
 def _slices(x: Tensor) -> list[slice]:
@@ -161,5 +202,6 @@ SIMILARITIES: dict[str, Metric] = {
         Metric("squared_distance", SQUARED_DISTANCE, True),
         Metric("raw_distance", DISTANCE, False),
         Metric("raw_squared_distance", SQUARED_DISTANCE, False),
+        Metric("ball_distance", DISTANCE, False, clipped=True),
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from ..engine import autograd, check
@@ -11,22 +13,26 @@ from ..engine.registry import handle
 from ..miners import LazyPairs
 
 
-def sample_loss(
-    description: RowLoss,
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The arguments of `SampleLoss.forward`, checked; pairs: [a1, p, a2, n], or none."""
+
+    embeddings: Tensor
+    labels: Tensor | None
+    ref_emb: Tensor | None
+    ref_labels: Tensor | None
+    pairs: list[Tensor]
+
+
+def checked(
     embeddings: Tensor,
     labels: Tensor | None = None,
     indices_tuple: object = None,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
     validate: bool = False,
-) -> Tensor:
-    """A loss whose rows are the samples. Arguments as `SampleLoss.forward`."""
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+) -> Call:
+    """ValueError unless these are arguments of `SampleLoss.forward`."""
     check.embeddings(embeddings, "embeddings", validate)
     if ref_emb is not None:
         check.embeddings(ref_emb, "ref_emb", validate)
@@ -34,13 +40,7 @@ def sample_loss(
     columns = embeddings if ref_emb is None else ref_emb
     pairs: list[Tensor] = []
     if isinstance(indices_tuple, LazyPairs):
-        fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
-        if fused is not None:
-            description = fused
-            _, labels, _, ref_labels = indices_tuple.mined
-            indices_tuple = None
-        else:
-            indices_tuple = tuple(indices_tuple)
+        indices_tuple = tuple(indices_tuple)
     if indices_tuple is not None:
         pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
     elif labels is None:
@@ -57,13 +57,43 @@ def sample_loss(
         raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
     if ref_emb is None and ref_labels is not None:
         raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
+    return Call(embeddings, labels, ref_emb, ref_labels, pairs)
+
+
+def sample_loss(
+    description: RowLoss,
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    backend: str = "auto",
+    validate: bool = False,
+    scalars: Tensor | None = None,
+    row_values: Tensor | None = None,
+) -> Tensor:
+    """A loss whose rows are the samples. Arguments as `SampleLoss.forward` and `autograd.row_loss`."""
+    check.reduction(reduction)
+    check.similarity(description.similarity)
+    check_backend(backend)
+    if isinstance(indices_tuple, LazyPairs):
+        fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
+        if fused is not None:
+            description = fused
+            _, labels, _, ref_labels = indices_tuple.mined
+            indices_tuple = None
+    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
     return autograd.row_loss(
-        embeddings,
-        ref_emb,
-        labels,
-        ref_labels,
+        call.embeddings,
+        call.ref_emb,
+        call.labels,
+        call.ref_labels,
         loss=handle(description),
-        pairs=pairs,
+        scalars=scalars,
+        row_values=row_values,
+        pairs=call.pairs,
         backend=backend,
         reduction=reduction,
     )
