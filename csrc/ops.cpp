@@ -172,8 +172,9 @@ void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T 
 }
 
 void inverse_norm_(Tensor out, Tensor x, double epsilon) {
-  STD_TORCH_CHECK(out.is_contiguous() && x.dim() == 2 &&
-                      (x.size(1) <= 1 || x.stride(1) == 1) && out.scalar_type() == x.scalar_type() && out.numel() == x.size(0),
+  STD_TORCH_CHECK(out.is_contiguous() && x.dim() == 2 && out.numel() == x.size(0) &&
+                      (x.size(1) <= 1 || x.stride(1) == 1) &&
+                      out.scalar_type() == x.scalar_type(),
                   "fastdml: inverse_norm_ takes a matrix and a vector of its rows");
   if (x.scalar_type() == ScalarType::Float) {
     inverse_norm(static_cast<const float*>(x.const_data_ptr()),
