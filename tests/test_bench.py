@@ -248,6 +248,14 @@ def test_floor_by_blocks_equals_the_whole(monkeypatch):
     torch.testing.assert_close(blocks.d_c, whole.d_c)
 
 
+def test_a_batch_of_more_classes_than_proxies():
+    workload = dataclasses.replace(small("proxy_anchor"), batch=100, per_class=2)
+    labels = catalogue.inputs(workload).labels
+    assert int(labels.max()) < workload.classes == 20
+    assert len(labels.unique()) == 20
+    contenders.make("auto", workload)()
+
+
 def test_every_preset_names_known_things():
     for preset in presets.PRESETS.values():
         for workload, names in preset():

@@ -64,7 +64,8 @@ def is_paired(name: str) -> bool:
 
 def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
     """The data of a workload, in its own type or another."""
-    return workload.inputs(dtype, paired=is_paired(workload.loss))
+    name = workload.loss
+    return workload.inputs(dtype, paired=is_paired(name), proxies=is_proxy(name))
 
 
 def build(workload: Workload, dtype: torch.dtype | None = None, **settings: str) -> nn.Module:

@@ -165,6 +165,7 @@ def _bench(options: argparse.Namespace) -> int:
     environment = record.environment(on)
     name = options.name or options.preset or "bench"
     groups: list[list[Record]] = []
+    failures = 0
     columns = (
         bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
@@ -177,7 +178,12 @@ def _bench(options: argparse.Namespace) -> int:
             def tell(what: str, share: float, of: Workload = workload) -> None:
                 progress.update(part, description=f"{of.loss} {of.batch}: {what}", completed=share)
 
-            found = measure(workload, names, settings, tell)
+            try:
+                found = measure(workload, names, settings, tell)
+            except Exception as error:  # one problem must not cost the results of the others
+                console.print(f"[bold red]{workload.title}, B={workload.batch}: {error!r}[/]")
+                failures += 1
+                continue
             for r in found:
                 r.environment, r.preset = environment, options.preset or ""
             groups.append(found)
@@ -186,6 +192,8 @@ def _bench(options: argparse.Namespace) -> int:
             record.write(options.output / f"{name}.csv", list(itertools.chain(*groups)))
             progress.advance(whole)
     records = list(itertools.chain(*groups))
+    if not records:
+        return 1
     demanded = presets.requirements(records) if options.preset == "issue" else []
     if demanded:
         console.print(report.requirements_table(demanded))
@@ -199,7 +207,7 @@ def _bench(options: argparse.Namespace) -> int:
             f"[bold red]wrong result: {r.contender}, {r.loss}, B={r.batch}: relative error of the "
             f"value {r.value_error:.2g}, of the gradient {r.gradient_error:.2g}[/]"
         )
-    if wrong:
+    if wrong or failures:
         return 1
     return 2 if options.strict and any(r.met is not True for r in demanded) else 0
 

@@ -64,22 +64,27 @@ class Workload:
             classes=min(self.classes, 64),
         )
 
-    def inputs(self, dtype: torch.dtype | None = None, paired: bool = False) -> Inputs:
+    def inputs(
+        self, dtype: torch.dtype | None = None, paired: bool = False, proxies: bool = False
+    ) -> Inputs:
         """The data: always the same for the same workload.
 
         paired: row i of the embeddings belongs to row i of a second set, which then wants a gradient.
+        proxies: labels are in [0, classes), so a large batch has more of a class than per_class.
         """
         generator = torch.Generator().manual_seed(self.seed)
         kind = dtype or self.torch_dtype
         per_class = 1 if paired else self.per_class
         candidates = self.batch if paired else self.candidates
         groups = math.ceil(max(self.batch, candidates or 0) / per_class)
+        if proxies:
+            groups = min(groups, self.classes)
         centres = torch.randn(groups, self.dim, generator=generator)
-        names = torch.randperm(max(groups, self.classes), generator=generator)[:groups]
+        names = torch.randperm(self.classes if proxies else groups, generator=generator)[:groups]
 
         def draw(count: int) -> tuple[Tensor, Tensor]:
             # Classes in runs, as a class-balanced sampler gives them.
-            group = torch.arange(count) // per_class
+            group = torch.arange(count) // per_class % groups
             noise = torch.randn(count, self.dim, generator=generator)
             x = noise if math.isinf(self.spread) else centres[group] + self.spread * noise
             # Rounded to the type that is measured, so that the reference sees the same numbers.
