@@ -35,10 +35,10 @@ class ProxyAnchor(RowLoss):
 
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor:
         classes = anchor_labels.shape[0]
-        known = (candidate_labels >= 0) & (candidate_labels < classes)
-        seen = torch.zeros(classes, dtype=torch.float64, device=candidate_labels.device)
-        seen.scatter_reduce_(0, candidate_labels.clamp(0, classes - 1), known.double(), "amax")
-        return classes / seen.sum().clamp(min=1).reshape(1)
+        # Which classes are there; a label that names no proxy marks a place at either end.
+        seen = torch.zeros(classes + 2, dtype=torch.float64, device=candidate_labels.device)
+        seen.index_fill_(0, candidate_labels.clamp(-1, classes) + 1, 1.0)
+        return classes / seen[1:-1].sum(0, keepdim=True).clamp(min=1)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
