@@ -223,7 +223,8 @@ def inputs(description: RowLoss, case: Case) -> Inputs:
 
 def reductions(description: RowLoss) -> tuple[str, ...]:
     """Row losses exist only where the loss is a sum over rows."""
-    return ("mean", "sum", "nonzero", "none") if description.outputs == 1 else ("mean", "sum")
+    by_row = description.outputs == 1 or description.counted
+    return ("mean", "sum", "nonzero", "none") if by_row else ("mean", "sum")
 
 
 EXAMPLE_REDUCTIONS = [
@@ -292,12 +293,17 @@ def scales(description: RowLoss, case: Case, reduction: str = "mean") -> list[fl
     return found
 
 
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+# Parameters of losses that have no default.
+PARAMETERS = {"margin": 0.4, "Tn": 10.0}
+
+
 def fill(function: Callable[..., object], **known: object) -> dict[str, object]:
     """The arguments without defaults of a function, from those we know."""
     required = [
         p.name
         for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"
+        if p.default is p.empty and p.kind in NAMED and p.name != "self"
     ]
     unknown = [name for name in required if name not in known]
     assert not unknown, f"{function.__qualname__}: give conftest.calls() a value for {unknown}"
@@ -310,6 +316,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     classes, (_, dim) = int(dense.max()) + 1, case.x.shape
     g = torch.Generator().manual_seed(0)
     values = {
+        **PARAMETERS,
         "embeddings": case.x,
         "labels": dense,
         "ref_emb": torch.randn(case.x.shape, generator=g).to(case.x.dtype),
@@ -318,7 +325,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     found: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {}
     for name, module in losses.MODULES.items():
         torch.manual_seed(0)
-        built = module(**fill(module.__init__, num_classes=classes, embedding_size=dim))
+        built = module(**fill(module.__init__, num_classes=classes, embedding_size=dim, **PARAMETERS))
         arguments = fill(module.forward, **values)
         if len(arguments) == 1:  # labels have a default only because index tuples may replace them
             arguments["labels"] = dense

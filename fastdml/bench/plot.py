@@ -25,6 +25,10 @@ _STYLE = {
 }
 
 
+# A logarithmic axis has no place for 0: less than this many MiB is drawn as this.
+_LEAST = 0.1
+
+
 def plot(records: Sequence[Record], path: Path) -> None:
     """Writes the figure (the ending of path says which kind). Draws only what was measured."""
     require("matplotlib").use("Agg")
@@ -68,8 +72,7 @@ def _panel(axis: Any, records: Sequence[Record], key: str) -> None:
             continue
         colour, marker, line, label = _STYLE.get(name, ("black", ".", "-", name))
         x = [batch for batch, _ in shown]
-        # A logarithmic axis has no place for 0.
-        y = [v if key == "ms" else max(v, 0.05) for _, v in shown]
+        y = [v if key == "ms" else max(v, _LEAST) for _, v in shown]
         axis.plot(x, y, line, color=colour, marker=marker, label=label, markersize=5)
         if key == "ms":
             low = [r.ms_p20 if r.ms_p20 is not None else r.ms for r in points if r.ms is not None]
@@ -83,4 +86,9 @@ def _panel(axis: Any, records: Sequence[Record], key: str) -> None:
             )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    sizes = sorted({r.batch for r in records})
+    axis.set_xticks(sizes, [str(b) if b < 8192 else f"{b // 1024}k" for b in sizes])
+    axis.minorticks_off()
+    if key != "ms":
+        axis.set_ylim(bottom=_LEAST / 1.5)
     axis.grid(True, which="major", alpha=0.25)

@@ -7,9 +7,10 @@ from .executors import Executor
 from .executors.chunked import Chunked
 from .executors.dense import Dense
 from .executors.native import Native
+from .executors.triton import Triton
 from .problem import Problem
 
-EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native())}
+EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), Triton())}
 
 
 def check_backend(backend: str) -> None:
@@ -29,6 +30,8 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
     reason = EXECUTORS["native"].refuses(problem)
     if reason is None:
         return EXECUTORS["native"], "compiled for this device"
+    if problem.device_type == "cuda" and EXECUTORS["triton"].refuses(problem) is None:
+        return EXECUTORS["triton"], "tile kernels for this device"
     if library.load() is None:
         library.notice()
     return EXECUTORS["chunked"], reason

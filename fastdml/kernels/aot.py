@@ -38,11 +38,44 @@ class Compiled:
     stream: int
 
 
+# What a loss is usually called with; attributes that its description has.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "multi_similarity": {"epsilon": 0.1},
+    "proxy_softmax": {"angular": False, "positive_in_denominator": True},
+}
+METRICS = {"contrastive": "distance", "relaxed_contrastive": "raw_distance",
+           "log_ratio": "raw_distance"}  # fmt: skip
+CENTRES = {"soft_triple": 4}
+LOSSES = (
+    "multi_similarity", "supcon", "proxy_anchor", "nt_xent", "siglip", "contrastive", "circle",
+    "binomial_deviance", "cbml", "n_pairs", "proxy_softmax", "soft_triple", "lsd",
+    "relaxed_contrastive", "log_ratio",
+)  # fmt: skip
+# Losses between two sets of embeddings: no sweep sums both directions.
+_TWO_SETS = ("proxy_anchor", "siglip", "n_pairs", "proxy_softmax", "soft_triple")
+
+
 def example(name: str) -> tuple[TileLoss, int]:
-    """A tile loss with its usual variant, and its number of parameters."""
+    """A tile loss as usually called, and its number of parameters."""
     module = importlib.import_module(f"fastdml.kernels.tiles.{name}")
-    loss = module.EXAMPLE if hasattr(module, "EXAMPLE") else SimpleNamespace()
-    return module.tile(loss), module.PARAMETERS
+    return module.tile(SimpleNamespace(**EXAMPLES.get(name, {}))), module.PARAMETERS
+
+
+def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32") -> Any:
+    """Yields (kernel, Compiled) for every kernel that a call of the loss launches."""
+    tile, parameters = example(name)
+    metric, centres = METRICS.get(name, "cosine"), CENTRES.get(name, 1)
+    given = (tile, parameters, arch, dtype, d)
+    common = {"precision": precision, "metric": metric, "centres": centres}
+    two = name in _TWO_SETS
+    for i in range(len(tile.passes)):
+        yield f"statistics {i + 1}", statistics(*given, number=i, exclude_self=not two, **common)
+    if two:
+        yield "weights, rows", weights(*given, **common)
+        axis = 0 if centres > 1 else 1
+        yield "weights, columns", weights(*given, stay=False, axis=axis, **common)
+    else:
+        yield "weights, one set", weights(*given, both=True, **common)
 
 
 def statistics(
@@ -53,7 +86,7 @@ def statistics(
     """Kernel 1 for pass `number` of a loss."""
     from . import forward
 
-    c = config or configs.statistics_config(arch, dtype, d, precision)
+    c = config or configs.statistics_config(arch, dtype, d, precision, tile.heavy)
     one = tile.passes[number]
     known = tile.inputs + sum(p.values for p in tile.passes[: number % len(tile.passes)])
     teacher = tile.teacher
@@ -62,7 +95,8 @@ def statistics(
         "METRIC": metric, "EPSILON": 0.0, "TEACHER": "dot" if teacher else "none",
         "T_EPSILON": 0.0,
         "GROUPS": tile.groups or "none", "K": centres, "PADDED": 1 << (centres - 1).bit_length(),
-        "D": d, "DT": d, "SELF": exclude_self, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
+        "D": d, "DT": d, "SELF": exclude_self,
+        "POSITIVES_ONLY": one.positives_only, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
         "BLOCK_D": c.depth, "BLOCK_T": c.depth if teacher else 16, "PRECISION": precision,
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
@@ -84,14 +118,15 @@ def weights(
     """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
     from . import backward
 
-    c = config or configs.weights_config(arch, dtype, d, precision)
+    c = config or configs.weights_config(arch, dtype, d, precision, tile.heavy)
     teacher = tile.teacher
     constants = {
         "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
         "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
         "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse,
         "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": metric, "EPSILON": 0.0,
-        "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0, "GROUPS": tile.groups or "none",
+        "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0,
+        "GROUPS": tile.groups or "none",
         "AXIS": axis, "K": centres, "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
         "SELF": both, "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
         "BLOCK_T": c.depth if teacher else 16, "BLOCK_O": c.output, "PRECISION": precision,
@@ -142,7 +177,7 @@ def _compile(
         shared=done.metadata.shared,
         warps=c.warps,
         tensor=names[0] in sass and names[1] in done.asm["ptx"],
-        counts=loop_counts(sass),
+        counts=loop_counts(sass, c.stay * c.stream // (32 * c.warps)),
         stay=c.stay,
         stream=c.stream,
     )
@@ -182,10 +217,12 @@ _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
 
 
-def loop_counts(sass: str) -> dict[str, int]:
-    """Instructions by pipe in the plain loop: the first outermost one that multiplies.
+def loop_counts(sass: str, pairs: int) -> dict[str, int]:
+    """Instructions by pipe in the plain loop, in which a thread has `pairs` pairs of a tile.
 
-    Loops are backward branches. The masked loop over the few near tiles comes after it.
+    Loops are backward branches. Of those that multiply and do some arithmetic on every pair, the
+    plain one is the shortest: the masked one does more, a loop over D alone does less, and loops
+    around a wait are longer still.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
@@ -200,9 +237,9 @@ def loop_counts(sass: str) -> dict[str, int]:
             start = labels.get(target[0], at)
             if start < at:
                 loops.append((start, at))
-    for start, stop in sorted(loops, key=lambda one: (one[0], -one[1])):
+    for start, stop in sorted(loops, key=lambda one: one[1] - one[0]):
         counts = count(name for name, _ in code[start : stop + 1])
-        if counts["tensor"]:
+        if counts["tensor"] and counts["fp32"] >= pairs:
             return counts
     return count([])
 

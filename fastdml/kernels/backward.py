@@ -28,12 +28,13 @@ from .similarity import (
 
 @triton.jit
 def _weigh_tile(
-    acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists, a_state,
-    a_weight, p, a, b, b_norms, b_label, b_states, b_weights, ta, tb, tb_norms, N, first_o,
+    acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
+    a_state, a_weight, p, a, b, b_norms, b_label, b_states, b_weights, ta, tb, tb_norms, N, first_o,
     WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
     WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
-    METRIC: tl.constexpr, EPSILON: tl.constexpr, NEAREST: tl.constexpr,
-    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, AXIS: tl.constexpr,
+    METRIC: tl.constexpr, EPSILON: tl.constexpr,
+    NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr,
+    AXIS: tl.constexpr,
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, SELF: tl.constexpr, NEAR: tl.constexpr,
@@ -110,8 +111,8 @@ def weights_kernel(
     ta, tb, ta_norms, tb_norms, parameters, factor, near, own, out, sums, M, N, tiles_per_split,
     WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
-    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr, NEAREST: tl.constexpr,
-    TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
+    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
+    NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
     GROUPS: tl.constexpr, AXIS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,

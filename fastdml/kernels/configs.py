@@ -35,19 +35,23 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def statistics_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:
-    """For kernel 1. arch: compute capability, as 90."""
+def statistics_config(
+    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False
+) -> Config:
+    """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss."""
     width = power_of_two(d)
     if dtype == torch.float32:
         depth = min(width, 32 if precision == "ieee" else 64)
         return Config(64, 64, depth, 0, 4, 2)
     depth = width if width <= 256 else 64
-    if width <= 128:
-        return Config(128, 64, depth, 0, 8, 3 if arch != 80 else 2)
-    return Config(128, 64, depth, 0, 8, 2)
+    # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
+    stream = 32 if heavy or arch >= 100 else 64
+    return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
 
 
-def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:
+def weights_config(
+    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False
+) -> Config:
     """For kernel 2, which also holds the gradient of the rows that stay."""
     width = power_of_two(d)
     if dtype == torch.float32:
@@ -56,7 +60,8 @@ def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Con
     depth = width if width <= 256 else 64
     output = min(width, 256)
     if width <= 128:
-        return Config(128, 64, depth, output, 8, 3 if arch != 80 else 2)
+        stream = 32 if heavy or arch >= 100 else 64
+        return Config(128, stream, depth, output, 8, 3 if arch != 80 else 2)
     return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
 
 

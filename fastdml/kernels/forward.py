@@ -67,6 +67,7 @@ def statistics_kernel(
     METRIC: tl.constexpr, EPSILON: tl.constexpr,
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
+    POSITIVES_ONLY: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -100,6 +101,9 @@ def statistics_kernel(
         near, tl.program_id(0), first, last, N * PADDED, BLOCK_N
     )
     acc = empty(KINDS, BLOCK_M)
+    if POSITIVES_ONLY:
+        plain = 0
+        hanging = tl.where(tl.load(near + 2 * tl.program_id(0) + 1) > end * BLOCK_N, hanging, 0)
     for i in range(0, plain):
         acc = _fold_tile(
             acc, plain_tile(i, first, start, around), rows, self_column, x_tile, u_tile, norm, u_norm,

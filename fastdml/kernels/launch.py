@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ def statistics(
     count = loss.outputs + loss.scalars + loss.states
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
-    chosen = config or _config(configs.statistics_config, x, rounding)
+    chosen = config or _config(configs.statistics_config, loss, x, rounding)
     tiles = -(-columns.count * columns.padded // chosen.stream)
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
@@ -141,6 +141,7 @@ def statistics(
             T_EPSILON=pair.teacher_epsilon,
             GROUPS=_groups(loss, columns), K=columns.centres, PADDED=columns.padded,
             D=x.shape[1], DT=_depth(rows), SELF=own is not None,
+            POSITIVES_ONLY=one.positives_only,
             BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
             BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
             num_warps=chosen.warps, num_stages=chosen.stages,
@@ -181,7 +182,7 @@ def weights(
     x = stay.x
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
-    chosen = config or _config(configs.weights_config, x, rounding)
+    chosen = config or _config(configs.weights_config, loss, x, rounding)
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
@@ -216,10 +217,13 @@ def weights(
     return Weighted(products, None if totals is None else totals.sum(0))
 
 
-def _config(choose, x: Tensor, rounding: str) -> configs.Config:  # type: ignore[no-untyped-def]
+def _config(
+    choose: Callable[..., configs.Config], loss: TileLoss, x: Tensor, rounding: str
+) -> configs.Config:
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
-    return choose(configs.architecture(x.device), x.dtype, x.shape[1], rounding)
+    arch = configs.architecture(x.device)
+    return choose(arch, x.dtype, x.shape[1], rounding, heavy=loss.heavy)
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:

@@ -30,10 +30,12 @@ class Pass:
         "lse_mean"           return (z, v): log2 of the sum of 2**z, and the mean of v under the
                              softmax of z.
     fold: `fold(s, t, positive, row, p)` -> tuple of tiles, one (lse_mean: two) per kind.
+    positives_only: negatives contribute nothing, so that tiles without positives are not visited.
     """
 
     kinds: tuple[str, ...]
     fold: Jit
+    positives_only: bool = False
 
     def __post_init__(self) -> None:
         for kind in self.kinds:
@@ -56,9 +58,10 @@ class TileLoss:
     """A pair loss as statistics of a row and the weight of a pair.
 
     The functions are `@triton.jit` and elementwise in what they are given. `s` is a tile of
-    similarities (or distances) in float32, `t` the tile of the second matrix or 0, `positive` the tile of equal labels, `p` the tuple of parameters. `row` and
-    `state` are tuples of float32 vectors that broadcast against the tile. A tile may lie either way
-    round (rows of the loss along either axis), which an elementwise function cannot notice.
+    similarities (or distances) in float32, `t` the tile of the second matrix or 0, `positive` the
+    tile of equal labels, `p` the tuple of parameters. `row` and `state` are tuples of float32 vectors
+    that broadcast against the tile. A tile may lie either way round (rows of the loss along either
+    axis), which an elementwise function cannot notice.
 
     passes: sweeps over the columns; a fold sees the statistics of the passes before it as `row`.
     finish: `finish(stats, p)` -> (row loss, *states): once per row, with the statistics of all passes.
@@ -73,6 +76,7 @@ class TileLoss:
         their mean under the softmax of s * p[-1] (in base 2; the last parameter), "max" by the largest.
         None: one column per class or sample.
     sparse: most weights are exactly 0, so tiles without any are skipped.
+    heavy: its functions need many registers: tiles are narrower.
     teacher: whether there is a second matrix `t`.
     outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
         derivative of the whole by each of them.
@@ -91,6 +95,7 @@ class TileLoss:
     inputs: int = 0
     groups: str | None = None
     sparse: bool = False
+    heavy: bool = False
     teacher: bool = False
     outputs: int = 1
     scalars: int = 0

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import CASES
+from tile_reference import CASES
+from triton_mode import DEVICE
 
 from fastdml.kernels import launch
 from fastdml.kernels.rows import tile_rows
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # In the interpreter float32 and float16 only: its bfloat16 products are wrong.
 TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 # M, N, D: ragged against every tile size, one beyond a block of D.

@@ -47,4 +47,6 @@ def weight(s, t, positive, state, p):
     return sigmoid2(exponent(s, positive, p)) * tl.where(positive, state[0], state[1])
 
 
-TILE = TileLoss("binomial_deviance", (Pass(("sum",) * 4, sums),), finish, weight, states=2)
+TILE = TileLoss(
+    "binomial_deviance", (Pass(("sum",) * 4, sums),), finish, weight, states=2, heavy=True
+)

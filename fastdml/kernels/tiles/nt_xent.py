@@ -61,7 +61,7 @@ def gain(p):
 
 TILE = TileLoss(
     "nt_xent",
-    (Pass(("lse",), negatives), Pass(("sum",) * 3, positives)),
+    (Pass(("lse",), negatives), Pass(("sum",) * 3, positives, positives_only=True)),
     finish,
     weight,
     states=3,

@@ -1,0 +1,83 @@
+"""Kernels compiled for GPUs that are not here: tensor cores, no spills, shared memory within limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+# Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
+SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
+FAST = ["multi_similarity", "supcon", "proxy_anchor"]
+OTHERS = [
+    "nt_xent",
+    "siglip",
+    "contrastive",
+    "circle",
+    "binomial_deviance",
+    "cbml",
+    "n_pairs",
+    "proxy_softmax",
+    "soft_triple",
+    "lsd",
+    "relaxed_contrastive",
+    "log_ratio",
+]
+
+
+def compiled(name, arch, dtype="bfloat16", d=128):
+    script = Path(__file__).with_name("aot_report.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script), name, str(arch), dtype, str(d)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(kernels, arch):
+    assert kernels
+    for name, one in kernels.items():
+        assert one["tensor"], f"{name}: no tensor-core instructions"
+        assert one["spill_bytes"] == 0, f"{name}: spills {one['spill_bytes']} bytes"
+        assert one["shared"] <= SHARED_LIMIT[arch], (
+            f"{name}: {one['shared']} bytes of shared memory"
+        )
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("name", FAST)
+def test_compiles(name, arch):
+    check(compiled(name, arch), arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_LIMIT)
+@pytest.mark.parametrize("name", OTHERS)
+def test_compiles_others(name, arch):
+    check(compiled(name, arch), arch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [64, 96, 256, 512])
+def test_compiles_dimensions(d):
+    check(compiled("multi_similarity", 90, d=d), 90)
+
+
+def test_plain_loop_has_one_exponential_per_pair():
+    """Special functions cost as much as the products at D=128: they are counted."""
+    kernels = compiled("multi_similarity", 90)
+    sums = kernels["statistics 2"]
+    per_thread = sums["stay"] * sums["stream"] / (32 * sums["warps"])
+    assert 1.0 <= sums["counts"]["mufu"] / per_thread <= 1.2
+    hardest = kernels["statistics 1"]
+    assert hardest["counts"]["mufu"] == 0

@@ -1,0 +1,87 @@
+"""The triton executor behind the public losses: against the dense executor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from triton_mode import DEVICE
+
+import fastdml.functional as F
+from fastdml import losses
+
+
+def batch(n=37, d=24, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g)
+    return x.to(DEVICE), torch.randint(0, 9, (n,), generator=g).to(DEVICE)
+
+
+CALLS = {
+    "multi_similarity": lambda x, y, p, **k: F.multi_similarity(x, y, **k),
+    "multi_similarity_mined": lambda x, y, p, **k: F.multi_similarity(x, y, epsilon=0.1, **k),
+    "multi_similarity_memory": lambda x, y, p, **k: F.multi_similarity(
+        x, y, ref_emb=p, ref_labels=torch.arange(p.shape[0], device=p.device) % 5, **k
+    ),
+    "proxy_anchor": lambda x, y, p, **k: F.proxy_anchor(x, y, p, **k),
+    "contrastive": lambda x, y, p, **k: F.contrastive(x, y, **k),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", CALLS)
+def test_matches_dense(name, reduction):
+    if name == "contrastive" and reduction == "none":
+        pytest.skip("has no row losses")
+    x, y = batch()
+    found = {}
+    for backend in ("dense", "triton"):
+        a = x.clone().requires_grad_()
+        p = batch(13, seed=1)[0].requires_grad_()
+        value = CALLS[name](a, y, p, backend=backend, reduction=reduction)
+        g = torch.Generator().manual_seed(2)
+        value.backward(torch.rand(value.shape, generator=g).to(DEVICE))
+        found[backend] = [value.detach(), a.grad, p.grad]
+    for mine, theirs in zip(found["triton"], found["dense"]):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            # Errors go with the weights of a row, not with the size of one element.
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+
+
+def test_learnable_scalars():
+    x, _ = batch()
+    r, _ = batch(seed=3)
+    grads = []
+    for backend in ("dense", "triton"):
+        scale = torch.tensor(7.0, device=DEVICE, requires_grad=True)
+        bias = torch.tensor(-3.0, device=DEVICE, requires_grad=True)
+        F.siglip(x, r, scale, bias, backend=backend).backward()
+        grads.append(torch.stack([scale.grad, bias.grad]))
+    torch.testing.assert_close(grads[1], grads[0], rtol=2e-5, atol=1e-6)
+
+
+def test_bits_repeat():
+    x, y = batch(70)
+    runs = []
+    for _ in range(2):
+        a = x.clone().requires_grad_()
+        F.multi_similarity(a, y, epsilon=0.1, backend="triton").backward()
+        runs.append(a.grad)
+    assert torch.equal(*runs)
+
+
+def test_refuses_what_it_cannot_run():
+    x, y = batch()
+    with pytest.raises(ValueError, match=r"backend.*smooth_ap"):
+        losses.SmoothAPLoss(backend="triton")(x, y)
+    with pytest.raises(ValueError, match="float64"):
+        F.multi_similarity(x.double(), y, backend="triton")
+
+
+def test_import_does_not_load_triton():
+    code = "import sys, fastdml; assert 'triton' not in sys.modules, 'triton was imported'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
