@@ -49,7 +49,9 @@ def statistics_config(
     return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
 
 
-def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Config:
+def weights_config(
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False
+) -> Config:
     """For kernel 2, which also holds the gradient of the rows that stay."""
     width = power_of_two(d)
     if dtype == torch.float32:
@@ -58,7 +60,7 @@ def weights_config(arch: int, dtype: torch.dtype, d: int, precision: str) -> Con
     depth = width if width <= 256 else 64
     output = min(width, 256)
     if width <= 128:
-        stream = 32 if arch >= 100 else 64
+        stream = 32 if teacher or arch >= 100 else 64
         return Config(128, stream, depth, output, 8, 3 if arch != 80 else 2)
     return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
 

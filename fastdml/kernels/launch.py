@@ -184,7 +184,9 @@ def weights(
     x = stay.x
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
-    chosen = config or _config(configs.weights_config, x, rounding)
+    chosen = config or _config(
+        functools.partial(configs.weights_config, teacher=loss.teacher), x, rounding
+    )
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
