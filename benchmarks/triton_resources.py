@@ -70,6 +70,11 @@ def main() -> None:
                 for kernel, compiled in aot.kernels(loss, arch, torch.bfloat16, d):
                     rows.append(row(loss, kernel, arch, torch.bfloat16, d, compiled))
                 print(loss, arch, d, flush=True)
+        write(rows)
+
+
+def write(rows: list[dict]) -> None:
+    """Both files."""
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "triton-resources.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""Tile sizes: fixed, by kernel, architecture, type and dimension; timed ones only on request.
+"""Tile sizes: fixed, by kernel, architecture, type and dimension.
 
-The fixed sizes are those that compile without spills for sm_80, sm_90 and sm_100 (the table in
-benchmarks/results/triton-resources.md). They have not been timed.
+The fixed sizes are chosen to compile without spills (benchmarks/results/triton-resources.md has what
+was compiled). They have not been timed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def statistics_config(
 
 
 def weights_config(
-    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False
 ) -> Config:
     """For kernel 2, which also holds the gradient of the rows that stay."""
     width = power_of_two(d)
@@ -60,7 +60,7 @@ def weights_config(
     depth = width if width <= 256 else 64
     output = min(width, 256)
     if width <= 128:
-        stream = 32 if heavy or arch >= 100 else 64
+        stream = 32 if teacher or arch >= 100 else 64
         return Config(128, stream, depth, output, 8, 3 if arch != 80 else 2)
     return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
 

@@ -121,7 +121,9 @@ def statistics(
     count = loss.outputs + loss.scalars + loss.states
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
-    chosen = config or _config(configs.statistics_config, loss, x, rounding)
+    chosen = config or _config(
+        functools.partial(configs.statistics_config, heavy=loss.heavy), x, rounding
+    )
     tiles = -(-columns.count * columns.padded // chosen.stream)
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
@@ -182,7 +184,9 @@ def weights(
     x = stay.x
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
-    chosen = config or _config(configs.weights_config, loss, x, rounding)
+    chosen = config or _config(
+        functools.partial(configs.weights_config, teacher=loss.teacher), x, rounding
+    )
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
@@ -217,13 +221,11 @@ def weights(
     return Weighted(products, None if totals is None else totals.sum(0))
 
 
-def _config(
-    choose: Callable[..., configs.Config], loss: TileLoss, x: Tensor, rounding: str
-) -> configs.Config:
+def _config(choose: Callable[..., configs.Config], x: Tensor, rounding: str) -> configs.Config:
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
-    return choose(arch, x.dtype, x.shape[1], rounding, heavy=loss.heavy)
+    return choose(arch, x.dtype, x.shape[1], rounding)
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:

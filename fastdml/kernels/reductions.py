@@ -17,8 +17,7 @@ def empty(KINDS: tl.constexpr, ROWS: tl.constexpr):
         elif KINDS[i] == "max":
             acc = acc + (tl.full([ROWS], float("-inf"), tl.float32),)
         else:
-            pairs: tl.constexpr = 2 if KINDS[i] == "lse_split" else 1
-            for _ in tl.static_range(pairs):
+            for _ in tl.static_range(2 if KINDS[i] == "lse_split" else 1):
                 acc = acc + (
                     tl.full([ROWS], float("-inf"), tl.float32),
                     tl.zeros([ROWS], tl.float32),
@@ -92,8 +91,7 @@ def values(acc, KINDS: tl.constexpr):
             out = out + (acc[len(taken)],)
             taken = taken + (0,)
         else:
-            pairs: tl.constexpr = 2 if KINDS[i] == "lse_split" else 1
-            for _ in tl.static_range(pairs):
+            for _ in tl.static_range(2 if KINDS[i] == "lse_split" else 1):
                 out = out + (acc[len(taken)] + tl.log2(acc[len(taken) + 1]),)
                 taken = taken + (0, 0)
             if KINDS[i] == "lse_mean":

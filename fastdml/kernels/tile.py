@@ -76,7 +76,7 @@ class TileLoss:
         their mean under the softmax of s * p[-1] (in base 2; the last parameter), "max" by the largest.
         None: one column per class or sample.
     sparse: most weights are exactly 0, so tiles without any are skipped.
-    heavy: its functions need many registers: tiles are narrower.
+    heavy: its folds need many registers: their tiles are narrower.
     teacher: whether there is a second matrix `t`.
     outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
         derivative of the whole by each of them.

@@ -97,4 +97,5 @@ TILE = TileLoss(
     finish,
     weight,
     states=7,
+    heavy=True,
 )

@@ -66,4 +66,5 @@ TILE = TileLoss(
     weight,
     states=3,
     gain=gain,
+    heavy=True,
 )

@@ -47,4 +47,12 @@ def gain(p):
     return p[2]
 
 
-TILE = TileLoss("supcon", (Pass(("lse", "sum", "sum"), sums),), finish, weight, states=2, gain=gain)
+TILE = TileLoss(
+    "supcon",
+    (Pass(("lse", "sum", "sum"), sums),),
+    finish,
+    weight,
+    states=2,
+    gain=gain,
+    heavy=True,
+)
