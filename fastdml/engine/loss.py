@@ -20,7 +20,8 @@ class Rows:
         it, and then it is a positive.
     pair: bool [R, N] or None: False for the pairs of samples with themselves; None if all count.
     teacher: [R, N] second matrix over the same pairs, or None.
-    scalars: [n] values of this call: the learnable ones first, then those of `RowLoss.scalars`.
+    scalars: [n] values of this call: the learnable ones first, then those of `RowLoss.scalars`, then
+        those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
     """
@@ -78,6 +79,9 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
+    # True: derivatives are left out on purpose (weights that count as constants): the gradient is not
+    # the one of finite differences.
+    detaches: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
@@ -109,6 +113,13 @@ class RowLoss:
 
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
         """Values of one call that every row reads (counts of classes, say); no host sync."""
+        return None
+
+    def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
+        """More values of one call, from the numbers [M] of positives and negatives of the rows.
+
+        For normalisers that count pairs: known without looking at a similarity. No host sync.
+        """
         return None
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:

@@ -72,6 +72,10 @@ class Problem:
             found = self.loss.scalars(self.relation.anchor_labels, self.relation.candidate_labels)
             if found is not None:
                 parts.append(found.to(self.statistic))
+        if type(self.loss).count_scalars is not RowLoss.count_scalars:
+            found = self.loss.count_scalars(*self.relation.counts(self.excludes_self))
+            if found is not None:
+                parts.append(found.to(self.statistic))
         if not parts:
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import library
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
+Counts = tuple[Tensor, Tensor]  # of positives and negatives, int64 [M]
 Predicate = Callable[[Tensor, Tensor], Masks]  # of anchor indices [R] and candidate indices [N]
 
 
@@ -35,6 +36,21 @@ class Relation:
         """Positives and negatives of anchors [start, stop), the self pair not yet taken out."""
         raise NotImplementedError
 
+    def counts(self, excludes_self: bool) -> Counts:
+        """How many positives and negatives every row has."""
+        positives, negatives = [], []
+        step = max(1, (1 << 22) // max(1, self.columns))
+        for start in range(0, self.rows, step):
+            stop = min(self.rows, start + step)
+            positive, negative = self.masks(start, stop)
+            if excludes_self:
+                index = torch.arange(self.columns, device=positive.device)
+                other = index[start:stop, None] != index
+                positive, negative = positive & other, negative & other
+            positives.append(positive.sum(1))
+            negatives.append(negative.sum(1))
+        return torch.cat(positives), torch.cat(negatives)
+
     def swapped(self) -> Relation:
         """The same pairs with candidates as rows."""
         raise ValueError("indices_tuple: this loss needs labels")
@@ -52,6 +68,13 @@ class LabelRelation(Relation):
     def masks(self, start: int, stop: int) -> Masks:
         positive = self.anchor_labels[start:stop, None] == self.candidate_labels[None, :]
         return positive, ~positive
+
+    def counts(self, excludes_self: bool) -> Counts:
+        # Sorted labels instead of a table of them: no host synchronisation, and any values.
+        found = self.candidate_labels.sort().values
+        rows = self.anchor_labels.contiguous()
+        same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
+        return same - int(excludes_self), self.columns - same
 
     def swapped(self) -> LabelRelation:
         return LabelRelation(self.candidate_labels, self.anchor_labels)

@@ -133,9 +133,10 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         t = None if second is None else _teacher(problem, start, stop, second[: stop - start])
         step(problem, s, t, start, out, bool(wanted))
         if row_total is not None:
-            torch.sum(s, 1, out=row_total[start:stop])
+            row_total[start:stop] = _total(s, problem.col_scale)
         if col_total is not None:
-            col_total += s.sum(0)
+            scale = problem.row_scale
+            col_total += _total(s.t(), None if scale is None else scale[start:stop])
         if d_candidates is not None:
             if start == 0:
                 torch.mm(s.t(), block, out=d_candidates)
@@ -161,6 +162,11 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         out.d_col_values = torch.zeros_like(problem.col_values)
         out.d_col_values[0] = col_total
     return out
+
+
+def _total(weights: Tensor, scale: Tensor | None) -> Tensor:
+    """[R] sums over the pairs of weights [R, N], each over the other embedding's scale [N]."""
+    return weights.sum(1) if scale is None else torch.mv(weights, scale.reciprocal())
 
 
 def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:

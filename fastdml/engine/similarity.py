@@ -30,11 +30,18 @@ class Metric:
 
     kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
     normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
+    clipped: of x/max(|x|, 1): only embeddings outside the unit ball are brought to its surface.
     """
 
     name: str
     kind: int
     normalized: bool
+    clipped: bool = False
+
+    @property
+    def sign(self) -> float:
+        """1 where more alike means a larger number, -1 for distances."""
+        return 1.0 if self.kind == PRODUCT else -1.0
 
     @property
     def needs_totals(self) -> bool:
@@ -43,19 +50,23 @@ class Metric:
 
     def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
         """[rows] factors of the rows of x in a product, or None for 1."""
-        if not self.normalized:
+        if not (self.normalized or self.clipped):
             return None
         if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
             return scale
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
+        if self.clipped:
+            return norm.clamp(min=1).reciprocal()
         return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
 
     def square(self, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """[rows] squared norms of the scaled rows of x, where the kind needs them."""
         if self.kind == PRODUCT:
             return None
+        if self.clipped:
+            return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp(max=1).square()
         if scale is not None:
             return (scale > 0).to(dtype)
         return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square()
@@ -97,12 +108,15 @@ class Metric:
     ) -> None:
         """Turns accumulated products of weights and embeddings into the gradient, in place.
 
-        total: [rows] sums of the weights of a row's pairs, where `needs_totals`.
+        total: [rows] sums of the weights of a row's pairs (each over the other embedding's scale),
+            where `needs_totals`.
         """
         if total is not None:
             _subtract_scaled_(gradient, x, total)
         if scale is None:
             return
+        if self.clipped:  # inside the ball nothing was normalised, and nothing is taken out
+            scale = torch.where(scale < 1, scale, torch.zeros_like(scale))
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
         if gradient.device.type == "cpu" and library.load() is not None:
@@ -116,7 +130,9 @@ class Metric:
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
         if self.normalized:
-            a, c = unit(a), unit(c)
+            a, c = _unit(a), _unit(c)
+        elif self.clipped:
+            a, c = _in_ball(a), _in_ball(c)
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s
@@ -141,6 +157,10 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
 
 
+def _in_ball(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1)
+
+
 def _slices(x: Tensor) -> list[slice]:
     """Rows in pieces of about a megabyte, so that temporaries stay small."""
     step = max(1, (1 << 18) // max(1, x.shape[1]))
@@ -161,5 +181,6 @@ SIMILARITIES: dict[str, Metric] = {
         Metric("squared_distance", SQUARED_DISTANCE, True),
         Metric("raw_distance", DISTANCE, False),
         Metric("raw_squared_distance", SQUARED_DISTANCE, False),
+        Metric("ball_distance", DISTANCE, False, clipped=True),
     )
 }

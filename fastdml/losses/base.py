@@ -22,8 +22,10 @@ def sample_loss(
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
+    scalars: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> Tensor:
-    """A loss whose rows are the samples. Arguments as `SampleLoss.forward`."""
+    """A loss whose rows are the samples. Arguments as `SampleLoss.forward` and `autograd.row_loss`."""
     check.reduction(reduction)
     check.similarity(description.similarity)
     check_backend(backend)
@@ -63,6 +65,8 @@ def sample_loss(
         labels,
         ref_labels,
         loss=handle(description),
+        scalars=scalars,
+        row_values=row_values,
         pairs=pairs,
         backend=backend,
         reduction=reduction,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine import autograd, check
-from ..engine.dispatch import check_backend
+from ..engine import check
 from ..engine.loss import RowLoss, Rows
-from ..engine.registry import handle, register
+from ..engine.registry import register
+from .paired import PairedLoss, paired_loss
 
 __all__ = ["SigLIPLoss", "siglip"]
 
@@ -43,46 +44,18 @@ def siglip(
     scale: Tensor | float = 10.0,
     bias: Tensor | float = -10.0,
     *,
-    reduction: str = "mean",
     similarity: str = "cosine",
-    backend: str = "auto",
-    validate: bool = False,
+    **options: Any,
 ) -> Tensor:
     """Sigmoid loss of paired embeddings [B, D] and [B, D]; see `SigLIPLoss`.
 
-    scale and bias may be tensors of one element that want a gradient.
+    scale and bias may be tensors of one element that want a gradient. options: see `paired_loss`.
     """
-    check.reduction(reduction)
-    check_backend(backend)
-    check.embeddings(embeddings, "embeddings", validate)
-    check.embeddings(ref_emb, "ref_emb", validate)
-    check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-    if embeddings.shape[0] != ref_emb.shape[0]:
-        raise ValueError(
-            f"ref_emb: expected {embeddings.shape[0]} rows, one per row of embeddings, "
-            f"got {ref_emb.shape[0]}"
-        )
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    scalars = torch.stack(
-        [
-            torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(())
-            for v in (scale, bias)
-        ]
-    )
-    pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
-    return autograd.row_loss(
-        embeddings,
-        ref_emb,
-        pairs,
-        pairs,
-        loss=handle(SigLIP(similarity=similarity)),
-        scalars=scalars,
-        backend=backend,
-        reduction=reduction,
-    )
+    description = SigLIP(similarity=similarity)
+    return paired_loss(description, embeddings, ref_emb, (scale, bias), **options)
 
 
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(PairedLoss):
     """Sigmoid loss of image and text pairs.
 
     *Sigmoid Loss for Language Image Pre-Training*, Zhai et al., ICCV 2023 (arXiv 2303.15343),
@@ -90,27 +63,12 @@ class SigLIPLoss(nn.Module):
 
     Args:
         init_scale, init_bias: initial t > 0 and b. Learnable as `log_scale` and `bias`.
-        reduction, similarity, backend, validate: see `SampleLoss`.
+
+    Other arguments: see `SampleLoss`.
     """
 
-    def __init__(
-        self,
-        init_scale: float = 10.0,
-        init_bias: float = -10.0,
-        *,
-        reduction: str = "mean",
-        similarity: str = "cosine",
-        backend: str = "auto",
-        validate: bool = False,
-    ) -> None:
-        super().__init__()
-        check.reduction(reduction)
-        check.similarity(similarity)
-        check_backend(backend)
-        self.reduction = reduction
-        self.similarity = similarity
-        self.backend = backend
-        self.validate = validate
+    def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.log_scale = nn.Parameter(
             torch.tensor(math.log(check.positive(init_scale, "init_scale")))
         )
@@ -121,13 +79,4 @@ class SigLIPLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """The loss of row i of embeddings [B, D] paired with row i of ref_emb [B, D]."""
-        return siglip(
-            embeddings,
-            ref_emb,
-            self.log_scale.exp(),
-            self.bias,
-            reduction=self.reduction,
-            similarity=self.similarity,
-            backend=self.backend,
-            validate=self.validate,
-        )
+        return siglip(embeddings, ref_emb, self.log_scale.exp(), self.bias, **self.options())

@@ -1,0 +1,33 @@
+"""Statistics of columns that losses read of the other sample of a pair (`RowLoss.presweep`)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from ..engine.loss import RowLoss, Rows
+from .terms import log_sum_exp
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSumExp(RowLoss):
+    """Log of the sum of exp(scale s + offset) over a row's pairs, or over its negatives only.
+
+    learnable_scale: the scale is times the call's first scalar.
+    """
+
+    name = "log_sum_exp"
+
+    scale: float = 1.0
+    offset: float = 0.0
+    negatives_only: bool = False
+    learnable_scale: bool = False
+
+    def spec(self, rows: Rows) -> Tensor:
+        scale: Tensor | float = self.scale
+        if self.learnable_scale:
+            assert rows.scalars is not None
+            scale = self.scale * rows.scalars[0]
+        members = rows.negative if self.negatives_only else rows.positive | rows.negative
+        return log_sum_exp(scale * rows.s + self.offset, members)
