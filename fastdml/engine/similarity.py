@@ -52,13 +52,13 @@ class Metric:
         """[rows] factors of the rows of x in a product, or None for 1."""
         if not (self.normalized or self.clipped):
             return None
+        if self.clipped:
+            return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp(min=1).reciprocal()
         if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
             return scale
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
-        if self.clipped:
-            return norm.clamp(min=1).reciprocal()
         return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
 
     def square(self, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -127,10 +127,23 @@ class Metric:
             along = (gradient[rows] * block).sum(1) * scale[rows].square()
             gradient[rows] -= along[:, None] * block
 
+    def paired(self, a: Tensor, c: Tensor, epsilon: float = 0.0) -> Tensor:
+        """[M] differentiable: row i of a [M, D] with row i of c [M, D]."""
+        kind = torch.promote_types(torch.promote_types(a.dtype, c.dtype), torch.float32)
+        a, c = a.to(kind), c.to(kind)
+        if self.normalized:
+            a, c = unit(a), unit(c)
+        elif self.clipped:
+            a, c = _in_ball(a), _in_ball(c)
+        if self.kind == PRODUCT:
+            return (a * c).sum(1)
+        d2 = (a - c).square().sum(1) + epsilon
+        return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
+
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
         if self.normalized:
-            a, c = _unit(a), _unit(c)
+            a, c = unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
         s = a @ c.t()
@@ -145,9 +158,7 @@ class Metric:
         d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon
         if self.kind == SQUARED_DISTANCE:
             return d2
-        # The root has no derivative at 0; it is taken to be 0.
-        safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
-        return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
+        return _root(d2)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -155,6 +166,12 @@ def unit(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
     return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
+
+
+def _root(d2: Tensor) -> Tensor:
+    """The root, whose derivative at 0 is taken to be 0."""
+    safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
+    return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
 
 
 def _in_ball(x: Tensor) -> Tensor:

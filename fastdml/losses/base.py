@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from ..engine import autograd, check
@@ -9,6 +11,53 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
 from ..miners import LazyPairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The arguments of `SampleLoss.forward`, checked; pairs: [a1, p, a2, n], or none."""
+
+    embeddings: Tensor
+    labels: Tensor | None
+    ref_emb: Tensor | None
+    ref_labels: Tensor | None
+    pairs: list[Tensor]
+
+
+def checked(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    validate: bool = False,
+) -> Call:
+    """ValueError unless these are arguments of `SampleLoss.forward`."""
+    check.embeddings(embeddings, "embeddings", validate)
+    if ref_emb is not None:
+        check.embeddings(ref_emb, "ref_emb", validate)
+        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+    columns = embeddings if ref_emb is None else ref_emb
+    pairs: list[Tensor] = []
+    if isinstance(indices_tuple, LazyPairs):
+        indices_tuple = tuple(indices_tuple)
+    if indices_tuple is not None:
+        pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
+    elif labels is None:
+        raise ValueError("labels: expected labels or indices_tuple, got neither")
+    if labels is not None:
+        labels = check.labels(
+            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
+        )
+    if ref_labels is not None and ref_emb is not None:
+        ref_labels = check.labels(
+            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
+        )
+    if ref_emb is not None and ref_labels is None and not pairs:
+        raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+    if ref_emb is None and ref_labels is not None:
+        raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
+    return Call(embeddings, labels, ref_emb, ref_labels, pairs)
 
 
 def sample_loss(
@@ -29,45 +78,22 @@ def sample_loss(
     check.reduction(reduction)
     check.similarity(description.similarity)
     check_backend(backend)
-    check.embeddings(embeddings, "embeddings", validate)
-    if ref_emb is not None:
-        check.embeddings(ref_emb, "ref_emb", validate)
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-    columns = embeddings if ref_emb is None else ref_emb
-    pairs: list[Tensor] = []
     if isinstance(indices_tuple, LazyPairs):
         fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:
             description = fused
             _, labels, _, ref_labels = indices_tuple.mined
             indices_tuple = None
-        else:
-            indices_tuple = tuple(indices_tuple)
-    if indices_tuple is not None:
-        pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
-    elif labels is None:
-        raise ValueError("labels: expected labels or indices_tuple, got neither")
-    if labels is not None:
-        labels = check.labels(
-            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
-        )
-    if ref_labels is not None and ref_emb is not None:
-        ref_labels = check.labels(
-            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
-        )
-    if ref_emb is not None and ref_labels is None and not pairs:
-        raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-    if ref_emb is None and ref_labels is not None:
-        raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
+    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
     return autograd.row_loss(
-        embeddings,
-        ref_emb,
-        labels,
-        ref_labels,
+        call.embeddings,
+        call.ref_emb,
+        call.labels,
+        call.ref_labels,
         loss=handle(description),
         scalars=scalars,
         row_values=row_values,
-        pairs=pairs,
+        pairs=call.pairs,
         backend=backend,
         reduction=reduction,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .base import SampleLoss, sample_loss
+from .base import SampleLoss, checked, sample_loss
 from .pair_means import mean_similarities
 from .terms import masked_sum, rows_per
 
@@ -116,9 +116,8 @@ def intra_pair_variance(
 ) -> Tensor:
     """Intra-pair variance as a function; see `IntraPairVarianceLoss`. options: see `sample_loss`."""
     description = _describe(pos_eps, neg_eps, similarity)
-    call = checked_call(
-        embeddings, labels, indices_tuple, ref_emb, ref_labels, options.get("validate", False)
-    )
+    validate = bool(options.get("validate", False))
+    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
     means = mean_similarities(call, normalized=similarity == "cosine")
     return sample_loss(
         description,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine.similarity import unit
 from .base import Call
 
 
@@ -46,7 +47,7 @@ def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
 
 def _prepared(x: Tensor, normalized: bool, kind: torch.dtype) -> Tensor:
     x = x.to(kind)
-    return torch.nn.functional.normalize(x, dim=1) if normalized else x
+    return unit(x) if normalized else x
 
 
 def _of_pairs(x: Tensor, y: Tensor, anchors: Tensor, others: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class RowCrossEntropy(RowLoss):
         level = log_sum_exp(z, members)
         count = members.sum(1)
         if self.log_mean:
-            level = level - count.clamp(min=1).log()
+            level = level - count.clamp(min=1).to(z.dtype).log()
         entropy = torch.where(count > 0, level, torch.zeros_like(level))
         target = masked_sum(z, rows.positive)
         positives = rows.positive.sum(1)

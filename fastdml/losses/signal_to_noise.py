@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss
 from ..engine.registry import register
+from ..engine.similarity import unit
 from .base import SampleLoss, sample_loss
 from .contrastive import Contrastive, aggregation_of
 
@@ -108,7 +109,7 @@ def _centred(x: Tensor, normalize: bool) -> Tensor:
     """Rows minus their means, in the type of statistics."""
     x = x if x.dtype == torch.float64 else x.float()
     if normalize:
-        x = torch.nn.functional.normalize(x, dim=1)
+        x = unit(x)
     return x - x.mean(1, keepdim=True)
 
 
