@@ -1,4 +1,5 @@
-// InfoNCE of pairs, over rows and, as CLIP has it, over columns: SPEC 3.7. Row i's positive is column i.
+// InfoNCE of positive pairs, over rows and, as CLIP has it, over columns: SPEC 3.7. The columns' logs of
+// sums are p.column(0), their numbers of positives p.column(1); losses/info_nce.py has the mathematics.
 #pragma once
 #include "exponentials.h"
 
@@ -13,31 +14,33 @@ struct InfoNCE {
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
     const T by = sign * row.scalar(0), a = rows, b = columns;
-    const LogSum<T> sum =
-        log_sums<T>(row, [=](auto p) { return by * p.s; }).merged();
-    const T top = sum.top, inverse = T(1) / sum.total;
-    // exp(z - C_j), C_j the log of sum of column j, is the column's softmax. Its sum over all rows and
-    // columns is the number of columns, so it may stand in every row's loss, where its derivative is
-    // the one through C: the whole is stationary in C.
-    const auto weight = [=](auto p, auto z) {
-      auto g = a * inverse * exp(z - top) - select(p.positive, a + b, T(0));
-      return b != 0 ? g + b * exp(z - p.column(0)) : g;
+    const bool columnwise = b != 0;
+    const LogSum<T> sum = log_sums<T>(row, [=](auto p) { return by * p.s; }).merged();
+    const T top = sum.top;
+    // n_j exp(z_ij - C_j); 0 in a column without positives, whose C nobody asked for.
+    const auto mass = [=](auto p) {
+      auto none = p.s * T(0);
+      if (!columnwise) return none;
+      auto count = p.column(1);
+      return select(count > T(0), count * exp(by * p.s - p.column(0)), none);
     };
-    const T has_columns = b;
-    const auto [target, slope, own, mass] = row.reduce(
+    const auto sums = row.reduce(
         [=](auto p) {
-          auto z = by * p.s;
-          auto c = z * T(0), e = c;
-          if (has_columns != 0) {
-            c = p.column(0);
-            e = exp(z - c);
-          }
-          return values(select(p.positive, z, T(0)), weight(p, z) * p.s, select(p.positive, c, T(0)), e);
+          auto own = columnwise ? p.column(0) : p.s * T(0);
+          return values(select(p.positive, by * p.s, T(0)), select(p.positive, T(1), T(0)),
+                        select(p.positive, own, T(0)), mass(p));
         },
         Sum{}, Sum{}, Sum{}, Sum{});
+    const T target = sums[0], count = sums[1], own = sums[2], all = sums[3];
+    const T share = count > T(0) ? a * count / sum.total : T(0);
+    const auto weight = [=](auto p) {
+      return share * exp(by * p.s - top) + b * mass(p) - select(p.positive, a + b, T(0));
+    };
+    const auto [slope] = row.reduce([=](auto p) { return values(weight(p) * p.s); }, Sum{});
     row.d_scalar(0, sign * slope);
-    row.map([=](auto p) { return by * weight(p, by * p.s); });
-    return a * sum.log_of_sum() + b * (own + mass - T(1)) - (a + b) * target;
+    row.map([=](auto p) { return by * weight(p); });
+    const T level = count > T(0) ? count * sum.log_of_sum() : T(0);
+    return a * (level - target) + b * (own - target + all - count);
   }
 };
 

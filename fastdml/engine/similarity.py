@@ -142,6 +142,7 @@ class Metric:
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
+        given_a, given_c = a, c
         if self.normalized:
             a, c = unit(a), unit(c)
         elif self.clipped:
@@ -153,6 +154,9 @@ class Metric:
         if self.normalized:
             # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
             squares = [(q > 0.5).to(q.dtype) for q in squares]
+        elif self.clipped:
+            long = [torch.linalg.vector_norm(x, dim=1) > 1 for x in (given_a, given_c)]
+            squares = [q.masked_fill(m, 1.0) for q, m in zip(squares, long)]
         total = squares[0][:, None] + squares[1]
         d2 = total - 2 * s
         d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import duplicate_ceiling, masked_sum
+from .terms import duplicate_ceiling, masked_sum, softplus
 
 __all__ = ["BinomialDevianceLoss", "binomial_deviance"]
 
@@ -36,13 +35,13 @@ class BinomialDeviance(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(3.0, 10.0, 0.2, 1.0)]
+        return [cls(), cls(3.0, 10.0, 0.2, 0.97)]
 
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s
         positive = rows.positive & (s < self.max_positive)
-        pull = masked_sum(F.softplus(-self.alpha * (s - self.base)), positive)
-        push = masked_sum(F.softplus(self.beta * (s - self.base)), rows.negative)
+        pull = masked_sum(softplus(-self.alpha * (s - self.base)), positive)
+        push = masked_sum(softplus(self.beta * (s - self.base)), rows.negative)
         return pull / positive.sum(1).clamp(min=1) + push / rows.negative.sum(1).clamp(min=1)
 
 

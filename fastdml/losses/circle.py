@@ -7,14 +7,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import log_sum_exp
+from .terms import log_sum_exp, softplus
 
 __all__ = ["CircleLoss", "circle"]
 
@@ -47,7 +46,7 @@ class Circle(RowLoss):
         pull, push = self.logits(rows)
         kept = rows.positive.any(1) & rows.negative.any(1)
         total = torch.where(kept, pull + push, torch.zeros_like(pull))
-        return torch.where(kept, F.softplus(total), torch.zeros_like(total))
+        return torch.where(kept, softplus(total), torch.zeros_like(total))
 
 
 @register
@@ -73,7 +72,7 @@ class CircleGlobal(Circle):
         total = outputs.double().logsumexp(0).sum()
         if self.unordered:
             total = total - 2 * math.log(2)
-        return F.softplus(total).to(outputs.dtype)
+        return softplus(total).to(outputs.dtype)
 
 
 def _describe(

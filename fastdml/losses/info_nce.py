@@ -14,7 +14,7 @@ from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .paired import PairedLoss, paired_loss
 from .presweeps import LogSumExp
-from .terms import masked_sum
+from .terms import log_sum_exp, masked_sum
 
 __all__ = ["CLIPLoss", "InfoNCELoss", "info_nce"]
 
@@ -24,12 +24,14 @@ __all__ = ["CLIPLoss", "InfoNCELoss", "info_nce"]
 class InfoNCE(RowLoss):
     """Cross-entropy of every row's softmax, and of every column's where `columns` is not 0.
 
-    Learnable scalar: 1 / temperature. With C_j the log of sum of column j, row i's loss is
+    Learnable scalar: 1 / temperature. Over positive pairs (i, p), with C_j the log of sum of column j:
 
-        rows (LSE_i - z_ii) + columns (C_i - z_ii + sum_j exp(z_ij - C_j) - 1)
+        sum_(i, p) rows (LSE_i - z_ip) + columns (C_p - z_ip)
 
-    The last sum is 1 per row over the whole matrix: it changes no value, and makes the derivative by C,
-    which is not followed, 0. That needs rows of equal weight (`reduction` "mean" or "sum").
+    No derivative is followed through C. Instead row i also has columns (sum_j n_j exp(z_ij - C_j) - n_i),
+    n_j the number of positives of column j: over all rows that is 0, its derivative by z_ij is that
+    through C_j, and the whole is stationary in C. Rows must weigh the same for that (`reduction` "mean"
+    or "sum").
     """
 
     name = "info_nce"
@@ -52,15 +54,20 @@ class InfoNCE(RowLoss):
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
+        members = rows.positive | rows.negative
         z = self.metric.sign * rows.scalars[0] * rows.s
+        count = rows.positive.sum(1)
         target = masked_sum(z, rows.positive)
-        loss = self.rows_weight * (z.logsumexp(1) - target)
+        level = torch.where(count > 0, log_sum_exp(z, members), torch.zeros_like(target))
+        loss = self.rows_weight * (count * level - target)
         if self.columns_weight == 0:
             return loss
         assert rows.col_values is not None
-        level = rows.col_values[-1].expand_as(z)
-        own = masked_sum(level, rows.positive)
-        return loss + self.columns_weight * (own - target + (z - level).exp().sum(1) - 1)
+        levels, counts = (v.expand_as(z) for v in rows.col_values[-2:])
+        own = masked_sum(levels, rows.positive)
+        gap = torch.where(members & (counts > 0), z - levels, torch.zeros_like(z))
+        mass = masked_sum(counts * gap.exp(), members)
+        return loss + self.columns_weight * (own - target + mass - count)
 
 
 class InfoNCELoss(PairedLoss):

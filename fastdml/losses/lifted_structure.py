@@ -63,7 +63,7 @@ class LiftedStructure(RowLoss):
         assert rows.scalars is not None and rows.col_values is not None
         sign = self.metric.sign
         level = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)
-        own, other = level.detach()[:, None], rows.col_values[-1].detach()
+        own, other = level.detach()[:, None], rows.col_values[-2].detach()
         some = torch.maximum(own, other) > 0.5 * torch.finfo(own.dtype).min
         both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
         excess = torch.where(some, (both - sign * (rows.s - self.pos_margin)).relu(), 0.0)

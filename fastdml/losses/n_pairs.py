@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import autograd, check
@@ -16,7 +15,7 @@ from ..engine.registry import handle, register
 from ..engine.similarity import SIMILARITIES
 from .base import SampleLoss, checked
 from .paired import check_pairs
-from .terms import log_sum_exp_with_one, masked_sum
+from .terms import log_sum_exp_with_one, masked_sum, softplus
 
 __all__ = ["NPairsLoss", "n_pairs", "n_pairs_mc"]
 
@@ -39,6 +38,9 @@ class NPair(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(similarity="cosine"), cls(True, similarity="cosine")]
 
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+
     def parameters(self) -> tuple[float, ...]:
         return (self.metric.sign, float(self.one_vs_one))
 
@@ -46,7 +48,7 @@ class NPair(RowLoss):
         assert rows.row_values is not None
         gap = self.metric.sign * (rows.s - rows.row_values[:, :1])
         if self.one_vs_one:
-            return masked_sum(F.softplus(gap), rows.negative)
+            return masked_sum(softplus(gap), rows.negative)
         return log_sum_exp_with_one(gap, rows.negative)
 
 

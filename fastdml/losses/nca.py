@@ -6,14 +6,13 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import log_sum_exp, rows_per
+from .terms import log_sum_exp, rows_per, softplus
 
 __all__ = ["NCALoss", "nca"]
 
@@ -46,7 +45,7 @@ class NCA(RowLoss):
         assert rows.scalars is not None
         z = self.scale * rows.s
         gap = log_sum_exp(z, rows.negative) - log_sum_exp(z, rows.positive)
-        loss = rows.scalars[0] * F.softplus(gap)
+        loss = rows.scalars[0] * softplus(gap)
         kept = rows.positive.any(1) & rows.negative.any(1)
         return torch.where(kept, loss, torch.zeros_like(loss))
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import log_sum_exp, masked_sum, rows_per
+from .terms import log_sum_exp, masked_sum, rows_per, softplus
 
 __all__ = ["NTXentLoss", "nt_xent"]
 
@@ -45,7 +44,7 @@ class NTXent(RowLoss):
         z = self.scale * rows.s
         level = log_sum_exp(z, rows.negative)[:, None]
         # Without negatives the gap is hugely negative, and its softplus 0.
-        return rows.scalars[0] * masked_sum(F.softplus(level - z), rows.positive)
+        return rows.scalars[0] * masked_sum(softplus(level - z), rows.positive)
 
 
 class NTXentLoss(SampleLoss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from ..engine.loss import RowLoss, Rows
@@ -12,12 +13,14 @@ from .terms import log_sum_exp
 
 @dataclasses.dataclass(frozen=True)
 class LogSumExp(RowLoss):
-    """Log of the sum of exp(scale s + offset) over a row's pairs, or over its negatives only.
+    """Log of the sum of exp(scale s + offset) over a row's pairs, or over its negatives only; and the
+    number of its positives.
 
     learnable_scale: the scale is times the call's first scalar.
     """
 
     name = "log_sum_exp"
+    outputs = 2
 
     scale: float = 1.0
     offset: float = 0.0
@@ -30,4 +33,5 @@ class LogSumExp(RowLoss):
             assert rows.scalars is not None
             scale = self.scale * rows.scalars[0]
         members = rows.negative if self.negatives_only else rows.positive | rows.negative
-        return log_sum_exp(scale * rows.s + self.offset, members)
+        level = log_sum_exp(scale * rows.s + self.offset, members)
+        return torch.stack([level, rows.positive.sum(1).to(level.dtype)], dim=1)

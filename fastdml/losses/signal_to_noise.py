@@ -35,6 +35,9 @@ class SignalToNoise(Contrastive):
     def examples(cls) -> list[RowLoss]:
         return [cls()]
 
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.linspace(0.3, 0.05, rows)[:, None]}
+
 
 class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     """Contrastive loss on signal-to-noise distances.
