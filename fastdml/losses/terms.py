@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.loss import Rows
@@ -38,11 +37,6 @@ def log_sum_exp(z: Tensor, mask: Tensor) -> Tensor:
     An empty row has the smallest number there is, and a derivative of 0: no infinity, no NaN.
     """
     return z.masked_fill(~mask, torch.finfo(z.dtype).min).logsumexp(dim=1)
-
-
-def softplus(z: Tensor) -> Tensor:
-    """log(1 + exp z). (torch's own is linear beyond 20 unless told otherwise, which float64 sees.)"""
-    return F.softplus(z, threshold=40)
 
 
 def masked_sum(z: Tensor, mask: Tensor) -> Tensor:
