@@ -221,10 +221,21 @@ def inputs(description: RowLoss, case: Case) -> Inputs:
     )
 
 
+def of_rows(description: RowLoss) -> bool:
+    """Whether the loss is a sum over rows that may be weighted one by one. (Rows whose columns were
+    swept before share their derivatives.)"""
+    return (description.outputs == 1 or description.counted) and description.presweep() is None
+
+
+def of_batch(description: RowLoss) -> bool:
+    """Whether a row's loss depends on other rows of the batch, be it through a count."""
+    counts = type(description).count_scalars is not RowLoss.count_scalars
+    return counts or not of_rows(description)
+
+
 def reductions(description: RowLoss) -> tuple[str, ...]:
     """Row losses exist only where the loss is a sum over rows."""
-    by_row = description.outputs == 1 or description.counted
-    return ("mean", "sum", "nonzero", "none") if by_row else ("mean", "sum")
+    return ("mean", "sum", "nonzero", "none") if of_rows(description) else ("mean", "sum")
 
 
 EXAMPLE_REDUCTIONS = [
@@ -232,7 +243,7 @@ EXAMPLE_REDUCTIONS = [
     for p in EXAMPLES
     for reduction in reductions(p.values[0])
 ]
-ROW_EXAMPLES = [p for p in EXAMPLES if p.values[0].outputs == 1]
+ROW_EXAMPLES = [p for p in EXAMPLES if of_rows(p.values[0])]
 
 
 def call(

@@ -39,7 +39,8 @@ GOLDEN: dict[str, Callable[..., torch.Tensor]] = {
     "cbml_sqrt": cbml("sqrt"),
     "cbml_constant": cbml("constant"),
     "cbml_log_soft": cbml(
-        "log", pos_a=0.4, pos_b=0.3, neg_a=0.8, neg_b=0.2, margin=0.5, weight=0.5, hyper_weight=0.1
+        "log", pos_a=0.4, pos_b=0.3, neg_a=0.8, neg_b=0.2, mining_margin=0.5,
+        variance_weight=0.5, mean_mix=0.1
     ),
     "calibration": lambda x, y, **o: F.contrastive(
         x, y, pos_margin=0.9, neg_margin=0.6, similarity="cosine", **o

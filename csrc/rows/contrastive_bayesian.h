@@ -8,11 +8,11 @@ inline namespace FASTDML_ISA {
 template <class T>
 struct ContrastiveBayesian {
   T pos_a, pos_b, neg_a, neg_b;
-  T margin;        // width of the mining band
-  T weight;        // of the variance of the negatives
-  T hyper_weight;  // share of the positives in the mean it is taken around
-  T form;          // 0: log, 1: sqrt, 2: constant
-  T max_positive;  // positives at or above are dropped
+  T mining_margin;    // width of the mining band
+  T variance_weight;  // of the variance of the negatives
+  T mean_mix;         // share of the positives in the mean it is taken around
+  T form;             // 0: log, 1: sqrt, 2: constant
+  T max_positive;     // positives at or above are dropped
 
   // What a sum f of 1 and exponentials adds to the loss, and its derivative by exp(z - top).
   FASTDML_FN Values<T, 2> term(LogSum<T> f) const {
@@ -41,11 +41,11 @@ struct ContrastiveBayesian {
                         select(p.negative, p.s, lowest<T>()));
         },
         Min{}, Max{});
-    if (!(count_p > T(0)) || !(count_n > T(0)) || !(hardest_p - margin < hardest_n)) {
+    if (!(count_p > T(0)) || !(count_n > T(0)) || !(hardest_p - mining_margin < hardest_n)) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
     }
-    const T below = min(hardest_n + margin, ceiling), above = hardest_p - margin;
+    const T below = min(hardest_n + mining_margin, ceiling), above = hardest_p - mining_margin;
     const auto exponent = [=](auto p) {
       auto z_p = select(p.s < below, (a_p - p.s) * b_p, lowest<T>());
       auto z_n = select(p.s > above, (p.s - a_n) * b_n, lowest<T>());
@@ -54,7 +54,7 @@ struct ContrastiveBayesian {
     const LogSums<T> sums = log_sums<T>(row, exponent, true);
     const auto own = term(sums.positive), others = term(sums.negative);
 
-    const T h = hyper_weight, mean_n = sum_n / count_n;
+    const T h = mean_mix, mean_n = sum_n / count_n;
     const T mean = h * sum_p / count_p + (T(1) - h) * mean_n;
     const auto [variance] = row.reduce(
         [=](auto p) {
@@ -62,9 +62,9 @@ struct ContrastiveBayesian {
           return values(select(p.negative, d * d, T(0)));
         },
         Sum{});
-    const T offset = T(2) * weight * count_n * (mean_n - mean);
+    const T offset = T(2) * variance_weight * count_n * (mean_n - mean);
     const T offset_p = -offset * h / count_p, offset_n = -offset * (T(1) - h) / count_n;
-    const T top_p = sums.positive.top, top_n = sums.negative.top, spread = T(2) * weight;
+    const T top_p = sums.positive.top, top_n = sums.negative.top, spread = T(2) * variance_weight;
     const T pull = -b_p * own[1], push = b_n * others[1];
     row.map([=](auto p) {
       auto z = exponent(p);
@@ -74,7 +74,7 @@ struct ContrastiveBayesian {
       auto v = select(p.negative, spread * (p.s - mean) + offset_n, T(0));
       return g + select(kept, offset_p, v);
     });
-    return own[0] + others[0] + weight * variance;
+    return own[0] + others[0] + variance_weight * variance;
   }
 };
 

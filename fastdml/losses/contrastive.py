@@ -60,6 +60,11 @@ class Contrastive(RowLoss):
     def sign(self) -> float:
         return -self.metric.sign
 
+    @property
+    def active_only(self) -> bool:
+        """Whether both sums are divided by their numbers of terms above 0."""
+        return self.pos_aggregation == self.neg_aggregation == "active"
+
     def parameters(self) -> tuple[float, ...]:
         flags = (
             self.pos_aggregation == "active",

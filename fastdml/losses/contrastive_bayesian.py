@@ -31,16 +31,16 @@ class ContrastiveBayesian(RowLoss):
     pos_b: float = 0.5
     neg_a: float = 1.0
     neg_b: float = 0.01
-    margin: float = 0.1
-    weight: float = 1.0
-    hyper_weight: float = 0.2
+    mining_margin: float = 0.1
+    variance_weight: float = 1.0
+    mean_mix: float = 0.2
     form: str = "log"
     max_positive: float = float("inf")
 
     def __post_init__(self) -> None:
         check.positive(self.pos_b, "pos_b")
         check.positive(self.neg_b, "neg_b")
-        for name in ("pos_a", "neg_a", "margin", "weight", "hyper_weight"):
+        for name in ("pos_a", "neg_a", "mining_margin", "variance_weight", "mean_mix"):
             check.finite(getattr(self, name), name)
         if self.form not in FORMS:
             raise ValueError(f"form: expected one of {FORMS}, got {self.form!r}")
@@ -50,8 +50,8 @@ class ContrastiveBayesian(RowLoss):
         return [
             cls(),
             cls(0.4, 0.3, 0.8, 0.2, 0.5, 0.5, 0.1),
-            cls(neg_b=0.1, margin=0.4, form="sqrt", max_positive=1 - 1e-5),
-            cls(neg_b=0.1, margin=-0.1, form="constant"),
+            cls(neg_b=0.1, mining_margin=0.4, form="sqrt", max_positive=1 - 1e-5),
+            cls(neg_b=0.1, mining_margin=-0.1, form="constant"),
         ]
 
     def parameters(self) -> tuple[float, ...]:
@@ -71,16 +71,16 @@ class ContrastiveBayesian(RowLoss):
         positive = rows.positive & (s < self.max_positive)
         hardest_p = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
         hardest_n = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
-        mined_p = positive & (s < hardest_n + self.margin)
-        mined_n = negative & (s > hardest_p - self.margin)
+        mined_p = positive & (s < hardest_n + self.mining_margin)
+        mined_n = negative & (s > hardest_p - self.mining_margin)
         pull = log_sum_exp_with_one((self.pos_a - s) / self.pos_b, mined_p)
         push = log_sum_exp_with_one((s - self.neg_a) / self.neg_b, mined_n)
-        h = self.hyper_weight
+        h = self.mean_mix
         mean = h * masked_sum(s, positive) / positive.sum(1).clamp(min=1) + (1 - h) * masked_sum(
             s, negative
         ) / negative.sum(1).clamp(min=1)
         variance = masked_sum((s - mean[:, None]).square(), negative)
-        loss = self.term(pull) + self.term(push) + self.weight * variance
+        loss = self.term(pull) + self.term(push) + self.variance_weight * variance
         return torch.where(mined_p.any(1) & mined_n.any(1), loss, torch.zeros_like(loss))
 
 
@@ -96,16 +96,18 @@ class ContrastiveBayesianLoss(SampleLoss):
     on cosine similarities: with mined positives P' and negatives N',
 
         f_p = 1 + sum_P' exp((pos_a - s) / pos_b),  f_n = 1 + sum_N' exp((s - neg_a) / neg_b)
-        (1/B) sum_i log f_p + log f_n + weight sum_N (s - mean)^2
+        (1/B) sum_i log f_p + log f_n + variance_weight sum_N (s - mean)^2
 
-    where mean = hyper_weight mean_P s + (1 - hyper_weight) mean_N s, over unmined pairs. Mining keeps the
-    positives below the hardest negative + margin and the negatives above the hardest positive - margin;
-    a row with none of either has a loss of 0.
+    where mean = mean_mix mean_P s + (1 - mean_mix) mean_N s, over unmined pairs. Mining keeps the
+    positives below the hardest negative + mining_margin and the negatives above the hardest positive
+    - mining_margin; a row with none of either has a loss of 0.
 
     Args:
         form: "log" as above, "sqrt" for the roots of f_p and f_n, "constant" for 1 + (f - 1) / 4.
         pos_a, pos_b, neg_a, neg_b: place and width of the two slopes, widths > 0.
-        margin: of mining. weight: of the variance, which is a sum over negatives. hyper_weight: above.
+        mining_margin: as above.
+        variance_weight: of the variance term, which is a sum over negatives.
+        mean_mix: share of the positives in the mean.
         variant: "paper", or "released" for the authors' code, which also drops positives of
             similarity 1 - 1e-5 and above (duplicates).
 
@@ -121,9 +123,9 @@ class ContrastiveBayesianLoss(SampleLoss):
         pos_b: float = 0.5,
         neg_a: float = 1.0,
         neg_b: float = 0.01,
-        margin: float = 0.1,
-        weight: float = 1.0,
-        hyper_weight: float = 0.2,
+        mining_margin: float = 0.1,
+        variance_weight: float = 1.0,
+        mean_mix: float = 0.2,
         variant: str = "paper",
         **kwargs: Any,
     ) -> None:
@@ -133,9 +135,9 @@ class ContrastiveBayesianLoss(SampleLoss):
         self.pos_b = pos_b
         self.neg_a = neg_a
         self.neg_b = neg_b
-        self.margin = margin
-        self.weight = weight
-        self.hyper_weight = hyper_weight
+        self.mining_margin = mining_margin
+        self.variance_weight = variance_weight
+        self.mean_mix = mean_mix
         self.variant = variant
         self.description()  # checks the parameters
 
@@ -148,9 +150,9 @@ class ContrastiveBayesianLoss(SampleLoss):
             pos_b=self.pos_b,
             neg_a=self.neg_a,
             neg_b=self.neg_b,
-            margin=self.margin,
-            weight=self.weight,
-            hyper_weight=self.hyper_weight,
+            mining_margin=self.mining_margin,
+            variance_weight=self.variance_weight,
+            mean_mix=self.mean_mix,
         )
 
 
@@ -166,9 +168,9 @@ def contrastive_bayesian(
     pos_b: float = 0.5,
     neg_a: float = 1.0,
     neg_b: float = 0.01,
-    margin: float = 0.1,
-    weight: float = 1.0,
-    hyper_weight: float = 0.2,
+    mining_margin: float = 0.1,
+    variance_weight: float = 1.0,
+    mean_mix: float = 0.2,
     variant: str = "paper",
     similarity: str = "cosine",
     **options: Any,
@@ -182,9 +184,9 @@ def contrastive_bayesian(
         pos_b=pos_b,
         neg_a=neg_a,
         neg_b=neg_b,
-        margin=margin,
-        weight=weight,
-        hyper_weight=hyper_weight,
+        mining_margin=mining_margin,
+        variance_weight=variance_weight,
+        mean_mix=mean_mix,
     )
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options

@@ -56,3 +56,30 @@ def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
     total = torch.where(mask, height, torch.zeros_like(height)).sum((1, 2))
     kind = rows.s.dtype
     return total, rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
+
+
+def log_sum_exp(z: Tensor, mask: Tensor) -> Tensor:
+    """[R] log of the sum of exp z over the masked pairs of a row, z, mask [R, N].
+
+    An empty row has the smallest number there is, and a derivative of 0: no infinity, no NaN.
+    """
+    return z.masked_fill(~mask, torch.finfo(z.dtype).min).logsumexp(dim=1)
+
+
+def masked_sum(z: Tensor, mask: Tensor) -> Tensor:
+    """[R] sums of z over the masked pairs of a row, z, mask [R, N]."""
+    return torch.where(mask, z, torch.zeros_like(z)).sum(dim=1)
+
+
+def rows_per(count: Tensor) -> Tensor:
+    """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
+    over things. Rows per 1 where there is none."""
+    return count.shape[0] / count.sum().clamp(min=1).to(torch.float64).reshape(1)
+
+
+def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:
+    """The similarity from which positives are dropped as duplicates: that of the released code, or
+    infinity for the paper, which drops none."""
+    if variant not in ("paper", "released"):
+        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    return released if variant == "released" else float("inf")
