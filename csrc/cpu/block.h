@@ -62,7 +62,7 @@ constexpr std::int64_t kLongestList = 256;
 
 // Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, and
 // one row of distances.
-inline std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
+constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
   return 32 * (longest < kLongestList ? kLongestList : longest) + cols + 64;
 }
 

@@ -54,7 +54,7 @@
 #include <utility>
 
 #if defined(__CUDACC__)
-#define FASTDML_FN __host__ __device__ __forceinline__
+#define FASTDML_FN __device__ __forceinline__
 #else
 #define FASTDML_FN inline __attribute__((always_inline))
 #endif

@@ -1,0 +1,75 @@
+// Lanes of CUDA: plain values. The same functions as cpu/lanes.h has for single values, in the forms
+// that are quick on the device; compiled by a host compiler they are the standard library's, which is
+// how the row is tested without a GPU.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../rows/row.h"
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+#if defined(__CUDACC__)
+#define FASTDML_DEVICE_OR(device, host) device
+#else
+#define FASTDML_DEVICE_OR(device, host) host
+#endif
+
+FASTDML_FN float select(bool m, float a, float b) { return m ? a : b; }
+FASTDML_FN double select(bool m, double a, double b) { return m ? a : b; }
+FASTDML_FN float min(float a, float b) { return FASTDML_DEVICE_OR(fminf(a, b), std::fmin(a, b)); }
+FASTDML_FN float max(float a, float b) { return FASTDML_DEVICE_OR(fmaxf(a, b), std::fmax(a, b)); }
+FASTDML_FN double min(double a, double b) { return FASTDML_DEVICE_OR(::fmin(a, b), std::fmin(a, b)); }
+FASTDML_FN double max(double a, double b) { return FASTDML_DEVICE_OR(::fmax(a, b), std::fmax(a, b)); }
+
+// Bounded above as on the CPU, so that no product of an exponential with 0 is undefined.
+FASTDML_FN float exp(float x) {
+  x = min(x, 88.3f);
+  return FASTDML_DEVICE_OR(expf(x), std::exp(x));
+}
+FASTDML_FN double exp(double x) {
+  x = min(x, 709.0);
+  return FASTDML_DEVICE_OR(::exp(x), std::exp(x));
+}
+FASTDML_FN float log(float x) { return FASTDML_DEVICE_OR(logf(x), std::log(x)); }
+FASTDML_FN double log(double x) { return FASTDML_DEVICE_OR(::log(x), std::log(x)); }
+FASTDML_FN float sqrt(float x) { return FASTDML_DEVICE_OR(sqrtf(x), std::sqrt(x)); }
+FASTDML_FN double sqrt(double x) { return FASTDML_DEVICE_OR(::sqrt(x), std::sqrt(x)); }
+FASTDML_FN float abs(float x) { return FASTDML_DEVICE_OR(fabsf(x), std::fabs(x)); }
+FASTDML_FN double abs(double x) { return FASTDML_DEVICE_OR(::fabs(x), std::fabs(x)); }
+FASTDML_FN float sin(float x) { return FASTDML_DEVICE_OR(sinf(x), std::sin(x)); }
+FASTDML_FN double sin(double x) { return FASTDML_DEVICE_OR(::sin(x), std::sin(x)); }
+FASTDML_FN float cos(float x) { return FASTDML_DEVICE_OR(cosf(x), std::cos(x)); }
+FASTDML_FN double cos(double x) { return FASTDML_DEVICE_OR(::cos(x), std::cos(x)); }
+
+// The fast reciprocal is within 1 ulp; a full division costs as much as the exponential.
+FASTDML_FN float sigmoid(float x) {
+  return FASTDML_DEVICE_OR(__fdividef(1.0f, 1.0f + exp(-x)), 1.0f / (1.0f + exp(-x)));
+}
+FASTDML_FN double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+FASTDML_FN float softplus(float x) {
+  const float e = exp(-abs(x));
+  return max(x, 0.0f) + FASTDML_DEVICE_OR(log1pf(e), std::log1p(e));
+}
+FASTDML_FN double softplus(double x) {
+  const double e = exp(-abs(x));
+  return max(x, 0.0) + FASTDML_DEVICE_OR(::log1p(e), std::log1p(e));
+}
+
+template <class T>
+FASTDML_FN T combine(Sum, T a, T b) {
+  return a + b;
+}
+template <class T>
+FASTDML_FN T combine(Min, T a, T b) {
+  return min(a, b);
+}
+template <class T>
+FASTDML_FN T combine(Max, T a, T b) {
+  return max(a, b);
+}
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml

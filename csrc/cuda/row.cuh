@@ -1,0 +1,597 @@
+// The row of CUDA: the words of rows/row.h for a team of threads that shares one row.
+//
+// Every thread runs the functor and holds the same results; pairs are dealt out in vectors of 16
+// bytes, and folded in a fixed order, so that two runs agree bit for bit. The row stays as it came
+// from the product: scales and distances are applied where a pair is read and undone where its weight
+// is written, which spares two visits of the row.
+#pragma once
+#include "lanes.cuh"
+#include "launch.h"
+#include "team.cuh"
+
+// Set by the build for losses whose header uses lists or arrays: those need room of their own.
+#ifndef FASTDML_LISTS
+#define FASTDML_LISTS 1
+#endif
+
+namespace fastdml {
+
+inline namespace FASTDML_ISA {
+
+// One pair, as the lambdas of a functor see it.
+template <class T>
+struct Pairs {
+  T s;
+  bool positive, negative;
+  const Block<T>* block;
+  const T* teacher_row;
+  int j;
+
+  FASTDML_FN T teacher() const { return teacher_row[j]; }
+  FASTDML_FN T column(int k) const { return block->col_values[k * block->cols + j]; }
+};
+
+// Bump allocator for the short arrays of one row, in memory that the team shares.
+template <class T>
+struct Arena {
+  T* base = nullptr;
+  int used = 0;
+  FASTDML_FN T* take(int n) {
+    T* p = base + used;
+    used += n;
+    return p;
+  }
+};
+
+// Sums per threshold: list[k][i] is the i-th sum of threshold k.
+template <class T, int N>
+struct Sums {
+  Values<T, N>* v;
+  FASTDML_FN const Values<T, N>& operator[](int k) const { return v[k]; }
+};
+
+// 16 bytes at once.
+template <class T, int W>
+struct alignas(sizeof(T) * W) Vector {
+  T v[W];
+};
+
+// Conversions of a weight. Half precision has a small range: what exceeds it is kept at its end.
+FASTDML_FN std::uint16_t to_bfloat16(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  // Round to nearest, ties to even; a NaN stays one.
+  return (bits & 0x7fffffffu) > 0x7f800000u
+             ? static_cast<std::uint16_t>((bits >> 16) | 0x40u)
+             : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+FASTDML_FN float from_bfloat16(std::uint16_t h) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(h) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+#if defined(__CUDACC__)
+FASTDML_FN std::uint16_t to_float16(float x) {
+  std::uint16_t h;
+  x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+  return h;
+}
+FASTDML_FN float from_float16(std::uint16_t h) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+  return x;
+}
+#else
+FASTDML_FN std::uint16_t to_float16(float x) {
+  x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+  const _Float16 h = static_cast<_Float16>(x);
+  std::uint16_t bits;
+  std::memcpy(&bits, &h, 2);
+  return bits;
+}
+FASTDML_FN float from_float16(std::uint16_t bits) {
+  _Float16 h;
+  std::memcpy(&h, &bits, 2);
+  return static_cast<float>(h);
+}
+#endif
+
+template <class T, class Team>
+class Row {
+ public:
+  static constexpr int W = 16 / sizeof(T);
+  // Vectors of a thread in flight at once: enough to hide the latency of the cache.
+  static constexpr int U = sizeof(T) == 4 ? 2 : 1;
+
+  // own_weight: of the row's loss in the result, where it has one. scratch, arena: shared memory.
+  FASTDML_FN Row(const Block<T>& block, const Target& target, Team& team, int i, T own_weight,
+                 T* scratch, T* arena)
+      : block_(block),
+        team_(team),
+        scratch_(scratch),
+        arena_{arena},
+        s_(block.s + i * block.ld),
+        n_(static_cast<int>(block.cols)),
+        i_(i),
+        self_(block.self_offset < 0 ? -1 : static_cast<int>(block.self_offset) + i),
+        class_(block.row_class ? block.row_class[i] : 0),
+        row_scale_(block.row_scale ? block.row_scale[i] : T(1)),
+        own_weight_(own_weight),
+        teacher_(block.teacher ? block.teacher + i * block.teacher_ld : nullptr),
+        type_(target.weights ? target.type : WeightType::same) {
+    weights_ = target.weights ? static_cast<char*>(target.weights) +
+                                    i * target.ld * (type_ == WeightType::same ? sizeof(T) : 2)
+                              : reinterpret_cast<char*>(s_);
+    whole_ = aligned() ? n_ / W * W : 0;
+    self_vector_ = self_ >= 0 && self_ < whole_ ? self_ / W * W : -1;
+    own_ = self_ >= 0 ? in(s_[self_], self_) : T(0);
+  }
+
+  FASTDML_FN T scalar(int k) const { return block_.scalars[k]; }
+  FASTDML_FN T value(int k) const { return block_.row_values[i_ * block_.row_count + k]; }
+  FASTDML_FN T weight(int k, int outputs) const {
+    return block_.weight * (block_.row_weight ? block_.row_weight[i_ * outputs + k] : T(1));
+  }
+  FASTDML_FN void d_scalar(int k, T v) {
+    if (block_.d_scalars && team_.thread() == 0)
+      block_.d_scalars[i_ * block_.scalar_count + k] = v * own_weight_;
+  }
+  FASTDML_FN void d_value(int k, T v) {
+    if (block_.d_row_values && team_.thread() == 0)
+      block_.d_row_values[i_ * block_.row_count + k] = v * own_weight_;
+  }
+  FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
+  FASTDML_FN bool has_own() const { return self_ >= 0; }
+  FASTDML_FN T own() const { return own_; }
+  FASTDML_FN void add_own(T g) {
+    if (block_.gradient && team_.thread() == 0) add_weight(self_, g, own_);
+    team_.sync();
+  }
+
+  template <class F, class... Ops>
+  FASTDML_FN auto reduce(F f, Ops... ops) {
+    constexpr int N = sizeof...(Ops);
+    Values<T, N> total{{identity<T>(ops)...}};
+    visit<U>([&](const Pairs<T>& p) {
+      const auto x = f(p);
+      int i = 0;
+      ((total[i] = combine(ops, total[i], static_cast<T>(x[i])), ++i), ...);
+    });
+    fold(total, ops...);
+    return total;
+  }
+
+  template <class F>
+  FASTDML_FN void map(F f) {
+    write<U>([&](const auto& p, auto& g) {
+#pragma unroll
+      for (int l = 0; l < g.count; ++l) g.v[l] = f(p.v[l]);
+    });
+  }
+
+  // Thresholds in shared memory: the row's positives, whose values are copied because map() overwrites
+  // the row they came from, or values that are no pairs.
+  class List {
+   public:
+    FASTDML_FN int size() const { return n_; }
+    FASTDML_FN T operator[](int k) const { return theta_[k]; }
+
+    // f(k) runs on one thread only; what it writes into arrays at k is seen by all afterwards.
+    template <class F>
+    FASTDML_FN T sum(F f) const {
+      Values<T, 1> total{{T(0)}};
+      for (int k = row_.team_.thread(); k < n_; k += row_.team_.size()) total[0] += f(k);
+      row_.fold(total, Sum{});
+      row_.team_.sync();
+      return total[0];
+    }
+    template <class F>
+    FASTDML_FN void each(F f) const {
+      for (int k = row_.team_.thread(); k < n_; k += row_.team_.size()) f(k);
+      row_.team_.sync();
+    }
+    template <class F>
+    FASTDML_FN auto compare(F f) {
+      return compare(*this, f);
+    }
+    template <class F>
+    FASTDML_FN auto compare(const List& other, F f) {
+      constexpr int N = sizeof(decltype(f(T(0), Pairs<T>{}))) / sizeof(T);
+      auto* out = reinterpret_cast<Values<T, N>*>(row_.arena_.take(N * other.n_));
+      for (int k = row_.team_.thread(); k < other.n_; k += row_.team_.size()) {
+        Values<T, N> total{};
+        for (int m = 0; m < n_; ++m) {
+          const auto y = f(theta_[m] - other.theta_[k], positive(theta_[m]));
+          for (int i = 0; i < N; ++i) total[i] += y[i];
+        }
+        out[k] = total;
+      }
+      row_.team_.sync();
+      return Sums<T, N>{out};
+    }
+    template <class F>
+    FASTDML_FN void add_compare(const T* c, F f) {
+      add_compare(*this, c, f);
+    }
+    template <class F>
+    FASTDML_FN void add_compare(const List& other, const T* c, F f) {
+      if (!row_.block_.gradient) return;
+      each([&](int m) {
+        const T x = theta_[m];
+        T g = 0;
+        for (int k = 0; k < other.n_; ++k) g += c[k] * f(x - other.theta_[k], positive(x));
+        row_.add_weight(index_[m], g, x);
+      });
+    }
+    FASTDML_FN void add(const T* v) {
+      if (!row_.block_.gradient) return;
+      each([&](int k) { row_.add_weight(index_[k], v[k], theta_[k]); });
+    }
+
+   private:
+    friend class Row;
+    FASTDML_FN List(Row& row, int n) : row_(row), n_(n) { theta_ = row.arena_.take(n); }
+    FASTDML_FN static Pairs<T> positive(T s) { return {s, true, false, nullptr, nullptr, 0}; }
+    Row& row_;
+    T* theta_;
+    std::int32_t* index_ = nullptr;
+    int n_ = 0;
+  };
+
+  FASTDML_FN List positives() {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    // A class that no candidate has (class_ < 0) owns no positives.
+    const std::int32_t* start = block_.class_start + (class_ < 0 ? 0 : class_);
+    const int members = class_ < 0 ? 0 : start[1] - start[0];
+    const std::int32_t* order = block_.class_order + start[0];
+    const bool own = members > 0 && self_ >= 0 && block_.col_class[self_] == class_;
+    std::int32_t* index = reinterpret_cast<std::int32_t*>(arena_.take(members));
+    List list(*this, members - own);
+    list.index_ = index;
+    for (int k = team_.thread(); k < members; k += team_.size()) {
+      const int j = order[k];  // ascending: everything beyond the own pair moves up by one
+      if (own && j == self_) continue;
+      const int to = k - (own && j > self_);
+      index[to] = j;
+      list.theta_[to] = in(s_[j], j);
+    }
+    team_.sync();
+    return list;
+  }
+
+  template <class F>
+  FASTDML_FN List list(int n, F f) {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    List made(*this, n);
+    for (int k = team_.thread(); k < n; k += team_.size()) made.theta_[k] = f(k);
+    team_.sync();
+    return made;
+  }
+
+  FASTDML_FN T* array(int n) {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    return arena_.take(n);
+  }
+
+  template <class F>
+  FASTDML_FN auto compare(List& list, F f) {
+    constexpr int N = sizeof(decltype(f(T(0), Pairs<T>{}))) / sizeof(T);
+    auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
+    int k = 0;
+    for (; k + kGroup <= list.n_; k += kGroup)
+      sum_group<N, true>(list.theta_ + k, kGroup, f, out + k);
+    if (k < list.n_) sum_group<N, false>(list.theta_ + k, list.n_ - k, f, out + k);
+    team_.sync();
+    return Sums<T, N>{out};
+  }
+
+  template <class F>
+  FASTDML_FN void map_compare(List& list, const T* c, F f) {
+    write<U>([&](const auto& p, auto& g) {
+#pragma unroll
+      for (int l = 0; l < g.count; ++l) g.v[l] = T(0);
+      for (int k = 0; k < list.n_; ++k) {
+        const T theta = list.theta_[k], by = c[k];
+#pragma unroll
+        for (int l = 0; l < g.count; ++l) g.v[l] += by * f(p.v[l].s - theta, p.v[l]);
+      }
+    });
+  }
+
+ private:
+  static constexpr int kGroup = 4;  // thresholds that share a visit of the row
+
+  // Whether everything a vector of columns is read from and written to lies on 16 bytes.
+  FASTDML_FN bool aligned() const {
+    const auto on = [](const void* p, int bytes) {
+      return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
+    };
+    return on(s_, 16) && on(weights_, type_ == WeightType::same ? 16 : 2 * W) &&
+           on(block_.col_class, 4 * W) && on(block_.col_scale, 16) && on(block_.col_square, 16);
+  }
+
+  // A product as the functor sees it. `scale` and `square` are those of its column.
+  FASTDML_FN T transform(T product, T scale, T square) const {
+    const T scaled = product * (scale * row_scale_);
+    if (block_.metric == Metric::product) return scaled;
+    // What is left of two nearly equal numbers is rounding: it counts as 0.
+    const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
+    const T total = block_.row_square[i_] + square;
+    T d2 = total - T(2) * scaled;
+    d2 = (d2 < tiny * total ? T(0) : d2) + block_.epsilon;
+    return block_.metric == Metric::distance ? sqrt(d2) : d2;
+  }
+  FASTDML_FN T in(T product, int j) const {
+    return transform(product, block_.col_scale ? block_.col_scale[j] : T(1),
+                     block_.metric == Metric::product ? T(0) : block_.col_square[j]);
+  }
+  // The weight of the product of a pair that the functor saw as x and gave the derivative g.
+  FASTDML_FN T out(T g, T x, T scale) const {
+    const T by = g * (scale * (row_scale_ * own_weight_));
+    if (block_.metric == Metric::product) return by;
+    if (block_.metric == Metric::squared_distance) return T(-2) * by;
+    return x > T(0) ? -by / x : T(0);
+  }
+  FASTDML_FN T scale_of(int j) const { return block_.col_scale ? block_.col_scale[j] : T(1); }
+
+  template <int C>
+  struct Pack {  // pairs that a thread works on together
+    static constexpr int count = C;
+    Pairs<T> v[C];
+  };
+  template <int C>
+  struct Weights {
+    static constexpr int count = C;
+    T v[C];
+  };
+
+  FASTDML_FN Pairs<T> pair(T s, bool same, int j) const {
+    return {s, same, !same, &block_, teacher_, j};
+  }
+  template <class X, int width>
+  FASTDML_FN static Vector<X, width> read(const X* p) {
+    return *reinterpret_cast<const Vector<X, width>*>(p);
+  }
+
+  // V whole vectors, `stride` columns apart. Vectors out of range must not be used: they repeat the first.
+  template <int V>
+  FASTDML_FN void load(Pack<V * W>& pack, int j, int stride) const {
+    int at[V];
+#pragma unroll
+    for (int u = 0; u < V; ++u) at[u] = j + u * stride < whole_ ? j + u * stride : j;
+    Vector<T, W> x[V];
+    Vector<std::int32_t, W> c[V];
+#pragma unroll
+    for (int u = 0; u < V; ++u) x[u] = read<T, W>(s_ + at[u]);
+    if (block_.col_class) {
+#pragma unroll
+      for (int u = 0; u < V; ++u) c[u] = read<std::int32_t, W>(block_.col_class + at[u]);
+    } else {
+#pragma unroll
+      for (int u = 0; u < V; ++u)
+#pragma unroll
+        for (int l = 0; l < W; ++l) c[u].v[l] = 0;
+    }
+    if (block_.col_scale || block_.metric != Metric::product) {
+#pragma unroll
+      for (int u = 0; u < V; ++u) {
+        Vector<T, W> scale, square;
+#pragma unroll
+        for (int l = 0; l < W; ++l) scale.v[l] = T(1), square.v[l] = T(0);
+        if (block_.col_scale) scale = read<T, W>(block_.col_scale + at[u]);
+        if (block_.metric != Metric::product) square = read<T, W>(block_.col_square + at[u]);
+#pragma unroll
+        for (int l = 0; l < W; ++l) x[u].v[l] = transform(x[u].v[l], scale.v[l], square.v[l]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < V; ++u)
+#pragma unroll
+      for (int l = 0; l < W; ++l)
+        pack.v[u * W + l] = pair(x[u].v[l], c[u].v[l] == class_, at[u] + l);
+  }
+  FASTDML_FN Pairs<T> load(int j) const {
+    return pair(in(s_[j], j), !block_.col_class || block_.col_class[j] == class_, j);
+  }
+
+  // The pairs that whole vectors leave over: those beside the row's own pair and those at the end.
+  FASTDML_FN int left_count() const { return W + n_ - whole_; }
+  FASTDML_FN int left(int k) const {
+    const int j = k < W ? (self_vector_ < 0 ? self_ : self_vector_ + k) : whole_ + k - W;
+    return j == self_ ? -1 : j;
+  }
+
+  template <int V, class F>
+  FASTDML_FN void visit(F f) const {
+    const int stride = team_.size() * W;
+    for (int j = team_.thread() * W; j < whole_; j += V * stride) {
+      Pack<V * W> pack;
+      load<V>(pack, j, stride);
+#pragma unroll
+      for (int u = 0; u < V; ++u) {
+        const int at = j + u * stride;
+        if (at >= whole_ || at == self_vector_) continue;
+#pragma unroll
+        for (int l = 0; l < W; ++l) f(pack.v[u * W + l]);
+      }
+    }
+    for (int k = team_.thread(); k < left_count(); k += team_.size()) {
+      const int j = left(k);
+      if (j >= 0) f(load(j));
+    }
+  }
+
+  // Overwrites the row by weights: fill(pairs, weights) makes them, the executor's scales are added here.
+  template <int V, class Fill>
+  FASTDML_FN void write(Fill fill) {
+    if (!block_.gradient) return;
+    const int stride = team_.size() * W;
+    for (int j = team_.thread() * W; j < whole_; j += V * stride) {
+      Pack<V * W> pack;
+      Weights<V * W> g;
+      load<V>(pack, j, stride);
+      fill(pack, g);
+#pragma unroll
+      for (int u = 0; u < V; ++u) {
+        const int at = j + u * stride;
+        if (at >= whole_ || at == self_vector_) continue;
+        Vector<T, W> scale, w;
+#pragma unroll
+        for (int l = 0; l < W; ++l) scale.v[l] = T(1);
+        if (block_.col_scale) scale = read<T, W>(block_.col_scale + at);
+#pragma unroll
+        for (int l = 0; l < W; ++l)
+          w.v[l] = out(g.v[u * W + l], pack.v[u * W + l].s, scale.v[l]);
+        store(at, w);
+      }
+    }
+    for (int k = team_.thread(); k < left_count(); k += team_.size()) {
+      const int j = left(k);
+      if (j < 0) continue;
+      Pack<1> pack;
+      Weights<1> g;
+      pack.v[0] = load(j);
+      fill(pack, g);
+      store(j, out(g.v[0], pack.v[0].s, scale_of(j)));
+    }
+    if (self_ >= 0 && team_.thread() == 0) store(self_, T(0));
+    team_.sync();
+  }
+
+  FASTDML_FN void store(int j, const Vector<T, W>& w) {
+    if (type_ == WeightType::same) {
+      reinterpret_cast<Vector<T, W>*>(weights_)[j / W] = w;
+      return;
+    }
+    Vector<std::uint16_t, W> h;
+#pragma unroll
+    for (int l = 0; l < W; ++l) h.v[l] = narrow(w.v[l]);
+    reinterpret_cast<Vector<std::uint16_t, W>*>(weights_)[j / W] = h;
+  }
+  FASTDML_FN void store(int j, T w) {
+    if (type_ == WeightType::same)
+      reinterpret_cast<T*>(weights_)[j] = w;
+    else
+      reinterpret_cast<std::uint16_t*>(weights_)[j] = narrow(w);
+  }
+  FASTDML_FN std::uint16_t narrow(T w) const {
+    const float x = static_cast<float>(w);
+    return type_ == WeightType::bfloat16 ? to_bfloat16(x) : to_float16(x);
+  }
+  // Adds the derivative g to the weight of pair j, which the functor saw as x.
+  FASTDML_FN void add_weight(int j, T g, T x) {
+    const T more = out(g, x, scale_of(j));
+    if (type_ == WeightType::same) {
+      reinterpret_cast<T*>(weights_)[j] += more;
+      return;
+    }
+    const std::uint16_t h = reinterpret_cast<std::uint16_t*>(weights_)[j];
+    const float held = type_ == WeightType::bfloat16 ? from_bfloat16(h) : from_float16(h);
+    store(j, static_cast<T>(held) + more);
+  }
+
+  template <int N, bool Full, class F>
+  FASTDML_FN void sum_group(const T* thresholds, int count, F f, Values<T, N>* out) {
+    static_assert(kGroup * N <= kMaxFold, "too many sums of a comparison");
+    T theta[kGroup];
+    Values<T, kGroup * N> total{};
+#pragma unroll
+    for (int g = 0; g < kGroup; ++g) theta[g] = thresholds[Full || g < count ? g : 0];
+    visit<1>([&](const Pairs<T>& p) {
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g) {
+        if (!Full && g >= count) continue;
+        const auto y = f(p.s - theta[g], p);
+#pragma unroll
+        for (int i = 0; i < N; ++i) total[g * N + i] += y[i];
+      }
+    });
+    fold_all(total, std::make_index_sequence<kGroup * N>{});
+    if (team_.thread() < count) {
+#pragma unroll
+      for (int g = 0; g < kGroup; ++g)
+        if (team_.thread() == g)
+          for (int i = 0; i < N; ++i) out[g][i] = total[g * N + i];
+    }
+  }
+  template <int N, std::size_t... I>
+  FASTDML_FN void fold_all(Values<T, N>& total, std::index_sequence<I...>) {
+    fold(total, (static_cast<void>(I), Sum{})...);
+  }
+
+  // Every thread's values become the team's. Lanes are folded in a butterfly, then one value of each
+  // warp likewise: every thread gets the same bits.
+  template <int N, class... Ops>
+  FASTDML_FN void fold(Values<T, N>& total, Ops... ops) {
+    static_assert(N == sizeof...(Ops) && N <= kMaxFold, "too many values in one fold");
+    butterfly(total, ops...);
+    const int warps = team_.size() / kWarp;
+    if (warps == 1) return;
+    T* slot = scratch_ + half_ * (kMaxFold * kMaxWarps);
+    half_ ^= 1;  // late readers of the last fold do not meet the writers of this one
+    const int warp = team_.thread() / kWarp, lane = team_.thread() % kWarp;
+    if (lane == 0)
+      for (int i = 0; i < N; ++i) slot[i * kMaxWarps + warp] = total[i];
+    team_.sync();
+    int i = 0;
+    ((total[i] = lane < warps ? slot[i * kMaxWarps + lane] : identity<T>(ops), ++i), ...);
+    butterfly(total, ops...);
+  }
+  template <int N, class... Ops>
+  FASTDML_FN void butterfly(Values<T, N>& total, Ops... ops) {
+#pragma unroll
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+      int i = 0;
+      ((total[i] = combine(ops, total[i], team_.from_lane(total[i], mask)), ++i), ...);
+    }
+  }
+
+  const Block<T>& block_;
+  Team& team_;
+  T* scratch_;
+  Arena<T> arena_;
+  T* s_;
+  char* weights_;
+  int n_, i_, self_, class_;
+  T row_scale_, own_weight_, own_;
+  const T* teacher_;
+  WeightType type_;
+  int whole_, self_vector_;
+  int half_ = 0;
+};
+
+// The weight of a row's loss in the result, by what its functor returns: a loss with several outputs
+// weights them itself.
+template <class T>
+FASTDML_FN T weight_of(const Block<T>& b, int i, const T*) {
+  return b.weight * (b.row_weight ? b.row_weight[i] : T(1));
+}
+template <class T, int N>
+FASTDML_FN T weight_of(const Block<T>&, int, const Values<T, N>*) {
+  return T(1);
+}
+
+// Row i, from products to weights. Shared by all executors of this row.
+template <class T, class Loss, class Team>
+FASTDML_FN void run_row(const Block<T>& b, const Target& target, const Loss& loss, Team& team, int i,
+                        T* scratch, T* arena) {
+  using Out = decltype(loss(std::declval<Row<T, Team>&>()));
+  constexpr int outputs = sizeof(Out) / sizeof(T);
+  const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
+  Row<T, Team> row(b, target, team, i, weight, scratch, arena);
+  const Out found = loss(row);
+  if (team.thread() == 0) {
+    T values[outputs];
+    std::memcpy(values, &found, sizeof found);
+    for (int k = 0; k < outputs; ++k) b.loss[i * outputs + k] = values[k];
+  }
+  team.sync();  // the next row reuses scratch and arena
+}
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
