@@ -7,93 +7,22 @@
 
 #include <cmath>
 #include <memory>
-#include <optional>
+#include <string>
 #include <tuple>
-#include <vector>
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#include "row_arguments.h"
 
 namespace {
 
+using fastdml::RowArguments;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-template <class P>
-const P* pointer(const OptionalTensor& t, int64_t count) {
-  if (!t.has_value()) return nullptr;
-  STD_TORCH_CHECK(t->is_contiguous() && t->numel() >= count, "fastdml: vector argument too short");
-  return static_cast<const P*>(t->const_data_ptr());
-}
-
-// The tensors of one call of rows_, in the order of its schema.
-struct RowArguments {
-  Tensor s;
-  std::vector<double> parameters;
-  OptionalTensor teacher, row_scale, col_scale, row_square, col_square;
-  int64_t metric;
-  double epsilon;
-  OptionalTensor row_class, col_class, class_start, class_order;
-  int64_t longest, self_offset;
-  OptionalTensor row_weight;
-  double weight;
-  OptionalTensor scalars, row_values, col_values;
-  Tensor loss;
-  OptionalTensor d_scalars, d_row_values;
-  bool gradient;
-};
 
 template <class T>
-T* writable(const OptionalTensor& t, int64_t count) {
-  return const_cast<T*>(pointer<T>(t, count));
-}
-
-template <class T>
-fastdml::Block<T> block_of(const RowArguments& a, int weights) {
-  fastdml::Block<T> b;
-  b.s = static_cast<T*>(a.s.mutable_data_ptr());
-  b.rows = a.s.size(0);
-  b.cols = a.s.size(1);
-  b.ld = a.s.stride(0);
-  STD_TORCH_CHECK(b.cols <= 1 || a.s.stride(1) == 1, "fastdml: s must have contiguous rows");
-  if (a.teacher.has_value()) {
-    STD_TORCH_CHECK(a.teacher->size(0) == b.rows && a.teacher->size(1) == b.cols,
-                    "fastdml: teacher must have the shape of s");
-    b.teacher = static_cast<const T*>(a.teacher->const_data_ptr());
-    b.teacher_ld = a.teacher->stride(0);
-  }
-  b.row_scale = pointer<T>(a.row_scale, b.rows);
-  b.col_scale = pointer<T>(a.col_scale, b.cols);
-  b.metric = static_cast<fastdml::Metric>(a.metric);
-  b.row_square = pointer<T>(a.row_square, b.rows);
-  b.col_square = pointer<T>(a.col_square, b.cols);
-  STD_TORCH_CHECK(b.metric == fastdml::Metric::product || (b.row_square && b.col_square),
-                  "fastdml: distances need squared norms");
-  b.epsilon = static_cast<T>(a.epsilon);
-  b.row_class = pointer<int32_t>(a.row_class, b.rows);
-  b.col_class = pointer<int32_t>(a.col_class, b.cols);
-  b.class_start = pointer<int32_t>(a.class_start, 0);
-  b.class_order = pointer<int32_t>(a.class_order, 0);
-  b.self_offset = a.self_offset;
-  b.row_weight = pointer<T>(a.row_weight, b.rows * weights);
-  b.weight = static_cast<T>(a.weight);
-  b.scalars = pointer<T>(a.scalars, 0);
-  b.scalar_count = a.scalars.has_value() ? a.scalars->numel() : 0;
-  b.row_values = pointer<T>(a.row_values, 0);
-  b.row_count = a.row_values.has_value() ? a.row_values->size(1) : 0;
-  b.col_values = pointer<T>(a.col_values, 0);
-  b.loss = static_cast<T*>(a.loss.mutable_data_ptr());
-  b.d_scalars = writable<T>(a.d_scalars, b.rows * b.scalar_count);
-  b.d_row_values = writable<T>(a.d_row_values, b.rows * b.row_count);
-  b.gradient = a.gradient;
-  b.parameters = a.parameters.data();
-  return b;
-}
-
-template <class T>
-void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
-  const fastdml::Block<T> b = block_of<T>(a, f.weights());
+void rows_typed(const fastdml::Functor& f, const RowArguments& a) {
+  const fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
   const fastdml::Kernel& kernel = *f.kernels[fastdml::active_isa()];
   const int64_t arena = fastdml::arena_size(a.longest, b.cols);
   // About 20 µs of work at least for every thread that is woken.
@@ -107,32 +36,12 @@ void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
   });
 }
 
-// Similarities in, weights out: one loss over a block of rows.
-void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor teacher,
-           OptionalTensor row_scale, OptionalTensor col_scale, OptionalTensor row_square,
-           OptionalTensor col_square, int64_t metric, double epsilon, OptionalTensor row_class,
-           OptionalTensor col_class, OptionalTensor class_start, OptionalTensor class_order,
-           int64_t longest, int64_t self_offset, OptionalTensor row_weight, double weight,
-           OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
-           OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient) {
-  STD_TORCH_CHECK(id >= 0 && id < fastdml::functor_count(), "fastdml: unknown functor");
-  const fastdml::Functor& f = fastdml::functor(static_cast<int>(id));
-  STD_TORCH_CHECK(static_cast<int>(parameters.size()) == f.parameters(), "fastdml: ", f.name,
-                  " takes ", f.parameters(), " parameters, not ", parameters.size());
-  STD_TORCH_CHECK(s.dim() == 2, "fastdml: s must be a matrix");
-  STD_TORCH_CHECK(loss.numel() >= s.size(0) * f.outputs(), "fastdml: loss is too short");
-  STD_TORCH_CHECK(loss.scalar_type() == s.scalar_type(), "fastdml: loss must have the type of s");
-  STD_TORCH_CHECK(metric >= 0 && metric <= 2, "fastdml: unknown metric");
-  const RowArguments a{s,           parameters,  teacher,    row_scale,   col_scale,  row_square,
-                       col_square,  metric,      epsilon,    row_class,   col_class,  class_start,
-                       class_order, longest,     self_offset, row_weight, weight,     scalars,
-                       row_values,  col_values,  loss,       d_scalars,   d_row_values, gradient};
-  if (s.scalar_type() == ScalarType::Float) {
-    rows_cpu<float>(f, a);
-  } else {
-    STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
-    rows_cpu<double>(f, a);
-  }
+void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
+  STD_TORCH_CHECK(!a.weights.has_value(), "fastdml: weights go into s on the CPU");
+  if (a.s.scalar_type() == ScalarType::Float)
+    rows_typed<float>(f, a);
+  else
+    rows_typed<double>(f, a);
 }
 
 // Dense class numbers for arbitrary labels, and the columns of every class. Returns the number of
@@ -228,13 +137,7 @@ void remove_radial_(Tensor g, Tensor x, Tensor inverse_norm) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(fastdml_native, m) {
-  m.def(
-      "rows_(Tensor(a!) s, int functor, float[] parameters, Tensor? teacher, Tensor? row_scale, "
-      "Tensor? col_scale, Tensor? row_square, Tensor? col_square, int metric, float epsilon, "
-      "Tensor? row_class, Tensor? col_class, Tensor? class_start, Tensor? class_order, int longest, "
-      "int self_offset, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
-      "Tensor? col_values, Tensor(b!) loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values, "
-      "bool gradient) -> ()");
+  m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def(
       "class_index_(Tensor row_labels, Tensor col_labels, Tensor(a!) row_class, "
       "Tensor(b!) col_class, Tensor(c!) start, Tensor(d!) order) -> (int, int)");
@@ -243,7 +146,7 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
-  m.impl("rows_", TORCH_BOX(&rows_));
+  m.impl("rows_", TORCH_BOX(&fastdml::rows_<rows_cpu>));
   m.impl("class_index_", TORCH_BOX(&class_index_));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));

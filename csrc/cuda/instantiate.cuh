@@ -8,9 +8,6 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// Values of shared memory for the lists and arrays of one row, as arena_size() counts them.
-constexpr int kArena = FASTDML_LISTS ? static_cast<int>(arena_size(kShortList, 0)) : 0;
-
 template <class T, template <class> class Loss>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     rows_kernel(const __grid_constant__ Block<T> b, const __grid_constant__ Target target,
@@ -18,17 +15,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   extern __shared__ __align__(16) unsigned char shared[];
   T* scratch = reinterpret_cast<T*>(shared);
   BlockTeam team;
-  for (std::int64_t i = blockIdx.x; i < b.rows; i += gridDim.x) {
-    T* own = scratch + kScratch;
-    if (kArena > 0) {
-      // Either launch takes the rows whose lists fit its memory.
-      const int c = b.row_class ? b.row_class[i] : -1;
-      const bool fits = c < 0 || b.class_start[c + 1] - b.class_start[c] <= kShortList;
-      if (fits != (arena == nullptr)) continue;
-      if (arena) own = arena + blockIdx.x * arena_values;
-    }
-    run_row(b, target, loss, team, static_cast<int>(i), scratch, own);
-  }
+  run_rows(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch,
+           arena ? arena + blockIdx.x * arena_values : nullptr);
 }
 
 // One warp for a short row, so that its folds need no barrier; more threads for a long one, so that
@@ -55,8 +43,7 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
-  const std::int64_t most = 1 << 20;
-  kernel<<<static_cast<unsigned>(b.rows < most ? b.rows : most), threads, bytes, stream>>>(
+  kernel<<<static_cast<unsigned>(b.rows), threads, bytes, stream>>>(
       b, call.target, loss, nullptr, 0);
   if (kArena > 0 && call.arena)
     kernel<<<call.arena_blocks, kMaxThreads, bytes, stream>>>(

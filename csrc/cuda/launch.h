@@ -9,7 +9,7 @@
 namespace fastdml {
 
 // Where weights go: into the row itself, or as another type into a buffer of their own.
-enum class WeightType : int { same = 0, bfloat16 = 1, float16 = 2 };
+enum class WeightType : int { same = 0, bfloat16 = 1 };
 
 struct Target {
   void* weights = nullptr;  // [rows, cols] of `type`, leading dimension ld; null: the row itself
@@ -40,9 +40,12 @@ constexpr std::int64_t kShortList = 256;
 
 const CudaKernel* cuda_kernel(int functor);  // null where the library was built without CUDA
 
-// g -= x (g.x) scale^2, row by row: what remove_radial_ does. x_type: 0 as g, else WeightType.
-const char* cuda_remove_radial(void* g, const void* x, const void* scale, std::int64_t rows,
-                               std::int64_t dim, std::int64_t ldx, bool is_double, WeightType x_type,
-                               void* stream);
+// How the elements of a tensor are stored.
+enum class Element : int { float32, float64, bfloat16, float16 };
+
+// g -= x (g.x) scale^2, row by row: what remove_radial_ does. g and scale are float32, or float64
+// where x is. Returns null, or what went wrong.
+const char* cuda_remove_radial(void* g, const void* x, Element x_type, const void* scale,
+                               std::int64_t rows, std::int64_t dim, std::int64_t ldx, void* stream);
 
 }  // namespace fastdml

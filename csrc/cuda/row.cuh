@@ -56,13 +56,12 @@ struct alignas(sizeof(T) * W) Vector {
   T v[W];
 };
 
-// Conversions of a weight. Half precision has a small range: what exceeds it is kept at its end.
+// The nearest bfloat16, ties to even. Half precision has too small a range for weights.
 FASTDML_FN std::uint16_t to_bfloat16(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  // Round to nearest, ties to even; a NaN stays one.
   return (bits & 0x7fffffffu) > 0x7f800000u
-             ? static_cast<std::uint16_t>((bits >> 16) | 0x40u)
+             ? static_cast<std::uint16_t>((bits >> 16) | 0x40u)  // a NaN stays one
              : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 FASTDML_FN float from_bfloat16(std::uint16_t h) {
@@ -71,32 +70,6 @@ FASTDML_FN float from_bfloat16(std::uint16_t h) {
   std::memcpy(&x, &bits, 4);
   return x;
 }
-#if defined(__CUDACC__)
-FASTDML_FN std::uint16_t to_float16(float x) {
-  std::uint16_t h;
-  x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-  return h;
-}
-FASTDML_FN float from_float16(std::uint16_t h) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
-  return x;
-}
-#else
-FASTDML_FN std::uint16_t to_float16(float x) {
-  x = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
-  const _Float16 h = static_cast<_Float16>(x);
-  std::uint16_t bits;
-  std::memcpy(&bits, &h, 2);
-  return bits;
-}
-FASTDML_FN float from_float16(std::uint16_t bits) {
-  _Float16 h;
-  std::memcpy(&h, &bits, 2);
-  return static_cast<float>(h);
-}
-#endif
 
 template <class T, class Team>
 class Row {
@@ -470,29 +443,21 @@ class Row {
     }
     Vector<std::uint16_t, W> h;
 #pragma unroll
-    for (int l = 0; l < W; ++l) h.v[l] = narrow(w.v[l]);
+    for (int l = 0; l < W; ++l) h.v[l] = to_bfloat16(static_cast<float>(w.v[l]));
     reinterpret_cast<Vector<std::uint16_t, W>*>(weights_)[j / W] = h;
   }
   FASTDML_FN void store(int j, T w) {
     if (type_ == WeightType::same)
       reinterpret_cast<T*>(weights_)[j] = w;
     else
-      reinterpret_cast<std::uint16_t*>(weights_)[j] = narrow(w);
-  }
-  FASTDML_FN std::uint16_t narrow(T w) const {
-    const float x = static_cast<float>(w);
-    return type_ == WeightType::bfloat16 ? to_bfloat16(x) : to_float16(x);
+      reinterpret_cast<std::uint16_t*>(weights_)[j] = to_bfloat16(static_cast<float>(w));
   }
   // Adds the derivative g to the weight of pair j, which the functor saw as x.
   FASTDML_FN void add_weight(int j, T g, T x) {
-    const T more = out(g, x, scale_of(j));
-    if (type_ == WeightType::same) {
-      reinterpret_cast<T*>(weights_)[j] += more;
-      return;
-    }
-    const std::uint16_t h = reinterpret_cast<std::uint16_t*>(weights_)[j];
-    const float held = type_ == WeightType::bfloat16 ? from_bfloat16(h) : from_float16(h);
-    store(j, static_cast<T>(held) + more);
+    const T held = type_ == WeightType::same
+                       ? reinterpret_cast<T*>(weights_)[j]
+                       : static_cast<T>(from_bfloat16(reinterpret_cast<std::uint16_t*>(weights_)[j]));
+    store(j, held + out(g, x, scale_of(j)));
   }
 
   template <int N, bool Full, class F>
@@ -576,21 +541,32 @@ FASTDML_FN T weight_of(const Block<T>&, int, const Values<T, N>*) {
   return T(1);
 }
 
-// Row i, from products to weights. Shared by all executors of this row.
+// Values of shared memory for the lists and arrays of one row.
+constexpr int kArena = FASTDML_LISTS ? static_cast<int>(arena_size(kShortList, 0)) : 0;
+
+// The share of one team in a block of rows: rows first, first + step, ... Rows whose lists are short
+// use `shared`; a launch that has an `arena` (of this team) takes the others, and only those.
 template <class T, class Loss, class Team>
-FASTDML_FN void run_row(const Block<T>& b, const Target& target, const Loss& loss, Team& team, int i,
-                        T* scratch, T* arena) {
+FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
+                         int first, int step, T* scratch, T* shared, T* arena) {
   using Out = decltype(loss(std::declval<Row<T, Team>&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
-  const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
-  Row<T, Team> row(b, target, team, i, weight, scratch, arena);
-  const Out found = loss(row);
-  if (team.thread() == 0) {
-    T values[outputs];
-    std::memcpy(values, &found, sizeof found);
-    for (int k = 0; k < outputs; ++k) b.loss[i * outputs + k] = values[k];
+  for (int i = first; i < b.rows; i += step) {
+    if (kArena > 0) {
+      const int c = b.row_class ? b.row_class[i] : -1;
+      const bool fits = c < 0 || b.class_start[c + 1] - b.class_start[c] <= kShortList;
+      if (fits != (arena == nullptr)) continue;
+    }
+    const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
+    Row<T, Team> row(b, target, team, i, weight, scratch, arena ? arena : shared);
+    const Out found = loss(row);
+    if (team.thread() == 0) {
+      T values[outputs];
+      std::memcpy(values, &found, sizeof found);
+      for (int k = 0; k < outputs; ++k) b.loss[i * outputs + k] = values[k];
+    }
+    team.sync();  // the next row reuses scratch and arena
   }
-  team.sync();  // the next row reuses scratch and arena
 }
 
 }  // namespace FASTDML_ISA
