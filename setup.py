@@ -41,7 +41,7 @@ class NinjaBuild(build_ext):
         from csrc.build import build
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build(ROOT, Path(self.build_temp).resolve(), target, cuda=MODE)
+        build(ROOT, Path(self.build_temp).resolve(), target, mode=MODE)
 
 
 extensions = []

@@ -2,8 +2,13 @@
 
 Every loss header in csrc/rows is compiled once per instruction set, from a generated source file of
 a few lines; the table of losses is generated from the same list. So a new loss is a new header.
+
+Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
+machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
+(default "80+PTX;90a").
 """
 
+import dataclasses
 import os
 import platform
 import re
@@ -69,8 +74,97 @@ def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]
     return sources
 
 
-def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
-    """Compiles csrc into `target`. `cuda` is FASTDML_BUILD: auto, cpu or cuda."""
+def uses_lists(header: Path) -> bool:
+    """Whether a loss uses lists or arrays, for which CUDA sets shared memory apart.
+
+    Found in its text and in that of the headers beside it which it includes; the row of CUDA refuses
+    to compile where this is wrong.
+    """
+    text = header.read_text()
+    if re.search(r"\.(positives|list|array)\(", text):
+        return True
+    return any(
+        uses_lists(header.parent / name)
+        for name in re.findall(r'^#include "(\w+\.h)"', text, re.M)
+        if name != "row.h"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cuda:
+    """A CUDA toolkit."""
+
+    nvcc: Path
+    cudart: Path  # the static runtime library
+    arch: str = "80+PTX;90a"
+
+    @staticmethod
+    def find() -> "Cuda | None":
+        homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+        found = [Path(home) / "bin" / "nvcc" for home in homes if home]
+        if on_path := shutil.which("nvcc"):
+            found.append(Path(on_path))
+        found.append(Path("/usr/local/cuda/bin/nvcc"))
+        for nvcc in found:
+            if not nvcc.exists():
+                continue
+            # A wrapper on the path says nothing about where the toolkit is; the usual place does.
+            for home in (nvcc.resolve().parent.parent, Path("/usr/local/cuda")):
+                for lib in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+                    if (cudart := home / lib / "libcudart_static.a").exists():
+                        arch = os.environ.get("FASTDML_CUDA_ARCH") or Cuda.arch
+                        return Cuda(nvcc, cudart, arch)
+        return None
+
+    def flags(self) -> str:
+        codes = []
+        for arch in self.arch.replace(",", ";").split(";"):
+            number, _, ptx = arch.partition("+")
+            code = f"sm_{number},compute_{number}" if ptx else f"sm_{number}"
+            codes.append(f"-gencode=arch=compute_{number},code=[{code}]")
+        host = "-fPIC,-fvisibility=hidden,-O2"
+        return f"-std=c++20 -O3 -DNDEBUG -Xcompiler={host} {' '.join(codes)}"
+
+    def libraries(self) -> str:
+        # Static, and its symbols kept to ourselves: torch brings a runtime of its own.
+        return f"{self.cudart} -Wl,--exclude-libs,{self.cudart.name} -lrt -lpthread -ldl"
+
+
+def generate_cuda(folder: Path, rows: Path) -> list[Path]:
+    """Writes the generated CUDA sources; returns them."""
+    found = losses(rows)
+    sources = []
+    for header in sorted({h for _, _, h in found}):
+        source = folder / f"{header.stem}.cuda.cu"
+        write(
+            source,
+            f"#define FASTDML_ISA cuda\n#define FASTDML_LISTS {int(uses_lists(header))}\n"
+            f'#include "cuda/instantiate.cuh"\n#include "rows/{header.name}"\n',
+        )
+        sources.append(source)
+    table = [f"extern const CudaKernel cuda_kernel_{name};" for name, _, _ in found]
+    entries = ", ".join(f"&cuda_kernel_{name}" for name, _, _ in found)
+    table.append(f"const CudaKernel* const kCudaKernels[] = {{{entries}}};")
+    write(folder / "losses_cuda.inc", "\n".join(table) + "\n")
+    return sources
+
+
+def build(root: Path, work: Path, target: Path, mode: str = "auto") -> None:
+    """Compiles csrc into `target`. `mode` is FASTDML_BUILD: auto, cpu or cuda."""
+    cuda = None if mode == "cpu" else Cuda.find()
+    if mode == "cuda" and cuda is None:
+        raise SystemExit("FASTDML_BUILD=cuda: no CUDA toolkit with nvcc was found")
+    try:
+        compile_all(root, work, target, cuda)
+    except subprocess.CalledProcessError:
+        if mode == "cuda" or cuda is None:
+            raise
+        # A toolkit that does not get along with this compiler must not cost the CPU its kernels.
+        print("fastdml: the build with CUDA failed; trying without", file=sys.stderr)
+        compile_all(root, work, target, None)
+
+
+def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None:
     import pybind11
     import torch
     from torch.utils import cpp_extension
@@ -95,6 +189,9 @@ def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
         f"{plain} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
     )
 
+    if cuda is not None:
+        python_flags += " -DFASTDML_WITH_CUDA"
+
     edges = [(source, f"{rows} {flags}") for source, _, flags in generated]
     edges += [
         (csrc / "cpu" / "registry.cpp", rows),
@@ -104,6 +201,16 @@ def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
     ]
     lib = Path(torch.__file__).parent / "lib"
     link = f"-shared -L{lib} -ltorch_cpu -lc10 -Wl,--as-needed"
+    device_edges = []
+    if cuda is not None:
+        device_flags = f"{cuda.flags()} -ccbin {compiler} -I{csrc}"
+        sources = [*generate_cuda(work / "generated", csrc / "rows"), csrc / "cuda" / "radial.cu"]
+        device_edges = [(source, device_flags) for source in sources]
+        edges += [
+            (csrc / "cuda" / "ops_cuda.cpp", torch_flags),
+            (csrc / "cuda" / "table.cpp", rows),
+        ]
+        link += f" {cuda.libraries()}"
 
     lines = [
         f"cxx = {compiler}",
@@ -112,15 +219,22 @@ def build(root: Path, work: Path, target: Path, cuda: str = "auto") -> None:
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in",
+        f"nvcc = {cuda.nvcc if cuda else 'nvcc'}",
+        "rule compile_cuda",
+        "  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $in",
         "rule link",
         "  command = $cxx $in $flags -o $out",
         "  description = link $out",
     ]
     objects = []
-    for source, flags in edges:
-        obj = work / f"{source.stem}.o"
-        lines += [f"build {obj}: compile {source}", f"  flags = {flags}"]
-        objects.append(str(obj))
+    for rule, some in (("compile_cuda", device_edges), ("compile", edges)):
+        for source, flags in some:  # the slowest first
+            obj = work / f"{source.stem}.o"
+            lines += [f"build {obj}: {rule} {source}", f"  flags = {flags}"]
+            objects.append(str(obj))
     lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {link}"]
     write(work / "build.ninja", "\n".join(lines) + "\n")
 

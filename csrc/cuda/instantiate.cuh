@@ -34,6 +34,8 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
   Loss<T> loss;
   std::memcpy(&loss, parameters, sizeof loss);
 
+  if (const cudaError_t error = cudaSetDevice(call.device); error != cudaSuccess)
+    return cudaGetErrorString(error);
   const auto kernel = rows_kernel<T, Loss>;
   const auto stream = static_cast<cudaStream_t>(call.stream);
   const int threads = threads_for(b.cols);

@@ -19,6 +19,7 @@ struct Target {
 
 // One call over a block of rows. Pointers are device pointers, but for Block::parameters.
 struct CudaCall {
+  int device = 0;
   void* stream = nullptr;
   Target target;
   // Lists of rows with more positives than `short_list` do not fit in shared memory: they are visited
@@ -38,7 +39,7 @@ struct CudaKernel {
 // Positives of a row whose lists fit in shared memory: as many values as kLongestList needs.
 constexpr std::int64_t kShortList = 256;
 
-const CudaKernel* cuda_kernel(int functor);  // null where the library was built without CUDA
+const CudaKernel* cuda_kernel(const Functor*);
 
 // How the elements of a tensor are stored.
 enum class Element : int { float32, float64, bfloat16, float16 };
@@ -46,6 +47,7 @@ enum class Element : int { float32, float64, bfloat16, float16 };
 // g -= x (g.x) scale^2, row by row: what remove_radial_ does. g and scale are float32, or float64
 // where x is. Returns null, or what went wrong.
 const char* cuda_remove_radial(void* g, const void* x, Element x_type, const void* scale,
-                               std::int64_t rows, std::int64_t dim, std::int64_t ldx, void* stream);
+                               std::int64_t rows, std::int64_t dim, std::int64_t ldx, int device,
+                               void* stream);
 
 }  // namespace fastdml

@@ -42,6 +42,12 @@ def functors() -> dict[str, tuple[int, int]]:
     return library.functors() if library is not None else {}
 
 
+def has_cuda() -> bool:
+    """Whether the compiled library has CUDA kernels and torch can use them."""
+    library = load()
+    return bool(library is not None and library.cuda and torch.version.cuda)
+
+
 def build_info() -> dict[str, object]:
     """What this installation was built with and what this machine will use."""
     library = load()

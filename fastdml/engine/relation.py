@@ -57,9 +57,11 @@ class LabelRelation(Relation):
         return LabelRelation(self.candidate_labels, self.anchor_labels)
 
     def class_index(self) -> ClassIndex:
-        """Class numbers by a hash table. CPU only."""
+        """Class numbers: by a hash table on the CPU, by a sort and without a wait elsewhere."""
         library.load()
         rows, columns = self.anchor_labels, self.candidate_labels
+        if columns.device.type != "cpu":
+            return sorted_class_index(rows, columns)
         col_class = torch.empty(self.columns, dtype=torch.int32)
         one_set = rows is columns
         row_class = col_class if one_set else torch.empty(self.rows, dtype=torch.int32)
@@ -69,6 +71,27 @@ class LabelRelation(Relation):
             rows, columns, row_class, col_class, start, order
         )
         return ClassIndex(row_class, col_class, start, order, longest)
+
+
+def sorted_class_index(rows: Tensor, columns: Tensor) -> ClassIndex:
+    """Class numbers in the order of the labels. How many there are stays on the device.
+
+    So `start` has more entries than classes, all beyond them equal to the number of columns, and
+    `longest` is a bound: the number of columns.
+    """
+    count = columns.shape[0]
+    found, order = columns.sort(stable=True)
+    fresh = torch.ones(count, dtype=torch.int32, device=columns.device)
+    fresh[1:] = found[1:] != found[:-1]
+    number = fresh.cumsum(0, dtype=torch.int32) - 1
+    col_class = torch.empty_like(number).scatter_(0, order, number)
+    ids = torch.arange(count + 1, dtype=torch.int32, device=columns.device)
+    start = torch.searchsorted(number, ids, out_int32=True)
+    row_class = col_class
+    if rows is not columns:
+        at = torch.searchsorted(found, rows).clamp_(max=count - 1)
+        row_class = torch.where(found[at] == rows, number[at], -1)
+    return ClassIndex(row_class, col_class, start, order.to(torch.int32), count)
 
 
 class TupleRelation(Relation):

@@ -5,6 +5,10 @@
     dA_I += G_I C            a product
     dC   += G_I^T A_I        a product
 
+On CUDA the operands may be bfloat16 or float16: S and everything accumulated is float32, and G is
+bfloat16 for bfloat16 operands. For float16 operands G stays float32 and the last two products are of
+float32, as weights (1/B and less) would be lost below the range of float16.
+
 Only one block of S exists at any time. Blocks are visited in order and each product accumulates
 into one place, so the result does not depend on timing.
 """
@@ -18,7 +22,8 @@ import torch
 from torch import Tensor
 
 from .problem import Problem
-from .workspace import buffer, rows_within, workspace_limit
+from .products import accumulate_, multiply
+from .workspace import block_limit, buffer, rows_within
 
 
 class Step(Protocol):
@@ -35,10 +40,13 @@ class Step(Protocol):
         start: int,
         out: Result,
         gradient: bool,
-    ) -> None:
-        """s [R, N]: products in, weights of the products out (if `gradient`).
+        narrow: Tensor | None,
+    ) -> Tensor:
+        """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `narrow`.
 
         Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`.
+        narrow: [R, N] of the type that the products of weights are made in, if that is not the type
+        of s; the schedule converts where the step leaves the weights in s.
         """
 
 
@@ -76,8 +84,16 @@ class Wanted:
 def block_rows(problem: Problem, step: Step) -> int:
     """Rows of a block within the workspace."""
     m, n = problem.relation.rows, problem.relation.columns
-    limit = workspace_limit(problem.device_type)
-    return rows_within(limit, n, step.bytes_per_pair(problem), m)
+    per_pair = step.bytes_per_pair(problem)
+    return rows_within(block_limit(problem.device_type, n, per_pair), n, per_pair, m)
+
+
+def _block(name: str, rows: int, columns: int, like: Tensor) -> Tensor:
+    """[rows, columns] uninitialised; on an accelerator rows start on 16 bytes whatever their type."""
+    if like.device.type == "cpu":
+        return buffer(name, rows * columns, like).view(rows, columns)
+    padded = -(-columns // 8) * 8
+    return buffer(name, rows * padded, like).view(rows, padded)[:, :columns]
 
 
 def presweep(problem: Problem, step: Step) -> None:
@@ -121,31 +137,39 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         col_total = torch.zeros(n, dtype=problem.statistic, device=a.device)
 
     size = block_rows(problem, step)
-    held = buffer("similarity", size * n, out.outputs).view(size, n)
-    second = None
+    held = _block("similarity", size, n, out.outputs)
+    second = held_narrow = None
     if problem.teacher is not None:
-        second = buffer("teacher", size * n, out.outputs).view(size, n)
+        second = _block("teacher", size, n, out.outputs)
+    left, right = a, c  # operands of the products of weights
+    if wanted and a.dtype == torch.bfloat16:
+        held_narrow = _block("weights", size, n, a)
+    elif wanted and a.dtype != problem.statistic:
+        right = c.to(problem.statistic)
+        left = right if problem.one_set else a.to(problem.statistic)
     transposed = c.t()
     for start in range(0, m, size):
         stop = min(m, start + size)
-        block = a[start:stop]
-        s = torch.mm(block, transposed, out=held[: stop - start])
+        s = multiply(a[start:stop], transposed, held[: stop - start])
         t = None if second is None else _teacher(problem, start, stop, second[: stop - start])
-        step(problem, s, t, start, out, bool(wanted))
+        narrow = None if held_narrow is None else held_narrow[: stop - start]
+        g = step(problem, s, t, start, out, bool(wanted), narrow)
+        if narrow is not None and g is not narrow:
+            g = narrow.copy_(g)
         if row_total is not None:
-            torch.sum(s, 1, out=row_total[start:stop])
+            torch.sum(g, 1, dtype=row_total.dtype, out=row_total[start:stop])
         if col_total is not None:
-            col_total += s.sum(0)
+            col_total += g.sum(0, dtype=col_total.dtype)
         if d_candidates is not None:
             if start == 0:
-                torch.mm(s.t(), block, out=d_candidates)
+                multiply(g.t(), left[start:stop], d_candidates)
             else:
-                d_candidates.addmm_(s.t(), block)
+                accumulate_(d_candidates, g.t(), left[start:stop])
         if out.d_anchors is not None:
             if problem.one_set:
-                out.d_anchors[start:stop].addmm_(s, c)
+                accumulate_(out.d_anchors[start:stop], g, right)
             else:
-                torch.mm(s, c, out=out.d_anchors[start:stop])
+                multiply(g, right, out.d_anchors[start:stop])
     if out.d_anchors is not None:
         total = row_total
         if total is not None and problem.one_set and col_total is not None:
@@ -166,7 +190,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
 def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:
     teacher = problem.teacher_problem
     assert teacher is not None
-    t = torch.mm(teacher.anchors[start:stop], teacher.candidates.t(), out=held)
+    t = multiply(teacher.anchors[start:stop], teacher.candidates.t(), held)
     rows = slice(start, stop)
     return teacher.loss.metric.apply_(
         t,

@@ -105,7 +105,8 @@ class Metric:
             return
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        if gradient.device.type == "cpu" and library.load() is not None:
+        device = gradient.device.type
+        if library.load() is not None if device == "cpu" else device == "cuda" and library.has_cuda():
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
         for rows in _slices(x):

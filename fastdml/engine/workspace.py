@@ -7,7 +7,11 @@ import threading
 import torch
 from torch import Tensor
 
-_DEFAULT = {"cpu": 16 << 20, "cuda": 64 << 20}
+_DEFAULT = {"cpu": 16 << 20, "cuda": 192 << 20}
+# On CUDA a block is no larger than serves a purpose: this many rows, so that adding to the candidates'
+# gradient costs less memory traffic than its product takes, or what stays in the cache.
+_CUDA_ROWS = 1024
+_CUDA_CACHE = 32 << 20
 _limits = dict(_DEFAULT)
 _local = threading.local()
 
@@ -16,7 +20,7 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     """Bounds the memory in which blocks of similarities are held.
 
     Args:
-        size: bytes, at least 64 KiB; None restores the default (16 MiB on the CPU, 64 MiB on CUDA).
+        size: bytes, at least 64 KiB; None restores the default (16 MiB on the CPU, 192 MiB on CUDA).
         device: "cpu" or "cuda".
 
     Larger blocks cost memory and, beyond the caches, time; smaller ones make the matrix products
@@ -36,6 +40,14 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
 def workspace_limit(device_type: str) -> int:
     """Bytes an executor may hold on a device."""
     return _limits.get(device_type, _DEFAULT["cuda"])
+
+
+def block_limit(device_type: str, columns: int, bytes_per_pair: int) -> int:
+    """Bytes a block of rows of `columns` pairs may take."""
+    limit = workspace_limit(device_type)
+    if device_type == "cpu":
+        return limit
+    return min(limit, max(_CUDA_ROWS * columns * bytes_per_pair, _CUDA_CACHE))
 
 
 def rows_within(limit: int, columns: int, bytes_per_pair: int, rows: int) -> int:

@@ -44,7 +44,8 @@ class Chunked:
         start: int,
         out: Result,
         gradient: bool,
-    ) -> None:
+        narrow: Tensor | None,
+    ) -> Tensor:
         rows = slice(start, start + s.shape[0])
 
         def part(x: Tensor | None) -> Tensor | None:
@@ -71,7 +72,7 @@ class Chunked:
                 found = list(torch.autograd.grad(outputs, inputs, weight, allow_unused=True))
         out.outputs[rows] = outputs.detach()
         if not gradient:
-            return
+            return s
         g, *others = (torch.zeros_like(x) if f is None else f for f, x in zip(found, inputs))
         if out.d_scalars is not None:
             out.d_scalars[start] = others.pop(0)  # the block's sum, in its first row
@@ -79,4 +80,4 @@ class Chunked:
             out.d_row_values[rows] = others.pop(0)
         # A root's derivative needs the distances that its weights are about to replace.
         d = s.clone() if metric.kind == DISTANCE else s
-        metric.weigh_(s.copy_(g), d, *scales)
+        return metric.weigh_(s.copy_(g), d, *scales)

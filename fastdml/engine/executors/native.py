@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,11 @@ from . import Result, Wanted
 class Native:
     name = "native"
 
+    @property
+    def kernel(self) -> Callable[..., None]:
+        """The operator that turns products into weights."""
+        return torch.ops.fastdml_native.rows_
+
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
@@ -22,23 +29,28 @@ class Native:
         known = LOSSES.get(problem.loss.name) is type(problem.loss)
         if not known or problem.loss.name not in library.functors():
             return f"no compiled functor is called {problem.loss.name!r}"
-        if problem.device_type != "cpu":
-            return f"no compiled functors for {problem.device_type}"
+        device = problem.device_type
+        if device != "cpu" and not (device == "cuda" and library.has_cuda()):
+            return f"the library was compiled without {device}"
         if not isinstance(problem.relation, LabelRelation):
             return "compiled functors take pairs from labels only"
         return None
 
     def plan(self, problem: Problem) -> str:
         rows = schedule.block_rows(problem, self)
-        info = library.build_info()
-        return f"compiled functor ({info['instruction_set']}), {rows} rows at a time"
+        processor = "CUDA"
+        if problem.device_type == "cpu":
+            processor = str(library.build_info()["instruction_set"])
+        return f"compiled functor ({processor}), {rows} rows at a time"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         return schedule.run(problem, self, wanted)
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
-        return size * (2 if problem.teacher is not None else 1)
+        held = size * (2 if problem.teacher is not None else 1)
+        # Weights in bfloat16 lie beside the similarities they come from.
+        return held + (2 if problem.anchors.dtype == torch.bfloat16 else 0)
 
     def __call__(
         self,
@@ -48,7 +60,8 @@ class Native:
         start: int,
         out: Result,
         gradient: bool,
-    ) -> None:
+        narrow: Tensor | None,
+    ) -> Tensor:
         rows = slice(start, start + s.shape[0])
         whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
 
@@ -56,7 +69,8 @@ class Native:
             return x if whole or x is None else x[rows]
 
         classes = problem.classes
-        torch.ops.fastdml_native.rows_(
+        weights = narrow if gradient else None
+        self.kernel(
             s,
             library.functors()[problem.loss.name][0],
             problem.loss.parameters(),
@@ -82,4 +96,6 @@ class Native:
             part(out.d_scalars),
             part(out.d_row_values),
             gradient,
+            weights,
         )
+        return s if weights is None else weights

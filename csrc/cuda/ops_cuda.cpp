@@ -1,0 +1,120 @@
+// The operators of fastdml_native on CUDA tensors. Plain C++: kernels are launched through launch.h.
+// Nothing here waits for the device, and memory comes from torch's allocator, so that calls can be
+// captured in a CUDA graph.
+#include <dlfcn.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "cuda/launch.h"
+#include "row_arguments.h"
+
+namespace {
+
+using fastdml::CudaCall;
+using fastdml::CudaKernel;
+using fastdml::Element;
+using fastdml::RowArguments;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Torch's current stream. The symbol is in torch's CUDA library, which is not there to link against
+// where torch was built for the CPU: it is looked up in the library that torch has loaded.
+void* current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Function>(
+        dlsym(library ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(function, "fastdml: this torch has no aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(function(device, &stream) == 0, "fastdml: no current CUDA stream");
+  return stream;
+}
+
+void check(const char* error) {
+  STD_TORCH_CHECK(!error, "fastdml: CUDA error: ", error ? error : "");
+}
+
+// Room for the lists of rows with many positives, whose number the host does not know: a few blocks'
+// worth, so that a batch of a single class runs in bounded memory too.
+constexpr int64_t kArenaBytes = 32 << 20;
+constexpr int64_t kArenaBlocks = 128;
+
+template <class T>
+void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowArguments& a) {
+  const fastdml::Block<T> b = fastdml::block_of<T>(a, f.outputs());
+  CudaCall call;
+  call.device = a.s.get_device_index();
+  call.stream = current_stream(call.device);
+  if (a.weights.has_value()) {
+    STD_TORCH_CHECK(a.weights->scalar_type() == ScalarType::BFloat16 && sizeof(T) == 4 &&
+                        a.weights->size(0) == b.rows && a.weights->size(1) == b.cols &&
+                        (b.cols <= 1 || a.weights->stride(1) == 1),
+                    "fastdml: weights must be bfloat16, of the shape of s");
+    call.target = {a.weights->mutable_data_ptr(), a.weights->stride(0),
+                   fastdml::WeightType::bfloat16};
+  }
+  std::optional<Tensor> arena;
+  if (kernel.lists && b.class_start && a.longest > fastdml::kShortList) {
+    call.arena_values = fastdml::arena_size(a.longest, 0);
+    const int64_t bytes = call.arena_values * static_cast<int64_t>(sizeof(T));
+    const int64_t blocks = std::min({kArenaBytes / bytes + 1, kArenaBlocks, b.rows});
+    call.arena_blocks = static_cast<int>(blocks);
+    arena = torch::stable::new_empty(a.s, {blocks * call.arena_values});
+    call.arena = arena->mutable_data_ptr();
+  }
+  if constexpr (sizeof(T) == 4)
+    check(kernel.f32(b, call));
+  else
+    check(kernel.f64(b, call));
+}
+
+void rows_cuda(const fastdml::Functor& f, const RowArguments& a) {
+  const CudaKernel* kernel = fastdml::cuda_kernel(&f);
+  STD_TORCH_CHECK(kernel, "fastdml: ", f.name, " is not compiled for CUDA");
+  if (a.s.scalar_type() == ScalarType::Float)
+    rows_typed<float>(*kernel, f, a);
+  else
+    rows_typed<double>(*kernel, f, a);
+}
+
+Element element(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Element::float32;
+    case ScalarType::Double:
+      return Element::float64;
+    case ScalarType::BFloat16:
+      return Element::bfloat16;
+    case ScalarType::Half:
+      return Element::float16;
+    default:
+      STD_TORCH_CHECK(false, "fastdml: expected a floating-point matrix");
+      return Element::float32;
+  }
+}
+
+void remove_radial_cuda(Tensor g, Tensor x, Tensor scale) {
+  const Element type = element(x.scalar_type());
+  const ScalarType result = type == Element::float64 ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(g.is_contiguous() && x.stride(1) == 1 && g.scalar_type() == result &&
+                      scale.scalar_type() == result && scale.is_contiguous() &&
+                      g.size(0) == x.size(0) && g.size(1) == x.size(1) && scale.numel() == x.size(0),
+                  "fastdml: remove_radial_ takes matrices of one shape");
+  const int32_t device = g.get_device_index();
+  check(fastdml::cuda_remove_radial(g.mutable_data_ptr(), x.const_data_ptr(), type,
+                                    scale.const_data_ptr(), x.size(0), x.size(1), x.stride(0), device,
+                                    current_stream(device)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CUDA, m) {
+  m.impl("rows_", TORCH_BOX(&fastdml::rows_<rows_cuda>));
+  m.impl("remove_radial_", TORCH_BOX(&remove_radial_cuda));
+}
