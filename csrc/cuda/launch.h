@@ -37,7 +37,7 @@ struct CudaKernel {
 };
 
 // Positives of a row whose lists fit in shared memory: as many values as kLongestList needs.
-constexpr std::int64_t kShortList = 256;
+constexpr std::int64_t kShortList = kLongestList;
 
 const CudaKernel* cuda_kernel(const Functor*);
 

@@ -47,7 +47,7 @@ constexpr int64_t kArenaBlocks = 128;
 
 template <class T>
 void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowArguments& a) {
-  const fastdml::Block<T> b = fastdml::block_of<T>(a, f.outputs());
+  const fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
   CudaCall call;
   call.device = a.s.get_device_index();
   call.stream = current_stream(call.device);

@@ -530,8 +530,8 @@ class Row {
   int half_ = 0;
 };
 
-// The weight of a row's loss in the result, by what its functor returns: a loss with several outputs
-// weights them itself.
+// The weight of a row's loss in the result, by what its functor returns: several outputs it weights
+// itself.
 template <class T>
 FASTDML_FN T weight_of(const Block<T>& b, int i, const T*) {
   return b.weight * (b.row_weight ? b.row_weight[i] : T(1));
@@ -539,6 +539,11 @@ FASTDML_FN T weight_of(const Block<T>& b, int i, const T*) {
 template <class T, int N>
 FASTDML_FN T weight_of(const Block<T>&, int, const Values<T, N>*) {
   return T(1);
+}
+
+template <class T>
+FASTDML_FN T weight_of(const Block<T>& b, int i, const Counted<T>*) {
+  return weight_of(b, i, static_cast<const T*>(nullptr));
 }
 
 // Values of shared memory for the lists and arrays of one row.

@@ -42,10 +42,12 @@ def functors() -> dict[str, tuple[int, int]]:
     return library.functors() if library is not None else {}
 
 
-def has_cuda() -> bool:
-    """Whether the compiled library has CUDA kernels and torch can use them."""
+def runs_on(device_type: str) -> bool:
+    """Whether there are compiled operators for tensors of a device."""
     library = load()
-    return bool(library is not None and library.cuda and torch.version.cuda)
+    if library is None or device_type == "cpu":
+        return library is not None
+    return device_type == "cuda" and library.cuda and torch.version.cuda is not None
 
 
 def build_info() -> dict[str, object]:

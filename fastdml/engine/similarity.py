@@ -119,8 +119,7 @@ class Metric:
             scale = torch.where(scale < 1, scale, torch.zeros_like(scale))
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        device = gradient.device.type
-        if library.load() is not None if device == "cpu" else device == "cuda" and library.has_cuda():
+        if library.runs_on(gradient.device.type):
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
         for rows in _slices(x):

@@ -56,11 +56,13 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
   }
 }
 
-template <class T, template <class> class Loss>
-constexpr int outputs() {
-  using Out = decltype(std::declval<const Loss<T>&>()(
-      std::declval<Row<T, emulator::Team>&>()));
-  return sizeof(Out) / sizeof(T);
+template <template <class> class Loss>
+Kernel shape_of() {
+  using Out = decltype(std::declval<const Loss<double>&>()(
+      std::declval<Row<double, emulator::Team>&>()));
+  constexpr int outputs = sizeof(Out) / sizeof(double);
+  constexpr bool counted = std::is_same_v<Out, Counted<double>>;
+  return {nullptr, nullptr, sizeof(Loss<double>) / sizeof(double), outputs, counted ? 1 : outputs};
 }
 
 }  // namespace
@@ -70,10 +72,7 @@ constexpr int outputs() {
   namespace fastdml {                                                                     \
   namespace {                                                                             \
   const bool added_##name = [] {                                                          \
-    Kernel shape{};                                                                       \
-    shape.parameters = sizeof(Loss<double>) / sizeof(double);                             \
-    shape.outputs = outputs<double, Loss>();                                              \
-    entries().push_back({#name, shape, launch<float, Loss>, launch<double, Loss>});       \
+    entries().push_back({#name, shape_of<Loss>(), launch<float, Loss>, launch<double, Loss>}); \
     return true;                                                                          \
   }();                                                                                    \
   }                                                                                       \
@@ -102,7 +101,7 @@ const Table& table() {
 
 template <class T>
 void run_typed(const Functor& f, const RowArguments& a) {
-  const Block<T> b = block_of<T>(a, f.outputs());
+  const Block<T> b = block_of<T>(a, f.weights());
   Target target;
   if (a.weights.has_value()) {
     target.weights = a.weights->mutable_data_ptr();

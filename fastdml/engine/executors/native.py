@@ -29,9 +29,8 @@ class Native:
         known = LOSSES.get(problem.loss.name) is type(problem.loss)
         if not known or problem.loss.name not in library.functors():
             return f"no compiled functor is called {problem.loss.name!r}"
-        device = problem.device_type
-        if device != "cpu" and not (device == "cuda" and library.has_cuda()):
-            return f"the library was compiled without {device}"
+        if not library.runs_on(problem.device_type):
+            return f"no compiled functors for {problem.device_type}"
         if not isinstance(problem.relation, LabelRelation):
             return "compiled functors take pairs from labels only"
         return None
