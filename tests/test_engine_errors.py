@@ -1,0 +1,181 @@
+"""What a caller can get wrong is a ValueError that names the argument and what was expected."""
+
+import pytest
+import torch
+from conftest import BACKENDS, CASES, EXAMPLES, ROOT, inputs, python
+
+import fastdml
+from fastdml import functional as F
+from fastdml import losses
+
+B, D = 8, 4
+x = torch.randn(B, D, generator=torch.Generator().manual_seed(0))
+y = torch.arange(B) // 2
+proxies = torch.eye(4)
+bad = x.clone()
+bad[2, 1], bad[5, 0] = float("nan"), float("inf")
+i = torch.tensor([0, 1])
+ms, pa = F.multi_similarity, F.proxy_anchor
+
+WRONG = {
+    # embeddings
+    "list": (lambda: ms([[1.0]], y), r"embeddings: expected a tensor \[batch, dim\], got list"),
+    "1-D": (lambda: ms(x[0], y), r"embeddings: expected shape \[batch, dim\], got \(4,\)"),
+    "3-D": (lambda: ms(x[None], y), r"embeddings: expected shape \[batch, dim\], got \(1, 8, 4\)"),
+    "integers": (lambda: ms(x.long(), y), "embeddings: expected a floating-point tensor, got torch.int64"),
+    "complex": (lambda: ms(x + 0j, y), "embeddings: expected a floating-point tensor, got torch.complex64"),
+    "sparse": (lambda: ms(x.to_sparse(), y), "embeddings: expected a dense tensor, got layout torch.sparse_coo"),
+    "no dimension": (lambda: ms(x[:, :0], y), r"embeddings: expected at least one dimension, got shape \(8, 0\)"),
+    "empty batch": (lambda: ms(x[:0], y[:0]), "embeddings: expected at least one embedding, got an empty batch"),
+    "NaN": (lambda: ms(bad, y, validate=True), "embeddings: expected finite values, got NaN or infinity in 2 rows"),
+    # labels
+    "labels missing": (lambda: ms(x), "labels: expected labels or indices_tuple, got neither"),
+    "labels list": (lambda: ms(x, [0] * 8), "labels: expected a tensor of 8 integers, got list"),
+    "labels float": (lambda: ms(x, y.float()), "labels: expected integer labels, got torch.float32"),
+    "labels bool": (lambda: ms(x, y > 1), "labels: expected integer labels, got torch.bool"),
+    "labels short": (lambda: ms(x, y[:3]), r"labels: expected shape \[8\], one label per row of embeddings, got \(3,\)"),
+    "labels 2-D": (lambda: ms(x, y[:, None]), r"labels: expected shape \[8\], .*got \(8, 1\)"),
+    "labels elsewhere": (lambda: ms(x, y.to("meta")), "labels: expected device cpu, that of embeddings, got meta"),
+    # other candidates
+    "ref 1-D": (lambda: ms(x, y, None, x[0], y), r"ref_emb: expected shape \[batch, dim\]"),
+    "ref dimension": (lambda: ms(x, y, None, x[:, :3], y), "ref_emb: expected embeddings of dimension 4, as in embeddings, got 3"),
+    "ref elsewhere": (lambda: ms(x, y, None, x.to("meta"), y), "ref_emb: expected device cpu, that of embeddings, got meta"),
+    "ref NaN": (lambda: ms(x, y, None, bad, y, validate=True), "ref_emb: expected finite values, got NaN or infinity in 2 rows"),
+    "ref labels missing": (lambda: ms(x, y, None, x), "ref_labels: expected one label per row of ref_emb, got None"),
+    "ref labels short": (lambda: ms(x, y, None, x, y[:3]), r"ref_labels: expected shape \[8\], one label per row of ref_emb, got \(3,\)"),
+    "ref labels alone": (lambda: ms(x, y, None, None, y), "ref_emb: expected embeddings with ref_labels, got None"),
+    # index tuples
+    "tuple type": (lambda: ms(x, y, i), r"indices_tuple: expected \(a, p, n\) or \(a1, p, a2, n\) of index tensors, got Tensor"),
+    "tuple length": (lambda: ms(x, y, (i, i)), "indices_tuple: expected .*got tuple of length 2"),
+    "tuple element": (lambda: ms(x, y, (i, i, [0, 1])), "indices_tuple: expected n to be a 1-D tensor of integers"),
+    "tuple float": (lambda: ms(x, y, (i.float(), i, i)), "indices_tuple: expected a1 to be a 1-D tensor of integers"),
+    "tuple range": (lambda: ms(x, y, (i, i + 7, i)), r"indices_tuple: expected p in \[0, 8\)"),
+    "tuple negative": (lambda: ms(x, y, (i, i, i - 1, i)), r"indices_tuple: expected a2 in \[0, 8\)"),
+    "tuple lengths": (lambda: ms(x, y, (i, i[:1], i, i)), "indices_tuple: expected a1 and p of equal length"),
+    "tuple lengths of negatives": (lambda: ms(x, y, (i, i, i, i[:1])), "indices_tuple: expected a2 and n of equal length"),
+    # proxies
+    "proxy too few": (lambda: pa(x, y, proxies[:3]), r"labels: expected values in \[0, 3\), one proxy per class, got 0 to 3"),
+    "proxy negative": (lambda: pa(x, y - 1, proxies), r"labels: expected values in \[0, 4\), .*got -1 to 2"),
+    "proxy dimension": (lambda: pa(x, y, proxies[:, :2]), "proxies: expected embeddings of dimension 4, as in embeddings, got 2"),
+    "proxy NaN": (lambda: pa(x, y, proxies / 0, validate=True), "proxies: expected finite values"),
+    "proxy labels missing": (lambda: losses.ProxyAnchorLoss(4, D)(x), "labels: expected one label per row of embeddings, got None"),
+    "proxy with ref": (lambda: losses.ProxyAnchorLoss(4, D)(x, y, ref_emb=x), "ref_emb: a proxy loss compares with its proxies; expected None"),
+    "proxy with tuple": (lambda: losses.ProxyAnchorLoss(4, D)(x, y, (i, i, i)), "indices_tuple: not supported by proxy losses yet"),
+    "classes": (lambda: losses.ProxyAnchorLoss(0, D), "num_classes: expected a positive integer, got 0"),
+    "size": (lambda: losses.ProxyAnchorLoss(4, 2.5), "embedding_size: expected a positive integer, got 2.5"),
+    # parameters and options
+    "alpha": (lambda: losses.MultiSimilarityLoss(alpha=0), "alpha: expected a positive number, got 0"),
+    "beta": (lambda: losses.MultiSimilarityLoss(beta=float("inf")), "beta: expected a positive number, got inf"),
+    "base": (lambda: losses.MultiSimilarityLoss(base=float("nan")), "base: expected a finite number, got nan"),
+    "epsilon": (lambda: losses.MultiSimilarityLoss(epsilon=float("inf")), "epsilon: expected a finite number, got inf"),
+    "variant": (lambda: losses.MultiSimilarityLoss(variant="mine"), "variant: expected 'paper' or 'released', got 'mine'"),
+    "margin": (lambda: losses.ProxyAnchorLoss(4, D, margin=float("nan")), "margin: expected a finite number"),
+    "temperature": (lambda: losses.SmoothAPLoss(0), "temperature: expected a positive number, got 0"),
+    "temperature NaN": (lambda: F.smooth_ap(x, y, temperature=float("nan")), "temperature: expected a positive number, got nan"),
+    "reduction": (lambda: losses.SmoothAPLoss(reduction="avg"), r"reduction: expected one of \('mean', .*got 'avg'"),
+    "reduction of a function": (lambda: ms(x, y, reduction=None), "reduction: expected one of .*got None"),
+    "similarity": (lambda: losses.SmoothAPLoss(similarity="l2"), r"similarity: expected one of \['cosine', .*got 'l2'"),
+    "similarity of a function": (lambda: ms(x, y, similarity="l2"), "similarity: expected one of .*got 'l2'"),
+    "backend": (lambda: losses.SmoothAPLoss(backend="gpu"), r"backend: expected 'auto' or one of \[.*got 'gpu'"),
+    "backend of a function": (lambda: ms(x, y, backend="gpu"), "backend: expected 'auto' or one of .*got 'gpu'"),
+    # workspace and explain
+    "workspace": (lambda: fastdml.set_workspace(1000), "size: expected at least 65536 bytes, got 1000"),
+    "workspace device": (lambda: fastdml.set_workspace(1 << 20, "tpu"), r"device: expected one of \['cpu', 'cuda'\], got 'tpu'"),
+    "explain loss": (lambda: fastdml.explain("l2", 8), r"loss: expected one of \[.*got 'l2'"),
+    "explain object": (lambda: fastdml.explain(3, 8), "loss: expected a loss of fastdml or its name, got 3"),
+    "explain size": (lambda: fastdml.explain("smooth_ap", 0), "M: expected at least 1, got 0"),
+    "explain class size": (lambda: fastdml.explain("smooth_ap", 8, per_class=0), "per_class: expected at least 1, got 0"),
+    "explain backend": (lambda: fastdml.explain("smooth_ap", 8, device="cuda", backend="native"), "backend: 'native' cannot run 'smooth_ap'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_message(name):
+    call, message = WRONG[name]
+    with pytest.raises(ValueError, match="^" + message):
+        call()
+
+
+def test_no_message_is_left_out():
+    """Every `raise ValueError` of check.py is reached by a case above."""
+    source = (ROOT / "fastdml" / "engine" / "check.py").read_text().splitlines()
+    path = fastdml.engine.check.__file__
+    raising = {k for k, line in enumerate(source, 1) if "raise ValueError" in line}
+    reached = set()
+    for call, _ in WRONG.values():
+        try:
+            call()
+        except ValueError as error:
+            trace = error.__traceback__
+            while trace is not None:
+                if trace.tb_frame.f_code.co_filename == path:
+                    # A statement of several lines raises from one of them.
+                    reached.add(max(k for k in raising if k <= trace.tb_lineno + 3 and k <= max(
+                        r for r in raising if r <= trace.tb_lineno or r - trace.tb_lineno <= 0)))
+                trace = trace.tb_next
+    missed = [source[k - 1].strip() for k in sorted(raising - reached)]
+    assert not missed
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_second_derivative(loss, backend):
+    """Refused whatever the upstream gradient: it may not be missing silently."""
+    given = inputs(loss, CASES["ragged"]())
+    leaves = given.leaves()
+    value = given.loss(loss, backend, **leaves)
+    (first,) = torch.autograd.grad(value, leaves["anchors"], create_graph=True)
+    penalised = value + first.square().sum()
+    with pytest.raises(RuntimeError, match="fastdml losses have first derivatives only"):
+        penalised.backward()
+
+
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_create_graph_alone_is_no_error(loss):
+    given = inputs(loss, CASES["ragged"]())
+    leaves = given.leaves()
+    for keep in (False, True):
+        value = given.loss(loss, "auto", **leaves)
+        found = torch.autograd.grad(value, leaves["anchors"], create_graph=keep)[0]
+        if keep:
+            assert torch.equal(found, first)
+        first = found
+
+
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_a_forced_backend_that_cannot_run(loss):
+    case = CASES["ragged"]()
+    with pytest.raises(ValueError, match="backend: expected 'auto' or one of"):
+        inputs(loss, case).loss(loss, "quantum")
+    index = torch.tensor([0, 1])
+    given = dict(x=case.x, y=case.y)
+    if "native" in BACKENDS and loss.name == "multi_similarity":
+        with pytest.raises(ValueError, match="'native' cannot run .*: compiled functors take pairs from labels only"):
+            ms(given["x"], given["y"], (index, index, index), backend="native")
+
+
+def test_native_forced_without_the_compiled_library():
+    print(python(
+        """
+import sys
+sys.modules["fastdml._C"] = None
+import torch, fastdml
+loss = fastdml.losses.SmoothAPLoss(backend="native")
+try:
+    loss(torch.randn(4, 3), torch.arange(4))
+except ValueError as error:
+    assert "backend: 'native' cannot run 'smooth_ap': the compiled library is not installed" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+    ))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", EXAMPLES)
+def test_nan_without_validation_does_not_crash(loss, backend):
+    """And the rows that hold it show it: the loss of a batch with a NaN is not taken for a number."""
+    case = CASES["ragged"]()
+    case.x[3, 2] = float("nan")
+    value = inputs(loss, case).loss(loss, backend)
+    assert value.shape == ()

@@ -1,0 +1,96 @@
+"""Extra memory, inputs and their gradients aside, stays within 64 MiB however large the batch."""
+
+import pytest
+import torch
+from conftest import BACKENDS, EXAMPLES, Case, inputs, needs_compiled, python
+
+import fastdml
+
+pytestmark = pytest.mark.unpoisoned
+BOUND = 64 << 20
+FIRST = {p.values[0].name: p.values[0] for p in reversed(EXAMPLES)}
+
+
+def peak(function) -> int:
+    """Most bytes held at once beyond those held before, as torch's allocator saw it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as p:
+        function()
+    events = [e for e in p.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def batch(rows: int, dim: int) -> Case:
+    """Four to a class, shuffled."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(rows)[torch.randperm(rows, generator=g)] // 4
+    return Case(torch.randn(rows, dim, generator=g), y)
+
+
+def extra(description, case: Case, backend: str) -> int:
+    """Peak of a step beyond the gradients it leaves."""
+    given = inputs(description, case)
+    leaves = given.leaves()
+    for name in ("scalars", "row_values", "col_values"):
+        if name in leaves:
+            leaves[name] = leaves[name].detach().float().requires_grad_()
+
+    def step():
+        given.loss(description, backend, **leaves).backward()
+
+    found = peak(step)
+    gradients = sum(x.numel() * x.element_size() for x in leaves.values())
+    assert all(x.grad is not None for x in leaves.values())
+    return found - gradients
+
+
+def test_the_measurement_sees_a_matrix():
+    x = torch.randn(1024, 8)
+    assert (1 << 22) <= peak(lambda: x @ x.t()) < (1 << 22) + (1 << 20)
+
+
+@pytest.mark.parametrize("rows", [1024, 4096])
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "dense"])
+@pytest.mark.parametrize("name", FIRST)
+def test_bound(name, backend, rows):
+    if rows > 1024 and FIRST[name].threshold_list and backend == "chunked":
+        rows = 2048  # the same bound in a quarter of the time
+    assert extra(FIRST[name], batch(rows, 16), backend) <= BOUND
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_it_grows_linearly_with_the_batch(name):
+    """Twice the rows, within the same blocks: no more than the vectors of the rows are added."""
+    fastdml.set_workspace(1 << 20)
+    small, large = (extra(FIRST[name], batch(rows, 16), BACKENDS[-1]) for rows in (2560, 5120))
+    assert large - small < 2560 * 600 + (1 << 20)
+
+
+@needs_compiled
+def test_large_batch_in_a_process_of_its_own():
+    """32,768 rows (whose matrix would take 4 GiB): the operating system's view, which no allocator hides from."""
+    code = """
+import re, torch, fastdml
+torch.set_num_threads(2)
+
+def status(field):
+    return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) << 10
+
+loss = fastdml.losses.MultiSimilarityLoss(epsilon=0.1)
+warm = torch.randn(256, 16, requires_grad=True)
+loss(warm, torch.arange(256) // 4).backward()  # libraries, threads, and the buffers they keep
+x = torch.randn(32768, 16, requires_grad=True)
+y = torch.arange(32768) // 4
+x.grad = torch.ones_like(x)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+loss(x, y).backward()
+print(status("VmHWM") - before, bool(torch.isfinite(x.grad).all()))
+"""
+    used, finite = python(code).split()
+    assert finite == "True"
+    gradient = 32768 * 16 * 4  # the new one, before it is added to x.grad
+    assert int(used) - gradient <= BOUND

@@ -1,0 +1,156 @@
+"""Miners are lazy: what they select is the same whether it is fused or listed."""
+
+import pytest
+import torch
+from conftest import BACKENDS, CASES
+
+import fastdml
+from fastdml import functional as F
+from fastdml import losses
+from fastdml.miners import LazyPairs, MultiSimilarityMiner
+
+NAMES = ["ragged", "wide", "big_labels", "duplicates", "one_class", "all_singletons", "reference"]
+
+
+def pair_set(a, b):
+    return set(zip(a.tolist(), b.tolist()))
+
+
+def untouched(monkeypatch):
+    """Makes listing the pairs an error."""
+
+    def fail(self):
+        raise AssertionError("the pairs were listed")
+
+    monkeypatch.setattr(LazyPairs, "_pairs", fail)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("epsilon", [-0.1, 0.1, 0.7])
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_equals_listed(name, epsilon, backend, monkeypatch):
+    """Value and gradient, and fused means that no list ever exists."""
+    case = CASES[name]()
+    miner = MultiSimilarityMiner(epsilon)
+    found = {}
+    for form in ("listed", "fused", "argument"):
+        x = case.x.clone().requires_grad_()
+        ref = {} if case.ref is None else {"ref_emb": case.ref, "ref_labels": case.ref_y}
+        if form == "argument":
+            value = F.multi_similarity(x, case.y, epsilon=epsilon, backend=backend, **ref)
+        else:
+            pairs = miner(x, case.y, **ref)
+            loss = losses.MultiSimilarityLoss(backend=backend if form == "fused" else "chunked")
+            if form == "listed":
+                pairs = tuple(pairs)
+            else:
+                untouched(monkeypatch)
+            value = loss(x, case.y, pairs, **ref)
+            monkeypatch.undo()
+        found[form] = value.detach(), *torch.autograd.grad(value, x)
+    for a, b in zip(found["fused"], found["argument"]):
+        assert torch.equal(a, b)
+    for a, b in zip(found["fused"], found["listed"]):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", [0.1, 0.7])
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "duplicates"])
+def test_listed_equals_pytorch_metric_learning(name, epsilon, dtype):
+    miners = pytest.importorskip("pytorch_metric_learning.miners")
+    case = CASES[name]().to(dtype)
+    ref = {} if case.ref is None else {"ref_emb": case.ref, "ref_labels": case.ref_y}
+    ours = MultiSimilarityMiner(epsilon)(case.x, case.y, **ref)
+    theirs = miners.MultiSimilarityMiner(epsilon)(case.x, case.y, **ref)
+    assert len(ours) == len(theirs) == 4
+    for k in (0, 2):
+        assert pair_set(ours[k], ours[k + 1]) == pair_set(theirs[k], theirs[k + 1])
+
+
+def test_default_epsilon_is_the_paper_s():
+    assert MultiSimilarityMiner().epsilon == 0.1
+
+
+def test_is_a_tuple_to_others():
+    case = CASES["ragged"]()
+    pairs = MultiSimilarityMiner()(case.x, case.y)
+    a1, p, a2, n = pairs
+    assert len(pairs) == 4 and torch.equal(pairs[2], a2)
+    assert (case.y[a1] == case.y[p]).all() and (a1 != p).all() and (case.y[a2] != case.y[n]).all()
+    assert all(t.dtype == torch.int64 for t in (a1, p, a2, n))
+
+
+def test_large_batches_are_mined_in_blocks():
+    """More columns than a block of the whole matrix could hold: rows still number from the start."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2200, 4, generator=g), torch.randint(0, 500, (2200,), generator=g)
+    a1, p, a2, n = MultiSimilarityMiner()(x, y)
+    s = torch.nn.functional.normalize(x, dim=1)
+    s = s @ s.t()
+    same = y[:, None] == y
+    positive = same & ~torch.eye(2200, dtype=torch.bool)
+    hardest = s.masked_fill(~positive, 9.0).amin(1, keepdim=True)
+    expected = ~same & (s > hardest - 0.1)
+    # A pair within rounding of the band's edge may fall on either side.
+    sure = ~same & ((s - hardest + 0.1).abs() > 1e-6)
+    mask = torch.zeros_like(same)
+    mask[a2, n] = True
+    assert torch.equal(mask & sure, expected & sure)
+
+
+def called_with(miner_arguments, loss_arguments, **loss_options):
+    """The fused and the listed loss for pairs mined from the first arguments."""
+    loss = losses.MultiSimilarityLoss(**loss_options)
+    miner = MultiSimilarityMiner(0.3)
+    lazy = loss(*loss_arguments, miner(*miner_arguments))
+    listed = loss(*loss_arguments, tuple(miner(*miner_arguments)))
+    return lazy, listed
+
+
+@pytest.mark.parametrize(
+    "change", ["embeddings", "labels", "similarity", "equal labels", "no labels"]
+)
+def test_pairs_of_another_call_keep_their_meaning(change):
+    """Fused only where the loss sees what was mined; else the listed indices count."""
+    case = CASES["ragged"]()
+    other = {
+        "embeddings": (case.x.roll(1, 0), case.y),
+        "labels": (case.x, case.y.roll(1)),
+        "similarity": (case.x, case.y),
+        "equal labels": (case.x, case.y.clone()),
+        "no labels": (case.x, None),
+    }[change]
+    options = {"similarity": "dot"} if change == "similarity" else {}
+    lazy, listed = called_with((case.x, case.y), other, **options)
+    torch.testing.assert_close(lazy, listed, rtol=1e-10, atol=0)
+
+
+def test_a_loss_without_the_rule_lists_the_pairs():
+    case = CASES["ragged"]()
+    seen = []
+    loss = fastdml.row_loss(lambda s, p, n: (seen.append((p.sum(), n.sum())), s.sum(1))[1], backend="dense")
+    a1, _, a2, _ = pairs = MultiSimilarityMiner()(case.x, case.y)
+    loss(case.x, case.y, pairs)
+    assert seen[0] == (len(a1), len(a2))
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (lambda x, y: (x[0], y), r"embeddings: expected shape \[batch, dim\]"),
+        (lambda x, y: (x, y[:3]), r"labels: expected shape \[37\]"),
+        (lambda x, y: (x, y, x), "ref_labels: expected one label per row of ref_emb"),
+        (lambda x, y: (x, y, x[:, :3], y), "ref_emb: expected embeddings of dimension 19"),
+        (lambda x, y: (x, y, x, y[:3]), r"ref_labels: expected shape \[37\]"),
+    ],
+)
+def test_wrong_input(arguments, message):
+    case = CASES["ragged"]()
+    with pytest.raises(ValueError, match=message):
+        MultiSimilarityMiner()(*arguments(case.x, case.y))
+
+
+def test_wrong_epsilon():
+    with pytest.raises(ValueError, match="epsilon: expected a finite number, got nan"):
+        MultiSimilarityMiner(float("nan"))
