@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,9 +63,17 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.class_start = start.data();
   b.class_order = order.data();
   b.self_offset = self_offset;
-  b.scalars = scalars.data();
+  // Whatever a functor reads that was not given is NaN: row and column values, a teacher, scalars.
+  constexpr std::int64_t kMost = 16;
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  std::vector<T> given(scalars), row_missing(kMost, nan), col_missing(kMost * b.cols, nan);
+  given.resize(std::max<std::size_t>(kMost, scalars.size()), nan);
+  b.scalars = given.data();
+  b.row_values = row_missing.data();
+  b.col_values = b.teacher = col_missing.data();
   b.loss = loss.mutable_data();
   b.parameters = parameters.data();
+  const bool was_nan = std::any_of(b.s, b.s + s.size(), [](T v) { return std::isnan(v); });
   std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest, b.cols)]);
   {
     py::gil_scoped_release release;
@@ -72,6 +83,9 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
     else
       kernel.f64(b, 0, b.rows, arena.get());
   }
+  if (!was_nan && std::any_of(b.loss, b.loss + loss.size(), [](T v) { return std::isnan(v); }))
+    throw py::value_error("scalars: '" + name + "' needs more than the " +
+                          std::to_string(scalars.size()) + " given, or other values of a call, or finite s");
   return loss;
 }
 

@@ -72,7 +72,7 @@ def test_wrong_input():
         (("smooth_ap", (0.1,), s[0], rows, cols), "s: expected a matrix"),
         (("smooth_ap", (0.1,), s, rows[:2], cols), "row_labels: expected one label per row"),
         (("smooth_ap", (0.1,), s, rows, cols[:2]), "col_labels: expected one label per column"),
-        (("proxy_anchor", (32, 0.1), s, rows, cols), "scalars: 'proxy_anchor' reads 1"),
+        (("proxy_anchor", (32, 0.1), s, rows, cols), "scalars: 'proxy_anchor' needs more than the 0 given"),
     ):
         with pytest.raises(ValueError, match=message):
             apply(*arguments)

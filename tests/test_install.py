@@ -1,0 +1,94 @@
+"""What importing costs and needs, and life without a compiler."""
+
+import pytest
+from conftest import needs_compiled, python
+
+WITHOUT = "import sys; sys.modules['fastdml._C'] = None\n"
+
+
+def test_import_is_quick():
+    """Processor time beyond torch's own, middle of five processes; 0.02 s when this was written."""
+    code = (
+        "import time, torch; start = time.process_time(); import fastdml; "
+        "print(time.process_time() - start)"
+    )
+    times = sorted(float(python(code)) for _ in range(5))
+    assert times[2] < 0.3
+
+
+def test_import_loads_nothing_heavy():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import fastdml
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new & {"triton", "matplotlib", "rich", "pytorch_metric_learning", "sklearn", "scipy"}))
+"""
+    assert python(code).split() == []
+
+
+def test_a_loss_on_the_cpu_loads_no_triton():
+    code = """
+import sys, torch
+before = "triton" in sys.modules
+import fastdml
+x = torch.randn(8, 4, requires_grad=True)
+fastdml.losses.MultiSimilarityLoss()(x, torch.arange(8) // 2).backward()
+print(before or "triton" not in sys.modules)
+"""
+    assert python(code).strip() == "True"
+
+
+def test_pure_python_runs_with_one_notice():
+    """The same numbers through the chunked executor, and the reason said once."""
+    code = """
+import warnings, torch, fastdml
+torch.manual_seed(0)
+x, y = torch.randn(20, 6, requires_grad=True), torch.arange(20) // 4
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    values = []
+    for loss in (fastdml.losses.MultiSimilarityLoss(epsilon=0.1), fastdml.losses.SmoothAPLoss(),
+                 fastdml.losses.SmoothAPLoss()):
+        value = loss(x, y)
+        value.backward()
+        values.append(value.item())
+    proxies = torch.randn(5, 6)
+    values.append(fastdml.functional.proxy_anchor(x, y, proxies).item())
+print(len([w for w in caught if "without its compiled kernels" in str(w.message)]))
+print(fastdml.build_info()["compiled"], fastdml.explain("smooth_ap", 20).executor)
+print(*values, x.grad.abs().sum().item())
+"""
+    plain, compiled = python(WITHOUT + code).splitlines(), python(code).splitlines()
+    assert plain[:2] == ["1", "False chunked"]
+    if compiled[1] == "True native":
+        assert compiled[0] == "0"
+    for a, b in zip(plain[2].split(), compiled[2].split(), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-5)
+
+
+@needs_compiled
+def test_instruction_set_can_be_chosen_by_the_environment():
+    code = "import fastdml; print(fastdml.build_info()['instruction_set'])"
+    assert python(code, FASTDML_ISA="baseline").strip() == "baseline"
+
+
+@needs_compiled
+def test_build_info():
+    import fastdml
+
+    info = fastdml.build_info()
+    assert info["compiled"] and info["instruction_set"] in info["instruction_sets"]
+    assert {"multi_similarity", "proxy_anchor", "smooth_ap"} <= set(info["functors"])
+    assert info["threads"] >= 1 and info["compiler"]
+
+
+def test_every_module_and_function_is_public():
+    import fastdml
+
+    for name in fastdml.losses.__all__:
+        assert getattr(fastdml.losses, name).__doc__
+    for name in fastdml.functional.__all__:
+        assert getattr(fastdml.functional, name).__doc__
+    with pytest.raises(AttributeError, match="fastdml.functional has no loss 'l2'; it has .*smooth_ap"):
+        fastdml.functional.l2  # noqa: B018

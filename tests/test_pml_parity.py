@@ -1,0 +1,145 @@
+"""pytorch-metric-learning 2.9.0 with the same arguments: the same values where its values are right,
+and one test for each fault that a drop-in must not copy."""
+
+import pytest
+import torch
+
+import fastdml
+from fastdml import losses
+
+pml = pytest.importorskip("pytorch_metric_learning")
+if pml.__version__ != "2.9.0":
+    pytest.skip("compared with 2.9.0", allow_module_level=True)
+from pytorch_metric_learning import losses as theirs  # noqa: E402
+from pytorch_metric_learning import miners as their_miners  # noqa: E402
+
+DRAWS = range(20)
+KINDS = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
+
+
+def draw(seed, dtype, rows=48, classes=7, dim=17):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=g, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, classes, (rows,), generator=g)
+
+
+def compare(ours, other, tensors, call, tolerance):
+    """Value and gradients of two losses on the same tensors."""
+    found = []
+    for loss in (ours, other):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        value = call(loss, *leaves)
+        parameters = [p for p in loss.parameters() if p.requires_grad]
+        found.append([value.detach(), *torch.autograd.grad(value, [*leaves, *parameters])])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("seed", DRAWS)
+def test_multi_similarity(seed, dtype, tolerance):
+    x, y = draw(seed, dtype)
+    compare(losses.MultiSimilarityLoss(), theirs.MultiSimilarityLoss(), [x], lambda f, z: f(z, y), tolerance)
+
+
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("seed", DRAWS)
+def test_multi_similarity_with_its_miner(seed, dtype, tolerance):
+    """Each with its own miner, and ours with theirs: a tuple of another library."""
+    x, y = draw(seed, dtype)
+    miners = {
+        "ours": (fastdml.miners.MultiSimilarityMiner(), losses.MultiSimilarityLoss()),
+        "mixed": (their_miners.MultiSimilarityMiner(), losses.MultiSimilarityLoss()),
+        "theirs": (their_miners.MultiSimilarityMiner(), theirs.MultiSimilarityLoss()),
+    }
+    found = {}
+    for name, (miner, loss) in miners.items():
+        z = x.clone().requires_grad_()
+        value = loss(z, y, miner(z, y))
+        found[name] = value.detach(), *torch.autograd.grad(value, z)
+    for name in ("ours", "mixed"):
+        for a, b in zip(found[name], found["theirs"]):
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("seed", DRAWS)
+def test_multi_similarity_with_reference(seed, dtype, tolerance):
+    x, y = draw(seed, dtype)
+    ref, ref_y = draw(seed + 1000, dtype, rows=61)
+
+    def call(loss, a, b):
+        return loss(a, y, ref_emb=b, ref_labels=ref_y)
+
+    compare(losses.MultiSimilarityLoss(), theirs.MultiSimilarityLoss(), [x, ref], call, tolerance)
+
+
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("seed", DRAWS)
+def test_proxy_anchor(seed, dtype, tolerance):
+    """Nine classes, some without a sample; the state of one loads into the other."""
+    x, y = draw(seed, dtype)
+    ours, other = losses.ProxyAnchorLoss(9, 17).to(dtype), theirs.ProxyAnchorLoss(9, 17).to(dtype)
+    ours.load_state_dict(other.state_dict())
+    compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
+
+
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("seed", DRAWS)
+def test_smooth_ap(seed, dtype, tolerance):
+    """Where theirs is right: as many classes as members of each, in order."""
+    x, _ = draw(seed, dtype, rows=36)
+    y = torch.arange(36) // 6
+    # The sharp sigmoid amplifies the rounding of a similarity by 1 / (4 temperature) = 25.
+    sharp = 25 if dtype == torch.float32 else 1
+    compare(losses.SmoothAPLoss(), theirs.SmoothAPLoss(), [x], lambda f, z: f(z, y), sharp * tolerance)
+
+
+# ---- faults
+
+
+def test_fault_smooth_ap_of_perfect_clusters():
+    """Correct only where classes and class sizes are equal in number."""
+    y = torch.arange(12) // 4
+    x = torch.eye(3)[y]
+    assert losses.SmoothAPLoss()(x, y) < 1e-6
+    assert theirs.SmoothAPLoss()(x, y) > 0.3
+
+
+def test_fault_smooth_ap_of_unsorted_labels():
+    x, _ = draw(0, torch.float64, rows=16)
+    y, order = torch.arange(16) // 4, torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    ours, other = losses.SmoothAPLoss(), theirs.SmoothAPLoss()
+    assert ours(x[order], y[order]).item() == pytest.approx(ours(x, y).item(), rel=1e-12)
+    assert ours(x, y).item() == pytest.approx(other(x, y).item(), rel=1e-9)
+    assert abs(other(x[order], y[order]) - other(x, y)) > 1e-3
+
+
+def test_fault_smooth_ap_allocates_by_label():
+    x, _ = draw(0, torch.float32, rows=16)
+    y = torch.arange(16) // 4 + 2**45
+    assert losses.SmoothAPLoss()(x, y) == losses.SmoothAPLoss()(x, y - 2**45)
+    with pytest.raises(RuntimeError):
+        theirs.SmoothAPLoss()(x, y)
+
+
+def test_fault_one_pair_of_each_kind_is_no_loss():
+    x, _ = draw(0, torch.float64, rows=3)
+    one = torch.tensor
+    pairs = one([0]), one([1]), one([0]), one([2])
+    s = torch.nn.functional.normalize(x, dim=1)
+    s = s @ s.t()
+    row = (1 + (-2 * (s[0, 1] - 0.5)).exp()).log() / 2 + (1 + (50 * (s[0, 2] - 0.5)).exp()).log() / 50
+    found = losses.MultiSimilarityLoss()(x, indices_tuple=pairs)
+    assert found.item() == pytest.approx(row.item() / 3, rel=1e-9)
+    assert theirs.MultiSimilarityLoss()(x, indices_tuple=pairs) == 0
+
+
+def test_fault_a_copy_of_the_labels_makes_self_pairs():
+    """Theirs tells self pairs by the identity of the label tensors."""
+    x, y = draw(0, torch.float64)
+    ref = {"ref_emb": x, "ref_labels": y.clone()}
+    same = {"ref_emb": x, "ref_labels": y}
+    ours, other = losses.MultiSimilarityLoss(), theirs.MultiSimilarityLoss()
+    assert ours(x, y, **ref) == ours(x, y, **same)  # every pair counts, always
+    assert other(x, y, **ref) != other(x, y, **same)
