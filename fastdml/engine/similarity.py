@@ -30,25 +30,32 @@ class Metric:
 
     kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
     normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
+    raw_anchors: the anchor x is taken as it is all the same.
     """
 
     name: str
     kind: int
     normalized: bool
+    raw_anchors: bool = False
 
     @property
     def needs_totals(self) -> bool:
         """Distances of raw embeddings also pull an embedding along itself."""
         return self.kind != PRODUCT and not self.normalized
 
-    def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """[rows] factors of the rows of x in a product, or None for 1."""
+    def scale(self, x: Tensor, dtype: torch.dtype, anchors: bool = False) -> Tensor | None:
+        """[rows] factors of the rows of x (anchors or candidates) in a product, or None for 1."""
         if not self.normalized:
             return None
+<<<<<<< HEAD
         if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
             return scale
+=======
+        if anchors and self.raw_anchors:
+            return torch.ones(x.shape[0], dtype=dtype, device=x.device)
+>>>>>>> a826b19 (WIP: softmax cross-entropy over proxies, groups of columns, one-sided normalisation)
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
         return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
 
@@ -105,7 +112,8 @@ class Metric:
             return
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        if gradient.device.type == "cpu" and library.load() is not None:
+        stored_alike = gradient.stride() == x.stride() and gradient.dtype == x.dtype
+        if gradient.device.type == "cpu" and stored_alike and library.load() is not None:
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
         for rows in _slices(x):
@@ -116,7 +124,11 @@ class Metric:
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
         if self.normalized:
+<<<<<<< HEAD
             a, c = unit(a), unit(c)
+=======
+            a, c = a if self.raw_anchors else _unit(a), _unit(c)
+>>>>>>> a826b19 (WIP: softmax cross-entropy over proxies, groups of columns, one-sided normalisation)
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s
@@ -157,6 +169,7 @@ SIMILARITIES: dict[str, Metric] = {
     for m in (
         Metric("cosine", PRODUCT, True),
         Metric("dot", PRODUCT, False),
+        Metric("projection", PRODUCT, True, raw_anchors=True),
         Metric("distance", DISTANCE, True),
         Metric("squared_distance", SQUARED_DISTANCE, True),
         Metric("raw_distance", DISTANCE, False),
