@@ -9,9 +9,11 @@ inline namespace FASTDML_ISA {
 //   target(s, z)      values(logit, derivative) of the target; s and z = logit(p) are its own
 //   smoothing         share of the target's probability that is spread over the negatives
 //   among             whether the target counts in the denominator
+//   d_target          where to put the derivative by the target's logit, or null
 // 0 for a row without a target, or without negatives.
 template <class T, class Row, class Logit, class Target>
-FASTDML_FN T cross_entropy(Row& row, Logit logit, T scale, Target target, T smoothing, bool among) {
+FASTDML_FN T cross_entropy(Row& row, Logit logit, T scale, Target target, T smoothing, bool among,
+                           T* d_target = nullptr) {
   const auto [top, own, own_logit, found, total_logit] = row.reduce(
       [=](auto p) {
         auto z = logit(p);
@@ -32,6 +34,7 @@ FASTDML_FN T cross_entropy(Row& row, Logit logit, T scale, Target target, T smoo
   const T others = row.candidates() - 1;
   const T spread = smoothing / others;
   const T push = scale * missing / sum, even = scale * spread, pull = slope * (smoothing - missing);
+  if (d_target) *d_target = smoothing - missing;
   row.map([=](auto p) {
     return select(p.positive, pull, exp(logit(p) - top) * push - even);
   });

@@ -76,8 +76,9 @@ class Wanted:
 def block_rows(problem: Problem, step: Step) -> int:
     """Rows of a block within the workspace."""
     m, n = problem.relation.rows, problem.relation.columns
-    limit = workspace_limit(problem.device_type)
-    return rows_within(limit, n, step.bytes_per_pair(problem), m)
+    per_pair = step.bytes_per_pair(problem)
+    limit = workspace_limit(problem.device_type, n * per_pair)
+    return rows_within(limit, n, per_pair, m)
 
 
 def presweep(problem: Problem, step: Step) -> None:

@@ -57,7 +57,7 @@ class Metric:
             return torch.ones(x.shape[0], dtype=dtype, device=x.device)
 >>>>>>> a826b19 (WIP: softmax cross-entropy over proxies, groups of columns, one-sided normalisation)
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
-        return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
+        return norm.reciprocal().masked_fill_(norm <= EPSILON, 0.0)
 
     def square(self, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """[rows] squared norms of the scaled rows of x, where the kind needs them."""

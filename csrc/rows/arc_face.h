@@ -1,0 +1,58 @@
+// ArcFace (Deng et al., CVPR 2019) and sub-center ArcFace (ECCV 2020). Rows are samples, columns proxies,
+// `sub_centers` consecutive ones per class: the nearest of them is the class.
+#pragma once
+#include "softmax.h"
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+// The nearest of a group's proxies; of equal ones the first.
+template <class T>
+struct Nearest {
+  template <class Member>
+  FASTDML_FN auto operator()(Member member, int size) const {
+    auto best = member(0);
+    auto index = best - best;
+    for (int k = 1; k < size; ++k) {
+      auto s = member(k);
+      index = select(best < s, T(k), index);
+      best = max(best, s);
+    }
+    return values(best, index);
+  }
+  template <class V, class Kept>
+  FASTDML_FN V slope(V, int k, const Kept& kept) const {
+    return select(kept[1] == T(k), T(1), T(0));
+  }
+};
+
+template <class T>
+struct ArcFace {
+  T scale;
+  T cosine, sine;  // of the margin
+  T offset;        // taken from the target beyond pi - margin
+  T sub_centers;
+  T resolution;    // sines below it are rounding
+
+  template <class Row>
+  FASTDML_FN T operator()(Row& row) const {
+    const T by = scale, a = cosine, b = sine, less = offset, tiny = resolution;
+    const auto target = [=](T s, T) {
+      if (s < -a) return values(by * (s - less), by);  // the angle and the margin exceed pi
+      const T c = min(s, T(1));
+      // cos(angle + margin). Where the angle is 0 its derivative has no direction: the radial part stays.
+      const T other = sqrt((T(1) - c) * (T(1) + c));
+      return values(by * (c * a - other * b), by * (a + (other > tiny ? c * b / other : T(0))));
+    };
+    const auto run = [&](auto& over) {
+      return cross_entropy<T>(over, [=](auto p) { return p.s * by; }, by, target, T(0), true);
+    };
+    if (sub_centers == 1) return run(row);
+    auto classes = row.group(static_cast<int>(sub_centers), Nearest<T>{});
+    return run(classes);
+  }
+};
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml
+FASTDML_ROW_LOSS(arc_face, ArcFace)
