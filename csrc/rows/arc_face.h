@@ -32,17 +32,18 @@ struct ArcFace {
   T cosine, sine;  // of the margin
   T offset;        // taken from the target beyond pi - margin
   T sub_centers;
-  T resolution;    // sines below it are rounding
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
-    const T by = scale, a = cosine, b = sine, less = offset, tiny = resolution;
+    const T by = scale, a = cosine, b = sine, less = offset;
+    // Where 1 - s^2 is not more than the rounding of s the angle is 0 and has no direction.
+    const T tiny = sizeof(T) == 4 ? T(8 * 1.1920929e-07) : T(8 * 2.220446049250313e-16);
     const auto target = [=](T s, T) {
       if (s < -a) return values(by * (s - less), by);  // the angle and the margin exceed pi
-      const T c = min(s, T(1));
-      // cos(angle + margin). Where the angle is 0 its derivative has no direction: the radial part stays.
-      const T other = sqrt((T(1) - c) * (T(1) + c));
-      return values(by * (c * a - other * b), by * (a + (other > tiny ? c * b / other : T(0))));
+      const T square = (T(1) - s) * (T(1) + s);
+      if (!(square > tiny)) return values(by * s * a, by * a);
+      const T other = sqrt(square);
+      return values(by * (s * a - other * b), by * (a + s * b / other));  // cos(angle + margin)
     };
     const auto run = [&](auto& over) {
       return cross_entropy<T>(over, [=](auto p) { return p.s * by; }, by, target, T(0), true);

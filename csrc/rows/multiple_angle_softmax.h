@@ -17,7 +17,7 @@ struct MultipleAngleSoftmax {
     const int m = static_cast<int>(margin);
     T by_length = 0;  // derivative of the target's logit by its length
     const auto target = [&, by, length, m](T s, T) {
-      const T c = length > T(0) ? max(min(s / length, T(1)), T(-1)) : T(0);
+      const T c = length > T(0) ? s / length : T(0);
       // cos(m angle) and sin(m angle) / sin(angle): Chebyshev polynomials of c.
       T t = c, t_before = 1, u = 1, u_before = 0;
       int turns = 0;  // the angle lies in [turns, turns + 1] pi / m

@@ -51,6 +51,8 @@ def statistic_type(anchors: Tensor, candidates: Tensor | None) -> torch.dtype:
 
 def _dense(x: Tensor) -> Tensor:
     """x stored by rows or by columns without gaps: as it is if it is so, else copied by rows."""
+    if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
+        return x[:, 0].contiguous()[:, None]
     return x if x.t().is_contiguous() else x.contiguous()
 
 
@@ -78,7 +80,7 @@ def problem_of(
     def values(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().to(statistic).contiguous()
 
-    a = anchors.detach().to(compute).contiguous()
+    a = _dense(anchors.detach().to(compute).contiguous())
     # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
     c = a if candidates is None else _dense(candidates.detach().to(compute))
     related: Relation

@@ -47,15 +47,13 @@ class Metric:
         """[rows] factors of the rows of x (anchors or candidates) in a product, or None for 1."""
         if not self.normalized:
             return None
-<<<<<<< HEAD
-        if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
+        if anchors and self.raw_anchors:
+            return torch.ones(x.shape[0], dtype=dtype, device=x.device)
+        by_rows = x.shape[1] <= 1 or x.stride(1) == 1
+        if x.device.type == "cpu" and by_rows and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
             return scale
-=======
-        if anchors and self.raw_anchors:
-            return torch.ones(x.shape[0], dtype=dtype, device=x.device)
->>>>>>> a826b19 (WIP: softmax cross-entropy over proxies, groups of columns, one-sided normalisation)
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
         return norm.reciprocal().masked_fill_(norm <= EPSILON, 0.0)
 
@@ -124,11 +122,7 @@ class Metric:
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once."""
         if self.normalized:
-<<<<<<< HEAD
-            a, c = unit(a), unit(c)
-=======
-            a, c = a if self.raw_anchors else _unit(a), _unit(c)
->>>>>>> a826b19 (WIP: softmax cross-entropy over proxies, groups of columns, one-sided normalisation)
+            a, c = a if self.raw_anchors else unit(a), unit(c)
         s = a @ c.t()
         if self.kind == PRODUCT:
             return s

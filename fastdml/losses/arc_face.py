@@ -49,15 +49,12 @@ class ArcFace(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         sine = math.sin(self.margin)
-        # Where 1 - s^2 is not more than the rounding of s, the angle's direction is not known.
-        resolution = 1e-3
         return (
             self.scale,
             math.cos(self.margin),
             sine,
             self.margin * sine,
             float(self.sub_centers),
-            resolution,
         )
 
     def spec(self, rows: Rows) -> Tensor:
@@ -68,9 +65,10 @@ class ArcFace(RowLoss):
         own = (s * positive).sum(1)
         cosine, sine = math.cos(self.margin), math.sin(self.margin)
         square = (1 - own) * (1 + own)
-        known = square > 0
+        # Where that is not more than the rounding of s, the angle is 0 and has no direction.
+        known = square > 8 * torch.finfo(own.dtype).eps
         other = torch.where(known, square, torch.ones_like(square)).sqrt()
-        turned = own.clamp(max=1) * cosine - torch.where(known, other, torch.zeros_like(other)) * sine
+        turned = own * cosine - torch.where(known, other, torch.zeros_like(other)) * sine
         target = torch.where(own < -cosine, own - self.margin * sine, turned)
         return cross_entropy(self.scale * s, self.scale * target, positive)
 

@@ -35,6 +35,13 @@ class MultipleAngleSoftmax(RowLoss):
         check.positive(self.scale, "scale")
         check.count(self.margin, "margin")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(2.0, 3), cls(0.05, 1, similarity="dot")]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.linspace(0.5, 9, rows)[:, None]}
+
     def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
         steps = torch.arange(1, self.margin, device=anchor_labels.device, dtype=torch.float64)
         return (steps * (math.pi / self.margin)).cos() if self.margin > 1 else None
@@ -44,8 +51,7 @@ class MultipleAngleSoftmax(RowLoss):
         length = rows.row_values[:, 0]
         own = (rows.s * rows.positive).sum(1)
         cosine = torch.where(length > 0, own / length.clamp(min=torch.finfo(own.dtype).tiny), 0.0)
-        psi = self.psi(cosine.clamp(-1, 1), rows.scalars)
-        target = self.scale * length * psi
+        target = self.scale * length * self.psi(cosine, rows.scalars)
         return cross_entropy(self.scale * rows.s, target, rows.positive)
 
     def psi(self, cosine: Tensor, turns_at: Tensor | None) -> Tensor:

@@ -48,7 +48,16 @@ class SoftmaxCrossEntropy(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(20.0), cls(18.0, smoothing=0.1), cls(18.0, among=False), cls(64.0, 0.35)]
+        return [
+            cls(20.0),
+            cls(18.0, smoothing=0.1),
+            cls(18.0, among=False),
+            cls(64.0, 0.35),
+            cls(smoothing=0.1, biased=True, similarity="dot"),
+        ]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"col_values": torch.linspace(-1, 1, columns)[None]} if self.biased else {}
 
     def spec(self, rows: Rows) -> Tensor:
         z = self.scale * rows.s
@@ -135,7 +144,7 @@ def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> 
 def smoothed_cross_entropy(
     embeddings: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    proxies: Tensor,
     bias: Tensor | None = None,
     indices_tuple: object = None,
     *,
@@ -143,17 +152,17 @@ def smoothed_cross_entropy(
     similarity: str = "dot",
     **options: Any,
 ) -> Tensor:
-    """Smoothed cross-entropy of embeddings [B, D] with weight [C, D] and bias [C] or None.
+    """Smoothed cross-entropy of embeddings [B, D] with proxies [C, D] and bias [C] or None.
 
     See `SmoothedCrossEntropyLoss`; options: see `proxy_row_loss`.
     """
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != proxies.shape[0]):
         raise ValueError(
-            f"bias: expected shape [{weight.shape[0]}], one number per row of weight, "
+            f"bias: expected shape [{proxies.shape[0]}], one number per row of proxies, "
             f"got {tuple(bias.shape)}"
         )
-    description = _describe(weight.shape[0], smoothing, bias is not None, similarity)
+    description = _describe(proxies.shape[0], smoothing, bias is not None, similarity)
     columns = None if bias is None else bias[None]
     return proxy_row_loss(
-        description, embeddings, labels, weight, indices_tuple, col_values=columns, **options
+        description, embeddings, labels, proxies, indices_tuple, col_values=columns, **options
     )
