@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -118,21 +119,48 @@ void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_
   });
 }
 
+// The same for matrices stored by columns: [dim, rows] in memory.
+template <class T>
+void remove_radial_by_columns(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_t dim) {
+  constexpr int64_t tile = 256;
+  torch::stable::parallel_for(0, (rows + tile - 1) / tile, 1 + 64 / (dim + 1),
+                              [&](int64_t begin, int64_t end) {
+    T along[tile];
+    for (int64_t first = begin * tile; first < std::min(rows, end * tile); first += tile) {
+      const int64_t n = std::min(tile, rows - first);
+      std::fill(along, along + n, T(0));
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t i = 0; i < n; ++i) along[i] += g[d * rows + first + i] * x[d * rows + first + i];
+      for (int64_t i = 0; i < n; ++i) along[i] *= inverse_norm[first + i] * inverse_norm[first + i];
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t i = 0; i < n; ++i) g[d * rows + first + i] -= along[i] * x[d * rows + first + i];
+    }
+  });
+}
+
+template <class T>
+void remove_radial(Tensor& g, const Tensor& x, const Tensor& inverse_norm) {
+  T* to = static_cast<T*>(g.mutable_data_ptr());
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  const T* scale = static_cast<const T*>(inverse_norm.const_data_ptr());
+  if (g.is_contiguous())
+    remove_radial(to, from, scale, g.size(0), g.size(1), x.stride(0));
+  else
+    remove_radial_by_columns(to, from, scale, g.size(0), g.size(1));
+}
+
 void remove_radial_(Tensor g, Tensor x, Tensor inverse_norm) {
-  STD_TORCH_CHECK(g.is_contiguous() && (x.size(1) <= 1 || x.stride(1) == 1) && g.scalar_type() == x.scalar_type() &&
+  const bool by_rows = g.is_contiguous() && (x.size(1) <= 1 || x.stride(1) == 1);
+  const bool by_columns = g.stride(0) == 1 && g.stride(1) == g.size(0) && x.stride(0) == 1 &&
+                          x.stride(1) == x.size(0);
+  STD_TORCH_CHECK((by_rows || by_columns) && g.scalar_type() == x.scalar_type() &&
                       g.size(0) == x.size(0) && g.size(1) == x.size(1) &&
                       inverse_norm.numel() == x.size(0),
-                  "fastdml: remove_radial_ takes matrices of one shape and type");
+                  "fastdml: remove_radial_ takes matrices of one shape, type and layout");
   if (g.scalar_type() == ScalarType::Float)
-    remove_radial(static_cast<float*>(g.mutable_data_ptr()),
-                  static_cast<const float*>(x.const_data_ptr()),
-                  static_cast<const float*>(inverse_norm.const_data_ptr()), g.size(0), g.size(1),
-                  x.stride(0));
+    remove_radial<float>(g, x, inverse_norm);
   else
-    remove_radial(static_cast<double*>(g.mutable_data_ptr()),
-                  static_cast<const double*>(x.const_data_ptr()),
-                  static_cast<const double*>(inverse_norm.const_data_ptr()), g.size(0), g.size(1),
-                  x.stride(0));
+    remove_radial<double>(g, x, inverse_norm);
 }
 
 }  // namespace

@@ -198,16 +198,20 @@ class Inputs:
 def inputs(description: RowLoss, case: Case) -> Inputs:
     """A case as a loss takes it.
 
-    For a loss over proxies the samples are candidates, and proxies are drawn: one for each class and
-    three that no sample has. A teacher is drawn where the loss has one.
+    For a loss over proxies they are drawn: as many for each class as the loss takes, and for three
+    classes that no sample has. The samples are their candidates, or their anchors. A teacher is drawn
+    where the loss has one.
     """
     anchors, candidates, rows, columns = case.x, case.ref, case.y, case.ref_y
-    if description.rows == "proxies":
+    if "proxies" in (description.rows, description.columns):
         _, dense = case.y.unique(return_inverse=True)
         classes = int(dense.max()) + 4
         order = torch.randperm(classes, generator=torch.Generator().manual_seed(classes))
-        proxies = _embeddings(classes, case.x.shape[1], 1000 + classes).to(case.x.dtype)
-        anchors, candidates, rows, columns = proxies, case.x, torch.arange(classes), order[dense]
+        owner = torch.arange(classes).repeat_interleave(description.columns_per_class)
+        proxies = _embeddings(len(owner), case.x.shape[1], 1000 + classes).to(case.x.dtype)
+        anchors, candidates, rows, columns = proxies, case.x, owner, order[dense]
+        if description.columns == "proxies":
+            anchors, candidates, rows, columns = candidates, anchors, columns, rows
     m, n = len(anchors), len(anchors if candidates is None else candidates)
     values = {k: v.double() for k, v in description.example_values(m, n).items()}
     teacher = []
@@ -343,6 +347,9 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
         found[name] = (built.to(case.x.dtype), arguments)
     for name, function in losses.FUNCTIONS.items():
         arguments = fill(function, **values)
+        several = inspect.signature(function).parameters.get("centers_per_class")
+        if several is not None:
+            arguments["proxies"] = torch.randn(classes * several.default, dim, generator=g).to(case.x.dtype)
         if set(arguments) <= {"embeddings", *PARAMETERS}:
             arguments["labels"] = dense
         found[name] = (function, arguments)

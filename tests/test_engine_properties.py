@@ -18,7 +18,7 @@ SETTINGS = hypothesis.settings(
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
-SAMPLES = [p for p in EXAMPLES if p.values[0].rows == "samples"]
+SAMPLES = [p for p in EXAMPLES if p.values[0].rows == p.values[0].columns == "samples"]
 
 
 @st.composite

@@ -60,10 +60,10 @@ struct Functor {
 // The longest list of thresholds that are no pairs (row.list).
 constexpr std::int64_t kLongestList = 256;
 
-// Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, and
-// one row of distances.
+// Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, one
+// row of distances, and up to four values per group of columns. What a loss does not touch costs nothing.
 constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
-  return 32 * (longest < kLongestList ? kLongestList : longest) + cols + 64;
+  return 32 * (longest < kLongestList ? kLongestList : longest) + 5 * cols + 64;
 }
 
 int functor_count();

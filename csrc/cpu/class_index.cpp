@@ -39,11 +39,44 @@ class Table {
   std::vector<std::int32_t> ids_;
 };
 
+// Whether labels are class numbers already, 0, 1, ... in order, as those of proxies are.
+bool numbered(const std::int64_t* labels, std::int64_t count) {
+  if (count == 0 || labels[0] != 0) return false;
+  for (std::int64_t j = 1; j < count; ++j)
+    if (labels[j] != labels[j - 1] && labels[j] != labels[j - 1] + 1) return false;
+  return true;
+}
+
+// The index of such columns, without a table: a million proxies are common.
+ClassIndex numbered_index(const std::int64_t* row_labels, std::int64_t rows,
+                          const std::int64_t* col_labels, std::int64_t cols, std::int32_t* row_class,
+                          std::int32_t* col_class, std::int32_t* start, std::int32_t* order) {
+  std::int32_t classes = 0;
+  std::int64_t longest = 0, first = 0;
+  for (std::int64_t j = 0; j < cols; ++j) {
+    col_class[j] = static_cast<std::int32_t>(col_labels[j]);
+    order[j] = static_cast<std::int32_t>(j);
+    if (j == 0 || col_labels[j] != col_labels[j - 1]) {
+      longest = std::max(longest, j - first);
+      start[classes++] = static_cast<std::int32_t>(first = j);
+    }
+  }
+  start[classes] = static_cast<std::int32_t>(cols);
+  if (row_class != col_class)
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const bool known = row_labels[i] >= 0 && row_labels[i] < classes;
+      row_class[i] = known ? static_cast<std::int32_t>(row_labels[i]) : -1;
+    }
+  return {classes, std::max(longest, cols - first)};
+}
+
 }  // namespace
 
 ClassIndex class_index(const std::int64_t* row_labels, std::int64_t rows,
                        const std::int64_t* col_labels, std::int64_t cols, std::int32_t* row_class,
                        std::int32_t* col_class, std::int32_t* start, std::int32_t* order) {
+  if (numbered(col_labels, cols))
+    return numbered_index(row_labels, rows, col_labels, cols, row_class, col_class, start, order);
   Table table(cols);
   std::int32_t classes = 0;
   for (std::int64_t j = 0; j < cols; ++j) {

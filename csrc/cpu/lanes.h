@@ -79,6 +79,24 @@ FASTDML_FN void store(T* p, Vector<T> v, int count) {
   std::memcpy(p, &v, count * sizeof(T));
 }
 
+// The same with `stride` values from one lane to the next.
+template <class T>
+FASTDML_FN Vector<T> load_strided(const T* p, int stride, int count) {
+  Vector<T> v{};
+  if (count == kWidth<T>)
+    for (int i = 0; i < kWidth<T>; ++i) v[i] = p[i * stride];
+  else
+    for (int i = 0; i < count; ++i) v[i] = p[i * stride];
+  return v;
+}
+template <class T>
+FASTDML_FN void store_strided(T* p, int stride, Vector<T> v, int count) {
+  if (count == kWidth<T>)
+    for (int i = 0; i < kWidth<T>; ++i) p[i * stride] = v[i];
+  else
+    for (int i = 0; i < count; ++i) p[i * stride] = v[i];
+}
+
 template <class T>
 FASTDML_FN Mask<T> iota() {
   Mask<T> m{};

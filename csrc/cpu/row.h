@@ -195,6 +195,70 @@ class Row {
 
   FASTDML_FN T* array(int n) { return arena_.take(n); }
 
+  // Groups of `size` consecutive columns, pooled into one each. The pooled values, and what the pool
+  // needs for its derivative, are kept: A values per group.
+  template <class Pool, int A>
+  class Grouped {
+   public:
+    FASTDML_FN T scalar(int k) const { return row_.scalar(k); }
+    FASTDML_FN T value(int k) const { return row_.value(k); }
+    FASTDML_FN void d_value(int k, T v) { row_.d_value(k, v); }
+    FASTDML_FN std::int64_t candidates() const { return groups_; }
+
+    template <class F, class... Ops>
+    FASTDML_FN auto reduce(F f, Ops... ops) {
+      return pooled_.reduce(f, ops...);
+    }
+
+    template <class F>
+    FASTDML_FN void map(F f) {
+      if (!row_.block_.gradient) return;
+      for (std::int64_t j = 0; j < groups_; j += W) {
+        const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
+        const V g = f(pooled_.pairs(j, count));
+        Values<V, A> kept;
+        for (int a = 0; a < A; ++a) kept[a] = load(kept_ + a * groups_ + j, count);
+        T* member = row_.s_ + j * size_;
+        for (int k = 0; k < size_; ++k, ++member)
+          store_strided(member, size_, g * pool_.slope(load_strided(member, size_, count), k, kept),
+                        count);
+      }
+    }
+
+   private:
+    friend class Row;
+    FASTDML_FN Grouped(Row& row, int size, Pool pool)
+        : row_(row),
+          pool_(pool),
+          size_(size),
+          groups_(row.n_ / size),
+          kept_(row.arena_.take(A * groups_)),
+          pooled_(row, kept_, groups_, reinterpret_cast<std::int32_t*>(row.arena_.take(groups_))) {
+      auto* classes = const_cast<std::int32_t*>(pooled_.col_class_);
+      for (std::int64_t j = 0; j < groups_; ++j) classes[j] = row.col_class_[j * size];
+      for (std::int64_t j = 0; j < groups_; j += W) {
+        const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
+        const T* member = row.s_ + j * size;
+        const Values<V, A> found = pool(
+            [=](int k) __attribute__((always_inline)) { return load_strided(member + k, size, count); },
+            size);
+        for (int a = 0; a < A; ++a) store(kept_ + a * groups_ + j, found[a], count);
+      }
+    }
+    Row& row_;
+    Pool pool_;
+    int size_;
+    std::int64_t groups_;
+    T* kept_;
+    Row pooled_;
+  };
+
+  template <class Pool>
+  FASTDML_FN auto group(int size, Pool pool) {
+    constexpr int A = sizeof(pool([](int) { return V{}; }, 1)) / sizeof(V);
+    return Grouped<Pool, A>(*this, size, pool);
+  }
+
   template <class F>
   FASTDML_FN auto compare(List& list, F f) {
     return sums(list, s_, n_, self_, f, [this](V v, std::int64_t j, int count) {
@@ -212,6 +276,10 @@ class Row {
   }
 
  private:
+  // A row over other values, with classes of its own: the groups of another row.
+  FASTDML_FN Row(const Row& of, T* s, std::int64_t n, const std::int32_t* col_class)
+      : s_(s), n_(n), i_(of.i_), self_(-1), class_(of.class_), col_class_(col_class), block_(of.block_) {}
+
   FASTDML_FN Pairs<T> pairs(std::int64_t j) const { return with_class(load(s_ + j), j, W); }
   FASTDML_FN Pairs<T> pairs(std::int64_t j, int count) const {
     return with_class(load(s_ + j, count), j, count);

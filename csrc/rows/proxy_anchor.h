@@ -4,43 +4,60 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
+// shift(p) is added to the exponents of a pair.
+template <class T, class Row, class Shift>
+FASTDML_FN T proxy_anchor(Row& row, T a, T delta, Shift shift) {
+  const auto exponent = [=](auto p) {
+    return select(p.positive, -a * (p.s - delta), a * (p.s + delta)) + shift(p);
+  };
+  const auto [largest_p, largest_n] = row.reduce(
+      [=](auto p) {
+        auto z = exponent(p);
+        return values(select(p.positive, z, T(0)), select(p.negative, z, T(0)));
+      },
+      Max{}, Max{});
+  // log(1 + sum exp z) with the largest exponent taken out first; the 1 is exp(0).
+  const T top_p = max(largest_p, T(0)), top_n = max(largest_n, T(0));
+  const auto exponential = [=](auto p) { return exp(exponent(p) - select(p.positive, top_p, top_n)); };
+  const auto [sum_p, sum_n] = row.reduce(
+      [=](auto p) {
+        auto e = exponential(p);
+        return values(select(p.positive, e, T(0)), select(p.negative, e, T(0)));
+      },
+      Sum{}, Sum{});
+  const T total_p = exp(-top_p) + sum_p, total_n = exp(-top_n) + sum_n;
+  // The positive term is averaged over the classes present in the batch, the negative over all.
+  const T share = row.scalar(0);  // proxies / classes present
+  const T pull = -a * share / total_p, push = a / total_n;
+  row.map([=](auto p) {
+    auto e = exponential(p);
+    return select(p.positive, e * pull, e * push);
+  });
+  return share * (top_p + log(total_p)) + (top_n + log(total_n));
+}
+
 template <class T>
 struct ProxyAnchor {
   T alpha, margin;
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
-    const T a = alpha, delta = margin;
-    const auto [hardest_positive, hardest_negative] = row.reduce(
-        [=](auto p) {
-          return values(select(p.positive, p.s, highest<T>()), select(p.negative, p.s, lowest<T>()));
-        },
-        Min{}, Max{});
-    const bool present = hardest_positive < highest<T>();
-    const bool opposed = hardest_negative > lowest<T>();
-    const T top_p = max(T(0), present ? -a * (hardest_positive - delta) : T(0));
-    const T top_n = max(T(0), opposed ? a * (hardest_negative + delta) : T(0));
-    const auto exponential = [=](auto p) {
-      return exp(select(p.positive, -a * (p.s - delta) - top_p, a * (p.s + delta) - top_n));
-    };
-    const auto [sum_p, sum_n] = row.reduce(
-        [=](auto p) {
-          auto e = exponential(p);
-          return values(select(p.positive, e, T(0)), select(p.negative, e, T(0)));
-        },
-        Sum{}, Sum{});
-    const T total_p = exp(-top_p) + sum_p, total_n = exp(-top_n) + sum_n;
-    // The positive term is averaged over the classes present in the batch, the negative over all.
-    const T share = row.scalar(0);  // proxies / classes present
-    const T pull = -a * share / total_p, push = a / total_n;
-    row.map([=](auto p) {
-      auto e = exponential(p);
-      return select(p.positive, e * pull, e * push);
-    });
-    return share * (top_p + log(total_p)) + (top_n + log(total_n));
+    return proxy_anchor<T>(row, alpha, margin, [](auto) { return T(0); });
+  }
+};
+
+// With a number per sample that is added to its exponents.
+template <class T>
+struct WeightedProxyAnchor {
+  T alpha, margin;
+
+  template <class Row>
+  FASTDML_FN T operator()(Row& row) const {
+    return proxy_anchor<T>(row, alpha, margin, [](auto p) { return p.column(0); });
   }
 };
 
 }  // namespace FASTDML_ISA
 }  // namespace fastdml
 FASTDML_ROW_LOSS(proxy_anchor, ProxyAnchor)
+FASTDML_ROW_LOSS(weighted_proxy_anchor, WeightedProxyAnchor)

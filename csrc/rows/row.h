@@ -33,6 +33,10 @@
 //   row.candidates()                 number of pairs of the row
 //   row.reduce(f, Op...)             fold f(p) = values(...) over all pairs, one Op each: Sum, Min, Max
 //   row.map(f)                       s := f(p)
+//   row.group(size, pool)            groups of `size` consecutive columns as a row of their own, with
+//                                    reduce, map, candidates, scalar and value. pool(member, size) makes
+//                                    values(pooled, ...) of a group's lanes member(0 ... size - 1);
+//                                    pool.slope(s, k, values) is the derivative of pooled by member k
 //   row.positives()                  the row's positives as a short list of thresholds
 //   row.compare(list, f)             for each threshold k: sums of f(s_j - theta_k, p_j) over all pairs j
 //   row.map_compare(list, c, f)      s_j := sum_k c_k f(s_j - theta_k, p_j)

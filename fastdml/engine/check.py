@@ -83,6 +83,12 @@ def positive(value: float, name: str) -> float:
     return float(value)
 
 
+def count(value: float, name: str) -> int:
+    if int(value) != value or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value}")
+    return int(value)
+
+
 def non_negative(value: float, name: str) -> float:
     if not value >= 0 or value == float("inf"):
         raise ValueError(f"{name}: expected a number of at least 0, got {value}")

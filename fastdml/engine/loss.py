@@ -66,6 +66,9 @@ class RowLoss:
     provenance: ClassVar[str] = "formula"
     # Whether rows are the samples of a batch or the proxies of its classes.
     rows: ClassVar[Literal["samples", "proxies"]] = "samples"
+    # Whether candidates are samples or proxies: then every class is `columns_per_class` consecutive
+    # columns, classes in the order 0, 1, ... .
+    columns: ClassVar[Literal["samples", "proxies"]] = "samples"
     # What the pair of a sample with itself is, when anchors and candidates are one set.
     self_pair: ClassVar[Literal["exclude", "keep"]] = "exclude"
     # Initial values of the learnable scalars a call must hand in.
@@ -88,6 +91,11 @@ class RowLoss:
     threshold_list: ClassVar[bool] = False
 
     similarity: str = dataclasses.field(default="cosine", kw_only=True)
+
+    @property
+    def columns_per_class(self) -> int:
+        """Consecutive candidates that are one class, for losses over several proxies per class."""
+        return 1
 
     @property
     def metric(self) -> Metric:

@@ -50,6 +50,13 @@ def statistic_type(anchors: Tensor, candidates: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in both) else torch.float32
 
 
+def _dense(x: Tensor) -> Tensor:
+    """x stored by rows or by columns without gaps: as it is if it is so, else copied by rows."""
+    if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
+        return x[:, 0].contiguous()[:, None]
+    return x if x.t().is_contiguous() else x.contiguous()
+
+
 def problem_of(
     anchors: Tensor,
     candidates: Tensor | None,
@@ -74,8 +81,9 @@ def problem_of(
     def values(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().to(statistic).contiguous()
 
-    a = anchors.detach().to(compute).contiguous()
-    c = a if candidates is None else candidates.detach().to(compute).contiguous()
+    a = _dense(anchors.detach().to(compute).contiguous())
+    # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
+    c = a if candidates is None else _dense(candidates.detach().to(compute))
     related: Relation
     if pairs:
         related = TupleRelation(tuple(pairs), a.shape[0], c.shape[0])
@@ -207,10 +215,17 @@ def row_loss(
     return (
         value,
         *(
-            anchors.new_empty(0) if d is None or x is None else d.to(x.dtype)
-            for d, x in zip(found, inputs)
+            anchors.new_empty(0) if d is None or x is None else _stored_like(d.to(x.dtype), k, x)
+            for k, (d, x) in enumerate(zip(found, inputs))
         ),
     )
+
+
+def _stored_like(d: Tensor, k: int, x: Tensor) -> Tensor:
+    """The gradient d of input k: the candidates' by columns where they are, all others by rows."""
+    if k == 1 and not x.is_contiguous() and x.t().is_contiguous():
+        return d.t().contiguous().t()
+    return d.contiguous()
 
 
 def _fake(
@@ -235,8 +250,10 @@ def _fake(
     return (
         anchors.new_empty(shape, dtype=statistic_type(anchors, candidates)),
         *(
-            x.new_empty(x.shape) if w and x is not None else anchors.new_empty(0)
-            for w, x in zip(wanted, inputs)
+            anchors.new_empty(0)
+            if x is None or not w
+            else _stored_like(x.new_empty(x.shape), k, x)
+            for k, (w, x) in enumerate(zip(wanted, inputs))
         ),
     )
 

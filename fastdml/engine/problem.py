@@ -42,7 +42,7 @@ class Problem:
 
     @functools.cached_property
     def row_scale(self) -> Tensor | None:
-        return self.loss.metric.scale(self.anchors, self.statistic)
+        return self.loss.metric.scale(self.anchors, self.statistic, anchors=True)
 
     @functools.cached_property
     def col_scale(self) -> Tensor | None:
@@ -92,6 +92,11 @@ class Problem:
 
     def swapped(self, loss: RowLoss) -> Problem:
         """Candidates against anchors."""
+        if self.loss.metric.raw_anchors:
+            raise ValueError(
+                f"similarity: {self.loss.similarity!r} treats samples and candidates differently, "
+                f"which {self.loss.name!r} cannot; expected another one"
+            )
         return Problem(
             loss,
             self.candidates,

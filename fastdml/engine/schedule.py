@@ -122,7 +122,10 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     if problem.one_set:
         d_candidates = out.d_anchors
     else:
-        d_candidates = out.d_candidates = empty(n, c.shape[1]) if wanted.candidates else None
+        d_candidates = None
+        if wanted.candidates:  # stored as the candidates are, by rows or by columns
+            d_candidates = torch.empty_like(c, dtype=problem.statistic)
+        out.d_candidates = d_candidates
     if wanted.scalars and problem.scalars is not None:
         out.d_scalars = torch.zeros(
             m, problem.scalars.numel(), dtype=problem.statistic, device=a.device
@@ -175,7 +178,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         total = row_total
         if total is not None and problem.one_set and col_total is not None:
             total = total + col_total
-        metric.finish_(out.d_anchors, a, problem.row_scale, total)
+        metric.finish_(out.d_anchors, a, None if metric.raw_anchors else problem.row_scale, total)
     if d_candidates is not None and not problem.one_set:
         metric.finish_(
             d_candidates, c, problem.col_scale, col_total if metric.needs_totals else None

@@ -31,12 +31,14 @@ class Metric:
     kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
     normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
     clipped: of x/max(|x|, 1): only embeddings outside the unit ball are brought to its surface.
+    raw_anchors: the anchor x is taken as it is all the same.
     """
 
     name: str
     kind: int
     normalized: bool
     clipped: bool = False
+    raw_anchors: bool = False
 
     @property
     def sign(self) -> float:
@@ -48,18 +50,21 @@ class Metric:
         """Distances of raw embeddings also pull an embedding along itself."""
         return self.kind != PRODUCT and not self.normalized
 
-    def scale(self, x: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """[rows] factors of the rows of x in a product, or None for 1."""
+    def scale(self, x: Tensor, dtype: torch.dtype, anchors: bool = False) -> Tensor | None:
+        """[rows] factors of the rows of x (anchors or candidates) in a product, or None for 1."""
         if not (self.normalized or self.clipped):
             return None
         if self.clipped:
             return torch.linalg.vector_norm(x, dim=1, dtype=dtype).clamp(min=1).reciprocal()
-        if x.device.type == "cpu" and x.dtype == dtype and library.load() is not None:
+        if anchors and self.raw_anchors:
+            return torch.ones(x.shape[0], dtype=dtype, device=x.device)
+        by_rows = x.shape[1] <= 1 or x.stride(1) == 1
+        if x.device.type == "cpu" and by_rows and x.dtype == dtype and library.load() is not None:
             scale = x.new_empty(x.shape[0])
             torch.ops.fastdml_native.inverse_norm_(scale, x, EPSILON)
             return scale
         norm = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
-        return torch.where(norm > EPSILON, norm.reciprocal(), torch.zeros_like(norm))
+        return norm.reciprocal().masked_fill_(norm <= EPSILON, 0.0)
 
     def square(self, x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """[rows] squared norms of the scaled rows of x, where the kind needs them."""
@@ -119,7 +124,8 @@ class Metric:
             scale = torch.where(scale < 1, scale, torch.zeros_like(scale))
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        if library.runs_on(gradient.device.type):
+        stored_alike = gradient.stride() == x.stride() and gradient.dtype == x.dtype
+        if stored_alike and library.runs_on(gradient.device.type):
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
         for rows in _slices(x):
@@ -144,7 +150,7 @@ class Metric:
         """[M, N] differentiable, the whole matrix at once."""
         given_a, given_c = a, c
         if self.normalized:
-            a, c = unit(a), unit(c)
+            a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
         s = a @ c.t()
@@ -198,6 +204,7 @@ SIMILARITIES: dict[str, Metric] = {
     for m in (
         Metric("cosine", PRODUCT, True),
         Metric("dot", PRODUCT, False),
+        Metric("projection", PRODUCT, True, raw_anchors=True),
         Metric("distance", DISTANCE, True),
         Metric("squared_distance", SQUARED_DISTANCE, True),
         Metric("raw_distance", DISTANCE, False),

@@ -23,6 +23,9 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
         size: bytes, at least 64 KiB; None restores the default (16 MiB on the CPU, 192 MiB on CUDA).
         device: "cpu" or "cuda".
 
+    The default is doubled where fewer than eight rows would fit (half a million candidates and more);
+    a size that is set is kept to, but for one row at least.
+
     Larger blocks cost memory and, beyond the caches, time; smaller ones make the matrix products
     inefficient. Results do not depend on it beyond rounding.
 
@@ -37,14 +40,17 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     _local.__dict__.clear()
 
 
-def workspace_limit(device_type: str) -> int:
-    """Bytes an executor may hold on a device."""
-    return _limits.get(device_type, _DEFAULT["cuda"])
+def workspace_limit(device_type: str, row: int = 0) -> int:
+    """Bytes an executor may hold on a device, for rows of `row` bytes."""
+    limit = _limits.get(device_type, _DEFAULT["cuda"])
+    # Every block passes over all candidates and their gradient: with few rows that is all it does.
+    wide = limit == _DEFAULT.get(device_type) and limit < 8 * row
+    return 2 * limit if wide else limit
 
 
 def block_limit(device_type: str, columns: int, bytes_per_pair: int) -> int:
     """Bytes a block of rows of `columns` pairs may take."""
-    limit = workspace_limit(device_type)
+    limit = workspace_limit(device_type, columns * bytes_per_pair)
     if device_type == "cpu":
         return limit
     return min(limit, max(_CUDA_ROWS * columns * bytes_per_pair, _CUDA_CACHE))

@@ -37,6 +37,10 @@ def checked(
     if ref_emb is not None:
         check.embeddings(ref_emb, "ref_emb", validate)
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+    elif description.metric.raw_anchors:
+        raise ValueError(
+            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
+        )
     columns = embeddings if ref_emb is None else ref_emb
     pairs: list[Tensor] = []
     if isinstance(indices_tuple, LazyPairs):
@@ -105,9 +109,10 @@ class SampleLoss(nn.Module):
     Keyword arguments of every loss:
         reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a non-zero loss) or
             "none" ([B] row losses).
-        similarity: what a pair is compared by: "cosine", "dot", "distance" and "squared_distance"
-            (Euclidean, of normalised embeddings), "raw_distance" and "raw_squared_distance" (not
-            normalised). Most losses are defined on "cosine", their default.
+        similarity: what a pair is compared by: "cosine", "dot", "projection" (the product with the
+            normalised candidate), "distance" and "squared_distance" (Euclidean, of normalised
+            embeddings), "raw_distance" and "raw_squared_distance" (not normalised). Most losses are
+            defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
     """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +12,32 @@ from ..engine import autograd, check
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
+from ..engine.similarity import SIMILARITIES
+from ..miners import LazyPairs
+
+Regularizer = Callable[[Tensor], Tensor]
+
+
+def sample_weights(
+    indices_tuple: object, embeddings: Tensor, anchors_only: bool = False
+) -> Tensor | None:
+    """[B] weights of the samples that an index tuple names: count / largest count. None without any.
+
+    Every entry of (a1, p, a2, n) or (a, p, n) counts, or only those of its anchors.
+    """
+    if indices_tuple is None:
+        return None
+    if isinstance(indices_tuple, LazyPairs):
+        indices_tuple = tuple(indices_tuple)
+    size = embeddings.shape[0]
+    a1, p, a2, n = check.pairs(indices_tuple, size, size)
+    anchors = [a1] if len(indices_tuple) == 3 else [a1, a2]  # type: ignore[arg-type]
+    named = torch.cat(anchors if anchors_only else [*anchors, p, n])
+    if named.numel() == 0:
+        return None
+    counts = torch.bincount(named, minlength=size)
+    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    return counts.to(kind) / counts.max()
 
 
 def proxy_row_loss(
@@ -16,65 +45,160 @@ def proxy_row_loss(
     embeddings: Tensor,
     labels: Tensor,
     proxies: Tensor,
+    indices_tuple: object = None,
     *,
+    anchors_only: bool = False,
+    row_values: Tensor | None = None,
+    col_values: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
 ) -> Tensor:
-    """A loss whose rows are proxies [C, D] and whose candidates are the batch [B, D]."""
+    """A loss of the batch [B, D] and the proxies [C K, D] of C classes, those of a class in a row.
+
+    Args:
+        labels: [B] in [0, C).
+        indices_tuple: a miner's result; makes weights of the samples' losses (count / largest count).
+        anchors_only: whether only the anchors that the tuple names count.
+        row_values, col_values: as `autograd.row_loss`.
+        reduction: over rows (samples, or proxies in Proxy-Anchor): "mean", "sum", "nonzero", "none".
+        backend, validate: see `SampleLoss`.
+    """
     check.reduction(reduction)
     check.similarity(description.similarity)
     check_backend(backend)
     check.embeddings(embeddings, "embeddings", validate)
     check.embeddings(proxies, "proxies", validate)
     check.same_space(embeddings, proxies, "embeddings", "proxies")
+    size = description.columns_per_class
+    if proxies.shape[0] % size:
+        raise ValueError(
+            f"proxies: expected {size} rows for every class, got {proxies.shape[0]} rows in all"
+        )
     labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    check.class_range(labels, proxies.shape[0], "labels", validate)
+    check.class_range(labels, proxies.shape[0] // size, "labels", validate)
     classes = torch.arange(proxies.shape[0], device=proxies.device)
+    if size > 1:
+        classes.div_(size, rounding_mode="floor")
+    options: dict[str, Any] = {
+        "loss": handle(description),
+        "row_values": row_values,
+        "col_values": col_values,
+        "backend": backend,
+        "reduction": reduction,
+    }
+    if description.rows == "proxies":
+        return autograd.row_loss(proxies, embeddings, classes, labels, **options)
+    weight = sample_weights(indices_tuple, embeddings, anchors_only)
+    if weight is not None and reduction == "none":
+        return weight * autograd.row_loss(embeddings, proxies, labels, classes, **options)
     return autograd.row_loss(
-        proxies,
-        embeddings,
-        classes,
-        labels,
-        loss=handle(description),
-        backend=backend,
-        reduction=reduction,
+        embeddings, proxies, labels, classes, row_weight=weight, **options
     )
 
 
 class ProxyLoss(nn.Module):
-    """A loss with one learnable proxy per class, `proxies` [C, D]. Keywords as `SampleLoss`."""
+    """A loss with learnable proxies.
+
+    Args:
+        num_classes: C. Labels are 0 ... C - 1.
+        embedding_size: D.
+        weight_init_func: called with the parameter to fill it; None: the loss's own way.
+        weight_regularizer: called with the proxies [C, D], for a scalar that is added to the loss
+            times `weight_reg_weight`.
+        embedding_regularizer: the same for the embeddings, times `embedding_reg_weight`.
+        reduction, similarity, backend, validate: see `SampleLoss`.
+    """
+
+    default_similarity = "cosine"
+    # Name of the parameter, and whether it is stored as [D, C]: as pytorch-metric-learning has it.
+    parameter_name = "proxies"
+    by_columns = False
 
     def __init__(
         self,
         num_classes: int,
         embedding_size: int,
         *,
+        proxies_per_class: int = 1,
+        weight_init_func: Callable[[Tensor], Any] | None = None,
+        weight_regularizer: Regularizer | None = None,
+        weight_reg_weight: float = 1,
+        embedding_regularizer: Regularizer | None = None,
+        embedding_reg_weight: float = 1,
         reduction: str = "mean",
-        similarity: str = "cosine",
+        similarity: str | None = None,
         backend: str = "auto",
         validate: bool = False,
     ) -> None:
         super().__init__()
-        for value, name in ((num_classes, "num_classes"), (embedding_size, "embedding_size")):
-            if int(value) != value or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value}")
+        self.num_classes = check.count(num_classes, "num_classes")
+        self.embedding_size = check.count(embedding_size, "embedding_size")
+        self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
         check.reduction(reduction)
-        check.similarity(similarity)
+        self.similarity = self.default_similarity if similarity is None else similarity
+        check.similarity(self.similarity)
         check_backend(backend)
-        self.similarity = similarity
+        if reduction == "none" and (weight_regularizer or embedding_regularizer):
+            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+        self.weight_init_func = weight_init_func
+        self.weight_regularizer = weight_regularizer
+        self.weight_reg_weight = weight_reg_weight
+        self.embedding_regularizer = embedding_regularizer
+        self.embedding_reg_weight = embedding_reg_weight
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
-        self.proxies = nn.Parameter(torch.empty(int(num_classes), int(embedding_size)))
+        shape = (self.num_classes * self.proxies_per_class, self.embedding_size)
+        weight = nn.Parameter(torch.empty(shape[::-1] if self.by_columns else shape))
+        self.register_parameter(self.parameter_name, weight)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+        """Fills the proxies anew."""
+        weight = getattr(self, self.parameter_name)
+        (self.weight_init_func or self.initialize)(weight)
+
+    @staticmethod
+    def initialize(weight: Tensor) -> Any:
+        """How this loss fills its parameter."""
+        return nn.init.normal_(weight)
+
+    @property
+    def all_proxies(self) -> Tensor:
+        """[C K, D], a view of the parameter."""
+        weight: Tensor = getattr(self, self.parameter_name)
+        return weight.t() if self.by_columns else weight
 
     def description(self) -> RowLoss:
         """The loss as mathematics."""
         raise NotImplementedError
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """[B, C] what the loss compares classes by, differentiable; holds the whole matrix."""
+        check.embeddings(embeddings, "embeddings", self.validate)
+        check.same_space(embeddings, self.all_proxies, "embeddings", self.parameter_name)
+        proxies = self.all_proxies.to(embeddings.dtype)
+        return SIMILARITIES[self.similarity].dense(embeddings, proxies, 0.0)
+
+    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
+        """The loss without regularizers."""
+        return proxy_row_loss(
+            self.description(),
+            embeddings,
+            labels,
+            self.all_proxies,
+            indices_tuple,
+            **self.options(),
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of the functional form that every proxy loss has."""
+        return {
+            "reduction": self.reduction,
+            "backend": self.backend,
+            "validate": self.validate,
+        }
 
     def forward(
         self,
@@ -86,6 +210,11 @@ class ProxyLoss(nn.Module):
     ) -> Tensor:
         """The loss of embeddings [B, D] with labels [B] in [0, C).
 
+        Args:
+            indices_tuple: a miner's result: samples then weigh as often as it names them, relative to
+                the most frequent one.
+            ref_emb, ref_labels: not meaningful here; None.
+
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
@@ -94,18 +223,15 @@ class ProxyLoss(nn.Module):
                 raise ValueError(f"{name}: a proxy loss compares with its proxies; expected None")
         if labels is None:
             raise ValueError("labels: expected one label per row of embeddings, got None")
-        if indices_tuple is not None:
-            raise ValueError("indices_tuple: not supported by proxy losses yet; expected None")
-        return proxy_row_loss(
-            self.description(),
-            embeddings,
-            labels,
-            self.proxies,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
-        )
+        loss = self.losses(embeddings, labels, indices_tuple)
+        if self.weight_regularizer is not None:
+            loss = loss + self.weight_reg_weight * self.weight_regularizer(self.all_proxies)
+        if self.embedding_regularizer is not None:
+            loss = loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
+        return loss
 
     def extra_repr(self) -> str:
-        c, d = self.proxies.shape
-        return f"num_classes={c}, embedding_size={d}, reduction={self.reduction!r}, backend={self.backend!r}"
+        return (
+            f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )

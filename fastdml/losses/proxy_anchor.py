@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .proxies import ProxyLoss, proxy_row_loss
+from .proxies import ProxyLoss, proxy_row_loss, sample_weights
 from .terms import log_sum_exp_with_one
 
 __all__ = ["ProxyAnchorLoss", "proxy_anchor"]
@@ -47,6 +47,20 @@ class ProxyAnchor(RowLoss):
         return rows.scalars[0] * pull + push
 
 
+class WeightedProxyAnchor(ProxyAnchor):
+    """The same with a number per sample that is added to its exponents: column value 0."""
+
+    name = "weighted_proxy_anchor"
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None and rows.col_values is not None
+        pull = rows.col_values[0] - self.alpha * (rows.s - self.margin)
+        push = rows.col_values[0] + self.alpha * (rows.s + self.margin)
+        return rows.scalars[0] * log_sum_exp_with_one(pull, rows.positive) + log_sum_exp_with_one(
+            push, rows.negative
+        )
+
+
 class ProxyAnchorLoss(ProxyLoss):
     """Proxy-Anchor loss.
 
@@ -64,8 +78,9 @@ class ProxyAnchorLoss(ProxyLoss):
         embedding_size: D.
         margin, alpha: as above.
 
-    With reduction="none" the result has one value per proxy, [C], whose mean is the loss. Other
-    arguments: see `SampleLoss`.
+    With reduction="none" the result has one value per proxy, [C], whose mean is the loss. With an
+    index tuple, weight - 1 is added to a sample's exponents, its weight being how often the tuple
+    names it relative to the most frequent sample. Other arguments: see `ProxyLoss`.
     """
 
     def __init__(
@@ -81,14 +96,31 @@ class ProxyAnchorLoss(ProxyLoss):
         self.alpha = alpha
         self.description()  # checks the parameters
 
+    @staticmethod
+    def initialize(weight: Tensor) -> Any:
+        return nn.init.kaiming_normal_(weight, mode="fan_out")
+
     def description(self) -> ProxyAnchor:
         return ProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
+
+    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
+        return proxy_anchor(
+            embeddings,
+            labels,
+            self.proxies,
+            indices_tuple,
+            margin=self.margin,
+            alpha=self.alpha,
+            similarity=self.similarity,
+            **self.options(),
+        )
 
 
 def proxy_anchor(
     embeddings: Tensor,
     labels: Tensor,
     proxies: Tensor,
+    indices_tuple: object = None,
     *,
     margin: float = 0.1,
     alpha: float = 32,
@@ -99,5 +131,14 @@ def proxy_anchor(
 
     options: see `proxy_row_loss`.
     """
-    description = ProxyAnchor(alpha, margin, similarity=similarity)
-    return proxy_row_loss(description, embeddings, labels, proxies, **options)
+    check.embeddings(embeddings, "embeddings")
+    weight = sample_weights(indices_tuple, embeddings)
+    kind = ProxyAnchor if weight is None else WeightedProxyAnchor
+    return proxy_row_loss(
+        kind(alpha, margin, similarity=similarity),
+        embeddings,
+        labels,
+        proxies,
+        col_values=None if weight is None else weight[None] - 1,
+        **options,
+    )

@@ -58,28 +58,32 @@ def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
     return total, rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
 
 
-def log_sum_exp(z: Tensor, mask: Tensor) -> Tensor:
-    """[R] log of the sum of exp z over the masked pairs of a row, z, mask [R, N].
+def cross_entropy(
+    z: Tensor, target: Tensor, positive: Tensor, smoothing: float = 0.0, among: bool = True
+) -> Tensor:
+    """[R] softmax cross-entropy of one class against the others.
 
-    An empty row has the smallest number there is, and a derivative of 0: no infinity, no NaN.
+    Args:
+        z: [R, C] logits of the classes. target: [R] logit of a row's own class.
+        positive: bool [R, C], which class is the row's own.
+        smoothing: share of the target's probability that is spread evenly over the others.
+        among: whether the target counts in the denominator.
+
+    Rows without an own class, or without others, have a loss of 0.
     """
-    return z.masked_fill(~mask, torch.finfo(z.dtype).min).logsumexp(dim=1)
+    valid = positive.any(1) & ~positive.all(1)
+    # A row of only -inf has no derivative; its loss is not used.
+    rest = z.masked_fill(positive & valid[:, None], -torch.inf).logsumexp(1)
+    gap = rest - target
+    # softplus without torch's switch to the identity beyond 20, which costs digits in float64
+    loss = torch.logaddexp(gap, torch.zeros_like(gap)) if among else gap
+    if smoothing > 0:
+        others = (z * ~positive).sum(1) / max(1, z.shape[1] - 1)
+        loss = loss + smoothing * (target - others)
+    return torch.where(valid, loss, torch.zeros_like(loss))
 
 
-def masked_sum(z: Tensor, mask: Tensor) -> Tensor:
-    """[R] sums of z over the masked pairs of a row, z, mask [R, N]."""
-    return torch.where(mask, z, torch.zeros_like(z)).sum(dim=1)
-
-
-def rows_per(count: Tensor) -> Tensor:
-    """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
-    over things. Rows per 1 where there is none."""
-    return count.shape[0] / count.sum().clamp(min=1).to(torch.float64).reshape(1)
-
-
-def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:
-    """The similarity from which positives are dropped as duplicates: that of the released code, or
-    infinity for the paper, which drops none."""
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
-    return released if variant == "released" else float("inf")
+def softmax_mean(s: Tensor, size: int, gamma: float) -> Tensor:
+    """[R, C] of s [R, C size]: means of `size` consecutive values, weighted by softmax(s / gamma)."""
+    grouped = s.unflatten(1, (-1, size))
+    return ((grouped / gamma).softmax(2) * grouped).sum(2)
