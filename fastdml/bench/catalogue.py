@@ -21,9 +21,19 @@ Call = dict[str, Any]  # arguments of engine.autograd.row_loss
 RowLossFunction = Callable[..., Tensor]
 
 
+# Arguments without a default, by module.
+_NEEDED: dict[str, dict[str, Any]] = {"RankedListLoss": {"margin": 0.4, "Tn": 10.0}}
+
+
+def needed(cls: type) -> dict[str, Any]:
+    """Arguments without which a module, ours or its namesake elsewhere, cannot be made."""
+    return _NEEDED.get(cls.__name__, {})
+
+
 def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
     known = {"num_classes": workload.classes, "embedding_size": workload.dim}
-    return {k: v for k, v in known.items() if k in inspect.signature(cls).parameters}
+    sizes = {k: v for k, v in known.items() if k in inspect.signature(cls).parameters}
+    return {**sizes, **needed(cls), **dict(workload.options)}
 
 
 @functools.cache
@@ -74,7 +84,7 @@ def build(workload: Workload, dtype: torch.dtype | None = None, **settings: str)
     cls = module_classes()[workload.loss]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(workload.seed)
-        module = cls(**_arguments(cls, workload), **dict(workload.options), **settings)
+        module = cls(**_arguments(cls, workload), **settings)
     kind = workload.torch_dtype
     # Rounded to the type that is measured, so that a reference sees the same numbers.
     return module.to(kind).to(workload.device, dtype or kind)

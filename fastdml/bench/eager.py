@@ -62,13 +62,15 @@ def row_loss(
     c = a if candidates is None else candidates.to(p.statistic)
     outputs = outputs_of(p, a, c, scalars, call.get("row_values"), call.get("col_values"))
     reduction = call.get("reduction", "mean")
-    if p.loss.outputs > 1:
+    if p.loss.outputs > 1 and not p.loss.counted:
         return p.loss.combine(outputs, reduction)
     losses = outputs[:, 0]
     if p.row_weight is not None:
         losses = losses * p.row_weight
     if reduction == "nonzero":
         return losses.sum() / (losses > 0).sum().clamp(min=1)
+    if reduction == "mean" and p.loss.counted:
+        return losses.sum() / outputs[:, 1].detach().sum().clamp(min=1)
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 

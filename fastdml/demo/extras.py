@@ -12,7 +12,7 @@ def require(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
-        if error.name != package:  # present, and missing something of its own
+        if (error.name or "").partition(".")[0] != package:  # it lacks something of its own
             raise
         raise ImportError(
             f"the demo needs {package}, which is not installed: pip install fastdml[demo]"

@@ -47,6 +47,12 @@ def build_loss(name: str, num_classes: int, embedding_size: int, backend: str) -
     return loss(**arguments, **_SETTINGS.get(name, {}))
 
 
+def learns_proxies(name: str) -> bool:
+    """Whether the loss compares with something it learns per class, not within the batch."""
+    parameter = _parameters(_registered()[canonical_name(name)]).get("num_classes")
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def _registered() -> dict[str, type[nn.Module]]:
     return {_snake(name): module for name, module in losses.MODULES.items()}
 

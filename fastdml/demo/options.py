@@ -82,7 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--per-class",
         type=int,
         metavar="M",
-        help=f"images of each class in a batch (default {full.per_class})",
+        help=f"images of each class in a batch (default {full.per_class}; losses that compare with "
+        "learned proxies take 1, as they need no second image)",
     )
     add(
         "--epochs",

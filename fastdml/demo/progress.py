@@ -43,7 +43,7 @@ class Progress:
 
 @contextmanager
 def progress_bars(console: Any) -> Iterator[Progress]:
-    """Bars that stay on the screen when they are done."""
+    """Bars that stay on the screen when done; where there is no terminal, only that is printed."""
     bar = require("rich.progress")
     columns = (
         bar.TextColumn("{task.description:<18}"),

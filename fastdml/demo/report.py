@@ -93,7 +93,7 @@ def plot_neighbours(
         bottom = 1 - (0.36 / height) - (row + 1) * row_height
         box = [(x + 0.16) * unit, bottom + 0.26 * row_height, 0.9 * unit, 0.72 * row_height]
         axes = figure.add_axes(box)
-        axes.imshow(images.pixels[index, 0], cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(images.pixels[index, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         axes.set_xticks([])
         axes.set_yticks([])
         name = images.names[images.labels[index]]
@@ -142,7 +142,7 @@ def plot_curves(trained: dict[str, Trained], path: Path) -> None:
         losses = torch.tensor(run.losses, dtype=torch.float64)
         epochs = max(run.curve)
         per_epoch = torch.cat([losses[:1], losses.view(epochs, -1).mean(dim=1)])
-        left.plot(range(epochs + 1), per_epoch / losses[0], label=name, markersize=4, **style)
+        left.plot(range(epochs + 1), (per_epoch / losses[0]).tolist(), label=name, markersize=4, **style)
         for axes, metric in ((middle, "recall@1"), (right, "map@r")):
             values = [100 * point[metric] for point in run.curve.values()]
             axes.plot(list(run.curve), values, label=name, markersize=5, **style)

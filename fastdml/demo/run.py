@@ -79,10 +79,10 @@ def _run(options: Options, names: list[str], console: Any, started: float) -> di
         return retrieval_metrics(embed(model, jittered.pixels), jittered.labels)
 
     trained: dict[str, Trained] = {}
-    with progress_bars(console) as progress:
-        for name in names:
+    for name in names:
+        with progress_bars(console) as progress:
             trained[name] = train(name, training, evaluate, options, progress)
-            scores[name] = _score(_embedding(trained[name].model), test, jittered)
+        scores[name] = _score(_embedding(trained[name].model), test, jittered)
     console.print(recall_table(scores))
 
     first = trained[names[0]]
