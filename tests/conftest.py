@@ -332,6 +332,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     g = torch.Generator().manual_seed(0)
     values = {
         **PARAMETERS,
+        "probabilities": torch.rand(len(case.x), 5, generator=g).softmax(1).to(case.x.dtype),
         "embeddings": case.x,
         "labels": dense,
         "ref_emb": torch.randn(case.x.shape, generator=g).to(case.x.dtype),

@@ -165,7 +165,9 @@ def circle(
 ) -> Tensor:
     """Circle loss as a function; see `CircleLoss`. options: see `sample_loss`."""
     if form == "global" and reduction == "none":
-        raise ValueError("reduction: the global form is one number; expected another kind than 'none'")
+        raise ValueError(
+            "reduction: the global form is one number; expected another kind than 'none'"
+        )
     unordered = ref_emb is None and indices_tuple is None
     return sample_loss(
         _describe(m, gamma, form, unordered, similarity),

@@ -178,7 +178,9 @@ def lifted_structure(
 ) -> Tensor:
     """Lifted structure loss as a function; see `LiftedStructureLoss`. options: see `sample_loss`."""
     if indices_tuple is not None:
-        raise ValueError("indices_tuple: lifted structure takes its pairs from labels; expected None")
+        raise ValueError(
+            "indices_tuple: lifted structure takes its pairs from labels; expected None"
+        )
     if reduction not in ("mean", "sum"):
         # Rows share their derivatives: weights of single rows would need them apart.
         raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")

@@ -74,7 +74,8 @@ class NPairsLoss(SampleLoss):
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
     negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
-    many classes have two samples. Other arguments: see `SampleLoss`.
+    many classes have two samples, where torch.compile(fullgraph=True) wants
+    `torch._dynamo.config.capture_dynamic_output_shape_ops`. Other arguments: see `SampleLoss`.
     """
 
     default_similarity = "dot"
@@ -191,8 +192,8 @@ def n_pairs(
 
 
 def n_pairs_mc(
-    anchors: Tensor,
-    positives: Tensor,
+    embeddings: Tensor,
+    ref_emb: Tensor,
     *,
     one_vs_one: bool = False,
     l2_reg: float = 0.0,
@@ -202,21 +203,24 @@ def n_pairs_mc(
     backend: str = "auto",
     validate: bool = False,
 ) -> Tensor:
-    """N-pair loss of N pairs of N different classes, [N, D] and [N, D]; see `NPairsLoss`."""
+    """N-pair loss of N pairs of N different classes, [N, D] and [N, D]; see `NPairsLoss`.
+
+    Row i of ref_emb is the positive of row i of embeddings, and all its other rows are negatives.
+    """
     _check("mc", l2_reg, l2_kind)
-    check_pairs(anchors, positives, "anchors", "positives", validate)
-    y = torch.arange(anchors.shape[0], device=anchors.device)
+    check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
+    y = torch.arange(embeddings.shape[0], device=embeddings.device)
     value = _loss(
         NPair(one_vs_one, similarity=similarity),
-        anchors,
-        positives,
-        positives,
+        embeddings,
+        ref_emb,
+        ref_emb,
         y,
         y,
         reduction=reduction,
         backend=backend,
     )
-    return value if l2_reg == 0 else value + l2_reg * _penalty(l2_kind, anchors, positives)
+    return value if l2_reg == 0 else value + l2_reg * _penalty(l2_kind, embeddings, ref_emb)
 
 
 def _loss(

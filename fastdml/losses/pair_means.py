@@ -15,6 +15,11 @@ def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
     Sums over classes replace sums over pairs: sum_ij x_i.y_j = (sum_i x_i).(sum_j y_j). O((B + N) D)
     time and memory. Over no pair the mean is 0.
     """
+    with torch.autocast(call.embeddings.device.type, enabled=False):
+        return _means(call, normalized)
+
+
+def _means(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
     kind = torch.float64 if call.embeddings.dtype == torch.float64 else torch.float32
     x = _prepared(call.embeddings, normalized, kind)
     y = x if call.ref_emb is None else _prepared(call.ref_emb, normalized, kind)
@@ -23,9 +28,8 @@ def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
         return _of_pairs(x, y, a1, p), _of_pairs(x, y, a2, n)
     assert call.labels is not None
     columns = call.labels if call.ref_labels is None else call.ref_labels
-    # Class numbers of both sets together, at most B + N of them.
     both = call.labels if call.ref_emb is None else torch.cat([call.labels, columns])
-    _, classes = both.unique(return_inverse=True)
+    classes = class_numbers(both)
     rows, cols = classes[: x.shape[0]], classes[-y.shape[0] :]
     of_rows = x.new_zeros(both.shape[0], x.shape[1]).index_add(0, rows, x)
     of_cols = of_rows
@@ -43,6 +47,14 @@ def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
         pull = same - x.square().sum()
         positives = positives - x.shape[0]
     return pull / positives.clamp(min=1).to(kind), (every - same) / negatives.clamp(min=1).to(kind)
+
+
+def class_numbers(labels: Tensor) -> Tensor:
+    """[n] numbers of the labels' classes in [0, n). (unique would wait for the device.)"""
+    found, order = labels.sort()
+    later = (found[1:] != found[:-1]).cumsum(0)
+    numbers = torch.cat([later.new_zeros(1), later])
+    return torch.empty_like(numbers).scatter(0, order, numbers)
 
 
 def _prepared(x: Tensor, normalized: bool, kind: torch.dtype) -> Tensor:

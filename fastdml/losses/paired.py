@@ -29,9 +29,7 @@ def paired_loss(
     check_backend(backend)
     check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
     kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    values = [
-        torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(()) for v in scalars
-    ]
+    values = [torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(()) for v in scalars]
     pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
     return autograd.row_loss(
         embeddings,

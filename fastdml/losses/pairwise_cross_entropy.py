@@ -12,6 +12,7 @@ from ..engine import autograd, check
 from ..engine.dispatch import check_backend
 from ..engine.registry import handle, register
 from .base import SampleLoss, sample_loss
+from .pair_means import class_numbers
 from .row_cross_entropy import RowCrossEntropy
 
 __all__ = ["PCELoss", "SPCELoss", "pce", "spce"]
@@ -83,7 +84,9 @@ class PCELoss(nn.Module):
         backend, validate: see `SampleLoss`.
     """
 
-    def __init__(self, ridge: float = 1.0, *, backend: str = "auto", validate: bool = False) -> None:
+    def __init__(
+        self, ridge: float = 1.0, *, backend: str = "auto", validate: bool = False
+    ) -> None:
         super().__init__()
         check_backend(backend)
         self.ridge = check.positive(ridge, "ridge")
@@ -126,9 +129,17 @@ def pce(
             f"probabilities: expected {n} rows, one per row of embeddings, got {probabilities.shape[0]}"
         )
     labels = check.labels(labels, n, embeddings.device, "labels", "embeddings")
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return _pce(embeddings, labels, probabilities.detach(), ridge, backend)
+
+
+def _pce(
+    embeddings: Tensor, labels: Tensor, probabilities: Tensor, ridge: float, backend: str
+) -> Tensor:
+    n = embeddings.shape[0]
     kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     x = embeddings.to(kind)
-    centres = probabilities.detach().to(kind).t() @ x / n  # [K, D]
+    centres = probabilities.to(kind).t() @ x / n  # [K, D]
     # A classifier without bias, every centre a candidate and none a positive: row losses are the logs.
     rows = torch.zeros(n, dtype=torch.int64, device=x.device)
     columns = torch.ones(centres.shape[0], dtype=torch.int64, device=x.device)
@@ -140,7 +151,5 @@ def pce(
         loss=handle(SPCE(ridge)),
         backend=backend,
     )
-    # Class sums by label, at most n of them.
-    _, own = labels.unique(return_inverse=True)
-    sums = torch.zeros_like(x).index_add(0, own, x)
+    sums = torch.zeros_like(x).index_add(0, class_numbers(labels), x)
     return partition - (sums.square().sum() / n**2 + centres.square().sum()) / (2 * ridge)

@@ -14,7 +14,6 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .paired import PairedLoss, paired_loss
-from .terms import softplus
 
 __all__ = ["SigLIPLoss", "siglip"]
 

@@ -19,6 +19,8 @@ def parameters(loss: Any) -> tuple[float, ...]:
 
 
 def tile(loss: Any) -> TileLoss:
+    if getattr(loss, "max_positive", float("inf")) < float("inf"):
+        raise NotImplementedError("a ceiling for positives")
     return TILE
 
 

@@ -21,6 +21,10 @@ def parameters(loss: Any) -> tuple[float, ...]:
 
 
 def tile(loss: Any) -> TileLoss:
+    if getattr(loss, "squared", False):
+        raise NotImplementedError("squared terms")
+    if getattr(loss, "pos_aggregation", None) != getattr(loss, "neg_aggregation", None):
+        raise NotImplementedError("two kinds of counts")
     return TILE
 
 
