@@ -60,10 +60,10 @@ struct Functor {
 // The longest list of thresholds that are no pairs (row.list).
 constexpr std::int64_t kLongestList = 256;
 
-// Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, and
-// one row of distances.
+// Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, one
+// row of distances and one sorted row. What is not used is never touched.
 inline std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
-  return 32 * (longest < kLongestList ? kLongestList : longest) + cols + 64;
+  return 48 * (longest < kLongestList ? kLongestList : longest) + 10 * cols + 128;
 }
 
 int functor_count();
