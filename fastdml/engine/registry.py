@@ -57,7 +57,7 @@ def _spelled(description: RowLoss) -> str:
 
 def _read(handle: str) -> RowLoss:
     name, *values = handle.split("|")
-    return LOSSES[name](**dict(zip(_fields[name], map(_value, values), strict=True)))
+    return LOSSES[name](**dict(zip(_fields[name], map(_value, values), strict=True)))  # type: ignore[arg-type]
 
 
 def _text(value: object) -> str:

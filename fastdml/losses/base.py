@@ -37,10 +37,6 @@ def checked(
     if ref_emb is not None:
         check.embeddings(ref_emb, "ref_emb", validate)
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-    elif description.metric.raw_anchors:
-        raise ValueError(
-            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
-        )
     columns = embeddings if ref_emb is None else ref_emb
     pairs: list[Tensor] = []
     if isinstance(indices_tuple, LazyPairs):
@@ -82,6 +78,10 @@ def sample_loss(
     check.reduction(reduction)
     check.similarity(description.similarity)
     check_backend(backend)
+    if description.metric.raw_anchors and ref_emb is None:
+        raise ValueError(
+            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
+        )
     if isinstance(indices_tuple, LazyPairs):
         fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:

@@ -107,7 +107,7 @@ class ProxyAnchorLoss(ProxyLoss):
         return proxy_anchor(
             embeddings,
             labels,
-            self.proxies,
+            self.proxies,  # type: ignore[arg-type]
             indices_tuple,
             margin=self.margin,
             alpha=self.alpha,

@@ -31,7 +31,8 @@ class ProxyNCALoss(ProxyLoss):
         positive_in_denominator: see above.
         smoothing: label smoothing of the port, 0.1 there.
 
-    With an index tuple only its anchors count, as in pytorch-metric-learning. Rows are samples. Other arguments: see `ProxyLoss`.
+    With an index tuple only its anchors count, as in pytorch-metric-learning. Rows are samples.
+    Other arguments: see `ProxyLoss`.
     """
 
     default_similarity = "squared_distance"

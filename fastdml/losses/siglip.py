@@ -79,4 +79,4 @@ class SigLIPLoss(PairedLoss):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """The loss of row i of embeddings [B, D] paired with row i of ref_emb [B, D]."""
-        return siglip(embeddings, ref_emb, self.log_scale.exp(), self.bias, **self.options())
+        return siglip(embeddings, ref_emb, self.log_scale.exp(), self.bias, **self.options())  # type: ignore[arg-type]
