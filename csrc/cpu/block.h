@@ -61,10 +61,9 @@ struct Functor {
 constexpr std::int64_t kLongestList = 256;
 
 // Scratch of one thread: the threshold lists of a row, whose largest class has `longest` columns, one
-// row of distances, one sorted row, and up to four values per group of columns. What a loss does not
-// use is never touched.
+// row of distances, and up to four values per group of columns. What a loss does not touch costs nothing.
 constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
-  return 48 * (longest < kLongestList ? kLongestList : longest) + 14 * cols + 128;
+  return 32 * (longest < kLongestList ? kLongestList : longest) + 5 * cols + 64;
 }
 
 int functor_count();
