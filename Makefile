@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 LOSS ?= all
 # Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
+# The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
+export FASTDML_BUILD ?= cpu
 
 .PHONY: demo test lint bench docs gpu-check setup clean
 
