@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
-.PHONY: demo test lint bench docs gpu-check setup clean
+.PHONY: demo test lint bench docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -27,8 +27,9 @@ setup: $(VENV)/.ready
 demo: setup
 	$(PY) -m fastdml demo --loss $(LOSS)
 
+# One thread a worker, and a worker a core: the tests that are about threads set their number.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -39,10 +40,6 @@ bench: setup
 
 docs: setup
 	$(PY) docs/make_tables.py
-
-# On a CUDA machine with torch and nvcc; needs no network. GPU_CHECK="--stages build,test" for a part.
-gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 clean:
 	rm -rf build dist *.egg-info fastdml/_C*.so $(VENV)

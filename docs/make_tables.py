@@ -12,9 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from csrc.build import losses as headers  # noqa: E402
-
 import fastdml  # noqa: E402, F401
+from csrc.build import losses as headers  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
 
 START, END = "<!-- status: begin -->", "<!-- status: end -->"

@@ -365,3 +365,12 @@ def python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is known not to hold yet; `known_failures.txt` says why. Everything else must pass."""
+    listed = (Path(__file__).parent / "known_failures.txt").read_text().splitlines()
+    known = {line for line in listed if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in known:
+            item.add_marker(pytest.mark.xfail(reason="known: see tests/known_failures.txt", strict=False))

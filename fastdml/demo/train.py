@@ -62,8 +62,13 @@ def train(
     model = new_model(options.seed)
     loss_fn = build_loss(name, len(images.names), EMBEDDING_SIZE, options.backend)
     generator = torch.Generator().manual_seed(options.seed)
-    # Proxies stand in for the class: more classes in a batch teach more of them.
-    per_class = 1 if learns_proxies(name) else options.per_class
+    per_class = options.per_class
+    if learns_proxies(name):
+        # Proxies stand in for the class: as many classes in a batch as there are.
+        fits = (m for m in range(1, per_class) if options.batch_size % m == 0)
+        per_class = next(
+            (m for m in fits if options.batch_size <= m * len(images.names)), per_class
+        )
     sampler = MPerClassSampler(
         images.labels,
         per_class,

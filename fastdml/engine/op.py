@@ -50,8 +50,14 @@ def statistic_type(anchors: Tensor, candidates: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in both) else torch.float32
 
 
+# Embeddings stored by columns are copied by rows up to this size, and used as they are beyond it.
+_COPIED = 16 << 20
+
+
 def _dense(x: Tensor) -> Tensor:
-    """x stored by rows or by columns without gaps: as it is if it is so, else copied by rows."""
+    """x without gaps: by rows, or, where a copy would cost memory, by columns if it comes so."""
+    if x.numel() * x.element_size() <= _COPIED:
+        return x.contiguous()
     if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
         return x[:, 0].contiguous()[:, None]
     return x if x.t().is_contiguous() else x.contiguous()
