@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 import fastdml
@@ -374,3 +375,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.removeprefix("tests/") in known:
             item.add_marker(pytest.mark.xfail(reason="known: see tests/known_failures.txt", strict=False))
+
+
+# The same examples in every run: a red run can be repeated.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
