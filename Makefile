@@ -17,10 +17,10 @@ $(VENV)/.ready: pyproject.toml setup.py csrc/build.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)"
 	$(PY) -m pip install --quiet "setuptools>=70" wheel "ninja" "pybind11>=2.13" numpy
-	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	FASTDML_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo]"
 	touch $@
 
-# Recompiles what changed in csrc; does nothing otherwise.
+# Compiles what changed in csrc, in place.
 setup: $(VENV)/.ready
 	$(PY) setup.py --quiet build_ext --inplace
 

@@ -56,11 +56,10 @@ _COPIED = 16 << 20
 
 def _dense(x: Tensor) -> Tensor:
     """x without gaps: by rows, or, where a copy would cost memory, by columns if it comes so."""
-    if x.numel() * x.element_size() <= _COPIED:
-        return x.contiguous()
     if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
         return x[:, 0].contiguous()[:, None]
-    return x if x.t().is_contiguous() else x.contiguous()
+    large = x.numel() * x.element_size() > _COPIED
+    return x if large and x.t().is_contiguous() else x.contiguous()
 
 
 def problem_of(
