@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-LOSS ?= all
+# Names of losses to train with; empty: multi-similarity, then Proxy-Anchor and Smooth-AP.
+LOSS ?=
 # Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
@@ -25,7 +26,7 @@ setup: $(VENV)/.ready
 	$(PY) setup.py --quiet build_ext --inplace
 
 demo: setup
-	$(PY) -m fastdml demo --loss $(LOSS)
+	$(PY) -m fastdml demo $(foreach loss,$(LOSS),--loss $(loss))
 
 # One thread a worker, and a worker a core: the tests that are about threads set their number.
 test: setup
