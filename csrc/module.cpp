@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,11 +34,25 @@ py::dict functors() {
 }
 
 template <class T>
+using Optional = std::optional<py::array_t<T, py::array::c_style | py::array::forcecast>>;
+
+template <class T>
+void expect_shape(const char* what, const Optional<T>& found, std::int64_t rows, std::int64_t cols) {
+  if (found && (found->ndim() != 2 || (rows >= 0 && found->shape(0) != rows) ||
+                (cols >= 0 && found->shape(1) != cols)))
+    throw py::value_error(std::string(what) + ": expected a matrix [" +
+                          (rows < 0 ? "k" : std::to_string(rows)) + ", " +
+                          (cols < 0 ? "k" : std::to_string(cols)) + "]");
+}
+
+template <class T>
 py::array_t<T> apply(const std::string& name, const std::vector<double>& parameters,
                      py::array_t<T, py::array::c_style> s,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> row_labels,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> col_labels,
-                     std::int64_t self_offset, const std::vector<T>& scalars) {
+                     std::int64_t self_offset, const std::vector<T>& scalars,
+                     const Optional<T>& row_values, const Optional<T>& col_values,
+                     const Optional<T>& teacher) {
   const fastdml::Functor* found = nullptr;
   for (int i = 0; i < fastdml::functor_count(); ++i)
     if (name == fastdml::functor(i).name) found = &fastdml::functor(i);
@@ -49,6 +64,9 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
     throw py::value_error("row_labels: expected one label per row of s");
   if (col_labels.ndim() != 1 || col_labels.size() != s.shape(1))
     throw py::value_error("col_labels: expected one label per column of s");
+  expect_shape<T>("row_values", row_values, s.shape(0), -1);
+  expect_shape<T>("col_values", col_values, -1, s.shape(1));
+  expect_shape<T>("teacher", teacher, s.shape(0), s.shape(1));
   std::vector<std::int32_t> row_class(s.shape(0)), col_class(s.shape(1)), start(s.shape(1) + 1),
       order(s.shape(1));
   const auto index = fastdml::class_index(row_labels.data(), s.shape(0), col_labels.data(), s.shape(1),
@@ -69,8 +87,11 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   std::vector<T> given(scalars), row_missing(kMost, nan), col_missing(kMost * b.cols, nan);
   given.resize(std::max<std::size_t>(kMost, scalars.size()), nan);
   b.scalars = given.data();
-  b.row_values = row_missing.data();
-  b.col_values = b.teacher = col_missing.data();
+  b.row_values = row_values ? row_values->data() : row_missing.data();
+  b.row_count = row_values ? row_values->shape(1) : 0;
+  b.col_values = col_values ? col_values->data() : col_missing.data();
+  b.teacher = teacher ? teacher->data() : col_missing.data();
+  b.teacher_ld = teacher ? b.cols : 0;
   b.loss = loss.mutable_data();
   b.parameters = parameters.data();
   const bool was_nan = std::any_of(b.s, b.s + s.size(), [](T v) { return std::isnan(v); });
@@ -85,7 +106,8 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   }
   if (!was_nan && std::any_of(b.loss, b.loss + loss.size(), [](T v) { return std::isnan(v); }))
     throw py::value_error("scalars: '" + name + "' needs more than the " +
-                          std::to_string(scalars.size()) + " given, or other values of a call, or finite s");
+                          std::to_string(scalars.size()) +
+                          " given; or it needs row_values, col_values or a teacher");
   return loss;
 }
 
@@ -108,11 +130,17 @@ PYBIND11_MODULE(_C, m) {
 #endif
   const char* doc =
       "Runs a loss on a C-contiguous matrix of similarities, in place: s becomes the derivative of\n"
-      "every row's loss, and the losses of the rows are returned (row-major, if they have several values). Single-threaded.";
+      "every row's loss, and the losses of the rows are returned (row-major, if they have several\n"
+      "values). row_values [rows, k], col_values [k, columns] and teacher [rows, columns] are what the\n"
+      "loss's spec calls so. Single-threaded.";
   m.def("apply_rows", &apply<float>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>());
+        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>(),
+        py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
+        py::arg("teacher") = py::none());
   m.def("apply_rows", &apply<double>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<double>());
+        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<double>(),
+        py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
+        py::arg("teacher") = py::none());
 }

@@ -15,11 +15,30 @@ try:
     COMPILED = [p for p in EXAMPLES if p.values[0].name in _C.functors()]
 except ImportError:
     pass
-PLAIN = [
-    p for p in COMPILED
-    if p.values[0].teacher_similarity is None and p.values[0].presweep() is None
-    and not p.values[0].example_values(1, 1).keys() & {"row_values", "col_values"}
-]  # fmt: skip
+PLAIN = [p for p in COMPILED if p.values[0].presweep() is None]
+
+
+def labels_of(description, rng, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Any numbers for samples; for proxies their classes in order."""
+    if description.columns == "proxies":
+        col_labels = np.arange(columns) // description.columns_per_class
+        return rng.choice(col_labels, rows), col_labels
+    if description.rows == "proxies":
+        return np.arange(rows), rng.integers(0, rows, columns)
+    row_labels, col_labels = rng.integers(-3, 4, rows), rng.integers(-3, 4, columns) * 2**33
+    row_labels[::2] = col_labels[rng.integers(0, columns, (rows + 1) // 2)]
+    return row_labels, col_labels
+
+
+def scalars_of(description, rows, columns, same) -> list[float]:
+    """Those that may be learnt, those from the labels, those from counts: as the engine joins them."""
+    t = torch.tensor(same)
+    parts = [
+        description.example_values(*same.shape).get("scalars"),
+        description.scalars(torch.tensor(rows), torch.tensor(columns)),
+        description.count_scalars(t.sum(1), (~t).sum(1)),
+    ]
+    return [float(v) for part in parts if part is not None for v in part]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -28,20 +47,24 @@ PLAIN = [
 def test_losses_and_weights(description, columns, dtype):
     """In place: similarities become the derivatives of the rows' losses."""
     rng = np.random.default_rng(columns)
+    columns *= description.columns_per_class
     s = rng.uniform(-1, 1, (9, columns)).astype(dtype)
-    rows, cols = rng.integers(-3, 4, 9), rng.integers(-3, 4, columns) * 2**33
-    rows[::2] = cols[rng.integers(0, columns, 5)]
+    row_labels, col_labels = labels_of(description, rng, 9, columns)
+    same = row_labels[:, None] == col_labels
+    values = description.example_values(9, columns)
+    scalars = scalars_of(description, row_labels, col_labels, same)
+    given = {k: values[k].numpy().astype(dtype) for k in ("row_values", "col_values") if k in values}
+    if description.teacher_similarity is not None:
+        given["teacher"] = rng.uniform(-1, 1, s.shape).astype(dtype)
     t = torch.tensor(s, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor(rows), torch.tensor(cols)
-    scalars = [description.example_values(9, columns).get("scalars"), description.scalars(*labels)]
-    scalars = [v.double() for v in scalars if v is not None]
-    scalars = torch.cat(scalars) if scalars else None
-    same = labels[0][:, None] == labels[1]
-    losses = description.spec(Rows(t, same, ~same, scalars=scalars))
+    seen = {k: torch.tensor(v, dtype=torch.float64) for k, v in given.items()}
+    positive = torch.tensor(same)
+    losses = description.spec(
+        Rows(t, positive, ~positive, scalars=torch.tensor(scalars, dtype=torch.float64), **seen)
+    )
     (true,) = torch.autograd.grad(losses.sum(), t)
     found = _C.apply_rows(
-        description.name, description.parameters(), s, rows, cols,
-        scalars=[] if scalars is None else scalars.tolist(),
+        description.name, description.parameters(), s, row_labels, col_labels, scalars=scalars, **given
     )
     tolerance = 1e-11 if dtype == np.float64 else 2e-4
     assert found.dtype == dtype and found.shape == (9,)
@@ -72,6 +95,9 @@ def test_wrong_input():
         (("smooth_ap", (0.1,), s[0], rows, cols), "s: expected a matrix"),
         (("smooth_ap", (0.1,), s, rows[:2], cols), "row_labels: expected one label per row"),
         (("smooth_ap", (0.1,), s, rows, cols[:2]), "col_labels: expected one label per column"),
+        (("smooth_ap", (0.1,), s, rows, cols, -1, [], s.T), "row_values: expected a matrix \\[3, k\\]"),
+        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, s[:, :3]), "col_values: expected a matrix \\[k, 4\\]"),
+        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, None, s.T), "teacher: expected a matrix \\[3, 4\\]"),
         (("proxy_anchor", (32, 0.1), s, rows, cols), "scalars: 'proxy_anchor' needs more than the 0 given"),
     ):
         with pytest.raises(ValueError, match=message):
