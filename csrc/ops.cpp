@@ -47,7 +47,7 @@ void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
 
 // Dense class numbers for arbitrary labels, and the columns of every class. Returns the number of
 // classes among the columns and the size of the largest.
-std::tuple<int64_t, int64_t> class_index_(Tensor row_labels, Tensor col_labels, Tensor row_class,
+std::tuple<int64_t, int64_t, int64_t> class_index_(Tensor row_labels, Tensor col_labels, Tensor row_class,
                                           Tensor col_class, Tensor start, Tensor order) {
   const auto i64 = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
   const auto i32 = [](const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); };
@@ -58,7 +58,7 @@ std::tuple<int64_t, int64_t> class_index_(Tensor row_labels, Tensor col_labels, 
   const fastdml::ClassIndex c = fastdml::class_index(
       i64(row_labels), row_labels.numel(), i64(col_labels), col_labels.numel(), i32(row_class),
       i32(col_class), i32(start), i32(order));
-  return {c.classes, c.longest};
+  return {c.classes, c.longest, c.matched};
 }
 
 // 1/|x| of every row, 0 where |x| is at most epsilon. Five torch operators in one: a small batch
@@ -169,7 +169,7 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def(
       "class_index_(Tensor row_labels, Tensor col_labels, Tensor(a!) row_class, "
-      "Tensor(b!) col_class, Tensor(c!) start, Tensor(d!) order) -> (int, int)");
+      "Tensor(b!) col_class, Tensor(c!) start, Tensor(d!) order) -> (int, int, int)");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
 }

@@ -6,6 +6,7 @@ import torch
 from conftest import EXAMPLES, needs_compiled
 
 from fastdml.engine.loss import Rows
+from fastdml.engine.relation import LabelRelation
 
 pytestmark = needs_compiled
 COMPILED = []
@@ -35,7 +36,7 @@ def scalars_of(description, rows, columns, same) -> list[float]:
     t = torch.tensor(same)
     parts = [
         description.example_values(*same.shape).get("scalars"),
-        description.scalars(torch.tensor(rows), torch.tensor(columns)),
+        description.scalars(LabelRelation(torch.tensor(rows), torch.tensor(columns))),
         description.count_scalars(t.sum(1), (~t).sum(1)),
     ]
     return [float(v) for part in parts if part is not None for v in part]

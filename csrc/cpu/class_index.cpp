@@ -39,6 +39,10 @@ class Table {
   std::vector<std::int32_t> ids_;
 };
 
+std::int64_t matched(const std::int32_t* row_class, std::int64_t rows) {
+  return rows - std::count(row_class, row_class + rows, -1);
+}
+
 // Whether labels are class numbers already, 0, 1, ... in order, as those of proxies are.
 bool numbered(const std::int64_t* labels, std::int64_t count) {
   if (count == 0 || labels[0] != 0) return false;
@@ -67,7 +71,7 @@ ClassIndex numbered_index(const std::int64_t* row_labels, std::int64_t rows,
       const bool known = row_labels[i] >= 0 && row_labels[i] < classes;
       row_class[i] = known ? static_cast<std::int32_t>(row_labels[i]) : -1;
     }
-  return {classes, std::max(longest, cols - first)};
+  return {classes, std::max(longest, cols - first), matched(row_class, rows)};
 }
 
 }  // namespace
@@ -93,7 +97,7 @@ ClassIndex class_index(const std::int64_t* row_labels, std::int64_t rows,
   for (std::int32_t c = 0; c < classes; ++c) start[c + 1] += start[c];
   std::vector<std::int32_t> next(start, start + classes);
   for (std::int64_t j = 0; j < cols; ++j) order[next[col_class[j]]++] = static_cast<std::int32_t>(j);
-  return {classes, longest};
+  return {classes, longest, matched(row_class, rows)};
 }
 
 }  // namespace fastdml

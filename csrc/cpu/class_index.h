@@ -7,6 +7,7 @@ namespace fastdml {
 struct ClassIndex {
   std::int64_t classes;  // distinct labels among the columns
   std::int64_t longest;  // columns of the largest class
+  std::int64_t matched;  // rows whose label some column has
 };
 
 // Numbers the column labels in order of appearance; a row whose label no column has gets -1.

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .relation import LabelRelation
 from .similarity import SIMILARITIES, Metric
 
 
@@ -119,7 +120,7 @@ class RowLoss:
         """The further inputs of a call (scalars, row_values, col_values) with which they run it."""
         return {"scalars": torch.tensor(self.learnable)} if self.learnable else {}
 
-    def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
+    def scalars(self, relation: LabelRelation) -> Tensor | None:
         """Values of one call that every row reads (counts of classes, say); no host sync."""
         return None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor
 
+from .lazy import lazy
 from .loss import RowLoss, Rows
 from .relation import ClassIndex, LabelRelation, Relation
 
@@ -40,36 +40,36 @@ class Problem:
     def excludes_self(self) -> bool:
         return self.one_set and self.loss.self_pair == "exclude"
 
-    @functools.cached_property
+    @lazy
     def row_scale(self) -> Tensor | None:
         return self.loss.metric.scale(self.anchors, self.statistic, anchors=True)
 
-    @functools.cached_property
+    @lazy
     def col_scale(self) -> Tensor | None:
         if self.one_set:
             return self.row_scale
         return self.loss.metric.scale(self.candidates, self.statistic)
 
-    @functools.cached_property
+    @lazy
     def row_square(self) -> Tensor | None:
         return self.loss.metric.square(self.anchors, self.row_scale, self.statistic)
 
-    @functools.cached_property
+    @lazy
     def col_square(self) -> Tensor | None:
         if self.one_set:
             return self.row_square
         return self.loss.metric.square(self.candidates, self.col_scale, self.statistic)
 
-    @functools.cached_property
+    @lazy
     def epsilon(self) -> float:
         return self.loss.distance_epsilon(self.anchors.shape[1])
 
-    @functools.cached_property
+    @lazy
     def scalars(self) -> Tensor | None:
         """Learnable scalars, then those the description computes from the labels."""
         parts = [] if self.learnable is None else [self.learnable.to(self.statistic)]
         if isinstance(self.relation, LabelRelation):
-            found = self.loss.scalars(self.relation.anchor_labels, self.relation.candidate_labels)
+            found = self.loss.scalars(self.relation)
             if found is not None:
                 parts.append(found.to(self.statistic))
         if type(self.loss).count_scalars is not RowLoss.count_scalars:
@@ -80,7 +80,7 @@ class Problem:
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @functools.cached_property
+    @lazy
     def teacher_problem(self) -> Problem | None:
         """The teacher's pairs as a problem of their own: for its scales and norms."""
         if self.teacher is None:
@@ -107,10 +107,10 @@ class Problem:
             device=self.device,
         )
 
-    @functools.cached_property
+    @lazy
     def classes(self) -> ClassIndex:
         assert isinstance(self.relation, LabelRelation)
-        return self.relation.class_index()
+        return self.relation.class_index
 
     def rows(self, s: Tensor, start: int, stop: int, teacher: Tensor | None = None) -> Rows:
         """The block [start, stop) as the spec sees it; s is [stop - start, N]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library
+from .lazy import lazy
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
 Counts = tuple[Tensor, Tensor]  # of positives and negatives, int64 [M]
@@ -23,7 +24,8 @@ class ClassIndex:
     col_class: Tensor  # [N]
     start: Tensor  # [classes + 1] into order
     order: Tensor  # [N] columns by class, ascending within one
-    longest: int  # columns of the largest class
+    longest: int  # columns of the largest class, or a bound
+    matched: int | Tensor  # how many anchors have a candidate of their label
 
 
 class Relation:
@@ -76,9 +78,17 @@ class LabelRelation(Relation):
         same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
         return same - int(excludes_self), self.columns - same
 
+    @property
+    def matched(self) -> int | Tensor:
+        """How many anchors have a candidate of their label: for proxies, the classes that are present."""
+        if self.candidate_labels.device.type == "cpu" and library.load() is not None:
+            return self.class_index.matched
+        return (self.counts(excludes_self=False)[0] > 0).sum()
+
     def swapped(self) -> LabelRelation:
         return LabelRelation(self.candidate_labels, self.anchor_labels)
 
+    @lazy
     def class_index(self) -> ClassIndex:
         """Class numbers: by a hash table on the CPU, by a sort and without a wait elsewhere."""
         library.load()
@@ -90,10 +100,10 @@ class LabelRelation(Relation):
         row_class = col_class if one_set else torch.empty(self.rows, dtype=torch.int32)
         start = torch.empty(self.columns + 1, dtype=torch.int32)
         order = torch.empty(self.columns, dtype=torch.int32)
-        _, longest = torch.ops.fastdml_native.class_index_(
+        _, longest, matched = torch.ops.fastdml_native.class_index_(
             rows, columns, row_class, col_class, start, order
         )
-        return ClassIndex(row_class, col_class, start, order, longest)
+        return ClassIndex(row_class, col_class, start, order, longest, matched)
 
 
 def sorted_class_index(rows: Tensor, columns: Tensor) -> ClassIndex:
@@ -114,7 +124,8 @@ def sorted_class_index(rows: Tensor, columns: Tensor) -> ClassIndex:
     if rows is not columns:
         at = torch.searchsorted(found, rows).clamp_(max=count - 1)
         row_class = torch.where(found[at] == rows, number[at], -1)
-    return ClassIndex(row_class, col_class, start, order.to(torch.int32), count)
+    matched = (row_class >= 0).sum()
+    return ClassIndex(row_class, col_class, start, order.to(torch.int32), count, matched)
 
 
 class TupleRelation(Relation):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
+from ..engine.relation import LabelRelation
 from .proxies import ProxyLoss, proxy_row_loss
 from .terms import cross_entropy
 
@@ -42,8 +43,8 @@ class MultipleAngleSoftmax(RowLoss):
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"row_values": torch.linspace(0.5, 9, rows)[:, None]}
 
-    def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor | None:
-        steps = torch.arange(1, self.margin, device=anchor_labels.device, dtype=torch.float64)
+    def scalars(self, relation: LabelRelation) -> Tensor | None:
+        steps = torch.arange(1, self.margin, device=relation.anchor_labels.device, dtype=torch.float64)
         return (steps * (math.pi / self.margin)).cos() if self.margin > 1 else None
 
     def spec(self, rows: Rows) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
+from ..engine.relation import LabelRelation
 from ..engine.registry import register
 from .proxies import ProxyLoss, proxy_row_loss, sample_weights
 from .terms import log_sum_exp_with_one
@@ -33,12 +34,11 @@ class ProxyAnchor(RowLoss):
         check.positive(self.alpha, "alpha")
         check.finite(self.margin, "margin")
 
-    def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor:
-        classes = anchor_labels.shape[0]
-        # Which classes are there; a label that names no proxy marks a place at either end.
-        seen = torch.zeros(classes + 2, dtype=torch.float64, device=candidate_labels.device)
-        seen.index_fill_(0, candidate_labels.clamp(-1, classes) + 1, 1.0)
-        return classes / seen[1:-1].sum(0, keepdim=True).clamp(min=1)
+    def scalars(self, relation: LabelRelation) -> Tensor:
+        present = relation.matched
+        if isinstance(present, int):
+            return torch.tensor([relation.rows / max(1, present)], dtype=torch.float64)
+        return (relation.rows / present.double().clamp(min=1)).reshape(1)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None

@@ -39,7 +39,7 @@ def test_same_partition_as_the_hash_table():
     g = torch.Generator().manual_seed(0)
     columns = torch.randint(-50, 50, (500,), generator=g)
     rows = torch.randint(-60, 60, (200,), generator=g)
-    by_sort, by_hash = sorted_class_index(rows, columns), LabelRelation(rows, columns).class_index()
+    by_sort, by_hash = sorted_class_index(rows, columns), LabelRelation(rows, columns).class_index
 
     def members(index, c):
         return index.order[index.start[c] : index.start[c + 1]].tolist()
