@@ -127,3 +127,21 @@ def test_is_a_module():
     loss = fastdml.row_loss(lifted)
     assert isinstance(loss, torch.nn.Module)
     assert "reduction='mean'" in repr(loss) and not list(loss.parameters())
+
+
+@pytest.mark.parametrize("backend", ["chunked", "dense"])
+def test_a_parameter_of_the_function_is_refused(backend):
+    """It would get no gradient, silently."""
+    case = CASES["ragged"]()
+    margin = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    x = case.x.clone().requires_grad_()
+
+    def hinge(s, positive, negative):
+        return ((s - margin).relu() * negative).sum(1)
+
+    loss = fastdml.row_loss(hinge, backend=backend)
+    with pytest.raises(ValueError, match="fn: 'hinge' reads a tensor that requires a gradient"):
+        loss(x, case.y)
+    margin.requires_grad_(False)
+    loss(x, case.y).backward()
+    assert x.grad.abs().sum() > 0

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .lazy import lazy
 from .relation import LabelRelation
 from .similarity import SIMILARITIES, Metric
 
@@ -110,6 +111,11 @@ class RowLoss:
         """Members of the compiled functor."""
         names = (f.name for f in dataclasses.fields(self) if f.name != "similarity")
         return tuple(float(getattr(self, name)) for name in names)
+
+    @lazy
+    def members(self) -> tuple[float, ...]:
+        """`parameters()`, asked for once."""
+        return self.parameters()
 
     @classmethod
     def examples(cls) -> list[RowLoss]:

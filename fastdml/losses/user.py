@@ -30,6 +30,7 @@ class UserLoss(RowLoss):
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     def spec(self, rows: Rows) -> Tensor:
+        self._expect_no_parameters(rows)
         losses = self.fn(rows.s, rows.positive, rows.negative)
         expected = (rows.s.shape[0],)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
@@ -38,6 +39,16 @@ class UserLoss(RowLoss):
                 f"fn: expected one loss per row, shape {expected}, from {self.name!r}, got {got}"
             )
         return losses.to(rows.s.dtype)
+
+    def _expect_no_parameters(self, rows: Rows) -> None:
+        """Only embeddings get a gradient: a parameter that the function reads would miss its own."""
+        first = slice(0, 1)
+        found = self.fn(rows.s.detach()[first], rows.positive[first], rows.negative[first])
+        if isinstance(found, Tensor) and found.requires_grad:
+            raise ValueError(
+                f"fn: {self.name!r} reads a tensor that requires a gradient, but only embeddings get "
+                "one; expected a function of s, positive and negative (detach that tensor)"
+            )
 
 
 class UserRowLoss(SampleLoss):
@@ -61,7 +72,8 @@ def row_loss(fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> User
         fn: `fn(s, positive, negative)` -> [R], differentiable torch. s [R, N] are the similarities of
             R anchors and all N candidates; positive and negative are bool [R, N] masks. A sample's
             pair with itself is in neither mask: use the masks. The function is called once per block
-            and must treat rows independently; rows may have no positives or no negatives.
+            and must treat rows independently; rows may have no positives or no negatives. Only the
+            embeddings get a gradient: a parameter that it reads must be detached (ValueError).
         similarity: "cosine" or "dot".
         **kwargs: reduction, backend, validate: see `SampleLoss`.
 

@@ -72,7 +72,7 @@ class Native:
         self.kernel(
             s,
             library.functors()[problem.loss.name][0],
-            problem.loss.parameters(),
+            problem.loss.members,
             teacher,
             part(problem.row_scale),
             problem.col_scale,
