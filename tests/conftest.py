@@ -344,7 +344,8 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
         torch.manual_seed(0)
         built = module(**fill(module.__init__, num_classes=classes, embedding_size=dim, **PARAMETERS))
         arguments = fill(module.forward, **values)
-        if set(arguments) <= {"embeddings", *PARAMETERS}:  # labels have a default only because index tuples may replace them
+        # labels have a default only because index tuples may replace them
+        if set(arguments) <= {"embeddings", *PARAMETERS}:
             arguments["labels"] = dense
         found[name] = (built.to(case.x.dtype), arguments)
     for name, function in losses.FUNCTIONS.items():

@@ -93,7 +93,9 @@ def test_a_kept_graph_gives_the_same_again(description, reduction, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("description", [p for p in EXAMPLES if p.values[0].rows == p.values[0].columns == "samples"])
+@pytest.mark.parametrize(
+    "description", [p for p in EXAMPLES if p.values[0].rows == p.values[0].columns == "samples"]
+)
 def test_one_tensor_as_embeddings_and_reference(description, backend):
     """Both gradients arrive in it, and then a row's pair with itself counts."""
     case = small("ragged")

@@ -71,7 +71,7 @@ def test_it_grows_linearly_with_the_batch(name):
 
 @needs_compiled
 def test_large_batch_in_a_process_of_its_own():
-    """32,768 rows (whose matrix would take 4 GiB): the operating system's view, which no allocator hides from."""
+    """32,768 rows, whose matrix would take 4 GiB: the view of the operating system, which sees all."""
     code = """
 import re, torch, fastdml
 torch.set_num_threads(2)

@@ -90,5 +90,5 @@ def test_every_module_and_function_is_public():
         assert getattr(fastdml.losses, name).__doc__
     for name in fastdml.functional.__all__:
         assert getattr(fastdml.functional, name).__doc__
-    with pytest.raises(AttributeError, match="fastdml.functional has no loss 'l2'; it has .*smooth_ap"):
+    with pytest.raises(AttributeError, match=r"fastdml.functional has no loss 'l2'; it has .*smooth_ap"):
         fastdml.functional.l2  # noqa: B018

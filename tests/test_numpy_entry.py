@@ -97,8 +97,8 @@ def test_wrong_input():
         (("smooth_ap", (0.1,), s, rows[:2], cols), "row_labels: expected one label per row"),
         (("smooth_ap", (0.1,), s, rows, cols[:2]), "col_labels: expected one label per column"),
         (("smooth_ap", (0.1,), s, rows, cols, -1, [], s.T), "row_values: expected a matrix \\[3, k\\]"),
-        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, s[:, :3]), "col_values: expected a matrix \\[k, 4\\]"),
-        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, None, s.T), "teacher: expected a matrix \\[3, 4\\]"),
+        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, s[:, :3]), r"col_values: .* matrix \[k, 4\]"),
+        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, None, s.T), r"teacher: .* matrix \[3, 4\]"),
         (("proxy_anchor", (32, 0.1), s, rows, cols), "scalars: 'proxy_anchor' needs more than the 0 given"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,6 +9,10 @@ from .op import REDUCTIONS
 from .similarity import SIMILARITIES
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+
 def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: expected a tensor [batch, dim], got {type(x).__name__}")
@@ -25,6 +29,8 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
     if validate and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x).all(dim=1)).sum())
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")
+    if validate and not bool(torch.isfinite(_wide(x).square().sum(1)).all()):
+        raise ValueError(f"{name}: expected norms whose squares are in the range of {_wide(x).dtype}")
 
 
 def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> Tensor:

@@ -66,7 +66,7 @@ def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "
     tile, parameters = example(name)
     metric, centres = METRICS.get(name, "cosine"), CENTRES.get(name, 1)
     given = (tile, parameters, arch, dtype, d)
-    common = {"precision": precision, "metric": metric, "centres": centres}
+    common: dict[str, Any] = {"precision": precision, "metric": metric, "centres": centres}
     two = name in _TWO_SETS
     for i in range(len(tile.passes)):
         yield f"statistics {i + 1}", statistics(*given, number=i, exclude_self=not two, **common)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,7 +145,7 @@ def tile_rows(
         row_weight = None
     row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
     totals = sums or pair.metric.startswith("raw")
-    shared = {"factor": factor, "precision": precision, "sums": totals}
+    shared: dict[str, Any] = {"factor": factor, "precision": precision, "sums": totals}
     if one_set:
         done = launch.weights(
             loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
-from ..engine.relation import LabelRelation
 from ..engine.registry import register
+from ..engine.relation import LabelRelation
 from .proxies import ProxyLoss, proxy_row_loss, sample_weights
 from .terms import log_sum_exp_with_one
 
