@@ -95,7 +95,8 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.loss = loss.mutable_data();
   b.parameters = parameters.data();
   const bool was_nan = std::any_of(b.s, b.s + s.size(), [](T v) { return std::isnan(v); });
-  std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest, b.cols)]);
+  std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest, b.cols) +
+                                   fastdml::sorting_size(index.longest, b.cols)]);
   {
     py::gil_scoped_release release;
     const fastdml::Kernel& kernel = *found->kernels[fastdml::active_isa()];

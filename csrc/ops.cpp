@@ -25,7 +25,8 @@ template <class T>
 void rows_typed(const fastdml::Functor& f, const RowArguments& a) {
   const fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
   const fastdml::Kernel& kernel = *f.kernels[fastdml::active_isa()];
-  const int64_t arena = fastdml::arena_size(a.longest, b.cols);
+  const int64_t arena =
+      fastdml::arena_size(a.longest, b.cols) + fastdml::sorting_size(a.longest, b.cols);
   // About 20 µs of work at least for every thread that is woken.
   const int64_t grain = 1 + 16384 / (b.cols + 1);
   torch::stable::parallel_for(0, b.rows, grain, [&](int64_t begin, int64_t end) {

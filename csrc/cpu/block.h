@@ -66,6 +66,11 @@ constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
   return 32 * (longest < kLongestList ? kLongestList : longest) + 5 * cols + 64;
 }
 
+// Scratch for sorting one row and its longest list, after that; used, and so touched, by few losses.
+constexpr std::int64_t sorting_size(std::int64_t longest, std::int64_t cols) {
+  return 8 * (longest + cols) + 64;
+}
+
 int functor_count();
 const Functor& functor(int id);
 int active_isa();                  // chosen once from the processor, or by the environment: FASTDML_ISA

@@ -2,6 +2,7 @@
 #pragma once
 #include "block.h"
 #include "lanes.h"
+#include "sorted.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -141,6 +142,20 @@ class Row {
       });
     }
     template <class F>
+    auto compare(F f, const Tail<T>& tail) {
+      if (!sorts(theta_, n_, tail)) return compare(*this, f);
+      sorted_.build(theta_, n_, [](std::int64_t) { return true; }, row_.arena_);
+      return row_.window_sums(*this, sorted_, f, tail);
+    }
+    template <class F>
+    void add_compare(const T* c, F f, const Tail<T>& tail) {
+      if (!sorted_.built()) return add_compare(*this, c, f);
+      if (!row_.block_.gradient) return;
+      row_.window_weights(*this, sorted_, c, f, tail, [this](std::int64_t k, T g) {
+        row_.s_[index_[k]] += g;
+      });
+    }
+    template <class F>
     FASTDML_FN void add_compare(const T* c, F f) {
       add_compare(*this, c, f);
     }
@@ -162,6 +177,24 @@ class Row {
 
    private:
     friend class Row;
+    // Whether sorting n values x costs less than comparing each with each threshold. Sorting saves the
+    // pairs outside the windows: a few are looked at to see how many those are.
+    bool sorts(const T* x, std::int64_t n, const Tail<T>& tail) const {
+      if (n_ == 0 || n_ < tail.least) return false;
+      if (tail.least == 0 || !(tail.from < tail.to)) return true;
+      constexpr int kValues = 64, kThresholds = 4;
+      int inside = 0;
+      for (int q = 0; q < kThresholds; ++q) {
+        const T theta = theta_[q * (n_ - 1) / (kThresholds - 1)];
+        for (int i = 0; i < kValues; ++i) {
+          const T t = x[i * n / kValues] - theta;
+          inside += t >= tail.from && t <= tail.to;
+        }
+      }
+      // A pair in a window costs more once sorted, since its weight is added up in memory.
+      const T share = static_cast<T>(inside) / (kValues * kThresholds);
+      return n_ * (T(1) - T(1.4) * share) > tail.least;
+    }
     FASTDML_FN List(Row& row, const std::int32_t* index, int n) : row_(row) {
       theta_ = row.arena_.take(n);
       index_ = row.index_;
@@ -176,6 +209,7 @@ class Row {
     T* theta_;
     std::int32_t* index_ = nullptr;
     int n_ = 0;
+    Sorted<T> sorted_;
   };
 
   FASTDML_FN List positives() {
@@ -275,6 +309,24 @@ class Row {
     });
   }
 
+  template <class F>
+  auto compare(List& list, F f, const Tail<T>& tail) {
+    if (!list.sorts(s_, n_, tail)) return compare(list, f);
+    sorted_.build(
+        s_, n_,
+        [&](std::int64_t j) { return j != self_ && !(tail.negatives && col_class_[j] == class_); },
+        arena_);
+    return window_sums(list, sorted_, f, tail);
+  }
+
+  template <class F>
+  void map_compare(List& list, const T* c, F f, const Tail<T>& tail) {
+    if (!sorted_.built()) return map_compare(list, c, f);
+    if (!block_.gradient) return;
+    std::memset(s_, 0, n_ * sizeof(T));
+    window_weights(list, sorted_, c, f, tail, [this](std::int64_t j, T g) { s_[j] = g; });
+  }
+
  private:
   // A row over other values, with classes of its own: the groups of another row.
   FASTDML_FN Row(const Row& of, T* s, std::int64_t n, const std::int32_t* col_class)
@@ -290,6 +342,61 @@ class Row {
     if (col_class_) std::memcpy(&c, col_class_ + j, count * 4);
     const M same = __builtin_convertvector(c == class_, M);
     return {s, same, ~same, &block_, block_.teacher + i_ * block_.teacher_ld, j, count};
+  }
+
+  // Sums of f(x - theta_k) over the sorted values x: f itself inside a threshold's window, and its
+  // straight parts outside from the number and the sum of the values there.
+  template <class F>
+  auto window_sums(const List& list, const Sorted<T>& x, F f, const Tail<T>& tail) {
+    constexpr int N = sizeof(decltype(f(V{}, Pairs<T>{}))) / sizeof(V);
+    auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
+    for (int k = 0; k < list.n_; ++k) {
+      const T theta = list.theta_[k];
+      const std::int64_t low = x.below(theta + tail.from), high = x.upto(theta + tail.to);
+      sum_group<1, N>(
+          &list.theta_[k], x.values() + low, high - low, -1, f,
+          [&](V v, std::int64_t, int) { return pairs_of(v, tail); }, out + k);
+      const double under = static_cast<double>(low), over = static_cast<double>(x.size() - high);
+      const double low_sum = x.total() - x.sum_from(low) - under * theta;
+      const double high_sum = x.sum_from(high) - over * theta;
+      out[k][0] += static_cast<T>(tail.low_height * under + tail.low_rise * low_sum +
+                                  tail.high_height * over + tail.high_rise * high_sum);
+      if constexpr (N > 1)
+        out[k][1] += static_cast<T>(tail.low_rise * under + tail.high_rise * over);
+    }
+    return Sums<T, N>{out};
+  }
+
+  // Calls put(index, sum_k c_k f(x - theta_k)) for every sorted value x; f returns the slope. The sums
+  // that window_sums needs are lost.
+  template <class F, class Put>
+  void window_weights(const List& list, Sorted<T>& x, const T* c, F f, const Tail<T>& tail, Put put) {
+    T* g = x.weights();
+    const std::int64_t n = x.size();
+    std::memset(g, 0, n * sizeof(T));
+    double* edge = x.scratch();  // changes of the straight parts' sum
+    double straight = 0;
+    for (int k = 0; k < list.n_; ++k) {
+      const T theta = list.theta_[k];
+      const std::int64_t low = x.below(theta + tail.from), high = x.upto(theta + tail.to);
+      straight += c[k] * tail.low_rise;
+      edge[low] -= c[k] * tail.low_rise;
+      edge[high] += c[k] * tail.high_rise;
+      for (std::int64_t i = low; i < high; i += W) {
+        const int count = high - i < W ? static_cast<int>(high - i) : W;
+        const V v = load(x.values() + i, count);
+        store(g + i, load(g + i, count) + c[k] * f(v - theta, pairs_of(v, tail)), count);
+      }
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      straight += edge[i];
+      put(x.index(i), g[i] + static_cast<T>(straight));
+    }
+  }
+
+  FASTDML_FN static Pairs<T> pairs_of(V s, const Tail<T>& tail) {
+    const M all = M{} == M{};
+    return {s, tail.negatives ? M{} : all, tail.negatives ? all : M{}, nullptr, nullptr, 0, 0};
   }
 
   FASTDML_FN static Pairs<T> positive_pairs(V s) {
@@ -381,6 +488,7 @@ class Row {
   const std::int32_t* col_class_;
   const Block<T>& block_;
   Arena<T> arena_;
+  Sorted<T> sorted_;
   std::int32_t* index_ = nullptr;
 };
 

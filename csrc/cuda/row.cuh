@@ -198,6 +198,15 @@ class Row {
         row_.add_weight(index_[m], g, x);
       });
     }
+    // Many threads make the plain form cheap, and sorting a row dear: the tail is not used here.
+    template <class F>
+    FASTDML_FN auto compare(F f, const Tail<T>&) {
+      return compare(*this, f);
+    }
+    template <class F>
+    FASTDML_FN void add_compare(const T* c, F f, const Tail<T>&) {
+      add_compare(*this, c, f);
+    }
     FASTDML_FN void add(const T* v) {
       if (!row_.block_.gradient) return;
       each([&](int k) { row_.add_weight(index_[k], v[k], theta_[k]); });
@@ -261,6 +270,15 @@ class Row {
     if (k < list.n_) sum_group<N, false>(list.theta_ + k, list.n_ - k, f, out + k);
     team_.sync();
     return Sums<T, N>{out};
+  }
+
+  template <class F>
+  FASTDML_FN auto compare(List& list, F f, const Tail<T>&) {
+    return compare(list, f);
+  }
+  template <class F>
+  FASTDML_FN void map_compare(List& list, const T* c, F f, const Tail<T>&) {
+    map_compare(list, c, f);
   }
 
   template <class F>

@@ -10,6 +10,7 @@ template <class T>
 struct Auc {
   T kind;  // 0: Huber, 1: logistic, 2: sigmoid
   T temperature;
+  T sort;  // see sort_from
 
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
@@ -29,9 +30,18 @@ struct Auc {
       auto sigma = sigmoid(t * sharpness);
       return values(sigma, sigma * (T(1) - sigma) * sharpness);
     };
-    const PairSum<T> found = kind == T(0)   ? rank_pairs<T>(row, huber, mean)
-                             : kind == T(1) ? rank_pairs<T>(row, logistic, mean)
-                                            : rank_pairs<T>(row, step, mean);
+    const int least = sort_from(sort, kind == T(0) ? 64 : 32);
+    const T far = flat<T>() * temperature, bit = T(1.4426950408889634);
+    const PairSum<T> found =
+        kind == T(0) ? rank_pairs<T>(row, huber,
+                                     Tail<T>{-temperature, T(0), T(0), T(0), T(1), T(2) * sharpness,
+                                             true, least},
+                                     mean)
+        : kind == T(1)
+            ? rank_pairs<T>(
+                  row, logistic,
+                  Tail<T>{-far, far, T(0), T(0), T(0), sharpness * bit, true, least}, mean)
+            : rank_pairs<T>(row, step, step_tail(temperature, true, least), mean);
     return {found.loss, found.positives * found.negatives > T(0) ? T(1) : T(0)};
   }
 };

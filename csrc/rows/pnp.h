@@ -9,6 +9,7 @@ struct Pnp {
   T variant;  // 0: O, 1: Ds, 2: Dq, 3: Iu, 4: Ib
   T b, alpha;
   T temperature;
+  T sort;  // see sort_from
 
   // The penalty of r negatives ahead, and its derivative.
   FASTDML_FN Values<T, 2> penalty(T r) const {
@@ -30,6 +31,7 @@ struct Pnp {
       auto sigma = sigmoid(t * sharpness);
       return select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0));
     };
+    const Tail<T> tail = step_tail(temperature, true, sort_from(sort, 16));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
@@ -40,7 +42,7 @@ struct Pnp {
       auto sigma = sigmoid(t * sharpness);
       return values(select(p.negative, sigma, T(0)),
                     select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0)));
-    });
+    }, tail);
     auto push = row.array(n), direct = row.array(n);
     const Pnp cost = *this;
     const T total = positives.sum([=](int k) {
@@ -49,7 +51,7 @@ struct Pnp {
       direct[k] = -push[k] * ahead[k][1];
       return height;
     });
-    row.map_compare(positives, push, slope);
+    row.map_compare(positives, push, slope, tail);
     positives.add(direct);
     return {total / n, T(1)};
   }

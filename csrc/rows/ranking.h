@@ -13,9 +13,10 @@ struct PairSum {
 };
 
 // Sums phi(x_n - x_p) over all positives p and negatives n of the row, times scale(positives,
-// negatives), and turns the row into the sum's derivative. phi(t) returns values(height, slope).
+// negatives), and turns the row into the sum's derivative. phi(t) returns values(height, slope); `tail` is
+// what it does outside a window.
 template <class T, class Row, class Phi, class Scale>
-FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, Scale scale) {
+FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, const Tail<T>& tail, Scale scale) {
   auto positives = row.positives();
   const int n = positives.size();
   const T opposed = static_cast<T>(row.candidates() - n);
@@ -26,7 +27,7 @@ FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, Scale scale) {
   const auto above = row.compare(positives, [=](auto t, auto p) {
     const auto [height, slope] = phi(t);
     return values(select(p.negative, height, T(0)), select(p.negative, slope, T(0)));
-  });
+  }, tail);
   const T factor = scale(static_cast<T>(n), opposed);
   auto push = row.array(n), direct = row.array(n);
   const T total = positives.sum([=](int k) {
@@ -37,7 +38,7 @@ FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, Scale scale) {
   const T slopes = positives.sum([=](int k) { return above[k][1]; });
   row.map_compare(positives, push, [=](auto t, auto p) {
     return select(p.negative, phi(t)[1], T(0));
-  });
+  }, tail);
   positives.add(direct);
   return {factor * total, slopes, static_cast<T>(n), opposed};
 }

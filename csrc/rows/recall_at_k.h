@@ -9,6 +9,7 @@ template <class T>
 struct RecallAtK {
   static constexpr int kSlots = 12;
   T rank_temperature, recall_temperature;
+  T sort;        // see sort_from
   T own_counts;  // 1: the query itself takes a place in the ranking
   T used;        // of k
   T k[kSlots];
@@ -24,13 +25,14 @@ struct RecallAtK {
       auto sigma = sigmoid(t * sharpness);
       return sigma * (T(1) - sigma) * sharpness;
     };
+    const Tail<T> tail = step_tail(rank_temperature, false, sort_from(sort, 16));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }
-    const auto all = row.compare(positives, step);
+    const auto all = row.compare(positives, step, tail);
     const bool placed = own_counts != T(0) && row.has_own();
     const T own = placed ? row.own() : T(0);
     const auto own_step = [=](int i) {
@@ -62,7 +64,7 @@ struct RecallAtK {
     // The pair j = i appears in both sums of slopes and cancels.
     positives.each([=](int i) { direct[i] = -push[i] * (all[i][1] + own_step(i)[1]); });
     const T own_weight = positives.sum([=](int i) { return push[i] * own_step(i)[1]; });
-    row.map_compare(positives, push, slope);
+    row.map_compare(positives, push, slope, tail);
     positives.add(direct);
     if (placed) row.add_own(own_weight);
     return {T(1) - recall / levels, T(1)};

@@ -47,6 +47,8 @@
 //   row.list(n, f)                   a list of thresholds f(k) that are no pairs: bin centres, a table
 //   list.compare(other, f)           sums over the values of list, for each threshold of other
 //   list.add_compare(other, c, f)    adds sum_k c_k f(theta_m - other_k) to the result of pair m
+//   row.compare(list, f, tail), row.map_compare(list, c, f, tail), list.compare(f, tail),
+//   list.add_compare(c, f, tail)     the same, for an f that is linear but for a window around 0 (Tail)
 //   row.array(n)                     room for n values, shared by everything in the row
 //   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
 //                                    out, and its similarity
@@ -94,6 +96,35 @@ template <class T>
 struct Counted {
   T loss, count;
 };
+
+// What f(t) = values(height, slope) of a comparison is outside a window: low_height + low_rise t for t
+// below the window, high_height + high_rise t above it. An executor may then sort the values once and
+// evaluate f inside the windows only: for many thresholds, that is most of the work saved.
+template <class T>
+struct Tail {
+  T from, to;  // the window
+  T low_height, low_rise, high_height, high_rise;
+  bool negatives;  // f counts negatives only (it is not asked about others), else every pair
+  int least;       // thresholds from which on sorting pays
+};
+
+// Where a sigmoid of x is 0 or 1 to rounding: within 1e-13 (float), 3e-20 (double).
+template <class T>
+FASTDML_FN constexpr T flat() {
+  return sizeof(T) == 8 ? T(45) : T(30);
+}
+
+// `sort` of a loss: 0: rows are sorted where a list has `usual` thresholds or more, 1: never, 2: always.
+template <class T>
+FASTDML_FN int sort_from(T sort, int usual) {
+  return sort == T(0) ? usual : sort == T(1) ? 0x7fffffff : 0;
+}
+
+// The tail of a smooth step from 0 to 1 of the given width.
+template <class T>
+FASTDML_FN Tail<T> step_tail(T width, bool negatives, int least) {
+  return {-flat<T>() * width, flat<T>() * width, T(0), T(0), T(1), T(0), negatives, least};
+}
 
 // The monoids a row can be folded with.
 struct Sum {};

@@ -7,6 +7,7 @@ inline namespace FASTDML_ISA {
 template <class T>
 struct SmoothAP {
   T temperature;
+  T sort;  // see sort_from
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
@@ -19,14 +20,15 @@ struct SmoothAP {
       auto sigma = sigmoid(t * sharpness);
       return sigma * (T(1) - sigma) * sharpness;
     };
+    const Tail<T> tail = step_tail(temperature, false, sort_from(sort, 16));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
     }
-    const auto all = row.compare(positives, step);
-    const auto own = positives.compare(step);
+    const auto all = row.compare(positives, step, tail);
+    const auto own = positives.compare(step, tail);
     auto push = row.array(n), pull = row.array(n), direct = row.array(n);
     const T ap = positives.sum([=](int k) {
       // The pair j = k adds sigma(0) = 1/2 to both sums: half of the leading 1 of a rank.
@@ -37,8 +39,8 @@ struct SmoothAP {
       direct[k] = (own[k][1] - precision * all[k][1]) / (rank_all * n);
       return precision;
     });
-    row.map_compare(positives, push, slope);
-    positives.add_compare(pull, slope);
+    row.map_compare(positives, push, slope, tail);
+    positives.add_compare(pull, slope, tail);
     positives.add(direct);
     return T(1) - ap / n;
   }

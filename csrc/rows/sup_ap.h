@@ -10,6 +10,7 @@ struct SupAP {
   T temperature;
   T rho, delta, offset;  // a negative more than delta above costs rho (t - delta) + offset
   T start;               // jump at t = 0
+  T sort;                // see sort_from
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
@@ -31,14 +32,17 @@ struct SupAP {
       return values(select(p.negative, height, T(0)),
                     select(p.negative, select(steep, slant, gentle), T(0)));
     };
+    const int least = sort_from(sort, 16);
+    const Tail<T> tail{-flat<T>() * temperature, knee, T(0), T(0), high - slant * knee, slant, true, least};
+    const Tail<T> own_tail{-tie, tie, T(0), T(0), T(1), T(0), false, least};
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
     }
-    const auto negatives = row.compare(positives, step);
-    const auto own = positives.compare(count);  // the pair j = k is the leading 1 of a rank
+    const auto negatives = row.compare(positives, step, tail);
+    const auto own = positives.compare(count, own_tail);  // the pair j = k is the leading 1 of a rank
     auto push = row.array(n), direct = row.array(n);
     const T ap = positives.sum([=](int k) {
       const T rank_own = own[k][0], rank_all = rank_own + negatives[k][0];
@@ -46,7 +50,7 @@ struct SupAP {
       direct[k] = -push[k] * negatives[k][1];
       return rank_own / rank_all;
     });
-    row.map_compare(positives, push, slope);
+    row.map_compare(positives, push, slope, tail);
     positives.add(direct);
     return T(1) - ap / n;
   }

@@ -13,7 +13,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import rank_pairs, softplus
+from .terms import rank_pairs, softplus, sort_code
 
 __all__ = ["AUCLoss", "auc"]
 
@@ -35,18 +35,25 @@ class AUC(RowLoss):
 
     kind: str = "huber"
     temperature: float = 0.1
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         if self.kind not in _KINDS:
             raise ValueError(f"kind: expected one of {sorted(_KINDS)}, got {self.kind!r}")
         check.positive(self.temperature, "temperature")
 
     def parameters(self) -> tuple[float, ...]:
-        return (float(_KINDS[self.kind]), self.temperature)
+        return (float(_KINDS[self.kind]), self.temperature, sort_code(self.sort))
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls("logistic", 1.0), cls("sigmoid", 0.2)]
+        return [
+            cls(),
+            cls("huber", sort=True),
+            cls("logistic", 0.01, sort=True),
+            cls("sigmoid", 0.2),
+        ]
 
     def spec(self, rows: Rows) -> Tensor:
         def cost(t: Tensor) -> Tensor:
@@ -81,18 +88,25 @@ class AUCLoss(SampleLoss):
     Args:
         kind: "huber", "logistic" or "sigmoid".
         temperature: > 0. The released logistic and sigmoid forms have 1.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
 
-    def __init__(self, kind: str = "huber", temperature: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self, kind: str = "huber", temperature: float = 0.1, sort: bool | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.kind = kind
         self.temperature = temperature
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> AUC:
-        return AUC(self.kind, self.temperature, similarity=self.similarity)
+        return AUC(self.kind, self.temperature, similarity=self.similarity, sort=self.sort)
 
 
 def auc(
@@ -104,11 +118,12 @@ def auc(
     *,
     kind: str = "huber",
     temperature: float = 0.1,
+    sort: bool | None = None,
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """Pairwise AUC loss as a function; see `AUCLoss`. options: see `sample_loss`."""
-    description = AUC(kind, temperature, similarity=similarity)
+    description = AUC(kind, temperature, similarity=similarity, sort=sort)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )

@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
+from .terms import sort_code
 
 __all__ = ["PNPLoss", "pnp"]
 
@@ -35,8 +36,10 @@ class PNP(RowLoss):
     b: float = 2.0
     alpha: float = 1.0
     temperature: float = 0.01
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         if self.variant not in _VARIANTS:
             raise ValueError(f"variant: expected one of {list(_VARIANTS)}, got {self.variant!r}")
         for name in ("b", "alpha"):
@@ -44,11 +47,19 @@ class PNP(RowLoss):
         check.positive(self.temperature, "anneal")
 
     def parameters(self) -> tuple[float, ...]:
-        return (float(_VARIANTS[self.variant]), self.b, self.alpha, self.temperature)
+        return (
+            float(_VARIANTS[self.variant]),
+            self.b,
+            self.alpha,
+            self.temperature,
+            sort_code(self.sort),
+        )
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(variant=v, temperature=0.05) for v in _VARIANTS]
+        sorts = (None, True, False, True, False)
+        pairs = zip(_VARIANTS, sorts)
+        return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
 
     def penalty(self, r: Tensor) -> Tensor:
         if self.variant == "Ds":
@@ -85,6 +96,10 @@ class PNPLoss(SampleLoss):
         b: > 0, of variant "Ib". alpha: > 0, of variant "Dq".
         anneal: > 0, width of the sigmoid in units of similarity.
         variant: as above.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
@@ -95,6 +110,7 @@ class PNPLoss(SampleLoss):
         alpha: float = 1,
         anneal: float = 0.01,
         variant: str = "O",
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -102,10 +118,18 @@ class PNPLoss(SampleLoss):
         self.alpha = alpha
         self.anneal = anneal
         self.variant = variant
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> PNP:
-        return PNP(self.variant, self.b, self.alpha, self.anneal, similarity=self.similarity)
+        return PNP(
+            self.variant,
+            self.b,
+            self.alpha,
+            self.anneal,
+            similarity=self.similarity,
+            sort=self.sort,
+        )
 
 
 def pnp(
@@ -119,11 +143,12 @@ def pnp(
     alpha: float = 1,
     anneal: float = 0.01,
     variant: str = "O",
+    sort: bool | None = None,
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """PNP loss as a function; see `PNPLoss`. options: see `sample_loss`."""
-    description = PNP(variant, b, alpha, anneal, similarity=similarity)
+    description = PNP(variant, b, alpha, anneal, similarity=similarity, sort=sort)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )

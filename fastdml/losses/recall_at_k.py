@@ -13,6 +13,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
+from .terms import sort_code
 
 __all__ = ["RecallAtKLoss", "recall_at_k"]
 
@@ -35,8 +36,10 @@ class RecallAtK(RowLoss):
     rank_temperature: float = 0.01
     recall_temperature: float = 1.0
     exclude_self: bool = False
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         check.positive(self.rank_temperature, "rank_temperature")
         check.positive(self.recall_temperature, "recall_temperature")
         if not 1 <= len(self.k) <= SLOTS or any(k != int(k) or k < 1 for k in self.k):
@@ -44,12 +47,13 @@ class RecallAtK(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         padded = (*self.k, *([1] * (SLOTS - len(self.k))))
-        fixed = (self.rank_temperature, self.recall_temperature, float(not self.exclude_self))
-        return (*fixed, float(len(self.k)), *(float(k) for k in padded))
+        widths = (self.rank_temperature, self.recall_temperature)
+        switches = (sort_code(self.sort), float(not self.exclude_self), float(len(self.k)))
+        return (*widths, *switches, *(float(k) for k in padded))
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(k=(3, 1), rank_temperature=0.1, exclude_self=True)]
+        return [cls(), cls(k=(3, 1), rank_temperature=0.1, exclude_self=True, sort=True)]
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, index, valid = rows.thresholds()
@@ -87,6 +91,10 @@ class RecallAtKLoss(SampleLoss):
         recall_temperature: > 0, width of the sigmoid around k in units of rank.
         exclude_self: False, as released: the query, at similarity 1, takes a place in its own ranking
             and adds about 1 to each rank. True: it does not.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
@@ -97,6 +105,7 @@ class RecallAtKLoss(SampleLoss):
         rank_temperature: float = 0.01,
         recall_temperature: float = 1.0,
         exclude_self: bool = False,
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,6 +113,7 @@ class RecallAtKLoss(SampleLoss):
         self.rank_temperature = rank_temperature
         self.recall_temperature = recall_temperature
         self.exclude_self = exclude_self
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> RecallAtK:
@@ -113,6 +123,7 @@ class RecallAtKLoss(SampleLoss):
             self.recall_temperature,
             self.exclude_self,
             similarity=self.similarity,
+            sort=self.sort,
         )
 
 
@@ -127,12 +138,18 @@ def recall_at_k(
     rank_temperature: float = 0.01,
     recall_temperature: float = 1.0,
     exclude_self: bool = False,
+    sort: bool | None = None,
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """Recall@k surrogate loss as a function; see `RecallAtKLoss`. options: see `sample_loss`."""
     description = RecallAtK(
-        tuple(k), rank_temperature, recall_temperature, exclude_self, similarity=similarity
+        tuple(k),
+        rank_temperature,
+        recall_temperature,
+        exclude_self,
+        similarity=similarity,
+        sort=sort,
     )
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options

@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
+from .terms import sort_code
 
 __all__ = ["SmoothAPLoss", "smooth_ap"]
 
@@ -27,13 +28,18 @@ class SmoothAP(RowLoss):
     threshold_list = True
 
     temperature: float = 0.01
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         check.positive(self.temperature, "temperature")
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.temperature, sort_code(self.sort))
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(0.1)]
+        return [cls(), cls(0.1), cls(0.003, sort=True)]
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, index, valid = rows.thresholds()
@@ -63,17 +69,22 @@ class SmoothAPLoss(SampleLoss):
 
     Args:
         temperature: > 0, width of the sigmoid in units of similarity.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
 
-    def __init__(self, temperature: float = 0.01, **kwargs: Any) -> None:
+    def __init__(self, temperature: float = 0.01, sort: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> SmoothAP:
-        return SmoothAP(self.temperature, similarity=self.similarity)
+        return SmoothAP(self.temperature, similarity=self.similarity, sort=self.sort)
 
 
 def smooth_ap(
@@ -84,11 +95,12 @@ def smooth_ap(
     ref_labels: Tensor | None = None,
     *,
     temperature: float = 0.01,
+    sort: bool | None = None,
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """Smooth-AP loss as a function; see `SmoothAPLoss`. options: see `sample_loss`."""
-    description = SmoothAP(temperature, similarity=similarity)
+    description = SmoothAP(temperature, similarity=similarity, sort=sort)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )

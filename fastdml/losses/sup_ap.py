@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
+from .terms import sort_code
 
 __all__ = ["SupAPLoss", "sup_ap"]
 
@@ -31,15 +32,27 @@ class SupAP(RowLoss):
     delta: float = 0.05
     offset: float = 1.44
     start: float = 0.5
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         check.positive(self.temperature, "temperature")
         for name in ("rho", "delta", "offset", "start"):
             check.non_negative(getattr(self, name), name)
 
+    def parameters(self) -> tuple[float, ...]:
+        return (
+            self.temperature,
+            self.rho,
+            self.delta,
+            self.offset,
+            self.start,
+            sort_code(self.sort),
+        )
+
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(temperature=0.05, rho=20.0, delta=0.1, offset=1.0, start=0.0)]
+        return [cls(), cls(temperature=0.05, rho=20.0, delta=0.1, offset=1.0, start=0.0, sort=True)]
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, _, valid = rows.thresholds()
@@ -77,6 +90,10 @@ class SupAPLoss(SampleLoss):
         rho, delta, offset, start: >= 0, as above. Defaults are the released ones. The height that
             makes h continuous at delta is offset = start + sigmoid(delta/temperature) (1.4933 for the
             defaults, the paper's definition); the released iNaturalist setting is start=0, offset=1.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
@@ -88,6 +105,7 @@ class SupAPLoss(SampleLoss):
         delta: float = 0.05,
         offset: float = 1.44,
         start: float = 0.5,
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,6 +114,7 @@ class SupAPLoss(SampleLoss):
         self.delta = delta
         self.offset = offset
         self.start = start
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> SupAP:
@@ -106,6 +125,7 @@ class SupAPLoss(SampleLoss):
             self.offset,
             self.start,
             similarity=self.similarity,
+            sort=self.sort,
         )
 
 
@@ -121,11 +141,12 @@ def sup_ap(
     delta: float = 0.05,
     offset: float = 1.44,
     start: float = 0.5,
+    sort: bool | None = None,
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """SupAP loss as a function; see `SupAPLoss`. options: see `sample_loss`."""
-    description = SupAP(temperature, rho, delta, offset, start, similarity=similarity)
+    description = SupAP(temperature, rho, delta, offset, start, similarity=similarity, sort=sort)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )

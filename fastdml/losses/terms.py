@@ -24,6 +24,13 @@ def log_sum_exp(z: Tensor, mask: Tensor) -> Tensor:
     return z.masked_fill(~mask, torch.finfo(z.dtype).min).logsumexp(dim=1)
 
 
+def sort_code(sort: bool | None) -> float:
+    """The functors' `sort`: None by cost, False never, True always."""
+    if sort is not None and not isinstance(sort, bool):
+        raise ValueError(f"sort: expected True, False or None, got {sort!r}")
+    return 0.0 if sort is None else 1.0 + sort
+
+
 def softplus(z: Tensor) -> Tensor:
     """log(1 + exp z), exact at both ends. (torch's own is linear beyond 20, which float64 sees.)"""
     return torch.logaddexp(z, torch.zeros_like(z))

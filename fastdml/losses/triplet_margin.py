@@ -12,7 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import rank_pairs, softplus
+from .terms import rank_pairs, softplus, sort_code
 
 __all__ = ["TripletMarginLoss", "triplet_margin"]
 
@@ -34,9 +34,11 @@ class TripletMargin(RowLoss):
     margin: float = 0.05
     smooth: bool = False
     normalizer: str = "active"
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         check.finite(self.margin, "margin")
         if self.normalizer not in _COUNTED:
             raise ValueError(
@@ -49,14 +51,17 @@ class TripletMargin(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         counted = float(_COUNTED[self.normalizer])
-        return (self.margin, self.direction, float(self.smooth), counted)
+        return (self.margin, self.direction, float(self.smooth), sort_code(self.sort), counted)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [
             cls(),
             cls(margin=0.2, normalizer="anchors", similarity="cosine"),
-            cls(smooth=True, similarity="squared_distance"),
+            cls(smooth=True, similarity="squared_distance", sort=True),
+            cls(sort=True),
+            cls(smooth=True, similarity="dot", sort=True),
+            cls(similarity="cosine", sort=True),
             cls(normalizer="triplets", similarity="raw_distance"),
         ]
 
@@ -93,6 +98,10 @@ class TripletMarginLoss(SampleLoss):
             "anchors": the sum of a row's triplets, averaged over the rows.
         similarity: "distance" (Euclidean, of normalised embeddings; the default),
             "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for that
+            to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
+            where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets. Other
     arguments: see `SampleLoss`.
@@ -105,17 +114,23 @@ class TripletMarginLoss(SampleLoss):
         margin: float = 0.05,
         smooth_loss: bool = False,
         normalizer: str = "active",
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.margin = margin
         self.smooth_loss = smooth_loss
         self.normalizer = normalizer
+        self.sort = sort
         self.description()  # checks the parameters
 
     def description(self) -> TripletMargin:
         return TripletMargin(
-            self.margin, self.smooth_loss, self.normalizer, similarity=self.similarity
+            self.margin,
+            self.smooth_loss,
+            self.normalizer,
+            similarity=self.similarity,
+            sort=self.sort,
         )
 
 
@@ -129,11 +144,12 @@ def triplet_margin(
     margin: float = 0.05,
     smooth_loss: bool = False,
     normalizer: str = "active",
+    sort: bool | None = None,
     similarity: str = "distance",
     **options: Any,
 ) -> Tensor:
     """Triplet margin loss as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
-    description = TripletMargin(margin, smooth_loss, normalizer, similarity=similarity)
+    description = TripletMargin(margin, smooth_loss, normalizer, similarity=similarity, sort=sort)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )
