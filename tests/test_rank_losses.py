@@ -265,3 +265,13 @@ def test_parity_with_pytorch_metric_learning(name):
 def test_bad_arguments_are_named(make, argument):
     with pytest.raises(ValueError, match=rf"^{argument}: expected"):
         make()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["smooth_ap", "sup_ap", "recall_at_k", "pnp"])
+def test_nan_is_never_hidden_by_flat_sigmoids(name, backend):
+    """A NaN among similarities that are all far from every threshold: no exponential is needed there."""
+    x = torch.eye(32, dtype=torch.float32).repeat_interleave(2, 0)
+    y = torch.arange(32).repeat_interleave(2)
+    x[63] = torch.nan
+    assert getattr(F, name)(x, y, backend=backend).isnan()

@@ -191,7 +191,8 @@ FASTDML_FN bool any(M m) {
 // trained network, the exponential is not computed. The error is below 1e-13 (float), 3e-20 (double).
 #define FASTDML_SIGMOID(T, kFlat)                                          \
   FASTDML_FN Vector<T> sigmoid(Vector<T> x) {                              \
-    if (!any((x > -kFlat) & (x < kFlat))) return select(x > T(0), T(1), T(0)); \
+    /* Written so that a NaN, which is not flat either, takes the long way and stays one. */ \
+    if (!any(~((x <= -kFlat) | (x >= kFlat)))) return select(x > T(0), T(1), T(0)); \
     return T(1) / (T(1) + exp(-x));                                        \
   }
 FASTDML_SIGMOID(float, 30.0f)
