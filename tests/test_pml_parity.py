@@ -23,6 +23,15 @@ def draw(seed, dtype, rows=48, classes=7, dim=17):
     return x, torch.randint(0, classes, (rows,), generator=g)
 
 
+@pytest.fixture
+def default_type(request):
+    """Theirs fills a tensor of torch's default type, float32, whatever the type of the embeddings."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param if hasattr(request, "param") else torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 def compare(ours, other, tensors, call, tolerance):
     """Value and gradients of two losses on the same tensors."""
     found = []
@@ -84,9 +93,9 @@ def test_proxy_anchor(seed, dtype, tolerance):
     compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
 
 
-@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("default_type,dtype,tolerance", [(k, k, t) for k, t in KINDS], indirect=["default_type"])
 @pytest.mark.parametrize("seed", DRAWS)
-def test_smooth_ap(seed, dtype, tolerance):
+def test_smooth_ap(seed, default_type, dtype, tolerance):
     """Where theirs is right: as many classes as members of each, in order."""
     x, _ = draw(seed, dtype, rows=36)
     y = torch.arange(36) // 6
@@ -106,7 +115,7 @@ def test_fault_smooth_ap_of_perfect_clusters():
     assert theirs.SmoothAPLoss()(x, y) > 0.3
 
 
-def test_fault_smooth_ap_of_unsorted_labels():
+def test_fault_smooth_ap_of_unsorted_labels(default_type):
     x, _ = draw(0, torch.float64, rows=16)
     y, order = torch.arange(16) // 4, torch.randperm(16, generator=torch.Generator().manual_seed(0))
     ours, other = losses.SmoothAPLoss(), theirs.SmoothAPLoss()

@@ -1,9 +1,11 @@
 // Average precision from soft histograms: FastAP (Cakir et al., CVPR 2019; SPEC 3.3) and SoftBin-AP
 // (Revaud et al., ICCV 2019; SPEC 3.5), which differ in their bins and in the place of the query.
 //
-// A triangular histogram is a difference of ramps: with ramp_l(s) rising from 0 to 1 as s falls from
-// bin centre l to bin centre l + 1, the count of bin l is the sum of ramp_{l-1} - ramp_l and the count
-// up to bin l the number of pairs less the sum of ramp_l. So the centres are a list of thresholds.
+// A triangular histogram is a difference of ramps: with ramp_l(s) rising from 0 to 1 as s rises from
+// bin centre l + 1 to bin centre l, the count up to bin l is the sum of ramp_l and the count of bin l that
+// of ramp_l - ramp_{l-1}. So the centres are a list of thresholds. 1 - AP is added up from what each bin
+// loses to the negatives before it: no difference of nearly equal numbers, and exactly 0 where no
+// negative is before a positive.
 #pragma once
 
 namespace fastdml {
@@ -17,10 +19,19 @@ struct HistogramAP {
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const int m = static_cast<int>(bins);
     const T width = T(2) / m, rate = T(1) / width;
-    const auto ramp = [=](auto t, auto) { return values(min(max(t * -rate, T(0)), T(1))); };
-    // t in [-width, 0): the derivative of a ramp, -rate.
-    const auto slope = [=](auto t, auto) {
-      return select((t < T(0)) & (t >= -width), -rate, T(0));
+    // A sample is at similarity 1 to itself and to its copies however the last digits fell.
+    const T top = T(1) - T(8) * epsilon<T>();
+    const auto ramp = [=](auto t, auto p) {
+      return values(select(p.s > top, T(1), min(max(T(1) + t * rate, T(0)), T(1))));
+    };
+    const auto slope = [=](auto t, auto p) {
+      return select((t < T(0)) & (t >= -width) & (p.s <= top), rate, T(0));
+    };
+    const auto negative_ramp = [=](auto t, auto p) {
+      return values(select(p.negative, ramp(t, p)[0], T(0)));
+    };
+    const auto negative_slope = [=](auto t, auto p) {
+      return select(p.negative, slope(t, p), T(0));
     };
     auto positives = row.positives();
     const T own = static_cast<T>(positives.size());
@@ -28,27 +39,28 @@ struct HistogramAP {
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }
-    const T all = static_cast<T>(row.candidates());
+    const T opposed = static_cast<T>(row.candidates() - positives.size());
     auto centres = row.list(m, [=](int l) { return T(1) - width * l; });
-    const auto below = row.compare(centres, ramp);
-    const auto own_below = positives.compare(centres, ramp);
-    // AP = (1/own) sum_l h+_l H+_l / H_l, by the ramps' sums.
+    const auto strangers = row.compare(centres, negative_ramp);
+    const auto friends = positives.compare(centres, ramp);
+    // 1 - AP = (1/own) sum_l (P_l - P_{l-1}) N_l / (P_l + N_l): positives and negatives up to bin l.
     auto push = row.array(m), pull = row.array(m);
-    T ap = T(0), before = own, last = T(0);
+    T loss = T(0), before = T(0);
     for (int l = 0; l <= m; ++l) {
-      const T rest = l < m ? own_below[l][0] : T(0);
-      const T count = before - rest, upto = own - rest, total = all - (l < m ? below[l][0] : T(0));
-      const T share = total > T(0) ? T(1) / total : T(0);
-      ap += count * upto * share;
-      // Ramp l - 1 of the positives enters bin l with +1; ramp l leaves its count and its total.
-      if (l > 0) pull[l - 1] = (last - upto * share) / own;
-      last = (upto + count) * share;
-      if (l < m) push[l] = -count * upto * share * share / own;
-      before = rest;
+      const T p = l < m ? friends[l][0] : own, n = l < m ? strangers[l][0] : opposed;
+      const T share = p + n > T(0) ? T(1) / (p + n) : T(0);
+      const T lost = n * share, count = p - before;
+      loss += count * lost;
+      if (l > 0) pull[l - 1] -= lost / own;
+      if (l < m) {
+        pull[l] = (T(1) - count * share) * lost / own;
+        push[l] = count * p * share * share / own;
+      }
+      before = p;
     }
-    row.map_compare(centres, push, slope);
+    row.map_compare(centres, push, negative_slope);
     positives.add_compare(centres, pull, slope);
-    return {T(1) - ap / own, T(1)};
+    return {loss / own, T(1)};
   }
 };
 

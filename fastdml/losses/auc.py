@@ -51,7 +51,7 @@ class AUC(RowLoss):
         return [
             cls(),
             cls("huber", sort=True),
-            cls("logistic", 0.01, sort=True),
+            cls("logistic", 0.03, sort=True),
             cls("sigmoid", 0.2),
         ]
 

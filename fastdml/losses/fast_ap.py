@@ -46,16 +46,21 @@ class HistogramAP(RowLoss):
     def spec(self, rows: Rows) -> Tensor:
         width = 2 / self.bins
         centres = torch.arange(self.bins + 1, device=rows.s.device, dtype=rows.s.dtype)
-        distance = (rows.s.clamp(-1, 1)[:, :, None] - (1 - width * centres)).abs()
+        # A sample is at similarity 1 to itself and to its copies however the last digits fell.
+        top = 1 - 8 * torch.finfo(rows.s.dtype).eps
+        s = torch.where(rows.s > top, torch.ones_like(rows.s), rows.s.clamp(min=-1))
+        distance = (s[:, :, None] - (1 - width * centres)).abs()
         member = (1 - distance / width).relu()
         own = (member * rows.positive[:, :, None]).sum(1)
-        both = own + (member * rows.negative[:, :, None]).sum(1)
-        own_upto, upto = own.cumsum(1), both.cumsum(1)
-        share = torch.where(upto > 0, own_upto / upto.clamp(min=1e-30), torch.zeros_like(upto))
+        # 1 - AP as what each bin loses to the negatives before it: exactly 0 where there are none.
+        positives = own.cumsum(1)
+        negatives = (member * rows.negative[:, :, None]).sum(1).cumsum(1)
+        both = positives + negatives
+        lost = torch.where(both > 0, negatives / both.clamp(min=1e-30), torch.zeros_like(both))
         count = rows.positive.sum(1)
-        precision = (own * share).sum(1) / count.clamp(min=1)
+        loss = (own * lost).sum(1) / count.clamp(min=1)
         present = (count > 0).to(rows.s.dtype)
-        return torch.stack([(1 - precision) * present, present], dim=1)
+        return torch.stack([loss * present, present], dim=1)
 
 
 @register

@@ -43,6 +43,10 @@ class RankedList(RowLoss):
         if not 0 <= self.imbalance <= 1:
             raise ValueError(f"imbalance: expected a number in [0, 1], got {self.imbalance}")
 
+    @property
+    def detaches(self) -> bool:  # type: ignore[override]
+        return self.detach_weights
+
     def parameters(self) -> tuple[float, ...]:
         bounds = (self.inner, self.outer, self.positive_temperature, self.negative_temperature)
         return (*bounds, self.imbalance, float(not self.detach_weights), _FLOOR)

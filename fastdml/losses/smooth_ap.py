@@ -39,7 +39,7 @@ class SmoothAP(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(0.1), cls(0.003, sort=True)]
+        return [cls(), cls(0.1), cls(sort=True)]
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, index, valid = rows.thresholds()
