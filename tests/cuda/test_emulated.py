@@ -1,0 +1,219 @@
+"""The row of CUDA (csrc/cuda/row.cuh) on emulated threads, against the CPU's, for every functor.
+
+emulate.cpp compiles all loss headers on the CUDA row with a host compiler; a block's threads are fibers
+that run in shuffled order between barriers. What this cannot see is what only a GPU has: its own
+arithmetic, alignment faults, launch limits.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CASES, EXAMPLES, ROOT, call, distance, inputs, needs_compiled
+
+from fastdml.engine import library
+from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine.executors.native import Native
+
+HERE = Path(__file__).resolve().parent
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+pytestmark = [
+    needs_compiled,
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler was found"),
+]
+
+
+def build_emulator(folder: Path) -> Path:
+    """The emulator as a torch library; compiled again only when a source is newer."""
+    from torch.utils import cpp_extension
+
+    csrc = ROOT / "csrc"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [h for h in sorted((csrc / "rows").glob("*.h")) if "FASTDML_ROW_LOSS(" in h.read_text()]
+    headers = [h for h in headers if h.name != "row.h"]
+    # The list is part of the file's name: a loss that is removed changes it too.
+    listed = "".join(f'#include "rows/{h.name}"\n' for h in headers)
+    (folder / "losses.inc").write_text(listed)
+    target = folder / f"emulator-{torch.__version__}-{len(headers)}.so"
+    sources = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), HERE / "emulate.cpp", HERE / "emulator.h"]
+    newest = max(path.stat().st_mtime for path in sources)
+    if not target.exists() or target.stat().st_mtime < newest:
+        include = [f"-isystem{p}" for p in cpp_extension.include_paths()]
+        command = [
+            COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden",
+            "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
+            # A functor that negates a bool with ~ would be right on vectors and wrong here.
+            "-Werror=bool-operation",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000", *include,
+            f"-I{csrc}", f"-I{HERE}", f"-I{folder}",
+            str(HERE / "emulate.cpp"), "-o", str(target),
+            f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return target
+
+
+class Emulated(Native):
+    name = "emulated"
+
+    @property
+    def kernel(self):
+        return torch.ops.fastdml_emulated.rows_
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    torch.ops.load_library(str(build_emulator(ROOT / "build" / "emulator")))
+    EXECUTORS["emulated"] = Emulated()
+    yield torch.ops.fastdml_emulated
+    del EXECUTORS["emulated"]
+
+
+@pytest.fixture(autouse=True)
+def defaults(emulator):
+    emulator.configure(64, 0)
+
+
+def agree(found, true, bound):
+    for f, t in zip(found, true, strict=True):
+        assert distance(f, t) <= bound
+
+
+# Rows of every length modulo a vector, with and without an own pair, aligned and not.
+@pytest.mark.parametrize("name", ["ragged", "wide", "zeros", "one_class", "all_singletons", "reference"])
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_every_functor_in_float64(description, name):
+    case = CASES[name]()
+    agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
+
+
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_every_functor_in_float32(description):
+    case = CASES["ragged"]()
+    narrow = case.to(torch.float32)
+    true = call(description, case, "native")
+    by_cpu = call(description, narrow, "native")
+    for f, c, t in zip(call(description, narrow, "emulated"), by_cpu, true, strict=True):
+        assert distance(f, t) <= 3 * distance(c, t) + 3e-6
+
+
+@pytest.mark.parametrize("threads", [32, 96, 256])
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_any_number_of_threads(description, threads, emulator):
+    case = CASES["duplicates"]()
+    emulator.configure(threads, 0)
+    agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
+
+
+@pytest.mark.parametrize("description", EXAMPLES)
+def test_order_of_threads_does_not_show(description, emulator):
+    case = CASES["ragged"]()
+    first = call(description, case, "emulated")
+    for seed in range(1, 4):
+        emulator.configure(64, seed)
+        again = call(description, case, "emulated")
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_more_positives_than_shared_memory_holds():
+    """Rows with more than 256 positives are left to a second launch; shorter lists are not."""
+    generator = torch.Generator().manual_seed(0)
+    case = CASES["ragged"]()
+    sizes = [270, 5, 1]
+    y = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    x = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64)
+    case = type(case)(x, y)
+    lists = [p.values[0] for p in EXAMPLES if p.values[0].threshold_list]
+    assert lists
+    description = next(d for d in lists if d.name == "smooth_ap")
+    agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
+
+
+def rows(op, description, s, labels, **named):
+    """One call of rows_ over a square block; returns (weights, row losses)."""
+    from fastdml.engine.relation import LabelRelation
+
+    index = LabelRelation(labels, labels).class_index()
+    loss = s.new_full((len(s), description.outputs), float("nan"))
+    weights = named.get("weights")
+    op(
+        s, library.functors()[description.name][0], description.parameters(), None, None, None, None,
+        None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest, 0,
+        None, 1.0, None, None, None, loss, None, None, True, *([weights] if weights is not None else []),
+    )  # fmt: skip
+    return s if weights is None else weights, loss
+
+
+@pytest.mark.parametrize("name", ["smooth_ap", "multi_similarity", "recall_at_k"])
+@pytest.mark.parametrize("padding", [0, 5, 8])
+def test_weights_in_bfloat16(name, padding, emulator):
+    """... go into a buffer of their own, of another leading dimension; the row stays as it was."""
+    description = next(p.values[0] for p in EXAMPLES if p.values[0].name == name)
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(40) // 4
+    s = torch.rand(40, 40, generator=generator) * 2 - 1
+    true, losses = rows(torch.ops.fastdml_native.rows_, description, s.clone(), labels)
+    held = torch.full((40, 40 + padding), float("nan"), dtype=torch.bfloat16)
+    kept = s.clone()
+    found, own = rows(emulator.rows_, description, kept, labels, weights=held[:, :40])
+    assert torch.equal(kept, s)
+    assert torch.allclose(own, losses, atol=1e-6)
+    assert held[:, 40:].isnan().all()
+    # Weights of positives are sums of two terms, each rounded.
+    assert torch.allclose(found.float(), true, rtol=2**-7, atol=2**-8 * float(true.abs().max()))
+    negative = labels[:, None] != labels
+    assert torch.allclose(found.float()[negative], true[negative], rtol=2**-8, atol=1e-12)
+
+
+def test_proxy_losses_and_distances_are_among_the_examples():
+    found = [p.values[0] for p in EXAMPLES]
+    assert any(d.rows == "proxies" for d in found)
+    assert {d.metric.kind for d in found} == {0, 1, 2}
+    assert any(inputs(d, CASES["ragged"]()).teacher for d in found) or not any(
+        d.teacher_similarity for d in found
+    )
+
+
+def test_every_header_is_emulated(emulator):
+    text = "".join(h.read_text() for h in (ROOT / "csrc" / "rows").glob("*.h"))
+    named = set(re.findall(r"^FASTDML_ROW_LOSS\((\w+)", text, re.M))
+    assert named == set(library.functors())
+
+
+def test_a_missing_barrier_shows():
+    """The emulator itself: threads that race see each other's half-finished work."""
+    program = """
+#include <cstdio>
+#include "emulator.h"
+int main(int argc, char**) {
+  double shared[64], sum[2] = {0, 0};
+  for (int seed = 0; seed < 2; ++seed) {
+    emulator::Threads fibers(64, seed);
+    for (double& x : shared) x = -1;
+    fibers.run([&](int) {
+      emulator::Team team{fibers};
+      shared[team.thread()] = team.thread();
+      if (argc > 1) team.sync();
+      sum[seed] += shared[(team.thread() + 1) % 64] * team.thread();
+    });
+  }
+  std::puts(sum[0] == sum[1] ? "same" : "different");
+}
+"""
+    folder = ROOT / "build" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, binary = folder / "race.cpp", folder / "race"
+    source.write_text(program)
+    subprocess.run([COMPILER, "-std=c++20", "-O1", f"-I{HERE}", source, "-o", binary], check=True)
+
+    def output(*arguments: str) -> str:
+        return subprocess.run([binary, *arguments], capture_output=True, text=True).stdout.strip()
+
+    assert output("with a barrier") == "same"
+    assert output() == "different"
