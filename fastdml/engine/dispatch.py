@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import library
+from . import crossover, library
 from .executors import Executor
 from .executors.chunked import Chunked
 from .executors.dense import Dense
@@ -27,11 +27,13 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         if reason is not None:
             raise ValueError(f"backend: {backend!r} cannot run {problem.loss.name!r}: {reason}")
         return executor, "asked for"
-    reason = EXECUTORS["native"].refuses(problem)
-    if reason is None:
+    native = EXECUTORS["native"].refuses(problem)
+    if problem.device_type == "cuda":
+        tiles = EXECUTORS["triton"].refuses(problem)
+        if tiles is None and (native is not None or crossover.prefers_tiles(problem)):
+            return EXECUTORS["triton"], "tile kernels for this device"
+    if native is None:
         return EXECUTORS["native"], "compiled for this device"
-    if problem.device_type == "cuda" and EXECUTORS["triton"].refuses(problem) is None:
-        return EXECUTORS["triton"], "tile kernels for this device"
     if library.load() is None:
         library.notice()
-    return EXECUTORS["chunked"], reason
+    return EXECUTORS["chunked"], native

@@ -1,0 +1,323 @@
+"""Builds, tests, sanitizes and measures fastdml on the CUDA machine it is run on. No network.
+
+    python benchmarks/gpu_check.py [OUTPUT] [--stages build,test,sanitize,bench] [--budget STAGE=SECONDS]
+
+Stages run in order, each within its own time, so that a window of ten minutes can take one:
+
+    build     the extension, for the architecture of this device, with this python's torch
+    test      every test marked gpu; the tile kernels' tests, compiled instead of interpreted
+    sanitize  compute-sanitizer memcheck and racecheck over small problems of every loss
+    bench     losses against three bare products, plain torch and pytorch-metric-learning
+
+OUTPUT (default ./gpu-check) gets a log per stage, junit.xml, sanitizer reports, CSV, tables and plots.
+What cannot run here is skipped and said so. The exit status is 1 where something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET = {"build": 480, "test": 540, "sanitize": 300, "bench": 540}
+BASE_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+# Loss, dimensions, samples per class, and what its time may be, in times of the three products (None:
+# measured only). In the order of what is wanted most: time may run out.
+BENCHES: list[tuple[str, int, list[int], int, dict[int, float]]] = [
+    ("multi_similarity:epsilon=0.1", 32768, [512, 1024], 4, {512: 1.8, 1024: 1.5}),
+    ("smooth_ap", 32768, [512], 4, {512: 2.2}),
+    ("sup_ap", 32768, [512], 4, {512: 2.2}),
+    ("triplet_margin", 32768, [512], 4, {512: 2.2}),
+    ("smooth_ap", 32768, [512], 64, {512: 5.0}),
+    ("multi_similarity:epsilon=0.1", 8192, [128, 256], 4, {}),
+    ("info_nce", 32768, [128, 512], 4, {}),
+    ("smooth_ap", 4096, [128], 4, {}),
+    ("multi_similarity:epsilon=0.1", 1024, [128], 4, {}),
+]
+CONTENDERS = ("native", "triton", "chunked", "torch", "torch-hand", "pml")
+
+
+@dataclasses.dataclass
+class Line:
+    """One line of the closing table."""
+
+    what: str
+    status: str  # pass, FAIL, skipped
+    seconds: float = 0.0
+    note: str = ""
+
+
+class Run:
+    """Runs commands of one stage into its log, within its time."""
+
+    def __init__(self, stage: str, output: Path, budget: float) -> None:
+        self.log = output / f"{stage}.log"
+        self.log.write_text("")
+        self.output = output
+        self.end = time.monotonic() + budget
+
+    def left(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+    def __call__(
+        self, command: list[str], *, limit: float | None = None, **environment: str
+    ) -> tuple[int | None, str]:
+        """(exit status, or None where time ran out; output)."""
+        limit = min(self.left(), limit or self.left())
+        print("   ", " ".join(command)[:150], flush=True)
+        with open(self.log, "a") as log:
+            log.write(f"$ {' '.join(command)}\n")
+            log.flush()
+            start = log.tell()
+            try:
+                code: int | None = subprocess.run(
+                    command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, limit),
+                    env={**os.environ, **BASE_ENVIRONMENT, **environment},
+                ).returncode  # fmt: skip
+            except subprocess.TimeoutExpired:
+                code = None
+                log.write(f"\n[stopped after {limit:.0f} s]\n")
+        with open(self.log, errors="replace") as log:
+            log.seek(start)
+            return code, log.read()
+
+
+def device() -> tuple[str, str] | None:
+    """(name, compute capability) of the CUDA device, or None. Asked in a process of its own."""
+    code = (
+        "import torch; ok = torch.cuda.is_available(); "
+        "print('|'.join([torch.cuda.get_device_name(), '%d%d' % torch.cuda.get_device_capability()])"
+        " if ok else '')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    name, _, capability = done.stdout.strip().partition("|")
+    return (name, capability) if capability else None
+
+
+def architecture(capability: str) -> str:
+    """What to compile for on one device: its own architecture, with Hopper's and later's own features."""
+    return f"{capability}a" if int(capability) >= 90 else capability
+
+
+def build(run: Run, capability: str) -> Iterator[Line]:
+    start = time.monotonic()
+    code, _ = run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        FASTDML_BUILD="cuda",
+        FASTDML_CUDA_ARCH=architecture(capability),
+    )
+    took = time.monotonic() - start
+    if code != 0:
+        yield Line("build", "FAIL", took, "out of time" if code is None else f"see {run.log.name}")
+        return
+    yield Line("build", "pass", took)
+    code, text = run(
+        [sys.executable, "-c", "from fastdml.engine import library; print(library.build_info())"]
+    )
+    good = code == 0 and "'cuda_kernels': True" in text
+    yield Line("library loads with CUDA kernels", "pass" if good else "FAIL")
+
+
+def test(run: Run, capability: str) -> Iterator[Line]:
+    for name, arguments in (
+        ("tests marked gpu", ["-m", "gpu", "tests"]),
+        ("tile kernels, compiled", ["tests/triton/test_tiles.py", "tests/triton/test_executor.py"]),
+    ):
+        if not all((ROOT / a).exists() for a in arguments if a.endswith(".py")):
+            yield Line(name, "skipped", note="not there")
+            continue
+        report = run.output / f"junit-{name.split()[0]}.xml"
+        start = time.monotonic()
+        code, text = run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
+             "--maxfail=40", *arguments]  # fmt: skip
+        )
+        took = time.monotonic() - start
+        if code is None:
+            yield Line(name, "FAIL", took, "out of time")
+            continue
+        counts = (
+            ElementTree.parse(report).getroot().find("testsuite") if report.exists() else None
+        )
+        last = (text.strip().splitlines() or [""])[-1]
+        note = last
+        if counts is not None:
+            note = ", ".join(f"{counts.get(k)} {k}" for k in ("tests", "failures", "errors", "skipped"))
+            if counts.get("tests") == counts.get("skipped"):
+                yield Line(name, "skipped", took, note)
+                continue
+        yield Line(name, "pass" if code == 0 else "FAIL", took, note)
+
+
+def sanitize(run: Run, capability: str) -> Iterator[Line]:
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(tool).exists():
+        yield Line("sanitize", "skipped", note="compute-sanitizer is not installed")
+        return
+    for check in ("memcheck", "racecheck"):
+        for backend in ("native", "triton"):
+            start = time.monotonic()
+            code, text = run(
+                [tool, f"--tool={check}", "--error-exitcode=9", "--print-limit=20", sys.executable,
+                 str(Path(__file__).resolve()), "--small-problems", backend],
+                limit=run.left() / 2,
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+            )  # fmt: skip
+            took = time.monotonic() - start
+            note = "; ".join(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text))
+            if "Device not supported" in text or "Failed to initialize" in text:
+                yield Line(f"{check} {backend}", "skipped", took, "the tool refuses this machine")
+            elif code == 5:
+                yield Line(f"{check} {backend}", "skipped", took, "the executor is not there")
+            else:
+                passed = "pass" if code == 0 else "FAIL"
+                yield Line(f"{check} {backend}", passed, took, "out of time" if code is None else note)
+
+
+def bench(run: Run, capability: str) -> Iterator[Line]:
+    from fastdml.bench.contenders import CONTENDERS as known
+    from fastdml.engine.registry import LOSSES
+
+    options = [f"--contender={c}" for c in CONTENDERS if c in known]
+    for loss, size, dims, per_class, _ in BENCHES:
+        name = loss.partition(":")[0]
+        label = f"{name}-{size}-{per_class}"
+        if name not in LOSSES:
+            yield Line(f"bench {label}", "skipped", note="no such loss")
+            continue
+        if run.left() < 20:
+            yield Line(f"bench {label}", "skipped", note="out of time")
+            continue
+        start = time.monotonic()
+        code, _ = run(
+            [sys.executable, "-m", "fastdml", "bench", "--device=cuda", "--dtype=bfloat16",
+             f"--loss={loss}", f"--batch={size}", f"--dim={','.join(map(str, dims))}",
+             f"--per-class={per_class}", "--budget=5", "--timeout=30", *options,
+             f"--output={run.output}", f"--name=cuda-{label}"]  # fmt: skip
+        )
+        status = "pass" if code == 0 else "FAIL"
+        note = "out of time" if code is None else ""
+        yield Line(f"bench {label}", status, time.monotonic() - start, note)
+        yield from against_floor(run.output / f"cuda-{label}.csv", loss, size, per_class)
+
+
+def against_floor(path: Path, loss: str, size: int, per_class: int) -> Iterator[Line]:
+    """Times against the three products, and whether they are what is asked for."""
+    if not path.exists():
+        return
+    wanted = {
+        d: limit
+        for name, b, _, k, limits in BENCHES
+        if (name, b, k) == (loss, size, per_class)
+        for d, limit in limits.items()
+    }
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    for d in sorted({int(r["dim"]) for r in rows}):
+        ours = {
+            r["contender"]: float(r["ratio"])
+            for r in rows
+            if int(r["dim"]) == d and r["ratio"] and r["status"] == "ok"
+        }
+        text = ", ".join(f"{who} {ratio:.2f}" for who, ratio in sorted(ours.items(), key=lambda p: p[1]))
+        best = min((ours[c] for c in ("native", "triton") if c in ours), default=None)
+        limit = wanted.get(d)
+        status = "pass" if best is not None and (limit is None or best <= limit) else "FAIL"
+        aim = "" if limit is None else f" (at most {limit})"
+        yield Line(f"  x floor, D={d}", status, 0.0, text + aim)
+
+
+STAGES: dict[str, Callable[[Run, str], Iterator[Line]]] = {
+    "build": build,
+    "test": test,
+    "sanitize": sanitize,
+    "bench": bench,
+}
+
+
+def small_problems(backend: str) -> int:
+    """Every loss once, small and ragged: what the sanitizers watch. 5: nothing can run."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "cuda")]
+    import torch
+    from conftest import CASES, EXAMPLES, call
+    from test_gpu_native import given_on_gpu
+
+    ran = 0
+    for parameter in EXAMPLES:
+        description = parameter.values[0]
+        for dtype in (torch.float32, torch.bfloat16):
+            case = CASES["ragged"]().to(dtype)
+            try:
+                call(description, given_on_gpu(description, case), backend)
+            except ValueError as error:  # this executor does not have this loss
+                print(f"{description.name}: {error}")
+                continue
+            torch.cuda.synchronize()
+            ran += 1
+    print(f"{ran} problems")
+    return 0 if ran else 5
+
+
+def table(lines: list[Line]) -> str:
+    wide = max((len(line.what) for line in lines), default=0)
+    return "\n".join(
+        f"{line.what:{wide}}  {line.status:8}{line.seconds:7.1f} s  {line.note}".rstrip()
+        for line in lines
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", nargs="?", type=Path, default=Path("gpu-check"))
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--budget", action="append", default=[], metavar="STAGE=SECONDS")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument("--small-problems", metavar="BACKEND", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.small_problems:
+        return small_problems(options.small_problems)
+    stages = [s for s in options.stages.split(",") if s]
+    if unknown := [s for s in stages if s not in STAGES]:
+        parser.error(f"--stages: expected some of {', '.join(STAGES)}, got {', '.join(unknown)}")
+    budget = dict(BUDGET)
+    for text in options.budget:
+        stage, _, seconds = text.partition("=")
+        if stage not in STAGES or not seconds.isdigit():
+            parser.error(f"--budget: expected STAGE=SECONDS, got {text!r}")
+        budget[stage] = int(seconds)
+
+    found = device() if importlib.util.find_spec("torch") else None
+    if found is None:
+        lines = [Line(stage, "skipped", note="no CUDA device") for stage in stages]
+    elif options.dry_run:
+        lines = [Line(stage, "skipped", note=f"would run, {budget[stage]} s at most") for stage in stages]
+    else:
+        output = options.output.resolve()
+        output.mkdir(parents=True, exist_ok=True)
+        sys.path.insert(0, str(ROOT))
+        print(f"{found[0]}, compute capability {found[1]}; results go to {output}")
+        lines = []
+        for stage in stages:
+            print(f"{stage}, {budget[stage]} s at most", flush=True)
+            lines += STAGES[stage](Run(stage, output, budget[stage]), found[1])
+        (output / "summary.txt").write_text(f"{found[0]} sm_{found[1]}\n{table(lines)}\n")
+    print(table(lines))
+    return int(any(line.status == "FAIL" for line in lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
