@@ -1,7 +1,7 @@
 """Writes benchmarks/results/cuda-resources.csv and .md: what ptxas makes of every row kernel.
 
 No GPU is needed and nothing is timed: the generated CUDA sources of the build are assembled once more
-with ptxas's report. Takes a few seconds per loss.
+with ptxas's report. Takes a few seconds per loss. The exit status is 1 where a kernel spills registers.
 
     python benchmarks/cuda_resources.py [--losses multi_similarity ...]
 """
@@ -32,6 +32,8 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _USED = re.compile(r"Used (\d+) registers(?:, used (\d+) barriers)?")
 # rows_kernel<float, fastdml::cuda::SmoothAP>, mangled: f or d, then the length and name of the functor
 _KERNEL = re.compile(r"rows_kernelI([fd])NS0_(\d+)(\w+)")
+# (anonymous)::remove_radial<float, ...>
+_RADIAL = re.compile(r"\d(remove_radial)I([fd])")
 REGISTERS = 65536  # of a multiprocessor
 
 
@@ -60,6 +62,8 @@ def parse(source: str, text: str) -> list[dict[str, object]]:
             if kernel:
                 name = kernel[3][: int(kernel[2])]
                 kind = {"f": "float32", "d": "float64"}[kernel[1]]
+            elif radial := _RADIAL.search(name):
+                name, kind = radial[1], {"f": "float32", "d": "float64"}[radial[2]]
             line = {"source": source, "functor": name, "type": kind, "arch": entry[2]}
         elif stack := _STACK.search(part):
             line |= dict(zip(COLUMNS[5:8], map(int, stack.groups()), strict=True))
@@ -73,7 +77,7 @@ def parse(source: str, text: str) -> list[dict[str, object]]:
     return found
 
 
-def collect(names: list[str] | None = None) -> list[dict[str, object]]:
+def collect(names: list[str] | None = None, jobs: int = 2) -> list[dict[str, object]]:
     """The reports of the losses of these header names, or of all."""
     cuda = Cuda.find()
     if cuda is None:
@@ -84,7 +88,7 @@ def collect(names: list[str] | None = None) -> list[dict[str, object]]:
         sources = [s for s in generate_cuda(Path(folder), rows) if s.name.split(".")[0] in headers]
         if not names:
             sources.append(ROOT / "csrc" / "cuda" / "radial.cu")
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             return [line for lines in pool.map(lambda s: report(cuda, s), sources) for line in lines]
 
 
@@ -118,16 +122,18 @@ def write(lines: list[dict[str, object]]) -> None:
     (RESULTS / "cuda-resources.md").write_text("\n".join(text) + "\n")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--losses", nargs="*")
+    parser.add_argument("--losses", nargs="*", help="of these only, and write nothing")
+    parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
-    lines = collect(options.losses)
+    lines = collect(options.losses, options.jobs)
     if not options.losses:
         write(lines)
     for line in lines:
         print(*(line[c] for c in COLUMNS))
+    return int(any(line["spill_store_bytes"] or line["spill_load_bytes"] for line in lines))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

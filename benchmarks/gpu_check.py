@@ -1,15 +1,19 @@
 """Builds, tests, sanitizes and measures fastdml on the CUDA machine it is run on. No network.
 
-    python benchmarks/gpu_check.py [OUTPUT] [--stages build,test,sanitize,bench] [--budget STAGE=SECONDS]
+    make gpu-check OUT=folder STAGES=build,test,sanitize,bench
+    python benchmarks/gpu_check.py [OUTPUT] [--stages ...] [--budget STAGE=SECONDS]
 
 Stages run in order, each within its own time, so that a window of ten minutes can take one:
 
     build     the extension, for the architecture of this device, with this python's torch
-    test      every test marked gpu; the tile kernels' tests, compiled instead of interpreted
+    test      every test marked gpu, in groups so that what ran counts where time runs out; the tile
+              kernels' tests, compiled instead of interpreted
     sanitize  compute-sanitizer memcheck and racecheck over small problems of every loss
     bench     losses against three bare products, plain torch and pytorch-metric-learning
 
-OUTPUT (default ./gpu-check) gets a log per stage, junit.xml, sanitizer reports, CSV, tables and plots.
+OUTPUT (default ./gpu-check) gets a log per stage, a junit file per group of tests, CSV, tables and plots,
+summary.txt with device and versions, and gpu-verified.txt: the losses and executors whose tests all
+passed. Copied to fastdml/engine/gpu-verified.txt, it is what `explain` and the status table go by.
 What cannot run here is skipped and said so. The exit status is 1 where something failed.
 """
 
@@ -94,16 +98,32 @@ class Run:
             return code, log.read()
 
 
-def device() -> tuple[str, str] | None:
-    """(name, compute capability) of the CUDA device, or None. Asked in a process of its own."""
-    code = (
-        "import torch; ok = torch.cuda.is_available(); "
-        "print('|'.join([torch.cuda.get_device_name(), '%d%d' % torch.cuda.get_device_capability()])"
-        " if ok else '')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    name, _, capability = done.stdout.strip().partition("|")
-    return (name, capability) if capability else None
+@dataclasses.dataclass(frozen=True)
+class Device:
+    name: str
+    capability: str  # "90"
+    versions: str
+
+    @staticmethod
+    def find() -> Device | None:
+        """The CUDA device torch would use. Asked in a process of its own."""
+        code = (
+            "import sys, torch\n"
+            "if torch.cuda.is_available():\n"
+            "    print(torch.cuda.get_device_name(), '%d%d' % torch.cuda.get_device_capability(), "
+            "f'torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}', "
+            "sep='|')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        fields = done.stdout.strip().split("|")
+        return Device(*fields) if len(fields) == 3 else None
+
+    def describe(self) -> str:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+        when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        return f"{self.name}, sm_{self.capability}, {self.versions}, commit {commit or 'unknown'}, {when}"
 
 
 def architecture(capability: str) -> str:
@@ -111,12 +131,12 @@ def architecture(capability: str) -> str:
     return f"{capability}a" if int(capability) >= 90 else capability
 
 
-def build(run: Run, capability: str) -> Iterator[Line]:
+def build(run: Run, device: Device) -> Iterator[Line]:
     start = time.monotonic()
     code, _ = run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
         FASTDML_BUILD="cuda",
-        FASTDML_CUDA_ARCH=architecture(capability),
+        FASTDML_CUDA_ARCH=architecture(device.capability),
     )
     took = time.monotonic() - start
     if code != 0:
@@ -128,40 +148,87 @@ def build(run: Run, capability: str) -> Iterator[Line]:
     )
     good = code == 0 and "'cuda_kernels': True" in text
     yield Line("library loads with CUDA kernels", "pass" if good else "FAIL")
+    if good:
+        code, _ = run([sys.executable, "benchmarks/cuda_resources.py", "--jobs=8", "--losses",
+                       "multi_similarity", "smooth_ap", "proxy_anchor", "auc"])  # fmt: skip
+        yield Line("kernels without spills (four losses)", "pass" if code == 0 else "FAIL")
 
 
-def test(run: Run, capability: str) -> Iterator[Line]:
-    for name, arguments in (
-        ("tests marked gpu", ["-m", "gpu", "tests"]),
-        ("tile kernels, compiled", ["tests/triton/test_tiles.py", "tests/triton/test_executor.py"]),
-    ):
+NATIVE = "tests/cuda/test_gpu_native.py"
+TILES = "tests/tiles"
+# (name, executor that it speaks for, arguments of pytest). What matters most comes first.
+GROUPS: list[tuple[str, str, list[str]]] = [
+    ("native against float64", "native", [NATIVE, "-k", "float64_is_the_dense_form"]),
+    ("native in float32, float16, bfloat16", "native", [NATIVE, "-k", "narrow_types"]),
+    ("tile kernels, compiled", "triton", [f"{TILES}/test_tiles.py", f"{TILES}/test_executor.py"]),
+    ("tile kernels on a GPU", "", [f"{TILES}/test_gpu.py"]),
+    (
+        "native: bits, sizes, graphs, memory, streams",
+        "native",
+        [NATIVE, "-k", "not float64_is_the_dense_form and not narrow_types"],
+    ),
+]
+
+
+def test(run: Run, device: Device) -> Iterator[Line]:
+    workers = ["-n", "4"] if importlib.util.find_spec("xdist") else ["-p", "no:xdist"]
+    verified: dict[str, dict[str, bool]] = {"native": {}, "triton": {}}
+    stopped: set[str] = set()
+    for k, (name, executor, arguments) in enumerate(GROUPS):
         if not all((ROOT / a).exists() for a in arguments if a.endswith(".py")):
             yield Line(name, "skipped", note="not there")
             continue
-        report = run.output / f"junit-{name.split()[0]}.xml"
-        start = time.monotonic()
-        code, text = run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-             "--maxfail=40", *arguments]  # fmt: skip
-        )
-        took = time.monotonic() - start
-        if code is None:
-            yield Line(name, "FAIL", took, "out of time")
+        if run.left() < 15:
+            yield Line(name, "skipped", note="out of time")
+            stopped.add(executor)
             continue
-        counts = (
-            ElementTree.parse(report).getroot().find("testsuite") if report.exists() else None
-        )
-        last = (text.strip().splitlines() or [""])[-1]
-        note = last
-        if counts is not None:
-            note = ", ".join(f"{counts.get(k)} {k}" for k in ("tests", "failures", "errors", "skipped"))
-            if counts.get("tests") == counts.get("skipped"):
-                yield Line(name, "skipped", took, note)
-                continue
+        report = run.output / f"junit-{k}.xml"
+        report.unlink(missing_ok=True)
+        start = time.monotonic()
+        code, _ = run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
+             *workers, "--maxfail=60", *arguments],
+            OMP_NUM_THREADS="4",
+        )  # fmt: skip
+        took = time.monotonic() - start
+        if code is None or not report.exists():
+            yield Line(name, "FAIL", took, "out of time" if code is None else f"see {run.log.name}")
+            stopped.add(executor)  # what was not seen cannot count
+            continue
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        assert suite is not None
+        note = ", ".join(f"{suite.get(c)} {c}" for c in ("tests", "failures", "errors", "skipped"))
+        if suite.get("tests") == suite.get("skipped"):
+            yield Line(name, "skipped", took, note)
+            continue
+        if executor:
+            tally(suite, executor, verified[executor])
         yield Line(name, "pass" if code == 0 else "FAIL", took, note)
+    lines = sorted(
+        f"{loss} {executor}"
+        for executor, found in verified.items()
+        for loss, ok in found.items()
+        if ok and executor not in stopped
+    )
+    (run.output / "gpu-verified.txt").write_text("".join(f"{line}\n" for line in lines))
 
 
-def sanitize(run: Run, capability: str) -> Iterator[Line]:
+def tally(suite: ElementTree.Element, executor: str, found: dict[str, bool]) -> None:
+    """Whether every test of a loss passed, by name. Tests name the loss in their parameters."""
+    from fastdml.engine.registry import LOSSES
+
+    for case in suite.iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
+        parts = re.split(r"[\[\]\-:.]", case.get("name", ""))
+        if executor == "native" and {"dense", "chunked"} & set(parts):
+            continue
+        passed = case.find("failure") is None and case.find("error") is None
+        for loss in {part.rstrip("0123456789") for part in parts} & set(LOSSES):
+            found[loss] = found.get(loss, True) and passed
+
+
+def sanitize(run: Run, device: Device) -> Iterator[Line]:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         yield Line("sanitize", "skipped", note="compute-sanitizer is not installed")
@@ -186,7 +253,7 @@ def sanitize(run: Run, capability: str) -> Iterator[Line]:
                 yield Line(f"{check} {backend}", passed, took, "out of time" if code is None else note)
 
 
-def bench(run: Run, capability: str) -> Iterator[Line]:
+def bench(run: Run, device: Device) -> Iterator[Line]:
     from fastdml.bench.contenders import CONTENDERS as known
     from fastdml.engine.registry import LOSSES
 
@@ -205,8 +272,8 @@ def bench(run: Run, capability: str) -> Iterator[Line]:
             [sys.executable, "-m", "fastdml", "bench", "--device=cuda", "--dtype=bfloat16",
              f"--loss={loss}", f"--batch={size}", f"--dim={','.join(map(str, dims))}",
              f"--per-class={per_class}", "--budget=5", "--timeout=30", *options,
-             f"--output={run.output}", f"--name=cuda-{label}"]  # fmt: skip
-        )
+             f"--output={run.output}", f"--name=cuda-{label}"]
+        )  # fmt: skip
         status = "pass" if code == 0 else "FAIL"
         note = "out of time" if code is None else ""
         yield Line(f"bench {label}", status, time.monotonic() - start, note)
@@ -239,7 +306,7 @@ def against_floor(path: Path, loss: str, size: int, per_class: int) -> Iterator[
         yield Line(f"  x floor, D={d}", status, 0.0, text + aim)
 
 
-STAGES: dict[str, Callable[[Run, str], Iterator[Line]]] = {
+STAGES: dict[str, Callable[[Run, Device], Iterator[Line]]] = {
     "build": build,
     "test": test,
     "sanitize": sanitize,
@@ -286,6 +353,7 @@ def main() -> int:
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--budget", action="append", default=[], metavar="STAGE=SECONDS")
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
+    parser.add_argument("--without-device", metavar="ARCH", help=argparse.SUPPRESS)
     parser.add_argument("--small-problems", metavar="BACKEND", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.small_problems:
@@ -300,7 +368,9 @@ def main() -> int:
             parser.error(f"--budget: expected STAGE=SECONDS, got {text!r}")
         budget[stage] = int(seconds)
 
-    found = device() if importlib.util.find_spec("torch") else None
+    found = Device.find() if importlib.util.find_spec("torch") else None
+    if found is None and options.without_device:
+        found = Device("no device", options.without_device, "a trial of this script")
     if found is None:
         lines = [Line(stage, "skipped", note="no CUDA device") for stage in stages]
     elif options.dry_run:
@@ -309,12 +379,14 @@ def main() -> int:
         output = options.output.resolve()
         output.mkdir(parents=True, exist_ok=True)
         sys.path.insert(0, str(ROOT))
-        print(f"{found[0]}, compute capability {found[1]}; results go to {output}")
+        print(f"{found.describe()}; results go to {output}")
         lines = []
         for stage in stages:
             print(f"{stage}, {budget[stage]} s at most", flush=True)
-            lines += STAGES[stage](Run(stage, output, budget[stage]), found[1])
-        (output / "summary.txt").write_text(f"{found[0]} sm_{found[1]}\n{table(lines)}\n")
+            lines += STAGES[stage](Run(stage, output, budget[stage]), found)
+            # After every stage: a window may close at any time.
+            with open(output / "summary.txt", "w") as summary:
+                summary.write(f"{found.describe()}\n{table(lines)}\n")
     print(table(lines))
     return int(any(line.status == "FAIL" for line in lines))
 

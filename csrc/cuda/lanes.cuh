@@ -24,13 +24,14 @@ FASTDML_FN float max(float a, float b) { return FASTDML_DEVICE_OR(fmaxf(a, b), s
 FASTDML_FN double min(double a, double b) { return FASTDML_DEVICE_OR(::fmin(a, b), std::fmin(a, b)); }
 FASTDML_FN double max(double a, double b) { return FASTDML_DEVICE_OR(::fmax(a, b), std::fmax(a, b)); }
 
-// Bounded above as on the CPU, so that no product of an exponential with 0 is undefined.
+// Bounded above as on the CPU, so that no product of an exponential with 0 is undefined. A NaN stays
+// one, which min would drop.
 FASTDML_FN float exp(float x) {
-  x = min(x, 88.3f);
+  x = x > 88.3f ? 88.3f : x;
   return FASTDML_DEVICE_OR(expf(x), std::exp(x));
 }
 FASTDML_FN double exp(double x) {
-  x = min(x, 709.0);
+  x = x > 709.0 ? 709.0 : x;
   return FASTDML_DEVICE_OR(::exp(x), std::exp(x));
 }
 FASTDML_FN float log(float x) { return FASTDML_DEVICE_OR(logf(x), std::log(x)); }

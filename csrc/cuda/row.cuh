@@ -64,12 +64,6 @@ FASTDML_FN std::uint16_t to_bfloat16(float x) {
              ? static_cast<std::uint16_t>((bits >> 16) | 0x40u)  // a NaN stays one
              : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-FASTDML_FN float from_bfloat16(std::uint16_t h) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(h) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
 
 template <class T, class Team>
 class Row {
@@ -499,6 +493,10 @@ class Row {
         for (int l = 0; l < W; ++l)
           w.v[l] = out(g.v[u * W + l], pack.v[u * W + l].s, scale.v[l]);
         store(at, w);
+        if (FASTDML_LISTS && type_ != WeightType::same)
+#pragma unroll
+          for (int l = 0; l < W; ++l)
+            if (pack.v[u * W + l].positive) s_[at + l] = w.v[l];
       }
     }
     for (int k = team_.thread(); k < left_count(); k += team_.size()) {
@@ -508,9 +506,14 @@ class Row {
       Weights<1> g;
       pack.v[0] = load(j);
       fill(pack, g);
-      store(j, out(g.v[0], pack.v[0].s, scale_of(j)));
+      const T w = out(g.v[0], pack.v[0].s, scale_of(j));
+      store(j, w);
+      if (FASTDML_LISTS && pack.v[0].positive) s_[j] = w;
     }
-    if (self_ >= 0 && team_.thread() == 0) store(self_, T(0));
+    if (self_ >= 0 && team_.thread() == 0) {
+      store(self_, T(0));
+      s_[self_] = T(0);
+    }
     team_.sync();
   }
 
@@ -530,12 +533,13 @@ class Row {
     else
       reinterpret_cast<std::uint16_t*>(weights_)[j] = to_bfloat16(static_cast<float>(w));
   }
-  // Adds the derivative g to the weight of pair j, which the functor saw as x.
+  // Adds the derivative g to the weight of pair j, which the functor saw as x. Where weights are
+  // narrow, those that may be added to (the positives' and the own one) are held in the row as well,
+  // so that only the sum is rounded.
   FASTDML_FN void add_weight(int j, T g, T x) {
-    const T held = type_ == WeightType::same
-                       ? reinterpret_cast<T*>(weights_)[j]
-                       : static_cast<T>(from_bfloat16(reinterpret_cast<std::uint16_t*>(weights_)[j]));
-    store(j, held + out(g, x, scale_of(j)));
+    const T total = s_[j] + out(g, x, scale_of(j));
+    s_[j] = total;
+    if (type_ != WeightType::same) store(j, total);
   }
 
   template <int N, bool Full, class F>

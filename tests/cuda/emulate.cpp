@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/row.cuh"
@@ -65,16 +66,29 @@ Kernel shape_of() {
   return {nullptr, nullptr, sizeof(Loss<double>) / sizeof(double), outputs, counted ? 1 : outputs};
 }
 
+// FASTDML_EMULATED_FLOATS: the losses that are emulated in float32 too, as " a b c ".
+constexpr bool listed(std::string_view name) {
+  constexpr std::string_view all = FASTDML_EMULATED_FLOATS;
+  for (std::size_t at = all.find(name); at != all.npos; at = all.find(name, at + 1))
+    if (all[at - 1] == ' ' && all[at + name.size()] == ' ') return true;
+  return false;
+}
+template <template <class> class Loss, bool with>
+constexpr auto f32_of() -> void (*)(const Block<float>&, const Target&, std::int64_t) {
+  if constexpr (with) return launch<float, Loss>;
+  return nullptr;
+}
+
 }  // namespace
 }  // namespace fastdml
 
-#define FASTDML_ROW_LOSS(name, Loss)                                                      \
-  namespace fastdml {                                                                     \
-  namespace {                                                                             \
-  const bool added_##name = [] {                                                          \
-    entries().push_back({#name, shape_of<Loss>(), launch<float, Loss>, launch<double, Loss>}); \
-    return true;                                                                          \
-  }();                                                                                    \
+#define FASTDML_ROW_LOSS(name, Loss)                                                             \
+  namespace fastdml {                                                                            \
+  namespace {                                                                                    \
+  const bool added_##name = [] {                                                                 \
+    entries().push_back({#name, shape_of<Loss>(), f32_of<Loss, listed(#name)>(), launch<double, Loss>}); \
+    return true;                                                                                 \
+  }();                                                                                           \
   }                                                                                       \
   }
 #include "losses.inc"
@@ -109,6 +123,7 @@ void run_typed(const Functor& f, const RowArguments& a) {
     target.type = WeightType::bfloat16;
   }
   const Entry& e = entries()[&f - table().functors.data()];
+  STD_TORCH_CHECK(sizeof(T) == 8 || e.f32, f.name, " is not emulated in float32");
   if constexpr (sizeof(T) == 4)
     e.f32(b, target, a.longest);
   else

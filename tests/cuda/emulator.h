@@ -2,11 +2,11 @@
 // anew after every barrier. A missing barrier, a race or a barrier that not all threads reach shows
 // as a wrong result, a result that depends on the seed, or an exception.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
@@ -33,10 +33,11 @@ class Threads {
       getcontext(&f.context);
       f.context.uc_stack.ss_sp = f.stack.get();
       f.context.uc_stack.ss_size = kStack;
-      f.context.uc_link = &scheduler_;
+      f.context.uc_link = nullptr;  // enter never returns
       const auto self = reinterpret_cast<std::uintptr_t>(this);
       makecontext(&f.context, reinterpret_cast<void (*)()>(&Threads::enter), 2,
                   static_cast<unsigned>(self), static_cast<unsigned>(self >> 32));
+      f.entered = false;
     }
     while (step()) {
     }
@@ -44,13 +45,22 @@ class Threads {
 
   void wait_block() { wait(State::at_block); }
   void wait_warp() { wait(State::at_warp); }
-  double exchange[1024];
+  // Values between the lanes of a warp: in two turns, so that one wait serves an exchange.
+  double exchange(double v, int mask) {
+    const int t = current_, turn = fibers_[t].turn ^= 1;
+    exchange_[turn][t] = v;
+    wait_warp();
+    return exchange_[turn][t ^ mask];
+  }
 
  private:
   static constexpr std::size_t kStack = 256 << 10;
   enum class State { ready, at_warp, at_block, done };
   struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // only to get onto the stack: it saves signal masks, a system call a switch
+    jmp_buf jump;
+    bool entered = false;
+    int turn = 0;
     std::unique_ptr<char[]> stack;
     State state = State::ready;
   };
@@ -59,11 +69,20 @@ class Threads {
     auto* self = reinterpret_cast<Threads*>(static_cast<std::uintptr_t>(high) << 32 | low);
     (*self->body_)(self->current_);
     self->fibers_[self->current_].state = State::done;
+    _longjmp(self->scheduler_jump_, 1);
   }
   void wait(State state) {
     Fiber& f = fibers_[current_];
     f.state = state;
-    swapcontext(&f.context, &scheduler_);
+    if (!_setjmp(f.jump)) _longjmp(scheduler_jump_, 1);
+  }
+  void resume(int t) {
+    current_ = t;
+    Fiber& f = fibers_[t];
+    if (_setjmp(scheduler_jump_)) return;
+    if (f.entered) _longjmp(f.jump, 1);
+    f.entered = true;
+    setcontext(&f.context);
   }
   // Lets every thread that can run do so once; false when all have returned.
   bool step() {
@@ -71,8 +90,7 @@ class Threads {
     bool ran = false;
     for (int t : order_)
       if (fibers_[t].state == State::ready) {
-        current_ = t;
-        swapcontext(&scheduler_, &fibers_[t].context);
+        resume(t);
         ran = true;
       }
     for (int w = 0; w < size(); w += 32) release(State::at_warp, w, w + 32, &ran);
@@ -92,7 +110,8 @@ class Threads {
   std::vector<Fiber> fibers_;
   std::vector<int> order_;
   std::mt19937_64 random_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_jump_;
+  double exchange_[2][1024];
   const std::function<void(int)>* body_ = nullptr;
   int current_ = 0;
 };
@@ -105,12 +124,7 @@ struct Team {
   void sync() const { threads.wait_block(); }
   template <class T>
   T from_lane(T v, int mask) const {
-    const int t = thread();
-    threads.exchange[t] = v;
-    threads.wait_warp();
-    const T found = static_cast<T>(threads.exchange[t ^ mask]);
-    threads.wait_warp();
-    return found;
+    return static_cast<T>(threads.exchange(v, mask));
   }
 };
 

@@ -5,11 +5,11 @@ that run in shuffled order between barriers. What this cannot see is what only a
 arithmetic, alignment faults, launch limits.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
-
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,10 @@ pytestmark = [
     needs_compiled,
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler was found"),
 ]
+# Fibers are slow: every loss once, and one loss of every kind for what all have in common.
+FIRST = list({p.values[0].name: p for p in reversed(EXAMPLES)}.values())
+KIND = ("multi_similarity", "smooth_ap", "soft_triple", "siglip", "contrastive", "auc")
+KINDS = [p for p in FIRST if p.values[0].name in KIND]
 
 
 def build_emulator(folder: Path) -> Path:
@@ -43,12 +47,15 @@ def build_emulator(folder: Path) -> Path:
     sources = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), HERE / "emulate.cpp", HERE / "emulator.h"]
     newest = max(path.stat().st_mtime for path in sources)
     if not target.exists() or target.stat().st_mtime < newest:
+        # As little optimised as is bearable to run: compiling takes most of the time.
         include = [f"-isystem{p}" for p in cpp_extension.include_paths()]
         command = [
-            COMPILER, "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden",
+            *COMPILER.split(), "-std=c++20", "-Og", "-fPIC", "-shared", "-fvisibility=hidden",
+            "-U_FORTIFY_SOURCE",  # which takes a jump to another stack for an attack
             "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
             # A functor that negates a bool with ~ would be right on vectors and wrong here.
             "-Werror=bool-operation",
+            f'-DFASTDML_EMULATED_FLOATS=" {" ".join(KIND)} "',
             "-DTORCH_TARGET_VERSION=0x020a000000000000", *include,
             f"-I{csrc}", f"-I{HERE}", f"-I{folder}",
             str(HERE / "emulate.cpp"), "-o", str(target),
@@ -57,6 +64,14 @@ def build_emulator(folder: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
     return target
+
+
+def build_once(folder: Path) -> Path:
+    """The same where several processes test at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build_emulator(folder)
 
 
 class Emulated(Native):
@@ -69,7 +84,7 @@ class Emulated(Native):
 
 @pytest.fixture(scope="session")
 def emulator():
-    torch.ops.load_library(str(build_emulator(ROOT / "build" / "emulator")))
+    torch.ops.load_library(str(build_once(ROOT / "build" / "emulator")))
     EXECUTORS["emulated"] = Emulated()
     yield torch.ops.fastdml_emulated
     del EXECUTORS["emulated"]
@@ -85,17 +100,24 @@ def agree(found, true, bound):
         assert distance(f, t) <= bound
 
 
-# Rows of every length modulo a vector, with and without an own pair, aligned and not.
-@pytest.mark.parametrize("name", ["ragged", "wide", "zeros", "one_class", "all_singletons", "reference"])
+# Rows that begin on 16 bytes and not, with and without an own pair.
+@pytest.mark.parametrize("name", ["ragged", "reference"])
 @pytest.mark.parametrize("description", EXAMPLES)
 def test_every_functor_in_float64(description, name):
     case = CASES[name]()
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
-@pytest.mark.parametrize("description", EXAMPLES)
-def test_every_functor_in_float32(description):
-    case = CASES["ragged"]()
+@pytest.mark.parametrize("name", ["zeros", "one_class", "all_singletons", "single"])
+@pytest.mark.parametrize("description", FIRST)
+def test_edges(description, name):
+    case = CASES[name]()
+    agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
+
+
+@pytest.mark.parametrize("description", KINDS)
+def test_float32(description):
+    case = CASES["wide"]()
     narrow = case.to(torch.float32)
     true = call(description, case, "native")
     by_cpu = call(description, narrow, "native")
@@ -104,34 +126,43 @@ def test_every_functor_in_float32(description):
 
 
 @pytest.mark.parametrize("threads", [32, 96, 256])
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", KINDS)
 def test_any_number_of_threads(description, threads, emulator):
     case = CASES["duplicates"]()
     emulator.configure(threads, 0)
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", FIRST)
 def test_order_of_threads_does_not_show(description, emulator):
-    case = CASES["ragged"]()
+    case = CASES["reference"]()
     first = call(description, case, "emulated")
-    for seed in range(1, 4):
-        emulator.configure(64, seed)
-        again = call(description, case, "emulated")
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    emulator.configure(64, 1)
+    again = call(description, case, "emulated")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_rows_of_many_vectors(emulator):
+    """Several turns of every thread through the row, and rows that end anywhere in a turn."""
+    emulator.configure(32, 0)
+    generator = torch.Generator().manual_seed(0)
+    description = next(p.values[0] for p in KINDS if p.values[0].name == "smooth_ap")
+    for columns in (512, 515, 777):
+        x = torch.randn(3, 4, generator=generator)
+        ref = torch.randn(columns, 4, generator=generator)
+        case = type(CASES["ragged"]())(x, torch.arange(3), ref, torch.arange(columns) // 5)
+        agree(call(description, case, "emulated"), call(description, case, "native"), 1e-5)
 
 
 def test_more_positives_than_shared_memory_holds():
     """Rows with more than 256 positives are left to a second launch; shorter lists are not."""
     generator = torch.Generator().manual_seed(0)
-    case = CASES["ragged"]()
-    sizes = [270, 5, 1]
+    sizes = [262, 5, 1]
     y = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
-    x = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64)
-    case = type(case)(x, y)
-    lists = [p.values[0] for p in EXAMPLES if p.values[0].threshold_list]
-    assert lists
-    description = next(d for d in lists if d.name == "smooth_ap")
+    ref = torch.randn(sum(sizes), 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    case = type(CASES["ragged"]())(x, torch.tensor([1, 0, 2]), ref, y)
+    description = next(p.values[0] for p in KINDS if p.values[0].name == "smooth_ap")
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
@@ -150,10 +181,10 @@ def rows(op, description, s, labels, **named):
     return s if weights is None else weights, loss
 
 
-@pytest.mark.parametrize("name", ["smooth_ap", "multi_similarity", "recall_at_k"])
+@pytest.mark.parametrize("name", ["smooth_ap", "multi_similarity", "auc"])
 @pytest.mark.parametrize("padding", [0, 5, 8])
 def test_weights_in_bfloat16(name, padding, emulator):
-    """... go into a buffer of their own, of another leading dimension; the row stays as it was."""
+    """... go into a buffer of their own, of another leading dimension."""
     description = next(p.values[0] for p in EXAMPLES if p.values[0].name == name)
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(40) // 4
@@ -162,13 +193,12 @@ def test_weights_in_bfloat16(name, padding, emulator):
     held = torch.full((40, 40 + padding), float("nan"), dtype=torch.bfloat16)
     kept = s.clone()
     found, own = rows(emulator.rows_, description, kept, labels, weights=held[:, :40])
-    assert torch.equal(kept, s)
     assert torch.allclose(own, losses, atol=1e-6)
     assert held[:, 40:].isnan().all()
-    # Weights of positives are sums of two terms, each rounded.
-    assert torch.allclose(found.float(), true, rtol=2**-7, atol=2**-8 * float(true.abs().max()))
+    # One rounding of what float32 has, also of weights that are sums of several terms.
+    assert torch.allclose(found.float(), true, rtol=2**-8, atol=1e-6 * float(true.abs().max()))
     negative = labels[:, None] != labels
-    assert torch.allclose(found.float()[negative], true[negative], rtol=2**-8, atol=1e-12)
+    assert torch.equal(kept[negative], s[negative])
 
 
 def test_proxy_losses_and_distances_are_among_the_examples():
