@@ -170,7 +170,7 @@ def rows(op, description, s, labels, **named):
     """One call of rows_ over a square block; returns (weights, row losses)."""
     from fastdml.engine.relation import LabelRelation
 
-    index = LabelRelation(labels, labels).class_index()
+    index = LabelRelation(labels, labels).class_index
     loss = s.new_full((len(s), description.outputs), float("nan"))
     weights = named.get("weights")
     op(
