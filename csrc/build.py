@@ -5,7 +5,8 @@ a few lines; the table of losses is generated from the same list. So a new loss 
 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
 machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
-(default "80+PTX;90a").
+(default "80+PTX;90a"). FASTDML_LOSSES="smooth_ap,siglip" compiles these losses only; the others run
+through the chunked executor.
 """
 
 import dataclasses
@@ -31,12 +32,18 @@ LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
 
 
 def losses(rows: Path) -> list[tuple[str, str, Path]]:
-    """(name, functor, header) of every loss, by name."""
+    """(name, functor, header) of every loss, by name; of the headers of FASTDML_LOSSES if that is set."""
     found = []
     for header in sorted(rows.glob("*.h")):
         if header.name == "row.h":
             continue
         found += [(name, functor, header) for name, functor in LOSS.findall(header.read_text())]
+    if chosen := set(filter(None, os.environ.get("FASTDML_LOSSES", "").split(","))):
+        if unknown := chosen - {name for name, _, _ in found}:
+            raise SystemExit(f"FASTDML_LOSSES: no loss is called {', '.join(sorted(unknown))}")
+        # A header compiles whole.
+        headers = {header for name, _, header in found if name in chosen}
+        found = [loss for loss in found if loss[2] in headers]
     return sorted(found)
 
 
@@ -203,7 +210,9 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     link = f"-shared -L{lib} -ltorch_cpu -lc10 -Wl,--as-needed"
     device_edges = []
     if cuda is not None:
-        device_flags = f"{cuda.flags()} -ccbin {compiler} -I{csrc}"
+        # Without a launcher such as ccache before it.
+        host = (compiler or "c++").split()[-1]
+        device_flags = f"{cuda.flags()} -ccbin {host} -I{csrc}"
         sources = [*generate_cuda(work / "generated", csrc / "rows"), csrc / "cuda" / "radial.cu"]
         device_edges = [(source, device_flags) for source in sources]
         edges += [

@@ -15,11 +15,12 @@ from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.skipif(not library.runs_on("cuda"), reason="compiled without CUDA"),
-]
+# Thousands of tests: not even collected where none of them can run.
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+if not library.runs_on("cuda"):
+    pytest.skip("compiled without CUDA", allow_module_level=True)
+pytestmark = pytest.mark.gpu
 ON_GPU = [b for b in EXECUTORS if b in ("dense", "chunked", "native")]
 REGISTERED = [pytest.param(p.values[0], id=p.id) for p in EXAMPLES]
 LISTS = [p for p in EXAMPLES if p.values[0].threshold_list]
