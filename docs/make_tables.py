@@ -14,30 +14,22 @@ sys.path.insert(0, str(ROOT))
 
 import fastdml  # noqa: E402, F401
 from csrc.build import losses as headers  # noqa: E402
+from fastdml.engine.crossover import NOT_RUN, verified  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
 
 START, END = "<!-- status: begin -->", "<!-- status: end -->"
-NOT_RUN = "not yet run on a GPU"
-
-
-def on_gpu() -> set[tuple[str, str]]:
-    """(loss, executor) pairs that a committed GPU run has verified."""
-    found = set()
-    for path in sorted((ROOT / "benchmarks" / "results").glob("gpu-verified*.txt")):
-        found |= {tuple(line.split()[:2]) for line in path.read_text().splitlines() if line.strip()}
-    return found  # type: ignore[return-value]
 
 
 def table() -> str:
     functors = {name for name, _, _ in headers(ROOT / "csrc" / "rows")}
     tiles = {p.stem for p in (ROOT / "fastdml" / "kernels" / "tiles").glob("*.py")}
     cuda = (ROOT / "csrc" / "cuda").is_dir()
-    verified = on_gpu()
+    seen = verified()
 
     def gpu(name: str, executor: str, present: bool) -> str:
         if not present:
             return "–"
-        return "yes" if (name, executor) in verified else NOT_RUN
+        return "yes" if (name, executor) in seen else NOT_RUN
 
     lines = [
         "| loss | rows are | checked against | dense, chunked | native CPU | native CUDA | Triton |",

@@ -31,9 +31,9 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
     if problem.device_type == "cuda":
         tiles = EXECUTORS["triton"].refuses(problem)
         if tiles is None and (native is not None or crossover.prefers_tiles(problem)):
-            return EXECUTORS["triton"], "tile kernels for this device"
+            return EXECUTORS["triton"], "tile kernels" + crossover.caveat(problem, "triton")
     if native is None:
-        return EXECUTORS["native"], "compiled for this device"
+        return EXECUTORS["native"], "compiled for this device" + crossover.caveat(problem, "native")
     if library.load() is None:
         library.notice()
     return EXECUTORS["chunked"], native

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import crossover, dispatch
 from .executors import Executor, Result, Wanted
 from .problem import Problem
 from .registry import description
@@ -205,6 +205,8 @@ def row_loss(
         relation,
     )
     executor, _ = dispatch.choose(problem, backend)
+    if anchors.device.type == "cuda":
+        crossover.notice(problem, executor.name, backend)
     with _own_world(anchors.device.type):
         value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
     inputs = (anchors, candidates, scalars, row_values, col_values)
