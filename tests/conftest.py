@@ -337,6 +337,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
         "embeddings": case.x,
         "labels": dense,
         "ref_emb": torch.randn(case.x.shape, generator=g).to(case.x.dtype),
+        "teacher": torch.randn(len(case.x), 8, generator=g).to(case.x.dtype),
         "proxies": torch.randn(classes, dim, generator=g).to(case.x.dtype),
     }
     found: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {}

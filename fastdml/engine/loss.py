@@ -100,6 +100,11 @@ class RowLoss:
         return 1
 
     @property
+    def rows_together(self) -> int:
+        """Consecutive rows that the spec must see in one block: several proxies of one class."""
+        return 1
+
+    @property
     def metric(self) -> Metric:
         return SIMILARITIES[self.similarity]
 
