@@ -39,15 +39,19 @@ CASES: dict[str, tuple[Call, float, float]] = {
         lambda x, z, **o: F.relaxed_contrastive(x, z["source"], sigma=0.5, delta=1.5, **o), 1e-9, 1e-8,
     ),
     "rkd_distance": (lambda x, z, **o: F.rkd_distance(x, z["source"], **o), 1e-9, 1e-8),
-    "rkd_angle": (lambda x, z, **o: 2 * F.rkd_angle(x, z["source"], **o), 1e-9, 1e-8),
-    "pkt": (lambda x, z, **o: F.pkt(x, z["source"], **o), 1e-9, 1e-8),
+    "rkd_angle": (lambda x, z, **o: F.rkd_angle(x, z["source"], **o), 1e-9, 1e-8),
+    "pkt": (lambda x, z, **o: F.pkt(x, z["source"], variant="released", **o), 1e-9, 1e-8),
     "lsd": (host_and_lists, 1e-9, 1e-8),
-    # The released pair weights are float32.
     "log_ratio": (
-        lambda x, z, **o: F.log_ratio(x, label_distance=z["label_distance"], **o), 2e-8, 2e-8,
+        lambda x, z, **o: F.log_ratio(
+            x, label_distance=z["label_distance"], variant="released", **o
+        ), 1e-9, 1e-8,
     ),
+    # The release takes embeddings that the network normalised.
     "dense_triplet": (
-        lambda x, z, **o: F.dense_triplet(x, label_distance=z["label_distance"], **o), 1e-9, 1e-8,
+        lambda x, z, **o: F.dense_triplet(
+            x, label_distance=z["label_distance"], normalize=False, variant="released", **o
+        ), 1e-9, 1e-8,
     ),
 }  # fmt: skip
 

@@ -88,7 +88,9 @@ class Problem:
         a, c = self.teacher
         kind = self.loss.teacher_similarity or self.loss.similarity
         described = dataclasses.replace(self.loss, similarity=kind)
-        return Problem(described, a, c, self.relation, self.statistic)
+        theirs = Problem(described, a, c, self.relation, self.statistic)
+        theirs.epsilon = 0.0  # `distance_epsilon` is for distances that are differentiated
+        return theirs
 
     def swapped(self, loss: RowLoss) -> Problem:
         """Candidates against anchors."""

@@ -12,7 +12,7 @@ from ..engine import check
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .labelled_distances import all_anchors, one_anchor
+from .labelled_distances import all_anchors, one_anchor, rounded_share
 
 __all__ = ["DenseTripletLoss", "dense_triplet"]
 
@@ -125,16 +125,21 @@ def dense_triplet(
     *,
     margin: float = 0.03,
     normalize: bool = True,
+    variant: str = "paper",
     **options: Any,
 ) -> Tensor:
-    """Dense triplet loss as a function; see `DenseTripletLoss`. options: reduction, backend, validate."""
+    """Dense triplet loss as a function; see `DenseTripletLoss`. options: reduction, backend, validate.
+
+    variant "released", with label_distance: one over the number of pairs is rounded to float32.
+    """
     check.embeddings(embeddings, "embeddings")
+    share = rounded_share(embeddings, variant)
     if (labels is None) == (label_distance is None):
         raise ValueError("labels: expected either labels or label_distance")
     kind = "squared_distance" if normalize else "raw_squared_distance"
     if label_distance is not None:
-        return one_anchor(
-            DenseTriplet(margin, True, similarity=kind), embeddings, label_distance, **options
-        )
+        description = DenseTriplet(margin, True, similarity=kind)
+        loss = one_anchor(description, embeddings, label_distance, **options)
+        return loss if share == 1 else share * loss
     assert labels is not None
     return all_anchors(DenseTriplet(margin, similarity=kind), embeddings, labels, **options)

@@ -28,6 +28,15 @@ def check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> Non
         raise ValueError("embeddings: expected an anchor and at least one other sample, got 1 row")
 
 
+def rounded_share(embeddings: Tensor, variant: str) -> float:
+    """A factor of the loss: the released code rounds one over the number of pairs to float32."""
+    if variant not in ("paper", "released"):
+        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    others = embeddings.shape[0] - 1
+    pairs = max(1, others * (others - 1) // 2)
+    return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item() if variant == "released" else 1.0
+
+
 def one_anchor(
     description: RowLoss,
     embeddings: Tensor,

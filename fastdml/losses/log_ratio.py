@@ -12,7 +12,7 @@ from ..engine import check
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .labelled_distances import all_anchors, one_anchor
+from .labelled_distances import all_anchors, one_anchor, rounded_share
 
 __all__ = ["LogRatioLoss", "log_ratio"]
 
@@ -142,16 +142,22 @@ def log_ratio(
     squared_embedding: bool = False,
     squared_label: bool = False,
     normalize: bool = False,
+    variant: str = "paper",
     **options: Any,
 ) -> Tensor:
-    """Log-ratio loss as a function; see `LogRatioLoss`. options: reduction, backend, validate."""
+    """Log-ratio loss as a function; see `LogRatioLoss`. options: reduction, backend, validate.
+
+    variant "released", with label_distance: one over the number of pairs is rounded to float32.
+    """
     check.embeddings(embeddings, "embeddings")
+    share = rounded_share(embeddings, variant)
     if (labels is None) == (label_distance is None):
         raise ValueError("labels: expected either labels or label_distance")
     kind = ("" if normalize else "raw_") + ("squared_distance" if squared_embedding else "distance")
     if label_distance is not None:
         distance = label_distance.square() if squared_label else label_distance
-        return one_anchor(LogRatio(given=True, similarity=kind), embeddings, distance, **options)
+        loss = one_anchor(LogRatio(given=True, similarity=kind), embeddings, distance, **options)
+        return loss if share == 1 else share * loss
     description = LogRatio(squared_label=squared_label, similarity=kind)
     assert labels is not None
     return all_anchors(description, embeddings, labels, **options)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .relations import RelationalLoss, relational_loss
+from .relations import RelationalLoss, check_teacher, relational_loss
 
 __all__ = ["PKTLoss", "pkt"]
 
@@ -25,12 +25,15 @@ class ProbabilisticTransfer(RowLoss):
     name = "probabilistic_transfer"
     provenance = "released code"
     self_pair = "keep"
-    teacher_similarity = "cosine"
 
     epsilon: float = 1e-7
 
     def __post_init__(self) -> None:
         check.positive(self.epsilon, "epsilon")
+
+    @property
+    def teacher_similarity(self) -> str:  # type: ignore[override]
+        return self.similarity
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.teacher is not None
@@ -68,9 +71,23 @@ class PKTLoss(RelationalLoss):
         return pkt, {"epsilon": self.epsilon}
 
 
-def pkt(embeddings: Tensor, teacher: Tensor, *, epsilon: float = 1e-7, **options: Any) -> Tensor:
+def pkt(
+    embeddings: Tensor,
+    teacher: Tensor,
+    *,
+    epsilon: float = 1e-7,
+    variant: str = "paper",
+    **options: Any,
+) -> Tensor:
     """Probabilistic knowledge transfer to embeddings [B, D] from a teacher's [B, E].
 
-    See `PKTLoss`; options: see `relational_loss`.
+    variant "released": embeddings are divided by their length plus epsilon, as in the released code,
+    which takes a copy of them. See `PKTLoss`; options: see `relational_loss`.
     """
-    return relational_loss(ProbabilisticTransfer(epsilon), embeddings, teacher, **options)
+    if variant not in ("paper", "released"):
+        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    if variant == "paper":
+        return relational_loss(ProbabilisticTransfer(epsilon), embeddings, teacher, **options)
+    check_teacher(embeddings, teacher, "teacher", False)
+    x, t = (v / (v.norm(dim=1, keepdim=True) + epsilon) for v in (embeddings, teacher))
+    return relational_loss(ProbabilisticTransfer(epsilon, similarity="dot"), x, t, **options)
