@@ -199,7 +199,9 @@ def test_the_teacher_has_no_gradient(name: str) -> None:
 def test_a_student_like_its_teacher_has_no_loss(name: str) -> None:
     x, _ = batch()
     value, gradient = run(name, x, x.clone(), backend="auto")
-    assert abs(value.item()) < 1e-12 and gradient.abs().max() < 1e-9
+    # PKT's epsilon of 1e-7 stands beside the probabilities, so that its minimum is as far from here.
+    flat = 1e-7 if name == "pkt" else 1e-9
+    assert abs(value.item()) < 1e-12 and gradient.abs().max() < flat
 
 
 def test_one_anchor_is_a_row_of_all_anchors() -> None:

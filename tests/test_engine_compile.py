@@ -23,8 +23,9 @@ def fresh_compiler():
 
 def operator_arguments(loss, case, reduction="mean", backend="auto"):
     given = inputs(loss, case)
-    wanted = [x is not None for x in (given.anchors, given.candidates, given.scalars,
-                                      given.row_values, given.col_values)]
+    leaves = given.leaves()
+    names = ("anchors", "candidates", "scalars", "row_values", "col_values")
+    wanted = [name in leaves for name in names]
     return (
         given.anchors, given.candidates, given.anchor_labels, given.candidate_labels, [],
         given.teacher, given.scalars, given.row_values, given.col_values, None, handle(loss), "",
@@ -108,7 +109,7 @@ def test_one_graph_forward_and_backward(name):
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-8)
     assert counter.frame_count == 1
     for rows in (30, 29, 28):
-        batch = ("embeddings", "labels", "ref_emb")
+        batch = ("embeddings", "labels", "ref_emb", "probabilities", "teacher")
         short = {k: v[:rows] if k in batch else v for k, v in arguments.items()}
         value = compiled(**short)
         torch.testing.assert_close(value, function(**short), rtol=1e-6, atol=1e-8)

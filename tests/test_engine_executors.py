@@ -11,9 +11,11 @@ from conftest import (
     EXAMPLE_REDUCTIONS,
     EXAMPLES,
     ROW_EXAMPLES,
+    assert_agree,
     call,
     distance,
     inputs,
+    rounded_products,
     scales,
 )
 
@@ -31,7 +33,8 @@ FLOOR = 16 * torch.finfo(torch.float32).eps
 
 @contextlib.contextmanager
 def shaken():
-    """Every similarity moved by up to two units in float32's last place."""
+    """Every similarity moved by up to two units in float32's last place, and every product by as many
+    as its rounding may be off where a distance is made of it."""
     rows = Problem.rows
 
     def shake(self, s, *rest):
@@ -41,7 +44,8 @@ def shaken():
 
     Problem.rows = shake
     try:
-        yield
+        with rounded_products(torch.float32):
+            yield
     finally:
         Problem.rows = rows
 
@@ -51,9 +55,10 @@ def shaken():
 def test_float64_equals_dense(description, backend, reduction, case):
     true = call(description, case, "dense", reduction)
     found = call(description, case, backend, reduction)
-    for k, (t, f, scale) in enumerate(zip(true, found, scales(description, case, reduction))):
-        assert f.dtype == torch.float64
-        assert distance(f, t, scale) < 1e-11, f"result {k}"
+    assert all(f.dtype == torch.float64 for f in found)
+    assert_agree(
+        description, case, found, true, reduction=reduction, scales=scales(description, case, reduction)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -88,8 +93,7 @@ def test_row_losses_take_upstream_weights(description, backend, name):
     weight[::3] = 0
     true = call(description, case, "dense", "none", weight)
     found = call(description, case, backend, "none", weight)
-    for k, (t, f) in enumerate(zip(true, found)):
-        assert distance(f, t) < 1e-11, f"result {k}"
+    assert_agree(description, case, found, true, reduction="none", weight=weight)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -112,7 +116,10 @@ def test_reductions_agree_with_row_losses(description, backend):
 @pytest.mark.parametrize("backend", OTHERS)
 @pytest.mark.parametrize("description", EXAMPLES)
 def test_dot_product(description, backend):
-    description = dataclasses.replace(description, similarity="dot")
+    try:
+        description = dataclasses.replace(description, similarity="dot")
+    except ValueError as refused:
+        pytest.skip(str(refused))
     case = CASES["ragged"]()
     case = dataclasses.replace(case, x=case.x / 8)
     for t, f in zip(call(description, case, "dense"), call(description, case, backend)):

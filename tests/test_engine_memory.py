@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, EXAMPLES, Case, inputs, needs_compiled, python
+from conftest import BACKENDS, EXAMPLES, Case, compiled, inputs, needs_compiled, python
 
 import fastdml
 
@@ -56,8 +56,12 @@ def test_the_measurement_sees_a_matrix():
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "dense"])
 @pytest.mark.parametrize("name", FIRST)
 def test_bound(name, backend, rows):
+    if backend == "native" and not compiled(FIRST[name]):
+        pytest.skip("no compiled functor")
     if rows > 1024 and FIRST[name].threshold_list and backend == "chunked":
         rows = 2048  # the same bound in a quarter of the time
+    if name == "dense_triplet":  # a sort of every row for every bit of its length
+        rows //= 4
     assert extra(FIRST[name], batch(rows, 16), backend) <= BOUND
 
 
@@ -65,8 +69,9 @@ def test_bound(name, backend, rows):
 def test_it_grows_linearly_with_the_batch(name):
     """Twice the rows, within the same blocks: no more than the vectors of the rows are added."""
     fastdml.set_workspace(1 << 20)
-    small, large = (extra(FIRST[name], batch(rows, 16), BACKENDS[-1]) for rows in (2560, 5120))
-    assert large - small < 2560 * 600 + (1 << 20)
+    rows = 400 if name == "dense_triplet" else 2560
+    small, large = (extra(FIRST[name], batch(n, 16), BACKENDS[-1]) for n in (rows, 2 * rows))
+    assert large - small < rows * 600 + (1 << 20)
 
 
 @needs_compiled

@@ -20,21 +20,22 @@ struct ProbabilisticTransfer {
       return T(0);
     }
     const T share = T(1) / row.candidates();
-    const T student = half / totals[0], teacher = half / totals[1];
+    const T total = totals[0], total_t = totals[1];
+    // Rounding may leave a cosine below -1. Divided, not multiplied by the inverse: a row of one
+    // candidate has a probability of exactly 1.
+    const auto mine = [=](auto p) { return max((p.s + T(1)) * half / total, T(0)); };
+    const auto theirs = [=](auto p) { return max((p.teacher() + T(1)) * half / total_t, T(0)); };
     const auto sums = row.reduce(
         [=](auto p) {
-          // Rounding may leave a cosine below -1.
-          auto mine = max((p.s + T(1)) * student, T(0));
-          auto theirs = max((p.teacher() + T(1)) * teacher, T(0));
-          return values(theirs * (log(theirs + small) - log(mine + small)),
-                        theirs * mine / (mine + small));
+          auto q = theirs(p), m = mine(p);
+          auto ratio = (q + small) / (m + small);
+          return values(q * log(ratio), q * m / (m + small));
         },
         Sum{}, Sum{});
-    const T mean = sums[1], by = student * share;
+    const T mean = sums[1], by = half / total * share;
     row.map([=](auto p) {
-      auto mine = max((p.s + T(1)) * student, T(0));
-      auto theirs = max((p.teacher() + T(1)) * teacher, T(0));
-      return (mean - theirs / (mine + small)) * by;
+      auto own = theirs(p) / (mine(p) + small);
+      return (mean - select(p.s < T(-1), T(0), own)) * by;
     });
     return sums[0] * share;
   }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .op import REDUCTIONS
-from .similarity import SIMILARITIES
+from .similarity import PRODUCT, SIMILARITIES
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -81,6 +81,14 @@ def reduction(kind: str) -> None:
 def similarity(kind: str) -> None:
     if kind not in SIMILARITIES:
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
+
+
+def distance(kind: str) -> None:
+    """Refuses similarities where a loss is defined on distances only."""
+    similarity(kind)
+    if SIMILARITIES[kind].kind == PRODUCT:
+        expected = sorted(k for k, m in SIMILARITIES.items() if m.kind != PRODUCT)
+        raise ValueError(f"similarity: expected a distance ({', '.join(expected)}), got {kind!r}")
 
 
 def positive(value: float, name: str) -> float:

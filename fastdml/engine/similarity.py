@@ -153,9 +153,9 @@ class Metric:
             a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
-        s = a @ c.t()
         if self.kind == PRODUCT:
-            return s
+            return a @ c.t()
+        s = products(a, c)
         squares = [x.square().sum(1) for x in (a, c)]
         if self.normalized:
             # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
@@ -169,6 +169,11 @@ class Metric:
         if self.kind == SQUARED_DISTANCE:
             return d2
         return _root(d2)
+
+
+def products(a: Tensor, c: Tensor) -> Tensor:
+    """[M, N] products of the rows of a and c, from which the reference makes distances."""
+    return a @ c.t()
 
 
 def unit(x: Tensor) -> Tensor:

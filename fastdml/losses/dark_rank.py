@@ -68,6 +68,17 @@ def _nearest(x: Tensor, count: int) -> Tensor:
     return torch.cat(found)
 
 
+# To a compiled graph one call: how many blocks there are depends on the batch.
+_library = torch.library.Library("fastdml", "FRAGMENT")
+_library.define("nearest(Tensor x, int count) -> Tensor")
+_library.impl("nearest", _nearest, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "fastdml::nearest",
+    lambda x, count: x.new_empty((x.shape[0], count), dtype=torch.int64),
+    lib=_library,
+)
+
+
 def dark_rank(
     embeddings: Tensor,
     teacher: Tensor,
@@ -86,7 +97,9 @@ def dark_rank(
     check.count(neighbors, "neighbors")
     check_teacher(embeddings, teacher, "teacher", validate)
     kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    index = _nearest(teacher.detach().to(kind), min(neighbors, teacher.shape[0] - 1))
+    index = torch.ops.fastdml.nearest(
+        teacher.detach().to(kind), min(neighbors, teacher.shape[0] - 1)
+    )
     x = unit(embeddings.to(kind))
     scores = []
     for k in range(index.shape[1]):

@@ -31,14 +31,24 @@ class LogRatio(RowLoss):
     epsilon: float = 1e-6
     given: bool = False
     squared_label: bool = dataclasses.field(default=False, kw_only=True)
+    # Added to squared distances; None: 1e-4 over the dimension, or 1e-10 for normalised embeddings.
+    floor: float | None = dataclasses.field(default=None, kw_only=True)
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
     def __post_init__(self) -> None:
         check.positive(self.epsilon, "epsilon")
+        check.distance(self.similarity)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(given=True), cls(similarity="squared_distance", squared_label=True)]
+        # The published constants amplify the rounding of a distance near 0 by 1e3 and more; tests of the
+        # published values have them.
+        tame = {"epsilon": 0.1, "floor": 0.01}
+        return [
+            cls(**tame),
+            cls(given=True, **tame),
+            cls(**tame, similarity="squared_distance", squared_label=True),
+        ]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"col_values": torch.linspace(0.1, 4, columns)[None]} if self.given else {}
@@ -50,6 +60,8 @@ class LogRatio(RowLoss):
         return "raw_squared_distance" if self.squared_label else "raw_distance"
 
     def distance_epsilon(self, dimension: int) -> float:
+        if self.floor is not None:
+            return self.floor
         return 1e-4 / dimension if "raw" in self.similarity else 1e-10
 
     def parameters(self) -> tuple[float, ...]:

@@ -31,6 +31,10 @@ class ProbabilisticTransfer(RowLoss):
     def __post_init__(self) -> None:
         check.positive(self.epsilon, "epsilon")
 
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(1e-3)]  # 1e-7 amplifies the rounding of a cosine near -1 by as much
+
     @property
     def teacher_similarity(self) -> str:  # type: ignore[override]
         return self.similarity

@@ -47,10 +47,15 @@ class ProxyAnchor(RowLoss):
         return rows.scalars[0] * pull + push
 
 
+@register
+@dataclasses.dataclass(frozen=True)
 class WeightedProxyAnchor(ProxyAnchor):
     """The same with a number per sample that is added to its exponents: column value 0."""
 
     name = "weighted_proxy_anchor"
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"col_values": torch.linspace(-0.9, 0, columns)[None]}
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None and rows.col_values is not None

@@ -34,6 +34,9 @@ class RKDDistance(RowLoss):
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
+    def __post_init__(self) -> None:
+        check.distance(self.similarity)
+
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)
 
@@ -55,6 +58,9 @@ class MeanDistance(RowLoss):
     outputs = 2
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.distance(self.similarity)
 
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)
@@ -240,5 +246,5 @@ class _Angles(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         found = (gradient * upstream).to(gradient.dtype)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = autograd._Once.apply(found, upstream)
+            found = autograd._Once.apply(found, upstream.new_zeros((), requires_grad=True))
         return found, None, None

@@ -37,6 +37,7 @@ class RelaxedContrastive(RowLoss):
     def __post_init__(self) -> None:
         check.positive(self.sigma, "sigma")
         check.finite(self.delta, "delta")
+        check.distance(self.similarity)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
