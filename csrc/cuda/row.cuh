@@ -348,63 +348,6 @@ class Row {
     });
   }
 
-  // Groups of `size` consecutive columns, pooled into one where they are read: a thread has a whole group.
-  template <class Pool>
-  class Grouped {
-   public:
-    FASTDML_FN T scalar(int k) const { return row_.scalar(k); }
-    FASTDML_FN T value(int k) const { return row_.value(k); }
-    FASTDML_FN void d_value(int k, T v) { row_.d_value(k, v); }
-    FASTDML_FN std::int64_t candidates() const { return groups_; }
-
-    template <class F, class... Ops>
-    FASTDML_FN auto reduce(F f, Ops... ops) {
-      constexpr int N = sizeof...(Ops);
-      Values<T, N> total{{identity<T>(ops)...}};
-      for (int j = row_.team_.thread(); j < groups_; j += row_.team_.size()) {
-        const auto x = f(pair(j, pooled(j)[0]));
-        int i = 0;
-        ((total[i] = combine(ops, total[i], static_cast<T>(x[i])), ++i), ...);
-      }
-      row_.fold(total, ops...);
-      return total;
-    }
-
-    template <class F>
-    FASTDML_FN void map(F f) {
-      if (!row_.block_.gradient) return;
-      for (int j = row_.team_.thread(); j < groups_; j += row_.team_.size()) {
-        const auto kept = pooled(j);
-        const T g = f(pair(j, kept[0]));
-        for (int k = 0; k < size_; ++k) {
-          const int at = j * size_ + k;
-          const T x = row_.in(row_.s_[at], at);
-          row_.store(at, row_.out(g * pool_.slope(x, k, kept), x, row_.scale_of(at)));
-        }
-      }
-      row_.team_.sync();
-    }
-
-   private:
-    friend class Row;
-    FASTDML_FN Grouped(Row& row, int size, Pool pool)
-        : row_(row), pool_(pool), size_(size), groups_(row.n_ / size) {}
-    FASTDML_FN auto pooled(int j) const {
-      return pool_([&](int k) { return row_.in(row_.s_[j * size_ + k], j * size_ + k); }, size_);
-    }
-    FASTDML_FN Pairs<T> pair(int j, T s) const {
-      return row_.pair(s, row_.block_.col_class[j * size_] == row_.class_, j * size_);
-    }
-    Row& row_;
-    Pool pool_;
-    int size_, groups_;
-  };
-
-  template <class Pool>
-  FASTDML_FN auto group(int size, Pool pool) {
-    return Grouped<Pool>(*this, size, pool);
-  }
-
  private:
   static constexpr int kGroup = 4;  // thresholds that share a visit of the row
 
