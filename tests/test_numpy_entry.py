@@ -7,6 +7,7 @@ from conftest import EXAMPLES, needs_compiled
 
 from fastdml.engine.loss import Rows
 from fastdml.engine.relation import LabelRelation
+from fastdml.engine.similarity import PRODUCT
 
 pytestmark = needs_compiled
 COMPILED = []
@@ -49,14 +50,15 @@ def test_losses_and_weights(description, columns, dtype):
     """In place: similarities become the derivatives of the rows' losses."""
     rng = np.random.default_rng(columns)
     columns *= description.columns_per_class
-    s = rng.uniform(-1, 1, (9, columns)).astype(dtype)
+    least = -1 if description.metric.kind == PRODUCT else 0  # distances
+    s = rng.uniform(least, 1, (9, columns)).astype(dtype)
     row_labels, col_labels = labels_of(description, rng, 9, columns)
     same = row_labels[:, None] == col_labels
     values = description.example_values(9, columns)
     scalars = scalars_of(description, row_labels, col_labels, same)
     given = {k: values[k].numpy().astype(dtype) for k in ("row_values", "col_values") if k in values}
     if description.teacher_similarity is not None:
-        given["teacher"] = rng.uniform(-1, 1, s.shape).astype(dtype)
+        given["teacher"] = rng.uniform(least, 1, s.shape).astype(dtype)
     t = torch.tensor(s, dtype=torch.float64, requires_grad=True)
     seen = {k: torch.tensor(v, dtype=torch.float64) for k, v in given.items()}
     positive = torch.tensor(same)

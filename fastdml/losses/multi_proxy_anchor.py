@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .proxies import ProxyLoss, proxy_row_loss
+from .proxy_anchor import ProxyAnchor
 from .terms import log_sum_exp_with_one, softmax_mean
 
 __all__ = ["MultiProxyAnchorLoss", "multi_proxy_anchor"]
@@ -53,12 +54,7 @@ class MultiProxyAnchor(RowLoss):
     def rows_together(self) -> int:
         return self.size
 
-    def scalars(self, anchor_labels: Tensor, candidate_labels: Tensor) -> Tensor:
-        classes = anchor_labels.shape[0] // self.size
-        known = (candidate_labels >= 0) & (candidate_labels < classes)
-        seen = torch.zeros(classes, device=candidate_labels.device)
-        seen.scatter_reduce_(0, candidate_labels.clamp(0, classes - 1), known.float(), "amax")
-        return classes / seen.sum().clamp(min=1).reshape(1)
+    scalars = ProxyAnchor.scalars  # rows over rows whose class is present: K cancels
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
