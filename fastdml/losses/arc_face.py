@@ -108,9 +108,7 @@ class ArcFaceLoss(ProxyLoss):
         proxies_per_class: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs
-        )
+        super().__init__(num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs)
         if self.similarity != "cosine":
             raise ValueError(f"similarity: expected 'cosine', got {self.similarity!r}")
         self.margin = margin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -164,17 +165,22 @@ class SampleLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
+        return self.losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def losses(self, *batch: Any) -> Tensor:
+        """The loss of the arguments of `forward`, in their order; for losses that do more than rows."""
         return sample_loss(
             self.description(),
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             reduction=self.reduction,
             backend=self.backend,
             validate=self.validate,
         )
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of the functional form that every loss over samples has."""
+        names = ("similarity", "reduction", "backend", "validate")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         parameters = ", ".join(

@@ -125,27 +125,13 @@ class CircleLoss(SampleLoss):
     def description(self) -> Circle:
         return _describe(self.m, self.gamma, self.form, True, self.similarity)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
+    def losses(self, *batch: Any) -> Tensor:
         return circle(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             m=self.m,
             gamma=self.gamma,
             form=self.form,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 

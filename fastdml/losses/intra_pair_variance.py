@@ -73,26 +73,12 @@ class IntraPairVarianceLoss(SampleLoss):
     def description(self) -> IntraPairVariance:
         return _describe(self.pos_eps, self.neg_eps, self.similarity)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
+    def losses(self, *batch: Any) -> Tensor:
         return intra_pair_variance(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             pos_eps=self.pos_eps,
             neg_eps=self.neg_eps,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 

@@ -140,26 +140,12 @@ class LiftedStructureLoss(SampleLoss):
     def description(self) -> LiftedStructure:
         return LiftedStructure(self.pos_margin, self.neg_margin, similarity=self.similarity)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
+    def losses(self, *batch: Any) -> Tensor:
         return lifted_structure(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             neg_margin=self.neg_margin,
             pos_margin=self.pos_margin,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 

@@ -44,7 +44,9 @@ class MultipleAngleSoftmax(RowLoss):
         return {"row_values": torch.linspace(0.5, 9, rows)[:, None]}
 
     def scalars(self, relation: LabelRelation) -> Tensor | None:
-        steps = torch.arange(1, self.margin, device=relation.anchor_labels.device, dtype=torch.float64)
+        steps = torch.arange(
+            1, self.margin, device=relation.anchor_labels.device, dtype=torch.float64
+        )
         return (steps * (math.pi / self.margin)).cos() if self.margin > 1 else None
 
     def spec(self, rows: Rows) -> Tensor:

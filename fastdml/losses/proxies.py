@@ -92,9 +92,7 @@ def proxy_row_loss(
     weight = sample_weights(indices_tuple, embeddings, anchors_only)
     if weight is not None and reduction == "none":
         return weight * autograd.row_loss(embeddings, proxies, labels, classes, **options)
-    return autograd.row_loss(
-        embeddings, proxies, labels, classes, row_weight=weight, **options
-    )
+    return autograd.row_loss(embeddings, proxies, labels, classes, row_weight=weight, **options)
 
 
 class ProxyLoss(nn.Module):

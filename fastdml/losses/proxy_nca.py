@@ -129,6 +129,4 @@ def proxy_nca_plus_plus(
     options: as `proxy_nca`.
     """
     scale = 1 / check.positive(temperature, "temperature")
-    return proxy_nca(
-        embeddings, labels, proxies, indices_tuple, softmax_scale=scale, **options
-    )
+    return proxy_nca(embeddings, labels, proxies, indices_tuple, softmax_scale=scale, **options)

@@ -100,26 +100,11 @@ class ROADMAPLoss(SampleLoss):
             similarity=self.similarity,
         )
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`."""
-        ranking = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+    def losses(self, *batch: Any) -> Tensor:
         pairs = calibration(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
-            pos_margin=self.pos_margin,
-            neg_margin=self.neg_margin,
-            backend=self.backend,
+            *batch, pos_margin=self.pos_margin, neg_margin=self.neg_margin, backend=self.backend
         )
+        ranking = super().losses(*batch)
         return self.ap_weight * ranking + self.calibration_weight * pairs
 
 

@@ -74,26 +74,12 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     def description(self) -> SignalToNoise:
         return _describe(self.pos_margin, self.neg_margin, self.reduction)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
+    def losses(self, *batch: Any) -> Tensor:
         return signal_to_noise_contrastive(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             pos_margin=self.pos_margin,
             neg_margin=self.neg_margin,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 

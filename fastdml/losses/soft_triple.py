@@ -92,9 +92,7 @@ class SoftTripleLoss(ProxyLoss):
         tau: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes, embedding_size, proxies_per_class=centers_per_class, **kwargs
-        )
+        super().__init__(num_classes, embedding_size, proxies_per_class=centers_per_class, **kwargs)
         self.centers_per_class = centers_per_class
         self.la = la
         self.gamma = gamma

@@ -108,9 +108,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
         return nn.init.zeros_(weight)
 
     def description(self) -> SoftmaxCrossEntropy:
-        return _describe(
-            self.num_classes, self.smoothing, self.bias is not None, self.similarity
-        )
+        return _describe(self.num_classes, self.smoothing, self.bias is not None, self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         logits = super().get_logits(embeddings)
