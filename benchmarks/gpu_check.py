@@ -9,7 +9,7 @@ Stages run in order, each within its own time, so that a window of ten minutes c
     test      every test marked gpu, in groups so that what ran counts where time runs out; the tile
               kernels' tests, compiled instead of interpreted
     sanitize  compute-sanitizer memcheck and racecheck over small problems of every loss
-    bench     losses against three bare products, plain torch and pytorch-metric-learning
+    bench     losses against three bare products, plain torch, torch.compile, pytorch-metric-learning
 
 OUTPUT (default ./gpu-check) gets a log per stage, a junit file per group of tests, CSV, tables and plots,
 summary.txt with device and versions, and gpu-verified.txt: the losses and executors whose tests all
@@ -26,6 +26,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,7 @@ BENCHES: list[tuple[str, int, list[int], int, dict[int, float]]] = [
     ("smooth_ap", 4096, [128], 4, {}),
     ("multi_similarity:epsilon=0.1", 1024, [128], 4, {}),
 ]
-CONTENDERS = ("native", "triton", "chunked", "torch", "torch-hand", "pml")
+CONTENDERS = ("native", "triton", "chunked", "torch", "torch-hand", "torch-compiled", "pml")
 
 
 @dataclasses.dataclass
@@ -85,14 +86,17 @@ class Run:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             start = log.tell()
-            try:
-                code: int | None = subprocess.run(
-                    command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, limit),
-                    env={**os.environ, **BASE_ENVIRONMENT, **environment},
-                ).returncode  # fmt: skip
-            except subprocess.TimeoutExpired:
-                code = None
-                log.write(f"\n[stopped after {limit:.0f} s]\n")
+            # A session of its own: what it started (workers, compilers) ends with it.
+            with subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **BASE_ENVIRONMENT, **environment},
+            ) as child:  # fmt: skip
+                try:
+                    code: int | None = child.wait(max(1.0, limit))
+                except subprocess.TimeoutExpired:
+                    code = None
+                    os.killpg(child.pid, signal.SIGKILL)
+                    log.write(f"\n[stopped after {limit:.0f} s]\n")
         with open(self.log, errors="replace") as log:
             log.seek(start)
             return code, log.read()

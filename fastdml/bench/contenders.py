@@ -102,7 +102,7 @@ def _torch(workload: Workload) -> Step:
     return step
 
 
-def _torch_hand(workload: Workload) -> Step:
+def _torch_hand(workload: Workload, compiled: bool = False) -> Step:
     written = eager.HAND.get(workload.loss)
     if written is None or workload.candidates is not None:
         raise Unavailable("not written by hand")
@@ -112,7 +112,8 @@ def _torch_hand(workload: Workload) -> Step:
     data = catalogue.inputs(workload)
     module = catalogue.build(workload)
     inputs = [*module.parameters(), data.embeddings, data.labels]
-    return Step(lambda: written(*inputs, **options), catalogue.leaves(module, data))
+    run = torch.compile(written) if compiled else written
+    return Step(lambda: run(*inputs, **options), catalogue.leaves(module, data))
 
 
 def _pml(workload: Workload) -> Step:
@@ -151,6 +152,7 @@ CONTENDERS: dict[str, Callable[[Workload], Step | Products]] = {
     "auto": _ours("auto"),
     "torch": _torch,
     "torch-hand": _torch_hand,
+    "torch-compiled": lambda workload: _torch_hand(workload, compiled=True),
     "pml": _pml,
 }
 
@@ -159,6 +161,7 @@ MEANING = {
     "auto": "fastdml, the executor it chooses",
     "torch": "the loss's specification in plain torch autograd, the whole matrix in memory",
     "torch-hand": "the loss written by hand in plain torch, where it is",
+    "torch-compiled": "the same through torch.compile",
     "pml": "pytorch-metric-learning, with its miner for multi-similarity with epsilon",
     **{name: f"fastdml, backend={name!r}" for name in EXECUTORS},
 }

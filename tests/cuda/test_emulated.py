@@ -16,9 +16,12 @@ import pytest
 import torch
 from conftest import CASES, EXAMPLES, ROOT, call, distance, inputs, needs_compiled
 
-from fastdml.engine import library
+from fastdml.engine import library, schedule
 from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine.executors import Wanted
 from fastdml.engine.executors.native import Native
+from fastdml.engine.problem import Problem
+from fastdml.engine.relation import LabelRelation
 
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
@@ -168,8 +171,6 @@ def test_more_positives_than_shared_memory_holds():
 
 def rows(op, description, s, labels, **named):
     """One call of rows_ over a square block; returns (weights, row losses)."""
-    from fastdml.engine.relation import LabelRelation
-
     index = LabelRelation(labels, labels).class_index
     loss = s.new_full((len(s), description.outputs), float("nan"))
     weights = named.get("weights")
@@ -199,6 +200,48 @@ def test_weights_in_bfloat16(name, padding, emulator):
     assert torch.allclose(found.float(), true, rtol=2**-8, atol=1e-6 * float(true.abs().max()))
     negative = labels[:, None] != labels
     assert torch.equal(kept[negative], s[negative])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["ragged", "reference"])
+@pytest.mark.parametrize("loss", ["multi_similarity", "smooth_ap", "siglip", "contrastive"])
+def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
+    """What schedule.py does on CUDA with narrow embeddings, its products made as cuBLAS makes them:
+    exact products of the narrow numbers, accumulated and returned in float32."""
+
+    def product(a, b, out):
+        return a.to(out.dtype) @ b.to(out.dtype)
+
+    monkeypatch.setattr(schedule, "multiply", lambda a, b, out: out.copy_(product(a, b, out)))
+    monkeypatch.setattr(schedule, "accumulate_", lambda t, a, b: t.add_(product(a, b, t)))
+
+    def padded(name, rows, columns, like):  # rows of any type begin on 16 bytes
+        return like.new_empty(rows, -(-columns // 8) * 8)[:, :columns]
+
+    monkeypatch.setattr(schedule, "_block", padded)
+    monkeypatch.setattr(schedule, "block_rows", lambda problem, step: 16)
+    description = next(p.values[0] for p in FIRST if p.values[0].name == loss)
+    narrow = CASES[name]().to(dtype)
+    found, true = [], []
+    for into, executor, given, statistic in (
+        (found, EXECUTORS["emulated"], narrow, torch.float32),
+        (true, EXECUTORS["native"], narrow.to(torch.float64), torch.float64),
+    ):
+        made = inputs(description, given)
+        anchors = made.anchors
+        candidates = anchors if made.candidates is None else made.candidates
+        columns = made.anchor_labels if made.candidate_labels is None else made.candidate_labels
+        problem = Problem(
+            description, anchors, candidates, LabelRelation(made.anchor_labels, columns), statistic,
+            learnable=made.scalars,
+        )  # fmt: skip
+        out = executor.run(problem, Wanted(anchors=True, candidates=True))
+        into += [t for t in (out.outputs, out.d_anchors, out.d_candidates) if t is not None]
+    assert len(found) == len(true) == (2 if narrow.ref is None else 3)
+    for f, t in zip(found, true, strict=True):
+        assert f.dtype == torch.float32
+        # Weights of bfloat16 embeddings are rounded to it, those of float16 to nothing.
+        assert distance(f, t) <= (2**-8 if dtype == torch.bfloat16 else 2e-5)
 
 
 def test_proxy_losses_and_distances_are_among_the_examples():
