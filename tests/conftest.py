@@ -438,19 +438,11 @@ def not_compiled(given) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what is known not to hold yet; `known_failures.txt` says why. Everything else must pass.
-
-    Losses without a compiled functor are tried on the other executors only.
-    """
+    """Losses without a compiled functor are tried on the other executors only."""
     missing = [item for item in items if not_compiled(getattr(item, "callspec", None))]
     if missing:
         config.hook.pytest_deselected(items=missing)
         items[:] = [item for item in items if item not in set(missing)]
-    listed = (Path(__file__).parent / "known_failures.txt").read_text().splitlines()
-    known = {line for line in listed if line and not line.startswith("#")}
-    for item in items:
-        if item.nodeid.removeprefix("tests/") in known:
-            item.add_marker(pytest.mark.xfail(reason="known: see tests/known_failures.txt", strict=False))
 
 
 # The same examples in every run: a red run can be repeated.

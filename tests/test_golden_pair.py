@@ -57,7 +57,8 @@ GOLDEN: dict[str, Callable[..., torch.Tensor]] = {
     ),
     "siglip": lambda x, z, **o: F.siglip(x, z, 10.0, -10.0, similarity="dot", **o),
     "npair": lambda x, y, anchors, positives, **o: F.n_pairs(
-        x, y, form="all", anchors=anchors, positives=positives, l2_reg=0.005, l2_kind="norm", **o
+        x, y, form="all", anchors=anchors, positives=positives, l2_reg=0.005, l2_kind="norm",
+        similarity="dot", **o
     ),
     "npair_mc": lambda x, z, **o: F.n_pairs_mc(x, z, l2_reg=0.02, l2_kind="squared", **o),
     "ccp_contrastive": ccp,

@@ -42,6 +42,9 @@ ONE_SET = [
     ("NPairsLoss", {}),
 ]
 
+# Their softplus is the identity beyond 20, which leaves exp(-20) out of the derivative.
+SOFTPLUS = {"CircleLoss": math.exp(-20)}
+
 
 def name_of(case):
     name, arguments = case
@@ -73,7 +76,7 @@ def test_one_set(case, seed, dtype, tolerance):
     name, arguments = case
     x, y = draw(seed, dtype)
     ours, other = getattr(losses, name)(**arguments), getattr(theirs, name)(**arguments)
-    compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
+    compare(ours, other, [x], lambda f, z: f(z, y), tolerance + SOFTPLUS.get(name, 0))
 
 
 @pytest.mark.parametrize("dtype,tolerance", KINDS)
@@ -88,7 +91,7 @@ def test_with_reference(case, seed, dtype, tolerance):
     def call(loss, a, b):
         return loss(a, y, ref_emb=b, ref_labels=ref_y)
 
-    compare(ours, other, [x, ref], call, tolerance)
+    compare(ours, other, [x, ref], call, tolerance + SOFTPLUS.get(name, 0))
 
 
 @pytest.mark.parametrize("dtype,tolerance", KINDS)
@@ -112,7 +115,9 @@ def test_with_index_tuples_and_no_labels(name, seed, dtype, tolerance):
 @pytest.mark.parametrize("seed", DRAWS)
 def test_instance_with_different_labels(seed, dtype, tolerance):
     """Where theirs is right: every sample its own class, in ascending order."""
-    x, _ = draw(seed, dtype, rows=20)
+    # Of two dimensions, where neighbours compete: else the loss is 1e-3 of logits of 16, whose rounding in
+    # float32 (theirs, too) is beyond the tolerance.
+    x, _ = draw(seed, dtype, rows=20, dim=2)
     y = torch.arange(20) * 3 - 7
     compare(losses.InstanceLoss(16), theirs.InstanceLoss(16), [x], lambda f, z: f(z, y), tolerance)
 

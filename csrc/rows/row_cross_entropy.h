@@ -26,9 +26,11 @@ struct RowCrossEntropy {
       return select(p.negative, z, select(p.positive, z * keep + drop, lowest<T>()));
     };
     const LogSum<T> sum = log_sums<T>(row, exponent).merged();
+    // Exponents without the largest, which cancels: a small loss of large logits keeps its digits.
+    const T top = sum.empty() ? T(0) : sum.top;
     const auto [target, positives, members] = row.reduce(
         [=](auto p) {
-          return values(select(p.positive, by * p.s, T(0)), select(p.positive, T(1), T(0)),
+          return values(select(p.positive, by * p.s - top, T(0)), select(p.positive, T(1), T(0)),
                         select(exponent(p) > lowest<T>(), T(1), T(0)));
         },
         Sum{}, Sum{}, Sum{});
@@ -40,15 +42,15 @@ struct RowCrossEntropy {
     if (skipped) share = T(0);
     const T weight = skipped || sum.empty() ? T(0) : push;
     const T attract = share * by, repel = weight == 0 ? T(0) : weight * by / sum.total;
-    const T top = sum.top;
     row.map([=](auto p) {
       auto z = exponent(p);
       auto softmax = select(z > lowest<T>(), exp(z - top) * repel, T(0));
       return softmax - select(p.positive, attract, T(0));
     });
-    if (weight == 0) return -share * target;
+    const T shifted = top * (weight - share * positives) - share * target;
+    if (weight == 0) return shifted;
     const T mean = log_mean != 0 ? log(members) : T(0);
-    return weight * (sum.log_of_sum() - mean) - share * target;
+    return weight * (log(sum.total) - mean) + shifted;
   }
 };
 

@@ -125,13 +125,13 @@ def evaluate(
         problem.weight = 1.0 / max(1, problem.relation.rows)
     result = executor.run(problem, wanted)
     losses = result.outputs[:, 0]
-    if reduction == "none":
-        return losses.contiguous(), result
     weighted = losses if problem.row_weight is None else losses * problem.row_weight
+    if reduction == "none":
+        return weighted.contiguous(), result
     # Summed in double precision: the order of a sum over a large batch must not show.
     total = weighted.sum(dtype=torch.float64)
     if reduction == "nonzero" or (reduction == "mean" and counted):
-        count = (losses > 0) if reduction == "nonzero" else result.outputs[:, 1]
+        count = (weighted > 0) if reduction == "nonzero" else result.outputs[:, 1]
         share = count.sum(dtype=torch.float64).clamp(min=1).reciprocal()
         total = total * share
         for field in dataclasses.fields(result)[1:]:  # (astuple would copy the tensors)

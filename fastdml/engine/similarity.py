@@ -190,7 +190,10 @@ def _root(d2: Tensor) -> Tensor:
 
 
 def _in_ball(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # On the sphere itself nothing is normalised, and nothing along x is taken out of the gradient.
+    outside = norm > 1
+    return torch.where(outside, x / torch.where(outside, norm, torch.ones_like(norm)), x)
 
 
 def _slices(x: Tensor) -> list[slice]:

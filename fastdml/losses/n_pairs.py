@@ -55,30 +55,30 @@ class NPair(RowLoss):
 class NPairsLoss(SampleLoss):
     """N-pair loss.
 
-    *Improved Deep Metric Learning with Multi-class N-pair Loss Objective*, Sohn, NIPS 2016, on products
-    x.y of embeddings as they are:
+    *Improved Deep Metric Learning with Multi-class N-pair Loss Objective*, Sohn, NIPS 2016:
 
-        (1/N) sum_i log(1 + sum_n exp(x_i.x_n - x_i.x_p(i)))  (equation 6)
+        (1/N) sum_i log(1 + sum_n exp(s_in - s_ip(i)))  (equation 6)
+
+    The paper's s are products of embeddings as they are, `similarity="dot"`; the default is the cosine,
+    as in pytorch-metric-learning, whose DotProductSimilarity normalises embeddings.
 
     Args:
         form: "mc" (the default): the first two samples of every class that has two are anchor and
             positive, and the positives of the other classes are the negatives. "ovo": the same pairs
-            one against one, sum_n log(1 + exp(x_i.x_n - x_i.x_p)) (equation 8). "all": every sample
+            one against one, sum_n log(1 + exp(s_in - s_ip)) (equation 8). "all": every sample
             that has a positive is an anchor, its positive is drawn at random, and all samples of other
             classes are its negatives.
         l2_reg: weight of the penalty on the embeddings that enter. 0: none, as in
             pytorch-metric-learning.
         l2_kind: "norm" or "squared": the mean of |x| or |x|^2 over the batch for "all", over anchors
             plus over positives for the others.
-        similarity: "dot" by default; on distances, signs turn.
+        similarity: "cosine" by default; on distances, signs turn.
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
     negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
     many classes have two samples, where torch.compile(fullgraph=True) wants
     `torch._dynamo.config.capture_dynamic_output_shape_ops`. Other arguments: see `SampleLoss`.
     """
-
-    default_similarity = "dot"
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ def n_pairs(
     generator: torch.Generator | None = None,
     l2_reg: float = 0.0,
     l2_kind: str = "norm",
-    similarity: str = "dot",
+    similarity: str = "cosine",
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
@@ -291,4 +291,7 @@ def _random_positives(
     step = 1 + (draw * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
     other = order[start + (place + step) % size]
     kept = (size > 1).double()
-    return order, other, kept * (y.shape[0] / kept.sum().clamp(min=1))
+    weight = kept * (y.shape[0] / kept.sum().clamp(min=1))
+    # From the order of labels to that of the batch.
+    place = order.argsort()
+    return torch.arange(y.shape[0], device=y.device), other[place], weight[place]

@@ -90,8 +90,6 @@ def proxy_row_loss(
     if description.rows == "proxies":
         return autograd.row_loss(proxies, embeddings, classes, labels, **options)
     weight = sample_weights(indices_tuple, embeddings, anchors_only)
-    if weight is not None and reduction == "none":
-        return weight * autograd.row_loss(embeddings, proxies, labels, classes, **options)
     return autograd.row_loss(embeddings, proxies, labels, classes, row_weight=weight, **options)
 
 
