@@ -26,11 +26,13 @@ struct RowCrossEntropy {
       return select(p.negative, z, select(p.positive, z * keep + drop, lowest<T>()));
     };
     const LogSum<T> sum = log_sums<T>(row, exponent).merged();
-    // Exponents without the largest, which cancels: a small loss of large logits keeps its digits.
-    const T top = sum.empty() ? T(0) : sum.top;
+    const T top = sum.top;
+    // Where both terms have the same weight the largest exponent cancels, and is left out of both: a small
+    // loss of large logits keeps its digits.
+    const T from = per == 0 && pull == push && !sum.empty() ? top : T(0);
     const auto [target, positives, members] = row.reduce(
         [=](auto p) {
-          return values(select(p.positive, by * p.s - top, T(0)), select(p.positive, T(1), T(0)),
+          return values(select(p.positive, by * p.s - from, T(0)), select(p.positive, T(1), T(0)),
                         select(exponent(p) > lowest<T>(), T(1), T(0)));
         },
         Sum{}, Sum{}, Sum{});
@@ -47,10 +49,10 @@ struct RowCrossEntropy {
       auto softmax = select(z > lowest<T>(), exp(z - top) * repel, T(0));
       return softmax - select(p.positive, attract, T(0));
     });
-    const T shifted = top * (weight - share * positives) - share * target;
-    if (weight == 0) return shifted;
+    if (weight == 0) return -share * target;
     const T mean = log_mean != 0 ? log(members) : T(0);
-    return weight * (log(sum.total) - mean) + shifted;
+    const T rest = positives > T(0) ? top - from : top;
+    return weight * (rest + log(sum.total) - mean) - share * target;
   }
 };
 
