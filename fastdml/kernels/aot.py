@@ -41,18 +41,23 @@ class Compiled:
 # What a loss is usually called with; attributes that its description has.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "multi_similarity": {"epsilon": 0.1},
-    "proxy_softmax": {"angular": False, "positive_in_denominator": True},
+    "softmax_cross_entropy": {"among": True},
+    "arc_face": {"sub_centers": 1},
+    "sup_con": {"push": 1.0, "pull": 1.0},
 }
 METRICS = {"contrastive": "distance", "relaxed_contrastive": "raw_distance",
            "log_ratio": "raw_distance"}  # fmt: skip
 CENTRES = {"soft_triple": 4}
 LOSSES = (
-    "multi_similarity", "supcon", "proxy_anchor", "nt_xent", "siglip", "contrastive", "circle",
-    "binomial_deviance", "cbml", "n_pairs", "proxy_softmax", "soft_triple", "lsd",
+    "multi_similarity", "sup_con", "proxy_anchor", "nt_xent", "siglip", "contrastive", "circle",
+    "binomial_deviance", "contrastive_bayesian", "n_pair", "softmax_cross_entropy", "arc_face",
+    "soft_triple", "listwise_distillation",
     "relaxed_contrastive", "log_ratio",
 )  # fmt: skip
 # Losses between two sets of embeddings: no sweep sums both directions.
-_TWO_SETS = ("proxy_anchor", "siglip", "n_pairs", "proxy_softmax", "soft_triple")
+_TWO_SETS = (
+    "proxy_anchor", "siglip", "n_pair", "softmax_cross_entropy", "arc_face", "soft_triple"
+)  # fmt: skip
 
 
 def example(name: str) -> tuple[TileLoss, int]:

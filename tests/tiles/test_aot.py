@@ -14,18 +14,19 @@ pytest.importorskip("triton")
 
 # Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-FAST = ["multi_similarity", "supcon", "proxy_anchor"]
+FAST = ["multi_similarity", "sup_con", "proxy_anchor"]
 OTHERS = [
     "nt_xent",
     "siglip",
     "contrastive",
     "circle",
     "binomial_deviance",
-    "cbml",
-    "n_pairs",
-    "proxy_softmax",
+    "contrastive_bayesian",
+    "n_pair",
+    "softmax_cross_entropy",
+    "arc_face",
     "soft_triple",
-    "lsd",
+    "listwise_distillation",
     "relaxed_contrastive",
     "log_ratio",
 ]

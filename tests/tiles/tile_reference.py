@@ -61,7 +61,7 @@ def proxy_anchor(s, positive, pair, t, o):
 
 
 def supcon(s, positive, pair, t, o):
-    z = s / o.temperature
+    z = s * o.scale
     positive = positive & pair
     count = positive.sum(1)
     mean = (z * positive).sum(1) / count.clamp(min=1)
@@ -125,23 +125,24 @@ def nt_xent(s, positive, pair, t, o):
     return mean_over(torch.where(positive, F.softplus(wrong[:, None] - z), 0.0), positive)
 
 
-def proxy_softmax(s, positive, pair, t, o):
-    if o.angular:
-        theta = s.clamp(-1 + 1e-9, 1 - 1e-9).acos() + o.margin
-        turned = torch.where(theta < math.pi, theta.cos(), s - o.margin_sin)
-        z = o.scale * torch.where(positive, turned, s)
-    else:
-        z = o.scale * torch.where(positive, s - o.margin, s)
-    count = s.shape[1]
-    target = torch.where(positive, 1 - o.smoothing, o.smoothing / (count - 1))
-    mask = torch.ones_like(positive) if o.positive_in_denominator else ~positive
-    return lse(z, mask) - (target * z).sum(1)
+def softmax(s, positive, pair, t, o):
+    z = o.scale * torch.where(positive, s - o.margin, s)
+    target = torch.where(positive, 1 - o.smoothing, o.smoothing / (s.shape[1] - 1))
+    mask = torch.ones_like(positive) if o.among else ~positive
+    return lse(z, mask) - (target * z).sum(1) + o.constant
+
+
+def arc_face(s, positive, pair, t, o):
+    theta = s.clamp(-1 + 1e-9, 1 - 1e-9).acos() + o.margin
+    turned = torch.where(theta < math.pi, theta.cos(), s - o.margin * math.sin(o.margin))
+    z = o.scale * torch.where(positive, turned, s)
+    return lse(z, torch.ones_like(positive)) - (z * positive).sum(1)
 
 
 def soft_triple(s, positive, pair, t, o):
     x = s.reshape(s.shape[0], -1, o.centres)
     value = ((x / o.gamma).softmax(2) * x).sum(2)
-    z = o.la * (value - o.margin * positive)
+    z = o.scale * (value - o.margin * positive)
     return lse(z, torch.ones_like(positive)) - (z * positive).sum(1)
 
 
@@ -169,8 +170,8 @@ def _o(**values):
 
 
 def _softmax(**values):
-    plain = {"scale": 20.0, "smoothing": 0.0, "margin": 0.0, "angular": False}
-    return _o(**{**plain, "positive_in_denominator": True, **values})
+    plain = {"scale": 20.0, "smoothing": 0.0, "margin": 0.0, "among": True, "constant": 0.0}
+    return _o(**{**plain, **values})
 
 
 CASES: dict[str, Case] = {
@@ -184,8 +185,8 @@ CASES: dict[str, Case] = {
         multi_similarity,
         _o(alpha=2.0, beta=40.0, base=0.5, epsilon=0.1, max_positive=1 - 1e-5),
     ),
-    "supcon": Case("supcon", supcon, _o(temperature=0.07)),
-    "clip": Case("supcon", supcon, _o(temperature=0.05), rows="towers"),
+    "supcon": Case("sup_con", supcon, _o(scale=1 / 0.07, push=1.0, pull=1.0)),
+    "clip": Case("sup_con", supcon, _o(scale=20.0, push=1.0, pull=1.0), rows="towers"),
     "proxy_anchor": Case(
         "proxy_anchor", proxy_anchor, _o(alpha=32.0, margin=0.1, ratio=1.7), "proxies", (1.7,)
     ),
@@ -211,8 +212,8 @@ CASES: dict[str, Case] = {
         "binomial_deviance", binomial_deviance, _o(alpha=2.0, beta=25.0, base=0.5)
     ),
     "circle": Case("circle", circle, _o(m=0.4, gamma=80.0), exponent=160.0),
-    "cbml": Case(
-        "cbml",
+    "contrastive_bayesian": Case(
+        "contrastive_bayesian",
         cbml,
         _o(
             pos_a=0.5,
@@ -225,32 +226,29 @@ CASES: dict[str, Case] = {
             mean_mix=0.2,
         ),
     ),
-    "n_pairs": Case("n_pairs", n_pairs, _o(), "pairs", metric="dot", exponent=150.0),
+    "n_pair": Case("n_pair", n_pairs, _o(), "pairs", metric="dot", exponent=150.0),
     "nt_xent": Case("nt_xent", nt_xent, _o(temperature=0.2)),
-    "normalized_softmax": Case("proxy_softmax", proxy_softmax, _softmax(), "classes"),
-    "smoothed_softmax": Case("proxy_softmax", proxy_softmax, _softmax(smoothing=0.1), "classes"),
-    "proxy_nca": Case(
-        "proxy_softmax", proxy_softmax, _softmax(positive_in_denominator=False), "classes"
+    "normalized_softmax": Case("softmax_cross_entropy", softmax, _softmax(), "classes"),
+    "smoothed_softmax": Case(
+        "softmax_cross_entropy", softmax, _softmax(smoothing=0.1, constant=0.3), "classes"
     ),
-    "cosface": Case("proxy_softmax", proxy_softmax, _softmax(margin=0.35), "classes"),
-    "arcface": Case(
-        "proxy_softmax",
-        proxy_softmax,
-        _softmax(margin=0.5, angular=True, margin_sin=math.sin(0.5) ** 2),
-        "classes",
-    ),
+    "proxy_nca": Case("softmax_cross_entropy", softmax, _softmax(among=False), "classes"),
+    "cosface": Case("softmax_cross_entropy", softmax, _softmax(margin=0.35), "classes"),
+    "arcface": Case("arc_face", arc_face, _o(scale=20.0, margin=0.5, sub_centers=1), "classes"),
     "soft_triple": Case(
         "soft_triple",
         soft_triple,
-        _o(la=20.0, gamma=0.1, margin=0.01, centres=3),
+        _o(scale=20.0, gamma=0.1, margin=0.01, centres=3),
         "classes",
         centres=3,
     ),
-    "lsd": Case("lsd", lsd, _o(temperature=0.5), teacher="cosine", keep_self=True, exponent=7.0),
+    "lsd": Case(
+        "listwise_distillation", lsd, _o(temperature=0.5), teacher="cosine", keep_self=True, exponent=7.0),
     "relaxed_contrastive": Case(
         "relaxed_contrastive",
         relaxed_contrastive,
         _o(delta=1.0, sigma=1.0),
+        extra=(0.0,),
         metric="raw_distance",
         teacher="squared_distance",
         keep_self=True,
@@ -258,7 +256,7 @@ CASES: dict[str, Case] = {
     "log_ratio": Case(
         "log_ratio",
         log_ratio,
-        _o(),
+        _o(epsilon=1e-6),
         metric="raw_distance",
         epsilon=1e-3,
         teacher="raw_distance",

@@ -20,6 +20,8 @@ from ..relation import LabelRelation
 from . import Result, Wanted
 
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# What fastdml.kernels.similarity turns products into.
+_METRICS = ("cosine", "dot", "distance", "squared_distance", "raw_distance", "raw_squared_distance")
 
 
 class Triton:
@@ -45,6 +47,9 @@ class Triton:
         if problem.anchors.dtype == torch.float16 and loss.similarity.startswith("raw"):
             return "weights of unbounded distances do not fit float16"
         teacher = problem.teacher_problem
+        for one in (problem, teacher):
+            if one is not None and one.loss.similarity not in _METRICS:
+                return f"tile kernels do not know the similarity {one.loss.similarity!r}"
         if teacher is not None and problem.one_set and not teacher.one_set:
             return "one set of embeddings needs one set of teacher embeddings"
         try:
@@ -68,7 +73,10 @@ class Triton:
         assert isinstance(relation, LabelRelation)
         module = _module(loss.name)
         tile = module.tile(loss)
-        parameters = launch.parameter_tensor(module.parameters(loss), problem.anchors.device)
+        values = module.parameters(loss)
+        if getattr(module, "COUNTS_OWN", False):
+            values = (*values, float(problem.excludes_self))
+        parameters = launch.parameter_tensor(values, problem.anchors.device)
         if problem.scalars is not None:
             parameters = torch.cat([parameters, problem.scalars.float()])
         teacher = problem.teacher_problem
@@ -77,7 +85,7 @@ class Triton:
             problem.anchors,
             problem.candidates,
             relation.anchor_labels,
-            relation.candidate_labels,
+            relation.candidate_labels[:: loss.columns_per_class].contiguous(),
             parameters=parameters,
             pair=launch.Numbers(
                 loss.similarity,
@@ -90,6 +98,7 @@ class Triton:
             ascending=(loss.rows == "proxies", False),
             row_weight=problem.row_weight,
             weight=problem.weight,
+            centres=loss.columns_per_class,
             teacher=None if teacher is None else (teacher.anchors, teacher.candidates),
             teacher_norms=None if teacher is None else _norms(teacher),
             gradients=(wanted.anchors, wanted.candidates),

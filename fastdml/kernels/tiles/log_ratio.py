@@ -18,7 +18,7 @@ PARAMETERS = 2
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
-    return (LN2, 1e-6)
+    return (LN2, loss.epsilon)
 
 
 def tile(loss: Any) -> TileLoss:

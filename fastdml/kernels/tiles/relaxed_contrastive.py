@@ -14,7 +14,9 @@ import triton.language as tl
 from ..tile import Pass, TileLoss
 from .common import LOG2E
 
-PARAMETERS = 2
+PARAMETERS = 3
+# The mean is over all samples, the row's own among them: the last parameter is 1 if it is left out.
+COUNTS_OWN = True
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
@@ -31,8 +33,8 @@ def total(s, t, positive, row, p):
 
 
 @triton.jit
-def _mean(sum_d, count):
-    return tl.where(sum_d > 0.0, sum_d / count, 1.0)
+def _mean(sum_d, count, p):
+    return tl.where(sum_d > 0.0, sum_d / (count + p[2]), 1.0)
 
 
 @triton.jit
@@ -42,7 +44,7 @@ def _slope(r, alike, p):
 
 @triton.jit
 def sums(s, t, positive, row, p):
-    r = s / _mean(row[0], row[1])
+    r = s / _mean(row[0], row[1], p)
     alike = tl.exp2(t * p[1])
     apart = tl.maximum(p[0] - r, 0.0)
     term = alike * r * r + (1.0 - alike) * apart * apart
@@ -51,8 +53,8 @@ def sums(s, t, positive, row, p):
 
 @triton.jit
 def finish(stats, p):
-    mean = _mean(stats[0], stats[1])
-    return stats[2], 1.0 / mean, stats[3] / stats[1]
+    mean = _mean(stats[0], stats[1], p)
+    return stats[2], 1.0 / mean, stats[3] / (stats[1] + p[2])
 
 
 @triton.jit

@@ -18,7 +18,7 @@ PARAMETERS = 5
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
-    return (loss.la * LOG2E, LN2, loss.la, loss.margin, LOG2E / loss.gamma)
+    return (loss.scale * LOG2E, LN2, loss.scale, loss.margin, LOG2E / loss.gamma)
 
 
 def tile(loss: Any) -> TileLoss:

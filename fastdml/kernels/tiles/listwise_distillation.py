@@ -44,4 +44,6 @@ def gain(p):
     return p[2]
 
 
-TILE = TileLoss("lsd", (Pass(("lse", "lse_mean"), sums),), finish, weight, 2, gain, teacher=True)
+TILE = TileLoss(
+    "listwise_distillation", (Pass(("lse", "lse_mean"), sums),), finish, weight, 2, gain, teacher=True
+)

@@ -24,6 +24,8 @@ def parameters(loss: Any) -> tuple[float, ...]:
 
 
 def tile(loss: Any) -> TileLoss:
+    if getattr(loss, "form", "log") != "log":
+        raise NotImplementedError(f"form {loss.form!r}")
     return TILE
 
 
@@ -89,7 +91,7 @@ def weight(s, t, positive, state, p):
 
 
 TILE = TileLoss(
-    "cbml",
+    "contrastive_bayesian",
     (
         Pass(("sum",) * 5 + ("min", "max"), moments),
         Pass(("lse_split",), mined_sums),

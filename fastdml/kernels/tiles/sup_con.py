@@ -14,10 +14,13 @@ PARAMETERS = 3
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
-    return (LOG2E / loss.temperature, LN2, 1.0 / loss.temperature)
+    """push, pull: factor of the loss, one number."""
+    return (loss.scale * LOG2E, LN2 * loss.push, loss.scale * loss.push)
 
 
 def tile(loss: Any) -> TileLoss:
+    if loss.push != loss.pull:
+        raise NotImplementedError("pull and push that differ")
     return TILE
 
 
@@ -48,7 +51,7 @@ def gain(p):
 
 
 TILE = TileLoss(
-    "supcon",
+    "sup_con",
     (Pass(("lse", "sum", "sum"), sums),),
     finish,
     weight,

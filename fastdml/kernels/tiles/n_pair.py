@@ -44,4 +44,4 @@ def weight(s, t, positive, state, p):
     return tl.where(positive, -state[2], e)
 
 
-TILE = TileLoss("n_pairs", (Pass(("lse", "max"), sums),), finish, weight, states=3)
+TILE = TileLoss("n_pair", (Pass(("lse", "max"), sums),), finish, weight, states=3)

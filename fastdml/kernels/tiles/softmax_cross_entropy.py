@@ -1,0 +1,57 @@
+"""The softmax family over proxies: SPEC 2.6, 2.8. Rows are samples, columns classes.
+
+Normalised and smoothed softmax, Proxy-NCA with its positive inside or outside the denominator, CosFace
+(an additive margin on the target).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from ..tile import Pass, TileLoss
+from .softmax import KINDS, OWN, finish, gain, shared, sums_of, weight_of
+
+PARAMETERS = OWN + 1
+
+
+def parameters(loss: Any) -> tuple[float, ...]:
+    """scale: of the similarities; smoothing: of the targets; margin: on the target's similarity."""
+    return (*shared(loss.scale, loss.smoothing, loss.constant), loss.margin)
+
+
+def tile(loss: Any) -> TileLoss:
+    return AMONG if loss.among else OUTSIDE
+
+
+@triton.jit
+def _logit(s, positive, p):
+    return tl.where(positive, s - p[5], s)
+
+
+@triton.jit
+def among_sums(s, t, positive, row, p):
+    z = _logit(s, positive, p)
+    return sums_of(z, z * p[0], positive)
+
+
+@triton.jit
+def outside_sums(s, t, positive, row, p):
+    return sums_of(_logit(s, positive, p), tl.where(positive, float("-inf"), s * p[0]), positive)
+
+
+@triton.jit
+def among_weight(s, t, positive, state, p):
+    return weight_of(_logit(s, positive, p) * p[0], positive, state)
+
+
+@triton.jit
+def outside_weight(s, t, positive, state, p):
+    return weight_of(tl.where(positive, float("-inf"), s * p[0]), positive, state)
+
+
+NAME = "softmax_cross_entropy"
+AMONG = TileLoss(NAME, (Pass(KINDS, among_sums),), finish, among_weight, 3, gain)
+OUTSIDE = TileLoss(NAME, (Pass(KINDS, outside_sums),), finish, outside_weight, 3, gain)

@@ -1,0 +1,69 @@
+"""Every registered loss with a tile functor, through the engine: against the dense executor.
+
+A loss without one, or a form of it that the functor does not know, is refused and not tried here.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton_mode  # noqa: F401  (before triton is imported)
+from conftest import CASES, EXAMPLES, Case, call, distance, inputs, reductions, scales
+
+from fastdml.engine.executors.triton import Triton
+from fastdml.engine.op import problem_of
+from fastdml.engine.registry import handle
+
+TRITON = Triton()
+SIZES = ["ragged", "wide", "duplicates", "one_class", "reference"]
+
+
+def single(name: str) -> Case:
+    return CASES[name]().to(torch.float32)
+
+
+def refusal(description) -> str | None:
+    i = inputs(description, single("ragged"))
+    values = (i.scalars, i.row_values, i.col_values)
+    return TRITON.refuses(
+        problem_of(
+            i.anchors, i.candidates, i.anchor_labels, i.candidate_labels, [], i.teacher,
+            *(None if v is None else v.float() for v in values), None, handle(description), "",
+        )
+    )  # fmt: skip
+
+
+TILED = [p for p in EXAMPLES if refusal(p.values[0]) is None]
+
+
+def test_the_losses_that_have_tiles():
+    names = {p.values[0].name for p in TILED}
+    assert names >= {
+        "arc_face", "binomial_deviance", "circle", "contrastive", "contrastive_bayesian",
+        "listwise_distillation", "log_ratio", "multi_similarity", "proxy_anchor",
+        "relaxed_contrastive", "siglip", "soft_triple", "softmax_cross_entropy", "sup_con",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("description", TILED)
+def test_equals_dense(description, name):
+    case = single(name)
+    true = call(description, CASES[name](), "dense")
+    found = call(description, case, "triton")
+    plain = call(description, case, "dense")
+    for k, (t, f, p, scale) in enumerate(zip(true, found, plain, scales(description, CASES[name]()))):
+        allowed = 2 * distance(p, t, scale) + 1e-5
+        assert distance(f, t, scale) <= allowed, f"result {k}"
+
+
+@pytest.mark.parametrize("description", TILED)
+def test_rows_equal_dense(description):
+    if "none" not in reductions(description):
+        pytest.skip("has no row losses")
+    weight = torch.linspace(-1, 2, len(inputs(description, single("ragged")).anchors))
+    true = call(description, CASES["ragged"](), "dense", "none", weight.double())
+    found = call(description, single("ragged"), "triton", "none", weight)
+    plain = call(description, single("ragged"), "dense", "none", weight)
+    for k, (t, f, p) in enumerate(zip(true, found, plain)):
+        assert distance(f, t) <= 2 * distance(p, t) + 1e-5, f"result {k}"
