@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "device.cuh"
 #include "row.cuh"
 
 namespace fastdml {
@@ -34,8 +35,8 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
   Loss<T> loss;
   std::memcpy(&loss, parameters, sizeof loss);
 
-  if (const cudaError_t error = cudaSetDevice(call.device); error != cudaSuccess)
-    return cudaGetErrorString(error);
+  const OnDevice guard(call.device);
+  if (!guard.ready()) return guard.error();
   const auto kernel = rows_kernel<T, Loss>;
   const auto stream = static_cast<cudaStream_t>(call.stream);
   const int threads = threads_for(b.cols);
@@ -50,8 +51,7 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
   if (kArena > 0 && call.arena)
     kernel<<<call.arena_blocks, kMaxThreads, bytes, stream>>>(
         b, call.target, loss, static_cast<T*>(call.arena), call.arena_values);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return guard.error();
 }
 
 }  // namespace FASTDML_ISA

@@ -102,7 +102,7 @@ Element element(ScalarType type) {
 void remove_radial_cuda(Tensor g, Tensor x, Tensor scale) {
   const Element type = element(x.scalar_type());
   const ScalarType result = type == Element::float64 ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(g.is_contiguous() && x.stride(1) == 1 && g.scalar_type() == result &&
+  STD_TORCH_CHECK(g.is_contiguous() && (x.size(1) <= 1 || x.stride(1) == 1) && g.scalar_type() == result &&
                       scale.scalar_type() == result && scale.is_contiguous() &&
                       g.size(0) == x.size(0) && g.size(1) == x.size(1) && scale.numel() == x.size(0),
                   "fastdml: remove_radial_ takes matrices of one shape");

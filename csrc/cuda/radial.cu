@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
 
 namespace fastdml {
@@ -40,8 +41,8 @@ const char* cuda_remove_radial(void* g, const void* x, Element x_type, const voi
                                void* stream) {
   if (rows == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
-  if (const cudaError_t error = cudaSetDevice(device); error != cudaSuccess)
-    return cudaGetErrorString(error);
+  const OnDevice guard(device);
+  if (!guard.ready()) return guard.error();
   switch (x_type) {
     case Element::float32:
       launch<float, float>(g, x, scale, rows, dim, ldx, on);
@@ -56,8 +57,7 @@ const char* cuda_remove_radial(void* g, const void* x, Element x_type, const voi
       launch<float, __half>(g, x, scale, rows, dim, ldx, on);
       break;
   }
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return guard.error();
 }
 
 }  // namespace fastdml

@@ -124,8 +124,7 @@ class Metric:
             scale = torch.where(scale < 1, scale, torch.zeros_like(scale))
         # The products already carry 1/|x|; what is left of the normalisation's derivative is to take
         # out the part along x.
-        stored_alike = gradient.stride() == x.stride() and gradient.dtype == x.dtype
-        if stored_alike and library.runs_on(gradient.device.type):
+        if _compiled_takes(gradient, x):
             torch.ops.fastdml_native.remove_radial_(gradient, x, scale)
             return
         for rows in _slices(x):
@@ -196,9 +195,21 @@ def _in_ball(x: Tensor) -> Tensor:
     return torch.where(outside, x / torch.where(outside, norm, torch.ones_like(norm)), x)
 
 
+def _compiled_takes(gradient: Tensor, x: Tensor) -> bool:
+    """Whether remove_radial_ of the compiled library does: on the CPU matrices of one type stored alike,
+    on CUDA matrices stored by rows, x of any type."""
+    if not library.runs_on(gradient.device.type):
+        return False
+    if gradient.device.type == "cpu":
+        return gradient.stride() == x.stride() and gradient.dtype == x.dtype
+    return gradient.is_contiguous() and (x.shape[1] <= 1 or x.stride(1) == 1)
+
+
 def _slices(x: Tensor) -> list[slice]:
-    """Rows in pieces of about a megabyte, so that temporaries stay small."""
-    step = max(1, (1 << 18) // max(1, x.shape[1]))
+    """Rows in pieces of a megabyte, so that temporaries stay small; of 32 on an accelerator, where many
+    small calls cost more."""
+    size = 1 << 18 if x.device.type == "cpu" else 1 << 23
+    step = max(1, size // max(1, x.shape[1]))
     return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 
