@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
 if not library.runs_on("cuda"):
     pytest.skip("compiled without CUDA", allow_module_level=True)
 pytestmark = pytest.mark.gpu
+EXAMPLES = [p for p in EXAMPLES if p.values[0].name in library.functors()]
 ON_GPU = [b for b in EXECUTORS if b in ("dense", "chunked", "native")]
 REGISTERED = [pytest.param(p.values[0], id=p.id) for p in EXAMPLES]
 LISTS = [p for p in EXAMPLES if p.values[0].threshold_list]
