@@ -519,7 +519,18 @@ def test_sup_con_and_nt_xent_of_one_positive_are_info_nce(backend):
 
 # ---- extremes
 
+def paired(loss, **arguments):
+    """A loss of pairs of rows, of the batch against itself turned by one row."""
+    return lambda x, y, **o: loss(x, x.roll(1, 0), **arguments, **o)
+
+
 EXTREMES = {
+    "multi_similarity": F.multi_similarity,
+    "multi_similarity_sharp": lambda *a, **o: F.multi_similarity(*a, alpha=1e3, beta=1e3, **o),
+    "multi_similarity_mined": lambda *a, **o: F.multi_similarity(*a, epsilon=0.1, **o),
+    "info_nce_cold": paired(F.info_nce, scale=1e3),
+    "clip_cold": paired(F.info_nce, scale=1e3, symmetric=True),
+    "siglip_sharp": paired(F.siglip, scale=1e3, bias=-10.0),
     "contrastive": F.contrastive,
     "contrastive_cosine": lambda *a, **o: F.contrastive(*a, pos_margin=0.9, neg_margin=0.5, similarity="cosine", **o),
     "contrastive_ball": lambda *a, **o: F.contrastive(*a, similarity="ball_distance", **o),

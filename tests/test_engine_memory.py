@@ -5,6 +5,7 @@ import torch
 from conftest import BACKENDS, EXAMPLES, Case, compiled, inputs, needs_compiled, python
 
 import fastdml
+from fastdml import losses
 
 pytestmark = pytest.mark.unpoisoned
 BOUND = 64 << 20
@@ -72,6 +73,30 @@ def test_it_grows_linearly_with_the_batch(name):
     rows = 400 if name == "dense_triplet" else 2560
     small, large = (extra(FIRST[name], batch(n, 16), BACKENDS[-1]) for n in (rows, 2 * rows))
     assert large - small < rows * 600 + (1 << 20)
+
+
+@needs_compiled
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.ProxyAnchorLoss, losses.ProxyNCALoss, losses.NormalizedSoftmaxLoss, losses.CosFaceLoss,
+        losses.ArcFaceLoss, losses.SubCenterArcFaceLoss, losses.SphereFaceLoss, losses.SoftTripleLoss,
+        losses.SmoothedCrossEntropyLoss,
+    ],
+)  # fmt: skip
+def test_many_classes(loss):
+    """The bound holds however many there are, but for a few vectors of a number per proxy."""
+    classes = 100_000
+    built = loss(classes, 8)
+    weight = getattr(built, built.parameter_name)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 8, generator=g).requires_grad_()
+    y = torch.randint(0, classes, (256,), generator=g)
+    held = peak(lambda: built(x, y).backward())
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in (x, *built.parameters()))
+    proxies = weight.numel() // 8
+    assert held - gradients <= BOUND + 64 * proxies
+    assert torch.isfinite(weight.grad).all()
 
 
 @needs_compiled
