@@ -29,8 +29,10 @@ demo: setup
 	$(PY) -m fastdml demo $(foreach loss,$(LOSS),--loss $(loss))
 
 # One thread a worker, and a worker a core: the tests that are about threads set their number.
+# Triton's are a run of their own: whether it interprets is settled when it is imported.
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" tests/tiles
 
 lint: setup
 	$(VENV)/bin/ruff check .
