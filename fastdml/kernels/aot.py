@@ -123,7 +123,7 @@ def weights(
     """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
     from . import backward
 
-    c = config or configs.weights_config(arch, dtype, d, precision, tile.teacher)
+    c = config or configs.weights_config(arch, dtype, d, precision, tile.teacher, tile.states)
     teacher = tile.teacher
     constants = {
         "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,

@@ -50,9 +50,9 @@ def statistics_config(
 
 
 def weights_config(
-    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0
 ) -> Config:
-    """For kernel 2, which also holds the gradient of the rows that stay."""
+    """For kernel 2, which also holds the gradient of the rows that stay, and `states` values of each."""
     width = power_of_two(d)
     if dtype == torch.float32:
         depth = min(width, 32 if precision == "ieee" else 64)
@@ -60,8 +60,9 @@ def weights_config(
     depth = width if width <= 256 else 64
     output = min(width, 256)
     if width <= 128:
-        stream = 32 if teacher or arch >= 100 else 64
-        return Config(128, stream, depth, output, 8, 3 if arch != 80 else 2)
+        # Before Hopper products are made in registers, which many states do not leave room for.
+        narrow = teacher or arch >= 100 or (arch < 90 and states > 4)
+        return Config(128, 32 if narrow else 64, depth, output, 8, 3 if arch != 80 else 2)
     return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
 
 

@@ -185,7 +185,7 @@ def weights(
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        functools.partial(configs.weights_config, teacher=loss.teacher), x, rounding
+        functools.partial(configs.weights_config, teacher=loss.teacher, states=loss.states), x, rounding
     )
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
