@@ -251,7 +251,8 @@ DEFINITIONS = {
              "neg_aggregation": neg, "squared": squared},
         )
         for pos, neg, squared in (
-            ("pairs", "active", True), ("active", "rows", False), ("rows", "batch", True), ("batch", "pairs", False),
+            ("pairs", "active", True), ("active", "rows", False),
+            ("rows", "batch", True), ("batch", "pairs", False),
         )
     },
     **{
@@ -321,11 +322,11 @@ def test_lifted_structure_gradient_is_that_of_finite_differences(backend):
     x, ref = x.requires_grad_(), ref.requires_grad_()
     for reduction in ("mean", "sum"):
         torch.autograd.gradcheck(
-            lambda a: F.lifted_structure(a, y, reduction=reduction, backend=backend), [x], atol=1e-6
+            lambda a, kind=reduction: F.lifted_structure(a, y, reduction=kind, backend=backend), [x], atol=1e-6
         )
         torch.autograd.gradcheck(
-            lambda a, b: F.lifted_structure(
-                a, y, None, b, ref_y, reduction=reduction, backend=backend
+            lambda a, b, kind=reduction: F.lifted_structure(
+                a, y, None, b, ref_y, reduction=kind, backend=backend
             ),
             [x, ref],
             atol=1e-6,
@@ -348,7 +349,8 @@ def test_intra_pair_variance_gradient_goes_through_the_means(backend):
         [x, ref.requires_grad_()], atol=1e-6,
     )  # fmt: skip
     if backend != "native":
-        assert loss(x, indices_tuple=pairs, backend=backend).item() == pytest.approx(loss(x).item(), rel=1e-12)
+        found = loss(x, indices_tuple=pairs, backend=backend).item()
+        assert found == pytest.approx(loss(x).item(), rel=1e-12)
 
 
 @backends
@@ -407,7 +409,8 @@ ZERO_WITHOUT_NEGATIVES = {
 @pytest.mark.parametrize("name", ZERO_WITHOUT_POSITIVES)
 def test_no_row_has_a_positive(name, backend):
     x, _ = problem()
-    value, gradient = value_and_gradient(ZERO_WITHOUT_POSITIVES[name], x, torch.arange(len(x)), backend=backend)
+    loss, labels = ZERO_WITHOUT_POSITIVES[name], torch.arange(len(x))
+    value, gradient = value_and_gradient(loss, x, labels, backend=backend)
     assert value == 0 and (gradient == 0).all()
 
 
@@ -532,7 +535,9 @@ EXTREMES = {
     "clip_cold": paired(F.info_nce, scale=1e3, symmetric=True),
     "siglip_sharp": paired(F.siglip, scale=1e3, bias=-10.0),
     "contrastive": F.contrastive,
-    "contrastive_cosine": lambda *a, **o: F.contrastive(*a, pos_margin=0.9, neg_margin=0.5, similarity="cosine", **o),
+    "contrastive_cosine": lambda *a, **o: F.contrastive(
+        *a, pos_margin=0.9, neg_margin=0.5, similarity="cosine", **o
+    ),
     "contrastive_ball": lambda *a, **o: F.contrastive(*a, similarity="ball_distance", **o),
     "binomial_deviance": F.binomial_deviance,
     "xbm_pair": F.xbm_pair,
@@ -679,23 +684,23 @@ def test_bad_arguments_are_named(loss, arguments, name):
 
 def test_bad_calls_are_named():
     x, y = problem()
-    with pytest.raises(ValueError, match="^indices_tuple: "):
+    with pytest.raises(ValueError, match=r"^indices_tuple: "):
         F.lifted_structure(x, y, (y[:1], y[:1], y[:1], y[:1]))
-    with pytest.raises(ValueError, match="^reduction: "):
+    with pytest.raises(ValueError, match=r"^reduction: "):
         F.lifted_structure(x, y, reduction="none")
-    with pytest.raises(ValueError, match="^reduction: "):
+    with pytest.raises(ValueError, match=r"^reduction: "):
         F.circle(x, y, form="global", reduction="none")
-    with pytest.raises(ValueError, match="^ref_emb: "):
+    with pytest.raises(ValueError, match=r"^ref_emb: "):
         losses.NPairsLoss()(x, y, ref_emb=x, ref_labels=y)
-    with pytest.raises(ValueError, match="^labels: "):
+    with pytest.raises(ValueError, match=r"^labels: "):
         F.n_pairs(x)
-    with pytest.raises(ValueError, match="^positives: "):
+    with pytest.raises(ValueError, match=r"^positives: "):
         F.n_pairs(x, y, anchors=y[:1])
-    with pytest.raises(ValueError, match="^ref_emb: "):
+    with pytest.raises(ValueError, match=r"^ref_emb: "):
         F.info_nce(x, x[:3])
-    with pytest.raises(ValueError, match="^probabilities: "):
+    with pytest.raises(ValueError, match=r"^probabilities: "):
         F.pce(x, y, x[:2])
-    with pytest.raises(ValueError, match="^labels: "):
+    with pytest.raises(ValueError, match=r"^labels: "):
         F.intra_pair_variance(x)
-    with pytest.raises(ValueError, match="^embeddings: "):
+    with pytest.raises(ValueError, match=r"^embeddings: "):
         F.signal_to_noise_contrastive(x[:0], y[:0])

@@ -310,7 +310,7 @@ def test_a_hundred_thousand_classes_by_columns() -> None:
     classes = 100_000
     loss = losses.NormalizedSoftmaxLoss(classes, 16)
     x, y = torch.randn(8, 16), torch.randint(0, classes, (8,))
-    value, d_x, d_w = run(loss, x, y)
+    value, _, d_w = run(loss, x, y)
     logits = loss.get_logits(x.double())
     true = torch.nn.functional.cross_entropy(logits, y)
     assert value.item() == pytest.approx(true.item(), rel=1e-5)

@@ -93,7 +93,9 @@ def test_proxy_anchor(seed, dtype, tolerance):
     compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
 
 
-@pytest.mark.parametrize("default_type,dtype,tolerance", [(k, k, t) for k, t in KINDS], indirect=["default_type"])
+@pytest.mark.parametrize(
+    "default_type,dtype,tolerance", [(k, k, t) for k, t in KINDS], indirect=["default_type"]
+)
 @pytest.mark.parametrize("seed", DRAWS)
 def test_smooth_ap(seed, default_type, dtype, tolerance):
     """Where theirs is right: as many classes as members of each, in order."""

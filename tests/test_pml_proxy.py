@@ -154,7 +154,7 @@ def test_half_precision_keeps_the_parameter() -> None:
 
 
 def test_gradient_beyond_the_range_of_exp() -> None:
-    """Their Proxy-NCA drops a sample whose probability underflows: here all of them; ours pulls it hardest."""
+    """Their Proxy-NCA drops a sample whose probability underflows: here all; ours pulls it hardest."""
     torch.manual_seed(0)
     reference, loss = pair("ProxyNCALoss", torch.float32, softmax_scale=60)
     with torch.no_grad():

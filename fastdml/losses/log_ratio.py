@@ -43,7 +43,7 @@ class LogRatio(RowLoss):
     def examples(cls) -> list[RowLoss]:
         # The published constants amplify the rounding of a distance near 0 by 1e3 and more; tests of the
         # published values have them.
-        tame = {"epsilon": 0.1, "floor": 0.01}
+        tame: dict[str, Any] = {"epsilon": 0.1, "floor": 0.01}
         return [
             cls(**tame),
             cls(given=True, **tame),

@@ -122,7 +122,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
         return multi_proxy_anchor(
             embeddings,
             labels,
-            self.proxies,
+            self.proxies,  # type: ignore[arg-type]
             proxies_per_class=self.proxies_per_class,
             margin=self.margin,
             alpha=self.alpha,
