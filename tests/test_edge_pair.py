@@ -322,7 +322,9 @@ def test_lifted_structure_gradient_is_that_of_finite_differences(backend):
     x, ref = x.requires_grad_(), ref.requires_grad_()
     for reduction in ("mean", "sum"):
         torch.autograd.gradcheck(
-            lambda a, kind=reduction: F.lifted_structure(a, y, reduction=kind, backend=backend), [x], atol=1e-6
+            lambda a, kind=reduction: F.lifted_structure(a, y, reduction=kind, backend=backend),
+            [x],
+            atol=1e-6,
         )
         torch.autograd.gradcheck(
             lambda a, b, kind=reduction: F.lifted_structure(
