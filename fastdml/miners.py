@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from .engine import check
 from .engine.loss import RowLoss
+from .engine.mining import check_strategies, choose, distance_log_weight, draw
 from .engine.op import statistic_type
-from .engine.similarity import unit
+from .engine.similarity import SIMILARITIES, unit
 
 
 class LazyPairs:
@@ -20,20 +21,23 @@ class LazyPairs:
     A loss that knows the rule by which they are mined applies the rule instead.
 
     mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call.
+    tensors: 4, or 3 for triplets (a, p, n).
     """
 
     def __init__(
         self,
-        rule: dict[str, float],
+        rule: Mapping[str, float | str],
         mined: tuple[Tensor | None, ...],
         materialise: Callable[[], tuple[Tensor, ...]],
         similarity: str = "cosine",
+        tensors: int = 4,
     ) -> None:
         self.rule = rule
         self.mined = mined
         self.similarity = similarity
         self._materialise = materialise
         self._tuple: tuple[Tensor, ...] | None = None
+        self._tensors = tensors
 
     def fuse(
         self,
@@ -56,7 +60,7 @@ class LazyPairs:
         if loss.similarity != self.similarity:
             return None
         fields = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
-        if not set(self.rule) <= fields:
+        if not self.rule or not set(self.rule) <= fields:
             return None
         return dataclasses.replace(loss, **self.rule)  # type: ignore[type-var, arg-type]
 
@@ -72,7 +76,7 @@ class LazyPairs:
         return self._pairs()[k]
 
     def __len__(self) -> int:
-        return 4
+        return self._tensors
 
 
 class MultiSimilarityMiner:
@@ -97,55 +101,234 @@ class MultiSimilarityMiner:
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> LazyPairs:
-        check.embeddings(embeddings, "embeddings")
         mined = (embeddings, labels, ref_emb, ref_labels)
-        labels = check.labels(
-            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
-        )
-        if ref_emb is not None:
-            check.embeddings(ref_emb, "ref_emb")
-            check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-            if ref_labels is None:
-                raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-            ref_labels = check.labels(
-                ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
+        batch = _checked(embeddings, labels, ref_emb, ref_labels)
+
+        def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
+            hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
+            return (
+                *(positive & (s < hardest_negative + self.epsilon)).nonzero(as_tuple=True),
+                *(negative & (s > hardest_positive - self.epsilon)).nonzero(as_tuple=True),
             )
 
         def materialise() -> tuple[Tensor, ...]:
-            return _mine(embeddings, labels, ref_emb, ref_labels, self.epsilon)
+            return _by_rows(batch, select, anchors=(0, 2))
 
         return LazyPairs({"epsilon": self.epsilon}, mined, materialise)
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
+
+
+def _checked(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> Batch:
+    """The arguments of a miner's call, or a ValueError."""
+    check.embeddings(embeddings, "embeddings")
+    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+    if ref_emb is not None:
+        check.embeddings(ref_emb, "ref_emb")
+        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+        if ref_labels is None:
+            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+        ref_labels = check.labels(
+            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
+        )
+    return embeddings, labels, ref_emb, ref_labels
+
+
 @torch.no_grad()
-def _mine(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_emb: Tensor | None,
-    ref_labels: Tensor | None,
-    epsilon: float,
+def _by_rows(
+    batch: Batch,
+    select: Callable[[Tensor, Tensor, Tensor, Tensor], Chosen],
+    anchors: tuple[int, ...],
+    distance: bool = False,
 ) -> tuple[Tensor, ...]:
+    """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
+
+    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
+    the tensors are rows of the block.
+    """
+    embeddings, labels, ref_emb, ref_labels = batch
     kind = statistic_type(embeddings, ref_emb)
     x = unit(embeddings.to(kind))
     y = x if ref_emb is None else unit(ref_emb.to(kind))
     columns = labels if ref_labels is None else ref_labels
-    found: list[list[Tensor]] = [[], [], [], []]
+    metric = SIMILARITIES["distance" if distance else "cosine"]
+    found: list[list[Tensor]] = []
     step = max(1, (1 << 22) // max(1, y.shape[0]))
     for start in range(0, x.shape[0], step):
-        s = x[start : start + step] @ y.t()
+        block = x[start : start + step]
+        s = metric.dense(block, y, 0.0)
         positive = labels[start : start + step, None] == columns[None, :]
         negative = ~positive
+        number = torch.arange(start, start + block.shape[0], device=s.device)
         if ref_emb is None:
-            own = torch.arange(s.shape[0], device=s.device)
-            positive[own, own + start] = False
-        hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
-        hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
-        kept = (
-            positive & (s < hardest_negative + epsilon),
-            negative & (s > hardest_positive - epsilon),
-        )
-        for k, mask in enumerate(kept):
-            rows, cols = mask.nonzero(as_tuple=True)
-            found[2 * k].append(rows + start)
-            found[2 * k + 1].append(cols)
-    return tuple(torch.cat(part) for part in found)
+            positive[number - start, number] = False
+        chosen = select(s, positive, negative, number)
+        found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
+
+
+class BatchEasyHardMiner:
+    """One positive and one negative of each anchor, by distance (Euclidean, of normalised embeddings).
+
+    *Improved Embeddings with Easy Positive Triplet Mining*, Xuan et al., WACV 2020 (arXiv 1904.04370).
+
+    Args:
+        pos_strategy, neg_strategy: "hard" (farthest positive, nearest negative), "easy", "semihard"
+            (the hardest that is on the right side of the other kind's choice) or "all".
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists. Of
+    distances that are equal to rounding the first candidate's counts.
+    """
+
+    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
+        check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
+        self.pos_strategy = pos_strategy
+        self.neg_strategy = neg_strategy
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        mined = (embeddings, labels, ref_emb, ref_labels)
+        batch = _checked(embeddings, labels, ref_emb, ref_labels)
+        rule = {"positives": self.pos_strategy, "negatives": self.neg_strategy}
+        return LazyPairs(rule, mined, lambda: self._listed(batch), "distance", self._tensors)
+
+    _tensors = 4
+
+    def _listed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return _by_rows(batch, self._choose, anchors=(0, 2), distance=True)
+
+    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+        # A semi-hard one is chosen after the other.
+        if self.neg_strategy == "semihard":
+            positive = _only(self.pos_strategy, positive, d, farthest="hard")
+            limit = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+            negative = _only("hard", negative & (d > limit), d, farthest="easy")
+        else:
+            negative = _only(self.neg_strategy, negative, d, farthest="easy")
+            limit = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
+            if self.pos_strategy == "semihard":
+                positive = _only("hard", positive & (d < limit), d, farthest="hard")
+            else:
+                positive = _only(self.pos_strategy, positive, d, farthest="hard")
+        if "all" not in (self.pos_strategy, self.neg_strategy):
+            both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
+            positive, negative = positive & both, negative & both
+        return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+
+
+def _only(strategy: str, mask: Tensor, d: Tensor, farthest: str) -> Tensor:
+    """The mask of the one candidate of each row that a strategy takes, or of all."""
+    if strategy == "all":
+        return mask
+    column, found = choose(d if strategy == farthest else -d, mask)
+    return torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
+
+
+class BatchHardMiner(BatchEasyHardMiner):
+    """The farthest positive and the nearest negative of each anchor, as triplets `(a, p, n)`.
+
+    *In Defense of the Triplet Loss for Person Re-Identification*, Hermans et al., 2017 (arXiv
+    1703.07737). See `BatchEasyHardMiner`.
+    """
+
+    _tensors = 3
+
+    def __init__(self) -> None:
+        super().__init__("hard", "hard")
+
+    def _listed(self, batch: Batch) -> tuple[Tensor, ...]:
+        a, p, _, n = super()._listed(batch)
+        return a, p, n
+
+
+class DistanceWeightedMiner:
+    """For every positive of an anchor one negative, drawn inversely to the density of its distance.
+
+    *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
+
+    Args:
+        cutoff: distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
+            are not drawn.
+        seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
+            those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
+
+    Returns triplets `(a, p, n)`. An anchor without an admissible negative has none.
+    """
+
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
+    ) -> None:
+        self.cutoff = check.positive(cutoff, "cutoff")
+        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        self.seed = seed
+        self.step = 0
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        mined = (embeddings, labels, ref_emb, ref_labels)
+        batch = _checked(embeddings, labels, ref_emb, ref_labels)
+        step = self.step % (1 << 24)
+        self.step += 1
+
+        def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
+            longest = int(positive.sum(1).max()) if positive.numel() else 0
+            rows, columns = positive.nonzero(as_tuple=True)
+            weight = distance_log_weight(d, embeddings.shape[1], self.cutoff)
+            eligible = negative & (d < self.nonzero_loss_cutoff)
+            part = torch.tensor([self.seed, step], device=d.device).expand(len(number), 2)
+            stream = torch.cat([number[:, None], part], dim=1)
+            drawn, some = draw(weight, eligible, longest, stream)
+            rank = positive.cumsum(1)[rows, columns] - 1
+            kept = some[rows]
+            rows, columns, rank = rows[kept], columns[kept], rank[kept]
+            return rows, columns, drawn[rows, rank]
+
+        def materialise() -> tuple[Tensor, ...]:
+            return _by_rows(batch, select, anchors=(0,), distance=True)
+
+        return LazyPairs({}, mined, materialise, "distance", 3)
+
+
+class NearestNegativeMiner:
+    """All positives and the k nearest negatives of each anchor (cosine similarity), `(a1, p, a2, n)`.
+
+    Args:
+        k: >= 1; anchors with fewer negatives keep all.
+    """
+
+    def __init__(self, k: int = 1) -> None:
+        self.k = check.count(k, "k")
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        mined = (embeddings, labels, ref_emb, ref_labels)
+        batch = _checked(embeddings, labels, ref_emb, ref_labels)
+
+        def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            k = min(self.k, s.shape[1])
+            nearest = s.masked_fill(~negative, -torch.inf).topk(k, dim=1).indices
+            kept = torch.zeros_like(negative).scatter(1, nearest, True) & negative
+            return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
+
+        return LazyPairs({}, mined, lambda: _by_rows(batch, select, anchors=(0, 2)))

@@ -6,6 +6,9 @@ from conftest import BACKENDS
 from test_golden import FULL, HERE, load
 
 from fastdml import functional as F
+from fastdml.engine.mining import distance_log_weight
+from fastdml.engine.similarity import SIMILARITIES
+from fastdml.losses import SOPRCLoss
 
 
 def without_radial(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -31,6 +34,7 @@ GOLDEN = {
     "roadmap": (F.roadmap, {"similarity": "dot"}, 1e-9, 1e-8),
     "roadmap_pair": (F.xbm_pair, {"similarity": "dot", "variant": "released"}, 1e-9, 1e-8),
     "fast_ap": (F.fast_ap, {"similarity": "dot", "reference_scale": True}, 5e-7, 1e-6),
+    "soprc_semi_variance": (F.semi_variance, {"similarity": "dot"}, 1e-9, 1e-8),
     "soft_bin_ap": (F.soft_bin_ap, {"similarity": "cosine"}, 1e-9, 1e-8),
 }
 
@@ -50,7 +54,51 @@ def test_golden(case: str, backend: str) -> None:
     assert (gradient - true).abs().max() < gradient_tolerance * true.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_soprc(backend: str) -> None:
+    """The table moves before it is read; the last query of a class in the batch moves it.
+
+    The golden value starts from a table and a prior of float32.
+    """
+    stored = load("soprc")
+    x = stored["x"].double().requires_grad_()
+    loss = SOPRCLoss(6, similarity="dot", backend=backend).double()
+    value = loss(x, stored["y"])
+    assert value.item() == pytest.approx(stored["loss"].item(), rel=1e-9, abs=0)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert (gradient - stored["grad_x"]).abs().max() < 1e-8 * stored["grad_x"].abs().max()
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "native"])
+def test_margin(backend: str) -> None:
+    """Triplets of one positive and one negative per anchor; the port counts triplets, and holds beta in
+    float32."""
+    stored = load("margin")
+    x, beta = (stored[k].double().requires_grad_() for k in ("x", "beta"))
+    beta.data = beta.data.float().double()
+    triplets = stored["triplets"].unbind(1)
+    value = F.margin(
+        x, stored["y"], triplets, beta=beta, normalizer="triplets", epsilon=1e-8,
+        similarity="raw_distance", backend=backend,
+    )  # fmt: skip
+    assert value.item() == pytest.approx(stored["loss"].item(), rel=1e-9, abs=0)
+    for g, name in zip(torch.autograd.grad(value, (x, beta)), ("grad_x", "grad_beta")):
+        assert (g - stored[name]).abs().max() < 1e-8 * stored[name].abs().max()
+
+
+def test_distance_weights() -> None:
+    """Probabilities of a draw, as the original normalises them."""
+    stored = load("distance_weights")
+    x, y = stored["x"].double(), stored["y"]
+    d = SIMILARITIES["distance"].dense(x, x, 0.0)
+    eligible = (y[:, None] != y) & (d < 1.4)
+    weight = distance_log_weight(d, x.shape[1], 0.5).masked_fill(~eligible, -torch.inf)
+    found = weight.softmax(1)
+    assert (found.isnan().any(1) == stored["weights"].isnan().any(1)).all()
+    torch.testing.assert_close(found, stored["weights"], rtol=1e-9, atol=1e-15, equal_nan=True)
+
+
 @pytest.mark.skipif(not FULL.is_dir(), reason="the full set of golden values is not here")
-@pytest.mark.parametrize("case", GOLDEN)
+@pytest.mark.parametrize("case", [*GOLDEN, "soprc", "margin", "distance_weights"])
 def test_copies_equal_the_full_set(case: str) -> None:
     assert (HERE / f"{case}.npz").read_bytes() == (FULL / f"{case}.npz").read_bytes()

@@ -17,6 +17,9 @@ struct Pairs {
   std::int64_t j;
   int count;  // lanes that exist
 
+  FASTDML_FN Vector<T> index() const {
+    return __builtin_convertvector(iota<T>(), Vector<T>) + static_cast<T>(j);
+  }
   FASTDML_FN Vector<T> teacher() const { return load(teacher_row + j, count); }
   FASTDML_FN Vector<T> column(int k) const {
     return load(block->col_values + k * block->cols + j, count);

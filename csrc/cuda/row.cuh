@@ -27,6 +27,7 @@ struct Pairs {
   const T* teacher_row;
   int j;
 
+  FASTDML_FN T index() const { return static_cast<T>(j); }
   FASTDML_FN T teacher() const { return teacher_row[j]; }
   FASTDML_FN T column(int k) const { return block->col_values[k * block->cols + j]; }
 };

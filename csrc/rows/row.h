@@ -27,6 +27,7 @@
 //
 // Words of the language
 //   p.s, p.positive, p.negative      similarity (or distance) and kind of the pair
+//   p.index()                        number of its column (exact below 2^24; see mining.h)
 //   p.teacher(), p.column(k)         the same pair in the teacher's matrix; value k of its column
 //   row.scalar(k), row.value(k)      values of the call and of the row
 //   row.d_scalar(k, v), row.d_value(k, v)   derivative of the row's loss by them (learnable ones)

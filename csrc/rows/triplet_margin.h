@@ -1,5 +1,6 @@
 // Triplet margin loss over all (positive, negative) pairs of every anchor: SPEC 3.8, threshold form.
 #pragma once
+#include "mining.h"
 #include "ranking.h"
 
 namespace fastdml {
@@ -12,6 +13,7 @@ struct TripletMargin {
   T smooth;     // 0: hinge, 1: softplus
   T sort;       // see sort_from
   T counted;    // what the mean is over. 0: active triplets, 1: triplets, 2: anchors
+  T positive_by, negative_by;  // which of a row take part. 0: all, 1: hardest, 2: easiest, 3: semi-hard
 
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
@@ -25,6 +27,8 @@ struct TripletMargin {
       auto excess = d * t + m;
       return values(softplus(excess), d * sigmoid(excess));
     };
+    const bool mined = positive_by != T(0) || negative_by != T(0);
+    if (mined) return smooth == T(0) ? of_chosen(row, hinge) : of_chosen(row, soft);
     // The excess is 0 at t = -d m: the hinge bends there, the smooth form within `far` of it.
     const T far = smooth == T(0) ? T(0) : flat<T>();
     const bool rising = d > T(0);
@@ -35,7 +39,66 @@ struct TripletMargin {
         smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one) : rank_pairs<T>(row, soft, tail, one);
     const T all = found.positives * found.negatives;
     const T active = smooth == T(0) ? found.slopes * d : all;
-    return {found.loss, counted == T(0) ? active : counted == T(1) ? all : T(1)};
+    return {found.loss, number(active, all)};
+  }
+
+ private:
+  FASTDML_FN T number(T active, T all) const {
+    return counted == T(0) ? active : counted == T(1) ? all : T(1);
+  }
+
+  // One positive or one negative of the row, or one of each, against the other kind.
+  template <class Row, class Phi>
+  FASTDML_FN Counted<T> of_chosen(Row& row, Phi phi) const {
+    const T d = direction, never = lowest<T>();
+    const T toward_p = positive_by == T(2) ? d : -d, toward_n = negative_by == T(2) ? -d : d;
+    const bool one_p = positive_by != T(0), one_n = negative_by != T(0);
+    const auto of_positives = [=](T beyond) {
+      return [=](auto p) {
+        return select(p.positive & (d * p.s > beyond), toward_p * p.s, never);
+      };
+    };
+    const auto of_negatives = [=](T below) {
+      return [=](auto p) { return select(p.negative & (d * p.s < below), toward_n * p.s, never); };
+    };
+    // A semi-hard candidate is the hardest on the right side of the other kind's candidate.
+    const Chosen<T> none{T(0), T(-1)};
+    Chosen<T> positive = none, negative = none;
+    if (one_p && positive_by != T(3)) positive = choose<T>(row, of_positives(never));
+    if (one_n)
+      negative = choose<T>(row, of_negatives(negative_by == T(3) ? d * positive.s : highest<T>()));
+    if (positive_by == T(3)) positive = choose<T>(row, of_positives(d * negative.s));
+    const bool complete = (!one_p || positive.found()) && (!one_n || negative.found());
+    // t of a pair is the negative less the positive: what is fixed is one, the other is the pair's.
+    const T fixed = one_p ? positive.s : negative.s, sign = one_p ? T(1) : T(-1);
+    const T column = one_p ? positive.column : negative.column;
+    // Columns of the other kind that take part: all of them, or one.
+    const T from = one_p && one_n ? negative.column : T(0);
+    const T upto = one_p && one_n ? negative.column : highest<T>();
+    const auto takes_part = [=](auto p) {
+      auto j = p.index();
+      auto part = (j >= from) & (j <= upto);
+      return one_p ? part & p.negative : part & p.positive;
+    };
+    const auto [loss, slopes, pairs] = row.reduce(
+        [=](auto p) {
+          auto part = takes_part(p);
+          const auto y = phi(sign * (p.s - fixed));
+          return values(select(part, y[0], T(0)), select(part, y[1], T(0)), select(part, T(1), T(0)));
+        },
+        Sum{}, Sum{}, Sum{});
+    if (!complete) {
+      row.map([](auto p) { return p.s * T(0); });
+      return {(one_p ? positive.s - positive.s : T(0)) + (one_n ? negative.s - negative.s : T(0)),
+              number(T(0), T(0))};
+    }
+    const T all_slopes = slopes;
+    row.map([=](auto p) {
+      auto slope = sign * phi(sign * (p.s - fixed))[1];
+      return select(takes_part(p), slope, select(p.index() == column, -sign * all_slopes, T(0)));
+    });
+    const T active = smooth == T(0) ? slopes * d : pairs;
+    return {loss, number(active, pairs)};
   }
 };
 

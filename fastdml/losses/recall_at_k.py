@@ -12,6 +12,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
+from ..mixing import similarity_mixup
 from .base import SampleLoss, sample_loss
 from .terms import sort_code
 
@@ -95,6 +96,9 @@ class RecallAtKLoss(SampleLoss):
             window of a positive are evaluated one by one: None where a class is large enough for that
             to pay, True always, False never. The result is the same to rounding: a sigmoid is cut off
             where it is within 1e-13 (float64: 3e-20) of 0 or 1.
+        simix: adds a mixture of every pair of samples of one class to the batch (section 3.3 of the
+            paper; see `fastdml.mixing.similarity_mixup`), freshly drawn by torch's generator in every
+            call in training mode. With similarity "cosine" only, and without other candidates.
 
     Other arguments: see `SampleLoss`.
     """
@@ -106,9 +110,13 @@ class RecallAtKLoss(SampleLoss):
         recall_temperature: float = 1.0,
         exclude_self: bool = False,
         sort: bool | None = None,
+        simix: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if simix and self.similarity != "cosine":
+            raise ValueError(f"similarity: expected 'cosine' with simix, got {self.similarity!r}")
+        self.simix = simix
         self.k = tuple(k)
         self.rank_temperature = rank_temperature
         self.recall_temperature = recall_temperature
@@ -124,6 +132,32 @@ class RecallAtKLoss(SampleLoss):
             self.exclude_self,
             similarity=self.similarity,
             sort=self.sort,
+        )
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss; arguments as `SampleLoss.forward`."""
+        if not (self.simix and self.training):
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if labels is None or indices_tuple is not None or ref_emb is not None:
+            raise ValueError(
+                "simix: expected labels, and neither indices_tuple nor ref_emb, with it"
+            )
+        mixed, labels = similarity_mixup(embeddings, labels)
+        # Of mixtures and unit vectors, the product: a mixture of similarities.
+        return sample_loss(
+            dataclasses.replace(self.description(), similarity="dot"),
+            mixed,
+            labels,
+            reduction=self.reduction,
+            backend=self.backend,
+            validate=self.validate,
         )
 
 

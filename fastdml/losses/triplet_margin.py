@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
+from ..engine.mining import STRATEGIES, check_strategies, choose, pick, poison
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import rank_pairs, softplus, sort_code
+from .terms import masked_sum, rank_pairs, softplus, sort_code
 
 __all__ = ["TripletMarginLoss", "triplet_margin"]
 
@@ -34,6 +36,8 @@ class TripletMargin(RowLoss):
     margin: float = 0.05
     smooth: bool = False
     normalizer: str = "active"
+    positives: str = "all"
+    negatives: str = "all"
     sort: bool | None = dataclasses.field(default=None, kw_only=True)
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
@@ -45,13 +49,17 @@ class TripletMargin(RowLoss):
                 f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
             )
 
+        check_strategies(self.positives, self.negatives, ("positives", "negatives"))
+
     @property
     def direction(self) -> float:
         return -1.0 if "distance" in self.similarity else 1.0
 
     def parameters(self) -> tuple[float, ...]:
         counted = float(_COUNTED[self.normalizer])
-        return (self.margin, self.direction, float(self.smooth), sort_code(self.sort), counted)
+        chosen = (float(STRATEGIES[self.positives]), float(STRATEGIES[self.negatives]))
+        form = (float(self.smooth), sort_code(self.sort), counted)
+        return (self.margin, self.direction, *form, *chosen)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -59,9 +67,8 @@ class TripletMargin(RowLoss):
             cls(),
             cls(margin=0.2, normalizer="anchors", similarity="cosine"),
             cls(smooth=True, similarity="squared_distance", sort=True),
-            cls(sort=True),
-            cls(smooth=True, similarity="dot", sort=True),
             cls(similarity="cosine", sort=True),
+            cls(0.2, positives="easy", negatives="semihard"),
             cls(normalizer="triplets", similarity="raw_distance"),
         ]
 
@@ -73,6 +80,8 @@ class TripletMargin(RowLoss):
         def active(t: Tensor) -> Tensor:
             return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
 
+        if (self.positives, self.negatives) != ("all", "all"):
+            return self._of_chosen(rows, cost, active)
         total, positives, negatives = rank_pairs(rows, cost)
         if self.normalizer == "anchors":
             count = torch.ones_like(total)
@@ -80,6 +89,44 @@ class TripletMargin(RowLoss):
             count = positives * negatives
         else:
             count, _, _ = rank_pairs(rows, active)
+        return torch.stack([total, count], dim=1)
+
+    def _of_chosen(
+        self, rows: Rows, cost: Callable[[Tensor], Tensor], active: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        near = self.direction * rows.s.detach()
+        positive, negative = rows.positive, rows.negative
+
+        def only(mask: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+            """The mask of one candidate per row, and its value [R, 1]."""
+            column, found = choose(key, mask)
+            one = torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
+            return one, pick(rows.s, column)[:, None]
+
+        fixed_p = fixed_n = None
+        if self.positives in ("hard", "easy"):
+            positive, fixed_p = only(positive, near if self.positives == "easy" else -near)
+        if self.negatives != "all":
+            if self.negatives == "semihard":
+                assert fixed_p is not None
+                negative = negative & (near < self.direction * fixed_p.detach())
+            negative, fixed_n = only(negative, -near if self.negatives == "easy" else near)
+        if self.positives == "semihard":
+            assert fixed_n is not None
+            positive = positive & (near > self.direction * fixed_n.detach())
+            positive, fixed_p = only(positive, -near)
+        if fixed_p is not None:
+            t, part = rows.s - fixed_p, negative & positive.any(1, keepdim=True)
+        else:
+            assert fixed_n is not None
+            t, part = fixed_n - rows.s, positive & negative.any(1, keepdim=True)
+        total = masked_sum(cost(t), part) + poison(rows.s)
+        if self.normalizer == "anchors":
+            count = torch.ones_like(total)
+        elif self.smooth or self.normalizer == "triplets":
+            count = part.sum(1).to(total.dtype)
+        else:
+            count = masked_sum(active(t), part)
         return torch.stack([total, count], dim=1)
 
 
@@ -96,6 +143,10 @@ class TripletMarginLoss(SampleLoss):
         normalizer: what the mean is over. "active": the triplets above 0 (the default, as in
             pytorch-metric-learning; every triplet with smooth_loss), "triplets": all of them,
             "anchors": the sum of a row's triplets, averaged over the rows.
+        positives, negatives: which of an anchor's candidates take part, chosen in the pass over its row:
+            "all", "hard" (the hardest: farthest positive, nearest negative), "easy", or "semihard" (the
+            hardest that is still on the right side of the other kind's). A `BatchEasyHardMiner` handed
+            in as `indices_tuple` sets them.
         similarity: "distance" (Euclidean, of normalised embeddings; the default),
             "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
         sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
@@ -114,6 +165,8 @@ class TripletMarginLoss(SampleLoss):
         margin: float = 0.05,
         smooth_loss: bool = False,
         normalizer: str = "active",
+        positives: str = "all",
+        negatives: str = "all",
         sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -121,6 +174,8 @@ class TripletMarginLoss(SampleLoss):
         self.margin = margin
         self.smooth_loss = smooth_loss
         self.normalizer = normalizer
+        self.positives = positives
+        self.negatives = negatives
         self.sort = sort
         self.description()  # checks the parameters
 
@@ -129,6 +184,8 @@ class TripletMarginLoss(SampleLoss):
             self.margin,
             self.smooth_loss,
             self.normalizer,
+            self.positives,
+            self.negatives,
             similarity=self.similarity,
             sort=self.sort,
         )
@@ -144,12 +201,16 @@ def triplet_margin(
     margin: float = 0.05,
     smooth_loss: bool = False,
     normalizer: str = "active",
+    positives: str = "all",
+    negatives: str = "all",
     sort: bool | None = None,
     similarity: str = "distance",
     **options: Any,
 ) -> Tensor:
     """Triplet margin loss as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
-    description = TripletMargin(margin, smooth_loss, normalizer, similarity=similarity, sort=sort)
+    description = TripletMargin(
+        margin, smooth_loss, normalizer, positives, negatives, similarity=similarity, sort=sort
+    )
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )

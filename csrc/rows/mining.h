@@ -1,0 +1,139 @@
+// Candidates chosen inside the row: by a key, or by a draw.
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+namespace fastdml {
+inline namespace FASTDML_ISA {
+
+template <class T>
+struct Chosen {
+  T s;       // of the candidate; NaN if the row holds one
+  T column;  // its number, -1: no candidate was eligible
+  FASTDML_FN bool found() const { return column >= T(0); }
+};
+
+// The candidate with the largest key(p), where that is more than lowest(). Of keys that are equal to
+// rounding the first column's counts: keys are computed twice, and not always to the last digit alike.
+template <class T, class Row, class Key>
+FASTDML_FN Chosen<T> choose(Row& row, Key key) {
+  const auto [best, poison] =
+      row.reduce([=](auto p) { return values(key(p), p.s - p.s); }, Max{}, Sum{});
+  if (best <= lowest<T>()) return {poison, T(-1)};
+  const T near = best - T(8) * epsilon<T>() * max(abs(best), T(1));
+  const T column = row.reduce(
+      [=](auto p) { return values(select(key(p) >= near, p.index(), highest<T>())); }, Min{})[0];
+  const T s = row.reduce(
+      [=](auto p) { return values(select(p.index() == column, p.s, T(0))); }, Sum{})[0];
+  return {s + poison, column};
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011): four random words from a counter and a key. Nothing is stored
+// and any of them can be asked for again: forward and backward see one draw, whatever the executor, the
+// block of rows or the number of threads.
+struct Words {
+  std::uint32_t w[4];
+};
+FASTDML_FN Words philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3,
+                        std::uint32_t k0, std::uint32_t k1) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t a = std::uint64_t(0xD2511F53u) * c0, b = std::uint64_t(0xCD9E8D57u) * c2;
+    c0 = std::uint32_t(b >> 32) ^ c1 ^ k0;
+    c2 = std::uint32_t(a >> 32) ^ c3 ^ k1;
+    c1 = std::uint32_t(b);
+    c3 = std::uint32_t(a);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// Numbers in (0, 1) with 23 bits, the same in every type: draws 4 block ... 4 block + 3 of a pair.
+template <class T>
+FASTDML_FN Values<T, 4> uniforms_of(T column, std::uint32_t row, std::uint32_t block,
+                                    std::uint32_t seed0, std::uint32_t seed1) {
+  const Words words = philox(static_cast<std::uint32_t>(column), row, block, 0, seed0, seed1);
+  Values<T, 4> u;
+  for (int k = 0; k < 4; ++k)
+    u[k] = (static_cast<T>(words.w[k] >> 9) + T(0.5)) * T(1.1920928955078125e-07);
+  return u;
+}
+
+template <class V>
+FASTDML_FN Values<V, 4> uniforms(V column, std::uint32_t row, std::uint32_t block,
+                                 std::uint32_t seed0, std::uint32_t seed1) {
+  if constexpr (std::is_arithmetic_v<V>) {
+    return uniforms_of(column, row, block, seed0, seed1);
+  } else {
+    constexpr int lanes = sizeof(V) / sizeof(column[0]);
+    Values<V, 4> u;
+    for (int i = 0; i < lanes; ++i) {
+      const auto one = uniforms_of(column[i] + 0, row, block, seed0, seed1);
+      for (int k = 0; k < 4; ++k) u[k][i] = one[k];
+    }
+    return u;
+  }
+}
+
+// Where draws of a row come from: its number, and two numbers below 2^24 that make a stream.
+template <class T>
+struct Stream {
+  T row, seed, step;
+
+  template <class V>
+  FASTDML_FN Values<V, 4> operator()(V column, int block) const {
+    return uniforms(column, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(block),
+                    static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(step));
+  }
+};
+
+// Standard Gumbel numbers: the largest of log-weight + Gumbel is a draw by weight.
+template <class V>
+FASTDML_FN V gumbel(V u) {
+  return -log(-log(u));
+}
+
+// Four candidates drawn with replacement, with probabilities that are proportional to exp(weight(p)):
+// draws 4 block ... 4 block + 3 of the row. Where weight(p) is lowest(), p is never drawn.
+template <class T, class Row, class Weight>
+FASTDML_FN Values<Chosen<T>, 4> draw(Row& row, Weight weight, Stream<T> stream, int block) {
+  const auto keys = [=](auto p) {
+    auto w = weight(p);
+    auto u = stream(p.index(), block);
+    const T never = lowest<T>();
+    return values(select(w > never, w + gumbel(u[0]), never), select(w > never, w + gumbel(u[1]), never),
+                  select(w > never, w + gumbel(u[2]), never), select(w > never, w + gumbel(u[3]), never));
+  };
+  const auto best = row.reduce(
+      [=](auto p) {
+        auto k = keys(p);
+        return values(k[0], k[1], k[2], k[3], p.s - p.s);
+      },
+      Max{}, Max{}, Max{}, Max{}, Sum{});
+  Values<Chosen<T>, 4> found;
+  const T poison = best[4];
+  for (int k = 0; k < 4; ++k) found[k] = {poison, T(-1)};
+  if (best[0] <= lowest<T>()) return found;
+  Values<T, 4> near;
+  for (int k = 0; k < 4; ++k) near[k] = best[k] - T(8) * epsilon<T>() * max(abs(best[k]), T(1));
+  const auto at = row.reduce(
+      [=](auto p) {
+        auto k = keys(p);
+        const T none = highest<T>();
+        return values(select(k[0] >= near[0], p.index(), none), select(k[1] >= near[1], p.index(), none),
+                      select(k[2] >= near[2], p.index(), none), select(k[3] >= near[3], p.index(), none));
+      },
+      Min{}, Min{}, Min{}, Min{});
+  const auto s = row.reduce(
+      [=](auto p) {
+        auto j = p.index();
+        return values(select(j == at[0], p.s, T(0)), select(j == at[1], p.s, T(0)),
+                      select(j == at[2], p.s, T(0)), select(j == at[3], p.s, T(0)));
+      },
+      Sum{}, Sum{}, Sum{}, Sum{});
+  for (int k = 0; k < 4; ++k) found[k] = {s[k] + poison, at[k]};
+  return found;
+}
+
+}  // namespace FASTDML_ISA
+}  // namespace fastdml

@@ -1,0 +1,66 @@
+"""Candidates chosen inside the row, for specifications and miners: csrc/rows/mining.h in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .philox import gumbel, uniforms
+
+# How one of a row's positives and one of its negatives are chosen.
+STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3}
+
+
+def check_strategies(positive: str, negative: str, names: tuple[str, str]) -> None:
+    for name, found in zip(names, (positive, negative), strict=True):
+        if found not in STRATEGIES:
+            raise ValueError(f"{name}: expected one of {list(STRATEGIES)}, got {found!r}")
+    if "semihard" in (positive, negative) and (
+        positive == negative or "all" in (positive, negative)
+    ):
+        raise ValueError(
+            f"{names[1]}: expected 'semihard' on one side, against 'hard' or 'easy' on the other, got "
+            f"{names[0]} {positive!r} and {names[1]} {negative!r}"
+        )
+
+
+def choose(key: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """([R] first column whose key is the largest to rounding, [R] whether any is eligible).
+
+    key, eligible: [R, N].
+    """
+    low = torch.finfo(key.dtype).min
+    key = key.detach().masked_fill(~eligible, low)
+    best = key.amax(1, keepdim=True)
+    near = best - 8 * torch.finfo(key.dtype).eps * best.abs().clamp(min=1)
+    return (eligible & (key >= near)).to(torch.uint8).argmax(1), eligible.any(1)
+
+
+def poison(s: Tensor) -> Tensor:
+    """[R] 0, or NaN where a row of s [R, N] holds one: a choice must not pass over it."""
+    return (s.detach() * 0).sum(1)
+
+
+def pick(s: Tensor, columns: Tensor) -> Tensor:
+    """[R] values of s [R, N] at one column of each row."""
+    return s.gather(1, columns[:, None])[:, 0]
+
+
+def distance_log_weight(d: Tensor, dimension: int, nearest: float) -> Tensor:
+    """Log of the inverse density of distances d on the unit sphere: SPEC 2.14."""
+    d = d.clamp(min=nearest)
+    bend = (3 - dimension) / 2
+    return (2 - dimension) * d.log() + bend * (1 - d * d / 4).clamp(min=1e-8).log()
+
+
+def draw(log_weight: Tensor, eligible: Tensor, draws: int, stream: Tensor) -> tuple[Tensor, Tensor]:
+    """([R, draws] columns drawn by weight with replacement, [R] whether any is eligible).
+
+    log_weight, eligible: [R, N]. stream: [R, 3] a row's number and the two numbers of its stream.
+    """
+    rows, seed, step = stream.round().to(torch.int64).unbind(1)
+    columns = torch.arange(log_weight.shape[1], device=log_weight.device)
+    u = uniforms(columns, rows[:, None], draws, seed[:, None], step[:, None], log_weight.dtype)
+    found = [choose(log_weight + gumbel(u[..., k]), eligible)[0] for k in range(draws)]
+    none = torch.zeros(len(log_weight), 0, dtype=torch.int64, device=log_weight.device)
+    return (torch.stack(found, 1) if found else none), eligible.any(1)

@@ -1,0 +1,393 @@
+"""Candidates chosen inside the row: strategies, draws, what they are drawn from, and other candidates."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKENDS, needs_compiled
+
+import fastdml
+from fastdml import functional as F
+from fastdml import losses, miners
+from fastdml.engine.mining import distance_log_weight, draw
+from fastdml.engine.philox import philox, uniforms
+from fastdml.engine.similarity import SIMILARITIES
+from fastdml.mixing import pairs_within, similarity_mixup
+
+STRATEGIES = [
+    ("hard", "hard"), ("easy", "semihard"), ("easy", "hard"), ("semihard", "hard"),
+    ("hard", "easy"), ("all", "hard"), ("easy", "all"),
+]  # fmt: skip
+
+
+def problem(rows=48, classes=6, dim=8, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, dim, generator=g, dtype=torch.float64).to(dtype)
+    return x, torch.randint(0, classes, (rows,), generator=g)
+
+
+def with_gradient(loss, x, *args, **kwargs):
+    z = x.clone().requires_grad_()
+    value = loss(z, *args, **kwargs)
+    return value.detach(), *torch.autograd.grad(value, z)
+
+
+def same(found, true, tolerance=1e-11):
+    for f, t in zip(found, true, strict=True):
+        assert (f - t).abs().max() <= tolerance * t.abs().max().clamp(min=1e-3)
+
+
+# ---- strategies
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("strategies", STRATEGIES)
+def test_chosen_in_the_row_equals_listed(strategies, backend, monkeypatch):
+    """As arguments, by a miner that is fused, and by the pairs that it lists."""
+    x, y = problem()
+    pos, neg = strategies
+    true = with_gradient(F.triplet_margin, x, y, margin=0.2, positives=pos, negatives=neg, backend="dense")
+    same(with_gradient(
+        F.triplet_margin, x, y, margin=0.2, positives=pos, negatives=neg, backend=backend,
+    ), true)  # fmt: skip
+    loss = losses.TripletMarginLoss(margin=0.2, backend=backend if backend != "native" else "chunked")
+    miner = miners.BatchEasyHardMiner(pos, neg)
+    same(with_gradient(loss, x, y, tuple(miner(x, y))), true)
+    monkeypatch.setattr(miners.LazyPairs, "_pairs", lambda self: pytest.fail("the pairs were listed"))
+    z = x.clone().requires_grad_()
+    value = losses.TripletMarginLoss(margin=0.2, backend=backend)(z, y, miner(z, y))
+    same((value.detach(), *torch.autograd.grad(value, z)), true)
+
+
+@pytest.mark.parametrize("strategies", STRATEGIES)
+def test_strategies_of_pytorch_metric_learning(strategies):
+    theirs = pytest.importorskip("pytorch_metric_learning.miners")
+    for seed in range(5):
+        x, y = problem(seed=seed)
+        pos, neg = strategies
+        ours = miners.BatchEasyHardMiner(pos, neg)(x, y)
+        other = theirs.BatchEasyHardMiner(pos_strategy=pos, neg_strategy=neg)(x, y)
+        for k in (0, 2):
+            found, true = (
+                sorted(zip(t[k].tolist(), t[k + 1].tolist())) for t in (tuple(ours), other)
+            )
+            if "all" not in strategies:
+                assert found == true
+            else:  # theirs keeps pairs of anchors that have none of the other kind
+                assert set(found) <= set(true)
+
+
+def test_batch_hard_are_triplets():
+    theirs = pytest.importorskip("pytorch_metric_learning.miners")
+    x, y = problem()
+    for a, b in zip(miners.BatchHardMiner()(x, y), theirs.BatchHardMiner()(x, y), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_anchor_without_a_semi_hard_candidate_has_no_triplet(backend):
+    x = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [1, 0.2]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 2])  # every negative is nearer than the positive
+    rows = F.triplet_margin(
+        x, y, positives="easy", negatives="semihard", reduction="none", backend=backend
+    )
+    assert (rows[[0]] == 0).all() and rows.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_passed_over(backend):
+    x, y = problem(dtype=torch.float32)
+    x[3] = torch.nan
+    assert F.triplet_margin(x, y, positives="hard", negatives="hard", backend=backend).isnan()
+    value = F.margin(x, y, triplets_per_anchor="distance_weighted", backend=backend)
+    assert value.isnan()
+
+
+def test_nearest_negatives():
+    x, y = problem()
+    a1, p, a2, n = miners.NearestNegativeMiner(3)(x, y)
+    s = torch.nn.functional.normalize(x, dim=1)
+    s = (s @ s.t()).masked_fill(y[:, None] == y, -9)
+    expected = s.topk(3, dim=1).indices.sort(1).values
+    assert torch.equal(n.reshape(-1, 3), expected)
+    assert torch.equal(a2.reshape(-1, 3), torch.arange(len(x))[:, None].expand(-1, 3))
+    assert len(a1) == int(((y[:, None] == y).sum(1) - 1).sum())
+
+
+# ---- random numbers
+
+
+def words(*values):
+    return tuple(torch.tensor(v) for v in values)
+
+
+@pytest.mark.parametrize(
+    "counter, key, expected",
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_published_words(counter, key, expected):
+    assert tuple(int(w) for w in philox(words(*counter), words(*key))) == expected
+
+
+def test_uniform_numbers_do_not_depend_on_the_block_of_rows():
+    columns, zero = torch.arange(7), torch.tensor(0)
+    whole = uniforms(columns, torch.arange(5)[:, None], 6, zero + 3, zero + 1, torch.float64)
+    part = uniforms(columns[2:4], torch.tensor([[4]]), 6, zero + 3, zero + 1, torch.float64)
+    assert torch.equal(whole[4:, 2:4], part)
+    assert (whole > 0).all() and (whole < 1).all()
+    assert torch.equal(whole, whole.float().double())  # exact in both types
+    assert len(whole.unique()) == whole.numel()
+
+
+# ---- draws by distance
+
+
+def probabilities(x, y, cutoff=0.5, farthest=1.4):
+    """SPEC 2.14 in numpy: weights inverse to the density of distances on the sphere."""
+    u = torch.nn.functional.normalize(x.double(), dim=1).numpy()
+    d = np.sqrt(np.maximum(2 - 2 * u @ u.T, 0))
+    dim = u.shape[1]
+    c = np.maximum(d, cutoff)
+    log_q = (dim - 2) * np.log(c) + (dim - 3) / 2 * np.log(np.maximum(1 - c * c / 4, 1e-8))
+    eligible = (y[:, None] != y).numpy() & (d < farthest)
+    w = np.where(eligible, np.exp(-(log_q - log_q.min())), 0)
+    return w / np.maximum(w.sum(1, keepdims=True), 1e-300)
+
+
+@needs_compiled
+@pytest.mark.parametrize("source", ["fused", "listed"])
+def test_draws_follow_the_distribution(source):
+    """1e5 draws of one anchor, chi-square at 1e-4; both the compiled row and the miner's torch form.
+
+    Positives that coincide with the anchor give it many draws in one pass. The fused draw shows in the
+    gradient by the candidates: a drawn candidate's weight is the number of its draws.
+    """
+    stats = pytest.importorskip("scipy.stats")
+    g = torch.Generator().manual_seed(5)
+    dim, negatives, copies, steps = 4, 24, 200, 500
+    ref = torch.randn(negatives, dim, generator=g, dtype=torch.float64)
+    anchor = ref[:1] + 0.6 * torch.randn(1, dim, generator=g, dtype=torch.float64)
+    ref_all = torch.cat([ref, anchor.expand(copies, -1)])
+    labels = torch.cat([torch.ones(negatives), torch.zeros(copies)]).long()
+    counts = np.zeros(negatives)
+    one = torch.zeros(1, dtype=torch.long)
+    for step in range(steps):
+        if source == "fused":
+            r = ref_all.float().requires_grad_()
+            value = F.margin(
+                anchor.float(), one, ref_emb=r, ref_labels=labels, margin=10.0, seed=77, step=step,
+                triplets_per_anchor="distance_weighted", reduction="sum", backend="native",
+            )  # fmt: skip
+            (d_ref,) = torch.autograd.grad(value, r)
+            # |d distance / d candidate| = sin(angle) / (distance * length)
+            u = torch.nn.functional.normalize(torch.cat([anchor, ref]), dim=1)
+            s = u[1:] @ u[0]
+            per_draw = (1 - s * s).sqrt() / (2 - 2 * s).sqrt() / ref.norm(dim=1)
+            found = (d_ref[:negatives].double().norm(dim=1) / per_draw).numpy()
+            assert np.abs(found - found.round()).max() < 1e-2
+            counts += found.round()
+        else:
+            d = SIMILARITIES["distance"].dense(
+                torch.nn.functional.normalize(anchor, dim=1), torch.nn.functional.normalize(ref, dim=1), 0.0
+            )
+            weight, eligible = distance_log_weight(d, dim, 0.5), d < 1.4
+            drawn, _ = draw(weight, eligible, copies, torch.tensor([[0, 77, step]]))
+            counts += np.bincount(drawn[0].numpy(), minlength=negatives)
+    assert counts.sum() == copies * steps == 1e5
+    both = torch.cat([anchor, ref])
+    p = probabilities(both, torch.tensor([0] + [1] * negatives))[0, 1:]
+    assert (counts[p == 0] == 0).all() and (p > 0).sum() > 5
+    kept = p > 0
+    assert stats.chisquare(counts[kept], 1e5 * p[kept]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("normalizer", ["pairs", "triplets"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+def test_every_executor_draws_the_same(dtype, tolerance, normalizer):
+    """Value and gradient; and they are those of the triplets that the miner lists."""
+    x, y = problem(dtype=dtype)
+    found = [
+        with_gradient(
+            F.margin, x, y, triplets_per_anchor="distance_weighted", seed=5, step=2, backend=backend,
+            normalizer=normalizer,
+        )
+        for backend in BACKENDS
+    ]  # fmt: skip
+    for f in found[1:]:
+        same(f, found[0], tolerance)
+    miner = miners.DistanceWeightedMiner(seed=5)
+    miner.step = 2
+    a, p, n = miner(x, y)
+    z = x.clone().requires_grad_()
+    u = torch.nn.functional.normalize(z, dim=1)
+    pull = ((u[a] - u[p]).norm(dim=1) - 1).relu()
+    push = (1.4 - (u[a] - u[n]).norm(dim=1)).relu()
+    near, far = pull > 0, push > 0
+    count = (near | far).sum() if normalizer == "triplets" else near.sum() + far.sum()
+    value = (pull + push).sum() / count
+    same(found[0], (value.detach(), *torch.autograd.grad(value, z)), max(tolerance, 1e-9))
+
+
+@needs_compiled
+def test_draws_do_not_depend_on_blocks_or_threads():
+    x, y = problem(rows=301, classes=40, dtype=torch.float32)
+    options = {"triplets_per_anchor": "distance_weighted", "seed": 9, "backend": "native"}
+    whole = with_gradient(F.margin, x, y, **options)
+    fastdml.set_workspace(64 << 10)
+    torch.set_num_threads(2)
+    same(with_gradient(F.margin, x, y, **options), whole, 1e-5)
+    assert torch.equal(*(with_gradient(F.margin, x, y, **options)[1] for _ in range(2)))
+
+
+def test_the_module_takes_the_next_draws_and_its_state_repeats_them():
+    x, y = problem()
+    loss = losses.MarginLoss(triplets_per_anchor="distance_weighted", seed=3)
+    state = {k: v.clone() for k, v in loss.state_dict().items()}
+    first, second = loss(x, y), loss(x, y)
+    assert first != second
+    loss.load_state_dict(state)
+    assert loss(x, y) == first and loss(x, y) == second
+    loss.eval()
+    assert loss(x, y) == loss(x, y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_anchor_without_an_admissible_negative_has_no_triplet(backend):
+    """Rows without negatives, without positives, and with negatives that are all too far."""
+    x = torch.tensor([[1.0, 0], [1, 0.1], [-1, 0], [-1, 0.1]], dtype=torch.float64, requires_grad=True)
+    for y in ([0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 2, 3]):
+        value = F.margin(
+            x, torch.tensor(y), triplets_per_anchor="distance_weighted", margin=5.0, backend=backend
+        )
+        (g,) = torch.autograd.grad(value, x)
+        assert value == 0 and not g.any()
+
+
+# ---- margin loss over all triplets
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("num_classes", [None, 6])
+def test_margin_of_pytorch_metric_learning(num_classes, learn):
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    for seed in range(5):
+        x, y = problem(seed=seed)
+        kind = {"num_classes": num_classes, "learn_beta": learn}
+        ours, other = losses.MarginLoss(**kind).double(), theirs.MarginLoss(**kind).double()
+        if learn:
+            ours.load_state_dict(other.state_dict(), strict=False)
+        elif num_classes is None:
+            other.beta = other.beta.double()
+        found = []
+        for loss in (ours, other):
+            z = x.clone().requires_grad_()
+            value = loss(z, y)
+            leaves = [z, loss.beta] if learn else [z]
+            found.append([value.detach(), *torch.autograd.grad(value, leaves)])
+        same(found[0], found[1], 1e-6 if not learn else 1e-9)
+
+
+def test_margin_regularises_beta_per_triplet():
+    x, y = problem()
+    plain, heavy = (losses.MarginLoss(nu=nu, learn_beta=True, reduction="sum").double() for nu in (0, 0.5))
+    per_row = (y[:, None] == y).sum(1)
+    triplets = ((per_row - 1) * (len(y) - per_row)).sum()
+    gap = heavy(x, y) - plain(x, y)
+    assert gap.item() == pytest.approx(0.5 * float(torch.tensor(1.2)) * triplets.item(), rel=1e-9)
+
+
+# ---- virtual samples, subsets of queries, memories
+
+
+def test_mixtures_of_every_pair_of_a_class():
+    x, y = problem(rows=10, classes=3)
+    i, j = pairs_within(y)
+    expected = {(a, b) for a in range(10) for b in range(a + 1, 10) if y[a] == y[b]}
+    assert set(zip(i.tolist(), j.tolist())) == expected and len(i) == len(expected)
+    share = torch.linspace(0, 1, len(i), dtype=torch.float64)
+    mixed, labels = similarity_mixup(x, y, share=share)
+    u = torch.nn.functional.normalize(x, dim=1)
+    assert torch.equal(labels, torch.cat([y, y[i]]))
+    s = mixed @ mixed.t()  # similarities to mixtures are mixtures of similarities
+    su = u @ u.t()
+    torch.testing.assert_close(s[:10, 10:], share * su[:, i] + (1 - share) * su[:, j])
+    with pytest.raises(ValueError, match="^share: expected"):
+        similarity_mixup(x, y, share=share[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recall_with_mixtures(backend):
+    x, y = problem(rows=20, classes=5)
+    loss = losses.RecallAtKLoss(simix=True, backend=backend)
+    torch.manual_seed(1)
+    found = with_gradient(loss, x, y)
+    torch.manual_seed(1)
+
+    def by_hand(z):
+        mixed, labels = similarity_mixup(z, y)
+        return F.recall_at_k(mixed, labels, similarity="dot", backend="dense")
+
+    same(found, with_gradient(by_hand, x), 1e-9)
+    assert loss.eval()(x, y) == losses.RecallAtKLoss(backend=backend)(x, y)
+    for arguments in ({"similarity": "dot"}, {"similarity": "distance"}):
+        with pytest.raises(ValueError, match="^similarity: expected 'cosine' with simix"):
+            losses.RecallAtKLoss(simix=True, **arguments)
+
+
+RANKS = ["smooth_ap", "sup_ap", "recall_at_k", "fast_ap", "soft_bin_ap", "auc", "triplet_margin", "pnp"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", RANKS)
+def test_a_subset_of_queries_against_all(name, backend):
+    """Queries that are some of the candidates: every pair counts, and rows are those of the whole."""
+    x, y = problem()
+    loss = getattr(F, name)
+    options = {"ref_emb": x.clone(), "ref_labels": y, "reduction": "none", "backend": backend}
+    whole = loss(x, y, **options)
+    torch.testing.assert_close(loss(x[5:17], y[5:17], **options), whole[5:17], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", RANKS)
+def test_a_memory_of_past_embeddings_takes_no_gradient(name, backend):
+    x, y = problem()
+    past, past_y = problem(rows=70, seed=1)
+    z = x.clone().requires_grad_()
+    candidates = torch.cat([z, past])
+    value = getattr(F, name)(
+        z, y, ref_emb=candidates, ref_labels=torch.cat([y, past_y]), backend=backend
+    )
+    (g,) = torch.autograd.grad(value, z)
+    true = with_gradient(
+        lambda q: getattr(F, name)(
+            q, y, ref_emb=torch.cat([q, past]), ref_labels=torch.cat([y, past_y]), backend="dense"
+        ),
+        x,
+    )
+    same((value.detach(), g), true, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "make, argument",
+    [
+        (lambda: losses.MarginLoss(normalizer="rows"), "normalizer"),
+        (lambda: losses.MarginLoss(seed=-1), "seed"),
+        (lambda: F.margin(torch.eye(3), torch.arange(3), triplets_per_anchor="some"), "triplets_per_anchor"),
+        (lambda: F.margin(torch.eye(3), torch.arange(3), similarity="cosine"), "similarity"),
+        (lambda: losses.TripletMarginLoss(positives="best"), "positives"),
+        (lambda: losses.TripletMarginLoss(positives="all", negatives="semihard"), "negatives"),
+        (lambda: miners.BatchEasyHardMiner("semihard", "semihard"), "neg_strategy"),
+        (lambda: miners.NearestNegativeMiner(0), "k"),
+    ],
+)
+def test_bad_arguments_are_named(make, argument):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected"):
+        make()
