@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .engine import check
 from .engine.loss import RowLoss
-from .engine.mining import check_strategies, choose, distance_log_weight, draw
+from .engine.mining import check_strategies, choose, distance_log_weight, draw, tie
 from .engine.op import statistic_type
 from .engine.similarity import SIMILARITIES, unit
 
@@ -213,12 +213,12 @@ class BatchEasyHardMiner:
         if self.neg_strategy == "semihard":
             positive = _only(self.pos_strategy, positive, d, farthest="hard")
             limit = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-            negative = _only("hard", negative & (d > limit), d, farthest="easy")
+            negative = _only("hard", negative & (d > limit + tie(limit)), d, farthest="easy")
         else:
             negative = _only(self.neg_strategy, negative, d, farthest="easy")
             limit = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
             if self.pos_strategy == "semihard":
-                positive = _only("hard", positive & (d < limit), d, farthest="hard")
+                positive = _only("hard", positive & (d < limit - tie(limit)), d, farthest="hard")
             else:
                 positive = _only(self.pos_strategy, positive, d, farthest="hard")
         if "all" not in (self.pos_strategy, self.neg_strategy):

@@ -403,7 +403,8 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
         # labels have a default only because index tuples may replace them
         if set(arguments) <= {"embeddings", *PARAMETERS}:
             arguments["labels"] = dense
-        found[name] = (built.to(case.x.dtype), arguments)
+        # A table of scores moves with every call in training mode: two calls would differ.
+        found[name] = (built.to(case.x.dtype).train(name != "SOPRCLoss"), arguments)
     for name, function in losses.FUNCTIONS.items():
         arguments = fill(function, **values)
         several = inspect.signature(function).parameters

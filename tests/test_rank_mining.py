@@ -104,7 +104,7 @@ def test_nan_is_not_passed_over(backend):
 
 def test_nearest_negatives():
     x, y = problem()
-    a1, p, a2, n = miners.NearestNegativeMiner(3)(x, y)
+    a1, _, a2, n = miners.NearestNegativeMiner(3)(x, y)
     s = torch.nn.functional.normalize(x, dim=1)
     s = (s @ s.t()).masked_fill(y[:, None] == y, -9)
     expected = s.topk(3, dim=1).indices.sort(1).values
@@ -318,7 +318,7 @@ def test_mixtures_of_every_pair_of_a_class():
     s = mixed @ mixed.t()  # similarities to mixtures are mixtures of similarities
     su = u @ u.t()
     torch.testing.assert_close(s[:10, 10:], share * su[:, i] + (1 - share) * su[:, j])
-    with pytest.raises(ValueError, match="^share: expected"):
+    with pytest.raises(ValueError, match=r"^share: expected"):
         similarity_mixup(x, y, share=share[1:])
 
 
@@ -337,7 +337,7 @@ def test_recall_with_mixtures(backend):
     same(found, with_gradient(by_hand, x), 1e-9)
     assert loss.eval()(x, y) == losses.RecallAtKLoss(backend=backend)(x, y)
     for arguments in ({"similarity": "dot"}, {"similarity": "distance"}):
-        with pytest.raises(ValueError, match="^similarity: expected 'cosine' with simix"):
+        with pytest.raises(ValueError, match=r"^similarity: expected 'cosine' with simix"):
             losses.RecallAtKLoss(simix=True, **arguments)
 
 

@@ -61,13 +61,15 @@ struct TripletMargin {
     const auto of_negatives = [=](T below) {
       return [=](auto p) { return select(p.negative & (d * p.s < below), toward_n * p.s, never); };
     };
-    // A semi-hard candidate is the hardest on the right side of the other kind's candidate.
+    // A semi-hard candidate is the hardest on the right side of the other kind's candidate, by more than
+    // rounding.
+    const auto tie = [](T v) { return T(8) * epsilon<T>() * max(abs(v), T(1)); };
     const Chosen<T> none{T(0), T(-1)};
     Chosen<T> positive = none, negative = none;
     if (one_p && positive_by != T(3)) positive = choose<T>(row, of_positives(never));
     if (one_n)
-      negative = choose<T>(row, of_negatives(negative_by == T(3) ? d * positive.s : highest<T>()));
-    if (positive_by == T(3)) positive = choose<T>(row, of_positives(d * negative.s));
+      negative = choose<T>(row, of_negatives(negative_by == T(3) ? d * positive.s - tie(positive.s) : highest<T>()));
+    if (positive_by == T(3)) positive = choose<T>(row, of_positives(d * negative.s + tie(negative.s)));
     const bool complete = (!one_p || positive.found()) && (!one_n || negative.found());
     // t of a pair is the negative less the positive: what is fixed is one, the other is the pair's.
     const T fixed = one_p ? positive.s : negative.s, sign = one_p ? T(1) : T(-1);

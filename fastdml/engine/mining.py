@@ -32,8 +32,12 @@ def choose(key: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     low = torch.finfo(key.dtype).min
     key = key.detach().masked_fill(~eligible, low)
     best = key.amax(1, keepdim=True)
-    near = best - 8 * torch.finfo(key.dtype).eps * best.abs().clamp(min=1)
-    return (eligible & (key >= near)).to(torch.uint8).argmax(1), eligible.any(1)
+    return (eligible & (key >= best - tie(best))).to(torch.uint8).argmax(1), eligible.any(1)
+
+
+def tie(x: Tensor) -> Tensor:
+    """How far from x a number must be to differ from it by more than rounding."""
+    return 8 * torch.finfo(x.dtype).eps * x.detach().abs().clamp(min=1)
 
 
 def poison(s: Tensor) -> Tensor:

@@ -176,16 +176,16 @@ def products(a: Tensor, c: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """x [rows, D] at length 1, differentiable; 0 where it has no direction."""
+    """x [rows, D] at length 1, differentiable; 0 where it has no direction. NaN stays."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    safe = torch.where(norm > EPSILON, norm, torch.ones_like(norm))
-    return torch.where(norm > EPSILON, x / safe, torch.zeros_like(x))
+    safe = torch.where(norm <= EPSILON, torch.ones_like(norm), norm)
+    return torch.where(norm <= EPSILON, torch.zeros_like(x), x / safe)
 
 
 def _root(d2: Tensor) -> Tensor:
-    """The root, whose derivative at 0 is taken to be 0."""
-    safe = torch.where(d2 > 0, d2, torch.ones_like(d2))
-    return torch.where(d2 > 0, safe.sqrt(), torch.zeros_like(d2))
+    """The root, whose derivative at 0 is taken to be 0. NaN stays."""
+    safe = torch.where(d2 <= 0, torch.ones_like(d2), d2)
+    return torch.where(d2 <= 0, torch.zeros_like(d2), safe.sqrt())
 
 
 def _in_ball(x: Tensor) -> Tensor:

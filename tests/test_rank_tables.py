@@ -1,0 +1,216 @@
+"""SOPRC with its table, semi-variance, histogram loss: state, sizes of classes, limits, other libraries."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import BACKENDS
+
+from fastdml import functional as F
+from fastdml import losses
+
+
+def problem(sizes, dim=8, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    y = y[torch.randperm(len(y), generator=g)]
+    return torch.randn(len(y), dim, generator=g, dtype=torch.float64).to(dtype), y
+
+
+def with_gradient(loss, x, *args, **kwargs):
+    z = x.clone().requires_grad_()
+    value = loss(z, *args, **kwargs)
+    return value.detach(), *torch.autograd.grad(value, z)
+
+
+# ---- SOPRC
+
+
+def moved(row, scores, places, momentum):
+    """SPEC 2.17, number by number."""
+    s = sorted(scores)
+    p = len(s)
+    before = max(2 * s[0] - s[1], -1) if p > 1 else s[0]
+    after = min(2 * s[-1] - s[-2], 1) if p > 1 else s[-1]
+    e = [before, *s, after]
+    step = -(-places // p)
+    left, right = [], []
+    for r in range(p):
+        for i in range(step):
+            left.append(e[r] + i / step * (e[r + 1] - e[r]))
+            right.append(e[r + 1] + i / step * (e[r + 2] - e[r + 1]))
+    towards = (np.array(left[:places]) + np.array(right[:places])) / 2
+    return (1 - momentum) * row + momentum * towards
+
+
+@pytest.mark.parametrize("update", ["last", "mean"])
+def test_tables_follow_the_scores(update):
+    """Classes of any size, one of them single and one not in the batch."""
+    x, y = problem([4, 1, 7, 2])
+    loss = losses.SOPRCLoss(5, table_size=11, momentum=0.3, update=update).double()
+    before = loss.table.clone()
+    loss(x, y)
+    u = torch.nn.functional.normalize(x, dim=1)
+    s = (u @ u.t()).numpy()
+    for c in range(5):
+        members = (y == c).nonzero()[:, 0].tolist()
+        expected = before[c].numpy()
+        if len(members) > 1:
+            queries = members[-1:] if update == "last" else members
+            rows = [moved(expected, [s[q, j] for j in members if j != q], 11, 0.3) for q in queries]
+            expected = np.mean(rows, axis=0)
+        np.testing.assert_allclose(loss.table[c].numpy(), expected, rtol=1e-12)
+
+
+def test_evaluation_leaves_the_tables_alone_and_a_checkpoint_restores_them():
+    x, y = problem([4, 4, 4])
+    loss = losses.SOPRCLoss(3).double()
+    loss(x, y)
+    state = {k: v.clone() for k, v in loss.state_dict().items()}
+    loss.eval()
+    first = loss(x, y)
+    assert torch.equal(loss.table, state["table"])
+    other = losses.SOPRCLoss(3).double().eval()
+    assert other(x, y) != first
+    other.load_state_dict(state)
+    assert other(x, y) == first
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_soprc_rows_without_positives_or_negatives(backend):
+    x, y = problem([3, 1, 1])
+    rows = F.soprc(x, y, reduction="none", backend=backend)
+    single = torch.bincount(y)[y] == 1
+    assert (rows[single] == 0).all() and (rows[~single] > 0).all()
+    value = F.soprc(x, y, backend=backend)
+    assert value.item() == pytest.approx(rows[~single].mean().item(), rel=1e-12)
+    for labels in (torch.zeros(5, dtype=torch.long), torch.arange(5)):
+        value, gradient = with_gradient(F.soprc, x, labels, backend=backend)
+        assert value == 0 and not gradient.any()
+
+
+def test_priors_follow_the_sizes_of_classes():
+    x, y = problem([4, 4])
+    counts = torch.tensor([10.0, 40.0])
+    loss = losses.SOPRCLoss(2, counts, prior_mul=0.2).double().eval()
+    assert loss.prior.tolist() == pytest.approx([0.05, 0.2])
+    rows = F.soprc(x, y, prior=0.05, reduction="none")
+    given = F.soprc(x, y, prior=torch.tensor([0.05, 0.2], dtype=torch.float64), reduction="none")
+    torch.testing.assert_close(given[y == 0], rows[y == 0])
+    assert (given[y == 1] < rows[y == 1]).all()  # more of a class: smaller odds
+
+
+def test_soprc_adds_its_regulariser():
+    x, y = problem([4, 4, 4])
+    plain, both = (losses.SOPRCLoss(3, semi_variance_weight=w).double().eval() for w in (0, 5))
+    assert both(x, y).item() == pytest.approx((plain(x, y) + 5 * F.semi_variance(x, y)).item(), rel=1e-12)
+
+
+@pytest.mark.unpoisoned
+def test_tables_move_inside_a_compiled_graph():
+    torch._dynamo.reset()
+    x, y = problem([4, 4, 4], dtype=torch.float32)
+    plain, other = losses.SOPRCLoss(3), losses.SOPRCLoss(3)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x, y), plain(x, y))
+    torch.testing.assert_close(other.table, plain.table)
+
+
+# ---- semi-variance
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [[3, 5, 2], [6], [1, 1, 1]])
+def test_semi_variance_by_hand(sizes, backend):
+    x, y = problem(sizes)
+
+    def by_hand(z):
+        u = torch.nn.functional.normalize(z, dim=1)
+        s, own = u @ u.t(), torch.eye(len(y), dtype=torch.bool)
+        pos, neg = s[(y[:, None] == y) & ~own], s[y[:, None] != y]
+        total = z.sum() * 0
+        for part, weight in ((pos.mean() - pos, 1), (neg - neg.mean(), 5)):
+            if len(part):
+                total = total + weight * part[part > 0].square().sum() / (part > 0).sum().clamp(min=1)
+        return total
+
+    for a, b in zip(with_gradient(F.semi_variance, x, y, backend=backend), with_gradient(by_hand, x)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+# ---- histogram loss
+
+
+@pytest.fixture
+def double_by_default():
+    """Theirs makes bin numbers times a width tensors of torch's default type, float32."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_histogram_of_pytorch_metric_learning(double_by_default):
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    for bins, seed in ((None, 0), (10, 1), (33, 2)):
+        x, y = problem([3, 5, 4, 6], seed=seed)
+        found = with_gradient(losses.HistogramLoss(bins), x, y)
+        for a, b in zip(found, with_gradient(theirs.HistogramLoss(bins), x, y)):
+            assert (a - b).abs().max() < 1e-9 * b.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_histogram_gradient_is_that_of_differences(backend):
+    x, y = problem([3, 4, 2])
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda z: F.histogram(z, y, n_bins=7, backend=backend), [x], eps=1e-6, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fault_histogram_at_similarity_one(backend):
+    """Copies, and opposite samples: theirs raises."""
+    x = torch.tensor([[1.0, 0], [2, 0], [-1, 0], [-3, 0]])
+    value, gradient = with_gradient(F.histogram, x, torch.tensor([0, 0, 1, 1]), backend=backend)
+    assert value == 0 and gradient.isfinite().all()
+    value = F.histogram(x, torch.tensor([0, 1, 0, 1]), backend=backend)
+    assert value.item() == pytest.approx(1.0)  # every positive is farther than most negatives
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("labels", [[0] * 5, list(range(5))])
+def test_histogram_without_pairs_of_a_kind(labels, backend):
+    x, _ = problem([5])
+    value, gradient = with_gradient(F.histogram, x, torch.tensor(labels), backend=backend)
+    assert value == 0 and not gradient.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_shows(backend):
+    x, y = problem([4, 4, 4], dtype=torch.float32)
+    x[5, 2] = torch.nan
+    for loss in (F.histogram, F.soprc, F.semi_variance):
+        assert loss(x, y, backend=backend).isnan(), loss.__name__
+
+
+@pytest.mark.parametrize(
+    "make, argument",
+    [
+        (lambda: losses.SOPRCLoss(0), "num_classes"),
+        (lambda: losses.SOPRCLoss(3, torch.ones(2)), "class_counts"),
+        (lambda: losses.SOPRCLoss(3, prior_mul=0), "prior_mul"),
+        (lambda: losses.SOPRCLoss(3, momentum=2), "momentum"),
+        (lambda: losses.SOPRCLoss(3, update="first"), "update"),
+        (lambda: losses.SOPRCLoss(3, table_size=300), "table_size"),
+        (lambda: losses.SOPRCLoss(3)(torch.eye(3)), "labels"),
+        (lambda: F.soprc(torch.eye(3), torch.arange(3), prior=0), "prior"),
+        (lambda: losses.HistogramLoss(0), "n_bins"),
+        (lambda: losses.HistogramLoss(10, 0.3), "delta"),
+        (lambda: losses.HistogramLoss(reduction="none"), "reduction"),
+        (lambda: losses.HistogramLoss(similarity="dot"), "similarity"),
+        (lambda: losses.SemiVarianceLoss(reduction="none"), "reduction"),
+    ],
+)
+def test_bad_arguments_are_named(make, argument):
+    with pytest.raises(ValueError, match=rf"^{argument}: expected"):
+        make()
