@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# Names of losses to train with; empty: multi-similarity, then Proxy-Anchor and Smooth-AP.
+# Losses to train with, and multi-similarity beside them; empty: that, Proxy-Anchor and Smooth-AP.
 LOSS ?=
 # Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
@@ -26,7 +26,7 @@ setup: $(VENV)/.ready
 	$(PY) setup.py --quiet build_ext --inplace
 
 demo: setup
-	$(PY) -m fastdml demo $(foreach loss,$(LOSS),--loss $(loss))
+	$(PY) -m fastdml demo $(foreach loss,$(LOSS) $(if $(LOSS),multi_similarity),--loss $(loss))
 
 # One thread a worker, and a worker a core: the tests that are about threads set their number.
 # Triton's are a run of their own: whether it interprets is settled when it is imported.

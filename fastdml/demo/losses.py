@@ -15,6 +15,8 @@ DEFAULT_LOSSES = ("multi_similarity", "proxy_anchor", "smooth_ap")
 _SETTINGS: dict[str, dict[str, Any]] = {
     "multi_similarity": {"epsilon": 0.1},  # switches the fused miner on
 }
+# Their labels are numbers whose differences mean something.
+_OF_NUMBERS = ("dense_triplet", "log_ratio")
 
 
 def available_losses() -> list[str]:
@@ -88,10 +90,15 @@ def _parameters(loss: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
 
 def _missing(name: str, loss: type[nn.Module]) -> list[str]:
+    """What the loss needs, to be made or to be called, that the demo has not got."""
     provided = {"num_classes", "embedding_size", *_SETTINGS.get(name, {})}
-    return [
+    called = list(inspect.signature(loss.forward).parameters.values())[1:]
+    missing = []
+    if name in _OF_NUMBERS or [p.name for p in called[:2]] != ["embeddings", "labels"]:
+        missing.append("other labels than classes")
+    return missing + [
         p.name
-        for p in _parameters(loss).values()
+        for p in [*_parameters(loss).values(), *called[2:]]
         if p.default is p.empty
         and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         and p.name not in provided

@@ -113,8 +113,8 @@ class FastAPLoss(SampleLoss):
     def description(self) -> FastAP:
         return FastAP(self.num_bins, similarity=self.similarity)
 
-    def forward(self, embeddings: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().forward(embeddings, *args, **kwargs)
+    def losses(self, embeddings: Tensor, *others: Any) -> Tensor:
+        loss = super().losses(embeddings, *others)
         return _released(loss, embeddings.shape[0]) if self.reference_scale else loss
 
 
