@@ -174,6 +174,9 @@ def test_later_losses_need_no_change_here(monkeypatch):
             super().__init__()
             self.backend = backend
 
+        def forward(self, embeddings, labels, indices_tuple=None):
+            raise NotImplementedError
+
     class BrandNewXYLoss(Base):
         def __init__(self, num_classes, scale=2.0, **kwargs):
             super().__init__(**kwargs)
@@ -183,13 +186,19 @@ def test_later_losses_need_no_change_here(monkeypatch):
         def __init__(self, teacher, **kwargs):
             super().__init__(**kwargs)
 
-    for loss in (BrandNewXYLoss, NeedsMoreLoss):
+    class OfTwoSetsLoss(Base):
+        def forward(self, embeddings, ref_emb):
+            raise NotImplementedError
+
+    for loss in (BrandNewXYLoss, NeedsMoreLoss, OfTwoSetsLoss):
         monkeypatch.setitem(fastdml.losses.MODULES, loss.__name__, loss)
     built = build_loss("brand-new-xy", 7, 5, "chunked")
     assert (built.num_classes, built.backend) == (7, "chunked")
     assert "brand_new_xy" in available_losses() and "needs_more" not in available_losses()
     with pytest.raises(ValueError, match="needs_more needs teacher"):
         canonical_name("needs_more")
+    with pytest.raises(ValueError, match="of_two_sets needs other labels than classes, which"):
+        canonical_name("of_two_sets")
 
 
 # ---- options
