@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 
-from fastdml import bench
+from fastdml import bench, losses
 from fastdml.bench import catalogue, contenders, eager, kernels, presets, record, verify
 from fastdml.bench import measure as measuring
 from fastdml.bench.contenders import FLOOR
@@ -261,6 +261,15 @@ def test_every_preset_names_known_things():
         for workload, names in preset():
             catalogue.check_loss(workload.loss)
             assert set(names) <= set(contenders.CONTENDERS)
+
+
+def test_shared_losses_are_those_of_both_libraries():
+    pml = pytest.importorskip("pytorch_metric_learning.losses")
+    assert set(catalogue.SHARED) == {name for name in losses.MODULES if hasattr(pml, name)}
+    for name in ("ArcFaceLoss", "NormalizedSoftmaxLoss", "NPairsLoss", "MultiSimilarityLoss"):
+        workload = small(name)
+        of = {who: contenders.make(who, workload) for who in ("native", "pml")}
+        assert of["native"]().item() == pytest.approx(of["pml"]().item(), rel=1e-4)
 
 
 def test_requirements_are_judged():

@@ -50,8 +50,35 @@ def module_classes() -> dict[str, type[nn.Module]]:
     return found
 
 
+def module_class(name: str) -> type[nn.Module]:
+    """Of a registered name or of a module's own: several modules may share a registered loss."""
+    return MODULES[name] if name in MODULES else module_classes()[name]
+
+
+@functools.cache
+def registered(name: str) -> str:
+    """The registered loss behind a name."""
+    if name not in MODULES:
+        return name
+    cls = MODULES[name]
+    return cls(**_arguments(cls, Workload("", batch=8, dim=4, classes=4))).description().name  # type: ignore[operator]
+
+
+# Modules that are in pytorch-metric-learning 2.9.0 too.
+SHARED = (
+    "ArcFaceLoss", "CircleLoss", "ContrastiveLoss", "CosFaceLoss", "FastAPLoss",
+    "GeneralizedLiftedStructureLoss", "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss",
+    "LiftedStructureLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss",
+    "NormalizedSoftmaxLoss", "PNPLoss", "ProxyAnchorLoss", "ProxyNCALoss", "RankedListLoss",
+    "SignalToNoiseRatioContrastiveLoss", "SmoothAPLoss", "SoftTripleLoss", "SphereFaceLoss",
+    "SubCenterArcFaceLoss", "SupConLoss", "TripletMarginLoss", "TupletMarginLoss",
+)  # fmt: skip
+
+
 def check_loss(name: str) -> None:
     """Raises ValueError for a loss that is not registered, or has no module of its own."""
+    if name in SHARED:
+        return
     if name not in LOSSES:
         raise ValueError(f"--loss: expected one of {', '.join(sorted(LOSSES))}, got {name!r}")
     if name not in module_classes():
@@ -64,12 +91,13 @@ def measurable() -> list[str]:
 
 
 def is_proxy(name: str) -> bool:
-    return LOSSES[name].rows == "proxies"
+    loss = LOSSES[registered(name)]
+    return "proxies" in (loss.rows, loss.columns)
 
 
 def is_paired(name: str) -> bool:
     """Whether the loss pairs row i of two sets, without labels."""
-    return "labels" not in inspect.signature(module_classes()[name].forward).parameters
+    return "labels" not in inspect.signature(module_class(name).forward).parameters
 
 
 def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
@@ -81,7 +109,7 @@ def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
 def build(workload: Workload, dtype: torch.dtype | None = None, **settings: str) -> nn.Module:
     """The loss of a workload; settings: backend, reduction. Parameters depend on the seed only."""
     check_loss(workload.loss)
-    cls = module_classes()[workload.loss]
+    cls = module_class(workload.loss)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(workload.seed)
         module = cls(**_arguments(cls, workload), **settings)
@@ -150,5 +178,5 @@ def shape(workload: Workload) -> Shape:
     first = calls(module, inputs(workload))[0]
     a, c = first["anchors"], first["candidates"]
     wanted = 1 + a.requires_grad + (c is None or c.requires_grad)
-    listed = LOSSES[workload.loss].threshold_list
+    listed = LOSSES[registered(workload.loss)].threshold_list
     return Shape(a.shape[0], (a if c is None else c).shape[0], wanted, listed)

@@ -103,7 +103,7 @@ def _torch(workload: Workload) -> Step:
 
 
 def _torch_hand(workload: Workload, compiled: bool = False) -> Step:
-    written = eager.HAND.get(workload.loss)
+    written = eager.HAND.get(catalogue.registered(workload.loss))
     if written is None or workload.candidates is not None:
         raise Unavailable("not written by hand")
     options = dict(workload.options)

@@ -57,11 +57,18 @@ def issue() -> list[Case]:
     return cases
 
 
+def shared() -> list[Case]:
+    """Every loss that pytorch-metric-learning has too, beside it."""
+    who = ("native", "pml")
+    return [(_of(loss, b), who) for loss in catalogue.SHARED for b in (512, 1024, 4096)]
+
+
 PRESETS: dict[str, Callable[[], list[Case]]] = {
     "quick": quick,
     "table": table,
     "paper": paper,
     "issue": issue,
+    "shared": shared,
 }
 
 
