@@ -67,8 +67,8 @@ def registered(name: str) -> str:
 # Modules that are in pytorch-metric-learning 2.9.0 too.
 SHARED = (
     "ArcFaceLoss", "CircleLoss", "ContrastiveLoss", "CosFaceLoss", "FastAPLoss",
-    "GeneralizedLiftedStructureLoss", "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss",
-    "LiftedStructureLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss",
+    "GeneralizedLiftedStructureLoss", "HistogramLoss", "InstanceLoss", "IntraPairVarianceLoss", "LargeMarginSoftmaxLoss",
+    "LiftedStructureLoss", "MarginLoss", "MultiSimilarityLoss", "NCALoss", "NPairsLoss", "NTXentLoss",
     "NormalizedSoftmaxLoss", "PNPLoss", "ProxyAnchorLoss", "ProxyNCALoss", "RankedListLoss",
     "SignalToNoiseRatioContrastiveLoss", "SmoothAPLoss", "SoftTripleLoss", "SphereFaceLoss",
     "SubCenterArcFaceLoss", "SupConLoss", "TripletMarginLoss", "TupletMarginLoss",
