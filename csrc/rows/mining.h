@@ -36,6 +36,9 @@ struct Words {
 };
 FASTDML_FN Words philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std::uint32_t c3,
                         std::uint32_t k0, std::uint32_t k1) {
+#if defined(__CUDACC__)
+#pragma unroll 1  // ten rounds of several pairs at once would not fit the registers
+#endif
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t(0xD2511F53u) * c0, b = std::uint64_t(0xCD9E8D57u) * c2;
     c0 = std::uint32_t(b >> 32) ^ c1 ^ k0;
