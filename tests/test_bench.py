@@ -288,6 +288,24 @@ def test_requirements_are_judged():
     assert found["multi_similarity, B=4096, native: memory beyond inputs and gradients"].met is True
 
 
+def test_requirements_of_ranks_are_judged():
+    def of(batch: int, per_class: int, contender: str, ms: float, ratio: float) -> record.Record:
+        return record.Record(
+            "smooth_ap", contender, "", batch, batch, batch, 128, per_class, "float32", "cpu", 2.0,
+            ms=ms, ratio=ratio, peak_mib=100 * ms, extra_mib=10.0,
+        )  # fmt: skip
+
+    rows = [of(4096, 4, "native", 9, 1.9), of(4096, 64, "native", 30, 6.5)]
+    rows += [of(1024, 4, "native", 1, 2), of(1024, 4, "pml", 500, 900)]
+    found = {r.text: r for r in presets.demanded("ranks", rows)}
+    assert found["smooth_ap, B=4096, 4 per class, native / products"].met is True
+    assert found["smooth_ap, B=4096, 64 per class, native / products"].met is False
+    assert found["smooth_ap, B=1024, time of the dense form (pml) / native"].measured == "500x"
+    assert found["smooth_ap, B=1024, memory of the dense form (pml) / native"].met is True
+    assert found["smooth_ap, B=32768, workspace"].met is None
+    assert found["sup_ap, B=4096, 4 per class, native / products"].met is None
+
+
 @compiled
 def test_kernels_are_timed_in_every_instruction_set():
     before = library.load().active_isa()

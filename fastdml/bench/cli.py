@@ -194,7 +194,7 @@ def _bench(options: argparse.Namespace) -> int:
     records = list(itertools.chain(*groups))
     if not records:
         return 1
-    demanded = presets.requirements(records) if options.preset == "issue" else []
+    demanded = presets.demanded(options.preset, records)
     if demanded:
         console.print(report.requirements_table(demanded))
     (options.output / f"{name}.md").write_text(report.markdown(groups, demanded))

@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 
-from . import catalogue
+from . import catalogue, ranks
 from .record import Record
 from .workload import Option, Workload
 
@@ -69,6 +69,7 @@ PRESETS: dict[str, Callable[[], list[Case]]] = {
     "paper": paper,
     "issue": issue,
     "shared": shared,
+    "ranks": ranks.cases,
 }
 
 
@@ -80,6 +81,13 @@ class Requirement:
     demanded: str
     measured: str
     met: bool | None
+
+
+def demanded(preset: str | None, records: Sequence[Record]) -> list[Requirement]:
+    """The requirements that a preset is there to judge, judged by medians."""
+    if preset == "ranks":
+        return [Requirement(*judged) for judged in ranks.judged(records)]
+    return requirements(records) if preset == "issue" else []
 
 
 def requirements(records: Sequence[Record]) -> list[Requirement]:
