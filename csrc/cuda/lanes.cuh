@@ -17,6 +17,7 @@ inline namespace FASTDML_ISA {
 #define FASTDML_DEVICE_OR(device, host) host
 #endif
 
+FASTDML_FN bool any(bool m) { return m; }
 FASTDML_FN float select(bool m, float a, float b) { return m ? a : b; }
 FASTDML_FN double select(bool m, double a, double b) { return m ? a : b; }
 FASTDML_FN float min(float a, float b) { return FASTDML_DEVICE_OR(fminf(a, b), std::fmin(a, b)); }

@@ -29,6 +29,7 @@ struct LiftedStructure {
     };
     const auto [squares, slope] = row.reduce(
         [=](auto p) {
+          if (!any(p.positive)) return values(p.s * T(0), p.s * T(0));  // most vectors of pairs
           auto x = excess(p);
           return values(select(p.positive, x * x * T(0.5), T(0)),
                         select(p.positive, x * sigmoid(level - p.column(0)), T(0)));
@@ -37,8 +38,9 @@ struct LiftedStructure {
     const T attract = -by * pull * share, top = negatives.top;
     const T repel = negatives.empty() ? T(0) : by * push * share * slope / negatives.total;
     row.map([=](auto p) {
-      auto e = exp(exponent(p) - top) * repel;
-      return select(p.positive, excess(p) * attract, select(p.negative, e, T(0)));
+      auto e = select(p.negative, exp(exponent(p) - top) * repel, T(0));
+      if (!any(p.positive)) return e;
+      return select(p.positive, excess(p) * attract, e);
     });
     return pull * share * squares;
   }

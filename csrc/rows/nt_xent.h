@@ -21,6 +21,7 @@ struct NTXent {
     const T level = negatives.log_of_sum(), top = negatives.top;
     const auto [loss, slope] = row.reduce(
         [=](auto p) {
+          if (!any(p.positive)) return values(p.s * T(0), p.s * T(0));  // most vectors of pairs
           auto gap = level - by * p.s;
           return values(select(p.positive, softplus(gap), T(0)), select(p.positive, sigmoid(gap), T(0)));
         },

@@ -54,7 +54,7 @@
 //   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
 //                                    out, and its similarity
 //   row.add_own(g)                   gives that pair a weight, after map
-//   select(mask, a, b), min, max, abs, exp, log, sqrt, sigmoid, softplus    on lanes and on values
+//   any(mask), select(mask, a, b), min, max, abs, exp, log, sqrt, sigmoid, softplus    on lanes and on values
 #pragma once
 #include <cstddef>
 #include <type_traits>
