@@ -79,6 +79,7 @@ WRONG = {
     "reduction": (lambda: losses.SmoothAPLoss(reduction="avg"), r"reduction: expected one of \('mean', .*got 'avg'"),
     "reduction of a function": (lambda: ms(x, y, reduction=None), "reduction: expected one of .*got None"),
     "similarity": (lambda: losses.SmoothAPLoss(similarity="l2"), r"similarity: expected one of .*'cosine', .*got 'l2'"),
+    "similarity of distances": (lambda: F.relaxed_contrastive(x, x, similarity="dot"), r"similarity: expected a distance \(.*got 'dot'"),
     "similarity of a function": (lambda: ms(x, y, similarity="l2"), "similarity: expected one of .*got 'l2'"),
     "backend": (lambda: losses.SmoothAPLoss(backend="gpu"), r"backend: expected 'auto' or one of \[.*got 'gpu'"),
     "backend of a function": (lambda: ms(x, y, backend="gpu"), "backend: expected 'auto' or one of .*got 'gpu'"),
