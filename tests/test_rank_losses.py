@@ -80,6 +80,7 @@ def test_recall_tends_to_recall(backend):
 
 
 AP_LOSSES = {
+    "soprc": F.soprc,
     "smooth_ap": F.smooth_ap,
     "fast_ap": F.fast_ap,
     "soft_bin_ap": F.soft_bin_ap,
