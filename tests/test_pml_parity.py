@@ -106,6 +106,22 @@ def test_smooth_ap(seed, default_type, dtype, tolerance):
     compare(losses.SmoothAPLoss(), theirs.SmoothAPLoss(), [x], lambda f, z: f(z, y), sharp * tolerance)
 
 
+@pytest.mark.parametrize("dtype,tolerance", KINDS)
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("name", ["TripletMarginLoss", "TupletMarginLoss", "MarginLoss", "FastAPLoss"])
+def test_lists_with_defaults(name, reference, dtype, tolerance):
+    if reference and name == "FastAPLoss":
+        pytest.skip("theirs takes one set only")
+    ours, other = getattr(losses, name)().to(dtype), getattr(theirs, name)().to(dtype)
+    for seed in DRAWS:
+        x, y = draw(seed, dtype)
+        ref, ref_y = draw(seed + 1000, dtype, rows=61)
+        if reference:
+            compare(ours, other, [x, ref], lambda f, a, b: f(a, y, ref_emb=b, ref_labels=ref_y), tolerance)  # noqa: B023
+        else:
+            compare(ours, other, [x], lambda f, a: f(a, y), tolerance)  # noqa: B023
+
+
 # ---- faults
 
 
