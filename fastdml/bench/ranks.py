@@ -45,19 +45,23 @@ def judged(records: Sequence[Record]) -> list[Judged]:
         shown = "not measured" if value is None else f"{value:.3g}{unit}"
         found.append((text, f"{'<=' if most else '>='} {limit:g}{unit}", shown, met))
 
+    def of(record: Record | None, what: str) -> float | None:
+        return None if record is None else getattr(record, what)
+
     for loss, (limit, who, batch) in LOSSES.items():
         for per_class, bound in ((4, limit), (LARGE_CLASS, LARGE_CLASS_RATIO)):
             ours = table.get((loss, BATCH, per_class, "native"))
             text = f"{loss}, B={BATCH}, {per_class} per class"
-            judge(f"{text}, native / products", ours and ours.ratio, bound, "x")
-            judge(f"{text}, workspace", ours and ours.extra_mib, WORKSPACE, " MiB")
+            judge(f"{text}, native / products", of(ours, "ratio"), bound, "x")
+            judge(f"{text}, workspace", of(ours, "extra_mib"), WORKSPACE, " MiB")
         whole = table.get((loss, LARGE_BATCH, 4, "native"))
         text = f"{loss}, B={LARGE_BATCH}"
-        judge(f"{text}, seconds of a step", whole and whole.ms and whole.ms / 1e3, 1e9, " s")
-        judge(f"{text}, workspace", whole and whole.extra_mib, WORKSPACE, " MiB")
+        ms = of(whole, "ms")
+        judge(f"{text}, seconds of a step", None if ms is None else ms / 1e3, 1e9, " s")
+        judge(f"{text}, workspace", of(whole, "extra_mib"), WORKSPACE, " MiB")
         ours, dense = (table.get((loss, batch, 4, c)) for c in ("native", who))
         for what, name in (("ms", "time"), ("peak_mib", "memory")):
-            mine, theirs = (None if r is None else getattr(r, what) for r in (ours, dense))
+            mine, theirs = (of(r, what) for r in (ours, dense))
             ratio = theirs / mine if mine and theirs else None
             text = f"{loss}, B={batch}, {name} of the dense form ({who}) / native"
             judge(text, ratio, 1, "x", most=False)
