@@ -10,6 +10,7 @@ import fastdml
 from fastdml import functional as F
 from fastdml import losses
 from fastdml.engine.registry import LOSSES, description, handle
+from fastdml.losses.smooth_ap import SmoothAP
 
 NAMES = [*losses.MODULES, *losses.FUNCTIONS]
 
@@ -74,7 +75,8 @@ def test_native_operators_write_what_their_schemas_say():
     functor = _C.functors()["smooth_ap"][0]
     schema = native.rows_.default._schema
     given = {
-        "s": torch.randn(6, 6, generator=g), "functor": functor, "parameters": [0.1],
+        "s": torch.randn(6, 6, generator=g), "functor": functor,
+        "parameters": SmoothAP().parameters(),
         "row_class": i32[0], "col_class": i32[1], "class_start": i32[2], "class_order": i32[3],
         "longest": 3, "self_offset": -1, "weight": 1.0, "loss": torch.zeros(6), "gradient": True,
     }  # fmt: skip

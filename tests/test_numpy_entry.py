@@ -17,6 +17,7 @@ try:
     COMPILED = [p for p in EXAMPLES if p.values[0].name in _C.functors()]
 except ImportError:
     pass
+SMOOTH_AP = (0.1, 0)  # parameters of the functor: temperature, whether to sort
 PLAIN = [p for p in COMPILED if p.values[0].presweep() is None]
 
 
@@ -94,21 +95,21 @@ def test_wrong_input():
     apply = _C.apply_rows
     for arguments, message in (
         (("l2", (), s, rows, cols), "name: no compiled loss is called 'l2'"),
-        (("smooth_ap", (), s, rows, cols), "parameters: 'smooth_ap' takes 1"),
-        (("smooth_ap", (0.1,), s[0], rows, cols), "s: expected a matrix"),
-        (("smooth_ap", (0.1,), s, rows[:2], cols), "row_labels: expected one label per row"),
-        (("smooth_ap", (0.1,), s, rows, cols[:2]), "col_labels: expected one label per column"),
-        (("smooth_ap", (0.1,), s, rows, cols, -1, [], s.T), "row_values: expected a matrix \\[3, k\\]"),
-        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, s[:, :3]), r"col_values: .* matrix \[k, 4\]"),
-        (("smooth_ap", (0.1,), s, rows, cols, -1, [], None, None, s.T), r"teacher: .* matrix \[3, 4\]"),
+        (("smooth_ap", (), s, rows, cols), "parameters: 'smooth_ap' takes 2"),
+        (("smooth_ap", SMOOTH_AP, s[0], rows, cols), "s: expected a matrix"),
+        (("smooth_ap", SMOOTH_AP, s, rows[:2], cols), "row_labels: expected one label per row"),
+        (("smooth_ap", SMOOTH_AP, s, rows, cols[:2]), "col_labels: expected one label per column"),
+        (("smooth_ap", SMOOTH_AP, s, rows, cols, -1, [], s.T), "row_values: expected a matrix \\[3, k\\]"),
+        (("smooth_ap", SMOOTH_AP, s, rows, cols, -1, [], None, s[:, :3]), r"col_values: .* matrix \[k, 4\]"),
+        (("smooth_ap", SMOOTH_AP, s, rows, cols, -1, [], None, None, s.T), r"teacher: .* matrix \[3, 4\]"),
         (("proxy_anchor", (32, 0.1), s, rows, cols), "scalars: 'proxy_anchor' needs more than the 0 given"),
     ):
         with pytest.raises(ValueError, match=message):
             apply(*arguments)
     for wrong in (s.T, s[:, ::2], s.astype(int), s.tolist()):
         with pytest.raises(TypeError):
-            apply("smooth_ap", (0.1,), wrong, rows, cols)
+            apply("smooth_ap", SMOOTH_AP, wrong, rows, cols)
     frozen = s.copy()
     frozen.flags.writeable = False
     with pytest.raises(ValueError):
-        apply("smooth_ap", (0.1,), frozen, rows, cols)
+        apply("smooth_ap", SMOOTH_AP, frozen, rows, cols)
