@@ -81,6 +81,7 @@ def of_module(
     workload: Workload, module: nn.Module, dtype: torch.dtype | None = None
 ) -> Step:
     """The step of a module of ours."""
+    module.eval()  # a step is repeated: one that moves tables on would be another problem each time
     data = catalogue.inputs(workload, dtype)
     arguments = catalogue.arguments(module, data)
     return Step(lambda: module(**arguments), catalogue.leaves(module, data))
