@@ -155,21 +155,9 @@ class HistogramLoss(SampleLoss):
     def description(self) -> Histogram:
         return Histogram(self.n_bins)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`."""
+    def losses(self, *batch: Any) -> Tensor:
         return histogram(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             n_bins=self.n_bins,
             backend=self.backend,
             validate=self.validate,

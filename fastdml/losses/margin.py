@@ -271,25 +271,13 @@ class MarginLoss(SampleLoss):
             similarity=self.similarity,
         )
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`."""
+    def losses(self, *batch: Any) -> Tensor:
         step = self.step % (1 << 24)
         if self.training and self.triplets_per_anchor != "all":
             step = step.clone()
             self.step += 1
         return margin(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             margin=self.margin,
             nu=self.nu if self.learn_beta else 0.0,
             beta=self.beta,
@@ -300,8 +288,5 @@ class MarginLoss(SampleLoss):
             epsilon=self.epsilon,
             seed=self.seed,
             step=step,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )

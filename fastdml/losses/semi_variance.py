@@ -93,27 +93,12 @@ class SemiVarianceLoss(SampleLoss):
     def description(self) -> SemiVariance:
         return _describe(self.pos_weight, self.neg_weight, self.similarity, self.reduction)
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`."""
+    def losses(self, *batch: Any) -> Tensor:
         return semi_variance(
-            embeddings,
-            labels,
-            indices_tuple,
-            ref_emb,
-            ref_labels,
+            *batch,
             pos_weight=self.pos_weight,
             neg_weight=self.neg_weight,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 
