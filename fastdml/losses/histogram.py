@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine.loss import RowLoss, Rows
+from ..engine.op import statistic_type
 from ..engine.registry import handle, register
 from .base import SampleLoss, checked, sample_loss
 
@@ -80,7 +81,7 @@ def histogram(
         raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
     description = Histogram(_bins(n_bins, delta))
     call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(embeddings, None)
     with torch.no_grad():
         nothing = torch.zeros(2 * (description.bins + 1), dtype=kind, device=embeddings.device)
         found = torch.ops.fastdml.row_loss(

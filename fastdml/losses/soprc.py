@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
+from ..engine.op import statistic_type
 from ..engine.registry import register
 from ..engine.similarity import unit
 from .base import SampleLoss, sample_loss
@@ -144,7 +145,7 @@ def soprc(
         raise ValueError("labels: expected one label per row of embeddings, got None")
     check.embeddings(embeddings, "embeddings")
     labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(embeddings, None)
     if isinstance(prior, Tensor):
         odds = prior.detach().to(embeddings.device, kind)
         odds = odds[labels] if odds.dim() else odds.expand(embeddings.shape[0])
