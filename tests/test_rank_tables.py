@@ -151,11 +151,36 @@ def double_by_default():
 
 def test_histogram_of_pytorch_metric_learning(double_by_default):
     theirs = pytest.importorskip("pytorch_metric_learning.losses")
-    for bins, seed in ((None, 0), (10, 1), (33, 2)):
-        x, y = problem([3, 5, 4, 6], seed=seed)
+    for bins, seed, sizes in ((None, 0, [3, 5, 4, 6]), (10, 1, [3, 2, 4, 1]), (33, 2, [2, 7])):
+        x, y = problem(sizes, seed=seed)
         found = with_gradient(losses.HistogramLoss(bins), x, y)
         for a, b in zip(found, with_gradient(theirs.HistogramLoss(bins), x, y)):
             assert (a - b).abs().max() < 1e-9 * b.abs().max()
+
+
+def test_fault_histogram_leaves_out_pairs_of_singletons(double_by_default):
+    """Theirs takes pairs from triplets, so negative pairs of two samples without a positive are missing."""
+    theirs = pytest.importorskip("pytorch_metric_learning.losses").HistogramLoss(7)
+    x, y = problem([2, 1, 1], dim=2)
+    s = torch.nn.functional.normalize(x, dim=1)
+    s = s @ s.t()
+    member = (1 - (s[:, :, None] - torch.linspace(-1, 1, 8)).abs() * 3.5).relu()
+    same = y[:, None] == y
+    paired = (same.sum(1) > 1)[:, None] | (same.sum(1) > 1)
+    mine = member[same & ~torch.eye(4, dtype=torch.bool)].mean(0).cumsum(0)
+    for loss, negatives in ((losses.HistogramLoss(7), ~same), (theirs, ~same & paired)):
+        expected = (member[negatives].mean(0) * mine).sum().item()
+        assert loss(x, y).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_fault_histogram_in_double_precision(double_by_default):
+    """Theirs rounds bin edges to torch's default type: in float64, values are right to 1e-7 only."""
+    theirs = pytest.importorskip("pytorch_metric_learning.losses").HistogramLoss()
+    x, y = problem([3, 5, 4, 6])
+    exact = theirs(x, y).item()
+    torch.set_default_dtype(torch.float32)
+    assert losses.HistogramLoss()(x, y).item() == pytest.approx(exact, rel=1e-9)
+    assert abs(theirs(x, y).item() - exact) > 1e-9 * exact
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -34,7 +34,7 @@ struct Pnp {
     const Tail<T> tail = step_tail(temperature, true, sort_from(sort, 16));
     auto positives = row.positives();
     const int n = positives.size();
-    if (n == 0) {
+    if (n == 0 || n < row.scalar(0)) {  // a query that is its only positive does not count
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }

@@ -54,13 +54,19 @@ class Histogram(RowLoss):
         return torch.cat([mine, theirs], dim=1) @ rows.scalars
 
 
-def _bins(n_bins: int | None, delta: float | None) -> int:
-    if delta is None:
-        return 100 if n_bins is None else n_bins
-    found = round(2 / delta) if delta > 0 else 0
-    if found < 1 or abs(found * delta - 2) > 1e-9 or n_bins not in (None, found):
-        raise ValueError(f"delta: expected 2 / n_bins, got {delta} with n_bins={n_bins}")
-    return found
+def _describe(
+    n_bins: int | None, delta: float | None, reduction: str, similarity: str = "cosine"
+) -> Histogram:
+    if reduction != "mean":
+        raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
+    if similarity != "cosine":
+        raise ValueError(f"similarity: expected 'cosine', got {similarity!r}")
+    bins = n_bins
+    if delta is not None:
+        bins = round(2 / delta) if delta > 0 else 0
+        if bins < 1 or abs(bins * delta - 2) > 1e-9 or n_bins not in (None, bins):
+            raise ValueError(f"delta: expected 2 / n_bins, got {delta} with n_bins={n_bins}")
+    return Histogram(100 if bins is None else bins)
 
 
 def histogram(
@@ -77,9 +83,7 @@ def histogram(
     validate: bool = False,
 ) -> Tensor:
     """Histogram loss as a function; see `HistogramLoss`."""
-    if reduction != "mean":
-        raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
-    description = Histogram(_bins(n_bins, delta))
+    description = _describe(n_bins, delta, reduction)
     call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
     kind = statistic_type(embeddings, None)
     with torch.no_grad():
@@ -146,12 +150,7 @@ class HistogramLoss(SampleLoss):
         self, n_bins: int | None = None, delta: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if self.reduction != "mean":
-            raise ValueError(f"reduction: expected 'mean', the only one, got {self.reduction!r}")
-        if self.similarity != "cosine":
-            raise ValueError(f"similarity: expected 'cosine', got {self.similarity!r}")
-        self.n_bins = _bins(n_bins, delta)
-        self.description()  # checks the parameters
+        self.n_bins = int(_describe(n_bins, delta, self.reduction, self.similarity).bins)
 
     def description(self) -> Histogram:
         return Histogram(self.n_bins)

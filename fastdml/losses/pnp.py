@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
+from ..engine.relation import LabelRelation
 from .base import SampleLoss, sample_loss
 from .terms import sort_code
 
@@ -23,7 +24,10 @@ _VARIANTS = {"O": 0, "Ds": 1, "Dq": 2, "Iu": 3, "Ib": 4}
 @register
 @dataclasses.dataclass(frozen=True)
 class PNP(RowLoss):
-    """A penalty of the smooth number of negatives ahead of each positive. A query is its own."""
+    """A penalty of the smooth number of negatives ahead of each positive. A query is its own.
+
+    Scalar: how many positives make a query count. Two in one set, where it always has itself.
+    """
 
     name = "pnp"
     provenance = "pytorch-metric-learning"
@@ -61,6 +65,10 @@ class PNP(RowLoss):
         pairs = zip(_VARIANTS, sorts)
         return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
 
+    def scalars(self, relation: LabelRelation) -> Tensor:
+        one_set = relation.anchor_labels is relation.candidate_labels
+        return relation.anchor_labels.new_full((1,), 2 if one_set else 1)
+
     def penalty(self, r: Tensor) -> Tensor:
         if self.variant == "Ds":
             return (1 + r).log()
@@ -77,8 +85,9 @@ class PNP(RowLoss):
         above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
         ahead = (above * rows.negative[:, None, :]).sum(2)
         count = valid.sum(1)
-        loss = (self.penalty(ahead) * valid).sum(1) / count.clamp(min=1)
-        return torch.stack([loss, (count > 0).to(loss.dtype)], dim=1)
+        counts = count >= (1 if rows.scalars is None else rows.scalars[0])
+        loss = (self.penalty(ahead) * valid).sum(1) / count.clamp(min=1) * counts
+        return torch.stack([loss, counts.to(loss.dtype)], dim=1)
 
 
 class PNPLoss(SampleLoss):
@@ -87,7 +96,8 @@ class PNPLoss(SampleLoss):
     *Rethinking the Optimization of Average Precision: Only Penalizing Negative Instances before
     Positive Ones is Enough*, Li et al., 2021 (arXiv 2102.04640), equations 6 to 13, on cosine
     similarities. With r_k = sum_{n in N} sigmoid((s_n - s_k) / anneal) negatives ahead of positive k,
-    the loss is the mean over a query's positives, itself among them, and over queries, of
+    the loss is the mean over a query's positives, itself among them, and over queries that have
+    another one, of
 
         O: r    Ds: log(1 + r)    Dq: 1 - (1 + r)^-alpha    Iu: (1 + r) log(1 + r)
         Ib: (b r - log(1 + b r)) / b^2
