@@ -224,8 +224,7 @@ def test_time_out_is_a_result(monkeypatch):
 
 def test_floor_multiplies_only_what_is_needed():
     for batch, products in ((small("smooth_ap"), 3), (small("smooth_ap", candidates=64), 2)):
-        shape = catalogue.shape(batch)
-        assert shape.products == products
+        assert catalogue.shape(batch).products == products
         floor = contenders.Products(batch)
         floor.d_c.fill_(-1)
         floor()
@@ -235,6 +234,24 @@ def test_floor_multiplies_only_what_is_needed():
         else:
             assert bool((floor.d_c == -1).all())
     assert catalogue.shape(small("proxy_anchor")).rows == 20
+
+
+@pytest.mark.parametrize(
+    "loss,products",
+    [
+        ("contrastive", 4),  # S for the counts, S for the weights, two gradients
+        ("info_nce", 4),  # S for the columns' sums
+        ("relaxed_contrastive", 4),  # S and the teacher's
+        ("rkd_distance", 8),  # the student's mean with its gradient, the teacher's, and the four of the loss
+        ("margin", 3),
+    ],
+)
+def test_floor_counts_every_similarity_that_is_needed(loss, products):
+    assert catalogue.shape(small(loss)).products == products
+    floor = contenders.Products(small(loss))
+    floor.d_c.fill_(torch.nan)
+    floor()
+    assert floor.d_c.isfinite().all()
 
 
 def test_floor_by_blocks_equals_the_whole(monkeypatch):
@@ -304,6 +321,27 @@ def test_requirements_of_ranks_are_judged():
     assert found["smooth_ap, B=1024, memory of the dense form (pml) / native"].met is True
     assert found["smooth_ap, B=32768, workspace"].met is None
     assert found["sup_ap, B=4096, 4 per class, native / products"].met is None
+
+
+def test_requirements_of_losses_are_judged():
+    def of(loss: str, batch: int, products: int, ratio: float) -> record.Record:
+        return record.Record(
+            loss, "native", "", batch, batch, batch, 128, 4, "float32", "cpu", 2.0,
+            ms=5.0, ratio=ratio, products=products, extra_mib=65.0,
+        )  # fmt: skip
+
+    rows = [of("contrastive", 4096, 4, 1.2), of("log_ratio", 4096, 4, 1.4), of("nca", 4096, 3, 1.6)]
+    found = {r.text: r for r in presets.demanded("losses", [*rows, of("ArcFaceLoss", 256, 3, 9.0)])}
+    assert found["contrastive, native / its 4 products"].met is True
+    assert found["contrastive, native / 3 products"].met is False  # 1.6
+    assert found["log_ratio, native / its 4 products"].met is True
+    assert "log_ratio, native / 3 products" not in found  # one of its four is the teacher's
+    assert found["nca, native / its 3 products"].met is False
+    assert found["nca, workspace"].met is False
+    assert found["ArcFaceLoss, 1000000 classes, seconds of a step"].met is True
+    assert found["ArcFaceLoss, native / its 3 products"].met is None
+    judged = {w.loss for w, _ in presets.PRESETS["losses"]()}
+    assert {"relaxed_contrastive", "circle", "SoftTripleLoss"} <= judged and "smooth_ap" not in judged
 
 
 @compiled

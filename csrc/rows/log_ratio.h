@@ -17,20 +17,23 @@ struct LogRatio {
 
   template <class Row, class Label>
   FASTDML_FN T run(Row& row, Label label) const {
-    const T small = epsilon, n = row.candidates();
+    const T small = epsilon, n = T(row.candidates());
     if (n < T(2)) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
     }
-    const auto ratio = [=](auto p) { return log(p.s + small) - log(label(p) + small); };
-    const auto [total] = row.reduce([=](auto p) { return values(ratio(p)); }, Sum{});
-    const T mean = total / n;
-    const auto [spread] = row.reduce(
+    // Both sums in one pass over the logarithms, about a number near their mean: what is taken off the
+    // squares again is small.
+    const auto totals = row.reduce([=](auto p) { return values(p.s, label(p)); }, Sum{}, Sum{});
+    const T centre = (totals[1] / n + small) / (totals[0] / n + small);
+    const auto ratio = [=](auto p) { return log((p.s + small) / (label(p) + small) * centre); };
+    const auto sums = row.reduce(
         [=](auto p) {
-          auto u = ratio(p) - mean;
-          return values(u * u);
+          auto u = ratio(p);
+          return values(u, u * u);
         },
-        Sum{});
+        Sum{}, Sum{});
+    const T mean = sums[0] / n, spread = max(sums[1] - mean * sums[0], T(0));
     const T by = T(4) / (n - T(1));
     row.map([=](auto p) { return (ratio(p) - mean) * by / (p.s + small); });
     return T(2) * spread / (n - T(1));

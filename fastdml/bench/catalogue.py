@@ -13,14 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import autograd
-from ..engine.registry import LOSSES
+from ..engine.registry import LOSSES, description
 from ..losses import MODULES
-from .workload import Inputs, Workload
+from .workload import Inputs, Option, Workload
 
 Call = dict[str, Any]  # arguments of engine.autograd.row_loss
 RowLossFunction = Callable[..., Tensor]
 
 
+# Arguments with which a registered loss is measured by default, where its own are not the usual.
+USUAL: dict[str, tuple[tuple[str, Option], ...]] = {
+    "multi_similarity": (("epsilon", 0.1),),
+    # On products of embeddings that are not normalised its softmax is one-hot: a loss of 1e-70.
+    "listwise_distillation": (("similarity", "cosine"),),
+}
 # Arguments without a default, by module.
 _NEEDED: dict[str, dict[str, Any]] = {"RankedListLoss": {"margin": 0.4, "Tn": 10.0}}
 
@@ -40,14 +46,25 @@ def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
 def module_classes() -> dict[str, type[nn.Module]]:
     """Registered name -> the first module that computes it."""
     found: dict[str, type[nn.Module]] = {}
-    example = Workload("", batch=8, dim=4, classes=4)
     for _, cls in sorted(MODULES.items()):
         try:
-            name = cls(**_arguments(cls, example)).description().name  # type: ignore[operator]
+            name = _registered(cls)
         except (TypeError, AttributeError):  # needs arguments only its user can give
             continue
         found.setdefault(name, cls)
     return found
+
+
+def _registered(cls: type[nn.Module]) -> str:
+    """The name of what a module computes: it has a description, or its last call of the engine tells."""
+    example = Workload("", batch=8, dim=4, classes=4)
+    module = cls(**_arguments(cls, example))
+    if hasattr(module, "description") or not is_relational(cls):
+        return module.description().name  # type: ignore[operator]
+    asked = calls(module, example.inputs())
+    if not asked:
+        raise AttributeError(f"{cls.__name__} does not call the engine")
+    return description(asked[-1]["loss"]).name
 
 
 def module_class(name: str) -> type[nn.Module]:
@@ -60,8 +77,7 @@ def registered(name: str) -> str:
     """The registered loss behind a name."""
     if name not in MODULES:
         return name
-    cls = MODULES[name]
-    return cls(**_arguments(cls, Workload("", batch=8, dim=4, classes=4))).description().name  # type: ignore[operator]
+    return _registered(MODULES[name])
 
 
 # Modules that are in pytorch-metric-learning 2.9.0 too.
@@ -78,7 +94,7 @@ SHARED = (
 
 def check_loss(name: str) -> None:
     """Raises ValueError for a loss that is not registered, or has no module of its own."""
-    if name in SHARED:
+    if name in SHARED or name in proxy_modules():
         return
     if name not in LOSSES:
         raise ValueError(f"--loss: expected one of {', '.join(sorted(LOSSES))}, got {name!r}")
@@ -86,9 +102,27 @@ def check_loss(name: str) -> None:
         raise ValueError(f"--loss: no module computes {name!r} without arguments of its own")
 
 
+def proxy_modules() -> list[str]:
+    """Names of all modules whose registered loss has proxies: several may share one."""
+    found = []
+    for name, cls in sorted(MODULES.items()):
+        try:
+            loss = LOSSES[_registered(cls)]
+        except (TypeError, AttributeError):
+            continue
+        if "proxies" in (loss.rows, loss.columns):
+            found.append(name)
+    return found
+
+
 def measurable() -> list[str]:
     """Names of all losses that can be built from sizes alone."""
     return sorted(module_classes().keys() & LOSSES.keys())
+
+
+def is_relational(cls: type[nn.Module]) -> bool:
+    """Whether a loss compares the batch with a teacher's embeddings or with distances of labels."""
+    return bool({"teacher", "label_distance"} & set(inspect.signature(cls.forward).parameters))
 
 
 def is_proxy(name: str) -> bool:
@@ -128,6 +162,11 @@ def arguments(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
         "ref_labels": data.ref_labels,
     }
     taken = inspect.signature(module.forward).parameters
+    if is_relational(type(module)):
+        # What a batch is compared with are embeddings, or labels of as many dimensions.
+        given = {"embeddings": data.embeddings, "teacher": data.teacher}
+        if "teacher" not in taken:
+            given["labels"] = data.teacher
     return {k: v for k, v in given.items() if v is not None and k in taken}
 
 
@@ -165,19 +204,59 @@ def calls(module: nn.Module, data: Inputs) -> list[Call]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """The matrix products of a problem: rows M, columns N, and how many of the three are needed."""
+class Visit:
+    """The matrix products of one call of the engine, which no method can do without.
+
+    rows, columns: M, N. similarities: how many times S = A C^T, or the like of a teacher, is formed:
+    once, and once more for a teacher; and once more where the weights of a row need numbers of all
+    rows (a column's sum, a normaliser that counts active pairs), as S is not kept.
+    gradients: which of dA = G C and dC = G^T A are wanted.
+    """
 
     rows: int
     columns: int
-    products: int
+    similarities: int
+    gradients: tuple[bool, bool]
+
+    @property
+    def products(self) -> int:
+        return self.similarities + sum(self.gradients)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The matrix products of a problem; rows M and columns N of the last of its visits."""
+
+    visits: tuple[Visit, ...]
     listed: bool  # whether rows own a list of thresholds
+
+    @property
+    def rows(self) -> int:
+        return self.visits[-1].rows
+
+    @property
+    def columns(self) -> int:
+        return self.visits[-1].columns
+
+    @property
+    def products(self) -> int:
+        return sum(v.products for v in self.visits)
+
+
+def _visit(call: Call) -> Visit:
+    a, c = call["anchors"], call["candidates"]
+    loss = description(call["loss"])
+    similarities = 1 + bool(call.get("teacher"))
+    gradients = (a.requires_grad, a.requires_grad if c is None else c.requires_grad)
+    twice = loss.presweep() is not None or (
+        loss.outputs > 1 and not loss.counted and any(gradients)
+    )
+    columns = (a if c is None else c).shape[0]
+    return Visit(a.shape[0], columns, similarities + twice, gradients)
 
 
 def shape(workload: Workload) -> Shape:
     module = build(workload)
-    first = calls(module, inputs(workload))[0]
-    a, c = first["anchors"], first["candidates"]
-    wanted = 1 + a.requires_grad + (c is None or c.requires_grad)
     listed = LOSSES[registered(workload.loss)].threshold_list
-    return Shape(a.shape[0], (a if c is None else c).shape[0], wanted, listed)
+    asked = calls(module, inputs(workload))
+    return Shape(tuple(_visit(call) for call in asked), listed)

@@ -77,9 +77,9 @@ def parser() -> argparse.ArgumentParser:
                       help="instead: the compiled row functors alone")  # fmt: skip
     how = found.add_argument_group("how")
     how.add_argument("--threads", type=int, help="of torch (default: torch's; --kernels: 1)")
-    how.add_argument("--budget", type=float, default=10.0, metavar="SECONDS",
-                     help="of timing per problem (default 10; up to three times that while the "
-                     "spread is large)")  # fmt: skip
+    how.add_argument("--budget", type=float, metavar="SECONDS",
+                     help="of timing per problem (default 10, or what the preset says; up to three "
+                     "times that while the spread is large)")  # fmt: skip
     how.add_argument("--memory-limit", type=float, metavar="GIB",
                      help="of one step (default: two thirds of what is available)")  # fmt: skip
     how.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--name", default=None, help="of the files (default: the preset, or 'bench')")
     out.add_argument("--replot", type=Path, metavar="CSV", help="only draw the plot of results")
     out.add_argument("--strict", action="store_true",
-                     help="exit status 2 if a requirement of --preset issue is missed")  # fmt: skip
+                     help="exit status 2 if a requirement of the preset is missed")  # fmt: skip
     return found
 
 
@@ -161,7 +161,8 @@ def _bench(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     limit = options.memory_limit * 2**30 if options.memory_limit else on.available() * 2 / 3
-    settings = Settings(torch.get_num_threads(), options.budget, int(limit), options.timeout)
+    budget = options.budget or presets.BUDGET.get(options.preset, 10.0)
+    settings = Settings(torch.get_num_threads(), budget, int(limit), options.timeout)
     environment = record.environment(on)
     name = options.name or options.preset or "bench"
     groups: list[list[Record]] = []

@@ -40,41 +40,47 @@ class Step:
 
 
 class Products:
-    """The matrix products that no method can do without, into memory allocated before.
+    """The matrix products that no method can do without (`catalogue.Visit`), into memory allocated before.
 
-    S = A C^T, dA = G C and dC = G^T A; without dC where the candidates want no gradient.
+    S = A C^T, as often as it is needed, dA = G C and dC = G^T A.
     """
 
     leaves: dict[str, Tensor] = {}  # noqa: RUF012
 
     def __init__(self, workload: Workload) -> None:
-        shape = catalogue.shape(workload)
-        m, n = shape.rows, shape.columns
+        self.visits = catalogue.shape(workload).visits
         # The CPU computes half-precision products in float32.
         dtype = workload.torch_dtype
         if workload.device == "cpu" and dtype != torch.float64:
             dtype = torch.float32
         make: dict[str, Any] = {"dtype": dtype, "device": workload.device}
+        m, n = max(v.rows for v in self.visits), max(v.columns for v in self.visits)
         self.a = torch.randn(m, workload.dim, **make)
         self.c = torch.randn(n, workload.dim, **make)
         self.d_a, self.d_c = torch.empty_like(self.a), torch.empty_like(self.c)
-        self.both = shape.products == 3
         size = self.a.element_size()
         rows = m if m * n * size <= _WHOLE else max(1, (_WHOLE >> 2) // (n * size))
         self.s = torch.empty(min(rows, m), n, **make)
 
     def __call__(self) -> None:
-        for start in range(0, self.a.shape[0], self.s.shape[0]):
-            a = self.a[start : start + self.s.shape[0]]
-            s = self.s[: a.shape[0]]
-            torch.mm(a, self.c.t(), out=s)
-            torch.mm(s, self.c, out=self.d_a[start : start + a.shape[0]])
-            if not self.both:
-                continue
-            if start == 0:
-                torch.mm(s.t(), a, out=self.d_c)
-            else:
-                self.d_c.addmm_(s.t(), a)
+        for visit in self.visits:
+            self._visit(visit)
+
+    def _visit(self, visit: catalogue.Visit) -> None:
+        c, d_c = self.c[: visit.columns], self.d_c[: visit.columns]
+        for start in range(0, visit.rows, self.s.shape[0]):
+            rows = slice(start, min(visit.rows, start + self.s.shape[0]))
+            a = self.a[rows]
+            s = self.s.view(-1)[: a.shape[0] * visit.columns].view(-1, visit.columns)
+            for _ in range(visit.similarities):
+                torch.mm(a, c.t(), out=s)
+            if visit.gradients[0]:
+                torch.mm(s, c, out=self.d_a[rows])
+            if visit.gradients[1]:
+                if start == 0:
+                    torch.mm(s.t(), a, out=d_c)
+                else:
+                    d_c.addmm_(s.t(), a)
 
 
 def of_module(

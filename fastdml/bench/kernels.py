@@ -70,7 +70,7 @@ def measure(
 
 
 def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTime:
-    call = catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[0]
+    call = catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[-1]
     problem = eager.problem(**call)
     a, c = problem.anchors, problem.candidates
     rows = min(rows, a.shape[0])
@@ -78,6 +78,9 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
     s, out = torch.empty_like(source), Result(source.new_empty(a.shape[0], problem.loss.outputs))
     native = Native()
     schedule.presweep(problem, native)
+    teacher = None
+    if problem.teacher is not None:
+        teacher = schedule._teacher(problem, 0, rows, torch.empty_like(source))
     if problem.row_weight is None and problem.loss.outputs > 1:
         problem.row_weight = torch.ones_like(out.outputs)
 
@@ -86,7 +89,7 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
         for k in range(repeats + 2):
             s.copy_(source)  # the functor overwrites it
             start = time.perf_counter()
-            native(problem, s, None, 0, out, gradient, None)
+            native(problem, s, teacher, 0, out, gradient, None)
             seconds = time.perf_counter() - start
             if k >= 2:
                 found.append(1e9 * seconds / s.numel())

@@ -6,14 +6,15 @@ import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 
-from . import catalogue, ranks
+from . import catalogue, losses, ranks
 from .record import Record
-from .workload import Option, Workload
+from .workload import Workload
 
 Case = tuple[Workload, tuple[str, ...]]
 
-# Arguments with which a registered loss is measured by default, where its own are not the usual.
-USUAL: dict[str, tuple[tuple[str, Option], ...]] = {"multi_similarity": (("epsilon", 0.1),)}
+USUAL = catalogue.USUAL
+# Seconds of timing per problem, where the preset has many.
+BUDGET = {"losses": 3.0}
 _EVERYBODY = ("native", "chunked", "torch", "torch-hand", "pml")
 
 
@@ -70,6 +71,7 @@ PRESETS: dict[str, Callable[[], list[Case]]] = {
     "issue": issue,
     "shared": shared,
     "ranks": ranks.cases,
+    "losses": losses.cases,
 }
 
 
@@ -85,8 +87,9 @@ class Requirement:
 
 def demanded(preset: str | None, records: Sequence[Record]) -> list[Requirement]:
     """The requirements that a preset is there to judge, judged by medians."""
-    if preset == "ranks":
-        return [Requirement(*judged) for judged in ranks.judged(records)]
+    judges = {"ranks": ranks.judged, "losses": losses.judged}
+    if preset in judges:
+        return [Requirement(*judged) for judged in judges[preset](records)]
     return requirements(records) if preset == "issue" else []
 
 

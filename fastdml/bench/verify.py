@@ -51,7 +51,7 @@ class Truth:
 def truth(workload: Workload) -> Truth | None:
     """The reference, or None where it would take too long and rows can be sampled instead."""
     shape = catalogue.shape(workload)
-    size = shape.rows * shape.columns * (workload.per_class if shape.listed else 1)
+    size = sum(v.rows * v.columns for v in shape.visits) * (workload.per_class if shape.listed else 1)
     if size > _CHUNKED and _has_rows(workload):
         return None
     backend = "dense" if size <= _DENSE else "chunked"
@@ -63,6 +63,8 @@ def truth(workload: Workload) -> Truth | None:
 def _has_rows(workload: Workload) -> bool:
     """Whether the loss is a sum over rows, each computed from its similarities alone."""
     module = catalogue.build(workload.small())
+    if not hasattr(module, "description"):
+        return False
     description = module.description()  # type: ignore[operator]
     asked = catalogue.calls(module, catalogue.inputs(workload.small()))
     extra = ("teacher", "pairs", "row_values", "col_values")

@@ -13,12 +13,13 @@ Option = float | str | bool
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """embeddings [B, D] (a leaf), labels [B]; ref [N, D], ref_labels [N] or None."""
+    """embeddings [B, D] (a leaf), labels [B]; ref [N, D], ref_labels [N] or None; teacher [B, D]."""
 
     embeddings: Tensor
     labels: Tensor
     ref: Tensor | None
     ref_labels: Tensor | None
+    teacher: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Workload:
         ref, ref_y = (None, None) if candidates is None else draw(candidates)
         if ref is not None and paired:
             ref.requires_grad_()
-        return Inputs(x.requires_grad_(), y, ref, ref_y)
+        return Inputs(x.requires_grad_(), y, ref, ref_y, draw(self.batch)[0])
 
 
 def parse_loss(text: str) -> tuple[str, tuple[tuple[str, Option], ...]]:
