@@ -88,6 +88,14 @@ Block<T> block_of(const RowArguments& a, int weights) {
   return b;
 }
 
+inline const Functor& checked_functor(int64_t id, const std::vector<double>& parameters) {
+  STD_TORCH_CHECK(id >= 0 && id < functor_count(), "fastdml: unknown functor");
+  const Functor& f = functor(static_cast<int>(id));
+  STD_TORCH_CHECK(static_cast<int>(parameters.size()) == f.parameters(), "fastdml: ", f.name,
+                  " takes ", f.parameters(), " parameters, not ", parameters.size());
+  return f;
+}
+
 // Similarities in, weights out: one loss over a block of rows, by `run` of a device.
 template <void (*run)(const Functor&, const RowArguments&)>
 void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor teacher,
@@ -98,10 +106,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
            OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
            OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient,
            OptionalTensor weights) {
-  STD_TORCH_CHECK(id >= 0 && id < functor_count(), "fastdml: unknown functor");
-  const Functor& f = functor(static_cast<int>(id));
-  STD_TORCH_CHECK(static_cast<int>(parameters.size()) == f.parameters(), "fastdml: ", f.name,
-                  " takes ", f.parameters(), " parameters, not ", parameters.size());
+  const Functor& f = checked_functor(id, parameters);
   STD_TORCH_CHECK(s.dim() == 2, "fastdml: s must be a matrix");
   STD_TORCH_CHECK(loss.numel() >= s.size(0) * f.outputs(), "fastdml: loss is too short");
   STD_TORCH_CHECK(loss.scalar_type() == s.scalar_type(), "fastdml: loss must have the type of s");

@@ -60,16 +60,13 @@ def test_native_operators_write_what_their_schemas_say():
 
     g = torch.Generator().manual_seed(0)
     y = torch.tensor([3, 3, -7, 8, 3, 8])
-    i32 = [torch.empty(n, dtype=torch.int32) for n in (6, 6, 7, 6)]
     native = torch.ops.fastdml_native
     check = torch.library.opcheck
-    # (the index arrays are longer than what is written of them)
-    for t in i32:
-        t.zero_()
-    check(native.class_index_, (y, y.clone(), *i32), test_utils=("test_schema",))
-    native.class_index_(y, y.clone(), *i32)
-    assert i32[0].tolist() == [0, 0, 1, 2, 0, 2] and i32[2][:4].tolist() == [0, 3, 4, 6]
-    assert i32[3].tolist() == [0, 1, 4, 2, 3, 5]
+    check(native.class_index, (y, y.clone()), test_utils=("test_schema",))
+    row_class, _, start, order, longest, matched = native.class_index(y, y.clone())
+    assert row_class.tolist() == [0, 0, 1, 2, 0, 2] and start[:4].tolist() == [0, 3, 4, 6]
+    assert order.tolist() == [0, 1, 4, 2, 3, 5] and (longest, matched) == (3, 6)
+    check(native.total, (torch.rand(6, 2), torch.rand(6), 0.5), test_utils=("test_schema",))
     matrix = torch.randn(6, 5, generator=g)
     check(native.remove_radial_, (matrix.clone(), matrix, torch.ones(6)), test_utils=("test_schema",))
     functor = _C.functors()["smooth_ap"][0]
@@ -77,7 +74,7 @@ def test_native_operators_write_what_their_schemas_say():
     given = {
         "s": torch.randn(6, 6, generator=g), "functor": functor,
         "parameters": SmoothAP().parameters(),
-        "row_class": i32[0], "col_class": i32[1], "class_start": i32[2], "class_order": i32[3],
+        "row_class": row_class, "col_class": row_class, "class_start": start, "class_order": order,
         "longest": 3, "self_offset": -1, "weight": 1.0, "loss": torch.zeros(6), "gradient": True,
     }  # fmt: skip
     defaults = {"float": 0.0, "int": 0, "bool": False}
@@ -85,6 +82,14 @@ def test_native_operators_write_what_their_schemas_say():
         given.get(a.name, defaults.get(str(a.type))) for a in schema.arguments
     )
     check(native.rows_, arguments, test_utils=("test_schema",))
+    given |= {"anchors": matrix, "normalized": True, "col_class": row_class.clone()}
+    for both in (False, True):
+        given["d_anchors"] = given["d_candidates"] = both
+        arguments = tuple(
+            given.get(a.name, defaults.get(str(a.type)))
+            for a in native.one_block.default._schema.arguments
+        )
+        check(native.one_block, arguments, test_utils=("test_schema",))
 
 
 @pytest.mark.unpoisoned

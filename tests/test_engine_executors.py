@@ -21,10 +21,22 @@ from conftest import (
 
 import fastdml
 from fastdml.engine.dispatch import EXECUTORS
-from fastdml.engine.executors import Wanted
+from fastdml.engine.executors import Wanted, one_block
 from fastdml.engine.problem import Problem
 
 OTHERS = [b for b in BACKENDS if b != "dense"]
+# A small problem is one call of the compiled library; this way it goes through blocks as a large one.
+BLOCKS = "native, in blocks"
+WAYS = OTHERS + [BLOCKS] * ("native" in OTHERS)
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    """The backend to call, set to work in blocks where that is asked for."""
+    if request.param != BLOCKS:
+        return request.param
+    monkeypatch.setattr(one_block, "takes", lambda problem: False)
+    return "native"
 
 # Beyond twice the error of torch's own computation in the same type: a few units in the last place of
 # float32 arithmetic, relative to the largest value, and one rounding of the result to its type.
@@ -50,11 +62,11 @@ def shaken():
         Problem.rows = rows
 
 
-@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("description,reduction", EXAMPLE_REDUCTIONS)
-def test_float64_equals_dense(description, backend, reduction, case):
+def test_float64_equals_dense(description, way, reduction, case):
     true = call(description, case, "dense", reduction)
-    found = call(description, case, backend, reduction)
+    found = call(description, case, way, reduction)
     assert all(f.dtype == torch.float64 for f in found)
     assert_agree(
         description, case, found, true, reduction=reduction, scales=scales(description, case, reduction)
@@ -62,9 +74,9 @@ def test_float64_equals_dense(description, backend, reduction, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("description", EXAMPLES)
-def test_narrow_types_err_at_most_twice_as_torch(description, backend, dtype, case):
+def test_narrow_types_err_at_most_twice_as_torch(description, way, dtype, case):
     """... or as a shake of the similarities' last places does (sharp losses are badly conditioned)."""
     narrow = case.to(dtype)
     wide = narrow.to(torch.float64)
@@ -72,7 +84,7 @@ def test_narrow_types_err_at_most_twice_as_torch(description, backend, dtype, ca
     torchs = call(description, narrow, "dense")
     with shaken():
         moved = call(description, wide, "dense")
-    found = call(description, narrow, backend)
+    found = call(description, narrow, way)
     names = ["loss", *inputs(description, narrow).leaves()]
     results = zip(names, true, found, torchs, moved, scales(description, wide), strict=True)
     for name, t, f, by_torch, m, scale in results:

@@ -66,7 +66,7 @@ def class_range(y: Tensor, classes: int, name: str, validate: bool) -> None:
     if torch.compiler.is_compiling():
         return
     if y.device.type == "cpu" or validate:
-        low, high = int(y.min()), int(y.max())
+        low, high = map(int, y.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"{name}: expected values in [0, {classes}), one proxy per class, got {low} to {high}"

@@ -95,15 +95,7 @@ class LabelRelation(Relation):
         rows, columns = self.anchor_labels, self.candidate_labels
         if columns.device.type != "cpu":
             return sorted_class_index(rows, columns)
-        col_class = torch.empty(self.columns, dtype=torch.int32)
-        one_set = rows is columns
-        row_class = col_class if one_set else torch.empty(self.rows, dtype=torch.int32)
-        start = torch.empty(self.columns + 1, dtype=torch.int32)
-        order = torch.empty(self.columns, dtype=torch.int32)
-        _, longest, matched = torch.ops.fastdml_native.class_index_(
-            rows, columns, row_class, col_class, start, order
-        )
-        return ClassIndex(row_class, col_class, start, order, longest, matched)
+        return ClassIndex(*torch.ops.fastdml_native.class_index(rows, columns))
 
 
 def sorted_class_index(rows: Tensor, columns: Tensor) -> ClassIndex:

@@ -11,7 +11,7 @@ from .. import library, schedule
 from ..problem import Problem
 from ..registry import LOSSES
 from ..relation import LabelRelation
-from . import Result, Wanted
+from . import Result, Wanted, one_block
 
 
 class Native:
@@ -43,6 +43,9 @@ class Native:
         return f"compiled functor ({processor}), {rows} rows at a time"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
+        if one_block.takes(problem):
+            schedule.presweep(problem, self)
+            return one_block.run(problem, wanted)
         return schedule.run(problem, self, wanted)
 
     def bytes_per_pair(self, problem: Problem) -> int:

@@ -1,0 +1,71 @@
+// Lengths of embeddings, and what normalising them leaves of their gradients.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace fastdml {
+
+// 1/|x| of every row, 0 where |x| is at most epsilon. Five torch operators in one: a small batch
+// spends its time on the way into operators.
+template <class T>
+void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T epsilon) {
+  torch::stable::parallel_for(0, rows, 1 + 16384 / (dim + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* xi = x + i * ldx;
+      T part[16] = {};
+      int64_t d = 0;
+      for (; d + 16 <= dim; d += 16)
+        for (int l = 0; l < 16; ++l) part[l] += xi[d + l] * xi[d + l];
+      for (; d < dim; ++d) part[0] += xi[d] * xi[d];
+      T sum = 0;
+      for (int l = 0; l < 16; ++l) sum += part[l];
+      const T norm = std::sqrt(sum);
+      out[i] = norm > epsilon ? T(1) / norm : T(0);
+    }
+  });
+}
+
+// Takes out of g the part along x: what normalising x leaves of a gradient that already carries 1/|x|.
+template <class T>
+void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_t dim, int64_t ldx) {
+  torch::stable::parallel_for(0, rows, 1 + 16384 / (dim + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* gi = g + i * dim;
+      const T* xi = x + i * ldx;
+      // Sixteen partial sums: fixed order, small rounding, and the compiler may use vectors.
+      T part[16] = {};
+      int64_t d = 0;
+      for (; d + 16 <= dim; d += 16)
+        for (int l = 0; l < 16; ++l) part[l] += gi[d + l] * xi[d + l];
+      for (; d < dim; ++d) part[0] += gi[d] * xi[d];
+      T dot = 0;
+      for (int l = 0; l < 16; ++l) dot += part[l];
+      const T along = dot * inverse_norm[i] * inverse_norm[i];
+      for (d = 0; d < dim; ++d) gi[d] -= along * xi[d];
+    }
+  });
+}
+
+// The same for matrices stored by columns: [dim, rows] in memory.
+template <class T>
+void remove_radial_by_columns(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_t dim) {
+  constexpr int64_t tile = 256;
+  torch::stable::parallel_for(0, (rows + tile - 1) / tile, 1 + 64 / (dim + 1),
+                              [&](int64_t begin, int64_t end) {
+    T along[tile];
+    for (int64_t first = begin * tile; first < std::min(rows, end * tile); first += tile) {
+      const int64_t n = std::min(tile, rows - first);
+      std::fill(along, along + n, T(0));
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t i = 0; i < n; ++i) along[i] += g[d * rows + first + i] * x[d * rows + first + i];
+      for (int64_t i = 0; i < n; ++i) along[i] *= inverse_norm[first + i] * inverse_norm[first + i];
+      for (int64_t d = 0; d < dim; ++d)
+        for (int64_t i = 0; i < n; ++i) g[d * rows + first + i] -= along[i] * x[d * rows + first + i];
+    }
+  });
+}
+
+}  // namespace fastdml

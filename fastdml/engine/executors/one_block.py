@@ -1,0 +1,68 @@
+"""A problem whose whole matrix fits the workspace, in one call of the compiled library.
+
+What `schedule` does in twenty operators. A small batch spends its time on the way into operators, and
+where rows and columns are one set the two products of weights are one: (G + G^T) A.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import library
+from ..problem import Problem
+from ..schedule import Result, Wanted
+from ..similarity import PRODUCT
+from ..workspace import block_limit, buffer
+
+
+def takes(problem: Problem) -> bool:
+    """Whether the call below can run a problem that the compiled functors can."""
+    loss, metric = problem.loss, problem.loss.metric
+    a, c = problem.anchors, problem.candidates
+    size = a.element_size()
+    return (
+        problem.device_type == "cpu"
+        and a.is_contiguous()
+        and (c is a or c.is_contiguous())
+        and problem.teacher is None
+        and not loss.column_bias
+        and not (metric.clipped or metric.raw_anchors)
+        and (metric.normalized or metric.kind == PRODUCT)
+        and a.shape[0] * c.shape[0] * size <= block_limit("cpu", c.shape[0], size)
+    )
+
+
+def run(problem: Problem, wanted: Wanted) -> Result:
+    """Outputs of the rows and the wanted derivatives of their weighted sum."""
+    a, c, loss = problem.anchors, problem.candidates, problem.loss
+    m, n = a.shape[0], c.shape[0]
+    metric, classes = loss.metric, problem.classes
+    one_set = c is a
+    outputs, d_anchors, d_candidates, d_scalars, d_row_values = torch.ops.fastdml_native.one_block(
+        a,
+        None if one_set else c,
+        buffer("similarity", m * n, a).view(m, n),
+        library.functors()[loss.name][0],
+        loss.members,
+        metric.kind,
+        metric.normalized,
+        problem.epsilon,
+        classes.row_class,
+        classes.col_class,
+        classes.start,
+        classes.order,
+        classes.longest,
+        problem.excludes_self,
+        problem.row_weight,
+        problem.weight,
+        problem.scalars,
+        problem.row_values,
+        problem.col_values,
+        wanted.anchors,
+        wanted.candidates,
+        wanted.scalars,
+        wanted.row_values,
+    )
+    if d_scalars is not None:
+        d_scalars = d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
+    return Result(outputs, d_anchors, d_candidates, d_scalars, d_row_values)
