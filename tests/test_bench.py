@@ -80,6 +80,10 @@ def test_parse_loss():
         parse_loss("smooth_ap:temperature")
 
 
+def test_a_loss_is_measured_without_what_a_sum_adds_to_it():
+    assert catalogue.module_class("sup_ap") is losses.SupAPLoss  # not ROADMAP, which has it in it
+
+
 @pytest.mark.parametrize("loss", catalogue.measurable())
 @pytest.mark.parametrize("contender", ["torch", "chunked", "native"])
 def test_contenders_agree_with_the_reference(loss, contender):

@@ -1,6 +1,7 @@
 // The row of the CPU: SIMD passes over one row of similarities, which fits in the cache.
 #pragma once
 #include "block.h"
+#include "clusters.h"
 #include "lanes.h"
 #include "sorted.h"
 
@@ -139,14 +140,14 @@ class Row {
       return compare(*this, f);
     }
     template <class F>
-    FASTDML_FN auto compare(const List& other, F f) {
+    FASTDML_FN auto compare(List& other, F f) {
       return row_.sums(other, theta_, n_, -1, f, [](V v, std::int64_t, int) {
         return positive_pairs(v);
       });
     }
     template <class F>
     auto compare(F f, const Tail<T>& tail) {
-      if (!sorts(theta_, n_, tail)) return compare(*this, f);
+      if (!sorts<F>(theta_, n_, tail)) return compare(*this, f);
       sorted_.build(theta_, n_, [](std::int64_t) { return true; }, row_.arena_);
       return row_.window_sums(*this, sorted_, f, tail);
     }
@@ -163,13 +164,13 @@ class Row {
       add_compare(*this, c, f);
     }
     template <class F>
-    FASTDML_FN void add_compare(const List& other, const T* c, F f) {
+    FASTDML_FN void add_compare(List& other, const T* c, F f) {
       if (!row_.block_.gradient) return;
+      const auto weigh = other.weigher(c, f);
       for (int m = 0; m < n_; m += W) {
         const int count = n_ - m < W ? n_ - m : W;
         const V x = load(theta_ + m, count);
-        V g{};
-        for (int k = 0; k < other.n_; ++k) g += c[k] * f(x - other.theta_[k], positive_pairs(x));
+        const V g = weigh(x, positive_pairs(x));
         for (int i = 0; i < count; ++i) row_.s_[index_[m + i]] += g[i];
       }
     }
@@ -181,22 +182,28 @@ class Row {
    private:
     friend class Row;
     // Whether sorting n values x costs less than comparing each with each threshold. Sorting saves the
-    // pairs outside the windows: a few are looked at to see how many those are.
+    // pairs outside the windows: a few are looked at to see how many those are. A sigmoid passes over
+    // vectors of values that are below all windows in either form.
+    template <class F>
     bool sorts(const T* x, std::int64_t n, const Tail<T>& tail) const {
       if (n_ == 0 || n_ < tail.least) return false;
       if (tail.least == 0 || !(tail.from < tail.to)) return true;
       constexpr int kValues = 64, kThresholds = 4;
-      int inside = 0;
-      for (int q = 0; q < kThresholds; ++q) {
-        const T theta = theta_[q * (n_ - 1) / (kThresholds - 1)];
-        for (int i = 0; i < kValues; ++i) {
-          const T t = x[i * n / kValues] - theta;
+      int inside = 0, below = 0;
+      for (int i = 0; i < kValues; ++i) {
+        int low = 0;
+        for (int q = 0; q < kThresholds; ++q) {
+          const T t = x[i * n / kValues] - theta_[q * (n_ - 1) / (kThresholds - 1)];
           inside += t >= tail.from && t <= tail.to;
+          low += t < tail.from;
         }
+        below += low == kThresholds;
       }
       // A pair in a window costs more once sorted, since its weight is added up in memory.
       const T share = static_cast<T>(inside) / (kValues * kThresholds);
-      return n_ * (T(1) - T(1.4) * share) > tail.least;
+      T passed = T(BySigmoid<F>);
+      for (int lane = 0; lane < W; ++lane) passed *= static_cast<T>(below) / kValues;
+      return n_ * (T(1) - passed - T(1.4) * share) > tail.least;
     }
     FASTDML_FN List(Row& row, const std::int32_t* index, int n) : row_(row) {
       theta_ = row.arena_.take(n);
@@ -208,11 +215,45 @@ class Row {
       }
     }
     FASTDML_FN List(Row& row, int n) : row_(row), theta_(row.arena_.take(n)), n_(n) {}
+
+    // Calls each(comparison, begin, end): the comparison is with thresholds begin ... end - 1.
+    template <class F, class Each>
+    FASTDML_FN void visit(F f, Each each) {
+      if constexpr (BySigmoid<F>) {
+        clusters_.build(theta_, n_, f.sharpness, row_.arena_);
+        clusters_.visit(f, each);
+      } else {
+        each(Plainly<T, F>{theta_, f}, 0, n_);
+      }
+    }
+
+    // Gives sum_k c_k f(v - theta_k, p) for a vector of values v. c outlives it.
+    template <class F>
+    FASTDML_FN auto weigher(const T* c, F f) {
+      const T* by = c;
+      if constexpr (BySigmoid<F>) {
+        clusters_.build(theta_, n_, f.sharpness, row_.arena_);
+        T* moved = row_.arena_.take(n_);
+        for (int k = 0; k < n_; ++k) moved[k] = c[clusters_.order()[k]];
+        by = moved;
+      }
+      return [this, by, f](V v, const Pairs<T>& p) __attribute__((always_inline)) {
+        V g{};
+        visit(f, [&](const auto& with, int begin, int end) __attribute__((always_inline)) {
+          if (with.nothing(v)) return;
+          const V prepared = with.prepare(v);
+          for (int k = begin; k < end; ++k) g += by[k] * with.at(prepared, v, k, p);
+        });
+        return g;
+      };
+    }
+
     Row& row_;
     T* theta_;
     std::int32_t* index_ = nullptr;
     int n_ = 0;
     Sorted<T> sorted_;
+    Clusters<T> clusters_;
   };
 
   FASTDML_FN List positives() {
@@ -305,16 +346,13 @@ class Row {
 
   template <class F>
   FASTDML_FN void map_compare(List& list, const T* c, F f) {
-    map([&](auto p) __attribute__((always_inline)) {
-      V g{};
-      for (int k = 0; k < list.n_; ++k) g += c[k] * f(p.s - list.theta_[k], p);
-      return g;
-    });
+    const auto weigh = list.weigher(c, f);
+    map([&](auto p) __attribute__((always_inline)) { return weigh(p.s, p); });
   }
 
   template <class F>
   auto compare(List& list, F f, const Tail<T>& tail) {
-    if (!list.sorts(s_, n_, tail)) return compare(list, f);
+    if (!list.template sorts<F>(s_, n_, tail)) return compare(list, f);
     sorted_.build(
         s_, n_,
         [&](std::int64_t j) { return j != self_ && !(tail.negatives && col_class_[j] == class_); },
@@ -347,54 +385,76 @@ class Row {
     return {s, same, ~same, &block_, block_.teacher + i_ * block_.teacher_ld, j, count};
   }
 
-  // Sums of f(x - theta_k) over the sorted values x: f itself inside a threshold's window, and its
-  // straight parts outside from the number and the sum of the values there.
+  // Sums of f(x - theta_k) over the sorted values x: f itself inside the window of a group of thresholds,
+  // and its straight parts outside from the number and the sum of the values there.
   template <class F>
-  auto window_sums(const List& list, const Sorted<T>& x, F f, const Tail<T>& tail) {
+  auto window_sums(List& list, const Sorted<T>& x, F f, const Tail<T>& tail) {
     constexpr int N = sizeof(decltype(f(V{}, Pairs<T>{}))) / sizeof(V);
     auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
-    for (int k = 0; k < list.n_; ++k) {
-      const T theta = list.theta_[k];
-      const std::int64_t low = x.below(theta + tail.from), high = x.upto(theta + tail.to);
-      sum_group<1, N>(
-          &list.theta_[k], x.values() + low, high - low, -1, f,
-          [&](V v, std::int64_t, int) { return pairs_of(v, tail); }, out + k);
-      const double under = static_cast<double>(low), over = static_cast<double>(x.size() - high);
-      const double low_sum = x.total() - x.sum_from(low) - under * theta;
-      const double high_sum = x.sum_from(high) - over * theta;
-      out[k][0] += static_cast<T>(tail.low_height * under + tail.low_rise * low_sum +
-                                  tail.high_height * over + tail.high_rise * high_sum);
-      if constexpr (N > 1)
-        out[k][1] += static_cast<T>(tail.low_rise * under + tail.high_rise * over);
-    }
+    list.visit(f, [&](const auto& with, int begin, int end) {
+      windows(with, begin, end, x, tail, [&]<int G>(int k, std::int64_t low, std::int64_t high) {
+        sum_group<G, N>(
+            with, k, x.values() + low, high - low, -1,
+            [&](V v, std::int64_t, int) { return pairs_of(v, tail); }, out);
+        const double under = static_cast<double>(low), over = static_cast<double>(x.size() - high);
+        for (int g = k; g < k + G; ++g) {
+          const double low_sum = x.total() - x.sum_from(low) - under * with.theta[g];
+          const double high_sum = x.sum_from(high) - over * with.theta[g];
+          Values<T, N>& sum = out[with.index(g)];
+          sum[0] += static_cast<T>(tail.low_height * under + tail.low_rise * low_sum +
+                                   tail.high_height * over + tail.high_rise * high_sum);
+          if constexpr (N > 1)
+            sum[1] += static_cast<T>(tail.low_rise * under + tail.high_rise * over);
+        }
+      });
+    });
     return Sums<T, N>{out};
   }
 
   // Calls put(index, sum_k c_k f(x - theta_k)) for every sorted value x; f returns the slope. The sums
   // that window_sums needs are lost.
   template <class F, class Put>
-  void window_weights(const List& list, Sorted<T>& x, const T* c, F f, const Tail<T>& tail, Put put) {
-    T* g = x.weights();
+  void window_weights(List& list, Sorted<T>& x, const T* c, F f, const Tail<T>& tail, Put put) {
+    T* weight = x.weights();
     const std::int64_t n = x.size();
-    std::memset(g, 0, n * sizeof(T));
+    std::memset(weight, 0, n * sizeof(T));
     double* edge = x.scratch();  // changes of the straight parts' sum
     double straight = 0;
-    for (int k = 0; k < list.n_; ++k) {
-      const T theta = list.theta_[k];
-      const std::int64_t low = x.below(theta + tail.from), high = x.upto(theta + tail.to);
-      straight += c[k] * tail.low_rise;
-      edge[low] -= c[k] * tail.low_rise;
-      edge[high] += c[k] * tail.high_rise;
-      for (std::int64_t i = low; i < high; i += W) {
-        const int count = high - i < W ? static_cast<int>(high - i) : W;
-        const V v = load(x.values() + i, count);
-        store(g + i, load(g + i, count) + c[k] * f(v - theta, pairs_of(v, tail)), count);
-      }
-    }
+    list.visit(f, [&](const auto& with, int begin, int end) {
+      windows(with, begin, end, x, tail, [&]<int G>(int k, std::int64_t low, std::int64_t high) {
+        T by[G];
+        for (int g = 0; g < G; ++g) {
+          by[g] = c[with.index(k + g)];
+          straight += by[g] * tail.low_rise;
+          edge[low] -= by[g] * tail.low_rise;
+          edge[high] += by[g] * tail.high_rise;
+        }
+        for (std::int64_t i = low; i < high; i += W) {
+          const int count = high - i < W ? static_cast<int>(high - i) : W;
+          const V v = load(x.values() + i, count), prepared = with.prepare(v);
+          const Pairs<T> p = pairs_of(v, tail);
+          V total = load(weight + i, count);
+          for (int g = 0; g < G; ++g) total += by[g] * with.at(prepared, v, k + g, p);
+          store(weight + i, total, count);
+        }
+      });
+    });
     for (std::int64_t i = 0; i < n; ++i) {
       straight += edge[i];
-      put(x.index(i), g[i] + static_cast<T>(straight));
+      put(x.index(i), weight[i] + static_cast<T>(straight));
     }
+  }
+
+  // Calls each.operator()<G>(k, low, high) for groups of thresholds k ... k + G - 1: the sorted values
+  // low ... high - 1 are those in a window of theirs.
+  template <class With, class Each>
+  static void windows(const With& with, int begin, int end, const Sorted<T>& x, const Tail<T>& tail,
+                      Each each) {
+    constexpr int kMost = With::kAscending ? With::kGroup : 1;
+    in_groups<kMost>(begin, end, [&]<int G>(int k) {
+      each.template operator()<G>(k, x.below(with.theta[k] + tail.from),
+                                  x.upto(with.theta[k + G - 1] + tail.to));
+    });
   }
 
   FASTDML_FN static Pairs<T> pairs_of(V s, const Tail<T>& tail) {
@@ -440,20 +500,21 @@ class Row {
     }
   }
 
-  // Sums of f(x_j - theta_k) over n values x, two thresholds at a time so that each load serves two
+  // Sums of f(x_j - theta_k) over n values x, several thresholds at a time so that each load serves as many
   // evaluations. `own` is the value to leave out, or -1; `at` turns a vector of x into pairs.
   template <class F, class At>
-  FASTDML_FN auto sums(const List& list, const T* x, std::int64_t n, std::int64_t own, F f, At at) {
+  FASTDML_FN auto sums(List& list, const T* x, std::int64_t n, std::int64_t own, F f, At at) {
     constexpr int N = sizeof(decltype(f(V{}, Pairs<T>{}))) / sizeof(V);
     auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
-    int k = 0;
-    for (; k + 2 <= list.n_; k += 2) sum_group<2, N>(list.theta_ + k, x, n, own, f, at, out + k);
-    for (; k < list.n_; ++k) sum_group<1, N>(list.theta_ + k, x, n, own, f, at, out + k);
+    list.visit(f, [&](const auto& with, int begin, int end) {
+      in_groups<std::decay_t<decltype(with)>::kGroup>(
+          begin, end, [&]<int G>(int k) { sum_group<G, N>(with, k, x, n, own, at, out); });
+    });
     return Sums<T, N>{out};
   }
 
-  template <int G, int N, class F, class At>
-  FASTDML_FN static void sum_group(const T* theta, const T* x, std::int64_t n, std::int64_t own, F f,
+  template <int G, int N, class With, class At>
+  FASTDML_FN static void sum_group(const With& with, int k, const T* x, std::int64_t n, std::int64_t own,
                                    At at, Values<T, N>* out) {
     V total[G][N] = {};
     runs(
@@ -462,9 +523,11 @@ class Row {
           V part[G][N] = {};
           for (std::int64_t j = begin; j < end; j += W) {
             const V v = load(x + j);
+            if (with.nothing(v)) continue;
+            const V prepared = with.prepare(v);
             const Pairs<T> p = at(v, j, W);
             for (int g = 0; g < G; ++g) {
-              auto y = f(v - theta[g], p);
+              auto y = with.at(prepared, v, k + g, p);
               for (int i = 0; i < N; ++i) part[g][i] += y[i];
             }
           }
@@ -472,15 +535,15 @@ class Row {
             for (int i = 0; i < N; ++i) total[g][i] += part[g][i];
         },
         [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
-          const V v = load(x + j, count);
+          const V v = load(x + j, count), prepared = with.prepare(v);
           const Pairs<T> p = at(v, j, count);
           for (int g = 0; g < G; ++g) {
-            auto y = f(v - theta[g], p);
+            auto y = with.at(prepared, v, k + g, p);
             for (int i = 0; i < N; ++i) total[g][i] += valid ? y[i] : V{};
           }
         });
     for (int g = 0; g < G; ++g)
-      for (int i = 0; i < N; ++i) out[g][i] = across<Sum, T>(Sum{}, total[g][i]);
+      for (int i = 0; i < N; ++i) out[with.index(k + g)][i] = across<Sum, T>(Sum{}, total[g][i]);
   }
 
   T* s_;

@@ -15,7 +15,7 @@ FASTDML_FN constexpr std::int64_t sorted_room(std::int64_t n) {
   return (2 * sizeof(std::uint64_t) + 2 * sizeof(T) + sizeof(double)) * (n + 1) / sizeof(T) + 8;
 }
 
-// A sort of (value, index) pairs: three counting passes for float, whose bits order like integers once
+// An order of all values, NaN among them, and a sort of (value, index) pairs: three counting passes for float, whose bits order like integers once
 // the sign is folded; for double, the library's sort.
 template <class T>
 struct Sorter;
@@ -23,11 +23,13 @@ struct Sorter;
 template <>
 struct Sorter<float> {
   using Item = std::uint64_t;  // key above, index below
-  static Item pack(float value, std::int32_t index) {
+  static std::uint32_t key(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    bits ^= (bits >> 31) ? 0xffffffffu : 0x80000000u;
-    return static_cast<Item>(bits) << 32 | static_cast<std::uint32_t>(index);
+    return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+  }
+  static Item pack(float value, std::int32_t index) {
+    return static_cast<Item>(key(value)) << 32 | static_cast<std::uint32_t>(index);
   }
   static float value(Item item) {
     std::uint32_t bits = static_cast<std::uint32_t>(item >> 32);
@@ -70,12 +72,12 @@ struct Sorter<double> {
     std::uint64_t key;  // an order of all bit patterns: the library's sort must not meet a NaN
     std::int64_t index;
   };
-  static Item pack(double value, std::int32_t index) {
+  static std::uint64_t key(double value) {
     std::uint64_t bits;
     std::memcpy(&bits, &value, 8);
-    bits ^= (bits >> 63) ? ~std::uint64_t{0} : std::uint64_t{1} << 63;
-    return {bits, index};
+    return bits ^ ((bits >> 63) ? ~std::uint64_t{0} : std::uint64_t{1} << 63);
   }
+  static Item pack(double value, std::int32_t index) { return {key(value), index}; }
   static double value(Item item) {
     std::uint64_t bits = item.key ^ ((item.key >> 63) ? std::uint64_t{1} << 63 : ~std::uint64_t{0});
     double v;

@@ -1,5 +1,6 @@
 // PNP (Li et al., 2021): penalises the number of negatives ahead of each positive.
 #pragma once
+#include "smooth_step.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -27,27 +28,25 @@ struct Pnp {
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const T sharpness = T(1) / temperature;
-    const auto slope = [=](auto t, auto p) {
-      auto sigma = sigmoid(t * sharpness);
-      return select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0));
-    };
-    const Tail<T> tail = step_tail(temperature, true, sort_from(sort, 16));
+    const auto step = of_sigmoid(sharpness, [](auto sigma, auto, auto p) {
+      return values(select(p.negative, sigma, T(0)), select(p.negative, sigma - sigma * sigma, T(0)));
+    });
+    const auto slope = of_sigmoid(sharpness, [](auto sigma, auto, auto p) {
+      return select(p.negative, sigma - sigma * sigma, T(0));
+    });
+    const Tail<T> tail = step_tail(temperature, true, sort_from(sort, 48));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0 || n < row.scalar(0)) {  // a query that is its only positive does not count
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }
-    const auto ahead = row.compare(positives, [=](auto t, auto p) {
-      auto sigma = sigmoid(t * sharpness);
-      return values(select(p.negative, sigma, T(0)),
-                    select(p.negative, sigma * (T(1) - sigma) * sharpness, T(0)));
-    }, tail);
+    const auto ahead = row.compare(positives, step, tail);
     auto push = row.array(n), direct = row.array(n);
     const Pnp cost = *this;
     const T total = positives.sum([=](int k) {
       const auto [height, rate] = cost.penalty(ahead[k][0]);
-      push[k] = rate / n;
+      push[k] = rate * sharpness / n;
       direct[k] = -push[k] * ahead[k][1];
       return height;
     });

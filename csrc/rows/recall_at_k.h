@@ -1,6 +1,7 @@
 // Recall@k surrogate (Patel et al., CVPR 2022): SPEC 3.2. Sigmoid ranks, then a sigmoid count of the
 // ranks within k.
 #pragma once
+#include "smooth_step.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -17,27 +18,19 @@ struct RecallAtK {
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const T sharpness = T(1) / rank_temperature;
-    const auto step = [=](auto t, auto) {
-      auto sigma = sigmoid(t * sharpness);
-      return values(sigma, sigma * (T(1) - sigma) * sharpness);
-    };
-    const auto slope = [=](auto t, auto) {
-      auto sigma = sigmoid(t * sharpness);
-      return sigma * (T(1) - sigma) * sharpness;
-    };
-    const Tail<T> tail = step_tail(rank_temperature, false, sort_from(sort, 16));
+    const Tail<T> tail = step_tail(rank_temperature, false, sort_from(sort, 48));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }
-    const auto all = row.compare(positives, step, tail);
+    const auto all = row.compare(positives, smooth_step(sharpness), tail);
     const bool placed = own_counts != T(0) && row.has_own();
     const T own = placed ? row.own() : T(0);
     const auto own_step = [=](int i) {
       const T sigma = placed ? sigmoid((own - positives[i]) * sharpness) : T(0);
-      return values(sigma, sigma * (T(1) - sigma) * sharpness);
+      return values(sigma, sigma - sigma * sigma);
     };
     auto rank = row.array(n), push = row.array(n), direct = row.array(n);
     positives.each([=](int i) {
@@ -55,7 +48,7 @@ struct RecallAtK {
       recall += min(found, within) / full;
       // At equality the subgradient of min is one half.
       const T open = found < within ? T(1) : found > within ? T(0) : T(0.5);
-      const T weight = open * near / (full * levels);
+      const T weight = open * near * sharpness / (full * levels);
       positives.each([=](int i) {
         const T u = sigmoid((within - rank[i]) * near);
         push[i] += weight * u * (T(1) - u);
@@ -64,7 +57,7 @@ struct RecallAtK {
     // The pair j = i appears in both sums of slopes and cancels.
     positives.each([=](int i) { direct[i] = -push[i] * (all[i][1] + own_step(i)[1]); });
     const T own_weight = positives.sum([=](int i) { return push[i] * own_step(i)[1]; });
-    row.map_compare(positives, push, slope, tail);
+    row.map_compare(positives, push, smooth_slope(sharpness), tail);
     positives.add(direct);
     if (placed) row.add_own(own_weight);
     return {T(1) - recall / levels, T(1)};

@@ -50,6 +50,7 @@
 //   list.add_compare(other, c, f)    adds sum_k c_k f(theta_m - other_k) to the result of pair m
 //   row.compare(list, f, tail), row.map_compare(list, c, f, tail), list.compare(f, tail),
 //   list.add_compare(c, f, tail)     the same, for an f that is linear but for a window around 0 (Tail)
+//   of_sigmoid(sharpness, f)         such an f made of a sigmoid (smooth_step.h), which may be factorised
 //   row.array(n)                     room for n values, shared by everything in the row
 //   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
 //                                    out, and its similarity

@@ -1,5 +1,6 @@
 // Smooth-AP (Brown et al., ECCV 2020): SPEC 3.1. The row's positives are its thresholds.
 #pragma once
+#include "smooth_step.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -12,35 +13,28 @@ struct SmoothAP {
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
     const T sharpness = T(1) / temperature;
-    const auto step = [=](auto t, auto) {
-      auto sigma = sigmoid(t * sharpness);
-      return values(sigma, sigma * (T(1) - sigma) * sharpness);
-    };
-    const auto slope = [=](auto t, auto) {
-      auto sigma = sigmoid(t * sharpness);
-      return sigma * (T(1) - sigma) * sharpness;
-    };
-    const Tail<T> tail = step_tail(temperature, false, sort_from(sort, 16));
+    const Tail<T> tail = step_tail(temperature, false, sort_from(sort, 48));
     auto positives = row.positives();
     const int n = positives.size();
     if (n == 0) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
     }
-    const auto all = row.compare(positives, step, tail);
-    const auto own = positives.compare(step, tail);
+    const auto all = row.compare(positives, smooth_step(sharpness), tail);
+    const auto own = positives.compare(smooth_step(sharpness), tail);
     auto push = row.array(n), pull = row.array(n), direct = row.array(n);
     const T ap = positives.sum([=](int k) {
       // The pair j = k adds sigma(0) = 1/2 to both sums: half of the leading 1 of a rank.
       const T rank_own = T(0.5) + own[k][0], rank_all = T(0.5) + all[k][0];
       const T precision = rank_own / rank_all;
-      pull[k] = T(-1) / (rank_all * n);
-      push[k] = precision / (rank_all * n);
-      direct[k] = (own[k][1] - precision * all[k][1]) / (rank_all * n);
+      const T factor = sharpness / (rank_all * n);
+      pull[k] = -factor;
+      push[k] = precision * factor;
+      direct[k] = (own[k][1] - precision * all[k][1]) * factor;
       return precision;
     });
-    row.map_compare(positives, push, slope, tail);
-    positives.add_compare(pull, slope, tail);
+    row.map_compare(positives, push, smooth_slope(sharpness), tail);
+    positives.add_compare(pull, smooth_slope(sharpness), tail);
     positives.add(direct);
     return T(1) - ap / n;
   }

@@ -1,6 +1,7 @@
 // SupAP (Ramzi et al., NeurIPS 2021): SPEC 2.10. An upper bound of 1 - AP: positives are ranked among
 // themselves by a true step, negatives by a sigmoid that turns into a straight line.
 #pragma once
+#include "smooth_step.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -19,20 +20,18 @@ struct SupAP {
     // Equal similarities (duplicates) tie however their last digits fell.
     const T tie = T(8) * epsilon<T>();
     const auto count = [=](auto t, auto) { return values(select(t >= -tie, T(1), T(0))); };
-    const auto slope = [=](auto t, auto p) {
-      auto sigma = sigmoid(t * sharpness);
-      auto gentle = sigma * (T(1) - sigma) * sharpness;
+    const auto slope = of_sigmoid(sharpness, [=](auto sigma, auto t, auto p) {
+      auto gentle = (sigma - sigma * sigma) * sharpness;
       return select(p.negative, select(t > knee, slant, gentle), T(0));
-    };
-    const auto step = [=](auto t, auto p) {
-      auto sigma = sigmoid(t * sharpness);
+    });
+    const auto step = of_sigmoid(sharpness, [=](auto sigma, auto t, auto p) {
       auto steep = t > knee;
-      auto gentle = sigma * (T(1) - sigma) * sharpness;
+      auto gentle = (sigma - sigma * sigma) * sharpness;
       auto height = select(steep, (t - knee) * slant + high, sigma + select(t > tie, jump, T(0)));
       return values(select(p.negative, height, T(0)),
                     select(p.negative, select(steep, slant, gentle), T(0)));
-    };
-    const int least = sort_from(sort, 16);
+    });
+    const int least = sort_from(sort, 40);
     const Tail<T> tail{-flat<T>() * temperature, knee, T(0), T(0), high - slant * knee, slant, true, least};
     const Tail<T> own_tail{-tie, tie, T(0), T(0), T(1), T(0), false, least};
     auto positives = row.positives();

@@ -44,15 +44,24 @@ def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
 
 @functools.cache
 def module_classes() -> dict[str, type[nn.Module]]:
-    """Registered name -> the first module that computes it."""
-    found: dict[str, type[nn.Module]] = {}
+    """Registered name -> the first module that computes it, and nothing beside it if there is one."""
+    found: dict[str, list[type[nn.Module]]] = {}
     for _, cls in sorted(MODULES.items()):
         try:
             name = _registered(cls)
         except (TypeError, AttributeError):  # needs arguments only its user can give
             continue
-        found.setdefault(name, cls)
-    return found
+        found.setdefault(name, []).append(cls)
+
+    def alone(cls: type[nn.Module]) -> bool:
+        example = Workload("", batch=8, dim=4, classes=4)
+        paired = "labels" not in inspect.signature(cls.forward).parameters
+        return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=paired))) == 1
+
+    return {
+        name: next(filter(alone, some), some[0]) if len(some) > 1 else some[0]
+        for name, some in found.items()
+    }
 
 
 def _registered(cls: type[nn.Module]) -> str:
