@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .engine import check
 from .engine.loss import RowLoss
-from .engine.mining import check_strategies, choose, distance_log_weight, draw, tie
+from .engine.mining import check_strategies, choose, distance_log_weight, draw, nearest, tie
 from .engine.op import statistic_type
 from .engine.similarity import SIMILARITIES, unit
 
@@ -306,10 +306,14 @@ class DistanceWeightedMiner:
 
 
 class NearestNegativeMiner:
-    """All positives and the k nearest negatives of each anchor (cosine similarity), `(a1, p, a2, n)`.
+    """All positives and the k nearest negatives of each anchor (of normalised embeddings).
 
     Args:
-        k: >= 1; anchors with fewer negatives keep all.
+        k: >= 1; anchors with fewer negatives keep all. Negatives as near as the k-th, to rounding, are
+            all in.
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists.
     """
 
     def __init__(self, k: int = 1) -> None:
@@ -325,10 +329,11 @@ class NearestNegativeMiner:
         mined = (embeddings, labels, ref_emb, ref_labels)
         batch = _checked(embeddings, labels, ref_emb, ref_labels)
 
-        def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-            k = min(self.k, s.shape[1])
-            nearest = s.masked_fill(~negative, -torch.inf).topk(k, dim=1).indices
-            kept = torch.zeros_like(negative).scatter(1, nearest, True) & negative
+        def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            kept = nearest(-d, negative, self.k)
             return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
 
-        return LazyPairs({}, mined, lambda: _by_rows(batch, select, anchors=(0, 2)))
+        def materialise() -> tuple[Tensor, ...]:
+            return _by_rows(batch, select, anchors=(0, 2), distance=True)
+
+        return LazyPairs({"negatives": "nearest", "k": self.k}, mined, materialise, "distance")

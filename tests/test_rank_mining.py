@@ -102,6 +102,43 @@ def test_nan_is_not_passed_over(backend):
     assert value.isnan()
 
 
+@pytest.mark.parametrize("k", [1, 3, 7, 100])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("positives", ["all", "hard"])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_k_nearest_negatives_in_the_row(backend, k, positives, smooth, monkeypatch):
+    """Against triplets that are listed one by one, in rows with a negative that is there twice."""
+    x, y = problem(rows=30, classes=5)
+    x[7], y[7], y[8] = x[8], 3, 3
+    d = torch.cdist(torch.nn.functional.normalize(x), torch.nn.functional.normalize(x))
+    triplets = []
+    for a in range(len(x)):
+        own = [p for p in range(len(x)) if y[p] == y[a] and p != a]
+        others = sorted((float(d[a, n]), n) for n in range(len(x)) if y[n] != y[a])
+        if positives == "hard":
+            own = [max(own, key=lambda p: round(float(d[a, p]), 12))] if own else []
+        reach = others[min(k, len(others)) - 1][0] + 1e-12
+        triplets += [(a, p, n) for p in own for far, n in others if far <= reach]
+    expected = torch.tensor(triplets).unbind(1)
+    z = x.clone().requires_grad_()
+    u = torch.nn.functional.normalize(z)
+    a, p, n = expected
+    excess = (u[a] - u[p]).norm(dim=1) - (u[a] - u[n]).norm(dim=1) + 0.2
+    cost = torch.nn.functional.softplus(excess, threshold=1e9) if smooth else excess.relu()
+    value = cost.sum() / (len(cost) if smooth else (excess > 0).sum())
+    true = value.detach(), *torch.autograd.grad(value, z)
+    how = {"margin": 0.2, "smooth_loss": smooth, "positives": positives, "backend": backend}
+    same(with_gradient(F.triplet_margin, x, y, negatives="nearest", k=k, **how), true)
+    if positives == "all":
+        miner = miners.NearestNegativeMiner(k)
+        monkeypatch.setattr(miners.LazyPairs, "_pairs", lambda self: pytest.fail("listed"))
+        z = x.clone().requires_grad_()
+        value = F.triplet_margin(z, y, miner(z, y), **how)
+        same((value.detach(), *torch.autograd.grad(value, z)), true)
+    x[3] = torch.nan
+    assert F.triplet_margin(x, y, negatives="nearest", k=k, **how).isnan()
+
+
 def test_nearest_negatives():
     x, y = problem()
     a1, _, a2, n = miners.NearestNegativeMiner(3)(x, y)
@@ -385,6 +422,9 @@ def test_a_memory_of_past_embeddings_takes_no_gradient(name, backend):
         (lambda: losses.TripletMarginLoss(positives="best"), "positives"),
         (lambda: losses.TripletMarginLoss(positives="all", negatives="semihard"), "negatives"),
         (lambda: miners.BatchEasyHardMiner("semihard", "semihard"), "neg_strategy"),
+        (lambda: losses.TripletMarginLoss(positives="nearest"), "positives"),
+        (lambda: losses.TripletMarginLoss(positives="semihard", negatives="nearest"), "positives"),
+        (lambda: losses.TripletMarginLoss(negatives="nearest", k=0), "k"),
         (lambda: miners.NearestNegativeMiner(0), "k"),
     ],
 )

@@ -14,19 +14,20 @@ struct PairSum {
 
 // Sums phi(x_n - x_p) over all positives p and negatives n of the row, times scale(positives,
 // negatives), and turns the row into the sum's derivative. phi(t) returns values(height, slope); `tail` is
-// what it does outside a window.
-template <class T, class Row, class Phi, class Scale>
-FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, const Tail<T>& tail, Scale scale) {
+// what it does outside a window. takes(p): the negatives that take part; rows are not sorted for fewer than
+// all, so `tail` must not ask for it.
+template <class T, class Row, class Phi, class Scale, class Takes>
+FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, const Tail<T>& tail, Scale scale, T opposed,
+                                 Takes takes) {
   auto positives = row.positives();
   const int n = positives.size();
-  const T opposed = static_cast<T>(row.candidates() - n);
   if (n == 0 || opposed == T(0)) {
     row.map([](auto p) { return p.s * T(0); });
     return {T(0), T(0), static_cast<T>(n), opposed};
   }
   const auto above = row.compare(positives, [=](auto t, auto p) {
     const auto [height, slope] = phi(t);
-    return values(select(p.negative, height, T(0)), select(p.negative, slope, T(0)));
+    return values(select(takes(p), height, T(0)), select(takes(p), slope, T(0)));
   }, tail);
   const T factor = scale(static_cast<T>(n), opposed);
   auto push = row.array(n), direct = row.array(n);
@@ -37,10 +38,16 @@ FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, const Tail<T>& tail, Scale s
   });
   const T slopes = positives.sum([=](int k) { return above[k][1]; });
   row.map_compare(positives, push, [=](auto t, auto p) {
-    return select(p.negative, phi(t)[1], T(0));
+    return select(takes(p), phi(t)[1], T(0));
   }, tail);
   positives.add(direct);
   return {factor * total, slopes, static_cast<T>(n), opposed};
+}
+
+template <class T, class Row, class Phi, class Scale>
+FASTDML_FN PairSum<T> rank_pairs(Row& row, Phi phi, const Tail<T>& tail, Scale scale) {
+  const T negatives = static_cast<T>(row.candidates() - row.positives().size());
+  return rank_pairs<T>(row, phi, tail, scale, negatives, [](auto p) { return p.negative; });
 }
 
 }  // namespace FASTDML_ISA

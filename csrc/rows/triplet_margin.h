@@ -13,7 +13,9 @@ struct TripletMargin {
   T smooth;     // 0: hinge, 1: softplus
   T sort;       // see sort_from
   T counted;    // what the mean is over. 0: active triplets, 1: triplets, 2: anchors
-  T positive_by, negative_by;  // which of a row take part. 0: all, 1: hardest, 2: easiest, 3: semi-hard
+  // Which of a row take part. 0: all, 1: hardest, 2: easiest, 3: semi-hard, 4: the `near` nearest
+  T positive_by, negative_by;
+  T near;
 
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
@@ -27,14 +29,18 @@ struct TripletMargin {
       auto excess = d * t + m;
       return values(softplus(excess), d * sigmoid(excess));
     };
-    const bool mined = positive_by != T(0) || negative_by != T(0);
-    if (mined) return smooth == T(0) ? of_chosen(row, hinge) : of_chosen(row, soft);
+    const T least = negative_by == T(4) ? nearest<T>(row, near, [=](auto p) {
+      return select(p.negative, d * p.s, lowest<T>());
+    }) : lowest<T>();
+    const bool mined = positive_by != T(0) || (negative_by != T(0) && negative_by != T(4));
+    if (mined) return smooth == T(0) ? of_chosen(row, hinge, least) : of_chosen(row, soft, least);
     // The excess is 0 at t = -d m: the hinge bends there, the smooth form within `far` of it.
     const T far = smooth == T(0) ? T(0) : flat<T>();
     const bool rising = d > T(0);
     const Tail<T> tail{-far - d * m,          far - d * m,        rising ? T(0) : m, rising ? T(0) : d,
                        rising ? m : T(0),     rising ? d : T(0),  true,
-                       sort_from(sort, smooth == T(0) ? 96 : 32)};
+                       sort_from(negative_by == T(4) ? T(1) : sort, smooth == T(0) ? 96 : 32)};
+    if (negative_by == T(4)) return of_nearest(row, hinge, soft, tail, least);
     const PairSum<T> found =
         smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one) : rank_pairs<T>(row, soft, tail, one);
     const T all = found.positives * found.negatives;
@@ -47,12 +53,28 @@ struct TripletMargin {
     return counted == T(0) ? active : counted == T(1) ? all : T(1);
   }
 
-  // One positive or one negative of the row, or one of each, against the other kind.
+  // All positives against the nearest negatives.
+  template <class Row, class Hinge, class Soft>
+  FASTDML_FN Counted<T> of_nearest(Row& row, Hinge hinge, Soft soft, const Tail<T>& tail,
+                                   T least) const {
+    const T d = direction;
+    const auto one = [](T, T) { return T(1); };
+    const auto takes = [=](auto p) { return p.negative & (d * p.s >= least); };
+    const T some = row.reduce(
+        [=](auto p) { return values(select(takes(p), T(1), T(0))); }, Sum{})[0];
+    const PairSum<T> found = smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one, some, takes)
+                                            : rank_pairs<T>(row, soft, tail, one, some, takes);
+    const T all = found.positives * found.negatives, active = smooth == T(0) ? found.slopes * d : all;
+    return {found.loss + (least - least), number(active, all)};
+  }
+
+  // One positive or one negative of the row, or one of each, against the other kind; of the negatives
+  // those from `least` on.
   template <class Row, class Phi>
-  FASTDML_FN Counted<T> of_chosen(Row& row, Phi phi) const {
+  FASTDML_FN Counted<T> of_chosen(Row& row, Phi phi, T least) const {
     const T d = direction, never = lowest<T>();
     const T toward_p = positive_by == T(2) ? d : -d, toward_n = negative_by == T(2) ? -d : d;
-    const bool one_p = positive_by != T(0), one_n = negative_by != T(0);
+    const bool one_p = positive_by != T(0), one_n = negative_by != T(0) && negative_by != T(4);
     const auto of_positives = [=](T beyond) {
       return [=](auto p) {
         return select(p.positive & (d * p.s > beyond), toward_p * p.s, never);
@@ -80,7 +102,7 @@ struct TripletMargin {
     const auto takes_part = [=](auto p) {
       auto j = p.index();
       auto part = (j >= from) & (j <= upto);
-      return one_p ? part & p.negative : part & p.positive;
+      return one_p ? part & p.negative & (d * p.s >= least) : part & p.positive;
     };
     const auto [loss, slopes, pairs] = row.reduce(
         [=](auto p) {

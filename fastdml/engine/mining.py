@@ -8,13 +8,16 @@ from torch import Tensor
 from .philox import gumbel, uniforms
 
 # How one of a row's positives and one of its negatives are chosen.
-STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3}
+STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3, "nearest": 4}
 
 
 def check_strategies(positive: str, negative: str, names: tuple[str, str]) -> None:
-    for name, found in zip(names, (positive, negative), strict=True):
-        if found not in STRATEGIES:
-            raise ValueError(f"{name}: expected one of {list(STRATEGIES)}, got {found!r}")
+    known = list(STRATEGIES)
+    for name, found, allowed in zip(names, (positive, negative), (known[:4], known), strict=True):
+        if found not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {found!r}")
+    if (positive, negative) == ("semihard", "nearest"):
+        raise ValueError(f"{names[0]}: expected another strategy against nearest negatives, got {positive!r}")
     if "semihard" in (positive, negative) and (
         positive == negative or "all" in (positive, negative)
     ):
@@ -33,6 +36,17 @@ def choose(key: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     key = key.detach().masked_fill(~eligible, low)
     best = key.amax(1, keepdim=True)
     return (eligible & (key >= best - tie(best))).to(torch.uint8).argmax(1), eligible.any(1)
+
+
+def nearest(key: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """bool [R, N]: the k eligible candidates of the largest key, and those at the k-th's key to rounding.
+
+    key, eligible: [R, N]. Rows with fewer keep all.
+    """
+    key = key.detach().masked_fill(~eligible, -torch.inf)
+    kth = key.topk(min(k, key.shape[1]), dim=1).values[:, -1:]
+    least = torch.where(kth.isneginf(), kth, kth - tie(kth))
+    return eligible & (key >= least)
 
 
 def tie(x: Tensor) -> Tensor:

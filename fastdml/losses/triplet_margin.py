@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
-from ..engine.mining import STRATEGIES, check_strategies, choose, pick, poison, tie
+from ..engine.mining import STRATEGIES, check_strategies, choose, nearest, pick, poison, tie
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
 from .terms import masked_sum, rank_pairs, softplus, sort_code
@@ -38,6 +38,7 @@ class TripletMargin(RowLoss):
     normalizer: str = "active"
     positives: str = "all"
     negatives: str = "all"
+    k: int = 1
     sort: bool | None = dataclasses.field(default=None, kw_only=True)
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
@@ -49,6 +50,7 @@ class TripletMargin(RowLoss):
                 f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
             )
 
+        check.count(self.k, "k")
         check_strategies(self.positives, self.negatives, ("positives", "negatives"))
 
     @property
@@ -59,7 +61,7 @@ class TripletMargin(RowLoss):
         counted = float(_COUNTED[self.normalizer])
         chosen = (float(STRATEGIES[self.positives]), float(STRATEGIES[self.negatives]))
         form = (float(self.smooth), sort_code(self.sort), counted)
-        return (self.margin, self.direction, *form, *chosen)
+        return (self.margin, self.direction, *form, *chosen, float(self.k))
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -69,6 +71,7 @@ class TripletMargin(RowLoss):
             cls(smooth=True, similarity="squared_distance", sort=True),
             cls(similarity="cosine", sort=True),
             cls(0.2, positives="easy", negatives="semihard"),
+            cls(0.2, negatives="nearest", k=3),
             cls(normalizer="triplets", similarity="raw_distance"),
         ]
 
@@ -80,9 +83,14 @@ class TripletMargin(RowLoss):
         def active(t: Tensor) -> Tensor:
             return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
 
-        if (self.positives, self.negatives) != ("all", "all"):
+        if self.negatives == "nearest":
+            negative = nearest(self.direction * rows.s, rows.negative, self.k)
+            rows = dataclasses.replace(rows, negative=negative)
+        if self.positives != "all" or self.negatives not in ("all", "nearest"):
             return self._of_chosen(rows, cost, active)
         total, positives, negatives = rank_pairs(rows, cost)
+        if self.negatives == "nearest":
+            total = total + poison(rows.s)
         if self.normalizer == "anchors":
             count = torch.ones_like(total)
         elif self.smooth or self.normalizer == "triplets":
@@ -106,7 +114,7 @@ class TripletMargin(RowLoss):
         fixed_p = fixed_n = None
         if self.positives in ("hard", "easy"):
             positive, fixed_p = only(positive, near if self.positives == "easy" else -near)
-        if self.negatives != "all":
+        if self.negatives not in ("all", "nearest"):
             if self.negatives == "semihard":
                 assert fixed_p is not None
                 negative = negative & (near < self.direction * fixed_p.detach() - tie(fixed_p))
@@ -145,8 +153,10 @@ class TripletMarginLoss(SampleLoss):
             "anchors": the sum of a row's triplets, averaged over the rows.
         positives, negatives: which of an anchor's candidates take part, chosen in the pass over its row:
             "all", "hard" (the hardest: farthest positive, nearest negative), "easy", or "semihard" (the
-            hardest that is still on the right side of the other kind's). A `BatchEasyHardMiner` handed
-            in as `indices_tuple` sets them.
+            hardest that is still on the right side of the other kind's). Of negatives also "nearest":
+            the k nearest. A `BatchEasyHardMiner` or `NearestNegativeMiner` handed in as `indices_tuple`
+            sets them.
+        k: of negatives="nearest". Those that are as far as the k-th, to rounding, all take part.
         similarity: "distance" (Euclidean, of normalised embeddings; the default),
             "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
         sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
@@ -167,6 +177,7 @@ class TripletMarginLoss(SampleLoss):
         normalizer: str = "active",
         positives: str = "all",
         negatives: str = "all",
+        k: int = 1,
         sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -176,6 +187,7 @@ class TripletMarginLoss(SampleLoss):
         self.normalizer = normalizer
         self.positives = positives
         self.negatives = negatives
+        self.k = k
         self.sort = sort
         self.description()  # checks the parameters
 
@@ -186,6 +198,7 @@ class TripletMarginLoss(SampleLoss):
             self.normalizer,
             self.positives,
             self.negatives,
+            self.k,
             similarity=self.similarity,
             sort=self.sort,
         )
@@ -203,13 +216,14 @@ def triplet_margin(
     normalizer: str = "active",
     positives: str = "all",
     negatives: str = "all",
+    k: int = 1,
     sort: bool | None = None,
     similarity: str = "distance",
     **options: Any,
 ) -> Tensor:
     """Triplet margin loss as a function; see `TripletMarginLoss`. options: see `sample_loss`."""
     description = TripletMargin(
-        margin, smooth_loss, normalizer, positives, negatives, similarity=similarity, sort=sort
+        margin, smooth_loss, normalizer, positives, negatives, k, similarity=similarity, sort=sort
     )
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
