@@ -79,7 +79,51 @@ class LazyPairs:
         return self._tensors
 
 
-class MultiSimilarityMiner:
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
+# (similarities or distances, positives, negatives, numbers of the rows) of a block
+Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
+
+
+class Miner:
+    """What all miners share: the call of pytorch-metric-learning's, whose result is lazy."""
+
+    # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
+    similarity = "cosine"
+    anchors: tuple[int, ...] = (0, 2)
+    tensors = 4
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        """Pairs or triplets of embeddings [B, D] with labels [B], or of these with [N, D], [N] others.
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        mined = (embeddings, labels, ref_emb, ref_labels)
+        batch = _checked(*mined)
+        select = self.selection(embeddings.shape[1])
+
+        def materialise() -> tuple[Tensor, ...]:
+            return _by_rows(batch, select, self.anchors, self.similarity)
+
+        return LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors)
+
+    def rule(self) -> Mapping[str, float | str]:
+        """Fields of a description that make a loss choose the same; none: the pairs are listed."""
+        return {}
+
+    def selection(self, dimension: int) -> Select:
+        """How the pairs of a block of rows of embeddings of that dimension are chosen."""
+        raise NotImplementedError
+
+
+class MultiSimilarityMiner(Miner):
     """Pairs within epsilon of the row's hardest pair of the other kind (cosine similarity).
 
     Wang et al., CVPR 2019 (arXiv 1904.06627), equations 11 and 12.
@@ -94,16 +138,10 @@ class MultiSimilarityMiner:
     def __init__(self, epsilon: float = 0.1) -> None:
         self.epsilon = check.finite(epsilon, "epsilon")
 
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> LazyPairs:
-        mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(embeddings, labels, ref_emb, ref_labels)
+    def rule(self) -> Mapping[str, float | str]:
+        return {"epsilon": self.epsilon}
 
+    def selection(self, dimension: int) -> Select:
         def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
             hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
             hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
@@ -112,14 +150,144 @@ class MultiSimilarityMiner:
                 *(negative & (s > hardest_positive - self.epsilon)).nonzero(as_tuple=True),
             )
 
-        def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, anchors=(0, 2))
-
-        return LazyPairs({"epsilon": self.epsilon}, mined, materialise)
+        return select
 
 
-Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
+class BatchEasyHardMiner(Miner):
+    """One positive and one negative of each anchor, by distance (Euclidean, of normalised embeddings).
+
+    *Improved Embeddings with Easy Positive Triplet Mining*, Xuan et al., WACV 2020 (arXiv 1904.04370).
+
+    Args:
+        pos_strategy, neg_strategy: "hard" (farthest positive, nearest negative), "easy", "semihard"
+            (the hardest that is on the right side of the other kind's choice) or "all".
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists. Of
+    distances that are equal to rounding the first candidate's counts.
+    """
+
+    similarity = "distance"
+
+    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
+        check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
+        self.pos_strategy = pos_strategy
+        self.neg_strategy = neg_strategy
+
+    def rule(self) -> Mapping[str, float | str]:
+        return {"positives": self.pos_strategy, "negatives": self.neg_strategy}
+
+    def selection(self, dimension: int) -> Select:
+        return self._choose
+
+    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+        # A semi-hard one is chosen after the other.
+        if self.neg_strategy == "semihard":
+            positive = _only(self.pos_strategy, positive, d, farthest="hard")
+            limit = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+            negative = _only("hard", negative & (d > limit + tie(limit)), d, farthest="easy")
+        else:
+            negative = _only(self.neg_strategy, negative, d, farthest="easy")
+            limit = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
+            if self.pos_strategy == "semihard":
+                positive = _only("hard", positive & (d < limit - tie(limit)), d, farthest="hard")
+            else:
+                positive = _only(self.pos_strategy, positive, d, farthest="hard")
+        if "all" not in (self.pos_strategy, self.neg_strategy):
+            both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
+            positive, negative = positive & both, negative & both
+        return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+
+
+class BatchHardMiner(BatchEasyHardMiner):
+    """The farthest positive and the nearest negative of each anchor, as triplets `(a, p, n)`.
+
+    *In Defense of the Triplet Loss for Person Re-Identification*, Hermans et al., 2017 (arXiv
+    1703.07737). See `BatchEasyHardMiner`.
+    """
+
+    anchors = (0,)
+    tensors = 3
+
+    def __init__(self) -> None:
+        super().__init__("hard", "hard")
+
+    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
+        a, p, _, n = super()._choose(d, positive, negative, number)
+        return a, p, n
+
+
+class DistanceWeightedMiner(Miner):
+    """For every positive of an anchor one negative, drawn inversely to the density of its distance.
+
+    *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
+
+    Args:
+        cutoff: distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
+            are not drawn.
+        seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
+            those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
+
+    Returns triplets `(a, p, n)`. An anchor without an admissible negative has none.
+    """
+
+    similarity = "distance"
+    anchors = (0,)
+    tensors = 3
+
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
+    ) -> None:
+        self.cutoff = check.positive(cutoff, "cutoff")
+        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        self.seed = seed
+        self.step = 0
+
+    def selection(self, dimension: int) -> Select:
+        step = self.step % (1 << 24)
+        self.step += 1
+
+        def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
+            longest = int(positive.sum(1).max()) if positive.numel() else 0
+            rows, columns = positive.nonzero(as_tuple=True)
+            weight = distance_log_weight(d, dimension, self.cutoff)
+            eligible = negative & (d < self.nonzero_loss_cutoff)
+            part = torch.tensor([self.seed, step], device=d.device).expand(len(number), 2)
+            stream = torch.cat([number[:, None], part], dim=1)
+            drawn, some = draw(weight, eligible, longest, stream)
+            rank = positive.cumsum(1)[rows, columns] - 1
+            kept = some[rows]
+            rows, columns, rank = rows[kept], columns[kept], rank[kept]
+            return rows, columns, drawn[rows, rank]
+
+        return select
+
+
+class NearestNegativeMiner(Miner):
+    """All positives and the k nearest negatives of each anchor (of normalised embeddings).
+
+    Args:
+        k: >= 1; anchors with fewer negatives keep all. Negatives as near as the k-th, to rounding, are
+            all in.
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists.
+    """
+
+    similarity = "distance"
+
+    def __init__(self, k: int = 1) -> None:
+        self.k = check.count(k, "k")
+
+    def rule(self) -> Mapping[str, float | str]:
+        return {"negatives": "nearest", "k": self.k}
+
+    def selection(self, dimension: int) -> Select:
+        def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            kept = nearest(-d, negative, self.k)
+            return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
+
+        return select
 
 
 def _checked(
@@ -142,9 +310,9 @@ def _checked(
 @torch.no_grad()
 def _by_rows(
     batch: Batch,
-    select: Callable[[Tensor, Tensor, Tensor, Tensor], Chosen],
+    select: Select,
     anchors: tuple[int, ...],
-    distance: bool = False,
+    similarity: str,
 ) -> tuple[Tensor, ...]:
     """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
 
@@ -156,7 +324,7 @@ def _by_rows(
     x = unit(embeddings.to(kind))
     y = x if ref_emb is None else unit(ref_emb.to(kind))
     columns = labels if ref_labels is None else ref_labels
-    metric = SIMILARITIES["distance" if distance else "cosine"]
+    metric = SIMILARITIES[similarity]
     found: list[list[Tensor]] = []
     step = max(1, (1 << 22) // max(1, y.shape[0]))
     for start in range(0, x.shape[0], step):
@@ -172,168 +340,9 @@ def _by_rows(
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
 
-class BatchEasyHardMiner:
-    """One positive and one negative of each anchor, by distance (Euclidean, of normalised embeddings).
-
-    *Improved Embeddings with Easy Positive Triplet Mining*, Xuan et al., WACV 2020 (arXiv 1904.04370).
-
-    Args:
-        pos_strategy, neg_strategy: "hard" (farthest positive, nearest negative), "easy", "semihard"
-            (the hardest that is on the right side of the other kind's choice) or "all".
-
-    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
-    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists. Of
-    distances that are equal to rounding the first candidate's counts.
-    """
-
-    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
-        check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
-        self.pos_strategy = pos_strategy
-        self.neg_strategy = neg_strategy
-
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> LazyPairs:
-        mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(embeddings, labels, ref_emb, ref_labels)
-        rule = {"positives": self.pos_strategy, "negatives": self.neg_strategy}
-        return LazyPairs(rule, mined, lambda: self._listed(batch), "distance", self._tensors)
-
-    _tensors = 4
-
-    def _listed(self, batch: Batch) -> tuple[Tensor, ...]:
-        return _by_rows(batch, self._choose, anchors=(0, 2), distance=True)
-
-    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-        # A semi-hard one is chosen after the other.
-        if self.neg_strategy == "semihard":
-            positive = _only(self.pos_strategy, positive, d, farthest="hard")
-            limit = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-            negative = _only("hard", negative & (d > limit + tie(limit)), d, farthest="easy")
-        else:
-            negative = _only(self.neg_strategy, negative, d, farthest="easy")
-            limit = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
-            if self.pos_strategy == "semihard":
-                positive = _only("hard", positive & (d < limit - tie(limit)), d, farthest="hard")
-            else:
-                positive = _only(self.pos_strategy, positive, d, farthest="hard")
-        if "all" not in (self.pos_strategy, self.neg_strategy):
-            both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
-            positive, negative = positive & both, negative & both
-        return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
-
-
 def _only(strategy: str, mask: Tensor, d: Tensor, farthest: str) -> Tensor:
     """The mask of the one candidate of each row that a strategy takes, or of all."""
     if strategy == "all":
         return mask
     column, found = choose(d if strategy == farthest else -d, mask)
     return torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
-
-
-class BatchHardMiner(BatchEasyHardMiner):
-    """The farthest positive and the nearest negative of each anchor, as triplets `(a, p, n)`.
-
-    *In Defense of the Triplet Loss for Person Re-Identification*, Hermans et al., 2017 (arXiv
-    1703.07737). See `BatchEasyHardMiner`.
-    """
-
-    _tensors = 3
-
-    def __init__(self) -> None:
-        super().__init__("hard", "hard")
-
-    def _listed(self, batch: Batch) -> tuple[Tensor, ...]:
-        a, p, _, n = super()._listed(batch)
-        return a, p, n
-
-
-class DistanceWeightedMiner:
-    """For every positive of an anchor one negative, drawn inversely to the density of its distance.
-
-    *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
-
-    Args:
-        cutoff: distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
-            are not drawn.
-        seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
-            those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
-
-    Returns triplets `(a, p, n)`. An anchor without an admissible negative has none.
-    """
-
-    def __init__(
-        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
-    ) -> None:
-        self.cutoff = check.positive(cutoff, "cutoff")
-        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
-        self.seed = seed
-        self.step = 0
-
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> LazyPairs:
-        mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(embeddings, labels, ref_emb, ref_labels)
-        step = self.step % (1 << 24)
-        self.step += 1
-
-        def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
-            longest = int(positive.sum(1).max()) if positive.numel() else 0
-            rows, columns = positive.nonzero(as_tuple=True)
-            weight = distance_log_weight(d, embeddings.shape[1], self.cutoff)
-            eligible = negative & (d < self.nonzero_loss_cutoff)
-            part = torch.tensor([self.seed, step], device=d.device).expand(len(number), 2)
-            stream = torch.cat([number[:, None], part], dim=1)
-            drawn, some = draw(weight, eligible, longest, stream)
-            rank = positive.cumsum(1)[rows, columns] - 1
-            kept = some[rows]
-            rows, columns, rank = rows[kept], columns[kept], rank[kept]
-            return rows, columns, drawn[rows, rank]
-
-        def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, anchors=(0,), distance=True)
-
-        return LazyPairs({}, mined, materialise, "distance", 3)
-
-
-class NearestNegativeMiner:
-    """All positives and the k nearest negatives of each anchor (of normalised embeddings).
-
-    Args:
-        k: >= 1; anchors with fewer negatives keep all. Negatives as near as the k-th, to rounding, are
-            all in.
-
-    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
-    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists.
-    """
-
-    def __init__(self, k: int = 1) -> None:
-        self.k = check.count(k, "k")
-
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> LazyPairs:
-        mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(embeddings, labels, ref_emb, ref_labels)
-
-        def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-            kept = nearest(-d, negative, self.k)
-            return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
-
-        def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, anchors=(0, 2), distance=True)
-
-        return LazyPairs({"negatives": "nearest", "k": self.k}, mined, materialise, "distance")
