@@ -317,7 +317,7 @@ def test_requirements_of_ranks_are_judged():
         )  # fmt: skip
 
     rows = [of(4096, 4, "native", 9, 1.9), of(4096, 64, "native", 30, 6.5)]
-    rows += [of(512, 4, "native", 1, 2), of(1024, 4, "pml", 500, 900)]
+    rows += [of(512, 4, "native", 1, 2), of(512, 4, "pml", 500, 900)]
     found = {r.text: r for r in presets.demanded("ranks", rows)}
     assert found["smooth_ap, B=4096, 4 per class, native / products"].met is True
     assert found["smooth_ap, B=4096, 64 per class, native / products"].met is False
