@@ -273,9 +273,10 @@ class Row {
 
   FASTDML_FN T* array(int n) { return arena_.take(n); }
 
-  // Groups of `size` consecutive columns, pooled into one each. The pooled values, and what the pool
-  // needs for its derivative, are kept: A values per group.
-  template <class Pool, int A>
+  // Groups of `size` consecutive columns, pooled into one each. The members' derivatives are found with
+  // the pooled values, while the members are at hand, and lie as vectors of groups: W of member 0, W of
+  // member 1 and so on.
+  template <class Pool>
   class Grouped {
    public:
     FASTDML_FN T scalar(int k) const { return row_.scalar(k); }
@@ -294,12 +295,9 @@ class Row {
       for (std::int64_t j = 0; j < groups_; j += W) {
         const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
         const V g = f(pooled_.pairs(j, count));
-        Values<V, A> kept;
-        for (int a = 0; a < A; ++a) kept[a] = load(kept_ + a * groups_ + j, count);
+        const T* slope = slopes_ + j * size_;
         T* member = row_.s_ + j * size_;
-        for (int k = 0; k < size_; ++k, ++member)
-          store_strided(member, size_, g * pool_.slope(load_strided(member, size_, count), k, kept),
-                        count);
+        for (int k = 0; k < size_; ++k) store_strided(member + k, size_, g * load(slope + k * W), count);
       }
     }
 
@@ -307,34 +305,36 @@ class Row {
     friend class Row;
     FASTDML_FN Grouped(Row& row, int size, Pool pool)
         : row_(row),
-          pool_(pool),
           size_(size),
           groups_(row.n_ / size),
-          kept_(row.arena_.take(A * groups_)),
-          pooled_(row, kept_, groups_, reinterpret_cast<std::int32_t*>(row.arena_.take(groups_))) {
+          slopes_(row.arena_.take((groups_ + W - 1) / W * W * size)),
+          values_(row.arena_.take(groups_)),
+          pooled_(row, values_, groups_, reinterpret_cast<std::int32_t*>(row.arena_.take(groups_))) {
       auto* classes = const_cast<std::int32_t*>(pooled_.col_class_);
       for (std::int64_t j = 0; j < groups_; ++j) classes[j] = row.col_class_[j * size];
       for (std::int64_t j = 0; j < groups_; j += W) {
         const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
-        const T* member = row.s_ + j * size;
-        const Values<V, A> found = pool(
-            [=](int k) __attribute__((always_inline)) { return load_strided(member + k, size, count); },
-            size);
-        for (int a = 0; a < A; ++a) store(kept_ + a * groups_ + j, found[a], count);
+        T* member = slopes_ + j * size;
+        for (int k = 0; k < size; ++k)
+          store(member + k * W, load_strided(row.s_ + j * size + k, size, count));
+        const auto found = pool(
+            [=](int k) __attribute__((always_inline)) { return load(member + k * W); }, size);
+        store(values_ + j, found[0], count);
+        if (!row.block_.gradient) continue;
+        for (int k = 0; k < size; ++k)
+          store(member + k * W, pool.slope(load(member + k * W), k, found));
       }
     }
     Row& row_;
-    Pool pool_;
     int size_;
     std::int64_t groups_;
-    T* kept_;
+    T *slopes_, *values_;
     Row pooled_;
   };
 
   template <class Pool>
   FASTDML_FN auto group(int size, Pool pool) {
-    constexpr int A = sizeof(pool([](int) { return V{}; }, 1)) / sizeof(V);
-    return Grouped<Pool, A>(*this, size, pool);
+    return Grouped<Pool>(*this, size, pool);
   }
 
   template <class F>

@@ -25,6 +25,19 @@ struct LogSums {
   }
 };
 
+// Over all pairs whose exponent(p) is not lowest<T>().
+template <class T, class Row, class F>
+FASTDML_FN LogSum<T> log_sum(Row& row, F exponent) {
+  const auto [top] = row.reduce([=](auto p) { return values(exponent(p)); }, Max{});
+  const auto [total] = row.reduce(
+      [=](auto p) {
+        auto z = exponent(p);
+        return values(select(z > lowest<T>(), exp(z - top), T(0)));
+      },
+      Sum{});
+  return {top, total};
+}
+
 // Over the positives and over the negatives. exponent(p) is that of a pair; lowest<T>() leaves it out.
 // with_one: both sums have a further term of 1 = exp(0).
 template <class T, class Row, class F>

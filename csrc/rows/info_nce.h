@@ -15,8 +15,6 @@ struct InfoNCE {
   FASTDML_FN T operator()(Row& row) const {
     const T by = sign * row.scalar(0), a = rows, b = columns;
     const bool columnwise = b != 0;
-    const LogSum<T> sum = log_sums<T>(row, [=](auto p) { return by * p.s; }).merged();
-    const T top = sum.top;
     // n_j exp(z_ij - C_j); 0 in a column without positives, whose C nobody asked for.
     const auto mass = [=](auto p) {
       auto none = p.s * T(0);
@@ -24,21 +22,26 @@ struct InfoNCE {
       auto count = p.column(1);
       return select(count > T(0), count * exp(by * p.s - p.column(0)), none);
     };
-    const auto sums = row.reduce(
+    const auto [top, near, count, own] = row.reduce(
         [=](auto p) {
-          auto own = columnwise ? p.column(0) : p.s * T(0);
-          return values(select(p.positive, by * p.s, T(0)), select(p.positive, T(1), T(0)),
-                        select(p.positive, own, T(0)), mass(p));
+          auto level = columnwise ? p.column(0) : p.s * T(0);
+          return values(by * p.s, select(p.positive, p.s, T(0)), select(p.positive, T(1), T(0)),
+                        select(p.positive, level, T(0)));
+        },
+        Max{}, Sum{}, Sum{}, Sum{});
+    // The two masses, and what they pull by the scale.
+    const auto [total, pull, all, pull_all] = row.reduce(
+        [=](auto p) {
+          auto e = exp(by * p.s - top), m = mass(p);
+          return values(e, e * p.s, m, m * p.s);
         },
         Sum{}, Sum{}, Sum{}, Sum{});
-    const T target = sums[0], count = sums[1], own = sums[2], all = sums[3];
-    const T share = count > T(0) ? a * count / sum.total : T(0);
-    const auto weight = [=](auto p) {
-      return share * exp(by * p.s - top) + b * mass(p) - select(p.positive, a + b, T(0));
-    };
-    const auto [slope] = row.reduce([=](auto p) { return values(weight(p) * p.s); }, Sum{});
-    row.d_scalar(0, sign * slope);
-    row.map([=](auto p) { return by * weight(p); });
+    const LogSum<T> sum{top, total};
+    const T target = by * near, share = count > T(0) ? a * count / total : T(0);
+    row.d_scalar(0, sign * (share * pull + b * pull_all - (a + b) * near));
+    row.map([=](auto p) {
+      return by * (share * exp(by * p.s - top) + b * mass(p) - select(p.positive, a + b, T(0)));
+    });
     const T level = count > T(0) ? count * sum.log_of_sum() : T(0);
     return a * (level - target) + b * (own - target + all - count);
   }

@@ -20,7 +20,7 @@ struct LiftedStructure {
     const auto exponent = [=](auto p) {
       return select(p.negative, by * (p.s - minus), lowest<T>());
     };
-    const LogSum<T> negatives = log_sums<T>(row, exponent).negative;
+    const LogSum<T> negatives = log_sum<T>(row, exponent);
     const T level = negatives.log_of_sum();
     const auto excess = [=](auto p) {
       auto other = p.column(0);

@@ -19,7 +19,7 @@ struct LogSumExp {
       auto z = by * p.s + shift;
       return select(p.negative, z, select(p.positive, z * keep + drop, lowest<T>()));
     };
-    const LogSum<T> sum = log_sums<T>(row, exponent).merged();
+    const LogSum<T> sum = log_sum<T>(row, exponent);
     const auto [positives] =
         row.reduce([=](auto p) { return values(select(p.positive, T(1), T(0))); }, Sum{});
     const T inverse = sum.empty() ? T(0) : row.weight(0, 2) * by / sum.total, top = sum.top;

@@ -13,7 +13,7 @@ struct NTXent {
   FASTDML_FN T operator()(Row& row) const {
     const T by = scale, share = row.scalar(0);  // rows / positive pairs
     const auto exponent = [=](auto p) { return select(p.negative, by * p.s, lowest<T>()); };
-    const LogSum<T> negatives = log_sums<T>(row, exponent).negative;
+    const LogSum<T> negatives = log_sum<T>(row, exponent);
     if (negatives.empty()) {
       row.map([](auto p) { return p.s * T(0); });
       return T(0);
