@@ -472,6 +472,28 @@ def test_no_hinge_is_active(reduction, backend):
 
 
 @backends
+@pytest.mark.parametrize(
+    "make",
+    [
+        losses.CalibrationLoss,
+        lambda **o: losses.ContrastiveLoss(0.1, 1.0, similarity="ball_distance", **o),
+        lambda **o: losses.BalancedContrastiveLoss(entropy_weight=0, **o),
+        losses.SignalToNoiseRatioContrastiveLoss,
+        losses.MarginLoss,
+    ],
+    ids=["calibration", "chance constraints", "balanced", "signal to noise", "margin"],
+)
+def test_no_hinge_of_a_module_is_active(make, backend):
+    """A sum of no terms is 0, whatever it is divided by."""
+    x, y = pulled_apart()
+    loss = make(backend=backend)
+    value, gradient = value_and_gradient(loss, x, y)
+    assert value == 0 and (gradient == 0).all()
+    value, _ = value_and_gradient(loss, x, torch.arange(len(x)) // 2 % 2)  # mixed
+    assert value > 0
+
+
+@backends
 @pytest.mark.parametrize("similarity", ["distance", "ball_distance", "raw_distance"])
 def test_identical_rows_have_no_gradient_at_distance_0(similarity, backend):
     g = torch.Generator().manual_seed(0)

@@ -187,6 +187,19 @@ def test_degenerate_batches_are_finite(
         assert torch.isfinite(found).all()
 
 
+@backends
+@pytest.mark.parametrize("name", ["relaxed_contrastive", "log_ratio"])
+def test_equal_embeddings_do_not_pull(name: str, backend: str) -> None:
+    """A distance of 0 has no direction; beside a third sample there is a gradient, and it is finite."""
+    x, t = batch()
+    x, t = x[[0, 0, 1]], t[:3]
+    _, gradient = run(name, x, t, backend=backend)
+    assert gradient.isfinite().all() and gradient[2].norm() > 0
+    x, t = x[:2], t[:2]
+    _, gradient = run(name, x, t, backend=backend)
+    assert (gradient == 0).all()
+
+
 @every
 def test_the_teacher_has_no_gradient(name: str) -> None:
     x, t = batch()
