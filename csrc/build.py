@@ -88,7 +88,7 @@ def uses_lists(header: Path) -> bool:
     to compile where this is wrong.
     """
     text = header.read_text()
-    if re.search(r"\.(positives|list|array)\(", text):
+    if re.search(r"\.(positives|list|array|first|order)\(", text):
         return True
     return any(
         uses_lists(header.parent / name)

@@ -68,7 +68,7 @@ constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
 
 // Scratch for sorting one row and its longest list, after that; used, and so touched, by few losses.
 constexpr std::int64_t sorting_size(std::int64_t longest, std::int64_t cols) {
-  return 8 * (longest + cols) + 64;
+  return 16 * (longest + cols) + 256;
 }
 
 int functor_count();

@@ -1,6 +1,8 @@
 // Compiles one loss for one instruction set. A generated source file per pair defines FASTDML_ISA and
 // FASTDML_VECTOR_BYTES, includes this file, then the loss's header, which ends in FASTDML_ROW_LOSS.
 #pragma once
+#include <vector>
+
 #include "row.h"
 
 namespace fastdml {
@@ -88,6 +90,15 @@ struct Prologue {
   }
 };
 
+// Consecutive rows that a functor takes at once.
+template <class Loss>
+FASTDML_FN std::int64_t rows_together(const Loss& loss) {
+  if constexpr (requires { loss.together(); })
+    return loss.together() < 1 ? 1 : loss.together();
+  else
+    return 1;
+}
+
 template <class T, template <class> class Loss>
 void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   Loss<T> loss;
@@ -99,18 +110,26 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   const bool keep = b.gradient && b.metric == Metric::distance;
   T* kept = arena;
   if (keep) arena += b.cols;
-  for (std::int64_t i = begin; i < end; ++i) {
+  const std::int64_t together = rows_together(loss);
+  std::vector<T> kept_rows(keep && together > 1 ? together * b.cols : 0);
+  if (!kept_rows.empty()) kept = kept_rows.data();
+  // A thread takes the stacks that begin among its rows, to their ends.
+  for (std::int64_t i = (begin + together - 1) / together * together; i < end; i += together) {
+    const std::int64_t rows = together < b.rows - i ? together : b.rows - i;
     T* s = b.s + i * b.ld;
-    const Prologue<T> prologue{b, i};
-    prologue.in(s);
-    if (keep) std::memcpy(kept, s, b.cols * sizeof(T));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      Prologue<T>{b, i + r}.in(s + r * b.ld);
+      if (keep) std::memcpy(kept + r * b.cols, s + r * b.ld, b.cols * sizeof(T));
+    }
     Row<T> row(b, i, arena);
     Out::put(b.loss + i * Out::count, loss(row));
+    for (std::int64_t k = Out::count; k < rows * Out::count; ++k) b.loss[i * Out::count + k] = T(0);
     if (!b.gradient) continue;
     // A functor with several weights has applied them itself.
     const T weight =
         Out::weights == 1 ? b.weight * (b.row_weight ? b.row_weight[i] : T(1)) : T(1);
-    prologue.out(s, kept, weight);
+    for (std::int64_t r = 0; r < rows; ++r)
+      Prologue<T>{b, i + r}.out(s + r * b.ld, kept + r * b.cols, weight);
     if (Out::weights == 1 && weight != T(1)) {
       for (std::int64_t k = 0; b.d_scalars && k < b.scalar_count; ++k)
         b.d_scalars[i * b.scalar_count + k] *= weight;

@@ -3,6 +3,7 @@
 #include "block.h"
 #include "clusters.h"
 #include "lanes.h"
+#include "order.h"
 #include "sorted.h"
 
 namespace fastdml {
@@ -178,6 +179,10 @@ class Row {
       if (!row_.block_.gradient) return;
       for (int k = 0; k < n_; ++k) row_.s_[index_[k]] += v[k];
     }
+    FASTDML_FN void set(const T* v) {
+      if (!row_.block_.gradient) return;
+      for (int k = 0; k < n_; ++k) row_.s_[index_[k]] = v[k];
+    }
 
    private:
     friend class Row;
@@ -273,10 +278,68 @@ class Row {
 
   FASTDML_FN T* array(int n) { return arena_.take(n); }
 
-  // Groups of `size` consecutive columns, pooled into one each. The members' derivatives are found with
-  // the pooled values, while the members are at hand, and lie as vectors of groups: W of member 0, W of
+  template <class Key>
+  List first(int n, Key key) {
+    const T* keys = column_of(key);
+    auto* index = reinterpret_cast<std::int32_t*>(arena_.take(n_));
+    std::int64_t found = 0;
+    for (std::int64_t j = 0; j < n_; ++j)
+      if (j != self_) index[found++] = static_cast<std::int32_t>(j);
+    const std::int64_t count = n < found ? n : found;
+    std::partial_sort(index, index + count, index + found, [=](std::int32_t a, std::int32_t b) {
+      return keys[a] < keys[b] || (keys[a] == keys[b] && a < b);
+    });
+    index_ = reinterpret_cast<std::int32_t*>(arena_.take(count));
+    return List(*this, index, static_cast<int>(count));
+  }
+
+  // What row.order finds; a value per pair.
+  class Order {
+   public:
+    FASTDML_FN T pairs() const { return static_cast<T>(count_.pairs); }
+    FASTDML_FN T active() const { return static_cast<T>(count_.active); }
+    FASTDML_FN V slope(const Pairs<T>& p) const { return load(slope_ + p.j, p.count); }
+
+   private:
+    friend class Row;
+    const T* slope_;
+    OrderCount count_;
+  };
+
+  template <class Key>
+  Order order(Key key, T margin) {
+    const T* keys = column_of(key);
+    T* slope = arena_.take(n_);
+    Order found;
+    found.slope_ = slope;
+    found.count_ = count_order(s_, keys, n_, self_, margin, slope, arena_);
+    return found;
+  }
+
+  // Members of a group: consecutive columns, or the same column of consecutive rows.
+  struct OfColumns {
+    int size;
+    FASTDML_FN V read(const T* s, std::int64_t j, int k, int count) const {
+      return load_strided(s + j * size + k, size, count);
+    }
+    FASTDML_FN void write(T* s, std::int64_t j, int k, V g, int count) const {
+      store_strided(s + j * size + k, size, g, count);
+    }
+  };
+  struct OfRows {
+    std::int64_t ld;
+    FASTDML_FN V read(const T* s, std::int64_t j, int k, int count) const {
+      return load(s + k * ld + j, count);
+    }
+    FASTDML_FN void write(T* s, std::int64_t j, int k, V g, int count) const {
+      store(s + k * ld + j, g, count);
+    }
+  };
+
+  // Groups of `size` members, pooled into one pair each. The members' derivatives are found with the
+  // pooled values, while the members are at hand, and lie as vectors of groups: W of member 0, W of
   // member 1 and so on.
-  template <class Pool>
+  template <class Pool, class Members>
   class Grouped {
    public:
     FASTDML_FN T scalar(int k) const { return row_.scalar(k); }
@@ -296,27 +359,27 @@ class Row {
         const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
         const V g = f(pooled_.pairs(j, count));
         const T* slope = slopes_ + j * size_;
-        T* member = row_.s_ + j * size_;
-        for (int k = 0; k < size_; ++k) store_strided(member + k, size_, g * load(slope + k * W), count);
+        for (int k = 0; k < size_; ++k)
+          members_.write(row_.s_, j, k, g * load(slope + k * W), count);
       }
     }
 
    private:
     friend class Row;
-    FASTDML_FN Grouped(Row& row, int size, Pool pool)
+    FASTDML_FN Grouped(Row& row, int size, const Pool& pool, Members members, std::int64_t groups,
+                       const std::int32_t* classes)
         : row_(row),
+          members_(members),
           size_(size),
-          groups_(row.n_ / size),
+          groups_(groups),
           slopes_(row.arena_.take((groups_ + W - 1) / W * W * size)),
           values_(row.arena_.take(groups_)),
-          pooled_(row, values_, groups_, reinterpret_cast<std::int32_t*>(row.arena_.take(groups_))) {
-      auto* classes = const_cast<std::int32_t*>(pooled_.col_class_);
-      for (std::int64_t j = 0; j < groups_; ++j) classes[j] = row.col_class_[j * size];
+          pooled_(row, values_, groups_, classes) {
+      const T* s = row.s_;
       for (std::int64_t j = 0; j < groups_; j += W) {
         const int count = groups_ - j < W ? static_cast<int>(groups_ - j) : W;
         T* member = slopes_ + j * size;
-        for (int k = 0; k < size; ++k)
-          store(member + k * W, load_strided(row.s_ + j * size + k, size, count));
+        for (int k = 0; k < size; ++k) store(member + k * W, members.read(s, j, k, count));
         const auto found = pool(
             [=](int k) __attribute__((always_inline)) { return load(member + k * W); }, size);
         store(values_ + j, found[0], count);
@@ -326,6 +389,7 @@ class Row {
       }
     }
     Row& row_;
+    Members members_;
     int size_;
     std::int64_t groups_;
     T *slopes_, *values_;
@@ -334,7 +398,17 @@ class Row {
 
   template <class Pool>
   FASTDML_FN auto group(int size, Pool pool) {
-    return Grouped<Pool>(*this, size, pool);
+    const std::int64_t groups = n_ / size;
+    auto* classes = reinterpret_cast<std::int32_t*>(arena_.take(groups));
+    for (std::int64_t j = 0; j < groups; ++j) classes[j] = col_class_[j * size];
+    return Grouped<Pool, OfColumns>(*this, size, pool, {size}, groups, classes);
+  }
+
+  template <class Pool>
+  FASTDML_FN auto stack(int size, Pool pool) {
+    const std::int64_t left = block_.rows - i_;  // a block that ends within a stack is no one's memory
+    return Grouped<Pool, OfRows>(*this, size < left ? size : static_cast<int>(left), pool, {block_.ld}, n_,
+                                 col_class_);
   }
 
   template <class F>
@@ -372,6 +446,17 @@ class Row {
   // A row over other values, with classes of its own: the groups of another row.
   FASTDML_FN Row(const Row& of, T* s, std::int64_t n, const std::int32_t* col_class)
       : s_(s), n_(n), i_(of.i_), self_(-1), class_(of.class_), col_class_(col_class), block_(of.block_) {}
+
+  // key(p) of all pairs, in memory.
+  template <class Key>
+  T* column_of(Key key) {
+    T* out = arena_.take(n_);
+    for (std::int64_t j = 0; j < n_; j += W) {
+      const int count = n_ - j < W ? static_cast<int>(n_ - j) : W;
+      store(out + j, key(pairs(j, count)), count);
+    }
+    return out;
+  }
 
   FASTDML_FN Pairs<T> pairs(std::int64_t j) const { return with_class(load(s_ + j), j, W); }
   FASTDML_FN Pairs<T> pairs(std::int64_t j, int count) const {

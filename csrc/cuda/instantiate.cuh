@@ -60,5 +60,6 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
 #define FASTDML_ROW_LOSS(name, Loss)                                                               \
   namespace fastdml {                                                                              \
   extern const CudaKernel cuda_kernel_##name;                                                      \
-  const CudaKernel cuda_kernel_##name = {launch<float, Loss>, launch<double, Loss>, FASTDML_LISTS}; \
+  const CudaKernel cuda_kernel_##name = {launch<float, Loss>, launch<double, Loss>, FASTDML_LISTS,  \
+                                         kWholeRows<Loss<float>>};                                 \
   }

@@ -33,7 +33,8 @@ struct CudaCall {
 struct CudaKernel {
   const char* (*f32)(const Block<float>&, const CudaCall&);
   const char* (*f64)(const Block<double>&, const CudaCall&);
-  bool lists;  // whether it uses lists or arrays, and so may need an arena
+  bool lists;       // whether it uses lists or arrays, and so may need an arena
+  bool whole_rows;  // whether these are as long as a row
 };
 
 // Positives of a row whose lists fit in shared memory: as many values as kLongestList needs.

@@ -60,8 +60,9 @@ void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowAr
                    fastdml::WeightType::bfloat16};
   }
   std::optional<Tensor> arena;
-  if (kernel.lists && b.class_start && a.longest > fastdml::kShortList) {
-    call.arena_values = fastdml::arena_size(a.longest, 0);
+  const int64_t longest = kernel.whole_rows ? std::max(a.longest, b.cols) : a.longest;
+  if (kernel.lists && b.class_start && longest > fastdml::kShortList) {
+    call.arena_values = fastdml::arena_size(longest, 0);
     const int64_t bytes = call.arena_values * static_cast<int64_t>(sizeof(T));
     const int64_t blocks = std::min({kArenaBytes / bytes + 1, kArenaBlocks, b.rows});
     call.arena_blocks = static_cast<int>(blocks);

@@ -89,6 +89,7 @@ class Row {
         own_weight_(own_weight),
         teacher_(block.teacher ? block.teacher + i * block.teacher_ld : nullptr),
         type_(target.weights ? target.type : WeightType::same) {
+    weights_ld_ = target.weights ? target.ld : block.ld;
     weights_ = target.weights ? static_cast<char*>(target.weights) +
                                     i * target.ld * (type_ == WeightType::same ? sizeof(T) : 2)
                               : reinterpret_cast<char*>(s_);
@@ -206,6 +207,13 @@ class Row {
       if (!row_.block_.gradient) return;
       each([&](int k) { row_.add_weight(index_[k], v[k], theta_[k]); });
     }
+    FASTDML_FN void set(const T* v) {
+      if (!row_.block_.gradient) return;
+      each([&](int k) {
+        const int j = index_[k];
+        row_.store(j, row_.out(v[k], theta_[k], row_.scale_of(j)));
+      });
+    }
 
    private:
     friend class Row;
@@ -255,9 +263,98 @@ class Row {
     return arena_.take(n);
   }
 
-  // Groups of `size` consecutive columns, pooled into one each wherever they are read: a thread takes
-  // whole groups, so nothing has to be kept.
-  template <class Pool>
+  // One search of the row for each of the n: what is asked for is a few.
+  template <class Key>
+  FASTDML_FN List first(int n, Key key) {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    const int most = static_cast<int>(candidates());
+    List made(*this, n < most ? n : most);
+    made.index_ = reinterpret_cast<std::int32_t*>(arena_.take(made.n_));
+    T last = lowest<T>(), at = T(-1);  // what was found last
+    for (int k = 0; k < made.n_; ++k) {
+      const auto after = [=](auto p) {
+        const T x = key(p);
+        return (x > last) | ((x == last) & (p.index() > at));
+      };
+      const T best = reduce([=](auto p) { return values(after(p) ? key(p) : highest<T>()); }, Min{})[0];
+      const T column = reduce(
+          [=](auto p) { return values(after(p) & (key(p) == best) ? p.index() : highest<T>()); }, Min{})[0];
+      last = best;
+      at = column;
+      // A NaN is no smallest key: where they leave too few, the row is one anyway.
+      const int j = column < static_cast<T>(n_) ? static_cast<int>(column) : 0;
+      if (team_.thread() == 0) {
+        made.index_[k] = j;
+        made.theta_[k] = in(s_[j], j);
+      }
+    }
+    team_.sync();
+    return made;
+  }
+
+  // Every pair of columns compared: with many threads that costs less than sorting.
+  class Order {
+   public:
+    FASTDML_FN T pairs() const { return pairs_; }
+    FASTDML_FN T active() const { return active_; }
+    FASTDML_FN T slope(const Pairs<T>& p) const { return slope_[p.j]; }
+
+   private:
+    friend class Row;
+    const T* slope_;
+    T pairs_, active_;
+  };
+
+  template <class Key>
+  FASTDML_FN Order order(Key key, T margin) {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    T *x = arena_.take(n_), *y = arena_.take(n_), *slope = arena_.take(n_);
+    for (int j = team_.thread(); j < n_; j += team_.size()) {
+      const Pairs<T> p = load(j);
+      x[j] = p.s;
+      y[j] = key(p);
+    }
+    team_.sync();
+    Values<T, 2> total{};
+    for (int j = team_.thread(); j < n_; j += team_.size()) {
+      int later = 0, leads = 0, ends = 0;
+      for (int k = 0; k < n_; ++k) {
+        const bool other = (k != self_) & (j != self_), before = other & (y[j] < y[k]);
+        later += before;
+        leads += before & (x[j] - x[k] > -margin);
+        ends += other & (y[k] < y[j]) & (x[k] - x[j] > -margin);
+      }
+      total[0] += static_cast<T>(later);
+      total[1] += static_cast<T>(leads);
+      slope[j] = static_cast<T>(leads - ends);
+    }
+    fold(total, Sum{}, Sum{});
+    team_.sync();
+    Order found;
+    found.slope_ = slope;
+    found.pairs_ = total[0];
+    found.active_ = total[1];
+    return found;
+  }
+
+  // Members of a group: where member k of group j lies, in rows below this one, and in its row.
+  struct OfColumns {
+    int size;
+    FASTDML_FN int row(int) const { return 0; }
+    FASTDML_FN int column(int j, int k) const { return j * size + k; }
+    FASTDML_FN int first(int j) const { return j * size; }
+  };
+  struct OfRows {
+    FASTDML_FN int row(int k) const { return k; }
+    FASTDML_FN int column(int j, int) const { return j; }
+    FASTDML_FN int first(int j) const { return j; }
+  };
+
+  // Groups of `size` members, pooled into one pair each wherever they are read: a thread takes whole
+  // groups, so nothing has to be kept.
+  template <class Pool, class Members>
   class Grouped {
    public:
     FASTDML_FN T scalar(int k) const { return row_.scalar(k); }
@@ -286,9 +383,9 @@ class Row {
         const auto kept = pooled(j);
         const T g = f(pair(j, kept[0]));
         for (int k = 0; k < size_; ++k) {
-          const int at = j * size_ + k;
-          const T x = row_.in(row_.s_[at], at);
-          row_.store(at, row_.out(g * pool_.slope(x, k, kept), x, row_.scale_of(at)));
+          const int r = members_.row(k), at = members_.column(j, k);
+          const T x = row_.in_of(r, at);
+          row_.store_of(r, at, row_.out_of(r, g * pool_.slope(x, k, kept), x, row_.scale_of(at)));
         }
       }
       row_.team_.sync();
@@ -296,23 +393,29 @@ class Row {
 
    private:
     friend class Row;
-    FASTDML_FN Grouped(Row& row, int size, Pool pool)
-        : row_(row), pool_(pool), size_(size), groups_(row.n_ / size) {}
+    FASTDML_FN Grouped(Row& row, int size, Pool pool, Members members, int groups)
+        : row_(row), pool_(pool), members_(members), size_(size), groups_(groups) {}
     FASTDML_FN auto pooled(int j) const {
-      const int first = j * size_;
-      return pool_([&](int k) { return row_.in(row_.s_[first + k], first + k); }, size_);
+      return pool_([&](int k) { return row_.in_of(members_.row(k), members_.column(j, k)); }, size_);
     }
     FASTDML_FN Pairs<T> pair(int j, T s) const {
-      return row_.pair(s, row_.block_.col_class[j * size_] == row_.class_, j);
+      return row_.pair(s, row_.block_.col_class[members_.first(j)] == row_.class_, j);
     }
     Row& row_;
     Pool pool_;
+    Members members_;
     int size_, groups_;
   };
 
   template <class Pool>
   FASTDML_FN auto group(int size, Pool pool) {
-    return Grouped<Pool>(*this, size, pool);
+    return Grouped<Pool, OfColumns>(*this, size, pool, {size}, n_ / size);
+  }
+
+  template <class Pool>
+  FASTDML_FN auto stack(int size, Pool pool) {
+    const int left = static_cast<int>(block_.rows) - i_;  // see cpu/row.h
+    return Grouped<Pool, OfRows>(*this, size < left ? size : left, pool, {}, n_);
   }
 
   template <class F>
@@ -363,11 +466,14 @@ class Row {
 
   // A product as the functor sees it. `scale` and `square` are those of its column.
   FASTDML_FN T transform(T product, T scale, T square) const {
-    const T scaled = product * (scale * row_scale_);
+    return transform(product * (scale * row_scale_), square, i_);
+  }
+  // The scaled product of row i.
+  FASTDML_FN T transform(T scaled, T square, int i) const {
     if (block_.metric == Metric::product) return scaled;
     // What is left of two nearly equal numbers is rounding: it counts as 0.
     const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
-    const T total = block_.row_square[i_] + square;
+    const T total = block_.row_square[i] + square;
     T d2 = total - T(2) * scaled;
     d2 = (d2 < tiny * total ? T(0) : d2) + block_.epsilon;
     return block_.metric == Metric::distance ? sqrt(d2) : d2;
@@ -377,13 +483,27 @@ class Row {
                      block_.metric == Metric::product ? T(0) : block_.col_square[j]);
   }
   // The weight of the product of a pair that the functor saw as x and gave the derivative g.
-  FASTDML_FN T out(T g, T x, T scale) const {
-    const T by = g * (scale * (row_scale_ * own_weight_));
+  FASTDML_FN T out(T g, T x, T scale) const { return out_scaled(g, x, scale * (row_scale_ * own_weight_)); }
+  FASTDML_FN T out_scaled(T g, T x, T scale) const {
+    const T by = g * scale;
     if (block_.metric == Metric::product) return by;
     if (block_.metric == Metric::squared_distance) return T(-2) * by;
     return x > T(0) ? -by / x : T(0);
   }
   FASTDML_FN T scale_of(int j) const { return block_.col_scale ? block_.col_scale[j] : T(1); }
+
+  // The same of the row r below this one, in a stack. Its weights are this row's loss's.
+  FASTDML_FN T row_scale_of(int r) const {
+    return r == 0 ? row_scale_ : block_.row_scale ? block_.row_scale[i_ + r] : T(1);
+  }
+  FASTDML_FN T in_of(int r, int j) const {
+    return transform(s_[r * block_.ld + j] * (scale_of(j) * row_scale_of(r)),
+                     block_.metric == Metric::product ? T(0) : block_.col_square[j], i_ + r);
+  }
+  FASTDML_FN T out_of(int r, T g, T x, T scale) const {
+    return out_scaled(g, x, scale * (row_scale_of(r) * own_weight_));
+  }
+  FASTDML_FN void store_of(int r, int j, T w) { store(r * weights_ld_ + j, w); }
 
   template <int C>
   struct Pack {  // pairs that a thread works on together
@@ -528,7 +648,8 @@ class Row {
     for (int l = 0; l < W; ++l) h.v[l] = to_bfloat16(static_cast<float>(w.v[l]));
     reinterpret_cast<Vector<std::uint16_t, W>*>(weights_)[j / W] = h;
   }
-  FASTDML_FN void store(int j, T w) {
+  template <class Index>
+  FASTDML_FN void store(Index j, T w) {
     if (type_ == WeightType::same)
       reinterpret_cast<T*>(weights_)[j] = w;
     else
@@ -605,6 +726,7 @@ class Row {
   Arena<T> arena_;
   T* s_;
   char* weights_;
+  std::int64_t weights_ld_;
   int n_, i_, self_, class_;
   T row_scale_, own_weight_, own_;
   const T* teacher_;
@@ -632,17 +754,30 @@ FASTDML_FN T weight_of(const Block<T>& b, int i, const Counted<T>*) {
 // Values of shared memory for the lists and arrays of one row.
 constexpr int kArena = FASTDML_LISTS ? static_cast<int>(arena_size(kShortList, 0)) : 0;
 
-// The share of one team in a block of rows: rows first, first + step, ... Rows whose lists are short
+// Consecutive rows that a functor takes at once, and whether its arrays are as long as a row.
+template <class Loss>
+FASTDML_FN int rows_together(const Loss& loss) {
+  if constexpr (requires { loss.together(); })
+    return loss.together() < 1 ? 1 : loss.together();
+  else
+    return 1;
+}
+template <class Loss>
+constexpr bool kWholeRows = requires { Loss::whole_rows; };
+
+// The share of one team in a block of rows: stacks first, first + step, ... Rows whose lists are short
 // use `shared`; a launch that has an `arena` (of this team) takes the others, and only those.
 template <class T, class Loss, class Team>
 FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
                          int first, int step, T* scratch, T* shared, T* arena) {
   using Out = decltype(loss(std::declval<Row<T, Team>&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
-  for (int i = first; i < b.rows; i += step) {
+  const int together = rows_together(loss);
+  for (int i = first * together; i < b.rows; i += step * together) {
     if (kArena > 0) {
       const int c = b.row_class ? b.row_class[i] : -1;
-      const bool fits = c < 0 || b.class_start[c + 1] - b.class_start[c] <= kShortList;
+      const bool fits = (c < 0 || b.class_start[c + 1] - b.class_start[c] <= kShortList) &&
+                        (!kWholeRows<Loss> || b.cols <= kShortList);
       if (fits != (arena == nullptr)) continue;
     }
     const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
@@ -652,6 +787,8 @@ FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& lo
       T values[outputs];
       std::memcpy(values, &found, sizeof found);
       for (int k = 0; k < outputs; ++k) b.loss[i * outputs + k] = values[k];
+      for (int r = 1; r < together && i + r < b.rows; ++r)
+        for (int k = 0; k < outputs; ++k) b.loss[(i + r) * outputs + k] = T(0);
     }
     team.sync();  // the next row reuses scratch and arena
   }

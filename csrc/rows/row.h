@@ -25,6 +25,11 @@
 // Where the result is a mean over things that a row counts (its active triplets, say; no derivative), it
 // returns Counted<T>{loss, count} and weights nothing (RowLoss.counted).
 //
+// Where several consecutive rows are one thing (the proxies of a class), the functor says how many by
+// `int together() const` (RowLoss.rows_together); it is called with the first of them, and row.stack()
+// has them all. The others have a loss of 0. One that uses row.first or row.order sets
+// `static constexpr bool whole_rows = true`: its arrays are as long as the row.
+//
 // Words of the language
 //   p.s, p.positive, p.negative      similarity (or distance) and kind of the pair
 //   p.index()                        number of its column (exact below 2^24; see mining.h)
@@ -38,6 +43,7 @@
 //                                    reduce, map, candidates, scalar and value. pool(member, size) makes
 //                                    values(pooled, ...) of a group's lanes member(0 ... size - 1);
 //                                    pool.slope(s, k, values) is the derivative of pooled by member k
+//   row.stack(size, pool)            the same of `size` consecutive rows: a row of their pooled pairs
 //   row.positives()                  the row's positives as a short list of thresholds
 //   row.compare(list, f)             for each threshold k: sums of f(s_j - theta_k, p_j) over all pairs j
 //   row.map_compare(list, c, f)      s_j := sum_k c_k f(s_j - theta_k, p_j)
@@ -46,6 +52,13 @@
 //   list.add(v)                      adds v_k to the result of pair k
 //   list.sum(f), list.each(f)        sum over k of f(k); calls f(k) for every k
 //   row.list(n, f)                   a list of thresholds f(k) that are no pairs: bin centres, a table
+//   row.first(n, key)                the n pairs (at most) of the smallest key(p) as a list in ascending
+//                                    order; of equal keys the first column's comes first. A key is what
+//                                    is stored of a pair, or that negated: it may be read more than once
+//   list.set(v)                      v_k is the result of pair k, after map
+//   row.order(key, margin)           all (j, k) with key(j) < key(k): order.pairs() how many there are,
+//                                    order.active() those with s_j - s_k > -margin, and order.slope(p)
+//                                    how many of these p leads (as j) less how many it ends (as k)
 //   list.compare(other, f)           sums over the values of list, for each threshold of other
 //   list.add_compare(other, c, f)    adds sum_k c_k f(theta_m - other_k) to the result of pair m
 //   row.compare(list, f, tail), row.map_compare(list, c, f, tail), list.compare(f, tail),

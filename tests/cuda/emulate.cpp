@@ -41,7 +41,8 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
   const T fence = T(12345);
   constexpr int blocks = 2;
   for (const bool large : {false, true}) {
-    const std::int64_t values = large ? arena_size(longest, 0) : kArena;
+    const std::int64_t most = kWholeRows<Loss<T>> ? std::max(longest, b.cols) : longest;
+    const std::int64_t values = large ? arena_size(most, 0) : kArena;
     for (int block = 0; block < blocks; ++block) {
       std::vector<T> scratch(kScratch + 1, poison), arena(values + 1, poison);
       scratch.back() = arena.back() = fence;

@@ -175,6 +175,17 @@ def test_more_positives_than_shared_memory_holds():
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
+@pytest.mark.parametrize("name", ["dense_triplet", "dark_rank"])
+def test_arrays_as_long_as_a_row(name):
+    """... are not for shared memory where the row is long, however short the lists."""
+    generator = torch.Generator().manual_seed(0)
+    ref = torch.randn(300, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    case = type(CASES["ragged"]())(x, torch.arange(3), ref, torch.arange(300) % 100)
+    description = next(p.values[0] for p in FIRST if p.values[0].name == name)
+    agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
+
+
 def rows(op, description, s, labels, **named):
     """One call of rows_ over a square block; returns (weights, row losses)."""
     index = LabelRelation(labels, labels).class_index
