@@ -238,6 +238,25 @@ def test_multi_proxies_stay_together_in_small_blocks() -> None:
     assert torch.allclose(whole, cut, rtol=1e-12) and torch.allclose(each.mean(), whole, rtol=1e-12)
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="the compiled library is not installed")
+def test_multi_proxies_stay_together_on_every_thread() -> None:
+    """Threads share out rows in numbers that are no multiple of the proxies of a class."""
+    torch.manual_seed(0)
+    x, proxies = torch.randn(40, DIM), torch.randn(701 * 7, DIM)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        leaves = x.clone().requires_grad_(), proxies.clone().requires_grad_()
+        loss = F.multi_proxy_anchor(
+            leaves[0], torch.arange(40), leaves[1], proxies_per_class=7, backend="native"
+        )
+        found.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for other in found[1:]:
+        assert torch.equal(found[0][0], other[0])
+        for a, b in zip(found[0][1:], other[1:], strict=True):  # products of any number of threads
+            assert (a - b).abs().max() <= 1e-5 * a.abs().max()
+
+
 # What a caller can get wrong.
 
 

@@ -76,8 +76,6 @@ class MultiProxyAnchorLoss(ProxyLoss):
     SoftTriple. No code was released and the text could not be re-read: the form is inferred from the
     abstract and its relatives; the paper's other variants are not known.
 
-    Runs on the chunked executor, in memory for a block of classes.
-
     Args:
         num_classes, embedding_size: C and D.
         proxies_per_class: K; the parameter is `proxies` [C K, D], those of a class in a row.
@@ -96,9 +94,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
         gamma: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs
-        )
+        super().__init__(num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs)
         self.margin = margin
         self.alpha = alpha
         self.gamma = gamma
@@ -152,9 +148,7 @@ def multi_proxy_anchor(
     description = MultiProxyAnchor(proxies_per_class, alpha, margin, gamma, similarity=similarity)
     if reduction == "nonzero":
         raise ValueError("reduction: expected 'mean', 'sum' or 'none', got 'nonzero'")
-    found = proxy_row_loss(
-        description, embeddings, labels, proxies, reduction=reduction, **options
-    )
+    found = proxy_row_loss(description, embeddings, labels, proxies, reduction=reduction, **options)
     # A class has its loss times K in the first of its K rows.
     if reduction == "none":
         return found[::proxies_per_class] / proxies_per_class
