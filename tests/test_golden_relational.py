@@ -59,8 +59,6 @@ CASES: dict[str, tuple[Call, float, float]] = {
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradient(case: str, backend: str) -> None:
-    if case == "dense_triplet" and backend == "native":
-        pytest.skip("no compiled functor")
     call, of_value, of_gradient = CASES[case]
     found = {k: torch.from_numpy(v) for k, v in np.load(HERE / f"{case}.npz").items()}
     x = found["x"].requires_grad_()
