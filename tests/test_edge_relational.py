@@ -23,9 +23,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "listwise": F.listwise_self_distillation,
     "dark_rank": F.dark_rank,
     "log_ratio": lambda x, t, **o: F.log_ratio(x, labels=t, **o),
-    "dense_triplet": lambda x, t, **o: F.dense_triplet(
-        x, labels=t, **{**o, "backend": "chunked" if o.get("backend") == "native" else o["backend"]}
-    ),
+    "dense_triplet": lambda x, t, **o: F.dense_triplet(x, labels=t, **o),
 }
 every = pytest.mark.parametrize("name", LOSSES)
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -224,6 +222,45 @@ def test_one_anchor_is_a_row_of_all_anchors() -> None:
     assert F.log_ratio(x, label_distance=y).item() == pytest.approx(rows[0].item(), rel=1e-12)
     rows = F.dense_triplet(x, labels=t, reduction="none")
     assert F.dense_triplet(x, label_distance=y).item() == pytest.approx(rows[0].item(), rel=1e-12)
+
+
+@pytest.mark.skipif(library.load() is None, reason="the compiled library is not installed")
+@pytest.mark.parametrize("size", [2, 3, 16, 17, 31, 63, 64, 65, 66, 129, 270, 1100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_dense_triplets_of_any_number_with_ties(size: int, dtype: torch.dtype) -> None:
+    """Every pair compared, at lengths around those of a vector and of a grid's cells."""
+    g = torch.Generator().manual_seed(size)
+    # Whole numbers: their squared distances are exact, and many are equal.
+    x = torch.randint(-2, 3, (size, 3), generator=g).to(dtype)
+    y = torch.randint(0, max(2, size // 4), (size - 1,), generator=g).to(dtype)
+    for margin in (0.5, -2.5, 100.0):
+        leaf, true = x.clone().requires_grad_(), x.double().requires_grad_()
+        loss = F.dense_triplet(
+            leaf, label_distance=y, margin=margin, normalize=False, backend="native"
+        )
+        d = (true[1:] - true[0]).square().sum(1) + 1e-4 / 3
+        ordered = y[:, None] < y
+        terms = torch.where(ordered, (d[:, None] - d + margin).relu(), 0.0)
+        expected = terms.sum() / ordered.sum().clamp(min=1)
+        assert loss.item() == pytest.approx(expected.item(), rel=2e-6, abs=1e-6)
+        (found,), (gradient,) = torch.autograd.grad(loss, leaf), torch.autograd.grad(expected, true)
+        assert (found - gradient).abs().max() <= 2e-5 * gradient.abs().max() + 1e-12
+
+
+@backends
+@pytest.mark.parametrize("beta", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("neighbors", [1, 3, 13, 50])
+def test_dark_rank_of_any_list_and_power(backend: str, beta: float, neighbors: int) -> None:
+    x, t = batch()
+    leaf = x.clone().requires_grad_()
+    value, found = run("dark_rank", x, t, backend=backend, beta=beta, neighbors=neighbors)
+    score = -3 * (2 - 2 * cosines(leaf)).clamp(min=1e-30) ** (beta / 2)
+    order = cosines(t).fill_diagonal_(-9).argsort(1, descending=True)[:, : min(neighbors, 13)]
+    z = score.gather(1, order)
+    true = sum(z[:, k:].logsumexp(1) - z[:, k] for k in range(z.shape[1])).mean()
+    (gradient,) = torch.autograd.grad(true, leaf)
+    assert value.item() == pytest.approx(true.item(), rel=1e-9, abs=1e-12)
+    assert (found - gradient).abs().max() <= 1e-8 * gradient.abs().max() + 1e-12
 
 
 def test_squares_of_both_distances_multiply_the_log_ratio_by_four() -> None:
