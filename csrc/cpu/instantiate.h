@@ -1,8 +1,6 @@
 // Compiles one loss for one instruction set. A generated source file per pair defines FASTDML_ISA and
 // FASTDML_VECTOR_BYTES, includes this file, then the loss's header, which ends in FASTDML_ROW_LOSS.
 #pragma once
-#include <vector>
-
 #include "row.h"
 
 namespace fastdml {
@@ -111,8 +109,9 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   T* kept = arena;
   if (keep) arena += b.cols;
   const std::int64_t together = rows_together(loss);
-  std::vector<T> kept_rows(keep && together > 1 ? together * b.cols : 0);
-  if (!kept_rows.empty()) kept = kept_rows.data();
+  // Not a std::vector: code for an instruction set must share no templates with others'. Nothing throws.
+  T* const kept_rows = keep && together > 1 ? new T[together * b.cols] : nullptr;
+  if (kept_rows) kept = kept_rows;
   // A thread takes the stacks that begin among its rows, to their ends.
   for (std::int64_t i = (begin + together - 1) / together * together; i < end; i += together) {
     const std::int64_t rows = together < b.rows - i ? together : b.rows - i;
@@ -137,6 +136,7 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
         b.d_row_values[i * b.row_count + k] *= weight;
     }
   }
+  delete[] kept_rows;
 }
 
 }  // namespace FASTDML_ISA

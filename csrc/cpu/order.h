@@ -26,11 +26,15 @@ class Dominance {
   // In units of four bytes.
   static std::int64_t room(std::int64_t n) {
     const std::int64_t corners = (n >> shift_of(n)) + 2;
-    return corners * corners + 2 * (n + W);
+    return corners * corners + 2 * (n + pad_of(n));
   }
   Dominance(std::int32_t* memory, std::int64_t n)
-      : shift_(shift_of(n)), corners_((n >> shift_) + 2), r_of_(memory), t_of_(memory + n + W),
-        table_(memory + 2 * (n + W)), n_(n) {}
+      : shift_(shift_of(n)),
+        corners_((n >> shift_) + 2),
+        r_of_(memory),
+        t_of_(memory + n + pad_of(n)),
+        table_(memory + 2 * (n + pad_of(n))),
+        n_(n) {}
 
   void set(std::int64_t t, std::int32_t r) {
     r_of_[t] = r;
@@ -40,8 +44,8 @@ class Dominance {
 
   // After all points are set.
   void build() {
-    std::fill(r_of_ + n_, r_of_ + n_ + W, 0);
-    std::fill(t_of_ + n_, t_of_ + n_ + W, 0);
+    std::fill(r_of_ + n_, r_of_ + n_ + pad_of(n_), 0);
+    std::fill(t_of_ + n_, t_of_ + n_ + pad_of(n_), 0);
     std::fill(table_, table_ + corners_ * corners_, 0);
     for (std::int64_t t = 0; t < n_; ++t)
       ++table_[((t >> shift_) + 1) * corners_ + (r_of_[t] >> shift_) + 1];
@@ -68,17 +72,21 @@ class Dominance {
     return shift;
   }
   // Minus the number of values below `bound` among `count`, over the lanes.
-  FASTDML_FN static V strip(const std::int32_t* v, std::int64_t count, std::int32_t bound) {
+  // Always a whole cell: a loop whose end nobody can foresee would cost more than its work.
+  FASTDML_FN V strip(const std::int32_t* v, std::int64_t count, std::int32_t bound) const {
     V found{}, lane;
     for (int i = 0; i < W; ++i) lane[i] = i;
-    const auto limit = static_cast<std::int32_t>(count);
-    for (std::int32_t i = 0; i < limit; i += W) {
+    lane -= static_cast<std::int32_t>(count);
+    for (std::int32_t i = 0; i < 1 << shift_; i += W) {
       V x;
       std::memcpy(&x, v + i, sizeof x);
-      found += (x < bound) & (lane < limit - i);
+      found += (x < bound) & (lane < 0);
+      lane += W;
     }
     return found;
   }
+  // A cell may reach beyond the last point.
+  static std::int64_t pad_of(std::int64_t n) { return std::max<std::int64_t>(W, 1 << shift_of(n)); }
 
   int shift_;
   std::int64_t corners_;
