@@ -282,6 +282,14 @@ def bench(run: Run, device: Device) -> Iterator[Line]:
         note = "out of time" if code is None else ""
         yield Line(f"bench {label}", status, time.monotonic() - start, note)
         yield from against_floor(run.output / f"cuda-{label}.csv", loss, size, per_class)
+    if run.left() < 30:
+        yield Line("crossover table", "skipped", note="out of time")
+        return
+    start = time.monotonic()
+    seconds = f"--seconds={max(10.0, run.left() - 20):.0f}"
+    code, _ = run([sys.executable, "benchmarks/crossover.py", str(run.output), seconds])
+    status = "pass" if code == 0 else "FAIL"
+    yield Line("crossover table", status, time.monotonic() - start, "crossover-measured.txt")
 
 
 def against_floor(path: Path, loss: str, size: int, per_class: int) -> Iterator[Line]:

@@ -62,11 +62,11 @@ def main() -> None:
     parser.add_argument("--losses", nargs="*", default=list(aot.LOSSES))
     parser.add_argument("--arch", nargs="*", type=int, default=list(aot.ARCHITECTURES))
     options = parser.parse_args()
-    wide = ("multi_similarity", "supcon", "proxy_anchor")
+    wide = ("multi_similarity", "sup_con", "proxy_anchor")
     rows = []
     for loss in options.losses:
         for arch in options.arch:
-            for d in (64, 128, 256, 512) if loss in wide and arch == 90 else (128,):
+            for d in (64, 128, 256, 512, 1024) if loss in wide and arch == 90 else (128,):
                 for kernel, compiled in aot.kernels(loss, arch, torch.bfloat16, d):
                     rows.append(row(loss, kernel, arch, torch.bfloat16, d, compiled))
                 print(loss, arch, d, flush=True)

@@ -1,6 +1,7 @@
 """Which executor `backend="auto"` takes on CUDA, and whether it has been seen to work there.
 
-A rule from counting work, until `make gpu-check` has measured a table on a GPU:
+A table measured by `python benchmarks/crossover.py` on a GPU (`make gpu-check` runs it too), and until
+there is one for an architecture and a loss a rule from counting work:
 
 - a tile kernel reads the embeddings again for every sweep and recomputes similarities, 2 D operations
   a pair and sweep, but moves nothing of the size of the matrix. It pays while D is small;
@@ -20,10 +21,14 @@ import functools
 import warnings
 from pathlib import Path
 
+import torch
+
 from .problem import Problem
 
 # Up to this dimension one program of the tile kernels holds a whole embedding.
 TILE_DIMENSION = 256
+# What `benchmarks/crossover.py` measured on a GPU, a line each: "sm_90 loss largest-D-for-tiles".
+MEASURED = Path(__file__).with_name("crossover-measured.txt")
 
 NOT_RUN = "not yet run on a GPU"
 # A line for each loss and executor whose tests all passed on a GPU; written by `make gpu-check`.
@@ -32,7 +37,27 @@ VERIFIED = Path(__file__).with_name("gpu-verified.txt")
 
 def prefers_tiles(problem: Problem) -> bool:
     """Whether tile kernels are expected to be quicker than row functors; both can run the problem."""
-    return not problem.loss.threshold_list and problem.anchors.shape[1] <= TILE_DIMENSION
+    if problem.loss.threshold_list:  # whether a list is short enough, only the device knows
+        return False
+    return problem.anchors.shape[1] <= largest_dimension(problem)
+
+
+def largest_dimension(problem: Problem) -> int:
+    """Up to which dimension tiles are quicker: as measured on this architecture, else by the rule."""
+    device = problem.anchors.device
+    if device.type != "cuda" or not measured():
+        return TILE_DIMENSION
+    major, minor = torch.cuda.get_device_capability(device)
+    return measured().get((f"sm_{major}{minor}", problem.loss.name), TILE_DIMENSION)
+
+
+@functools.cache
+def measured() -> dict[tuple[str, str], int]:
+    """(architecture, loss) -> largest dimension at which tiles were quicker, 0 for none."""
+    if not MEASURED.exists():
+        return {}
+    lines = (line.split() for line in MEASURED.read_text().splitlines())
+    return {(line[0], line[1]): int(line[2]) for line in lines if len(line) == 3}
 
 
 @functools.cache

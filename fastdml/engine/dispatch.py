@@ -29,8 +29,8 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         return executor, "asked for"
     native = EXECUTORS["native"].refuses(problem)
     if problem.device_type == "cuda":
-        tiles = EXECUTORS["triton"].refuses(problem)
-        if tiles is None and (native is not None or crossover.prefers_tiles(problem)):
+        wanted = native is not None or crossover.prefers_tiles(problem)
+        if wanted and EXECUTORS["triton"].refuses(problem) is None:
             return EXECUTORS["triton"], "tile kernels" + crossover.caveat(problem, "triton")
     if native is None:
         return EXECUTORS["native"], "compiled for this device" + crossover.caveat(problem, "native")

@@ -3,6 +3,7 @@
 Nothing here is imported by `import fastdml`; the triton executor imports it on first use.
 
     tile.py         what a tile loss is: declared row statistics and four small Triton functions
+    list_loss.py    what a loss over lists of thresholds is, lists.py where the kernels differ for one
     reductions.py   row statistics: how a tile is folded into them and partial ones are merged
     similarity.py   a tile of similarities, its schedule over columns, centres of one class
     forward.py      kernel 1: streams columns past a block of rows and folds; merges and finishes

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from . import configs
-from .tile import TileLoss
+from .launch import AnyLoss
+from .list_loss import ListLoss
+from .tile import Pass
 
 # Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
@@ -44,23 +46,30 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "softmax_cross_entropy": {"among": True},
     "arc_face": {"sub_centers": 1},
     "sup_con": {"push": 1.0, "pull": 1.0},
+    "n_pair": {"one_vs_one": False},
+    "info_nce": {"columns_weight": 0.5},
+    "log_sum_exp": {"negatives_only": False, "learnable_scale": True},
+    "triplet_margin": {"smooth": False, "positives": "all", "negatives": "all"},
+    "recall_at_k": {"exclude_self": False},
 }
 METRICS = {"contrastive": "distance", "relaxed_contrastive": "raw_distance",
-           "log_ratio": "raw_distance"}  # fmt: skip
+           "log_ratio": "raw_distance", "triplet_margin": "distance"}  # fmt: skip
 CENTRES = {"soft_triple": 4}
 LOSSES = (
     "multi_similarity", "sup_con", "proxy_anchor", "nt_xent", "siglip", "contrastive", "circle",
     "binomial_deviance", "contrastive_bayesian", "n_pair", "softmax_cross_entropy", "arc_face",
     "soft_triple", "listwise_distillation",
-    "relaxed_contrastive", "log_ratio",
+    "relaxed_contrastive", "log_ratio", "info_nce", "log_sum_exp", "smooth_ap", "sup_ap",
+    "triplet_margin", "recall_at_k",
 )  # fmt: skip
 # Losses between two sets of embeddings: no sweep sums both directions.
 _TWO_SETS = (
-    "proxy_anchor", "siglip", "n_pair", "softmax_cross_entropy", "arc_face", "soft_triple"
+    "proxy_anchor", "siglip", "n_pair", "softmax_cross_entropy", "arc_face", "soft_triple", "info_nce",
+    "log_sum_exp",
 )  # fmt: skip
 
 
-def example(name: str) -> tuple[TileLoss, int]:
+def example(name: str) -> tuple[AnyLoss, int]:
     """A tile loss as usually called, and its number of parameters."""
     module = importlib.import_module(f"fastdml.kernels.tiles.{name}")
     return module.tile(SimpleNamespace(**EXAMPLES.get(name, {}))), module.PARAMETERS
@@ -73,8 +82,16 @@ def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "
     given = (tile, parameters, arch, dtype, d)
     common: dict[str, Any] = {"precision": precision, "metric": metric, "centres": centres}
     two = name in _TWO_SETS
+    if isinstance(tile, ListLoss):
+        yield "thresholds", thresholds(tile, arch, dtype, d, precision=precision, metric=metric)
+        yield "statistics 1", statistics(*given, exclude_self=tile.own, **common)
+        yield "finish", list_finish(tile, parameters, arch)
+        yield "weights, one set", weights(*given, both=True, **common)
+        return
     for i in range(len(tile.passes)):
         yield f"statistics {i + 1}", statistics(*given, number=i, exclude_self=not two, **common)
+    if name == "log_sum_exp":  # has no gradient
+        return
     if two:
         yield "weights, rows", weights(*given, **common)
         axis = 0 if centres > 1 else 1
@@ -83,17 +100,55 @@ def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "
         yield "weights, one set", weights(*given, both=True, **common)
 
 
+def thresholds(
+    tile: ListLoss, arch: int, dtype: torch.dtype, d: int, *, precision: str = "tf32",
+    metric: str = "cosine",
+) -> Compiled:  # fmt: skip
+    """The kernel that finds the thresholds of a ListLoss."""
+    from . import lists
+
+    c = configs.statistics_config(arch, dtype, d, precision, slots=tile.slots)
+    constants = {
+        "SLOTS": tile.slots, "METRIC": metric, "EPSILON": 0.0, "D": d, "BLOCK_M": c.stay,
+        "BLOCK_N": c.stream, "BLOCK_D": c.depth, "PRECISION": precision,
+    }  # fmt: skip
+    pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms out", "fp32")
+    pointers |= _pointers("near low", "i32")
+    return _compile(lists.thresholds_kernel, pointers, constants, arch, c)
+
+
+def list_finish(tile: ListLoss, parameters: int, arch: int) -> Compiled:
+    """The kernel that finishes the rows of a ListLoss. It has no products."""
+    from . import launch, lists
+
+    c = configs.Config(launch.LIST_ROWS, tile.slots, 0, 0, 4, 2)
+    constants = {
+        "FINISH": tile.finish, "VALUES": tile.values, "SLOTS": tile.slots, "OUTPUTS": tile.outputs,
+        "PARAMETERS": parameters, "SELF": tile.own, "BLOCK": c.stay,
+    }  # fmt: skip
+    pointers = _pointers("partial thresholds parameters results", "fp32")
+    pointers |= _pointers("low size own", "i32")
+    return _compile(lists.list_finish_kernel, pointers, constants, arch, c)
+
+
 def statistics(
-    tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, number: int = -1,
+    tile: AnyLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, number: int = -1,
     centres: int = 1, exclude_self: bool = True, precision: str = "tf32",
     metric: str = "cosine", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
-    from . import forward
+    from . import forward, launch
 
-    c = config or configs.statistics_config(arch, dtype, d, precision, tile.heavy)
-    one = tile.passes[number]
-    known = tile.inputs + sum(p.values for p in tile.passes[: number % len(tile.passes)])
+    if isinstance(tile, ListLoss):
+        c = config or configs.statistics_config(arch, dtype, d, precision, slots=tile.slots)
+        slots = min(tile.slots, launch.GROUP)
+        one = Pass(("sum",) * (tile.values * slots), tile.compare)
+        known = slots
+    else:
+        slots = 0
+        c = config or configs.statistics_config(arch, dtype, d, precision, tile.heavy)
+        one = tile.passes[number]
+        known = tile.inputs + sum(p.values for p in tile.passes[: number % len(tile.passes)])
     teacher = tile.teacher
     constants = {
         "FOLD": one.fold, "KINDS": one.kinds, "KNOWN": known, "PARAMETERS": parameters,
@@ -101,14 +156,15 @@ def statistics(
         "T_EPSILON": 0.0,
         "GROUPS": tile.groups or "none", "K": centres, "PADDED": 1 << (centres - 1).bit_length(),
         "D": d, "DT": d, "SELF": exclude_self,
-        "POSITIVES_ONLY": one.positives_only, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
+        "POSITIVES_ONLY": one.positives_only, "COLUMN_VALUES": tile.column_values, "SLOTS": slots,
+        "OWN": isinstance(tile, ListLoss) and tile.own, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
         "BLOCK_D": c.depth, "BLOCK_T": c.depth if teacher else 16, "PRECISION": precision,
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
     pointers |= (
         _pointers("near own", "i32")
         | _pointers("x_label y_label", "i64")
-        | _pointers("known parameters partial", "fp32")
+        | _pointers("known parameters partial y_values", "fp32")
     )
     if teacher:
         pointers |= _pointers("u v", _TYPES[dtype]) | _pointers("u_norms v_norms", "fp32")
@@ -116,14 +172,16 @@ def statistics(
 
 
 def weights(
-    tile: TileLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, both: bool = False,
+    tile: AnyLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, both: bool = False,
     stay: bool = True, centres: int = 1, axis: int = 1, precision: str = "tf32",
     metric: str = "cosine", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
     from . import backward
 
-    c = config or configs.weights_config(arch, dtype, d, precision, tile.teacher, tile.states)
+    c = config or configs.weights_config(
+        arch, dtype, d, precision, tile.teacher, tile.states, tile.slots
+    )
     teacher = tile.teacher
     constants = {
         "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
@@ -133,12 +191,14 @@ def weights(
         "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0,
         "GROUPS": tile.groups or "none",
         "AXIS": axis, "K": centres, "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
-        "SELF": both, "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
+        "SELF": tile.own if isinstance(tile, ListLoss) else both, "COLUMN_VALUES": tile.column_values,
+        "SLOTS": tile.slots, "OWN": isinstance(tile, ListLoss) and tile.own,
+        "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
         "BLOCK_T": c.depth if teacher else 16, "BLOCK_O": c.output, "PRECISION": precision,
     }  # fmt: skip
     pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_norms b_norms", "fp32")
-    pointers |= _pointers("a_label b_label", "i64") | _pointers("near own", "i32")
-    pointers |= _pointers("a_states b_states parameters factor out sums", "fp32")
+    pointers |= _pointers("a_label b_label", "i64") | _pointers("near own a_low b_low", "i32")
+    pointers |= _pointers("a_states b_states a_values b_values parameters factor out sums", "fp32")
     if teacher:
         pointers |= _pointers("ta tb", _TYPES[dtype]) | _pointers("ta_norms tb_norms", "fp32")
     return _compile(backward.weights_kernel, pointers, constants, arch, c)
@@ -162,7 +222,7 @@ def _compile(
         elif name in pointers:
             signature[name] = pointers[name]
             attributes[(i,)] = [["tt.divisibility", 16]]  # as torch allocates
-        elif name in ("M", "N", "tiles_per_split"):
+        elif name in ("M", "N", "tiles_per_split", "splits"):
             signature[name] = "i32"
         else:
             signature[name] = "constexpr"

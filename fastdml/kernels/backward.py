@@ -9,7 +9,9 @@ embeddings, or a loss of rows and columns) the weights of both directions are su
 import triton
 import triton.language as tl
 
+from .lists import list_weight
 from .similarity import (
+    SIZES,
     as_column,
     as_row,
     centres,
@@ -29,7 +31,8 @@ from .similarity import (
 @triton.jit
 def _weigh_tile(
     acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
-    a_state, a_weight, p, a, b, b_norms, b_label, b_states, b_weights, ta, tb, tb_norms, N, first_o,
+    a_state, a_weight, a_value, a_low, p, a, b, b_norms, b_label, a_states, b_states, b_weights, b_values,
+    b_low, ta, tb, tb_norms, M, N, first_o,
     WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
     WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
     METRIC: tl.constexpr, EPSILON: tl.constexpr,
@@ -37,7 +40,8 @@ def _weigh_tile(
     AXIS: tl.constexpr,
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
-    PRECISION: tl.constexpr, SELF: tl.constexpr, NEAR: tl.constexpr,
+    PRECISION: tl.constexpr, COLUMN_VALUES: tl.constexpr, SLOTS: tl.constexpr, OWN: tl.constexpr,
+    SELF: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
@@ -65,15 +69,32 @@ def _weigh_tile(
     else:
         positive = tl.zeros([a_rows.shape[0], BLOCK_B], tl.int1)
 
+    listed = positive
+    if OWN and SELF and NEAR:
+        listed = listed & (index[None, :] != own[:, None])
     w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
     if A_STATE:
-        one = WEIGHT(s, t, positive, a_state, p)
+        if SLOTS > 0:
+            slot = index[None, :] - a_low[:, None]
+            one = list_weight(s, slot, listed, a_states, a_rows, M, p, WEIGHT, SLOTS, 0, NEAR)
+        elif COLUMN_VALUES > 0:
+            of_b = as_row(load_vectors(b_values, cls, N, COLUMN_VALUES))
+            one = WEIGHT(s, of_b, positive, a_state, p)
+        else:
+            one = WEIGHT(s, t, positive, a_state, p)
         if B_STATE and WEIGHTED:
             one = one * a_weight[:, None]
         w = one + w
     if B_STATE:
-        state = as_row(load_vectors(b_states, b_rows, N, STATES))
-        other = WEIGHT(s, t, positive, state, p)
+        if SLOTS > 0:
+            slot = a_rows[:, None] - tl.load(b_low + b_rows)[None, :]
+            other = list_weight(s, slot, listed, b_states, b_rows, N, p, WEIGHT, SLOTS, 1, NEAR)
+        else:
+            state = as_row(load_vectors(b_states, b_rows, N, STATES))
+            if COLUMN_VALUES > 0:
+                other = WEIGHT(s, a_value, positive, state, p)
+            else:
+                other = WEIGHT(s, t, positive, state, p)
         if WEIGHTED:
             other = other * tl.load(b_weights + b_rows)[None, :]
         w = w + other
@@ -81,7 +102,7 @@ def _weigh_tile(
         w = w * slope
     if NEAR or GROUPS != "none":
         valid = a_exists[:, None] & b_exists[None, :]
-        if SELF and NEAR:
+        if SELF and NEAR and not OWN:
             valid = valid & (index[None, :] != own[:, None])
         w = tl.where(valid, w, 0.0)
     w = product_weights(w, raw, METRIC, NEAREST)
@@ -105,25 +126,29 @@ def _weigh_tile(
     return acc, sum_w, sum_ws
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
-    ta, tb, ta_norms, tb_norms, parameters, factor, near, own, out, sums, M, N, tiles_per_split,
+    a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
+    out, sums, M, N, tiles_per_split,
     WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
     GROUPS: tl.constexpr, AXIS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
-    D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
+    D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr, COLUMN_VALUES: tl.constexpr,
+    SLOTS: tl.constexpr, OWN: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
-    M, N: their samples or classes. near, own: as in kernel 1, with a for the rows. factor: one float
-    that everything is multiplied by. sums: per row of a, the sum of the weights of its products, and
-    of those times the numbers. Grid: (blocks of a, splits, chunks of D).
+    M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
+    b_low: where the lists of the loss's rows begin along the other operand. near, own: as in kernel 1,
+    with a for the rows. factor: one float that everything is multiplied by. sums: per row of a, the
+    sum of the weights of its products, and of those times the numbers. Grid: (blocks of a, splits,
+    chunks of D).
     """
     stay = PADDED if AXIS == 0 else 1
     pass_by = PADDED if AXIS == 1 else 1
@@ -145,8 +170,14 @@ def weights_kernel(
     norm = load_norms(a_norms, rows, total, METRIC)
     label = tl.load(a_label + cls)
     state = ()
-    if A_STATE:
+    if A_STATE and SLOTS == 0:
         state = as_column(load_vectors(a_states, rows, M, STATES))
+    value = ()
+    if COLUMN_VALUES > 0 and B_STATE:
+        value = as_column(load_vectors(a_values, cls, M, COLUMN_VALUES))
+    lows = rows
+    if SLOTS > 0 and A_STATE:
+        lows = tl.load(a_low + rows)
     weight = tl.full([BLOCK_A], 1.0, tl.float32)
     if WEIGHTED and A_STATE:
         weight = tl.load(a_weights + rows)
@@ -166,20 +197,20 @@ def weights_kernel(
     for i in range(0, plain):
         acc, sum_w, sum_ws = _weigh_tile(
             acc, sum_w, sum_ws, plain_tile(i, first, start, around), self_column, rows, a_tile,
-            ta_tile, norm, ta_norm, label, exists, state, weight, p, a, b, b_norms, b_label, b_states,
-            b_weights, ta, tb, tb_norms, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
-            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON, NEAREST, TEACHER, T_EPSILON,
-            GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, False,
+            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
+            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
+            WEIGHT, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, False,
         )  # fmt: skip
     for i in range(0, around + hanging):
         acc, sum_w, sum_ws = _weigh_tile(
             acc, sum_w, sum_ws, tl.where(i < around, start + i, end), self_column, rows, a_tile,
-            ta_tile, norm, ta_norm, label, exists, state, weight, p, a, b, b_norms, b_label, b_states,
-            b_weights, ta, tb, tb_norms, N, first_o, WEIGHT, STATES, A_STATE, B_STATE,
-            WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON, NEAREST, TEACHER, T_EPSILON,
-            GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, SELF, True,
+            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
+            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
+            WEIGHT, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,
         )  # fmt: skip
     scale = tl.load(factor)
     if GAIN is not None:

@@ -36,22 +36,24 @@ def interpreted() -> bool:
 
 
 def statistics_config(
-    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False
-) -> Config:
-    """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss."""
+    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False,
+    slots: int = 0,
+) -> Config:  # fmt: skip
+    """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss; slots: of a ListLoss."""
     width = power_of_two(d)
     if dtype == torch.float32:
         depth = min(width, 32 if precision == "ieee" else 64)
         return Config(64, 64, depth, 0, 4, 2)
     depth = width if width <= 256 else 64
     # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
-    stream = 32 if heavy or arch >= 100 else 64
+    stream = 32 if heavy or arch >= 100 or slots else 64
     return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
 
 
 def weights_config(
-    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0
-) -> Config:
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
+    slots: int = 0,
+) -> Config:  # fmt: skip
     """For kernel 2, which also holds the gradient of the rows that stay, and `states` values of each."""
     width = power_of_two(d)
     if dtype == torch.float32:
@@ -59,6 +61,8 @@ def weights_config(
         return Config(64, 32, depth, min(width, 64), 4, 2)
     depth = width if width <= 256 else 64
     output = min(width, 256)
+    if slots:  # two weights in the making beside the gradient
+        return Config(64, 16, depth, min(output, 128), 8, 2)
     if width <= 128:
         # Before Hopper products are made in registers, which many states do not leave room for.
         narrow = teacher or arch >= 100 or (arch < 90 and states > 4)

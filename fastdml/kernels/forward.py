@@ -7,9 +7,12 @@ The similarity of a pair exists in a register for the length of one fold.
 import triton
 import triton.language as tl
 
+from .lists import fold_list
 from .reductions import empty, fold, values
 from .similarity import (
+    SIZES,
     as_column,
+    as_row,
     centres,
     grouped,
     load_norms,
@@ -26,12 +29,13 @@ from .similarity import (
 @triton.jit
 def _fold_tile(
     acc, tile, rows, own, x_tile, u_tile, x_norm, u_norm, x_label, row, p,
-    x, y, y_norms, y_label, u, v, v_norms, N,
+    x, y, y_norms, y_label, y_values, u, v, v_norms, N,
     FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
     GROUPS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMN_VALUES: tl.constexpr, SLOTS: tl.constexpr, OWN: tl.constexpr,
     SELF: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,7 +44,9 @@ def _fold_tile(
     s = products(x, rows, x_tile, y, columns, y_tile, D, BLOCK_D, PRECISION)
     y_norm = load_norms(y_norms, columns, N * K, METRIC)
     s = numbers(s, x_norm, y_norm, METRIC, EPSILON)
-    if TEACHER == "none":
+    if COLUMN_VALUES > 0:
+        t = as_row(load_vectors(y_values, cls, N, COLUMN_VALUES))
+    elif TEACHER == "none":
         t = 0.0
     else:
         v_tile = load_rows(v, columns, 0, DT, BLOCK_T)
@@ -56,26 +62,35 @@ def _fold_tile(
             valid = valid & (index[None, :] != own[:, None])
     else:
         positive = tl.zeros([rows.shape[0], BLOCK_N], tl.int1)
-    return fold(acc, FOLD(s, t, positive, row, p), positive, valid, KINDS, NEAR or GROUPS != "none")
+    if SLOTS > 0:
+        counts = exists[None, :] & (positive == 0)
+        if OWN and SELF:
+            counts = counts | (exists[None, :] & (index[None, :] == own[:, None]))
+        return fold_list(acc, s, counts, row, p, FOLD, len(KINDS) // SLOTS, SLOTS, NEAR)
+    else:
+        tiles = FOLD(s, t, positive, row, p)
+        return fold(acc, tiles, positive, valid, KINDS, NEAR or GROUPS != "none")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
-    x, y, x_norms, y_norms, x_label, y_label, u, v, u_norms, v_norms, known, parameters, near, own, partial,
-    M, N, tiles_per_split,
+    x, y, x_norms, y_norms, x_label, y_label, y_values, u, v, u_norms, v_norms, known, parameters, near,
+    own, partial, M, N, tiles_per_split,
     FOLD: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
     METRIC: tl.constexpr, EPSILON: tl.constexpr,
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
-    POSITIVES_ONLY: tl.constexpr,
+    POSITIVES_ONLY: tl.constexpr, COLUMN_VALUES: tl.constexpr, SLOTS: tl.constexpr, OWN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial [splits, values, M] = the statistics of the columns of each split.
 
     x [M, D], y [N * K, D], labels int64 [M] and [N]; u, v the second matrix's factors; known
-    [KNOWN, M] the statistics of earlier passes; near: see `sweep`; own int32 [M]: the column that is
-    the row itself, or -1. Grid: (blocks of rows, splits).
+    [KNOWN, M] the statistics of earlier passes (the thresholds of a ListLoss, SLOTS of them); y_values
+    [COLUMN_VALUES, N]; near: see `sweep`; own int32 [M]: the column that is
+    the row itself, or -1. Grid: (blocks of rows, splits,
+    groups of SLOTS thresholds).
     """
     row0 = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
@@ -89,7 +104,8 @@ def statistics_kernel(
         u_norm = load_norms(u_norms, rows, M, TEACHER)
     norm = load_norms(x_norms, rows, M, METRIC)
     label = tl.load(x_label + rows)
-    row = as_column(load_vectors(known, rows, M, KNOWN))
+    group = tl.program_id(2).to(tl.int64)
+    row = as_column(load_vectors(known + group * SLOTS * M, rows, M, KNOWN))
     p = load_scalars(parameters, PARAMETERS)
     self_column = rows
     if SELF:
@@ -107,24 +123,24 @@ def statistics_kernel(
     for i in range(0, plain):
         acc = _fold_tile(
             acc, plain_tile(i, first, start, around), rows, self_column, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_norms, y_label, u, v, v_norms, N, FOLD, KINDS, METRIC,
+            label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS, METRIC,
             EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
-            SELF, False,
+            COLUMN_VALUES, SLOTS, OWN, SELF, False,
         )  # fmt: skip
     for i in range(0, around + hanging):
         acc = _fold_tile(
             acc, tl.where(i < around, start + i, end), rows, self_column, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_norms, y_label, u, v, v_norms, N, FOLD, KINDS, METRIC,
+            label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS, METRIC,
             EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
-            SELF, True,
+            COLUMN_VALUES, SLOTS, OWN, SELF, True,
         )  # fmt: skip
     found = values(acc, KINDS)
-    out = partial + split.to(tl.int64) * len(found) * M
+    out = partial + (split.to(tl.int64) * tl.num_programs(2) + group) * len(found) * M
     for i in tl.static_range(len(found)):
         tl.store(out + i * M.to(tl.int64) + place, found[i], mask=place < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
     partial, known, parameters, results, M, splits,
     FINISH: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,

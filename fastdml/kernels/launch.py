@@ -9,12 +9,19 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import configs
+from . import configs, tune
 from .backward import weights_kernel
 from .forward import merge_kernel, statistics_kernel
+from .list_loss import ListLoss
+from .lists import list_finish_kernel, thresholds_kernel
 from .tile import TileLoss
 
+AnyLoss = TileLoss | ListLoss
+
 _MERGE_ROWS = 64
+LIST_ROWS = 16
+# Thresholds that a program of kernel 1 holds, with their sums. More would not fit the registers.
+GROUP = 8
 
 
 @dataclasses.dataclass
@@ -25,6 +32,7 @@ class Side:
     teacher: the second matrix's factor [rows, DT] with its norms.
     centres: consecutive rows of x that make one class (labels then has one entry per class).
     sorted: labels ascend. Between two sorted sides most tiles are known to hold negatives only.
+    values: float32 [values, count] of the columns, if this side has them.
     """
 
     x: Tensor
@@ -34,6 +42,7 @@ class Side:
     teacher_norms: Tensor | None = None
     centres: int = 1
     sorted: bool = False
+    values: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -67,6 +76,24 @@ class Weighted:
 
     products: Tensor
     sums: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Where the positives of every row of the loss lie among the sorted columns.
+
+    low, size: int32 [M], the first one and how many there are, the row itself counted.
+    """
+
+    low: Tensor
+    size: Tensor
+
+    @staticmethod
+    def of(rows: Side, columns: Side) -> Lists:
+        """For columns in the order of their labels."""
+        first = torch.searchsorted(columns.labels, rows.labels, out_int32=True)
+        stop = torch.searchsorted(columns.labels, rows.labels, right=True, out_int32=True)
+        return Lists(first, stop - first)
 
 
 @functools.lru_cache(maxsize=256)
@@ -118,36 +145,25 @@ def statistics(
             got = None if inputs is None else tuple(inputs.shape)
             raise ValueError(f"inputs: expected shape {(loss.inputs, m)}, got {got}")
         known[: loss.inputs].copy_(inputs)
-    count = loss.outputs + loss.scalars + loss.states
+    count = loss.outputs + loss.derivatives + loss.states
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        functools.partial(configs.statistics_config, heavy=loss.heavy), x, rounding
-    )
-    tiles = -(-columns.count * columns.padded // chosen.stream)
+        "statistics", loss, functools.partial(configs.statistics_config, heavy=loss.heavy), x, rounding,
+        lambda c: statistics(loss, rows, columns, parameters, pair, own=own, inputs=inputs,
+                             precision=precision, config=c),
+    )  # fmt: skip
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
     passes = len(loss.passes)
     for i, one in enumerate(loss.passes):
-        blocks = -(-m // chosen.stay)
-        parts = _splits(blocks, tiles, device, 4 * m * one.values)
-        per_split = -(-tiles // parts)
-        parts = -(-tiles // per_split)
-        partial = torch.empty(parts, one.values, m, dtype=torch.float32, device=device)
-        statistics_kernel[(blocks, parts)](
-            x, columns.x, rows.norms, columns.norms, rows.labels, columns.labels,
-            rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
-            known, parameters, near, own, partial, m, columns.count, per_split,
-            FOLD=one.fold, KINDS=one.kinds, KNOWN=done, PARAMETERS=parameters.numel(),
-            METRIC=pair.metric, EPSILON=pair.epsilon, TEACHER=_teacher(loss, rows, pair),
-            T_EPSILON=pair.teacher_epsilon,
-            GROUPS=_groups(loss, columns), K=columns.centres, PADDED=columns.padded,
-            D=x.shape[1], DT=_depth(rows), SELF=own is not None,
-            POSITIVES_ONLY=one.positives_only,
-            BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
-            BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
-            num_warps=chosen.warps, num_stages=chosen.stages,
+        partial = _sweep(
+            rows, columns, pair, near, own, known, parameters, chosen, rounding, one.values,
+            FOLD=one.fold, KINDS=one.kinds, KNOWN=done, TEACHER=_teacher(loss, rows, pair),
+            GROUPS=_groups(loss, columns), POSITIVES_ONLY=one.positives_only,
+            COLUMN_VALUES=loss.column_values, SLOTS=0, OWN=False,
         )  # fmt: skip
+        parts = partial.shape[0]
         merge_kernel[(-(-m // _MERGE_ROWS),)](
             partial, known, parameters, results, m, parts,
             FINISH=loss.finish, KINDS=one.merge_kinds, KNOWN=done, PARAMETERS=parameters.numel(),
@@ -158,8 +174,81 @@ def statistics(
     return results, known
 
 
+def list_statistics(
+    loss: ListLoss,
+    rows: Side,
+    columns: Side,
+    parameters: Tensor,
+    pair: Numbers,
+    lists: Lists,
+    *,
+    own: Tensor | None = None,
+    precision: str | None = None,
+    config: configs.Config | None = None,
+) -> Tensor:
+    """[outputs + states, M] of a loss over lists of thresholds; float32."""
+    x = rows.x
+    m, slots, device = x.shape[0], loss.slots, x.device
+    rounding = configs.precision(x.dtype, precision)
+    chosen = config or _config(
+        "statistics", loss, functools.partial(configs.statistics_config, slots=slots), x, rounding,
+        lambda c: list_statistics(loss, rows, columns, parameters, pair, lists, own=own,
+                                  precision=precision, config=c),
+    )  # fmt: skip
+    near = near_columns(rows, columns, chosen.stay)
+    thresholds = torch.empty(slots, m, dtype=torch.float32, device=device)
+    thresholds_kernel[(-(-m // chosen.stay),)](
+        x, columns.x, rows.norms, columns.norms, near, lists.low, thresholds, m, columns.count,
+        SLOTS=slots, METRIC=pair.metric, EPSILON=pair.epsilon, D=x.shape[1], BLOCK_M=chosen.stay,
+        BLOCK_N=chosen.stream, BLOCK_D=chosen.depth, PRECISION=rounding,
+        num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+    values, group = loss.values * slots, min(slots, GROUP)
+    partial = _sweep(
+        rows, columns, pair, near, own, thresholds, parameters, chosen, rounding, values,
+        slots // group, FOLD=loss.compare, KINDS=("sum",) * (loss.values * group), KNOWN=group,
+        TEACHER="none", GROUPS="none", POSITIVES_ONLY=False, COLUMN_VALUES=0, SLOTS=group, OWN=loss.own,
+    )  # fmt: skip
+    results = torch.empty(loss.outputs + loss.states, m, dtype=torch.float32, device=device)
+    list_finish_kernel[(-(-m // LIST_ROWS),)](
+        partial, thresholds, parameters, lists.low, lists.size, own, results, m, columns.count,
+        partial.shape[0],
+        FINISH=loss.finish, VALUES=loss.values, SLOTS=slots, OUTPUTS=loss.outputs,
+        PARAMETERS=parameters.numel(), SELF=own is not None, BLOCK=LIST_ROWS, num_warps=4,
+    )  # fmt: skip
+    return results
+
+
+def _sweep(
+    rows: Side, columns: Side, pair: Numbers, near: Tensor, own: Tensor | None, known: Tensor,
+    parameters: Tensor, chosen: configs.Config, rounding: str, values: int,
+    groups: int = 1, **options: object,
+) -> Tensor:  # fmt: skip
+    """Kernel 1: [splits, values, M] statistics of each split of the columns."""
+    x = rows.x
+    m, device = x.shape[0], x.device
+    blocks = -(-m // chosen.stay)
+    tiles = -(-columns.count * columns.padded // chosen.stream)
+    parts = _splits(blocks * groups, tiles, device, 4 * m * values)
+    per_split = -(-tiles // parts)
+    parts = -(-tiles // per_split)
+    partial = torch.empty(parts, values, m, dtype=torch.float32, device=device)
+    statistics_kernel[(blocks, parts, groups)](
+        x, columns.x, rows.norms, columns.norms, rows.labels, columns.labels, columns.values,
+        rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
+        known, parameters, near, own, partial, m, columns.count, per_split,
+        PARAMETERS=parameters.numel(), METRIC=pair.metric, EPSILON=pair.epsilon,
+        T_EPSILON=pair.teacher_epsilon, K=columns.centres, PADDED=columns.padded,
+        D=x.shape[1], DT=_depth(rows), SELF=own is not None,
+        BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
+        BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
+        num_warps=chosen.warps, num_stages=chosen.stages, **options,
+    )  # fmt: skip
+    return partial
+
+
 def weights(
-    loss: TileLoss,
+    loss: AnyLoss,
     stay: Side,
     stream: Side,
     parameters: Tensor,
@@ -171,6 +260,7 @@ def weights(
     stay_weights: Tensor | None = None,
     stream_weights: Tensor | None = None,
     own: Tensor | None = None,
+    lists: Lists | None = None,
     sums: bool = False,
     precision: str | None = None,
     config: configs.Config | None = None,
@@ -185,8 +275,17 @@ def weights(
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        functools.partial(configs.weights_config, teacher=loss.teacher, states=loss.states), x, rounding
-    )
+        "weights" + ".rows" * (stay_states is not None) + ".columns" * (stream_states is not None), loss,
+        functools.partial(
+            configs.weights_config, teacher=loss.teacher, states=loss.states, slots=loss.slots
+        ),
+        x, rounding,
+        lambda c: weights(
+            loss, stay, stream, parameters, pair, factor=factor, stay_states=stay_states,
+            stream_states=stream_states, stay_weights=stay_weights, stream_weights=stream_weights,
+            own=own, lists=lists, sums=sums, precision=precision, config=c,
+        ),
+    )  # fmt: skip
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
@@ -198,10 +297,12 @@ def weights(
     parts = -(-tiles // per_split)
     out = torch.empty(parts, m, d, dtype=torch.float32, device=device)
     totals = torch.empty(parts, 2, m, dtype=torch.float32, device=device) if sums else None
+    low = None if lists is None else lists.low
     weighted = stay_weights is not None or stream_weights is not None
     weights_kernel[(blocks, parts, chunks)](
         x, stream.x, stay.norms, stream.norms, stay.labels, stream.labels, stay_states,
-        stream_states, stay_weights, stream_weights, stay.teacher, stream.teacher,
+        stream_states, stay_weights, stream_weights, stay.values, stream.values,
+        low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
         own, out, totals, stay.count, stream.count, per_split,
         WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
@@ -213,6 +314,7 @@ def weights(
         GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
         K=max(stay.centres, stream.centres), PADDED=padded,
         D=d, DT=_depth(stay), SELF=own is not None,
+        COLUMN_VALUES=loss.column_values, SLOTS=loss.slots, OWN=isinstance(loss, ListLoss) and loss.own,
         BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, BLOCK_D=chosen.depth,
         BLOCK_T=_teacher_block(stay, chosen), BLOCK_O=chosen.output, PRECISION=rounding,
         num_warps=chosen.warps, num_stages=chosen.stages,
@@ -221,11 +323,16 @@ def weights(
     return Weighted(products, None if totals is None else totals.sum(0))
 
 
-def _config(choose: Callable[..., configs.Config], x: Tensor, rounding: str) -> configs.Config:
+def _config(
+    kernel: str, loss: AnyLoss, rule: Callable[..., configs.Config], x: Tensor, rounding: str,
+    run: Callable[[configs.Config], object],
+) -> configs.Config:  # fmt: skip
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
-    return choose(arch, x.dtype, x.shape[1], rounding)
+    fixed = rule(arch, x.dtype, x.shape[1], rounding)
+    kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
+    return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:
@@ -235,14 +342,14 @@ def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int)
     return configs.splits(blocks, tiles, processors, bytes_per_split)
 
 
-def _teacher(loss: TileLoss, side: Side, pair: Numbers) -> str:
+def _teacher(loss: AnyLoss, side: Side, pair: Numbers) -> str:
     if loss.teacher != (side.teacher is not None):
         raise ValueError(f"teacher: {loss.name!r} {'needs' if loss.teacher else 'has'} "
                          f"{'a' if loss.teacher else 'no'} teacher")  # fmt: skip
     return pair.teacher_metric if loss.teacher else "none"
 
 
-def _groups(loss: TileLoss, side: Side) -> str:
+def _groups(loss: AnyLoss, side: Side) -> str:
     if side.centres > 1 and loss.groups is None:
         raise ValueError(f"centres: expected 1 for {loss.name!r}, got {side.centres}")
     return loss.groups if side.centres > 1 and loss.groups is not None else "none"

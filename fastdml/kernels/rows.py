@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .launch import Numbers, Side
-from .tile import TileLoss
+from .launch import AnyLoss, Lists, Numbers, Side
+from .list_loss import ListLoss
 
 
 @dataclasses.dataclass
@@ -24,8 +24,8 @@ class TileResult:
         everything is in d_anchors.
     anchor_sums, candidate_sums: [2, M], [2, N] sums of the products' weights, and of those times the
         numbers: for metrics that are distances of raw embeddings, and for `sums=True`.
-    scalar_rows: [M, scalars] derivatives of each row's loss by the learnable parameters, not
-        multiplied by row weights.
+    scalar_rows: [M, scalars] derivatives of each row's loss by the learnable parameters, and
+    slope_rows: [M, slopes] by its inputs; not multiplied by row weights.
     column_losses: [N] losses of the columns, for `columns=True`.
     """
 
@@ -35,11 +35,12 @@ class TileResult:
     anchor_sums: Tensor | None = None
     candidate_sums: Tensor | None = None
     scalar_rows: Tensor | None = None
+    slope_rows: Tensor | None = None
     column_losses: Tensor | None = None
 
 
 def tile_rows(
-    loss: TileLoss,
+    loss: AnyLoss,
     anchors: Tensor,
     candidates: Tensor,
     anchor_labels: Tensor,
@@ -55,6 +56,7 @@ def tile_rows(
     row_weight: Tensor | None = None,
     weight: float = 1.0,
     inputs: Tensor | None = None,
+    column_values: Tensor | None = None,
     teacher: tuple[Tensor, Tensor] | None = None,
     teacher_norms: tuple[Tensor, Tensor] | None = None,
     centres: int = 1,
@@ -67,7 +69,8 @@ def tile_rows(
     """Losses of the rows of anchors against candidates, and the gradients of their weighted sum.
 
     Args:
-        loss: the tile loss.
+        loss: a pair loss, or one over lists of thresholds. No row of the latter may have more than
+            loss.slots columns of its own label; `order` is then taken as True.
         anchors, candidates: [M, D] and [N, D] (the same object: one set), float32, float16 or
             bfloat16, contiguous. [N * centres, D] with several centres per class, class by class.
         anchor_labels, candidate_labels: int64 [M], [N]; equal ones are positives.
@@ -79,9 +82,11 @@ def tile_rows(
         order: works on a copy of the embeddings in the order of their labels. Tiles without positives
             then need no labels, and those of losses with zero weights are skipped.
         ascending: which of the two label vectors ascend already.
-        row_weight: float32 [M] weights of the rows in the sum ([M, outputs] for several outputs).
+        row_weight: float32 [M] weights of the rows in the sum ([M, outputs] for several outputs of a
+            pair loss).
         weight: times this.
         inputs: [loss.inputs, M] values per row that the loss reads.
+        column_values: float32 [loss.column_values, N] (or classes) values per column that it reads.
         teacher: second matrix's factors [M, DT], [N, DT].
         teacher_norms: as norms.
         centres: consecutive candidates that make one class.
@@ -95,13 +100,21 @@ def tile_rows(
         ValueError: naming the argument and what was expected of it.
     """
     one_set = candidates is anchors
+    listed = isinstance(loss, ListLoss)
+    order = order or listed
     _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set, columns)
     p = launch.parameter_tensor(parameters, anchors.device)
     own_norms = norms or (None, None)
     u, v = teacher or (None, None)
     t_norms = teacher_norms or (None, None)
     rows = Side(anchors, anchor_labels, own_norms[0], u, t_norms[0], 1, ascending[0])
+    rows.values = column_values if one_set else None
     cols = Side(candidates, candidate_labels, own_norms[1], v, t_norms[1], centres, ascending[1])
+    cols.values = column_values
+    if (given := 0 if column_values is None else len(column_values)) != loss.column_values:
+        raise ValueError(
+            f"column_values: expected {loss.column_values} of every column for {loss.name!r}, got {given}"
+        )
     for side in (rows, cols):
         side.norms = _norms(side.x, pair.metric) if side.norms is None else side.norms
         if side.teacher is not None and side.teacher_norms is None:
@@ -121,16 +134,26 @@ def tile_rows(
     if col_order is not None and column_weight is not None:
         column_weight = column_weight[col_order]
 
-    found, _ = launch.statistics(
-        loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
-    )
-    k, j = loss.outputs, loss.outputs + loss.scalars
+    lists = None
+    if isinstance(loss, ListLoss):
+        lists = Lists.of(rows, cols)
+        found = launch.list_statistics(
+            loss, rows, cols, p, pair, lists, own=own, precision=precision
+        )
+    else:
+        found, _ = launch.statistics(
+            loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
+        )
+    k, j = loss.outputs, loss.outputs + loss.derivatives
     result = TileResult(_restored(found[:k].t(), row_order))
-    if loss.scalars:
-        result.scalar_rows = _restored(found[k:j].t(), row_order)
+    if loss.derivatives:
+        by_row = _restored(found[k:j].t(), row_order)
+        result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
     col_states = None
     own_row = _inverse(own, cols.count) if own is not None and not one_set else own
     if columns:
+        if isinstance(loss, ListLoss) or loss.column_values:
+            raise ValueError(f"columns: {loss.name!r} is a loss of rows")
         col_found, _ = launch.statistics(
             loss, cols, rows, p, pair, own=own_row, precision=precision
         )
@@ -139,13 +162,18 @@ def tile_rows(
     if not any(gradients):
         return result
     states = found[j:]
-    if k > 1:
-        given = torch.ones_like(found[:k].t()) if row_weight is None else row_weight
-        states = torch.cat([given.float().t(), states])
+    if k > 1 and not listed:
+        by_output = torch.ones_like(found[:k].t()) if row_weight is None else row_weight
+        states = torch.cat([by_output.float().t(), states])
         row_weight = None
     row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
     totals = sums or pair.metric.startswith("raw")
-    shared: dict[str, Any] = {"factor": factor, "precision": precision, "sums": totals}
+    shared: dict[str, Any] = {
+        "factor": factor,
+        "precision": precision,
+        "sums": totals,
+        "lists": lists,
+    }
     if one_set:
         done = launch.weights(
             loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,
@@ -199,6 +227,7 @@ def _permuted(side: Side, order: Tensor | None) -> Side:
         pick(side.teacher_norms),
         side.centres,
         True,
+        None if side.values is None else side.values[:, order].contiguous(),
     )
 
 

@@ -4,6 +4,9 @@
 import triton
 import triton.language as tl
 
+# Arguments of the kernels that are not compiled in: one compilation for all sizes, 1 among them.
+SIZES = ["M", "N", "splits", "tiles_per_split"]
+
 
 @triton.jit
 def load_rows(x, rows, first, D: tl.constexpr, BLOCK: tl.constexpr):

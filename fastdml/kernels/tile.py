@@ -58,10 +58,10 @@ class TileLoss:
     """A pair loss as statistics of a row and the weight of a pair.
 
     The functions are `@triton.jit` and elementwise in what they are given. `s` is a tile of
-    similarities (or distances) in float32, `t` the tile of the second matrix or 0, `positive` the
-    tile of equal labels, `p` the tuple of parameters. `row` and `state` are tuples of float32 vectors
-    that broadcast against the tile. A tile may lie either way round (rows of the loss along either
-    axis), which an elementwise function cannot notice.
+    similarities (or distances) in float32, `t` the tile of the second matrix, or the tuple of the
+    column's values, or 0; `positive` the tile of equal labels, `p` the tuple of parameters. `row` and
+    `state` are tuples of float32 vectors that broadcast against the tile. A tile may lie either way
+    round (rows of the loss along either axis), which an elementwise function cannot notice.
 
     passes: sweeps over the columns; a fold sees the statistics of the passes before it as `row`.
     finish: `finish(stats, p)` -> (row loss, *states): once per row, with the statistics of all passes.
@@ -78,10 +78,12 @@ class TileLoss:
     sparse: most weights are exactly 0, so tiles without any are skipped.
     heavy: its folds need many registers: their tiles are narrower.
     teacher: whether there is a second matrix `t`.
+    column_values: how many values every column has; `t` is then their tuple.
     outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
         derivative of the whole by each of them.
     scalars: how many learnable parameters there are, the last ones of p (before the call's own).
         `finish` then returns, after the outputs, the derivative of the row's loss by each.
+    slopes: of how many of the inputs `finish` returns the derivative of the row's loss, after those.
 
     Exponentials and logarithms are to base 2 throughout: fold log2(e) into the parameters.
     """
@@ -97,12 +99,21 @@ class TileLoss:
     sparse: bool = False
     heavy: bool = False
     teacher: bool = False
+    column_values: int = 0
     outputs: int = 1
     scalars: int = 0
+    slopes: int = 0
 
     def __post_init__(self) -> None:
         if self.groups not in (None, "softmax", "max"):
             raise ValueError(f"groups: expected None, 'softmax' or 'max', got {self.groups!r}")
+        if self.teacher and self.column_values:
+            raise ValueError("column_values: expected 0 for a loss with a second matrix")
+
+    @property
+    def derivatives(self) -> int:
+        """Values `finish` returns between the outputs and the states."""
+        return self.scalars + self.slopes
 
     @property
     def values(self) -> int:
@@ -113,3 +124,8 @@ class TileLoss:
     def weight_states(self) -> int:
         """Values per row that `weight` reads."""
         return self.states + (self.outputs if self.outputs > 1 else 0)
+
+    @property
+    def slots(self) -> int:
+        """Thresholds of a row: none. (ListLoss has some.)"""
+        return 0

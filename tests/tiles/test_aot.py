@@ -13,7 +13,7 @@ import triton_mode  # noqa: F401  (first here, and so before triton is imported)
 
 # Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-FAST = ["multi_similarity", "sup_con", "proxy_anchor"]
+FAST = ["multi_similarity", "sup_con", "proxy_anchor", "smooth_ap"]
 OTHERS = [
     "nt_xent",
     "siglip",
@@ -28,6 +28,11 @@ OTHERS = [
     "listwise_distillation",
     "relaxed_contrastive",
     "log_ratio",
+    "info_nce",
+    "log_sum_exp",
+    "sup_ap",
+    "triplet_margin",
+    "recall_at_k",
 ]
 
 
@@ -47,7 +52,7 @@ def compiled(name, arch, dtype="bfloat16", d=128):
 def check(kernels, arch):
     assert kernels
     for name, one in kernels.items():
-        assert one["tensor"], f"{name}: no tensor-core instructions"
+        assert one["tensor"] or name == "finish", f"{name}: no tensor-core instructions"
         assert one["spill_bytes"] == 0, f"{name}: spills {one['spill_bytes']} bytes"
         assert one["shared"] <= SHARED_LIMIT[arch], (
             f"{name}: {one['shared']} bytes of shared memory"
@@ -68,7 +73,7 @@ def test_compiles_others(name, arch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("d", [64, 96, 256, 512])
+@pytest.mark.parametrize("d", [64, 96, 256, 512, 1024])
 def test_compiles_dimensions(d):
     check(compiled("multi_similarity", 90, d=d), 90)
 

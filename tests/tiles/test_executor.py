@@ -75,8 +75,10 @@ def test_bits_repeat():
 
 def test_refuses_what_it_cannot_run():
     x, y = batch()
-    with pytest.raises(ValueError, match=r"backend.*smooth_ap"):
-        losses.SmoothAPLoss(backend="triton")(x, y)
+    with pytest.raises(ValueError, match=r"backend.*fast_ap"):
+        losses.FastAPLoss(backend="triton")(x, y)
+    with pytest.raises(ValueError, match="up to 16 candidates"):
+        losses.SmoothAPLoss(backend="triton")(x, torch.zeros_like(y))
     with pytest.raises(ValueError, match="float64"):
         F.multi_similarity(x.double(), y, backend="triton")
 

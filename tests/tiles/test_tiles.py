@@ -17,6 +17,8 @@ from fastdml.kernels.rows import tile_rows
 TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 # M, N, D: ragged against every tile size, one beyond a block of D.
 SIZES = [(37, 53, 24), (70, 45, 72)]
+# Many blocks of D in both products, the last one ragged.
+LONG = (35, 41, 700)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def numbers(a, c, metric, epsilon=0.0):
     return torch.where(d2 > 0, torch.where(d2 > 0, d2, 1.0).sqrt(), torch.zeros_like(d2))
 
 
-def dense(case, x, y, la, lc, teacher, weight, col_weight, dtype):
+def dense(case, x, y, la, lc, teacher, weight, col_weight, dtype, values=None):
     """Outputs, scalars' and embeddings' gradients of the dense form, as plain torch in `dtype`."""
     a = x.detach().to(dtype).requires_grad_()
     c = a if y is x else y.detach().to(dtype).requires_grad_()
@@ -77,13 +79,15 @@ def dense(case, x, y, la, lc, teacher, weight, col_weight, dtype):
     if y is x and not case.keep_self:
         pair.fill_diagonal_(False)
     scalars = torch.tensor(case.extra, dtype=s.dtype, device=s.device, requires_grad=True)
-    options = SimpleNamespace(**vars(case.loss), scalars=scalars)
+    values = None if values is None else values.to(s.dtype)[:, None].requires_grad_()
+    options = SimpleNamespace(**vars(case.loss), scalars=scalars, inputs=values)
     losses = case.spec(s, positive, pair, t, options)
     total = (losses * weight).sum()
     if case.rows == "towers":
         total = total + (case.spec(s.t(), positive.t(), pair.t(), t, options) * col_weight).sum()
     inputs = [a] if y is x else [a, c]
-    gradients = torch.autograd.grad(total, [*inputs, scalars], allow_unused=True)
+    further = scalars if values is None else values
+    gradients = torch.autograd.grad(total, [*inputs, further], allow_unused=True)
     return losses.detach(), gradients[-1], gradients[:-1]
 
 
@@ -139,6 +143,10 @@ def run(name, size, dtype, **options):
     col_weight = move(torch.rand(n, generator=g) * 1e-3)
     parameters = (*module.parameters(case.loss), *case.extra)
     assert len(parameters) == module.PARAMETERS
+    values = None
+    if case.inputs:  # around the similarity of the positive
+        own = (x[: len(y)].float() * y[: len(x)].float()).sum(1)
+        values = own if case.metric == "dot" else torch.linspace(-0.5, 0.8, len(x), device=DEVICE)
     found = tile_rows(
         tile,
         x,
@@ -149,6 +157,7 @@ def run(name, size, dtype, **options):
         pair=launch.Numbers(case.metric, case.epsilon, case.teacher or "dot"),
         exclude_self=y is x and not case.keep_self,
         row_weight=weight,
+        inputs=None if values is None else values[None],
         teacher=teacher,
         centres=case.centres,
         columns=case.rows == "towers",
@@ -156,7 +165,9 @@ def run(name, size, dtype, **options):
         **options,
     )
     scalars = None
-    if found.scalar_rows is not None:
+    if tile.slopes:
+        scalars = found.slope_rows * weight[:, None]
+    elif tile.scalars:
         scalars = (found.scalar_rows * weight[:, None]).sum(0)
     products = [(found.d_anchors, x, found.anchor_sums)]
     if y is not x:
@@ -164,8 +175,9 @@ def run(name, size, dtype, **options):
     gradients = [finished(p, z, case.metric, sums) for p, z, sums in products]
     outputs = found.outputs if tile.outputs > 1 else found.outputs[:, 0]
     labels = (la, lc)
-    truth = dense(case, x, y, *labels, teacher, weight.double(), col_weight.double(), torch.float64)
-    plain = dense(case, x, y, *labels, teacher, weight, col_weight, dtype)
+    truth = dense(case, x, y, *labels, teacher, weight.double(), col_weight.double(), torch.float64,
+                  values)  # fmt: skip
+    plain = dense(case, x, y, *labels, teacher, weight, col_weight, dtype, values)
     return (outputs, scalars, gradients), truth, plain
 
 
@@ -189,3 +201,10 @@ def test_matches_float64(name, size, dtype):
 def test_order_of_labels_does_not_show(name):
     """Without the reordered copy every tile is treated as one that may hold positives."""
     compare(*run(name, SIZES[0], torch.float32, order=False), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name", ["multi_similarity_mined", "proxy_anchor", "contrastive_raw_distance"]
+)
+def test_any_dimension(name):
+    compare(*run(name, LONG, torch.float32), torch.float32, CASES[name].exponent)

@@ -23,6 +23,7 @@ class Case:
     loss: SimpleNamespace
     rows: str = "samples"  # or "proxies", "classes" (columns are classes), "pairs", "towers"
     extra: tuple[float, ...] = ()  # parameters of the call, after the description's
+    inputs: bool = False  # whether every row has a value; o.inputs, [R, 1]
     metric: str = "cosine"
     epsilon: float = 0.0
     teacher: str | None = None  # the teacher's metric
@@ -115,14 +116,17 @@ def cbml(s, positive, pair, t, o):
 
 
 def n_pairs(s, positive, pair, t, o):
-    return F.softplus(lse(s, ~positive) - (s * positive).sum(1))
+    gap = s - o.inputs
+    if o.one_vs_one:
+        return (F.softplus(gap) * ~positive).sum(1)
+    return F.softplus(lse(gap, ~positive))
 
 
 def nt_xent(s, positive, pair, t, o):
-    z = s / o.temperature
+    z = s * o.scale
     positive = positive & pair
     wrong = lse(z, pair & ~positive)
-    return mean_over(torch.where(positive, F.softplus(wrong[:, None] - z), 0.0), positive)
+    return o.scalars[0] * torch.where(positive, F.softplus(wrong[:, None] - z), 0.0).sum(1)
 
 
 def softmax(s, positive, pair, t, o):
@@ -226,8 +230,19 @@ CASES: dict[str, Case] = {
             mean_mix=0.2,
         ),
     ),
-    "n_pair": Case("n_pair", n_pairs, _o(), "pairs", metric="dot", exponent=150.0),
-    "nt_xent": Case("nt_xent", nt_xent, _o(temperature=0.2)),
+    "n_pair": Case(
+        "n_pair",
+        n_pairs,
+        _o(metric=SimpleNamespace(sign=1.0), one_vs_one=False),
+        "pairs",
+        inputs=True,
+        metric="dot",
+        exponent=150.0,
+    ),
+    "n_pair_one_vs_one": Case(
+        "n_pair", n_pairs, _o(metric=SimpleNamespace(sign=1.0), one_vs_one=True), "pairs", inputs=True
+    ),
+    "nt_xent": Case("nt_xent", nt_xent, _o(scale=5.0), extra=(0.3,)),
     "normalized_softmax": Case("softmax_cross_entropy", softmax, _softmax(), "classes"),
     "smoothed_softmax": Case(
         "softmax_cross_entropy", softmax, _softmax(smoothing=0.1, constant=0.3), "classes"

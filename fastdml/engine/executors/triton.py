@@ -6,11 +6,13 @@ kernels run on the CPU, slowly, for tests.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +36,10 @@ class Triton:
             return f"tile kernels run on CUDA, not on {problem.device_type}"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if not _has_tile(loss.name):
-            return f"no tile functor is called {loss.name!r}"
         if not isinstance(problem.relation, LabelRelation):
             return "tile functors take pairs from labels only"
         if problem.anchors.dtype not in _TYPES:
             return f"tile kernels take {', '.join(map(str, _TYPES))}, not {problem.anchors.dtype}"
-        if loss.presweep() is not None or problem.row_values is not None:
-            return "tile functors know no values of rows or columns"
-        if problem.col_values is not None:
-            return "tile functors know no values of columns"
         if problem.anchors.dtype == torch.float16 and loss.similarity.startswith("raw"):
             return "weights of unbounded distances do not fit float16"
         teacher = problem.teacher_problem
@@ -52,86 +48,154 @@ class Triton:
                 return f"tile kernels do not know the similarity {one.loss.similarity!r}"
         if teacher is not None and problem.one_set and not teacher.one_set:
             return "one set of embeddings needs one set of teacher embeddings"
-        try:
-            tile = _module(loss.name).tile(loss)
-            _module(loss.name).parameters(loss)
-        except (AttributeError, NotImplementedError) as error:
-            return f"its tile functor does not know this form ({error})"
+        tile = _tile(problem)
+        if isinstance(tile, str):
+            return tile
         if tile.teacher != (teacher is not None):
             return "its tile functor differs in having a teacher"
-        return None
+        if problem.row_values is not None and problem.row_values.shape[1] != tile.inputs:
+            return f"its tile functor reads {tile.inputs} values of every row"
+        swept = 0
+        before = loss.presweep()
+        if before is not None and not problem.swept:
+            sweep = _tile(problem.swapped(before))
+            if isinstance(sweep, str):
+                return sweep
+            swept = sweep.outputs
+        given = 0 if problem.col_values is None else problem.col_values.shape[0]
+        if given and given + swept != tile.column_values:
+            return f"its tile functor reads {tile.column_values - swept} values of every column"
+        return _too_long(problem) if loss.threshold_list else None
 
     def plan(self, problem: Problem) -> str:
-        tile = _module(problem.loss.name).tile(problem.loss)
+        tile = _tile(problem)
+        if problem.loss.threshold_list:
+            return f"Triton tiles: lists of up to {_most()} thresholds, then the weights"
         sweeps = len(tile.passes)
         return f"Triton tiles: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, then the weights"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
-        rows = importlib.import_module("fastdml.kernels.rows")
-        launch = importlib.import_module("fastdml.kernels.launch")
-        loss, relation = problem.loss, problem.relation
-        assert isinstance(relation, LabelRelation)
-        module = _module(loss.name)
-        tile = module.tile(loss)
-        values = module.parameters(loss)
-        if getattr(module, "COUNTS_OWN", False):
-            values = (*values, float(problem.excludes_self))
-        parameters = launch.parameter_tensor(values, problem.anchors.device)
-        if problem.scalars is not None:
-            parameters = torch.cat([parameters, problem.scalars.float()])
-        teacher = problem.teacher_problem
-        found = rows.tile_rows(
-            tile,
-            problem.anchors,
-            problem.candidates,
-            relation.anchor_labels,
-            relation.candidate_labels[:: loss.columns_per_class].contiguous(),
-            parameters=parameters,
-            pair=launch.Numbers(
-                loss.similarity,
-                problem.epsilon,
-                "dot" if teacher is None else teacher.loss.similarity,
-                0.0 if teacher is None else teacher.epsilon,
-            ),
-            norms=_norms(problem),
-            exclude_self=problem.excludes_self,
-            ascending=(loss.rows == "proxies", False),
-            row_weight=problem.row_weight,
-            weight=problem.weight,
-            centres=loss.columns_per_class,
-            teacher=None if teacher is None else (teacher.anchors, teacher.candidates),
-            teacher_norms=None if teacher is None else _norms(teacher),
-            gradients=(wanted.anchors, wanted.candidates),
-        )
+        before = problem.loss.presweep()
+        if before is not None and not problem.swept:
+            problem.swept = True
+            found = _rows(problem.swapped(before), Wanted()).outputs.t().contiguous()
+            given = problem.col_values
+            problem.col_values = found if given is None else torch.cat([given, found])
+        tile = _tile(problem)
+        bias = wanted.col_values and problem.loss.column_bias
+        found = _rows(problem, wanted, bias)
         out = Result(found.outputs)
-        metric = loss.metric
-        # (gradient, embeddings, scale, sums) of the sides that want one
-        if found.d_anchors is not None:
+        metric = problem.loss.metric
+        if found.d_anchors is not None and wanted.anchors:
             out.d_anchors = found.d_anchors
-            total = found.anchor_sums if metric.needs_totals else None
-            metric.finish_(
-                out.d_anchors,
-                problem.anchors,
-                problem.row_scale,
-                None if total is None else total[0],
-            )
-        if found.d_candidates is not None:
+            total = found.anchor_sums[0] if metric.needs_totals else None
+            metric.finish_(out.d_anchors, problem.anchors, problem.row_scale, total)
+        if found.d_candidates is not None and wanted.candidates:
             out.d_candidates = found.d_candidates
-            total = found.candidate_sums if metric.needs_totals else None
-            metric.finish_(
-                out.d_candidates,
-                problem.candidates,
-                problem.col_scale,
-                None if total is None else total[0],
-            )
+            total = found.candidate_sums[0] if metric.needs_totals else None
+            metric.finish_(out.d_candidates, problem.candidates, problem.col_scale, total)
         if wanted.scalars and problem.scalars is not None:
             out.d_scalars = torch.zeros_like(problem.scalars)
-            if found.scalar_rows is not None:
-                by_row = found.scalar_rows.double() * problem.weight
-                if problem.row_weight is not None:
-                    by_row = by_row * problem.row_weight[:, None]
+            if tile.scalars:
+                by_row = _weighted(found.scalar_rows, problem)
                 out.d_scalars[: tile.scalars] = by_row.sum(0).to(out.d_scalars.dtype)
+        if wanted.row_values and problem.row_values is not None:
+            out.d_row_values = torch.zeros_like(problem.row_values)
+            if tile.slopes:
+                out.d_row_values[:, : tile.slopes] = _weighted(found.slope_rows, problem)
+        if bias and problem.col_values is not None:
+            out.d_col_values = torch.zeros_like(problem.col_values)
+            out.d_col_values[0] = found.candidate_sums[0]
         return out
+
+
+def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
+    """What the kernels leave of a problem, before the derivative of the normalisation."""
+    rows = importlib.import_module("fastdml.kernels.rows")
+    launch = importlib.import_module("fastdml.kernels.launch")
+    loss, relation = problem.loss, problem.relation
+    assert isinstance(relation, LabelRelation)
+    tile, module = _tile(problem), _module(loss.name)
+    values = module.parameters(loss)
+    if getattr(module, "COUNTS_OWN", False):
+        values = (*values, float(problem.excludes_self))
+    parameters = launch.parameter_tensor(values, problem.anchors.device)
+    if problem.scalars is not None:
+        parameters = torch.cat([parameters, problem.scalars.float()])
+    teacher = problem.teacher_problem
+    return rows.tile_rows(
+        tile,
+        problem.anchors,
+        problem.candidates,
+        relation.anchor_labels,
+        relation.candidate_labels[:: loss.columns_per_class].contiguous(),
+        parameters=parameters,
+        pair=launch.Numbers(
+            loss.similarity,
+            problem.epsilon,
+            "dot" if teacher is None else teacher.loss.similarity,
+            0.0 if teacher is None else teacher.epsilon,
+        ),
+        norms=_norms(problem),
+        exclude_self=problem.excludes_self,
+        ascending=(loss.rows == "proxies", False),
+        row_weight=problem.row_weight,
+        weight=problem.weight,
+        inputs=None if problem.row_values is None else problem.row_values.t(),
+        column_values=problem.col_values,
+        centres=loss.columns_per_class,
+        teacher=None if teacher is None else (teacher.anchors, teacher.candidates),
+        teacher_norms=None if teacher is None else _norms(teacher),
+        gradients=(wanted.anchors, wanted.candidates or sums),
+        sums=sums,
+    )
+
+
+def _weighted(by_row: Tensor, problem: Problem) -> Tensor:
+    """Derivatives [M, n] of the rows' losses, as those of their weighted sum."""
+    by_row = by_row.double() * problem.weight
+    return by_row if problem.row_weight is None else by_row * problem.row_weight[:, None]
+
+
+def _tile(problem: Problem) -> Any:
+    """The tile loss of a problem, or in words why there is none."""
+    loss = problem.loss
+    if not _has_tile(loss.name):
+        return f"no tile functor is called {loss.name!r}"
+    module = _module(loss.name)
+    try:
+        module.parameters(loss)
+        tile = module.tile(loss)
+    except (AttributeError, NotImplementedError) as error:
+        return f"its tile functor does not know this form ({error})"
+    if not loss.threshold_list:
+        return tile
+    slots = importlib.import_module("fastdml.kernels.list_loss").slots_for
+    return dataclasses.replace(tile, slots=min(_most(), slots(_longest(problem))))
+
+
+def _most() -> int:
+    return int(importlib.import_module("fastdml.kernels.list_loss").MOST)
+
+
+def _longest(problem: Problem) -> int:
+    """The most candidates that have one anchor's label.
+
+    Asks the device, and waits: nothing on the host knows. So `backend="auto"` leaves lists on a GPU to
+    the row functors, which need not know.
+    """
+    found = problem.__dict__.get("longest_list")
+    if found is None:
+        found = int(problem.relation.counts(excludes_self=False)[0].amax())
+        problem.__dict__["longest_list"] = found
+    return int(found)
+
+
+def _too_long(problem: Problem) -> str | None:
+    longest = _longest(problem)
+    if longest <= _most():
+        return None
+    return f"tile kernels hold up to {_most()} candidates of one anchor's label, not {longest}"
 
 
 @functools.cache

@@ -23,6 +23,8 @@ def parameters(loss: Any) -> tuple[float, ...]:
 def tile(loss: Any) -> TileLoss:
     if getattr(loss, "squared", False):
         raise NotImplementedError("squared terms")
+    if getattr(loss, "relative", False):
+        raise NotImplementedError("numbers relative to a value of the row")
     if getattr(loss, "pos_aggregation", None) != getattr(loss, "neg_aggregation", None):
         raise NotImplementedError("two kinds of counts")
     return TILE

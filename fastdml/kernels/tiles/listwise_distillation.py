@@ -45,5 +45,11 @@ def gain(p):
 
 
 TILE = TileLoss(
-    "listwise_distillation", (Pass(("lse", "lse_mean"), sums),), finish, weight, 2, gain, teacher=True
+    "listwise_distillation",
+    (Pass(("lse", "lse_mean"), sums),),
+    finish,
+    weight,
+    2,
+    gain,
+    teacher=True,
 )

@@ -1,47 +1,75 @@
-"""N-pair loss (Sohn, NIPS 2016), one positive a row: SPEC 2.9, multi-class form."""
+"""N-pair loss (Sohn, NIPS 2016): SPEC 2.9. The similarity of the anchor's one positive is a value of
+the row; the negatives against it all at once, or one by one."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import triton
 import triton.language as tl
 
-from ..reductions import softplus2
+from ..reductions import sigmoid2, softplus2
 from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
 
-PARAMETERS = 2
+PARAMETERS = 3
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
-    return (LOG2E, LN2)
+    return (loss.metric.sign * LOG2E, LN2, loss.metric.sign)
 
 
 def tile(loss: Any) -> TileLoss:
-    return TILE
+    return ONE_BY_ONE if loss.one_vs_one else TILE
 
 
 @triton.jit
 def sums(s, t, positive, row, p):
-    return tl.where(positive, float("-inf"), s * p[0]), tl.where(positive, s, float("-inf"))
+    # The difference first: similarities are not bounded here, and large exponents round coarsely.
+    return (tl.where(positive, float("-inf"), (s - row[0]) * p[0]),)
 
 
 @triton.jit
 def finish(stats, p):
-    # Without a positive, or without negatives, there is nothing to compare.
-    has = (stats[1] > float("-inf")) & (stats[0] > float("-inf"))
-    own = tl.where(has, stats[1], 0.0)
-    loss = softplus2(stats[0] - own * p[0])
-    closed = tl.where(has, loss, float("inf"))
-    return tl.where(has, loss * p[1], 0.0), own, closed, tl.where(has, 1.0 - tl.exp2(-loss), 0.0)
+    loss = softplus2(stats[1])
+    return loss * p[1], p[2] * (tl.exp2(-loss) - 1.0), stats[0], loss
 
 
 @triton.jit
 def weight(s, t, positive, state, p):
-    # The difference first: similarities are not bounded here, and large exponents round coarsely.
     e = tl.exp2((s - state[0]) * p[0] - state[1])
-    return tl.where(positive, -state[2], e)
+    return tl.where(positive, 0.0, e)
 
 
-TILE = TileLoss("n_pair", (Pass(("lse", "max"), sums),), finish, weight, states=3)
+@triton.jit
+def sums_one_by_one(s, t, positive, row, p):
+    z = (s - row[0]) * p[0]
+    return tl.where(positive, 0.0, softplus2(z)), tl.where(positive, 0.0, sigmoid2(z))
+
+
+@triton.jit
+def finish_one_by_one(stats, p):
+    return stats[1] * p[1], -p[2] * stats[2], stats[0]
+
+
+@triton.jit
+def weight_one_by_one(s, t, positive, state, p):
+    return tl.where(positive, 0.0, sigmoid2((s - state[0]) * p[0]))
+
+
+@triton.jit
+def gain(p):
+    return p[2]
+
+
+TILE = TileLoss(
+    "n_pair", (Pass(("lse",), sums),), finish, weight, states=2, gain=gain, inputs=1, slopes=1
+)
+ONE_BY_ONE = dataclasses.replace(
+    TILE,
+    passes=(Pass(("sum", "sum"), sums_one_by_one),),
+    finish=finish_one_by_one,
+    weight=weight_one_by_one,
+    states=1,
+)

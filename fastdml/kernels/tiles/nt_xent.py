@@ -1,6 +1,7 @@
-"""NT-Xent with any number of positives, each against all negatives.
+"""NT-Xent with any number of positives, each against all negatives: a mean over pairs.
 
-Pass 1: the sum over the negatives. Pass 2: each positive against it, which touches positives only.
+Pass 1: the sum over the negatives. Pass 2: each positive against it, which touches positives only. The
+last parameter is the call's own: rows per positive pair.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ from ..reductions import sigmoid2, softplus2
 from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
 
-PARAMETERS = 3
+PARAMETERS = 4
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
-    return (LOG2E / loss.temperature, LN2, 1.0 / loss.temperature)
+    """scale: 1 / temperature, negative on distances."""
+    return (LOG2E * loss.scale, LN2, loss.scale)
 
 
 def tile(loss: Any) -> TileLoss:
-    if hasattr(loss, "count_scalars"):  # the public loss is a mean over all pairs of the batch
-        raise NotImplementedError("a mean over pairs instead of over rows")
     return TILE
 
 
@@ -35,38 +35,34 @@ def negatives(s, t, positive, row, p):
 @triton.jit
 def positives(s, t, positive, row, p):
     z = row[0] - s * p[0]
-    one = positive.to(tl.float32)
-    return tl.where(positive, softplus2(z), 0.0), tl.where(positive, sigmoid2(z), 0.0), one
+    return tl.where(positive, softplus2(z), 0.0), tl.where(positive, sigmoid2(z), 0.0)
 
 
 @triton.jit
 def finish(stats, p):
-    share = 1.0 / tl.maximum(stats[3], 1.0)
     # The weight of a negative carries what all positives together lose to the negatives.
-    lost = stats[2] * share
-    some = lost > 0.0
-    normaliser = tl.where(some, stats[0] - tl.log2(tl.where(some, lost, 1.0)), float("inf"))
-    return stats[1] * share * p[1], stats[0], normaliser, share
+    some = stats[2] > 0.0
+    normaliser = tl.where(some, stats[0] - tl.log2(tl.where(some, stats[2], 1.0)), float("inf"))
+    return stats[1] * p[3] * p[1], stats[0], normaliser
 
 
 @triton.jit
 def weight(s, t, positive, state, p):
     z = s * p[0]
-    pull = -sigmoid2(state[0] - z) * state[2]
-    return tl.where(positive, pull, tl.exp2(z - state[1]))
+    return tl.where(positive, -sigmoid2(state[0] - z), tl.exp2(z - state[1]))
 
 
 @triton.jit
 def gain(p):
-    return p[2]
+    return p[2] * p[3]
 
 
 TILE = TileLoss(
     "nt_xent",
-    (Pass(("lse",), negatives), Pass(("sum",) * 3, positives, positives_only=True)),
+    (Pass(("lse",), negatives), Pass(("sum",) * 2, positives, positives_only=True)),
     finish,
     weight,
-    states=3,
+    states=2,
     gain=gain,
     heavy=True,
 )
