@@ -100,6 +100,7 @@ ROWS = TileLoss(
     weight_of_rows,
     states=1,
     gain=gain,
+    heavy=True,
     scalars=1,
 )
 BOTH = dataclasses.replace(
