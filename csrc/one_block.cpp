@@ -155,6 +155,9 @@ Results run(const Call& c) {
 
   multiply(c.s, c.anchors, torch::stable::transpose(columns, 0, 1));
   fastdml::run_rows(c.functor, b, c.longest);
+  T poison = fastdml::poison(data<const T>(c.anchors), m * dim);
+  if (!one_set) poison += fastdml::poison(data<const T>(columns), n * dim);
+  if (poison != T(0)) std::fill_n(b.loss, outputs.numel(), poison);  // see Problem.poison
 
   OptionalTensor d_anchors, d_candidates;
   const auto product = [&](const Tensor& g, const Tensor& other, const Tensor& x,

@@ -1,10 +1,12 @@
-"""Writes the status table of the README from what is in the tree; `--check` only compares.
+"""Writes the tables of the README, of status and of what was measured, from what is in the tree; `--check`
+only compares.
 
     python docs/make_tables.py [--check]
 """
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -17,10 +19,70 @@ from csrc.build import losses as headers  # noqa: E402
 from fastdml.engine.crossover import NOT_RUN, verified  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
 
-START, END = "<!-- status: begin -->", "<!-- status: end -->"
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, str]
+
+# What the README shows: words, results, loss, batch, samples per class.
+SHOWN = (
+    ("multi-similarity with its miner", "cpu", "multi_similarity", 4096, 4),
+    ("Proxy-Anchor, 1,000 classes", "cpu", "proxy_anchor", 4096, 4),
+    ("Smooth-AP", "cpu", "smooth_ap", 4096, 4),
+    ("Smooth-AP, 64 per class", "ranks", "smooth_ap", 4096, 64),
+    ("SupAP", "ranks", "sup_ap", 4096, 4),
+    ("all triplets", "ranks", "triplet_margin", 4096, 4),
+    ("Recall@k", "ranks", "recall_at_k", 4096, 4),
+    ("FastAP", "ranks", "fast_ap", 4096, 4),
+    ("multi-similarity with its miner", "cpu", "multi_similarity", 512, 4),
+    ("Smooth-AP", "cpu", "smooth_ap", 512, 4),
+    ("multi-similarity with its miner", "cpu", "multi_similarity", 65536, 4),
+    ("Smooth-AP", "cpu", "smooth_ap", 65536, 4),
+)
 
 
-def table() -> str:
+def measured() -> str:
+    lines = [
+        "| | B | over the floor | pytorch-metric-learning takes | its memory | memory beyond inputs "
+        "and gradients |",
+        "|---|---|---|---|---|---|",
+    ]
+    for words, name, loss, batch, per_class in SHOWN:
+        found = _contenders(name, loss, batch, per_class)
+        ours, theirs = found.get("native"), found.get("pml")
+        if ours is None or not ours["ratio"]:
+            continue
+        times, memory = "", ""
+        if theirs is not None:
+            known = theirs["ms"] and theirs["status"] != "timed out"
+            times = theirs["status"]
+            if known:
+                times = f"{_rounded(float(theirs['ms']) / float(ours['ms']))} times as long"
+                memory = f"{float(theirs['extra_mib']):,.0f} MiB"
+        lines.append(
+            f"| {words} | {batch:,} | {float(ours['ratio']):.2f} | {times} | {memory} | "
+            f"{float(ours['extra_mib']):.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def _contenders(name: str, loss: str, batch: int, per_class: int) -> dict[str, Row]:
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return {}
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    wanted = (loss, str(batch), str(per_class))
+    return {
+        r["contender"]: r
+        for r in rows
+        if (r["loss"].partition(":")[0], r["batch"], r["per_class"]) == wanted
+    }
+
+
+def _rounded(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def status() -> str:
     functors = {name for name, _, _ in headers(ROOT / "csrc" / "rows")}
     tiles = {p.stem for p in (ROOT / "fastdml" / "kernels" / "tiles").glob("*.py")}
     cuda = (ROOT / "csrc" / "cuda").is_dir()
@@ -47,12 +109,14 @@ def table() -> str:
 def main() -> int:
     path = ROOT / "README.md"
     text = path.read_text()
-    wanted = re.sub(
-        f"{START}.*?{END}", lambda _: f"{START}\n{table()}\n{END}", text, flags=re.DOTALL
-    )
+    wanted = text
+    for name, table in (("status", status()), ("measured", measured())):
+        start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        block = f"{start}\n{table}\n{end}"
+        wanted = re.sub(f"{start}.*?{end}", lambda _, block=block: block, wanted, flags=re.DOTALL)
     if "--check" in sys.argv:
         if wanted != text:
-            print("README.md: the status table is out of date; run python docs/make_tables.py")
+            print("README.md: a table is out of date; run python docs/make_tables.py")
             return 1
         return 0
     path.write_text(wanted)

@@ -2,6 +2,7 @@
 # ruff: noqa: E501 (a wrong call and its message stay on one line)
 
 import ast
+import math
 import traceback
 
 import pytest
@@ -130,8 +131,21 @@ def test_second_derivative(loss, backend):
     value = given.loss(loss, backend, **leaves)
     (first,) = torch.autograd.grad(value, leaves["anchors"], create_graph=True)
     penalised = value + first.square().sum()
+    refused = pytest.raises(RuntimeError, match="fastdml losses have first derivatives only")
+    with refused:
+        penalised.backward(retain_graph=True)
+    with refused:
+        torch.autograd.grad(first.sum(), leaves["anchors"], allow_unused=True)
+
+
+def test_a_hessian_is_refused():
+    case = CASES["ragged"]()
+
+    def loss(x):
+        return fastdml.functional.multi_similarity(x, case.y)
+
     with pytest.raises(RuntimeError, match="fastdml losses have first derivatives only"):
-        penalised.backward()
+        torch.autograd.functional.hessian(loss, case.x)
 
 
 @pytest.mark.parametrize("loss", EXAMPLES)
@@ -176,11 +190,25 @@ else:
     ))
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("loss", EXAMPLES)
-def test_nan_without_validation_does_not_crash(loss, backend):
-    """And the rows that hold it show it: the loss of a batch with a NaN is not taken for a number."""
+def test_nan_without_validation_shows(loss, backend, wrong):
+    """The loss of a batch with a NaN or an infinity is no number, and the gradient shows it too."""
     case = CASES["ragged"]()
-    case.x[3, 2] = float("nan")
-    value = inputs(loss, case).loss(loss, backend)
-    assert value.shape == ()
+    case.x[3, 2] = wrong
+    given = inputs(loss, case)
+    leaves = given.leaves()
+    value = given.loss(loss, backend, **leaves)
+    assert value.isnan()
+    value.backward()
+    assert not leaves["anchors" if loss.rows == "samples" else "candidates"].grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [p for p in EXAMPLES if inputs(p.values[0], CASES["ragged"]()).teacher])
+def test_nan_of_a_teacher_shows(loss, backend):
+    case = CASES["ragged"]()
+    given = inputs(loss, case)
+    given.teacher[0][2, 1] = float("nan")
+    assert given.loss(loss, backend).isnan()

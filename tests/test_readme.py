@@ -1,6 +1,8 @@
 """The README's examples run as they stand, and its files and commands exist."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -28,3 +30,11 @@ def test_make_has_the_commands(command):
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
 def test_links_lead_somewhere(path):
     assert (ROOT / path).exists()
+
+
+def test_tables_are_of_this_tree():
+    """`python docs/make_tables.py` writes the status table and the measured one."""
+    done = subprocess.run(
+        [sys.executable, "docs/make_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

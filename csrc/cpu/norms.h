@@ -28,6 +28,19 @@ void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T 
   });
 }
 
+// 0, or NaN where a value is NaN or infinite.
+template <class T>
+T poison(const T* x, int64_t count) {
+  T part[16] = {};
+  int64_t k = 0;
+  for (; k + 16 <= count; k += 16)
+    for (int l = 0; l < 16; ++l) part[l] += x[k + l] * T(0);
+  for (; k < count; ++k) part[0] += x[k] * T(0);
+  T sum = 0;
+  for (int l = 0; l < 16; ++l) sum += part[l];
+  return sum;
+}
+
 // Takes out of g the part along x: what normalising x leaves of a gradient that already carries 1/|x|.
 template <class T>
 void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_t dim, int64_t ldx) {

@@ -59,7 +59,10 @@ class _RowLoss(torch.autograd.Function):
             wanted if ctx.with_forward else [False] * len(wanted),
         )
         if ctx.with_forward:
-            ctx.save_for_backward(*gradients)
+            # The inputs are there to be seen by a second derivative, which is refused.
+            inputs = (anchors, candidates, scalars, row_values, col_values)
+            kept = [x if w else None for x, w in zip(inputs, wanted)]
+            ctx.save_for_backward(*kept, *gradients)
         else:
             ctx.counts = (len(pairs), len(teacher))
             ctx.names = (loss, relation, backend)
@@ -80,8 +83,10 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
+        inputs = ctx.saved_tensors[: len(_INPUTS)]
         if ctx.with_forward:
-            found = [_scaled(g, upstream) if w else None for g, w in zip(ctx.saved_tensors, wanted)]
+            gradients = ctx.saved_tensors[len(_INPUTS) :]
+            found = [_scaled(g, upstream) if w else None for g, w in zip(gradients, wanted)]
         else:
             a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = (
                 ctx.saved_tensors
@@ -105,10 +110,10 @@ class _RowLoss(torch.autograd.Function):
             )
             found = [g if w else None for g, w in zip(gradients, wanted)]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Needs a gradient itself, so that a second derivative runs into the refusal even where the
+            # Depends on the inputs, so that a second derivative runs into the refusal even where the
             # upstream gradient is a constant, instead of missing silently.
-            mark = upstream.new_zeros((), requires_grad=True)
-            found = [None if g is None else _Once.apply(g, mark) for g in found]
+            seen = [x for x, w in zip(inputs, wanted) if w]
+            found = [None if g is None else _Once.apply(g, *seen) for g in found]
         return (*found, *([None] * 10))
 
 
@@ -143,7 +148,7 @@ class _Once(torch.autograd.Function):
     """The identity, in whose backward a second derivative is refused."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, mark: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod

@@ -190,6 +190,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     if bias and col_total is not None and problem.col_values is not None:
         out.d_col_values = torch.zeros_like(problem.col_values)
         out.d_col_values[0] = col_total
+    out.outputs.add_(problem.poison)
     return out
 
 

@@ -17,7 +17,9 @@ class Executor(Protocol):
         """Why this executor cannot run the problem, or None."""
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
-        """Outputs of the rows, and the wanted derivatives of their weighted sum."""
+        """Outputs of the rows, and the wanted derivatives of their weighted sum.
+
+        `problem.poison` is part of the outputs."""
 
     def plan(self, problem: Problem) -> str:
         """What would run, in words."""

@@ -67,7 +67,7 @@ class Dense:
                 "d_col_values": col_values,
             }
             inputs = {k: x for k, x in leaves.items() if x is not None and x.requires_grad}
-            result = Result(outputs.detach())
+            result = Result(outputs.detach() + problem.poison)
             if inputs:
                 weight = torch.full_like(outputs, problem.weight)
                 if problem.row_weight is not None:

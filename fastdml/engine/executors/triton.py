@@ -84,7 +84,7 @@ class Triton:
         tile = _tile(problem)
         bias = wanted.col_values and problem.loss.column_bias
         found = _rows(problem, wanted, bias)
-        out = Result(found.outputs)
+        out = Result(found.outputs.add_(problem.poison))
         metric = problem.loss.metric
         if found.d_anchors is not None and wanted.anchors:
             out.d_anchors = found.d_anchors
