@@ -30,8 +30,9 @@ COLUMNS = (
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:, used (\d+) barriers)?")
-# rows_kernel<float, fastdml::cuda::SmoothAP>, mangled: f or d, then the length and name of the functor
-_KERNEL = re.compile(r"rows_kernelI([fd])NS0_(\d+)(\w+)")
+# rows_kernel<float, fastdml::cuda::SmoothAP, false>, mangled: f or d, the length and name of the functor,
+# whether it reads sorted rows; and keys_kernel<float, fastdml::cuda::SmoothAP>
+_KERNEL = re.compile(r"(rows|keys)_kernelI([fd])NS0_(\d+)(\w+)")
 # (anonymous)::remove_radial<float, ...>
 _RADIAL = re.compile(r"\d(remove_radial)I([fd])")
 REGISTERS = 65536  # of a multiprocessor
@@ -60,8 +61,12 @@ def parse(source: str, text: str) -> list[dict[str, object]]:
             kernel = _KERNEL.search(entry[1])
             name, kind = entry[1], ""
             if kernel:
-                name = kernel[3][: int(kernel[2])]
-                kind = {"f": "float32", "d": "float64"}[kernel[1]]
+                length = int(kernel[3])
+                name, rest = kernel[4][:length], kernel[4][length:]
+                name += (
+                    " keys" if kernel[1] == "keys" else " sorted" if rest.startswith("ELb1") else ""
+                )
+                kind = {"f": "float32", "d": "float64"}[kernel[2]]
             elif radial := _RADIAL.search(name):
                 name, kind = radial[1], {"f": "float32", "d": "float64"}[radial[2]]
             line = {"source": source, "functor": name, "type": kind, "arch": entry[2]}
@@ -89,7 +94,9 @@ def collect(names: list[str] | None = None, jobs: int = 2) -> list[dict[str, obj
         if not names:
             sources.append(ROOT / "csrc" / "cuda" / "radial.cu")
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            return [line for lines in pool.map(lambda s: report(cuda, s), sources) for line in lines]
+            return [
+                line for lines in pool.map(lambda s: report(cuda, s), sources) for line in lines
+            ]
 
 
 def write(lines: list[dict[str, object]]) -> None:
@@ -105,7 +112,8 @@ def write(lines: list[dict[str, object]]) -> None:
         "",
         "Registers a thread as ptxas assigns them, and how many threads a multiprocessor then holds (of",
         "2,048; registers only). Made without a GPU by `python benchmarks/cuda_resources.py`. Kernels that",
-        f"spill: {len(spilled)}.",
+        f"spill: {len(spilled)}. The sort of rows is CUB's and not among them. A kernel called sorted reads",
+        "sorted rows, in blocks of at most 256 threads; one called keys writes what they are sorted by.",
         "",
         "| loss | functor | type | registers, sm_80 | registers, sm_90a | threads, sm_90a |",
         "|---|---|---|--:|--:|--:|",
@@ -113,7 +121,9 @@ def write(lines: list[dict[str, object]]) -> None:
     table: dict[tuple[object, ...], dict[object, dict[str, object]]] = {}
     for line in lines:
         if line["type"]:
-            table.setdefault((line["source"], line["functor"], line["type"]), {})[line["arch"]] = line
+            table.setdefault((line["source"], line["functor"], line["type"]), {})[line["arch"]] = (
+                line
+            )
     for key, archs in table.items():
         old, new = archs.get("sm_80", {}), archs.get("sm_90a", {})
         cells = [old.get("registers", ""), new.get("registers", "")]

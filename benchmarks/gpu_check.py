@@ -15,6 +15,9 @@ OUTPUT (default ./gpu-check) gets a log per stage, a junit file per group of tes
 summary.txt with device and versions, and gpu-verified.txt: the losses and executors whose tests all
 passed. Copied to fastdml/engine/gpu-verified.txt, it is what `explain` and the status table go by.
 What cannot run here is skipped and said so. The exit status is 1 where something failed.
+
+Where time runs out, run it again into the same folder: groups of tests, sanitizers and benchmarks that
+passed there, of the same sources on the same device, are not repeated.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import re
@@ -40,18 +44,40 @@ BASE_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 # Loss, dimensions, samples per class, and what its time may be, in times of the three products (None:
 # measured only). In the order of what is wanted most: time may run out.
+PAIRS = {512: 1.8, 1024: 1.5}
 BENCHES: list[tuple[str, int, list[int], int, dict[int, float]]] = [
-    ("multi_similarity:epsilon=0.1", 32768, [512, 1024], 4, {512: 1.8, 1024: 1.5}),
+    ("multi_similarity:epsilon=0.1", 32768, [512, 1024], 4, PAIRS),
     ("smooth_ap", 32768, [512], 4, {512: 2.2}),
     ("sup_ap", 32768, [512], 4, {512: 2.2}),
     ("triplet_margin", 32768, [512], 4, {512: 2.2}),
     ("smooth_ap", 32768, [512], 64, {512: 5.0}),
+    ("sup_ap", 32768, [512], 64, {512: 5.0}),
+    ("triplet_margin", 32768, [512], 64, {512: 5.0}),
+    ("contrastive", 32768, [512, 1024], 4, PAIRS),
+    ("circle", 32768, [512, 1024], 4, PAIRS),
+    # Whether sorting rows pays, which None does not do on CUDA.
+    ("smooth_ap:sort=true", 32768, [512], 64, {}),
+    ("smooth_ap", 32768, [512], 512, {}),
+    ("smooth_ap:sort=true", 32768, [512], 512, {}),
+    ("triplet_margin:sort=true", 32768, [512], 512, {}),
+    ("triplet_margin", 32768, [512], 512, {}),
+    ("triplet_margin:negatives=nearest,k=8", 8192, [512], 4, {}),
+    ("triplet_margin:negatives=nearest,k=8,sort=false", 8192, [512], 4, {}),
     ("multi_similarity:epsilon=0.1", 8192, [128, 256], 4, {}),
     ("info_nce", 32768, [128, 512], 4, {}),
     ("smooth_ap", 4096, [128], 4, {}),
     ("multi_similarity:epsilon=0.1", 1024, [128], 4, {}),
 ]
 CONTENDERS = ("native", "triton", "chunked", "torch", "torch-hand", "torch-compiled", "pml")
+# Memory of a step beyond inputs and gradients, in MiB; accumulating gradients in float32 comes on top.
+WORKSPACE = 256
+# Packages without which a stage cannot run.
+NEEDED = {
+    "build": ("setuptools", "ninja", "pybind11"),
+    "test": ("pytest", "hypothesis"),
+    "sanitize": ("pytest", "hypothesis"),
+    "bench": ("rich",),
+}
 
 
 @dataclasses.dataclass
@@ -64,10 +90,39 @@ class Line:
     note: str = ""
 
 
+class Done:
+    """What passed in this folder before, with the same sources on the same device."""
+
+    def __init__(self, path: Path, mark: str) -> None:
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.path = path
+        self.passed = set(lines[1:]) if lines[:1] == [mark] else set()
+        path.write_text("".join(f"{line}\n" for line in (mark, *sorted(self.passed))))
+
+    def __contains__(self, what: str) -> bool:
+        return what in self.passed
+
+    def add(self, what: str) -> None:
+        self.passed.add(what)
+        with open(self.path, "a") as file:
+            file.write(f"{what}\n")
+
+
+def fingerprint(device: Device) -> str:
+    """Of everything that results depend on."""
+    found = hashlib.sha256(f"{device.name} {device.versions}".encode())
+    for folder in ("csrc", "fastdml", "tests", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cuh", ".cu", ".cpp"):
+                found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
+
+
 class Run:
     """Runs commands of one stage into its log, within its time."""
 
-    def __init__(self, stage: str, output: Path, budget: float) -> None:
+    def __init__(self, stage: str, output: Path, budget: float, done: Done) -> None:
+        self.done = done
         self.log = output / f"{stage}.log"
         self.log.write_text("")
         self.output = output
@@ -182,18 +237,21 @@ def test(run: Run, device: Device) -> Iterator[Line]:
         if not all((ROOT / a).exists() for a in arguments if a.endswith(".py")):
             yield Line(name, "skipped", note="not there")
             continue
-        if run.left() < 15:
+        report = run.output / f"junit-{k}.xml"
+        earlier = name in run.done and report.exists()
+        if not earlier and run.left() < 15:
             yield Line(name, "skipped", note="out of time")
             stopped.add(executor)
             continue
-        report = run.output / f"junit-{k}.xml"
-        report.unlink(missing_ok=True)
         start = time.monotonic()
-        code, _ = run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}",
-             *workers, "--maxfail=60", *arguments],
-            OMP_NUM_THREADS="4",
-        )  # fmt: skip
+        code: int | None = 0
+        if not earlier:
+            report.unlink(missing_ok=True)
+            code, _ = run(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                 f"--junitxml={report}", *workers, "--maxfail=60", *arguments],
+                OMP_NUM_THREADS="4",
+            )  # fmt: skip
         took = time.monotonic() - start
         if code is None or not report.exists():
             yield Line(name, "FAIL", took, "out of time" if code is None else f"see {run.log.name}")
@@ -205,6 +263,10 @@ def test(run: Run, device: Device) -> Iterator[Line]:
         if suite.get("tests") == suite.get("skipped"):
             yield Line(name, "skipped", took, note)
             continue
+        if earlier:
+            note += ", earlier"
+        elif code == 0:
+            run.done.add(name)
         if executor:
             tally(suite, executor, verified[executor])
         yield Line(name, "pass" if code == 0 else "FAIL", took, note)
@@ -239,6 +301,9 @@ def sanitize(run: Run, device: Device) -> Iterator[Line]:
         return
     for check in ("memcheck", "racecheck"):
         for backend in ("native", "triton"):
+            if f"{check} {backend}" in run.done:
+                yield Line(f"{check} {backend}", "pass", note="earlier")
+                continue
             start = time.monotonic()
             code, text = run(
                 [tool, f"--tool={check}", "--error-exitcode=9", "--print-limit=20", sys.executable,
@@ -254,7 +319,11 @@ def sanitize(run: Run, device: Device) -> Iterator[Line]:
                 yield Line(f"{check} {backend}", "skipped", took, "the executor is not there")
             else:
                 passed = "pass" if code == 0 else "FAIL"
-                yield Line(f"{check} {backend}", passed, took, "out of time" if code is None else note)
+                if code == 0:
+                    run.done.add(f"{check} {backend}")
+                yield Line(
+                    f"{check} {backend}", passed, took, "out of time" if code is None else note
+                )
 
 
 def bench(run: Run, device: Device) -> Iterator[Line]:
@@ -264,9 +333,14 @@ def bench(run: Run, device: Device) -> Iterator[Line]:
     options = [f"--contender={c}" for c in CONTENDERS if c in known]
     for loss, size, dims, per_class, _ in BENCHES:
         name = loss.partition(":")[0]
-        label = f"{name}-{size}-{per_class}"
+        label = f"{re.sub('[:,=]', '-', loss)}-{size}-{per_class}"
         if name not in LOSSES:
             yield Line(f"bench {label}", "skipped", note="no such loss")
+            continue
+        results = run.output / f"cuda-{label}.csv"
+        if label in run.done and results.exists():
+            yield Line(f"bench {label}", "pass", note="earlier")
+            yield from against_floor(results, loss, size, per_class)
             continue
         if run.left() < 20:
             yield Line(f"bench {label}", "skipped", note="out of time")
@@ -278,16 +352,23 @@ def bench(run: Run, device: Device) -> Iterator[Line]:
              f"--per-class={per_class}", "--budget=5", "--timeout=30", *options,
              f"--output={run.output}", f"--name=cuda-{label}"]
         )  # fmt: skip
+        if code == 0:
+            run.done.add(label)
         status = "pass" if code == 0 else "FAIL"
         note = "out of time" if code is None else ""
         yield Line(f"bench {label}", status, time.monotonic() - start, note)
-        yield from against_floor(run.output / f"cuda-{label}.csv", loss, size, per_class)
+        yield from against_floor(results, loss, size, per_class)
+    if "crossover table" in run.done:
+        yield Line("crossover table", "pass", note="earlier")
+        return
     if run.left() < 30:
         yield Line("crossover table", "skipped", note="out of time")
         return
     start = time.monotonic()
     seconds = f"--seconds={max(10.0, run.left() - 20):.0f}"
     code, _ = run([sys.executable, "benchmarks/crossover.py", str(run.output), seconds])
+    if code == 0:
+        run.done.add("crossover table")
     status = "pass" if code == 0 else "FAIL"
     yield Line("crossover table", status, time.monotonic() - start, "crossover-measured.txt")
 
@@ -310,12 +391,24 @@ def against_floor(path: Path, loss: str, size: int, per_class: int) -> Iterator[
             for r in rows
             if int(r["dim"]) == d and r["ratio"] and r["status"] == "ok"
         }
-        text = ", ".join(f"{who} {ratio:.2f}" for who, ratio in sorted(ours.items(), key=lambda p: p[1]))
+        text = ", ".join(
+            f"{who} {ratio:.2f}" for who, ratio in sorted(ours.items(), key=lambda p: p[1])
+        )
         best = min((ours[c] for c in ("native", "triton") if c in ours), default=None)
         limit = wanted.get(d)
         status = "pass" if best is not None and (limit is None or best <= limit) else "FAIL"
         aim = "" if limit is None else f" (at most {limit})"
         yield Line(f"  x floor, D={d}", status, 0.0, text + aim)
+        held = {
+            r["contender"]: float(r["extra_mib"])
+            for r in rows
+            if int(r["dim"]) == d and r["contender"] in ("native", "triton") and r["extra_mib"]
+        }
+        most = WORKSPACE + 4 * size * d / 2**20
+        if held:
+            status = "pass" if max(held.values()) <= most else "FAIL"
+            text = ", ".join(f"{who} {mib:.0f}" for who, mib in sorted(held.items()))
+            yield Line(f"  MiB, D={d}", status, 0.0, f"{text} (at most {most:.0f})")
 
 
 STAGES: dict[str, Callable[[Run, Device], Iterator[Line]]] = {
@@ -386,16 +479,22 @@ def main() -> int:
     if found is None:
         lines = [Line(stage, "skipped", note="no CUDA device") for stage in stages]
     elif options.dry_run:
-        lines = [Line(stage, "skipped", note=f"would run, {budget[stage]} s at most") for stage in stages]
+        lines = [
+            Line(stage, "skipped", note=f"would run, {budget[stage]} s at most") for stage in stages
+        ]
     else:
         output = options.output.resolve()
         output.mkdir(parents=True, exist_ok=True)
         sys.path.insert(0, str(ROOT))
         print(f"{found.describe()}; results go to {output}")
         lines = []
+        done = Done(output / "done.txt", fingerprint(found))
         for stage in stages:
+            if lacking := [m for m in NEEDED[stage] if not importlib.util.find_spec(m)]:
+                lines.append(Line(stage, "skipped", note=f"needs {', '.join(lacking)}"))
+                continue
             print(f"{stage}, {budget[stage]} s at most", flush=True)
-            lines += STAGES[stage](Run(stage, output, budget[stage]), found)
+            lines += STAGES[stage](Run(stage, output, budget[stage], done), found)
             # After every stage: a window may close at any time.
             with open(output / "summary.txt", "w") as summary:
                 summary.write(f"{found.describe()}\n{table(lines)}\n")

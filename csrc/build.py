@@ -214,7 +214,8 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         # Without a launcher such as ccache before it.
         host = (compiler or "c++").split()[-1]
         device_flags = f"{cuda.flags()} -ccbin {host} -I{csrc}"
-        sources = [*generate_cuda(work / "generated", csrc / "rows"), csrc / "cuda" / "radial.cu"]
+        sources = generate_cuda(work / "generated", csrc / "rows")
+        sources += [csrc / "cuda" / "sort.cu", csrc / "cuda" / "radial.cu"]
         device_edges = [(source, device_flags) for source in sources]
         edges += [
             (csrc / "cuda" / "ops_cuda.cpp", torch_flags),

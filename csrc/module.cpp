@@ -14,6 +14,9 @@
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#ifdef FASTDML_WITH_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -112,11 +115,27 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   return loss;
 }
 
+// Bytes per pair that CUDA takes for sorting rows, for a loss of these parameters and values of `size`.
+std::int64_t cuda_sort_bytes(int id, const std::vector<double>& parameters, std::int64_t size) {
+  if (id < 0 || id >= fastdml::functor_count() ||
+      static_cast<int>(parameters.size()) != fastdml::functor(id).parameters())
+    throw py::value_error("parameters: not those of a compiled loss");
+#ifdef FASTDML_WITH_CUDA
+  const fastdml::CudaKernel& kernel = *fastdml::cuda_kernel(&fastdml::functor(id));
+  return fastdml::sort_bytes(kernel.sorts(parameters.data()), kernel.columns, size);
+#else
+  static_cast<void>(size);
+  return 0;
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled row functors of fastdml.";
   m.def("functors", &functors, "Compiled losses: name -> (id, number of parameters, outputs of a row).");
+  m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",
+        py::arg("functor"), py::arg("parameters"), py::arg("size"));
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");
   m.def("active_isa", [] { return std::string(fastdml::isa_name(fastdml::active_isa())); });
   m.def("force_isa", [](const std::string& name) {

@@ -45,6 +45,39 @@ void check(const char* error) {
 constexpr int64_t kArenaBytes = 32 << 20;
 constexpr int64_t kArenaBlocks = 128;
 
+// Room for sorting the rows of a block, in one piece.
+template <class T>
+Tensor sorting_room(const Tensor& s, int sorts, bool columns, fastdml::Sorting& room, void* stream) {
+  const int64_t rows = s.size(0), pairs = rows * s.size(1);
+  fastdml::SegmentedSort asked{{}, {}, rows, s.size(1), sizeof(T)};
+  int32_t some = 0;
+  if (columns) asked.columns[0] = asked.columns[1] = &some;  // only its size is asked for
+  check(fastdml::cuda_sort_rows(asked, stream));
+  room.temporary_bytes = asked.temporary_bytes;
+  int64_t used = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t at = used;
+    used += (bytes + 255) / 256 * 256;
+    return at;
+  };
+  int64_t keys[fastdml::kMostSorts + 1], indices[fastdml::kMostSorts + 1];
+  for (int k = 0; k <= sorts; ++k) {
+    keys[k] = take(pairs * static_cast<int64_t>(sizeof(T)));
+    indices[k] = columns ? take(pairs * 4) : 0;
+  }
+  const int64_t kept = take(fastdml::kMostSorts * rows * 4);
+  const int64_t temporary = take(static_cast<int64_t>(room.temporary_bytes));
+  Tensor made = torch::stable::new_empty(s, {used}, ScalarType::Byte);
+  char* base = static_cast<char*>(made.mutable_data_ptr());
+  for (int k = 0; k <= sorts; ++k) {
+    room.keys[k] = base + keys[k];
+    room.columns[k] = columns ? reinterpret_cast<int32_t*>(base + indices[k]) : nullptr;
+  }
+  room.kept = reinterpret_cast<int32_t*>(base + kept);
+  room.temporary = base + temporary;
+  return made;
+}
+
 template <class T>
 void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowArguments& a) {
   const fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
@@ -69,6 +102,9 @@ void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowAr
     arena = torch::stable::new_empty(a.s, {blocks * call.arena_values});
     call.arena = arena->mutable_data_ptr();
   }
+  std::optional<Tensor> room;
+  if (const int sorts = kernel.sorts(b.parameters); sorts > 0 && b.rows > 0)
+    room = sorting_room<T>(a.s, sorts, kernel.columns, call.sorting, call.stream);
   if constexpr (sizeof(T) == 4)
     check(kernel.f32(b, call));
   else

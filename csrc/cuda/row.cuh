@@ -7,6 +7,7 @@
 #pragma once
 #include "lanes.cuh"
 #include "launch.h"
+#include "sorting.cuh"
 #include "team.cuh"
 
 // Set by the build for losses whose header uses lists or arrays: those need room of their own.
@@ -66,7 +67,8 @@ FASTDML_FN std::uint16_t to_bfloat16(float x) {
              : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-template <class T, class Team>
+// kSorted: the block's rows have been sorted by the keys that the functor asked for.
+template <class T, class Team, bool kSorted = false>
 class Row {
  public:
   static constexpr int W = 16 / sizeof(T);
@@ -74,12 +76,14 @@ class Row {
   static constexpr int U = sizeof(T) == 4 ? 2 : 1;
 
   // own_weight: of the row's loss in the result, where it has one. scratch, arena: shared memory.
+  // sorted: the block's rows in order, if kSorted.
   FASTDML_FN Row(const Block<T>& block, const Target& target, Team& team, int i, T own_weight,
-                 T* scratch, T* arena)
+                 T* scratch, T* arena, const SortedRows<T>* sorted = nullptr)
       : block_(block),
         team_(team),
         scratch_(scratch),
         arena_{arena},
+        sorted_(sorted),
         s_(block.s + i * block.ld),
         n_(static_cast<int>(block.cols)),
         i_(i),
@@ -194,14 +198,26 @@ class Row {
         row_.add_weight(index_[m], g, x);
       });
     }
-    // Many threads make the plain form cheap, and sorting a row dear: the tail is not used here.
     template <class F>
-    FASTDML_FN auto compare(F f, const Tail<T>&) {
-      return compare(*this, f);
+    FASTDML_FN auto compare(F f, const Tail<T>& tail) {
+      if constexpr (kSorted) {
+        arrange();
+        return row_.window_sums(*this, OfValues<T>{ascending_, n_}, f, tail);
+      } else {
+        return compare(*this, f);
+      }
     }
     template <class F>
-    FASTDML_FN void add_compare(const T* c, F f, const Tail<T>&) {
-      add_compare(*this, c, f);
+    FASTDML_FN void add_compare(const T* c, F f, const Tail<T>& tail) {
+      if constexpr (kSorted) {
+        if (!row_.block_.gradient) return;
+        const auto weigh = weigher(c, f, tail);
+        each([&](int m) {
+          row_.add_weight(index_[m], weigh(theta_[m], positive(theta_[m])), theta_[m]);
+        });
+      } else {
+        add_compare(*this, c, f);
+      }
     }
     FASTDML_FN void add(const T* v) {
       if (!row_.block_.gradient) return;
@@ -219,10 +235,71 @@ class Row {
     friend class Row;
     FASTDML_FN List(Row& row, int n) : row_(row), n_(n) { theta_ = row.arena_.take(n); }
     FASTDML_FN static Pairs<T> positive(T s) { return {s, true, false, nullptr, nullptr, 0}; }
+
+    // The thresholds in ascending order too. Each finds its place by itself: they are few beside the pairs.
+    FASTDML_FN void arrange() {
+      if (ascending_) return;
+      ascending_ = row_.arena_.take(n_);
+      order_ = reinterpret_cast<std::int32_t*>(row_.arena_.take(n_));
+      each([&](int k) {
+        const auto key = to_key(theta_[k]);
+        int place = 0;
+        for (int m = 0; m < n_; ++m) {
+          const auto other = to_key(theta_[m]);
+          place += (other < key) | ((other == key) & (m < k));
+        }
+        ascending_[place] = theta_[k];
+        order_[place] = k;
+      });
+    }
+
+    // Gives sum_k c_k f(x - theta_k, p) for a value x, where f is straight but for the tail's window: one
+    // by one the thresholds whose windows hold x, the others by sums.
+    template <class F>
+    struct Weigher {
+      const T *theta, *c, *below, *above;
+      int n;
+      Tail<T> tail;
+      F f;
+
+      FASTDML_FN T operator()(T x, const Pairs<T>& p) const {
+        if (n == 0 || (tail.negatives && !p.negative)) return T(0);
+        // A NaN that was anywhere in the row reaches every pair.
+        if (!(x == x && theta[n - 1] == theta[n - 1] && c[0] == c[0] && c[n - 1] == c[n - 1]))
+          return x + theta[n - 1] + c[0] + c[n - 1];
+        const int end = count_first(n, [&](int k) { return x >= theta[k] + tail.from; });
+        const int begin = count_first(end, [&](int k) { return x > theta[k] + tail.to; });
+        T g = T(0);
+        for (int k = begin; k < end; ++k) g += c[k] * f(x - theta[k], p);
+        if (below && begin > 0) g += tail.high_rise * below[begin - 1];
+        if (above && end < n) g += tail.low_rise * above[n - 1 - end];
+        return g;
+      }
+    };
+    template <class F>
+    FASTDML_FN Weigher<F> weigher(const T* c, F f, const Tail<T>& tail) {
+      arrange();
+      T* by = row_.arena_.take(n_);
+      each([&](int k) { by[k] = c[order_[k]]; });
+      return {ascending_, by,
+              tail.high_rise != T(0) ? sums_of([&](int k) { return by[k]; }) : nullptr,
+              tail.low_rise != T(0) ? sums_of([&](int k) { return by[n_ - 1 - k]; }) : nullptr,
+              n_, tail, f};
+    }
+    // Sums of value(0 ... k) for every k.
+    template <class Value>
+    FASTDML_FN const T* sums_of(Value value) {
+      T *a = row_.arena_.take(n_), *b = row_.arena_.take(n_);
+      for (int k = row_.team_.thread(); k < n_; k += row_.team_.size()) a[k] = value(k);
+      return running_sums(row_.team_, a, b, n_);
+    }
+
     Row& row_;
     T* theta_;
     std::int32_t* index_ = nullptr;
     int n_ = 0;
+    T* ascending_ = nullptr;
+    std::int32_t* order_ = nullptr;
   };
 
   FASTDML_FN List positives() {
@@ -263,37 +340,28 @@ class Row {
     return arena_.take(n);
   }
 
-  // One search of the row for each of the n: what is asked for is a few.
+  // The sort that was made before is by the same key.
   template <class Key>
-  FASTDML_FN List first(int n, Key key) {
+  FASTDML_FN List first(int n, Key) {
     static_assert(FASTDML_LISTS || sizeof(T) == 0,
                   "csrc/build.py takes this loss for one without lists");
-    const int most = static_cast<int>(candidates());
+    static_assert(kSorted || sizeof(T) == 0, "this loss must declare sort_keys (rows/row.h)");
+    const int most = kept(0);
     List made(*this, n < most ? n : most);
     made.index_ = reinterpret_cast<std::int32_t*>(arena_.take(made.n_));
-    T last = lowest<T>(), at = T(-1);  // what was found last
-    for (int k = 0; k < made.n_; ++k) {
-      const auto after = [=](auto p) {
-        const T x = key(p);
-        return (x > last) | ((x == last) & (p.index() > at));
-      };
-      const T best = reduce([=](auto p) { return values(after(p) ? key(p) : highest<T>()); }, Min{})[0];
-      const T column = reduce(
-          [=](auto p) { return values(after(p) & (key(p) == best) ? p.index() : highest<T>()); }, Min{})[0];
-      last = best;
-      at = column;
-      // A NaN is no smallest key: where they leave too few, the row is one anyway.
-      const int j = column < static_cast<T>(n_) ? static_cast<int>(column) : 0;
-      if (team_.thread() == 0) {
-        made.index_[k] = j;
-        made.theta_[k] = in(s_[j], j);
-      }
+    for (int k = team_.thread(); k < made.n_; k += team_.size()) {
+      const int j = columns(0)[k];
+      made.index_[k] = j;
+      made.theta_[k] = in(s_[j], j);
     }
     team_.sync();
     return made;
   }
 
-  // Every pair of columns compared: with many threads that costs less than sorting.
+  // What the row was sorted by first: how many pairs were not left out, and the k-th smallest key.
+  FASTDML_FN int ordered() const requires kSorted { return kept(0); }
+  FASTDML_FN T smallest(int k) const requires kSorted { return keys(0)[k]; }
+
   class Order {
    public:
     FASTDML_FN T pairs() const { return pairs_; }
@@ -306,29 +374,35 @@ class Row {
     T pairs_, active_;
   };
 
+  // Rows come sorted by key and by value: two queries for each pair, as on the CPU (cpu/order.h).
   template <class Key>
-  FASTDML_FN Order order(Key key, T margin) {
+  FASTDML_FN Order order(Key, T margin) {
     static_assert(FASTDML_LISTS || sizeof(T) == 0,
                   "csrc/build.py takes this loss for one without lists");
-    T *x = arena_.take(n_), *y = arena_.take(n_), *slope = arena_.take(n_);
-    for (int j = team_.thread(); j < n_; j += team_.size()) {
-      const Pairs<T> p = load(j);
-      x[j] = p.s;
-      y[j] = key(p);
-    }
+    static_assert(kSorted || sizeof(T) == 0, "this loss must declare sort_keys (rows/row.h)");
+    const int n = kept(0);
+    const OfKeys<T> key = keys(0), x = keys(1);
+    auto* const place = reinterpret_cast<std::int32_t*>(arena_.take(n_));
+    T* const slope = arena_.take(n_);
+    Dominance points(reinterpret_cast<std::int32_t*>(arena_.take(Dominance::room(n))), n);
+    for (int r = team_.thread(); r < n; r += team_.size()) place[columns(1)[r]] = r;
     team_.sync();
+    for (int t = team_.thread(); t < n; t += team_.size()) points.set(t, place[columns(0)[t]]);
+    points.build(team_);
     Values<T, 2> total{};
-    for (int j = team_.thread(); j < n_; j += team_.size()) {
-      int later = 0, leads = 0, ends = 0;
-      for (int k = 0; k < n_; ++k) {
-        const bool other = (k != self_) & (j != self_), before = other & (y[j] < y[k]);
-        later += before;
-        leads += before & (x[j] - x[k] > -margin);
-        ends += other & (y[k] < y[j]) & (x[k] - x[j] > -margin);
-      }
-      total[0] += static_cast<T>(later);
+    for (int t = team_.thread(); t < n; t += team_.size()) {
+      const auto own = key.keys[t];
+      const int r = points.value_at(t);
+      const T v = x[r];
+      // Those before `first` have smaller keys, those from `last` on larger ones.
+      const int first = count_first(t, [&](int i) { return key.keys[i] < own; });
+      const int last = t + count_first(n - t, [&](int i) { return key.keys[t + i] == own; });
+      const int over = count_first(n, [&](int i) { return !(x[i] - v > -margin); });
+      const int upto = count_first(n, [&](int i) { return v - x[i] > -margin; });
+      const int leads = upto - points.below(last, upto), ends = first - points.below(first, over);
+      total[0] += static_cast<T>(n - last);
       total[1] += static_cast<T>(leads);
-      slope[j] = static_cast<T>(leads - ends);
+      slope[columns(0)[t]] = static_cast<T>(leads - ends);
     }
     fold(total, Sum{}, Sum{});
     team_.sync();
@@ -431,12 +505,26 @@ class Row {
   }
 
   template <class F>
-  FASTDML_FN auto compare(List& list, F f, const Tail<T>&) {
-    return compare(list, f);
+  FASTDML_FN auto compare(List& list, F f, const Tail<T>& tail) {
+    if constexpr (kSorted)
+      return window_sums(list, keys(0), f, tail);
+    else
+      return compare(list, f);
   }
+  // The row in its own order: the thresholds are in order, and what a pair takes from them is found
+  // from its value.
   template <class F>
-  FASTDML_FN void map_compare(List& list, const T* c, F f, const Tail<T>&) {
-    map_compare(list, c, f);
+  FASTDML_FN void map_compare(List& list, const T* c, F f, const Tail<T>& tail) {
+    if constexpr (kSorted) {
+      if (!block_.gradient) return;
+      const auto weigh = list.weigher(c, f, tail);
+      write<1>([&](const auto& p, auto& g) {
+#pragma unroll
+        for (int l = 0; l < g.count; ++l) g.v[l] = weigh(p.v[l].s, p.v[l]);
+      });
+    } else {
+      map_compare(list, c, f);
+    }
   }
 
   template <class F>
@@ -452,8 +540,104 @@ class Row {
     });
   }
 
+  // The keys of the row's pairs, for the sort that comes before its loss.
+  template <class Loss>
+  FASTDML_FN void write_keys(const Loss& loss, const SortedRows<T>& to) {
+    using Keys = decltype(loss.sort_keys(std::declval<const Pairs<T>&>()));
+    constexpr int N = sizeof(Keys) / sizeof(T);
+    Values<T, N> kept{};
+    for (int j = team_.thread(); j < n_; j += team_.size()) {
+      const Keys keys = loss.sort_keys(load(j));
+#pragma unroll
+      for (int k = 0; k < N; ++k) {
+        const auto key = j == self_ ? kLeftOut<T> : to_key(keys[k]);
+        to.keys[k][i_ * block_.cols + j] = key;
+        if (to.columns[k]) to.columns[k][i_ * block_.cols + j] = j;
+        kept[k] += key == kLeftOut<T> ? T(0) : T(1);
+      }
+    }
+    fold_all(kept, std::make_index_sequence<N>{});
+    if (team_.thread() == 0)
+      for (int k = 0; k < N; ++k) to.kept[k * block_.rows + i_] = static_cast<std::int32_t>(kept[k]);
+  }
+
  private:
   static constexpr int kGroup = 4;  // thresholds that share a visit of the row
+
+  FASTDML_FN int kept(int k) const { return sorted_->kept[k * block_.rows + i_]; }
+  FASTDML_FN OfKeys<T> keys(int k) const {
+    return {sorted_->keys[k] + i_ * block_.cols, kept(k)};
+  }
+  FASTDML_FN const std::int32_t* columns(int k) const {
+    return sorted_->columns[k] + i_ * block_.cols;
+  }
+
+  // Sums of f(x_i - theta_k) over ordered values x, a threshold a warp: f itself inside its window, and
+  // the straight parts outside from the number and the sum of the values there.
+  template <class Ordered, class F>
+  FASTDML_FN auto window_sums(const List& list, const Ordered& x, F f, const Tail<T>& tail) {
+    constexpr int N = sizeof(decltype(f(T(0), Pairs<T>{}))) / sizeof(T);
+    auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
+    const bool low_rises = tail.low_rise != T(0), high_rises = tail.high_rise != T(0);
+    const int width = (x.n + kMarks - 1) / kMarks, lane = team_.thread() % kWarp;
+    const double* marks = low_rises || high_rises ? marks_of(x, width) : nullptr;
+    // A NaN is the last of all values. It reaches every threshold.
+    const T last = x.n > 0 ? x[x.n - 1] : T(0), poison = last == last ? T(0) : last;
+    for (int k = team_.thread() / kWarp; k < list.n_; k += team_.size() / kWarp) {
+      const T theta = list.theta_[k], from = theta + tail.from, to = theta + tail.to;
+      const int low = count_first(team_, x.n, [&](int i) { return x[i] < from; });
+      const int high = low + count_first(team_, x.n - low, [&](int i) { return x[low + i] <= to; });
+      Values<T, N> total{};
+      for (int i = low + lane; i < high; i += kWarp) {
+        const T v = x[i];
+        const auto y = f(v - theta, Pairs<T>{v, !tail.negatives, tail.negatives, nullptr, nullptr, 0});
+#pragma unroll
+        for (int l = 0; l < N; ++l) total[l] += y[l];
+      }
+      butterfly_all(total, std::make_index_sequence<N>{});
+      const double under = low, over = x.n - high;
+      double height = tail.low_height * under + tail.high_height * over;
+      if (low_rises) height += tail.low_rise * (sum_before(x, marks, width, low) - under * theta);
+      if (high_rises)
+        height += tail.high_rise * (marks[kMarks - 1] - sum_before(x, marks, width, high) - over * theta);
+      total[0] += static_cast<T>(height) + (theta == theta ? poison : theta);
+      if constexpr (N > 1)
+        total[1] += static_cast<T>(tail.low_rise * under + tail.high_rise * over) +
+                    (theta == theta ? poison : theta);
+      if (lane == 0) out[k] = total;
+    }
+    team_.sync();
+    return Sums<T, N>{out};
+  }
+
+  // Running sums of ordered values at kMarks places `width` apart; what lies beyond a mark is added up
+  // where it is asked for.
+  static constexpr int kMarks = 64;
+  template <class Ordered>
+  FASTDML_FN const double* marks_of(const Ordered& x, int width) {
+    T* const room = arena_.take((2 * kMarks + 1) * static_cast<int>(sizeof(double) / sizeof(T)));
+    auto* a = reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(room) + 7) / 8 * 8);
+    const int lane = team_.thread() % kWarp;
+    for (int mark = team_.thread() / kWarp; mark < kMarks; mark += team_.size() / kWarp) {
+      const double sum = sum_between(x, mark * width, (mark + 1) * width);
+      if (lane == 0) a[mark] = sum;
+    }
+    return running_sums(team_, a, a + kMarks, kMarks);
+  }
+  template <class Ordered>
+  FASTDML_FN double sum_before(const Ordered& x, const double* marks, int width, int end) const {
+    const int mark = width > 0 ? end / width : 0;
+    return (mark > 0 ? marks[mark - 1] : 0.0) + sum_between(x, mark * width, end);
+  }
+  // By a warp.
+  template <class Ordered>
+  FASTDML_FN double sum_between(const Ordered& x, int begin, int end) const {
+    double sum = 0;
+    for (int i = begin + team_.thread() % kWarp; i < end && i < x.n; i += kWarp) sum += x[i];
+#pragma unroll
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += team_.from_lane(sum, mask);
+    return sum;
+  }
 
   // Whether everything a vector of columns is read from and written to lies on 16 bytes.
   FASTDML_FN bool aligned() const {
@@ -711,6 +895,10 @@ class Row {
     ((total[i] = lane < warps ? slot[i * kMaxWarps + lane] : identity<T>(ops), ++i), ...);
     butterfly(total, ops...);
   }
+  template <int N, std::size_t... I>
+  FASTDML_FN void butterfly_all(Values<T, N>& total, std::index_sequence<I...>) {
+    butterfly(total, (static_cast<void>(I), Sum{})...);
+  }
   template <int N, class... Ops>
   FASTDML_FN void butterfly(Values<T, N>& total, Ops... ops) {
 #pragma unroll
@@ -724,6 +912,7 @@ class Row {
   Team& team_;
   T* scratch_;
   Arena<T> arena_;
+  const SortedRows<T>* sorted_;
   T* s_;
   char* weights_;
   std::int64_t weights_ld_;
@@ -765,12 +954,47 @@ FASTDML_FN int rows_together(const Loss& loss) {
 template <class Loss>
 constexpr bool kWholeRows = requires { Loss::whole_rows; };
 
+// Keys of a pair that a loss has its rows sorted by (sort_keys of rows/row.h). Losses whose arrays are as
+// long as a row always do.
+template <class T, class Loss>
+constexpr int kSorts = [] {
+  if constexpr (requires(const Loss& loss, Pairs<T> p) { loss.sort_keys(p); }) {
+    using Keys = decltype(std::declval<const Loss&>().sort_keys(std::declval<const Pairs<T>&>()));
+    // Were its type deduced, the host would not see it.
+    static_assert(std::is_same_v<Keys, Values<T, 1>> || std::is_same_v<Keys, Values<T, kMostSorts>>,
+                  "sort_keys returns Values<T, 1> or Values<T, 2>");
+    return static_cast<int>(sizeof(Keys) / sizeof(T));
+  } else {
+    return 0;
+  }
+}();
+template <class T, class Loss>
+int sorts(const Loss& loss) {
+  if constexpr (kSorts<T, Loss> > 0)
+    return loss.sorts() ? kSorts<T, Loss> : 0;
+  else
+    return 0;
+}
+
+// The share of one team in writing the keys of a block's rows.
+template <class T, class Loss, class Team>
+FASTDML_FN void run_keys(const Block<T>& b, const Loss& loss, Team& team, int first, int step,
+                         T* scratch, const SortedRows<T>& to) {
+  for (int i = first; i < b.rows; i += step) {
+    Row<T, Team> row(b, Target{}, team, i, T(1), scratch, nullptr);
+    row.write_keys(loss, to);
+    team.sync();  // the next row reuses scratch
+  }
+}
+
 // The share of one team in a block of rows: stacks first, first + step, ... Rows whose lists are short
 // use `shared`; a launch that has an `arena` (of this team) takes the others, and only those.
-template <class T, class Loss, class Team>
+template <bool kSorted, class T, class Loss, class Team>
 FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
-                         int first, int step, T* scratch, T* shared, T* arena) {
-  using Out = decltype(loss(std::declval<Row<T, Team>&>()));
+                         int first, int step, T* scratch, T* shared, T* arena,
+                         const SortedRows<T>& sorted) {
+  using Here = Row<T, Team, kSorted>;
+  using Out = decltype(loss(std::declval<Here&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
   const int together = rows_together(loss);
   for (int i = first * together; i < b.rows; i += step * together) {
@@ -781,7 +1005,7 @@ FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& lo
       if (fits != (arena == nullptr)) continue;
     }
     const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
-    Row<T, Team> row(b, target, team, i, weight, scratch, arena ? arena : shared);
+    Here row(b, target, team, i, weight, scratch, arena ? arena : shared, &sorted);
     const Out found = loss(row);
     if (team.thread() == 0) {
       T values[outputs];

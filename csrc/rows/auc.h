@@ -12,6 +12,12 @@ struct Auc {
   T temperature;
   T sort;  // see sort_from
 
+  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(select(p.negative, p.s, highest<T>()));
+  }
+
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const T sharpness = T(1) / temperature;

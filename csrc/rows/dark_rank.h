@@ -10,6 +10,11 @@ struct DarkRank {
   T alpha, beta, neighbors;
 
   static constexpr bool whole_rows = true;
+  FASTDML_HOST_FN bool sorts() const { return true; }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(-p.teacher());
+  }
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {

@@ -30,36 +30,44 @@ FASTDML_FN Chosen<T> choose(Row& row, Key key) {
 
 // Above what key(p) the k nearest candidates lie: the k-th largest key less what rounding may move it by,
 // so that candidates at one distance are in or out together. NaN if the row holds one. Where key(p) is
-// lowest(), p is not counted; where there are no more than k, all are in.
+// lowest(), p is not counted; where there are no more than k, all are in. Where rows are sorted before, it
+// is by -key(p).
 template <class T, class Row, class Key>
 FASTDML_FN T nearest(Row& row, T k, Key key) {
   const T never = lowest<T>(), none = highest<T>();
-  const auto [first, last, count, poison] = row.reduce(
-      [=](auto p) {
-        auto x = key(p);
-        return values(select(x > never, x, none), x, select(x > never, T(1), T(0)), p.s - p.s);
-      },
-      Min{}, Max{}, Sum{}, Sum{});
-  if (count <= k) return never + poison;
-  // At least k keys are from `low` on, fewer from `high` on: halved until a number between gives k, or
-  // until there is no number between.
-  T low = first, high = last;
-  for (T middle = low + (high - low) / T(2); middle > low && middle < high;
-       middle = low + (high - low) / T(2)) {
-    const T from = middle;
-    const T above = row.reduce(
-        [=](auto p) { return values(select(key(p) >= from, T(1), T(0))); }, Sum{})[0];
-    (above >= k ? low : high) = middle;
-    if (above == k) break;
+  if constexpr (requires { row.ordered(); }) {
+    const T poison = row.reduce([](auto p) { return values(p.s - p.s); }, Sum{})[0];
+    if (static_cast<T>(row.ordered()) <= k) return never + poison;
+    const T kth = -row.smallest(static_cast<int>(k) - 1);
+    return kth - T(8) * epsilon<T>() * max(abs(kth), T(1)) + poison;
+  } else {
+    const auto [first, last, count, poison] = row.reduce(
+        [=](auto p) {
+          auto x = key(p);
+          return values(select(x > never, x, none), x, select(x > never, T(1), T(0)), p.s - p.s);
+        },
+        Min{}, Max{}, Sum{}, Sum{});
+    if (count <= k) return never + poison;
+    // At least k keys are from `low` on, fewer from `high` on: halved until a number between gives k, or
+    // until there is no number between.
+    T low = first, high = last;
+    for (T middle = low + (high - low) / T(2); middle > low && middle < high;
+         middle = low + (high - low) / T(2)) {
+      const T from = middle;
+      const T above = row.reduce(
+          [=](auto p) { return values(select(key(p) >= from, T(1), T(0))); }, Sum{})[0];
+      (above >= k ? low : high) = middle;
+      if (above == k) break;
+    }
+    const T from = low;
+    const T kth = row.reduce(
+        [=](auto p) {
+          auto x = key(p);
+          return values(select(x >= from, x, none));
+        },
+        Min{})[0];
+    return kth - T(8) * epsilon<T>() * max(abs(kth), T(1)) + poison;
   }
-  const T from = low;
-  const T kth = row.reduce(
-      [=](auto p) {
-        auto x = key(p);
-        return values(select(x >= from, x, none));
-      },
-      Min{})[0];
-  return kth - T(8) * epsilon<T>() * max(abs(kth), T(1)) + poison;
 }
 
 // Philox4x32-10 (Salmon et al., SC 2011): four random words from a counter and a key. Nothing is stored

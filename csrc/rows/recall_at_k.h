@@ -15,6 +15,12 @@ struct RecallAtK {
   T used;        // of k
   T k[kSlots];
 
+  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(p.s);
+  }
+
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const T sharpness = T(1) / rank_temperature;
@@ -45,7 +51,7 @@ struct RecallAtK {
     for (int l = 0; l < levels; ++l) {
       const T within = min(k[l], places), full = min(within, static_cast<T>(n));
       const T found = positives.sum([=](int i) { return sigmoid((within - rank[i]) * near); });
-      recall += min(found, within) / full;
+      recall += (found > within ? within : found) / full;  // a NaN stays one
       // At equality the subgradient of min is one half.
       const T open = found < within ? T(1) : found > within ? T(0) : T(0.5);
       const T weight = open * near * sharpness / (full * levels);

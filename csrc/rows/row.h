@@ -30,6 +30,13 @@
 // has them all. The others have a loss of 0. One that uses row.first or row.order sets
 // `static constexpr bool whole_rows = true`: its arrays are as long as the row.
 //
+// On CUDA rows are sorted before the functor sees them, by launches of their own. So a functor that wants
+// that says it beforehand: `FASTDML_HOST_FN bool sorts() const`, for its parameters, and
+// `FASTDML_FN Values<T, 1> sort_keys(p) const`, the key of a pair; pairs whose key is highest() are left
+// out. What then reads the sorted row: comparisons with a Tail (key p.s, and where the tail counts
+// negatives only, of those only), row.first (its key), row.order (two: its key, then p.s), nearest() of
+// mining.h. The CPU sorts when it is asked to.
+//
 // Words of the language
 //   p.s, p.positive, p.negative      similarity (or distance) and kind of the pair
 //   p.index()                        number of its column (exact below 2^24; see mining.h)
@@ -76,8 +83,10 @@
 
 #if defined(__CUDACC__)
 #define FASTDML_FN __device__ __forceinline__
+#define FASTDML_HOST_FN __host__ __device__ __forceinline__
 #else
 #define FASTDML_FN inline __attribute__((always_inline))
+#define FASTDML_HOST_FN inline
 #endif
 
 // Every instruction set gets its own copy of all templates, so that the linker can never hand code

@@ -10,6 +10,12 @@ struct SmoothAP {
   T temperature;
   T sort;  // see sort_from
 
+  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(p.s);
+  }
+
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
     const T sharpness = T(1) / temperature;

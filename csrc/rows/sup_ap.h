@@ -13,6 +13,12 @@ struct SupAP {
   T start;               // jump at t = 0
   T sort;                // see sort_from
 
+  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(select(p.negative, p.s, highest<T>()));
+  }
+
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
     const T sharpness = T(1) / temperature;

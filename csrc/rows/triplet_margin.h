@@ -17,6 +17,15 @@ struct TripletMargin {
   T positive_by, negative_by;
   T near;
 
+  FASTDML_HOST_FN bool sorts() const {
+    return negative_by == T(4) ? sort != T(1) : sort == T(2) && positive_by == T(0) && negative_by == T(0);
+  }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    const T by = negative_by == T(4) ? -direction : T(1);
+    return values(select(p.negative, by * p.s, highest<T>()));
+  }
+
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const T m = margin, d = direction;
@@ -39,8 +48,8 @@ struct TripletMargin {
     const bool rising = d > T(0);
     const Tail<T> tail{-far - d * m,          far - d * m,        rising ? T(0) : m, rising ? T(0) : d,
                        rising ? m : T(0),     rising ? d : T(0),  true,
-                       sort_from(negative_by == T(4) ? T(1) : sort, smooth == T(0) ? 96 : 32)};
-    if (negative_by == T(4)) return of_nearest(row, hinge, soft, tail, least);
+                       sort_from(sort, smooth == T(0) ? 96 : 32)};
+    if (negative_by == T(4)) return of_nearest(row, hinge, soft, least);
     const PairSum<T> found =
         smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one) : rank_pairs<T>(row, soft, tail, one);
     const T all = found.positives * found.negatives;
@@ -55,15 +64,14 @@ struct TripletMargin {
 
   // All positives against the nearest negatives.
   template <class Row, class Hinge, class Soft>
-  FASTDML_FN Counted<T> of_nearest(Row& row, Hinge hinge, Soft soft, const Tail<T>& tail,
-                                   T least) const {
+  FASTDML_FN Counted<T> of_nearest(Row& row, Hinge hinge, Soft soft, T least) const {
     const T d = direction;
     const auto one = [](T, T) { return T(1); };
     const auto takes = [=](auto p) { return p.negative & (d * p.s >= least); };
     const T some = row.reduce(
         [=](auto p) { return values(select(takes(p), T(1), T(0))); }, Sum{})[0];
-    const PairSum<T> found = smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one, some, takes)
-                                            : rank_pairs<T>(row, soft, tail, one, some, takes);
+    const PairSum<T> found = smooth == T(0) ? rank_pairs<T>(row, hinge, one, some, takes)
+                                            : rank_pairs<T>(row, soft, one, some, takes);
     const T all = found.positives * found.negatives, active = smooth == T(0) ? found.slopes * d : all;
     return {found.loss + (least - least), number(active, all)};
   }

@@ -50,6 +50,14 @@ def runs_on(device_type: str) -> bool:
     return device_type == "cuda" and library.cuda and torch.version.cuda is not None
 
 
+def cuda_sort_bytes(name: str, parameters: tuple[float, ...], size: int) -> int:
+    """Bytes per pair that a loss takes on CUDA to have its rows sorted; `size`: of a value."""
+    library = load()
+    if library is None or name not in functors():
+        return 0
+    return int(library.cuda_sort_bytes(functors()[name][0], parameters, size))
+
+
 def build_info() -> dict[str, object]:
     """What this installation was built with and what this machine will use."""
     library = load()

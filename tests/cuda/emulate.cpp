@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,7 @@ namespace {
 
 int threads = 64;
 std::uint64_t seed = 0;
+std::int64_t sorted_blocks = 0;  // how many calls had their rows sorted
 
 struct Entry {
   const char* name;
@@ -29,6 +31,51 @@ std::vector<Entry>& entries() {
   return all;
 }
 
+// The rows' keys, and where CUB sorts them on a GPU, the standard library.
+template <class T>
+struct SortedMemory {
+  std::vector<KeyBits<T>> keys[kMostSorts];
+  std::vector<std::int32_t> columns[kMostSorts], kept;
+  SortedRows<T> rows;
+
+  template <class Loss>
+  void fill(const Block<T>& b, const Loss& loss) {
+    constexpr int N = kSorts<T, Loss>;
+    kept.assign(kMostSorts * b.rows, -1);
+    rows.kept = kept.data();
+    for (int k = 0; k < N; ++k) {
+      keys[k].assign(b.rows * b.cols, 0);
+      rows.keys[k] = keys[k].data();
+      if (!kWholeRows<Loss>) continue;
+      columns[k].assign(b.rows * b.cols, -1);
+      rows.columns[k] = columns[k].data();
+    }
+    std::vector<T> scratch(kScratch, std::numeric_limits<T>::quiet_NaN());
+    emulator::Threads fibers(threads, seed);
+    fibers.run([&](int) {
+      emulator::Team team{fibers};
+      run_keys(b, loss, team, 0, 1, scratch.data(), rows);
+    });
+    std::vector<std::int64_t> order(b.cols);
+    for (int k = 0; k < N; ++k)
+      for (std::int64_t i = 0; i < b.rows; ++i) {
+        auto* const key = rows.keys[k] + i * b.cols;
+        std::iota(order.begin(), order.end(), 0);
+        std::stable_sort(order.begin(), order.end(),
+                         [=](std::int64_t l, std::int64_t r) { return key[l] < key[r]; });
+        const std::vector<KeyBits<T>> before(key, key + b.cols);
+        for (std::int64_t j = 0; j < b.cols; ++j) {
+          key[j] = before[order[j]];
+          if (kWholeRows<Loss>) rows.columns[k][i * b.cols + j] = static_cast<std::int32_t>(order[j]);
+        }
+      }
+  }
+};
+
+template <class T, template <class> class Loss, bool kSorted>
+void launch_rows(const Block<T>& b, const Target& target, std::int64_t longest, const Loss<T>& loss,
+                 const SortedRows<T>& sorted);
+
 template <class T, template <class> class Loss>
 void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
   constexpr std::size_t count = sizeof(Loss<T>) / sizeof(T);
@@ -36,6 +83,21 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
   for (std::size_t k = 0; k < count; ++k) parameters[k] = static_cast<T>(b.parameters[k]);
   Loss<T> loss;
   std::memcpy(&loss, parameters, sizeof loss);
+  SortedMemory<T> sorted;
+  if constexpr (kSorts<T, Loss<T>> > 0) {
+    if (sorts<T>(loss)) {
+      sorted.fill(b, loss);
+      ++sorted_blocks;
+      return launch_rows<T, Loss, true>(b, target, longest, loss, sorted.rows);
+    }
+  }
+  if constexpr (!kWholeRows<Loss<T>>)
+    launch_rows<T, Loss, false>(b, target, longest, loss, sorted.rows);
+}
+
+template <class T, template <class> class Loss, bool kSorted>
+void launch_rows(const Block<T>& b, const Target& target, std::int64_t longest, const Loss<T>& loss,
+                 const SortedRows<T>& sorted) {
   // Shared memory comes uninitialised and ends where it ends.
   const T poison = std::numeric_limits<T>::quiet_NaN();
   const T fence = T(12345);
@@ -49,8 +111,8 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
       emulator::Threads fibers(threads, seed + block);
       fibers.run([&](int) {
         emulator::Team team{fibers};
-        run_rows(b, target, loss, team, block, blocks, scratch.data(), arena.data(),
-                 large ? arena.data() : static_cast<T*>(nullptr));
+        run_rows<kSorted>(b, target, loss, team, block, blocks, scratch.data(), arena.data(),
+                          large ? arena.data() : static_cast<T*>(nullptr), sorted);
       });
       STD_TORCH_CHECK(scratch.back() == fence && arena.back() == fence,
                       "wrote beyond shared memory");
@@ -61,7 +123,7 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
 template <template <class> class Loss>
 Kernel shape_of() {
   using Out = decltype(std::declval<const Loss<double>&>()(
-      std::declval<Row<double, emulator::Team>&>()));
+      std::declval<Row<double, emulator::Team, kWholeRows<Loss<double>>>&>()));
   constexpr int outputs = sizeof(Out) / sizeof(double);
   constexpr bool counted = std::is_same_v<Out, Counted<double>>;
   return {nullptr, nullptr, sizeof(Loss<double>) / sizeof(double), outputs, counted ? 1 : outputs};
@@ -143,6 +205,8 @@ void configure(int64_t count, int64_t with_seed) {
   seed = static_cast<std::uint64_t>(with_seed);
 }
 
+int64_t sorted_count() { return sorted_blocks; }
+
 }  // namespace
 
 int functor_count() { return static_cast<int>(table().functors.size()); }
@@ -153,10 +217,12 @@ const Functor& functor(int id) { return table().functors[id]; }
 STABLE_TORCH_LIBRARY(fastdml_emulated, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def("configure(int threads, int seed) -> ()");
+  m.def("sorted_count() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CPU, m) {
   m.impl("rows_", TORCH_BOX(&fastdml::rows_<fastdml::run>));
 }
 STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&fastdml::configure));
+  m.impl("sorted_count", TORCH_BOX(&fastdml::sorted_count));
 }

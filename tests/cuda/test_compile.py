@@ -32,6 +32,11 @@ ptxas info    : Function properties for _ZN7fastdml4cuda11rows_kernelIfNS0_8Smoo
 ptxas info    : Used 90 registers, used 1 barriers
 """
     (line,) = resources().parse("smooth_ap", text)
+    for of, name in (("rows_kernelIfNS0_8SmoothAPELb1EE", "SmoothAP sorted"),
+                     ("rows_kernelIfNS0_8SmoothAPELb0EE", "SmoothAP"),
+                     ("keys_kernelIfNS0_8SmoothAPEE", "SmoothAP keys")):  # fmt: skip
+        (other,) = resources().parse("smooth_ap", text.replace("rows_kernelIfNS0_8SmoothAPEE", of))
+        assert other["functor"] == name and other["type"] == "float32"
     assert (line["functor"], line["type"], line["arch"]) == ("SmoothAP", "float32", "sm_90a")
     assert (line["stack_bytes"], line["spill_store_bytes"], line["spill_load_bytes"]) == (8, 4, 12)
     assert line["registers"] == 90 and line["threads_per_multiprocessor"] == 672
@@ -42,7 +47,9 @@ def test_kept_report_shows_no_spills():
     path = ROOT / "benchmarks" / "results" / "cuda-resources.csv"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {"multi_similarity", "smooth_ap", "proxy_anchor", "radial"} <= {r["source"] for r in rows}
+    assert {"multi_similarity", "smooth_ap", "proxy_anchor", "radial"} <= {
+        r["source"] for r in rows
+    }
     assert all(r["spill_store_bytes"] == r["spill_load_bytes"] == "0" for r in rows)
 
 
@@ -80,6 +87,10 @@ assert library.load() is module and module.cuda
 assert set(library.functors()) == {"smooth_ap", "siglip"}, library.functors()
 assert library.runs_on("cuda") == (torch.version.cuda is not None) and library.runs_on("cpu")
 assert fastdml.explain("smooth_ap", 40).executor == "native"
+# Who asks for sorted rows is known without a device: keys alone, and one buffer to sort them with.
+asked = {sort: library.cuda_sort_bytes("smooth_ap", (0.01, sort), 4) for sort in (0.0, 1.0, 2.0)}
+assert asked == {0.0: 0, 1.0: 0, 2.0: 8}, asked
+assert library.cuda_sort_bytes("siglip", (0.0,), 4) == 0
 assert fastdml.explain("multi_similarity", 40).executor == "chunked"
 x = torch.randn(40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 found = []
@@ -116,11 +127,17 @@ def test_library_with_cuda_kernels_loads_and_runs_on_torch_without_cuda():
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     lines = resources().parse("smooth_ap", done.stdout)
     assert {(n["functor"], n["type"], n["arch"]) for n in lines} >= {
-        ("SmoothAP", t, a) for t in ("float32", "float64") for a in ("sm_80", "sm_90a")
+        (f"SmoothAP{k}", t, a)
+        for k in ("", " sorted", " keys")
+        for t in ("float32", "float64")
+        for a in ("sm_80", "sm_90a")
     }
     for line in lines:
-        assert line["spill_store_bytes"] == line["spill_load_bytes"] == line["stack_bytes"] == 0, line
-        assert line["registers"] <= 128  # 512 threads a block
+        assert line["spill_store_bytes"] == line["spill_load_bytes"] == line["stack_bytes"] == 0, (
+            line
+        )
+        most = 255 if "sorted" in line["functor"] else 128  # 256 or 512 threads a block
+        assert line["registers"] <= most
     del environment["FASTDML_LOSSES"], environment["NVCC_APPEND_FLAGS"]
     done = subprocess.run(
         [sys.executable, "-c", LOADED, str(target)],

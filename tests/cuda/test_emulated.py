@@ -37,13 +37,27 @@ KIND = ("multi_similarity", "smooth_ap", "soft_triple", "siglip", "contrastive",
 KINDS = [p for p in FIRST if p.values[0].name in KIND]
 
 
+def is_sorted(description) -> bool:
+    """Whether CUDA has the rows sorted before the functor sees them."""
+    sort = getattr(description, "sort", None)
+    if getattr(description, "negatives", None) == "nearest":
+        return sort is not False
+    return sort is True or description.name in ("dense_triplet", "dark_rank")
+
+
+SORTED = [p for p in EXAMPLES if is_sorted(p.values[0])]
+SORTING = {p.values[0].name for p in SORTED}
+
+
 def build_emulator(folder: Path) -> Path:
     """The emulator as a torch library; compiled again only when a source is newer."""
     from torch.utils import cpp_extension
 
     csrc = ROOT / "csrc"
     folder.mkdir(parents=True, exist_ok=True)
-    headers = [h for h in sorted((csrc / "rows").glob("*.h")) if "FASTDML_ROW_LOSS(" in h.read_text()]
+    headers = [
+        h for h in sorted((csrc / "rows").glob("*.h")) if "FASTDML_ROW_LOSS(" in h.read_text()
+    ]
     headers = [h for h in headers if h.name != "row.h"]
     # The list is part of the file's name: a loss that is removed changes it too.
     listed = "".join(f'#include "rows/{h.name}"\n' for h in headers)
@@ -142,7 +156,7 @@ def test_any_number_of_threads(description, threads, emulator):
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
-@pytest.mark.parametrize("description", FIRST)
+@pytest.mark.parametrize("description", list(dict.fromkeys([*FIRST, *SORTED])))
 def test_order_of_threads_does_not_show(description, emulator):
     case = CASES["reference"]()
     first = call(description, case, "emulated")
@@ -186,24 +200,30 @@ def test_arrays_as_long_as_a_row(name):
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
-def rows(op, description, s, labels, **named):
+def rows(op, description, s, labels, weights=None, teacher=None):
     """One call of rows_ over a square block; returns (weights, row losses)."""
     index = LabelRelation(labels, labels).class_index
     loss = s.new_full((len(s), description.outputs), float("nan"))
-    weights = named.get("weights")
+    values = description.example_values(len(s), s.shape[1])
+    scalars = description.scalars(LabelRelation(labels, labels))
+    scalars, columns = (None if x is None else x.to(s) for x in (scalars, values.get("col_values")))
     op(
-        s, library.functors()[description.name][0], description.parameters(), None, None, None, None,
+        s, library.functors()[description.name][0], description.parameters(), teacher, None, None, None,
         None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest, 0,
-        None, 1.0, None, None, None, loss, None, None, True, *([weights] if weights is not None else []),
+        None, 1.0, scalars, None, columns, loss, None, None, True,
+        *([weights] if weights is not None else []),
     )  # fmt: skip
     return s if weights is None else weights, loss
 
 
-@pytest.mark.parametrize("name", ["smooth_ap", "multi_similarity", "auc"])
+NARROW = [p for p in FIRST if p.values[0].name in ("smooth_ap", "multi_similarity", "auc")]
+NARROW += [p for p in SORTED if p.values[0].name in KIND]
+
+
+@pytest.mark.parametrize("description", NARROW)
 @pytest.mark.parametrize("padding", [0, 5, 8])
-def test_weights_in_bfloat16(name, padding, emulator):
+def test_weights_in_bfloat16(description, padding, emulator):
     """... go into a buffer of their own, of another leading dimension."""
-    description = next(p.values[0] for p in EXAMPLES if p.values[0].name == name)
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(40) // 4
     s = torch.rand(40, 40, generator=generator) * 2 - 1
@@ -259,6 +279,72 @@ def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
         assert f.dtype == torch.float32
         # Weights of bfloat16 embeddings are rounded to it, those of float16 to nothing.
         assert distance(f, t) <= (2**-8 if dtype == torch.bfloat16 else 2e-5)
+
+
+@pytest.mark.parametrize("description", [p for p in EXAMPLES if p.values[0].name in SORTING])
+def test_whose_rows_are_sorted(description, emulator):
+    """Those that ask for it, and no others: True and False are both kept to."""
+    before = emulator.sorted_count()
+    call(description, CASES["reference"](), "emulated")
+    assert (emulator.sorted_count() > before) == is_sorted(description)
+
+
+def test_every_loss_that_can_be_sorted_is():
+    assert {"smooth_ap", "sup_ap", "auc", "pnp", "recall_at_k", "triplet_margin"} <= SORTING
+    assert {"dense_triplet", "dark_rank"} <= SORTING
+
+
+@pytest.mark.parametrize("threads", [32, 160])
+@pytest.mark.parametrize("description", SORTED)
+def test_sorted_rows_with_many_positives(description, threads, emulator):
+    """Lists in shared memory and beyond it, in rows of several turns, against the specification."""
+    emulator.configure(threads, 3)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [262, 5, 1, 70]
+    y = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))
+    ref = torch.randn(sum(sizes), 5, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    case = type(CASES["ragged"]())(x, torch.tensor([1, 0, 2, 3, 9]), ref, y)
+    agree(call(description, case, "emulated"), call(description, case, "dense"), 1e-9)
+
+
+def block_of(description, s, labels):
+    """A teacher's rows for the losses that have one."""
+    wanted = description.teacher_similarity is not None
+    return torch.cos(torch.arange(s.numel(), dtype=s.dtype)).view_as(s) if wanted else None
+
+
+@pytest.mark.parametrize("description", SORTED)
+def test_ties_in_sorted_rows(description, emulator):
+    """Many equal values, both zeros among them; the row's own pair is none of them."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(40) % 6
+    s = torch.randint(-3, 4, (40, 40), generator=generator, dtype=torch.float64) / 4
+    s[s == 0] *= torch.where(torch.arange(int((s == 0).sum())) % 2 == 0, -1.0, 1.0).double()
+    teacher = block_of(description, s, labels)
+    teacher = None if teacher is None else (teacher * 4).round() / 4
+    s.fill_diagonal_(9.0)
+    true = rows(torch.ops.fastdml_native.rows_, description, s.clone(), labels, teacher=teacher)
+    found = rows(emulator.rows_, description, s.clone(), labels, teacher=teacher)
+    for f, e in zip(found, true, strict=True):
+        assert distance(f, e) <= 1e-9
+
+
+@pytest.mark.parametrize("description", SORTED)
+def test_a_nan_shows_in_its_row_only(description, emulator):
+    labels = torch.arange(24) % 4
+    s = torch.sin(torch.arange(24.0 * 24, dtype=torch.float64)).view(24, 24)
+    teacher = block_of(description, s, labels)
+    clean, losses = rows(emulator.rows_, description, s.clone(), labels, teacher=teacher)
+    for column in (6, 7):  # of row 2: a positive, a negative
+        bad = s.clone()
+        bad[2, column] = float("nan")
+        found, own = rows(emulator.rows_, description, bad, labels, teacher=teacher)
+        assert own[2, 0].isnan()
+        others = torch.arange(24) != 2
+        assert torch.equal(own[others], losses[others]) and torch.equal(
+            found[others], clean[others]
+        )
 
 
 def test_proxy_losses_and_distances_are_among_the_examples():

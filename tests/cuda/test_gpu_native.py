@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ REGISTERED = [pytest.param(p.values[0], id=p.id) for p in EXAMPLES]
 LISTS = [p for p in EXAMPLES if p.values[0].threshold_list]
 # One example a loss, for what need not be seen with all parameters.
 FIRST = list({p.values[0].name: p for p in reversed(EXAMPLES)}.values())
+# Those whose rows are sorted because they ask for it.
+SORTED = [p for p in EXAMPLES if getattr(p.values[0], "sort", None)]
 
 
 def on_gpu(case, dtype):
@@ -90,11 +93,13 @@ def test_narrow_types_err_at_most_twice_as_torch(description, name, dtype):
     # bfloat16 weights: one rounding of every weight, and one of the result.
     floor = 16 * torch.finfo(torch.float32).eps + 2 * torch.finfo(dtype).eps
     for f, p, m, t, scale in zip(found, plain, moved, true, scales(description, wide), strict=True):
-        assert distance(f, t, scale) <= 2 * max(distance(p, t, scale), distance(m, t, scale)) + floor
+        assert (
+            distance(f, t, scale) <= 2 * max(distance(p, t, scale), distance(m, t, scale)) + floor
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("description", FIRST)
+@pytest.mark.parametrize("description", list(dict.fromkeys([*FIRST, *SORTED])))
 def test_bits_repeat(description, dtype):
     on = given_on_gpu(description, CASES["long"]().to(dtype))
     first = call(description, on, "native")
@@ -134,7 +139,27 @@ def test_long_lists(description, per_class):
         assert distance(f, t) <= 1e-9
 
 
-@pytest.mark.parametrize("description", FIRST)
+@pytest.mark.parametrize("per_class", [3, 64, 300])
+@pytest.mark.parametrize("columns", [1000, 5001])
+@pytest.mark.parametrize("description", SORTED)
+def test_sorted_rows_are_as_others(description, columns, per_class):
+    """Both forms against float64 on the CPU, where rows are not sorted."""
+    generator = torch.Generator().manual_seed(columns)
+    x = torch.randn(24, 16, generator=generator, dtype=torch.float64)
+    ref = torch.randn(columns, 16, generator=generator, dtype=torch.float64)
+    classes = torch.arange(columns) // per_class
+    case = type(CASES["ragged"]())(x, classes[:24], ref, classes)
+    plain = dataclasses.replace(description, sort=False)
+    true = call(plain, case, "native")
+    for one in (description, plain):
+        found = cpu(call(one, given_on_gpu(one, case), "native"))
+        narrow = cpu(call(one, given_on_gpu(one, case.to(torch.float32)), "native"))
+        for f, s, t in zip(found, narrow, true, strict=True):
+            assert distance(f, t) <= 1e-9
+            assert distance(s, t) <= 1e-3  # sharp losses are badly conditioned
+
+
+@pytest.mark.parametrize("description", list(dict.fromkeys([*FIRST, *SORTED])))
 def test_nothing_waits_for_the_device(description):
     on = given_on_gpu(description, CASES["ragged"]().to(torch.float32))
     call(description, on, "native")  # loads modules, makes handles
@@ -148,17 +173,41 @@ def test_nothing_waits_for_the_device(description):
         torch.cuda.set_sync_debug_mode("default")
 
 
+def refused(name, backend):
+    """Whether an executor does not have this loss here."""
+    x, y = batch(64, 64, torch.bfloat16)
+    try:
+        getattr(F, name)(x, y, backend=backend)
+    except ValueError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["multi_similarity", "smooth_ap"])
-def test_cuda_graph(name, dtype):
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("multi_similarity", {"backend": "native"}),
+        ("multi_similarity", {"backend": "triton"}),
+        ("smooth_ap", {"backend": "native"}),
+        ("smooth_ap", {"backend": "native", "sort": True}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "-".join(map(str, x.values())),
+)
+def test_cuda_graph(name, options, dtype):
     """A captured step computes the loss of whatever the inputs hold at replay, labels included."""
-    loss = getattr(F, name)
+    if refused(name, options["backend"]):
+        pytest.skip(f"{options['backend']} is not there")
+
+    def loss(a, c):
+        return getattr(F, name)(a, c, **options)
+
     x, y = batch(512, 64, dtype)
     other, labels = torch.flip(x, [0]) * 2, torch.flip(y, [0]) // 2
 
     def step(a, c):
         leaf = a.detach().requires_grad_()
-        value = loss(leaf, c, backend="native")
+        value = loss(leaf, c)
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     expected = step(other, labels)
@@ -192,12 +241,16 @@ def test_compiled_whole(name):
     torch.testing.assert_close(compiled.grad, eager.grad)
 
 
-@pytest.mark.parametrize("name", ["multi_similarity", "smooth_ap"])
-def test_memory_is_bounded(name):
+@pytest.mark.parametrize(
+    "name, options",
+    [("multi_similarity", {}), ("smooth_ap", {}), ("smooth_ap", {"sort": True})],
+    ids=str,
+)
+def test_memory_is_bounded(name, options):
     """65,536 rows: 256 MiB of workspace beyond inputs, gradients and vectors. The matrix is 16 GiB."""
     x, y = batch(65536, 128, torch.bfloat16)
     x.requires_grad_()
-    loss = getattr(F, name)
+    loss = functools.partial(getattr(F, name), **options)
     loss(x, y, backend="native").backward()  # handles and their workspaces
     x.grad = None
     torch.cuda.synchronize()
@@ -266,7 +319,9 @@ def test_candidates_stored_by_columns(dtype, classes):
         values = description.example_values(64, classes)
         for k, name in enumerate(("scalars", "row_values", "col_values")):
             if name in values:
-                given[k] = values[name].to("cuda", torch.float64 if d == torch.float64 else torch.float32)
+                given[k] = values[name].to(
+                    "cuda", torch.float64 if d == torch.float64 else torch.float32
+                )
         value = row_loss(
             a, w.t(), y, columns, loss=handle(description), scalars=given[0], row_values=given[1],
             col_values=given[2], backend="native" if d == dtype else "dense",

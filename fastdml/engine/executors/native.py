@@ -37,10 +37,11 @@ class Native:
 
     def plan(self, problem: Problem) -> str:
         rows = schedule.block_rows(problem, self)
-        processor = "CUDA"
         if problem.device_type == "cpu":
             processor = str(library.build_info()["instruction_set"])
-        return f"compiled functor ({processor}), {rows} rows at a time"
+            return f"compiled functor ({processor}), {rows} rows at a time"
+        first = ", sorted first" if self._sorting(problem) else ""
+        return f"compiled functor (CUDA), {rows} rows at a time{first}"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if one_block.takes(problem):
@@ -52,7 +53,16 @@ class Native:
         size = torch.finfo(problem.statistic).bits // 8
         held = size * (2 if problem.teacher is not None else 1)
         # Weights in bfloat16 lie beside the similarities they come from.
-        return held + (2 if problem.anchors.dtype == torch.bfloat16 else 0)
+        if problem.anchors.dtype == torch.bfloat16:
+            held += 2
+        return held + self._sorting(problem)
+
+    def _sorting(self, problem: Problem) -> int:
+        """Bytes per pair for sorting a block's rows before the functor sees them."""
+        if problem.device_type != "cuda":
+            return 0
+        size = torch.finfo(problem.statistic).bits // 8
+        return library.cuda_sort_bytes(problem.loss.name, problem.loss.members, size)
 
     def __call__(
         self,
