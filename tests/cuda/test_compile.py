@@ -126,6 +126,7 @@ def test_library_with_cuda_kernels_loads_and_runs_on_torch_without_cuda():
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     lines = resources().parse("smooth_ap", done.stdout)
+    lines = [n for n in lines if str(n["functor"]).startswith("SmoothAP")]  # not what CUB brings
     assert {(n["functor"], n["type"], n["arch"]) for n in lines} >= {
         (f"SmoothAP{k}", t, a)
         for k in ("", " sorted", " keys")
