@@ -219,7 +219,8 @@ TILES = "tests/tiles"
 GROUPS: list[tuple[str, str, list[str]]] = [
     ("native against float64", "native", [NATIVE, "-k", "float64_is_the_dense_form"]),
     ("native in float32, float16, bfloat16", "native", [NATIVE, "-k", "narrow_types"]),
-    ("tile kernels, compiled", "triton", [f"{TILES}/test_tiles.py", f"{TILES}/test_executor.py"]),
+    ("tile kernels, compiled", "triton", [f"{TILES}/test_gpu_losses.py", f"{TILES}/test_tiles.py",
+                                         f"{TILES}/test_executor.py"]),
     ("tile kernels on a GPU", "", [f"{TILES}/test_gpu.py"]),
     (
         "native: bits, sizes, graphs, memory, streams",

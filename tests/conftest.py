@@ -235,6 +235,18 @@ def inputs(description: RowLoss, case: Case) -> Inputs:
     )
 
 
+def on_device(given: Inputs, device: str) -> Inputs:
+    """The inputs of a call on another device, drawn on the CPU so that they are the same ones."""
+
+    def move(x: object) -> object:
+        if isinstance(x, list):
+            return [move(t) for t in x]
+        return x.to(device) if isinstance(x, Tensor) else x
+
+    names = [f.name for f in dataclasses.fields(given)]
+    return dataclasses.replace(given, **{name: move(getattr(given, name)) for name in names})
+
+
 def of_rows(description: RowLoss) -> bool:
     """Whether the loss is a sum over rows that may be weighted one by one. (Rows whose columns were
     swept before share their derivatives.)"""
