@@ -48,6 +48,9 @@ class Triton:
                 return f"tile kernels do not know the similarity {one.loss.similarity!r}"
         if teacher is not None and problem.one_set and not teacher.one_set:
             return "one set of embeddings needs one set of teacher embeddings"
+        on_device = problem.anchors.device.type == "cuda"
+        if loss.threshold_list and on_device and torch.cuda.is_current_stream_capturing():
+            return "how long lists are is asked of the device, which a CUDA graph cannot capture"
         tile = _tile(problem)
         if isinstance(tile, str):
             return tile
