@@ -73,8 +73,8 @@ def weights_config(
 def interpreter_config(d: int, output: int = 16) -> Config:
     """Small tiles, so that small tests have ragged edges, several chunks of D and several splits."""
     width = power_of_two(d)
-    depth = width if width <= 32 else 32
-    return Config(32, 16, depth, depth if d <= depth else max(output, 32), 4, 1)
+    depth = min(width, 32 if d < 512 else 128)
+    return Config(32, 16, depth, depth if d <= depth else max(output, depth), 4, 1)
 
 
 def architecture(device: torch.device) -> int:
