@@ -45,6 +45,8 @@ def statistics_config(
         depth = min(width, 32 if precision == "ieee" else 64)
         return Config(64, 64, depth, 0, 4, 2)
     depth = width if width <= 256 else 64
+    if slots and arch < 90:  # products are made in registers, which are full of sums
+        return Config(128, 16, depth, 0, 8, 2)
     # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
     stream = 32 if heavy or arch >= 100 or slots else 64
     return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
