@@ -87,6 +87,9 @@ class RowLoss:
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not
     # the one of finite differences.
     detaches: ClassVar[bool] = False
+    # True: among samples of one set the weight of a pair is the same in the rows of both (the loss is a
+    # sum over pairs, each a function of its similarity and relation): one product of weights serves both.
+    symmetric: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.

@@ -37,6 +37,16 @@ class Problem:
         return self.anchors is self.candidates
 
     @property
+    def symmetric(self) -> bool:
+        """Whether the matrix of weights is."""
+        # Weights of rows that come from `combine` treat rows alike, if the loss says so; those that a
+        # caller gives need not, nor need the pairs of a list.
+        combined = self.loss.outputs > 1 and not self.loss.counted
+        even = self.row_weight is None or combined
+        related = isinstance(self.relation, LabelRelation) and self.relation.one_set
+        return self.one_set and self.loss.symmetric and even and related
+
+    @property
     def excludes_self(self) -> bool:
         return self.one_set and self.loss.self_pair == "exclude"
 

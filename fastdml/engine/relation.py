@@ -79,6 +79,11 @@ class LabelRelation(Relation):
         return same - int(excludes_self), self.columns - same
 
     @property
+    def one_set(self) -> bool:
+        """Whether anchors and candidates are the same samples, as far as labels tell."""
+        return self.anchor_labels is self.candidate_labels
+
+    @property
     def matched(self) -> int | Tensor:
         """How many anchors have a candidate of their label: for proxies, the classes that are present."""
         if self.candidate_labels.device.type == "cpu" and library.load() is not None:

@@ -9,6 +9,9 @@ On CUDA the operands may be bfloat16 or float16: S and everything accumulated is
 bfloat16 for bfloat16 operands. For float16 operands G stays float32 and the last two products are of
 float32, as weights (1/B and less) would be lost below the range of float16.
 
+Where anchors and candidates are one set both products of weights add up to dA; and where G is symmetric
+besides, they are equal: the second is left out.
+
 Only one block of S exists at any time. Blocks are visited in order and each product accumulates
 into one place, so the result does not depend on timing.
 """
@@ -121,7 +124,9 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     out = Result(empty(m, problem.loss.outputs))
     if wanted.anchors:
         out.d_anchors = empty(m, a.shape[1])
-    if problem.one_set:
+    if problem.symmetric:
+        d_candidates = None
+    elif problem.one_set:
         d_candidates = out.d_anchors
     else:
         d_candidates = None
@@ -172,13 +177,16 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
             else:
                 accumulate_(d_candidates, g.t(), left[start:stop])
         if out.d_anchors is not None:
-            if problem.one_set:
+            if problem.one_set and d_candidates is not None:
                 accumulate_(out.d_anchors[start:stop], g, right)
             else:
                 multiply(g, right, out.d_anchors[start:stop])
     if out.d_anchors is not None:
         total = row_total
-        if total is not None and problem.one_set and col_total is not None:
+        if problem.symmetric:
+            out.d_anchors *= 2
+            total = None if total is None else 2 * total
+        elif total is not None and problem.one_set and col_total is not None:
             total = total + col_total
         metric.finish_(out.d_anchors, a, None if metric.raw_anchors else problem.row_scale, total)
     if d_candidates is not None and not problem.one_set:

@@ -61,6 +61,11 @@ class Contrastive(RowLoss):
         return -self.metric.sign
 
     @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Unless a row weighs its terms: by its own number of them, or by its own unit."""
+        return not self.relative and "rows" not in (self.pos_aggregation, self.neg_aggregation)
+
+    @property
     def active_only(self) -> bool:
         """Whether both sums are divided by their numbers of terms above 0."""
         return self.pos_aggregation == self.neg_aggregation == "active"

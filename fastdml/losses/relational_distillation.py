@@ -31,6 +31,7 @@ class RKDDistance(RowLoss):
     provenance = "released code"
     learnable = (0.2, 0.2)
     teacher_similarity = "raw_distance"
+    symmetric = True
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
@@ -56,6 +57,7 @@ class MeanDistance(RowLoss):
     name = "mean_distance"
     counted = True
     outputs = 2
+    symmetric = True
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
@@ -79,6 +81,7 @@ class RKDAngle(RowLoss):
     provenance = "released code"
     self_pair = "keep"
     teacher_similarity = "cosine"
+    symmetric = True
 
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)
@@ -96,7 +99,7 @@ class RKDDistanceLoss(RelationalLoss):
     the embeddings as they are, d' those of the teacher's, mu their means over the distances above 0
     (which the gradient follows).
 
-    Costs two passes over the batch, one for the mean: six products of the batch with itself and two of
+    Costs two passes over the batch, one for the mean: four products of the batch with itself and two of
     the teacher's. Other arguments: see `RelationalLoss`.
     """
 
@@ -148,7 +151,7 @@ class RKDAngleLoss(RelationalLoss):
     angle at the middle sample and the teacher's.
 
     Angles at one sample are cosines of the directions from it: B losses of B x B pairs, one after
-    another, in O(B D) memory. The arithmetic stays 3 B^3 D for the student and B^3 E for the teacher:
+    another, in O(B D) memory. The arithmetic stays 2 B^3 D for the student and B^3 E for the teacher:
     Huber's cost has no shorter form. Only reduction="mean". Other arguments: see `RelationalLoss`.
     """
 
@@ -238,13 +241,13 @@ class _Angles(torch.autograd.Function):
         value, gradient = torch.ops.fastdml.rkd_angle(
             embeddings, teacher, backend, ctx.needs_input_grad[0]
         )
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(embeddings, gradient)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        embeddings, gradient = ctx.saved_tensors
         found = (gradient * upstream).to(gradient.dtype)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = autograd._Once.apply(found, upstream.new_zeros((), requires_grad=True))
+            found = autograd._Once.apply(found, embeddings)
         return found, None, None

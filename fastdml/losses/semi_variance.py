@@ -27,6 +27,7 @@ class SemiVariance(RowLoss):
     provenance = "released code"
     learnable = (0.5, 0.1)
     outputs = 4
+    symmetric = True
 
     pos_weight: float = 1.0
     neg_weight: float = 5.0

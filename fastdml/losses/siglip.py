@@ -26,6 +26,7 @@ class SigLIP(RowLoss):
     name = "siglip"
     provenance = "released code"
     learnable = (10.0, -10.0)
+    symmetric = True
 
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)

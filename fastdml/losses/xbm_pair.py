@@ -23,6 +23,7 @@ class XBMPair(RowLoss):
 
     name = "xbm_pair"
     provenance = "released code"
+    symmetric = True
 
     margin: float = 0.5
     offset: float = 0.5
