@@ -20,8 +20,10 @@ class LazyPairs:
 
     A loss that knows the rule by which they are mined applies the rule instead.
 
-    mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call.
+    mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call; until the pairs
+        are there, these must stay as they are.
     tensors: 4, or 3 for triplets (a, p, n).
+    stream: seed and step of the draws of this call, where the rule draws.
     """
 
     def __init__(
@@ -31,9 +33,12 @@ class LazyPairs:
         materialise: Callable[[], tuple[Tensor, ...]],
         similarity: str = "cosine",
         tensors: int = 4,
+        stream: tuple[int, int] | None = None,
     ) -> None:
         self.rule = rule
         self.mined = mined
+        self.stream = stream
+        self._versions = _versions(mined)
         self.similarity = similarity
         self._materialise = materialise
         self._tuple: tuple[Tensor, ...] | None = None
@@ -62,10 +67,25 @@ class LazyPairs:
         fields = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
         if not self.rule or not set(self.rule) <= fields:
             return None
+        if self._tuple is not None and self._changed():
+            return None  # other pairs than those of now
+        self._check_unchanged()
         return dataclasses.replace(loss, **self.rule)  # type: ignore[type-var, arg-type]
+
+    def _changed(self) -> bool:
+        now = _versions(self.mined)
+        return bool(now and self._versions) and now != self._versions
+
+    def _check_unchanged(self) -> None:
+        if self._changed():
+            raise ValueError(
+                "indices_tuple: expected embeddings and labels as they were when they were mined, got "
+                "ones changed in place since; call the miner again, or unpack its result before the change"
+            )
 
     def _pairs(self) -> tuple[Tensor, ...]:
         if self._tuple is None:
+            self._check_unchanged()
             self._tuple = self._materialise()
         return self._tuple
 
@@ -77,6 +97,13 @@ class LazyPairs:
 
     def __len__(self) -> int:
         return self._tensors
+
+
+def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
+    """How often each was changed in place; a compiled graph and torch.inference_mode do not count."""
+    if torch.compiler.is_compiling():
+        return ()
+    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
 
 
 Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -92,6 +119,7 @@ class Miner:
     similarity = "cosine"
     anchors: tuple[int, ...] = (0, 2)
     tensors = 4
+    at_once = 1 << 22  # pairs of a block
 
     def __call__(
         self,
@@ -110,13 +138,19 @@ class Miner:
         select = self.selection(embeddings.shape[1])
 
         def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, self.anchors, self.similarity)
+            return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
 
-        return LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors)
+        return LazyPairs(
+            self.rule(), mined, materialise, self.similarity, self.tensors, self.stream()
+        )
 
     def rule(self) -> Mapping[str, float | str]:
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
         return {}
+
+    def stream(self) -> tuple[int, int] | None:
+        """Seed and step of the draws of a call, for miners that draw."""
+        return None
 
     def selection(self, dimension: int) -> Select:
         """How the pairs of a block of rows of embeddings of that dimension are chosen."""
@@ -228,31 +262,51 @@ class DistanceWeightedMiner(Miner):
         seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
             those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
 
-    Returns triplets `(a, p, n)`. An anchor without an admissible negative has none.
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily triplets
+    `(a, p, n)`; `MarginLoss` then draws the same inside its own pass and no index exists. An anchor
+    without an admissible negative has no triplet.
     """
 
     similarity = "distance"
     anchors = (0,)
     tensors = 3
+    at_once = 1 << 18  # a draw is several 64-bit numbers per pair
 
     def __init__(
         self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
     ) -> None:
         self.cutoff = check.positive(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
-        self.seed = seed
+        self.seed = check.seed(seed, "seed")
         self.step = 0
 
-    def selection(self, dimension: int) -> Select:
-        step = self.step % (1 << 24)
+    def __call__(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        found = super().__call__(embeddings, labels, ref_emb, ref_labels)
         self.step += 1
+        return found
+
+    def rule(self) -> Mapping[str, float | str]:
+        cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
+        return {"drawn": True, **cutoffs}
+
+    def stream(self) -> tuple[int, int]:
+        return int(self.seed), self.step % check.STREAMS
+
+    def selection(self, dimension: int) -> Select:
+        seed, step = self.stream()
 
         def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
             longest = int(positive.sum(1).max()) if positive.numel() else 0
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)
-            part = torch.tensor([self.seed, step], device=d.device).expand(len(number), 2)
+            part = torch.tensor([seed, step], device=d.device).expand(len(number), 2)
             stream = torch.cat([number[:, None], part], dim=1)
             drawn, some = draw(weight, eligible, longest, stream)
             rank = positive.cumsum(1)[rows, columns] - 1
@@ -313,11 +367,12 @@ def _by_rows(
     select: Select,
     anchors: tuple[int, ...],
     similarity: str,
+    at_once: int,
 ) -> tuple[Tensor, ...]:
     """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
 
     s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
-    the tensors are rows of the block.
+    the tensors are rows of the block. at_once: how many pairs a block has at most.
     """
     embeddings, labels, ref_emb, ref_labels = batch
     kind = statistic_type(embeddings, ref_emb)
@@ -326,7 +381,7 @@ def _by_rows(
     columns = labels if ref_labels is None else ref_labels
     metric = SIMILARITIES[similarity]
     found: list[list[Tensor]] = []
-    step = max(1, (1 << 22) // max(1, y.shape[0]))
+    step = max(1, at_once // max(1, y.shape[0]))
     for start in range(0, x.shape[0], step):
         block = x[start : start + step]
         s = metric.dense(block, y, 0.0)

@@ -5,7 +5,7 @@ import torch
 from conftest import BACKENDS, EXAMPLES, Case, compiled, inputs, needs_compiled, python
 
 import fastdml
-from fastdml import losses
+from fastdml import losses, miners
 
 pytestmark = pytest.mark.unpoisoned
 BOUND = 64 << 20
@@ -97,6 +97,14 @@ def test_many_classes(loss):
     proxies = weight.numel() // 8
     assert held - gradients <= BOUND + 64 * proxies
     assert torch.isfinite(weight.grad).all()
+
+
+@needs_compiled
+def test_draws_of_a_miner_are_not_listed():
+    """Their weights and random numbers, for every pair, would be 256 MiB and more."""
+    case, miner = batch(4096, 16), miners.DistanceWeightedMiner()
+    x, loss = case.x.requires_grad_(), losses.MarginLoss()
+    assert peak(lambda: loss(x, case.y, miner(x, case.y)).backward()) <= BOUND
 
 
 @needs_compiled

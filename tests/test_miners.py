@@ -154,3 +154,30 @@ def test_wrong_input(arguments, message):
 def test_wrong_epsilon():
     with pytest.raises(ValueError, match="epsilon: expected a finite number, got nan"):
         MultiSimilarityMiner(float("nan"))
+
+
+@pytest.mark.parametrize("changed", ["embeddings", "labels", "ref_emb"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_was_mined_must_stay_as_it_was(fused, changed):
+    """Pairs that nobody has listed yet cannot be those of embeddings that are no more."""
+    case = CASES["reference"]()
+    tensors = {"embeddings": case.x, "labels": case.y, "ref_emb": case.ref, "ref_labels": case.ref_y}
+    tensors = {name: t.clone() for name, t in tensors.items()}
+    loss = losses.MultiSimilarityLoss() if fused else losses.ContrastiveLoss()
+    stale, listed = MultiSimilarityMiner()(**tensors), MultiSimilarityMiner()(**tensors)
+    before = tuple(listed)
+    assert loss(**tensors, indices_tuple=stale if fused else listed).isfinite()
+    tensors[changed] += 1
+    with pytest.raises(ValueError, match=r"^indices_tuple: expected embeddings and labels as they were"):
+        loss(**tensors, indices_tuple=stale)
+    # What was listed before the change is as before: it is not mined again.
+    assert loss(**tensors, indices_tuple=listed) == loss(**tensors, indices_tuple=before)
+
+
+def test_miners_in_inference_mode():
+    case = CASES["ragged"]()
+    expected = losses.MultiSimilarityLoss()(case.x, case.y, MultiSimilarityMiner()(case.x, case.y))
+    with torch.inference_mode():
+        x = case.x.clone()
+        found = losses.MultiSimilarityLoss()(x, case.y, MultiSimilarityMiner()(x, case.y))
+    assert found == expected

@@ -307,6 +307,34 @@ def test_an_anchor_without_an_admissible_negative_has_no_triplet(backend):
         assert value == 0 and not g.any()
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_miner_draws_inside_the_loss(backend, reference, dtype, tolerance, monkeypatch):
+    """The same draws as those that it lists, call after call."""
+    x, y = problem(dtype=dtype)
+    ref, ref_y = problem(rows=70, seed=1, dtype=dtype) if reference else (None, None)
+    lister, fuser = (miners.DistanceWeightedMiner(0.6, 1.3, seed=11) for _ in range(2))
+    loss, plain = losses.MarginLoss(backend=backend), losses.MarginLoss()
+    for _ in range(3):
+        triplets = tuple(lister(x, y, ref, ref_y))
+        expected = with_gradient(plain, x, y, triplets, ref, ref_y)
+        with monkeypatch.context() as patch:
+            patch.setattr(miners.LazyPairs, "_pairs", lambda self: pytest.fail("triplets were listed"))
+            z = x.clone().requires_grad_()
+            value = loss(z, y, fuser(z, y, ref, ref_y), ref, ref_y)
+        same((value.detach(), *torch.autograd.grad(value, z)), expected, tolerance)
+
+
+def test_the_miner_lists_where_the_loss_measures_otherwise():
+    """With an epsilon inside the distances other negatives could be drawn."""
+    x, y = problem()
+    miner = miners.DistanceWeightedMiner(seed=11)
+    pairs = miner(x, y)
+    assert losses.MarginLoss(epsilon=0.1)(x, y, pairs) == losses.MarginLoss(epsilon=0.1)(x, y, tuple(pairs))
+    assert losses.TripletMarginLoss()(x, y, pairs) == losses.TripletMarginLoss()(x, y, tuple(pairs))
+
+
 # ---- margin loss over all triplets
 
 
@@ -319,7 +347,7 @@ def test_margin_of_pytorch_metric_learning(num_classes, learn):
         kind = {"num_classes": num_classes, "learn_beta": learn}
         ours, other = losses.MarginLoss(**kind).double(), theirs.MarginLoss(**kind).double()
         if learn:
-            ours.load_state_dict(other.state_dict(), strict=False)
+            ours.load_state_dict(other.state_dict())
         elif num_classes is None:
             other.beta = other.beta.double()
         found = []
@@ -331,9 +359,10 @@ def test_margin_of_pytorch_metric_learning(num_classes, learn):
         same(found[0], found[1], 1e-6 if not learn else 1e-9)
 
 
-def test_margin_regularises_beta_per_triplet():
+def test_margin_regularises_the_betas_of_classes_per_triplet():
     x, y = problem()
-    plain, heavy = (losses.MarginLoss(nu=nu, learn_beta=True, reduction="sum").double() for nu in (0, 0.5))
+    kind = {"learn_beta": True, "num_classes": 6, "reduction": "sum"}
+    plain, heavy = (losses.MarginLoss(nu=nu, **kind).double() for nu in (0, 0.5))
     per_row = (y[:, None] == y).sum(1)
     triplets = ((per_row - 1) * (len(y) - per_row)).sum()
     gap = heavy(x, y) - plain(x, y)
@@ -412,6 +441,14 @@ def test_a_memory_of_past_embeddings_takes_no_gradient(name, backend):
     same((value.detach(), g), true, 1e-10)
 
 
+def margin_of(labels=None, **options):
+    return F.margin(torch.eye(3), torch.arange(3) if labels is None else labels, **options)
+
+
+def one_triplet(negatives=1):
+    return torch.tensor([0]), torch.tensor([1]), torch.full((negatives,), 2)
+
+
 @pytest.mark.parametrize(
     "make, argument",
     [
@@ -426,6 +463,33 @@ def test_a_memory_of_past_embeddings_takes_no_gradient(name, backend):
         (lambda: losses.TripletMarginLoss(positives="semihard", negatives="nearest"), "positives"),
         (lambda: losses.TripletMarginLoss(negatives="nearest", k=0), "k"),
         (lambda: miners.NearestNegativeMiner(0), "k"),
+        (lambda: miners.DistanceWeightedMiner(seed=1 << 24), "seed"),
+        (lambda: margin_of(seed=1 << 24), "seed"),
+        (lambda: margin_of(seed=torch.tensor(-1)), "seed"),
+        (lambda: margin_of(step=1 << 24), "step"),
+        (lambda: margin_of(seed=0.5), "seed"),
+        (lambda: margin_of(beta=torch.ones(2)), "labels"),
+        (lambda: margin_of(beta=torch.ones(4), labels=torch.tensor([0, -1, 2])), "labels"),
+        (lambda: margin_of(beta=torch.ones(0)), "beta"),
+        (lambda: margin_of(beta=torch.ones(3, 1)), "beta"),
+        (lambda: margin_of(beta=float("nan")), "beta"),
+        (lambda: losses.MarginLoss(num_classes=2)(torch.eye(3), torch.arange(3)), "labels"),
+        (lambda: losses.MarginLoss(triplets_per_anchor=0), "triplets_per_anchor"),
+        (lambda: losses.TripletMarginLoss(triplets_per_anchor="distance_weighted"), "triplets_per_anchor"),
+        (lambda: losses.TripletMarginLoss(triplets_per_anchor=True), "triplets_per_anchor"),
+        (lambda: losses.TripletMarginLoss(swap=True, positives="hard"), "positives"),
+        (lambda: losses.TripletMarginLoss(triplets_per_anchor=3, negatives="nearest"), "negatives"),
+        (lambda: losses.TripletMarginLoss(swap=True, similarity="projection"), "similarity"),
+        (lambda: losses.TripletMarginLoss(positives="hard")(torch.eye(3), None, one_triplet()), "positives"),
+        (lambda: losses.TripletMarginLoss()(torch.eye(3), None, one_triplet(2)), "indices_tuple"),
+        (lambda: losses.TripletMarginLoss()(torch.eye(2), None, one_triplet()), "indices_tuple"),
+        (lambda: F.triplet_margin(torch.eye(3), swap=True), "labels"),
+        (lambda: F.triplet_margin(torch.eye(3), None, one_triplet(), reduction="all"), "reduction"),
+        (lambda: F.triplet_margin(torch.eye(3), None, one_triplet(), backend="best"), "backend"),
+        (
+            lambda: F.triplet_margin(torch.eye(3), None, one_triplet(), similarity="projection"),
+            "ref_emb",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, argument):

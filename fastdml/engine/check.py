@@ -30,7 +30,9 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         bad = int((~torch.isfinite(x).all(dim=1)).sum())
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")
     if validate and not bool(torch.isfinite(_wide(x).square().sum(1)).all()):
-        raise ValueError(f"{name}: expected norms whose squares are in the range of {_wide(x).dtype}")
+        raise ValueError(
+            f"{name}: expected norms whose squares are in the range of {_wide(x).dtype}"
+        )
 
 
 def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> Tensor:
@@ -57,8 +59,10 @@ def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
         raise ValueError(f"{b_name}: expected device {a.device}, that of {a_name}, got {b.device}")
 
 
-def class_range(y: Tensor, classes: int, name: str, validate: bool) -> None:
-    """Labels of proxy losses name proxies.
+def class_range(
+    y: Tensor, classes: int, name: str, validate: bool, each: str = "one proxy per class"
+) -> None:
+    """Labels of proxy losses name proxies; those of other losses with learnt values, what `each` says.
 
     Reading them back from an accelerator takes validate; a compiled graph cannot look at values, and
     there a label outside is a class without a proxy.
@@ -69,7 +73,7 @@ def class_range(y: Tensor, classes: int, name: str, validate: bool) -> None:
         low, high = map(int, y.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
-                f"{name}: expected values in [0, {classes}), one proxy per class, got {low} to {high}"
+                f"{name}: expected values in [0, {classes}), {each}, got {low} to {high}"
             )
 
 
@@ -101,6 +105,24 @@ def count(value: float, name: str) -> int:
     if int(value) != value or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value}")
     return int(value)
+
+
+STREAMS = 1 << 24  # float32 row values carry the numbers of a stream exactly below this
+
+
+def seed(value: int | Tensor, name: str) -> int | Tensor:
+    """A number of a stream of draws: an integer, or a tensor of one, which is read on the CPU only."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_floating_point():
+            raise ValueError(
+                f"{name}: expected one integer, got {value.dtype} {tuple(value.shape)}"
+            )
+        number = int(value) if _readable(value) else 0
+    else:
+        number = value
+    if not isinstance(number, int) or not 0 <= number < STREAMS:
+        raise ValueError(f"{name}: expected an integer in [0, 2^24), got {number!r}")
+    return value
 
 
 def non_negative(value: float, name: str) -> float:

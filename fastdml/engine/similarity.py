@@ -137,7 +137,7 @@ class Metric:
         kind = torch.promote_types(torch.promote_types(a.dtype, c.dtype), torch.float32)
         a, c = a.to(kind), c.to(kind)
         if self.normalized:
-            a, c = unit(a), unit(c)
+            a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
         if self.kind == PRODUCT:

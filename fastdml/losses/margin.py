@@ -12,13 +12,28 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.mining import distance_log_weight, draw, poison
 from ..engine.registry import register
-from .base import SampleLoss, sample_loss
+from ..engine.relation import LabelRelation
+from ..miners import LazyPairs
+from .base import Call, checked, sample_loss
 from .terms import masked_sum
+from .triplets import (
+    Batch,
+    Stream,
+    TripletLoss,
+    Triplets,
+    check_per_anchor,
+    checked_reduction,
+    distances,
+    one_by_one,
+    reduced,
+    rows_of,
+    wide,
+)
 
 __all__ = ["MarginLoss", "margin"]
 
 _NORMALIZERS = {"pairs": 0, "triplets": 1}
-_TRIPLETS = ("all", "distance_weighted")
+_BY_DISTANCE = "distance_weighted"
 
 
 @register
@@ -131,7 +146,7 @@ def margin(
     margin: float = 0.2,
     nu: float = 0,
     beta: Tensor | float = 1.2,
-    triplets_per_anchor: str = "all",
+    triplets_per_anchor: str | int = "all",
     normalizer: str = "pairs",
     cutoff: float = 0.5,
     nonzero_loss_cutoff: float = 1.4,
@@ -146,54 +161,129 @@ def margin(
     beta: a number, or a tensor of one or [C] elements, which may want a gradient; with [C], labels are
     0 ... C - 1. seed, step: below 2^24, the stream of draws. options: see `sample_loss`.
     """
-    if triplets_per_anchor not in _TRIPLETS:
-        raise ValueError(
-            f"triplets_per_anchor: expected one of {_TRIPLETS}, got {triplets_per_anchor!r}"
-        )
+    check_per_anchor(triplets_per_anchor, "all", _BY_DISTANCE)
     check.embeddings(embeddings, "embeddings")
-    drawn = triplets_per_anchor == "distance_weighted"
-    if "distance" not in similarity or (drawn and similarity != "distance"):
-        kinds = "'distance' with draws" if drawn else "a kind of distance"
+    by_distance = triplets_per_anchor == _BY_DISTANCE
+    if "distance" not in similarity or (by_distance and similarity != "distance"):
+        kinds = "'distance' with draws by distance" if by_distance else "a kind of distance"
         raise ValueError(f"similarity: expected {kinds}, got {similarity!r}")
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    rows = embeddings.shape[0]
-    values = torch.as_tensor(beta, dtype=kind, device=embeddings.device).reshape(-1)
-    if values.shape[0] == 1:
-        values = values.expand(rows)
-    else:
-        if labels is None:
-            raise ValueError("labels: expected labels with a beta for every class, got None")
-        values = values[labels]
-    values = values[:, None]
-    if drawn:
-        number = torch.arange(rows, dtype=kind, device=embeddings.device)
-        stream = [torch.as_tensor(v, dtype=kind, device=embeddings.device) for v in (seed, step)]
-        parts = [values, number[:, None], *(v.reshape(1, 1).expand(rows, 1) for v in stream)]
-        values = torch.cat(parts, dim=1)
+    stream: Stream = (check.seed(seed, "seed"), check.seed(step, "step"))
+    validate = options.get("validate", False)
+    values = _beta(beta, embeddings)
+    one_beta = values.shape[0] == 1
     description = Margin(
         margin,
-        nu,
+        0.0 if one_beta else nu,
         normalizer,
-        drawn,
+        by_distance,
         embeddings.shape[1],
         cutoff,
         nonzero_loss_cutoff,
         epsilon,
         similarity=similarity,
     )
-    return sample_loss(
-        description,
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        row_values=values,
-        **options,
+    batch = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
+    description, batch, stream = _fused(description, batch, stream)
+    per_row = _of_rows(values, embeddings, batch[1], validate)
+    number = "all" if description.drawn else triplets_per_anchor
+    single = one_by_one(description, batch, number, stream, validate=validate)
+    if single is None:
+        columns = [per_row]
+        if description.drawn:
+            columns += _stream_columns(stream, per_row)
+        row_values = torch.stack(columns, dim=1)
+        value = sample_loss(description, *batch, row_values=row_values, **options)
+    else:
+        reduction = checked_reduction(description, batch[3], **options)
+        call, triplets = single
+        loss, count = _of_listed(description, call, triplets, per_row)
+        value = reduced(loss, count, triplets.a, embeddings.shape[0], reduction)
+    if not one_beta or nu == 0:
+        return value
+    some = _some_triplet(checked(*batch)) if single is None else single[1].any()
+    once = torch.where(some, nu * values[0], 0.0)
+    return value + (once / value.shape[0] if value.dim() else once)
+
+
+def _fused(description: Margin, batch: Batch, stream: Stream) -> tuple[Margin, Batch, Stream]:
+    """The same call, with the draws of a miner's result inside the pass over the rows."""
+    embeddings, labels, indices, ref_emb, ref_labels = batch
+    if not isinstance(indices, LazyPairs) or indices.stream is None:
+        return description, batch, stream
+    fused = indices.fuse(description, embeddings, labels, ref_emb, ref_labels)
+    if not isinstance(fused, Margin) or fused.epsilon != 0:  # the miner's distances have no epsilon
+        return description, (embeddings, labels, tuple(indices), ref_emb, ref_labels), stream
+    _, labels, _, ref_labels = indices.mined
+    return fused, (embeddings, labels, None, ref_emb, ref_labels), indices.stream
+
+
+def _beta(beta: Tensor | float, embeddings: Tensor) -> Tensor:
+    """[1] or [C] values in the type of the loss."""
+    if isinstance(beta, Tensor):
+        if beta.dim() > 1 or beta.numel() == 0 or not beta.is_floating_point():
+            raise ValueError(
+                "beta: expected a number or floating-point values [classes], got "
+                f"{beta.dtype} {tuple(beta.shape)}"
+            )
+    else:
+        check.finite(beta, "beta")
+    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    return torch.as_tensor(beta, dtype=kind, device=embeddings.device).reshape(-1)
+
+
+def _of_rows(values: Tensor, embeddings: Tensor, labels: Tensor | None, validate: bool) -> Tensor:
+    """[B] beta of every row."""
+    rows, classes = embeddings.shape[0], values.shape[0]
+    if classes == 1:
+        return values.expand(rows)
+    if labels is None:
+        raise ValueError("labels: expected labels with a beta for every class, got None")
+    labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
+    check.class_range(labels, classes, "labels", validate, "one beta per class")
+    return values[labels]
+
+
+def _stream_columns(stream: Stream, like: Tensor) -> list[Tensor]:
+    """[B] numbers of the rows and, for all of them, seed and step."""
+    rows = like.shape[0]
+    number = torch.arange(rows, dtype=like.dtype, device=like.device)
+    parts = [torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in stream]
+    return [number, *(v.reshape(1).expand(rows) for v in parts)]
+
+
+def _of_listed(
+    description: Margin, call: Call, triplets: Triplets, per_row: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[T] losses of the triplets, and how many of their pairs (or 1 if any) are active."""
+    x, y = wide(call)
+    epsilon = description.distance_epsilon(x.shape[1])
+    near, far = (
+        distances(description.metric, x, y, triplets.a, other, epsilon)
+        for other in (triplets.p, triplets.n)
     )
+    beta = rows_of(per_row[:, None], triplets.a)[:, 0]
+    pull, push = near - beta + description.margin, beta - far + description.margin
+    pulled, pushed = pull.detach() > 0, push.detach() > 0
+    if description.normalizer == "triplets":
+        count = (pulled | pushed).to(pull.dtype)
+    else:
+        count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
+    loss = pull.relu() + push.relu() + description.nu * beta
+    return triplets.masked(loss), triplets.masked(count)
 
 
-class MarginLoss(SampleLoss):
+def _some_triplet(call: Call) -> Tensor:
+    """Whether any anchor has a positive and a negative: a bool scalar."""
+    if call.pairs:
+        a1, _, a2, _ = call.pairs
+        return torch.isin(a1, a2).any()
+    assert call.labels is not None
+    columns = call.labels if call.ref_labels is None else call.ref_labels
+    own, others = LabelRelation(call.labels, columns).counts(excludes_self=call.ref_emb is None)
+    return ((own > 0) & (others > 0)).any()
+
+
+class MarginLoss(TripletLoss):
     """Margin loss.
 
     *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), equations 3
@@ -205,31 +295,37 @@ class MarginLoss(SampleLoss):
     divided by the number of active pairs of all triplets.
 
     Args:
-        margin: half the width of the band around beta. nu: weight of beta itself.
+        margin: half the width of the band around beta.
+        nu: weight of beta, where it is learnt: nu beta is added once if there is one beta, and to every
+            triplet's loss if there is one for each class, as in pytorch-metric-learning.
         beta: the boundary's initial value. learn_beta: whether it is learnt, as the parameter `beta`.
         num_classes: None: one beta; otherwise one for each class 0 ... num_classes - 1, of the anchor.
-        triplets_per_anchor: "all", or "distance_weighted": for every positive one negative is drawn,
-            with probabilities inverse to the density of distances on the sphere, inside the pass over
-            the row. An anchor without an admissible negative has no triplet then.
+        triplets_per_anchor: "all"; a number: that many triplets of every anchor that has both kinds,
+            drawn uniformly with replacement, O(batch * number * dim) memory; or "distance_weighted":
+            for every positive one negative is drawn, with probabilities inverse to the density of
+            distances on the sphere, inside the pass over the row, as with a `DistanceWeightedMiner`'s
+            result as `indices_tuple`. An anchor without an admissible negative has no triplet then.
         normalizer: "pairs" (above; the released code), or "triplets" with at least one active pair.
         cutoff: distances below count as this one. nonzero_loss_cutoff: negatives farther are not drawn.
         epsilon: added to squared distances under the root (1e-8 in the released code).
         seed: of the draws, an integer in [0, 2^24). In training mode every call takes the next numbers
             (`step`, in the state); the same state gives the same draws on every device.
 
-    With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets. Other
-    arguments: see `SampleLoss`.
+    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets * dim) memory. Of
+    (a1, p, a2, n) every positive of an anchor is taken with every negative of it.
+
+    With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets, and with one
+    learnt beta of nu beta a share of 1 / batch each. Other arguments: see `SampleLoss`.
     """
 
     default_similarity = "distance"
-    step: Tensor
 
     def __init__(
         self,
         margin: float = 0.2,
         nu: float = 0,
         beta: float = 1.2,
-        triplets_per_anchor: str = "all",
+        triplets_per_anchor: str | int = "all",
         learn_beta: bool = False,
         num_classes: int | None = None,
         *,
@@ -240,24 +336,21 @@ class MarginLoss(SampleLoss):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        check_per_anchor(triplets_per_anchor, "all", _BY_DISTANCE)
+        super().__init__(triplets_per_anchor, seed, **kwargs)
         self.margin = margin
         self.nu = nu
         self.learn_beta = learn_beta
-        self.triplets_per_anchor = triplets_per_anchor
         self.normalizer = normalizer
         self.cutoff = cutoff
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon
-        if not 0 <= seed < 1 << 24:
-            raise ValueError(f"seed: expected an integer in [0, 2^24), got {seed}")
-        self.seed = seed
         initial = torch.full((num_classes or 1,), check.finite(beta, "beta"))
         if learn_beta:
             self.beta = nn.Parameter(initial)
         else:
-            self.register_buffer("beta", initial)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+            # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
+            self.register_buffer("beta", initial, persistent=False)
         self.description()  # checks the parameters
 
     def description(self) -> Margin:
@@ -272,10 +365,6 @@ class MarginLoss(SampleLoss):
         )
 
     def losses(self, *batch: Any) -> Tensor:
-        step = self.step % (1 << 24)
-        if self.training and self.triplets_per_anchor != "all":
-            step = step.clone()
-            self.step += 1
         return margin(
             *batch,
             margin=self.margin,
@@ -286,7 +375,5 @@ class MarginLoss(SampleLoss):
             cutoff=self.cutoff,
             nonzero_loss_cutoff=self.nonzero_loss_cutoff,
             epsilon=self.epsilon,
-            seed=self.seed,
-            step=step,
-            **self.options(),
+            **{**self.stream(), **self.options()},
         )

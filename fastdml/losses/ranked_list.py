@@ -32,7 +32,7 @@ class RankedList(RowLoss):
     positive_temperature: float = 0.0
     negative_temperature: float = 10.0
     imbalance: float = 0.5
-    detach_weights: bool = True
+    detach_weights: bool = False
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class RankedList(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, False)]
+        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True)]
 
     def spec(self, rows: Rows) -> Tensor:
         def part(excess: Tensor, mask: Tensor, temperature: float) -> Tensor:
@@ -107,8 +107,8 @@ class RankedListLoss(SampleLoss):
         Tn, Tp: >= 0, temperatures of the weights.
         imbalance: in [0, 1], share of the negatives.
         alpha: the negatives' radius; None: 1 + margin / 2.
-        detach_weights: True: the weights are constants for the gradient, as in the paper. False: they
-            are not, as in pytorch-metric-learning. The value is the same.
+        detach_weights: False: the gradient is that of the value, as in pytorch-metric-learning. True: the
+            weights are constants for the gradient, as in the paper. The value is the same.
 
     A sum of weights is increased by 1e-5 per candidate, as in the ports in use. Other arguments: see
     `SampleLoss`.
@@ -123,7 +123,7 @@ class RankedListLoss(SampleLoss):
         imbalance: float = 0.5,
         alpha: float | None = None,
         Tp: float = 0,
-        detach_weights: bool = True,
+        detach_weights: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -159,7 +159,7 @@ def ranked_list(
     imbalance: float = 0.5,
     alpha: float | None = None,
     Tp: float = 0,
-    detach_weights: bool = True,
+    detach_weights: bool = False,
     similarity: str = "distance",
     **options: Any,
 ) -> Tensor:
