@@ -107,6 +107,18 @@ def test_draws_of_a_miner_are_not_listed():
     assert peak(lambda: loss(x, case.y, miner(x, case.y)).backward()) <= BOUND
 
 
+@pytest.mark.parametrize("how", ["listed", "drawn", "swap"])
+def test_triplets_one_by_one(how):
+    """Rows of 2^17 triplets would take 32 MiB, three times, and 96 MiB more for their differences."""
+    rows, count = (512, 0) if how == "swap" else (2048, 1 << 17)
+    case, g = batch(rows, 64), torch.Generator().manual_seed(0)
+    x = case.x.requires_grad_()
+    listed = tuple(torch.randint(0, rows, (count,), generator=g) for _ in range(3)) if how == "listed" else None
+    number = count // rows if how == "drawn" else "all"
+    loss = losses.TripletMarginLoss(swap=how == "swap", triplets_per_anchor=number)
+    assert peak(lambda: loss(x, case.y, listed).backward()) <= BOUND
+
+
 @needs_compiled
 def test_large_batch_in_a_process_of_its_own():
     """32,768 rows, whose matrix would take 4 GiB: the view of the operating system, which sees all."""

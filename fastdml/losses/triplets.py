@@ -222,8 +222,10 @@ class TripletLoss(SampleLoss):
 
     def stream(self) -> dict[str, Any]:
         """Seed and step of a call; in training mode the next call has another step."""
+        if not self.draws:
+            return {"seed": self.seed, "step": 0}
         step = self.step % check.STREAMS
-        if self.training and self.draws:
+        if self.training:
             step = step.clone()
             self.step += 1
         return {"seed": self.seed, "step": step}
