@@ -113,7 +113,7 @@ def test_triplets_one_by_one(how):
     rows, count = (512, 0) if how == "swap" else (2048, 1 << 17)
     case, g = batch(rows, 64), torch.Generator().manual_seed(0)
     x = case.x.requires_grad_()
-    listed = tuple(torch.randint(0, rows, (count,), generator=g) for _ in range(3)) if how == "listed" else None
+    listed = torch.randint(0, rows, (3, count), generator=g).unbind() if how == "listed" else None
     number = count // rows if how == "drawn" else "all"
     loss = losses.TripletMarginLoss(swap=how == "swap", triplets_per_anchor=number)
     assert peak(lambda: loss(x, case.y, listed).backward()) <= BOUND
