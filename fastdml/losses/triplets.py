@@ -22,9 +22,8 @@ from .base import Call, SampleLoss, checked
 
 Stream = tuple[int | Tensor, int | Tensor]  # seed and step of draws
 Batch = tuple[Any, ...]  # the arguments of `SampleLoss.forward`
-_AT_ONCE = (
-    1 << 22
-)  # numbers of one temporary: beyond, blocks are computed again in the backward pass
+# Numbers of one temporary: beyond, triplets come in blocks, computed again in the backward pass.
+_AT_ONCE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +41,8 @@ class Triplets:
 
     def any(self) -> Tensor:
         """Whether one counts: a bool scalar."""
-        return (
-            torch.ones_like(self.a, dtype=torch.bool).any()
-            if self.valid is None
-            else self.valid.any()
-        )
+        counts = torch.ones_like(self.a, dtype=torch.bool) if self.valid is None else self.valid
+        return counts.any()
 
 
 def one_by_one(
