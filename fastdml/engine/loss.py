@@ -82,6 +82,8 @@ class RowLoss:
     counted: ClassVar[bool] = False
     # col_values[0] is added to every product ("dot" only): its derivative is a sum of weights.
     column_bias: ClassVar[bool] = False
+    # What an index tuple is: the pairs that count, or weights of the samples it names.
+    tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not

@@ -116,7 +116,7 @@ class ArcFaceLoss(ProxyLoss):
         self.description()  # checks the parameters
 
     def description(self) -> ArcFace:
-        return ArcFace(math.radians(self.margin), self.scale, self.proxies_per_class)
+        return _describe(self.margin, self.scale, self.proxies_per_class)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return nearest(super().get_logits(embeddings), self.proxies_per_class) * self.scale
@@ -144,6 +144,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         sub_centers: int = 3,
         **kwargs: Any,
     ) -> None:
+        sub_centers = check.count(sub_centers, "sub_centers")
         super().__init__(
             num_classes, embedding_size, margin, scale, proxies_per_class=sub_centers, **kwargs
         )
@@ -189,6 +190,10 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         return outliers, (chosen * (votes.sum(1) > 0)[:, None]).t()
 
 
+def _describe(margin: float, scale: float, sub_centers: int) -> ArcFace:
+    return ArcFace(math.radians(check.finite(margin, "margin")), scale, sub_centers)
+
+
 def arc_face(
     embeddings: Tensor,
     labels: Tensor,
@@ -204,5 +209,5 @@ def arc_face(
 
     options: see `proxy_row_loss`.
     """
-    description = ArcFace(math.radians(margin), scale, sub_centers)
+    description = _describe(margin, scale, sub_centers)
     return proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)

@@ -71,9 +71,7 @@ class BalancedContrastive(Contrastive):
 
 
 def _weight(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"entropy_weight: expected a number in [0, 1], got {value}")
-    return float(value)
+    return check.within(value, "entropy_weight", "[0, 1]", lambda v: 0 <= v <= 1)
 
 
 def _describe_nt_xent(

@@ -12,6 +12,8 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
 from ..miners import LazyPairs
+from .representation import arguments
+from .sample_weights import sample_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,13 @@ def sample_loss(
             description = fused
             _, labels, _, ref_labels = indices_tuple.mined
             indices_tuple = None
+    weight = None
+    if description.tuples == "weights" and indices_tuple is not None:
+        if labels is None:
+            raise ValueError("labels: expected one label per row of embeddings, got None")
+        checked(embeddings, labels, None, ref_emb, ref_labels)
+        weight = sample_weights(indices_tuple, embeddings, ref_emb=ref_emb)
+        indices_tuple = None
     call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
     return autograd.row_loss(
         call.embeddings,
@@ -99,6 +108,7 @@ def sample_loss(
         scalars=scalars,
         row_values=row_values,
         pairs=call.pairs,
+        row_weight=weight,
         backend=backend,
         reduction=reduction,
     )
@@ -155,7 +165,9 @@ class SampleLoss(nn.Module):
         Args:
             embeddings: [B, D], any floating-point type; need not be normalised.
             labels: [B] integers of any values, in any order. Equal ones are positives.
-            indices_tuple: a miner's result: `(a1, p, a2, n)` or `(a, p, n)` index tensors.
+            indices_tuple: a miner's result: `(a1, p, a2, n)` or `(a, p, n)` index tensors, the pairs
+                that count. In FastAP, Smooth-AP and NCA the samples then weigh as often as it names
+                them, relative to the most frequent one.
             ref_emb, ref_labels: [N, D], [N]: other candidates than the batch itself; then every pair
                 counts, a row of `embeddings` that is in `ref_emb` too like any other.
 
@@ -183,9 +195,4 @@ class SampleLoss(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
-        parameters = ", ".join(
-            f"{k}={v}"
-            for k, v in vars(self).items()
-            if isinstance(v, (int, float)) and k != "training"
-        )
-        return f"{parameters}, reduction={self.reduction!r}, backend={self.backend!r}"
+        return arguments(self)

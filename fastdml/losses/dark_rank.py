@@ -33,8 +33,7 @@ class DarkRank(RowLoss):
 
     def __post_init__(self) -> None:
         check.positive(self.alpha, "alpha")
-        if not 1 <= self.beta < float("inf"):
-            raise ValueError(f"beta: expected a number of at least 1, got {self.beta}")
+        check.within(self.beta, "beta", "[1, inf)", lambda v: 1 <= v < float("inf"))
         check.count(self.neighbors, "neighbors")
 
     @classmethod
@@ -86,7 +85,10 @@ class DarkRankLoss(RelationalLoss):
         self.alpha = alpha
         self.beta = beta
         self.neighbors = neighbors
-        DarkRank(alpha, beta, neighbors)  # checks the parameters
+        self.description()  # checks the parameters
+
+    def description(self) -> DarkRank:
+        return DarkRank(self.alpha, self.beta, self.neighbors)
 
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         own = {"alpha": self.alpha, "beta": self.beta, "neighbors": self.neighbors}

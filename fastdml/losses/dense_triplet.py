@@ -13,6 +13,7 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .labelled_distances import all_anchors, one_anchor, rounded_share
+from .representation import arguments
 
 __all__ = ["DenseTripletLoss", "dense_triplet"]
 
@@ -159,6 +160,13 @@ class DenseTripletLoss(nn.Module):
         self.backend = backend
         self.validate = validate
 
+    def description(self) -> DenseTriplet:
+        """The loss with all samples as anchors, as mathematics."""
+        return _describe(self.margin, self.normalize)
+
+    def extra_repr(self) -> str:
+        return arguments(self)
+
     def forward(
         self,
         embeddings: Tensor,
@@ -176,6 +184,11 @@ class DenseTripletLoss(nn.Module):
             backend=self.backend,
             validate=self.validate,
         )
+
+
+def _describe(margin: float, normalize: bool, given: bool = False) -> DenseTriplet:
+    kind = "squared_distance" if normalize else "raw_squared_distance"
+    return DenseTriplet(margin, given, similarity=kind)
 
 
 def dense_triplet(
@@ -196,10 +209,9 @@ def dense_triplet(
     share = rounded_share(embeddings, variant)
     if (labels is None) == (label_distance is None):
         raise ValueError("labels: expected either labels or label_distance")
-    kind = "squared_distance" if normalize else "raw_squared_distance"
+    description = _describe(margin, normalize, given=label_distance is not None)
     if label_distance is not None:
-        description = DenseTriplet(margin, True, similarity=kind)
         loss = one_anchor(description, embeddings, label_distance, **options)
         return loss if share == 1 else share * loss
     assert labels is not None
-    return all_anchors(DenseTriplet(margin, similarity=kind), embeddings, labels, **options)
+    return all_anchors(description, embeddings, labels, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
@@ -28,16 +29,11 @@ class HistogramAP(RowLoss):
     bins: int = 10
 
     def __post_init__(self) -> None:
-        self.check_bins(self.bins, 1)
+        check.integer(self.bins, "num_bins", 1, _MOST)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(bins=3)]
-
-    @staticmethod
-    def check_bins(bins: int, least: int) -> None:
-        if bins != int(bins) or not least <= bins <= _MOST:
-            raise ValueError(f"num_bins: expected an integer from {least} to {_MOST}, got {bins}")
 
     @property
     def spec_bytes(self) -> int:  # type: ignore[override]
@@ -70,6 +66,7 @@ class FastAP(HistogramAP):
 
     name = "fast_ap"
     provenance = "released code"
+    tuples = "weights"
 
 
 @register
@@ -141,7 +138,7 @@ class SoftBinAPLoss(SampleLoss):
 
 
 def _soft_bin(num_bins: int, similarity: str) -> SoftBinAP:
-    HistogramAP.check_bins(num_bins - 1, 1)
+    check.integer(num_bins, "num_bins", 2, _MOST + 1)
     return SoftBinAP(num_bins - 1, similarity=similarity)
 
 

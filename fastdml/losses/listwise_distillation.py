@@ -67,11 +67,14 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
         check.similarity(similarity)
         self.temperature = temperature
         self.similarity = similarity
-        ListwiseDistillation(temperature, similarity=similarity)  # checks the parameters
+        self.description()  # checks the parameters
 
     def scheduled_weight(self, epoch: int, epochs: int, alpha: float = 200.0) -> float:
         """The paper's weight in an epoch: (epoch / epochs) alpha temperature^2."""
         return epoch / epochs * alpha * self.temperature**2
+
+    def description(self) -> ListwiseDistillation:
+        return ListwiseDistillation(self.temperature, similarity=self.similarity)
 
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         own = {"temperature": self.temperature, "similarity": self.similarity}

@@ -13,6 +13,7 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .labelled_distances import all_anchors, one_anchor, rounded_share
+from .representation import arguments
 
 __all__ = ["LogRatioLoss", "log_ratio"]
 
@@ -116,6 +117,13 @@ class LogRatioLoss(nn.Module):
         self.backend = backend
         self.validate = validate
 
+    def description(self) -> LogRatio:
+        """The loss with all samples as anchors, as mathematics."""
+        return _describe(self.squared_embedding, self.squared_label, self.normalize)
+
+    def extra_repr(self) -> str:
+        return arguments(self)
+
     def forward(
         self,
         embeddings: Tensor,
@@ -146,6 +154,14 @@ class LogRatioLoss(nn.Module):
         )
 
 
+def _describe(
+    squared_embedding: bool, squared_label: bool, normalize: bool, given: bool = False
+) -> LogRatio:
+    kind = ("" if normalize else "raw_") + ("squared_distance" if squared_embedding else "distance")
+    # Label distances that are given are squared by the caller.
+    return LogRatio(squared_label=squared_label and not given, given=given, similarity=kind)
+
+
 def log_ratio(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -165,11 +181,12 @@ def log_ratio(
     share = rounded_share(embeddings, variant)
     if (labels is None) == (label_distance is None):
         raise ValueError("labels: expected either labels or label_distance")
-    kind = ("" if normalize else "raw_") + ("squared_distance" if squared_embedding else "distance")
+    description = _describe(
+        squared_embedding, squared_label, normalize, given=label_distance is not None
+    )
     if label_distance is not None:
         distance = label_distance.square() if squared_label else label_distance
-        loss = one_anchor(LogRatio(given=True, similarity=kind), embeddings, distance, **options)
+        loss = one_anchor(description, embeddings, distance, **options)
         return loss if share == 1 else share * loss
-    description = LogRatio(squared_label=squared_label, similarity=kind)
     assert labels is not None
     return all_anchors(description, embeddings, labels, **options)

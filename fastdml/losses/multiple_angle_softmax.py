@@ -100,7 +100,7 @@ class SphereFaceLoss(ProxyLoss):
             raise ValueError(
                 f"similarity: expected {self.default_similarity!r}, got {self.similarity!r}"
             )
-        self.margin = int(margin)
+        self.margin = check.count(margin, "margin")
         self.scale = scale
         self.description()  # checks the parameters
 

@@ -127,8 +127,7 @@ def _check(form: str, l2_reg: float, l2_kind: str) -> None:
         raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
     if l2_kind not in L2_KINDS:
         raise ValueError(f"l2_kind: expected one of {L2_KINDS}, got {l2_kind!r}")
-    if not l2_reg >= 0:
-        raise ValueError(f"l2_reg: expected a number >= 0, got {l2_reg}")
+    check.non_negative(l2_reg, "l2_reg")
 
 
 def n_pairs(

@@ -24,6 +24,7 @@ class NCA(RowLoss):
 
     name = "nca"
     provenance = "pytorch-metric-learning"
+    tuples = "weights"
 
     softmax_scale: float = 1.0
     similarity: str = dataclasses.field(default="squared_distance", kw_only=True)

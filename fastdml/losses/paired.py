@@ -11,6 +11,7 @@ from ..engine import autograd, check
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
+from .representation import arguments
 
 
 def paired_loss(
@@ -78,3 +79,6 @@ class PairedLoss(nn.Module):
         """Arguments of the functional form."""
         names = ("reduction", "similarity", "backend", "validate")
         return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        return arguments(self)

@@ -13,6 +13,7 @@ from ..engine.dispatch import check_backend
 from ..engine.registry import handle, register
 from .base import SampleLoss, sample_loss
 from .pair_means import class_numbers
+from .representation import arguments
 from .row_cross_entropy import RowCrossEntropy
 
 __all__ = ["PCELoss", "SPCELoss", "pce", "spce"]
@@ -82,6 +83,9 @@ class PCELoss(nn.Module):
     Args:
         ridge: > 0, the constant of the regulariser.
         backend, validate: see `SampleLoss`.
+
+    One number of the batch, as the square of a class's sum is not of a row: there is no `reduction`. The
+    pairs are those of the batch, with themselves too: there is neither `indices_tuple` nor `ref_emb`.
     """
 
     def __init__(
@@ -92,6 +96,13 @@ class PCELoss(nn.Module):
         self.ridge = check.positive(ridge, "ridge")
         self.backend = backend
         self.validate = validate
+
+    def description(self) -> SPCE:
+        """The half that is a row loss: the classifier's partition function, candidates its centres."""
+        return SPCE(self.ridge)
+
+    def extra_repr(self) -> str:
+        return arguments(self)
 
     def forward(self, embeddings: Tensor, labels: Tensor, probabilities: Tensor) -> Tensor:
         """The loss of embeddings [n, D], labels [n] of any values and probabilities [n, K]."""

@@ -69,7 +69,10 @@ class PKTLoss(RelationalLoss):
     def __init__(self, epsilon: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
-        ProbabilisticTransfer(epsilon)  # checks the parameters
+        self.description()  # checks the parameters
+
+    def description(self) -> ProbabilisticTransfer:
+        return ProbabilisticTransfer(self.epsilon)
 
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         return pkt, {"epsilon": self.epsilon}

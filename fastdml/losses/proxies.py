@@ -13,31 +13,10 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
 from ..engine.similarity import SIMILARITIES
-from ..miners import LazyPairs
+from .representation import arguments
+from .sample_weights import sample_weights
 
 Regularizer = Callable[[Tensor], Tensor]
-
-
-def sample_weights(
-    indices_tuple: object, embeddings: Tensor, anchors_only: bool = False
-) -> Tensor | None:
-    """[B] weights of the samples that an index tuple names: count / largest count. None without any.
-
-    Every entry of (a1, p, a2, n) or (a, p, n) counts, or only those of its anchors.
-    """
-    if indices_tuple is None:
-        return None
-    if isinstance(indices_tuple, LazyPairs):
-        indices_tuple = tuple(indices_tuple)
-    size = embeddings.shape[0]
-    a1, p, a2, n = check.pairs(indices_tuple, size, size)
-    anchors = [a1] if len(indices_tuple) == 3 else [a1, a2]  # type: ignore[arg-type]
-    named = torch.cat(anchors if anchors_only else [*anchors, p, n])
-    if named.numel() == 0:
-        return None
-    counts = torch.bincount(named, minlength=size)
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    return counts.to(kind) / counts.max()
 
 
 def proxy_row_loss(
@@ -139,9 +118,9 @@ class ProxyLoss(nn.Module):
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.weight_init_func = weight_init_func
         self.weight_regularizer = weight_regularizer
-        self.weight_reg_weight = weight_reg_weight
+        self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")
         self.embedding_regularizer = embedding_regularizer
-        self.embedding_reg_weight = embedding_reg_weight
+        self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
@@ -227,7 +206,4 @@ class ProxyLoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        return (
-            f"num_classes={self.num_classes}, embedding_size={self.embedding_size}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        return arguments(self)

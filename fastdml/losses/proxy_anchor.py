@@ -12,7 +12,8 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from ..engine.relation import LabelRelation
-from .proxies import ProxyLoss, proxy_row_loss, sample_weights
+from .proxies import ProxyLoss, proxy_row_loss
+from .sample_weights import sample_weights
 from .terms import log_sum_exp_with_one
 
 __all__ = ["ProxyAnchorLoss", "proxy_anchor"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,10 @@ class RecallAtK(RowLoss):
         sort_code(self.sort)
         check.positive(self.rank_temperature, "rank_temperature")
         check.positive(self.recall_temperature, "recall_temperature")
-        if not 1 <= len(self.k) <= SLOTS or any(k != int(k) or k < 1 for k in self.k):
+        if not 1 <= len(self.k) <= SLOTS:
             raise ValueError(f"k: expected 1 to {SLOTS} positive integers, got {self.k}")
+        for k in self.k:
+            check.count(k, "k")
 
     def parameters(self) -> tuple[float, ...]:
         padded = (*self.k, *([1] * (SLOTS - len(self.k))))
@@ -87,7 +89,7 @@ class RecallAtKLoss(SampleLoss):
     positive. A k above the number of candidates counts as that number.
 
     Args:
-        k: 1 to 12 positive integers.
+        k: a positive integer, or 1 to 12 of them.
         rank_temperature: > 0, width of a rank's sigmoid in units of similarity.
         recall_temperature: > 0, width of the sigmoid around k in units of rank.
         exclude_self: False, as released: the query, at similarity 1, takes a place in its own ranking
@@ -105,7 +107,7 @@ class RecallAtKLoss(SampleLoss):
 
     def __init__(
         self,
-        k: Sequence[int] = (1, 2, 4, 8, 16),
+        k: int | Sequence[int] = (1, 2, 4, 8, 16),
         rank_temperature: float = 0.01,
         recall_temperature: float = 1.0,
         exclude_self: bool = False,
@@ -117,7 +119,7 @@ class RecallAtKLoss(SampleLoss):
         if simix and self.similarity != "cosine":
             raise ValueError(f"similarity: expected 'cosine' with simix, got {self.similarity!r}")
         self.simix = simix
-        self.k = tuple(k)
+        self.k = _several(k)
         self.rank_temperature = rank_temperature
         self.recall_temperature = recall_temperature
         self.exclude_self = exclude_self
@@ -161,6 +163,10 @@ class RecallAtKLoss(SampleLoss):
         )
 
 
+def _several(k: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(k) if isinstance(k, Iterable) else (k,)
+
+
 def recall_at_k(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -168,7 +174,7 @@ def recall_at_k(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     *,
-    k: Sequence[int] = (1, 2, 4, 8, 16),
+    k: int | Sequence[int] = (1, 2, 4, 8, 16),
     rank_temperature: float = 0.01,
     recall_temperature: float = 1.0,
     exclude_self: bool = False,
@@ -178,7 +184,7 @@ def recall_at_k(
 ) -> Tensor:
     """Recall@k surrogate loss as a function; see `RecallAtKLoss`. options: see `sample_loss`."""
     description = RecallAtK(
-        tuple(k),
+        _several(k),
         rank_temperature,
         recall_temperature,
         exclude_self,

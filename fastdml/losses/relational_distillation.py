@@ -103,6 +103,9 @@ class RKDDistanceLoss(RelationalLoss):
     the teacher's. Other arguments: see `RelationalLoss`.
     """
 
+    def description(self) -> RKDDistance:
+        return RKDDistance()
+
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         return rkd_distance, {}
 
@@ -154,6 +157,9 @@ class RKDAngleLoss(RelationalLoss):
     another, in O(B D) memory. The arithmetic stays 2 B^3 D for the student and B^3 E for the teacher:
     Huber's cost has no shorter form. Only reduction="mean". Other arguments: see `RelationalLoss`.
     """
+
+    def description(self) -> RKDAngle:
+        return RKDAngle()
 
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         return rkd_angle, {}

@@ -12,6 +12,7 @@ from ..engine import autograd, check
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
+from .representation import arguments
 
 
 def check_teacher(embeddings: Tensor, teacher: Tensor, name: str, validate: bool) -> None:
@@ -93,6 +94,10 @@ class RelationalLoss(nn.Module):
         """The functional form and this loss's own arguments."""
         raise NotImplementedError
 
+    def description(self) -> RowLoss:
+        """The loss as mathematics."""
+        raise NotImplementedError
+
     def forward(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
         """The loss.
 
@@ -111,5 +116,4 @@ class RelationalLoss(nn.Module):
         return loss if self.weight == 1 else self.weight * loss
 
     def extra_repr(self) -> str:
-        own = ", ".join(f"{k}={v}" for k, v in self.function()[1].items())
-        return f"{own}, weight={self.weight}, reduction={self.reduction!r}".lstrip(", ")
+        return arguments(self)

@@ -77,7 +77,10 @@ class RelaxedContrastiveLoss(RelationalLoss):
         super().__init__(**kwargs)
         self.sigma = sigma
         self.delta = delta
-        RelaxedContrastive(sigma, delta)  # checks the parameters
+        self.description()  # checks the parameters
+
+    def description(self) -> RelaxedContrastive:
+        return RelaxedContrastive(self.sigma, self.delta)
 
     def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
         return relaxed_contrastive, {"sigma": self.sigma, "delta": self.delta}

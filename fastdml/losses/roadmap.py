@@ -23,6 +23,7 @@ def calibration(
     *,
     pos_margin: float = 0.9,
     neg_margin: float = 0.6,
+    similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """The calibration half of ROADMAP: contrastive loss on cosine similarities, over active pairs.
@@ -38,7 +39,7 @@ def calibration(
         ref_labels,
         pos_margin=pos_margin,
         neg_margin=neg_margin,
-        similarity="cosine",
+        similarity=similarity,
         **options,
     )
 
@@ -55,7 +56,8 @@ class ROADMAPLoss(SampleLoss):
     the paper's (1 - lambda) and lambda with lambda = 0.5 are half of them.
 
     Args:
-        temperature, rho, delta, offset, start: of SupAP.
+        temperature, rho, delta, offset, start, sort: of SupAP; so is similarity, while the calibration
+            is always on cosine similarities.
         pos_margin, neg_margin: of the calibration, in cosine similarity.
         ap_weight, calibration_weight: >= 0.
 
@@ -73,16 +75,18 @@ class ROADMAPLoss(SampleLoss):
         neg_margin: float = 0.6,
         ap_weight: float = 1.0,
         calibration_weight: float = 1.0,
+        *,
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.reduction != "mean":
-            raise ValueError(f"reduction: expected 'mean', the only one, got {self.reduction!r}")
+        _only_mean(self.reduction)
         self.temperature = temperature
         self.rho = rho
         self.delta = delta
         self.offset = offset
         self.start = start
+        self.sort = sort
         self.pos_margin = check.finite(pos_margin, "pos_margin")
         self.neg_margin = check.finite(neg_margin, "neg_margin")
         self.ap_weight = check.non_negative(ap_weight, "ap_weight")
@@ -98,6 +102,7 @@ class ROADMAPLoss(SampleLoss):
             self.offset,
             self.start,
             similarity=self.similarity,
+            sort=self.sort,
         )
 
     def losses(self, *batch: Any) -> Tensor:
@@ -106,6 +111,11 @@ class ROADMAPLoss(SampleLoss):
         )
         ranking = super().losses(*batch)
         return self.ap_weight * ranking + self.calibration_weight * pairs
+
+
+def _only_mean(reduction: str) -> None:
+    if reduction != "mean":
+        raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
 
 
 def roadmap(
@@ -119,11 +129,17 @@ def roadmap(
     neg_margin: float = 0.6,
     ap_weight: float = 1.0,
     calibration_weight: float = 1.0,
+    reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
     **ranking: Any,
 ) -> Tensor:
     """ROADMAP loss as a function; see `ROADMAPLoss`. ranking: arguments of `sup_ap`."""
+    _only_mean(reduction)
+    check.finite(pos_margin, "pos_margin")
+    check.finite(neg_margin, "neg_margin")
+    check.non_negative(ap_weight, "ap_weight")
+    check.non_negative(calibration_weight, "calibration_weight")
     given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
     return ap_weight * sup_ap(*given, backend=backend, validate=validate, **ranking) + (
         calibration_weight

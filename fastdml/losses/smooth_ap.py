@@ -25,6 +25,7 @@ class SmoothAP(RowLoss):
     name = "smooth_ap"
     provenance = "released code"
     self_pair = "keep"
+    tuples = "weights"
     threshold_list = True
 
     temperature: float = 0.01

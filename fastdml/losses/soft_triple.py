@@ -92,7 +92,8 @@ class SoftTripleLoss(ProxyLoss):
         tau: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, embedding_size, proxies_per_class=centers_per_class, **kwargs)
+        centers = check.count(centers_per_class, "centers_per_class")
+        super().__init__(num_classes, embedding_size, proxies_per_class=centers, **kwargs)
         self.centers_per_class = centers_per_class
         self.la = la
         self.gamma = gamma

@@ -18,6 +18,10 @@ from .terms import cross_entropy
 __all__ = ["SmoothedCrossEntropyLoss", "smoothed_cross_entropy"]
 
 
+def check_smoothing(value: float) -> float:
+    return check.within(value, "smoothing", "[0, 1)", lambda v: 0 <= v < 1)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
 class SoftmaxCrossEntropy(RowLoss):
@@ -43,8 +47,7 @@ class SoftmaxCrossEntropy(RowLoss):
     def __post_init__(self) -> None:
         check.finite(self.scale, "scale")
         check.finite(self.margin, "margin")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing: expected a number in [0, 1), got {self.smoothing}")
+        check_smoothing(self.smoothing)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -131,7 +134,7 @@ def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> 
     if biased and similarity != "dot":
         raise ValueError(f"bias: expected None with similarity {similarity!r}; only 'dot' has one")
     entropy = 0.0
-    if 0 < smoothing < 1 and classes > 1:
+    if check_smoothing(smoothing) > 0 and classes > 1:
         entropy = smoothing * math.log(smoothing / (classes - 1))
         entropy += (1 - smoothing) * math.log1p(-smoothing)
     return SoftmaxCrossEntropy(

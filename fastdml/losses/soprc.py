@@ -40,8 +40,7 @@ class SOPRC(RowLoss):
     def __post_init__(self) -> None:
         check.positive(self.tau1, "tau1")
         check.positive(self.tau2, "tau2")
-        if self.table != int(self.table) or not 1 <= self.table <= _MOST:
-            raise ValueError(f"table_size: expected an integer from 1 to {_MOST}, got {self.table}")
+        check.integer(self.table, "table_size", 1, _MOST)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -81,7 +80,8 @@ def _update(table: Tensor, embeddings: Tensor, labels: Tensor, momentum: float, 
     """Moves the tables [C, V] of a batch's classes towards the scores of their positives.
 
     Where to: the sorted similarities of a query and its positives, at V places between them. last: the
-    query that comes last in the batch speaks for its class; otherwise the mean of all.
+    query that comes last in the batch speaks for its class; otherwise the mean of all. A class whose
+    scores are not finite keeps its table. (The sizes of the classes are read back from an accelerator.)
     """
     classes, counts = labels.unique(return_counts=True)
     order = labels.sort(stable=True).indices
@@ -100,7 +100,10 @@ def _update(table: Tensor, embeddings: Tensor, labels: Tensor, momentum: float, 
         s = s.masked_fill(own[:, None] == index, torch.inf).sort(2).values[..., : size - 1]
         towards = _between(s, table.shape[1]).mean(1)
         found = classes[chosen]
-        table[found] = ((1 - momentum) * table[found] + momentum * towards).to(table.dtype)
+        moved = ((1 - momentum) * table[found] + momentum * towards).to(table.dtype)
+        # One batch with a NaN would leave its classes without scores for good.
+        sound = moved.isfinite().all(1, keepdim=True)
+        table[found] = torch.where(sound, moved, table[found])
 
 
 def _between(s: Tensor, places: int) -> Tensor:
@@ -134,12 +137,16 @@ def soprc(
     prior: Tensor | float = 0.1,
     table: Tensor | None = None,
     similarity: str = "cosine",
+    validate: bool = False,
     **options: Any,
 ) -> Tensor:
     """SOPRC as a function; see `SOPRCLoss`. The table is read, not updated.
 
     prior: of every class, in (0, 1], or a tensor of them [C]. table: [C, V] scores, or None for the
     initial ones, m / 100. With a tensor, labels are 0 ... C - 1. options: see `sample_loss`.
+
+    Raises:
+        ValueError: naming the argument; for a label without a table or prior.
     """
     if labels is None:
         raise ValueError("labels: expected one label per row of embeddings, got None")
@@ -148,15 +155,23 @@ def soprc(
     kind = statistic_type(embeddings, None)
     if isinstance(prior, Tensor):
         odds = prior.detach().to(embeddings.device, kind)
+        if odds.dim() > 1:
+            raise ValueError(
+                f"prior: expected a number or shape [classes], got {tuple(prior.shape)}"
+            )
+        if odds.dim():
+            check.class_range(labels, odds.shape[0], "labels", validate, "one prior per class")
         odds = odds[labels] if odds.dim() else odds.expand(embeddings.shape[0])
     else:
-        if not 0 < prior <= 1:
-            raise ValueError(f"prior: expected a number in (0, 1], got {prior}")
+        prior = check.within(prior, "prior", "(0, 1]", lambda v: 0 < v <= 1)
         odds = torch.full((embeddings.shape[0],), prior, dtype=kind, device=embeddings.device)
     if table is None:
         scores = torch.arange(100, dtype=kind, device=embeddings.device) / 100
         scores = scores.expand(embeddings.shape[0], -1)
     else:
+        if table.dim() != 2:
+            raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
+        check.class_range(labels, table.shape[0], "labels", validate, "one table per class")
         scores = table.detach().to(embeddings.device, kind)[labels]
     values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
     return sample_loss(
@@ -167,6 +182,7 @@ def soprc(
         ref_emb,
         ref_labels,
         row_values=values,
+        validate=validate,
         **options,
     )
 
@@ -215,10 +231,8 @@ class SOPRCLoss(SampleLoss):
     ) -> None:
         super().__init__(**kwargs)
         check.count(num_classes, "num_classes")
-        if not 0 < prior_mul <= 1:
-            raise ValueError(f"prior_mul: expected a number in (0, 1], got {prior_mul}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        check.within(prior_mul, "prior_mul", "(0, 1]", lambda v: 0 < v <= 1)
+        check.within(momentum, "momentum", "[0, 1]", lambda v: 0 <= v <= 1)
         if update not in ("last", "mean"):
             raise ValueError(f"update: expected 'last' or 'mean', got {update!r}")
         counts = torch.ones(num_classes) if class_counts is None else class_counts.float()
@@ -252,6 +266,12 @@ class SOPRCLoss(SampleLoss):
         """The loss; arguments as `SampleLoss.forward`. Tables follow the batch, not ref_emb."""
         if labels is None:
             raise ValueError("labels: expected one label per row of embeddings, got None")
+        check.embeddings(embeddings, "embeddings", self.validate)
+        labels = check.labels(
+            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
+        )
+        classes = self.table.shape[0]
+        check.class_range(labels, classes, "labels", self.validate, "one table per class")
         if self.training:
             torch.ops.fastdml.soprc_table_(
                 self.table, embeddings.detach(), labels, self.momentum, self.update == "last"

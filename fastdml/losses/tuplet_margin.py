@@ -88,7 +88,7 @@ def _tuplet(margin: float, scale: float, similarity: str) -> TupletMargin:
         raise ValueError(
             f"similarity: expected 'cosine', whose angles it needs, got {similarity!r}"
         )
-    return TupletMargin(math.radians(margin), scale)
+    return TupletMargin(math.radians(check.finite(margin, "margin")), scale)
 
 
 def tuplet_margin(
