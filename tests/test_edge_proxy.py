@@ -118,10 +118,7 @@ EXTREMES: dict[str, Callable[..., Tensor]] = {
     "large_margin 1000": lambda *a, **o: F.large_margin_softmax(*a, scale=1000.0, **o),
     "soft_triple 1000": lambda *a, **o: F.soft_triple(*a, centers_per_class=2, la=1000.0, **o),
     "soft_triple 0.001": lambda *a, **o: F.soft_triple(*a, centers_per_class=2, gamma=1e-3, **o),
-    # (runs on the chunked executor where the compiled one is asked for)
-    "multi_proxy 1000": lambda *a, **o: F.multi_proxy_anchor(
-        *a, proxies_per_class=2, alpha=1000.0, **{**o, "backend": o["backend"].replace("native", "chunked")}
-    ),
+    "multi_proxy 1000": lambda *a, **o: F.multi_proxy_anchor(*a, proxies_per_class=2, alpha=1000.0, **o),
     "proxy_nca++ 1000": lambda *a, **o: F.proxy_nca(*a, softmax_scale=1000.0, smoothing=0.1, **o),
     "smoothed_ce": lambda x, y, p, **o: F.smoothed_cross_entropy(30 * x, y, 30 * p, **o),
 }

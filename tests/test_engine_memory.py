@@ -5,6 +5,7 @@ import torch
 from conftest import BACKENDS, EXAMPLES, Case, compiled, inputs, needs_compiled, python
 
 import fastdml
+from fastdml import functional as F
 from fastdml import losses, miners
 
 pytestmark = pytest.mark.unpoisoned
@@ -66,6 +67,35 @@ def test_bound(name, backend, rows):
     assert extra(FIRST[name], batch(rows, 16), backend) <= BOUND
 
 
+# Long lists of positives, and the losses that then sort rows or draw from them.
+LARGE = {
+    "smooth_ap": lambda *a: F.smooth_ap(*a, sort=True),
+    "sup_ap": lambda *a: F.sup_ap(*a, sort=True),
+    "recall_at_k": lambda *a: F.recall_at_k(*a, sort=True),
+    "pnp": lambda *a: F.pnp(*a, sort=True),
+    "auc": lambda *a: F.auc(*a, sort=True),
+    "triplet_margin": lambda *a: F.triplet_margin(*a, sort=True),
+    "smooth_ap list": lambda *a: F.smooth_ap(*a, sort=False),
+    "margin drawn": lambda *a: F.margin(*a, triplets_per_anchor="distance_weighted"),
+    "soprc": F.soprc,
+    "soft_bin_ap": F.soft_bin_ap,
+    "multi_similarity": lambda *a: F.multi_similarity(*a, epsilon=0.1),
+    "nt_xent": F.nt_xent,
+}
+
+
+@needs_compiled
+@pytest.mark.parametrize("name", LARGE)
+def test_large_classes(name):
+    """64 classes of 64 samples: as many positives in a row as a list holds."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(64).repeat(64)[torch.randperm(4096, generator=g)]
+    x = torch.randn(4096, 16, generator=g).requires_grad_()
+    held = peak(lambda: LARGE[name](x, y).backward())
+    assert held - 4 * x.numel() <= BOUND
+    assert torch.isfinite(x.grad).all() and x.grad.any()
+
+
 @pytest.mark.parametrize("name", FIRST)
 def test_it_grows_linearly_with_the_batch(name):
     """Twice the rows, within the same blocks: no more than the vectors of the rows are added."""
@@ -117,6 +147,28 @@ def test_triplets_one_by_one(how):
     number = count // rows if how == "drawn" else "all"
     loss = losses.TripletMarginLoss(swap=how == "swap", triplets_per_anchor=number)
     assert peak(lambda: loss(x, case.y, listed).backward()) <= BOUND
+
+
+@needs_compiled
+@pytest.mark.parametrize("loss", [losses.NormalizedSoftmaxLoss, losses.ProxyAnchorLoss])
+def test_a_step_with_a_million_classes(loss):
+    """One step of descent: every class's proxy moves, those of the batch towards their samples."""
+    classes = 1_000_000
+    built = loss(classes, 8)
+    weight = getattr(built, built.parameter_name)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 8, generator=g).requires_grad_()
+    y = torch.randint(0, classes, (64,), generator=g)
+    optimizer = torch.optim.SGD(built.parameters(), lr=1e-3)
+    value = built(x, y)
+    held = peak(lambda: built(x, y).backward())
+    gradients = sum(p.grad.numel() * p.grad.element_size() for p in (x, weight))
+    assert held - gradients <= BOUND + 64 * classes
+    assert torch.isfinite(x.grad).all() and x.grad.any()
+    assert torch.isfinite(weight.grad).all()
+    optimizer.step()
+    with torch.no_grad():
+        assert built(x, y) < value
 
 
 @needs_compiled
