@@ -17,8 +17,8 @@ def without_radial(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 # case: (loss, its arguments, tolerance of the value, of the gradient). With similarity="dot" gradients
-# are compared as released; with "cosine" (bins that the released code cuts off at s = 1, where ours go
-# on) without their radial part. FastAP is stored in float32.
+# are compared as released; with "cosine" (what is stored along an embedding is no gradient, see below)
+# without their radial part. FastAP is stored in float32.
 GOLDEN = {
     "sup_ap": (F.sup_ap, {"similarity": "dot"}, 1e-9, 1e-8),
     "sup_ap_inat": (F.sup_ap, {"similarity": "dot", "start": 0.0, "offset": 1.0}, 1e-9, 1e-8),
@@ -52,6 +52,43 @@ def test_golden(case: str, backend: str) -> None:
     if arguments.get("similarity") == "cosine":
         true = without_radial(true, x.detach())
     assert (gradient - true).abs().max() < gradient_tolerance * true.abs().max()
+
+
+def soft_bin_ap(x: torch.Tensor, y: torch.Tensor) -> float:
+    """SPEC 3.5 on products, with saturated ends: beyond similarity 1 all is in the first bin."""
+    s = (x @ x.t()).clamp(-1, 1)
+    centre = 1 - torch.arange(20, dtype=x.dtype) / 9.5
+    member = (1 - (s[:, :, None] - centre).abs() * 9.5).relu()
+    own = (member * (y[:, None] == y)[:, :, None]).sum(1)
+    precision = own.cumsum(1) / (member.sum(1).cumsum(1) + 1e-16)
+    return float(1 - ((precision * own).sum(1) / own.sum(1)).mean())
+
+
+def test_soft_bin_ap_as_stored_is_no_gradient() -> None:
+    """What is stored departs, along the embedding alone, in the rows whose product with themselves rounds
+    to exactly 1: two lines of the release's first bin cross there, and automatic differentiation halves
+    the slope of the one that rises, not of the falling one in the next bin. On either side of 1 both
+    cancel or are flat: the loss has the derivative ours has from the left and from the right.
+    """
+    stored = load("soft_bin_ap")
+    x, y = stored["x"].double().requires_grad_(), stored["y"]
+    value = F.soft_bin_ap(x, y, similarity="dot")
+    assert value.item() == pytest.approx(stored["loss"].item(), rel=1e-9)
+    (ours,) = torch.autograd.grad(value, x)
+    x = x.detach()
+    apart = stored["grad_x"] - ours
+    along = (apart * x).sum(1)
+    assert (apart - along[:, None] * x).abs().max() < 1e-12
+    some = (along.abs() > 1e-6).nonzero()[:, 0].tolist()
+    assert some and max(along.abs()) > 0.05
+    step = 1e-6
+    for i in some:
+        for side in (-1, 1):
+            moved = x.clone()
+            moved[i] *= 1 + side * step
+            found = (soft_bin_ap(moved, y) - soft_bin_ap(x, y)) / (side * step)
+            assert found == pytest.approx((ours[i] @ x[i]).item(), abs=1e-5)
+            assert abs(found - (stored["grad_x"][i] @ x[i]).item()) > 0.9 * abs(along[i])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -60,8 +60,16 @@ def test_fifty_steps_end_in_the_same_place(name):
 
 BOTH = sorted(name for name in losses.MODULES if hasattr(theirs, name))
 ARGUMENTS = {"RankedListLoss": {"margin": 0.4, "Tn": 10.0}}
+OURS = {"RankedListLoss": {"detach_weights": False}}
 # Where theirs is right only for these labels: it takes the number of a class for a column.
 LABELS = {"InstanceLoss": torch.arange(36)}
+
+
+def at_an_edge(x, bins):
+    """Whether a similarity is so near the edge of a bin that rounding decides which slope is its own."""
+    u = nn.functional.normalize(x.double(), dim=1)
+    place = (u @ u.t() + 1) * bins / 2
+    return bool(((place - place.round()).abs().fill_diagonal_(1) < 1e-4).any())
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-9)])
@@ -82,12 +90,14 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
     try:
         torch.manual_seed(0)
         other = module(**given).to(dtype)
-        own = getattr(losses, name)(**given).to(dtype)
+        own = getattr(losses, name)(**given, **OURS.get(name, {})).to(dtype)
         if list(own.parameters()):
             own.load_state_dict(other.state_dict())
         for seed in range(3):
             g = torch.Generator().manual_seed(seed)
             x = torch.randn(36, 17, generator=g, dtype=torch.float64).to(dtype)
+            if name == "HistogramLoss" and at_an_edge(x, 100):
+                continue
             found = []
             for loss in (own, other):
                 z = x.clone().requires_grad_()
@@ -99,6 +109,7 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
             for a, b in zip(*found, strict=True):
                 assert (a - b).abs().max() <= bound * b.abs().max().clamp(min=1e-3)
             assert found[1][1].any()
+        assert found
     finally:
         torch.set_default_dtype(before)
 

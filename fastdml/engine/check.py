@@ -98,16 +98,16 @@ def distance(kind: str) -> None:
 
 
 def positive(value: float, name: str) -> float:
-    return _number(value, name, "a positive number", lambda v: 0 < v < float("inf"))
+    return number(value, name, "a positive number", lambda v: 0 < v < float("inf"))
 
 
 def count(value: float, name: str) -> int:
-    return int(_number(value, name, "a positive integer", lambda v: v >= 1 and int(v) == v))
+    return int(number(value, name, "a positive integer", lambda v: v >= 1 and int(v) == v))
 
 
 def integer(value: float, name: str, low: int, high: int) -> int:
     expected = f"an integer from {low} to {high}"
-    return int(_number(value, name, expected, lambda v: low <= v <= high and int(v) == v))
+    return int(number(value, name, expected, lambda v: low <= v <= high and int(v) == v))
 
 
 STREAMS = 1 << 24  # float32 row values carry the numbers of a stream exactly below this
@@ -129,19 +129,15 @@ def seed(value: int | Tensor, name: str) -> int | Tensor:
 
 
 def non_negative(value: float, name: str) -> float:
-    return _number(value, name, "a number of at least 0", lambda v: 0 <= v < float("inf"))
+    return number(value, name, "a number of at least 0", lambda v: 0 <= v < float("inf"))
 
 
 def finite(value: float, name: str) -> float:
-    return _number(value, name, "a finite number", lambda v: abs(v) < float("inf"))
+    return number(value, name, "a finite number", lambda v: abs(v) < float("inf"))
 
 
-def within(value: float, name: str, interval: str, is_in: Callable[[float], bool]) -> float:
-    """interval: how it is written, such as "(0, 1]"."""
-    return _number(value, name, f"a number in {interval}", is_in)
-
-
-def _number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
+def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
+    """expected: what is right, in words."""
     try:
         if is_right(value):
             return float(value)

@@ -71,7 +71,7 @@ class BalancedContrastive(Contrastive):
 
 
 def _weight(value: float) -> float:
-    return check.within(value, "entropy_weight", "[0, 1]", lambda v: 0 <= v <= 1)
+    return check.number(value, "entropy_weight", "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 def _describe_nt_xent(

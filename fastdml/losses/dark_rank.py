@@ -33,7 +33,7 @@ class DarkRank(RowLoss):
 
     def __post_init__(self) -> None:
         check.positive(self.alpha, "alpha")
-        check.within(self.beta, "beta", "[1, inf)", lambda v: 1 <= v < float("inf"))
+        check.number(self.beta, "beta", "a number of at least 1", lambda v: 1 <= v < float("inf"))
         check.count(self.neighbors, "neighbors")
 
     @classmethod

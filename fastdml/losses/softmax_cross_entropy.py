@@ -19,7 +19,7 @@ __all__ = ["SmoothedCrossEntropyLoss", "smoothed_cross_entropy"]
 
 
 def check_smoothing(value: float) -> float:
-    return check.within(value, "smoothing", "[0, 1)", lambda v: 0 <= v < 1)
+    return check.number(value, "smoothing", "a number in [0, 1)", lambda v: 0 <= v < 1)
 
 
 @register

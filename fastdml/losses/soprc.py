@@ -163,7 +163,7 @@ def soprc(
             check.class_range(labels, odds.shape[0], "labels", validate, "one prior per class")
         odds = odds[labels] if odds.dim() else odds.expand(embeddings.shape[0])
     else:
-        prior = check.within(prior, "prior", "(0, 1]", lambda v: 0 < v <= 1)
+        prior = check.number(prior, "prior", "a number in (0, 1]", lambda v: 0 < v <= 1)
         odds = torch.full((embeddings.shape[0],), prior, dtype=kind, device=embeddings.device)
     if table is None:
         scores = torch.arange(100, dtype=kind, device=embeddings.device) / 100
@@ -231,8 +231,8 @@ class SOPRCLoss(SampleLoss):
     ) -> None:
         super().__init__(**kwargs)
         check.count(num_classes, "num_classes")
-        check.within(prior_mul, "prior_mul", "(0, 1]", lambda v: 0 < v <= 1)
-        check.within(momentum, "momentum", "[0, 1]", lambda v: 0 <= v <= 1)
+        check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
+        check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if update not in ("last", "mean"):
             raise ValueError(f"update: expected 'last' or 'mean', got {update!r}")
         counts = torch.ones(num_classes) if class_counts is None else class_counts.float()
