@@ -71,7 +71,8 @@ def _has_rows(workload: Workload) -> bool:
     given = [asked[0].get(k) for k in extra]
     simple = len(asked) == 1 and not any(x is not None and len(x) for x in given)
     known = getattr(module, "reduction", None) in ("mean", "nonzero")
-    return simple and known and description.outputs == 1 and not description.presweep()
+    alone = description.outputs == 1 and description.rows_together == 1
+    return simple and known and alone and not description.presweep()
 
 
 def compare(step: Step, true: Truth) -> Errors:

@@ -12,6 +12,8 @@ _DEFAULT = {"cpu": 16 << 20, "cuda": 192 << 20}
 # gradient costs less memory traffic than its product takes, or what stays in the cache.
 _CUDA_ROWS = 1024
 _CUDA_CACHE = 32 << 20
+# Where fewer rows than these fit the default, that is too small.
+_WIDE = 128
 _limits = dict(_DEFAULT)
 _local = threading.local()
 
@@ -23,8 +25,8 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
         size: bytes, at least 64 KiB; None restores the default (16 MiB on the CPU, 192 MiB on CUDA).
         device: "cpu" or "cuda".
 
-    The default is doubled where fewer than eight rows would fit (half a million candidates and more);
-    a size that is set is kept to, but for one row at least.
+    The default is doubled where fewer than 128 rows would fit (on the CPU, more than 32,768 candidates in
+    float32); a size that is set is kept to, but for one row at least.
 
     Larger blocks cost memory and, beyond the caches, time; smaller ones make the matrix products
     inefficient. Results do not depend on it beyond rounding.
@@ -44,7 +46,7 @@ def workspace_limit(device_type: str, row: int = 0) -> int:
     """Bytes an executor may hold on a device, for rows of `row` bytes."""
     limit = _limits.get(device_type, _DEFAULT["cuda"])
     # Every block passes over all candidates and their gradient: with few rows that is all it does.
-    wide = limit == _DEFAULT.get(device_type) and limit < 8 * row
+    wide = device_type == "cpu" and limit == _DEFAULT["cpu"] and limit < _WIDE * row
     return 2 * limit if wide else limit
 
 
