@@ -85,6 +85,8 @@ WRONG = {
     "backend": (lambda: losses.SmoothAPLoss(backend="gpu"), r"backend: expected 'auto' or one of \[.*got 'gpu'"),
     "backend of a function": (lambda: ms(x, y, backend="gpu"), "backend: expected 'auto' or one of .*got 'gpu'"),
     "negative": (lambda: losses.RankedListLoss(margin=0.4, Tn=-1), "Tn: expected a number of at least 0, got -1"),
+    "seed": (lambda: losses.TripletMarginLoss(seed=1 << 24), r"seed: expected an integer in \[0, 2\^24\), got 16777216"),
+    "seed type": (lambda: F.triplet_margin(x, y, triplets_per_anchor=1, seed=x[0, 0]), r"seed: expected one integer, got torch.float32 \(\)"),
     # workspace and explain
     "workspace": (lambda: fastdml.set_workspace(1000), "size: expected at least 65536 bytes, got 1000"),
     "workspace device": (lambda: fastdml.set_workspace(1 << 20, "tpu"), r"device: expected one of \['cpu', 'cuda'\], got 'tpu'"),

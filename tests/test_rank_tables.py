@@ -105,6 +105,26 @@ def test_soprc_adds_its_regulariser():
     assert both(x, y).item() == pytest.approx((plain(x, y) + 5 * F.semi_variance(x, y)).item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_soprc_of_labels_without_a_table(shift):
+    x, y = problem([4, 4, 4])
+    loss = losses.SOPRCLoss(3).double()
+    before = loss.table.clone()
+    with pytest.raises(ValueError, match=r"^labels: expected values in \[0, 3\)"):
+        loss(x, y + shift)
+    assert torch.equal(loss.table, before)
+
+
+def test_soprc_keeps_a_table_that_would_not_be_finite():
+    x, y = problem([4, 4, 4])
+    loss = losses.SOPRCLoss(3).double()
+    before = loss.table.clone()
+    x[(y == 1).nonzero()[0], 0] = float("nan")
+    assert loss(x, y).isnan()
+    assert torch.equal(loss.table[1], before[1])
+    assert not torch.equal(loss.table[0], before[0])
+
+
 @pytest.mark.unpoisoned
 def test_tables_move_inside_a_compiled_graph():
     torch._dynamo.reset()

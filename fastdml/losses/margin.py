@@ -339,7 +339,7 @@ class MarginLoss(TripletLoss):
         check_per_anchor(triplets_per_anchor, "all", _BY_DISTANCE)
         super().__init__(triplets_per_anchor, seed, **kwargs)
         self.margin = margin
-        self.nu = nu
+        self.nu = check.finite(nu, "nu")
         self.learn_beta = learn_beta
         self.normalizer = normalizer
         self.cutoff = cutoff

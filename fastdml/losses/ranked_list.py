@@ -40,8 +40,7 @@ class RankedList(RowLoss):
         check.finite(self.outer, "alpha")
         check.non_negative(self.positive_temperature, "Tp")
         check.non_negative(self.negative_temperature, "Tn")
-        if not 0 <= self.imbalance <= 1:
-            raise ValueError(f"imbalance: expected a number in [0, 1], got {self.imbalance}")
+        check.number(self.imbalance, "imbalance", "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]
@@ -85,6 +84,7 @@ def _describe(
 ) -> RankedList:
     if "distance" not in similarity:
         raise ValueError(f"similarity: expected a kind of distance, got {similarity!r}")
+    check.finite(margin, "margin")
     outer = 1 + margin / 2 if alpha is None else alpha
     return RankedList(
         outer - margin, outer, Tp, Tn, imbalance, detach_weights, similarity=similarity
