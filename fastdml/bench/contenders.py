@@ -83,9 +83,37 @@ class Products:
                     d_c.addmm_(s.t(), a)
 
 
-def of_module(
-    workload: Workload, module: nn.Module, dtype: torch.dtype | None = None
-) -> Step:
+class _Nothing(torch.autograd.Function):
+    """Gives every input a gradient that was made before."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.saved_tensors
+
+
+class EmptyStep:
+    """What torch itself takes for a loss that is one autograd function: the step of one that does nothing."""
+
+    leaves: dict[str, Tensor] = {}  # noqa: RUF012
+
+    def __init__(self, workload: Workload) -> None:
+        data = catalogue.inputs(workload)
+        self.inputs = list(catalogue.leaves(catalogue.build(workload), data).values())
+        self.gradients = [torch.zeros_like(x) for x in self.inputs]
+        self.loss = data.embeddings.new_zeros(())
+
+    def __call__(self) -> None:
+        for x in self.inputs:
+            x.grad = None
+        _Nothing.apply(self.loss, self.gradients, *self.inputs).backward()
+
+
+def of_module(workload: Workload, module: nn.Module, dtype: torch.dtype | None = None) -> Step:
     """The step of a module of ours."""
     module.eval()  # a step is repeated: one that moves tables on would be another problem each time
     data = catalogue.inputs(workload, dtype)
@@ -153,7 +181,7 @@ def _pml(workload: Workload) -> Step:
     return Step(forward, catalogue.leaves(module, data))
 
 
-CONTENDERS: dict[str, Callable[[Workload], Step | Products]] = {
+CONTENDERS: dict[str, Callable[[Workload], Step | Products | EmptyStep]] = {
     FLOOR: Products,
     **{name: _ours(name) for name in EXECUTORS},
     "auto": _ours("auto"),
@@ -161,6 +189,7 @@ CONTENDERS: dict[str, Callable[[Workload], Step | Products]] = {
     "torch-hand": _torch_hand,
     "torch-compiled": lambda workload: _torch_hand(workload, compiled=True),
     "pml": _pml,
+    "autograd": EmptyStep,
 }
 
 MEANING = {
@@ -170,12 +199,13 @@ MEANING = {
     "torch-hand": "the loss written by hand in plain torch, where it is",
     "torch-compiled": "the same through torch.compile",
     "pml": "pytorch-metric-learning, with its miner for multi-similarity with epsilon",
+    "autograd": "an autograd function of the same inputs that does nothing",
     **{name: f"fastdml, backend={name!r}" for name in EXECUTORS},
 }
 
 OURS = (*EXECUTORS, "auto")
 
 
-def make(name: str, workload: Workload) -> Step | Products:
+def make(name: str, workload: Workload) -> Step | Products | EmptyStep:
     """Raises Unavailable; ValueError for a backend that cannot run the problem."""
     return CONTENDERS[name](workload)

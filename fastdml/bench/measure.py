@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .. import explain
 from . import catalogue, contenders, verify
-from .contenders import FLOOR, OURS, Products, Step
+from .contenders import FLOOR, OURS, EmptyStep, Products, Step
 from .device import device, is_out_of_memory
 from .probe import probe
 from .record import Record
@@ -56,7 +56,7 @@ def measure(
 
     report("reference", 0.0)
     true = verify.truth(workload)
-    steps: dict[str, Step | Products] = {}
+    steps: dict[str, Step | Products | EmptyStep] = {}
     for name, record in records.items():
         if record.status != "ok":
             continue
