@@ -33,12 +33,14 @@ def plot(records: Sequence[Record], path: Path) -> None:
     """Writes the figure (the ending of path says which kind). Draws only what was measured."""
     require("matplotlib").use("Agg")
     pyplot = require("matplotlib.pyplot")
-    losses = list(dict.fromkeys(r.loss for r in records if r.dim > 8))
+    # Problems without arithmetic belong in no such figure, unless there is nothing else.
+    least = min(9, max(r.dim for r in records))
+    losses = list(dict.fromkeys(r.loss for r in records if r.dim >= least))
     figure, axes = pyplot.subplots(
         2, len(losses), figsize=(4.6 * len(losses) + 0.6, 7), squeeze=False, sharex="col"
     )
     for column, loss in enumerate(losses):
-        chosen = [r for r in records if r.loss == loss and r.dim > 8]
+        chosen = [r for r in records if r.loss == loss and r.dim >= least]
         for row, key in enumerate(("ms", "extra_mib")):
             _panel(axes[row][column], chosen, key)
         axes[0][column].set_title(loss)
