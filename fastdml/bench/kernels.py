@@ -77,7 +77,7 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
     source = a[:rows] @ c.t()
     s, out = torch.empty_like(source), Result(source.new_empty(a.shape[0], problem.loss.outputs))
     native = Native()
-    schedule.presweep(problem, native)
+    schedule.presweep(problem, schedule.outputs_by(native))
     teacher = None
     if problem.teacher is not None:
         teacher = schedule._teacher(problem, 0, rows, torch.empty_like(source))

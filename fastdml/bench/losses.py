@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from . import catalogue
 from .ranks import LOSSES as RANKS
-from .ranks import Judged
 from .record import Record
+from .requirement import Requirement, judge
 from .workload import Workload
 
 BATCH, CLASSES = 4096, 10_000
@@ -45,32 +45,30 @@ def cases() -> list[tuple[Workload, tuple[str, ...]]]:
     return [(workload, ("native",)) for workload in found]
 
 
-def judged(records: Sequence[Record]) -> list[Judged]:
-    """What was demanded and what was measured, by medians; met: None where nothing was measured."""
+def judged(records: Sequence[Record]) -> list[Requirement]:
+    """What was demanded and what was measured, by medians."""
     table = {(r.loss.partition(":")[0], r.batch): r for r in records if r.contender == "native"}
-    found: list[Judged] = []
-
-    def judge(text: str, value: float | None, limit: float, unit: str) -> None:
-        met = None if value is None else value <= limit
-        shown = "not measured" if value is None else f"{value:.3g}{unit}"
-        found.append((text, f"<= {limit:g}{unit}", shown, met))
+    found: list[Requirement] = []
 
     for name in names():
         record = table.get((name, BATCH))
         ratio = None if record is None else record.ratio
         products = BARE if record is None else record.products
-        judge(f"{name}, native / its {products} products", ratio, RATIO, "x")
+        found.append(judge(f"{name}, native / its {products} products", ratio, RATIO, "x"))
         if record is not None and products > BARE and not _has_teacher(name):
             # Its similarities are needed twice; shown against one time of them as well.
             whole = None if ratio is None else ratio * products / BARE
-            judge(f"{name}, native / {BARE} products", whole, RATIO, "x")
-        judge(f"{name}, workspace", None if record is None else record.extra_mib, WORKSPACE, " MiB")
+            found.append(judge(f"{name}, native / {BARE} products", whole, RATIO, "x"))
+        extra = None if record is None else record.extra_mib
+        found.append(judge(f"{name}, workspace", extra, WORKSPACE, " MiB"))
     for name in MANY:
         record = table.get((name, MANY_BATCH))
         text = f"{name}, {MANY_CLASSES} classes"
         ms = None if record is None else record.ms
-        judge(f"{text}, seconds of a step", None if ms is None else ms / 1e3, 1e9, " s")
-        judge(f"{text}, workspace", None if record is None else record.extra_mib, WORKSPACE, " MiB")
+        seconds = None if ms is None else ms / 1e3
+        found.append(judge(f"{text}, seconds of a step", seconds, 1e9, " s"))
+        extra = None if record is None else record.extra_mib
+        found.append(judge(f"{text}, workspace", extra, WORKSPACE, " MiB"))
     return found
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 
 from . import catalogue, losses, ranks
 from .record import Record
+from .requirement import Requirement, judge
 from .workload import Workload
 
 Case = tuple[Workload, tuple[str, ...]]
@@ -80,21 +80,11 @@ PRESETS: dict[str, Callable[[], list[Case]]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Requirement:
-    """What was demanded and what was measured. met: None where it could not be measured."""
-
-    text: str
-    demanded: str
-    measured: str
-    met: bool | None
-
-
 def demanded(preset: str | None, records: Sequence[Record]) -> list[Requirement]:
     """The requirements that a preset is there to judge, judged by medians."""
     judges = {"ranks": ranks.judged, "losses": losses.judged}
     if preset in judges:
-        return [Requirement(*judged) for judged in judges[preset](records)]
+        return judges[preset](records)
     return requirements(records) if preset == "issue" else []
 
 
@@ -103,12 +93,10 @@ def requirements(records: Sequence[Record]) -> list[Requirement]:
     table = {(r.loss.partition(":")[0], r.batch, r.contender): r for r in records}
     found: list[Requirement] = []
 
-    def judge(text: str, value: float | None, compare: Callable[[float, float], bool], limit: float,
-              unit: str) -> None:  # fmt: skip
-        sign = {operator.le: "<=", operator.ge: ">=", operator.gt: ">"}[compare]  # type: ignore[index]
-        shown = "not measured" if value is None else f"{value:.3g}{unit}"
-        met = None if value is None else compare(value, limit)
-        found.append(Requirement(text, f"{sign} {limit:g}{unit}", shown, met))
+    def demand(
+        text: str, value: float | None, compare: Callable[[float, float], bool], limit: float, unit: str
+    ) -> None:
+        found.append(judge(text, value, limit, unit, compare))
 
     def get(loss: str, batch: int, who: str, what: str = "ms") -> float | None:
         record = table.get((loss, batch, who))
@@ -120,28 +108,28 @@ def requirements(records: Sequence[Record]) -> list[Requirement]:
 
     for loss, limit in (("multi_similarity", 1.3), ("proxy_anchor", 1.4), ("smooth_ap", 2.0)):
         ratio = get(loss, 4096, "native", "ratio")
-        judge(f"{loss}, B=4096, native / products", ratio, operator.le, limit, "x")
+        demand(f"{loss}, B=4096, native / products", ratio, operator.le, limit, "x")
     for loss in _THREE:
         ratio = get(loss, 4096, "chunked", "ratio")
-        judge(f"{loss}, B=4096, chunked / products", ratio, operator.le, 8, "x")
+        demand(f"{loss}, B=4096, chunked / products", ratio, operator.le, 8, "x")
     for loss, batch, limit in (
         ("multi_similarity", 4096, 15.0), ("multi_similarity", 512, 1.0), ("smooth_ap", 512, 200.0)
     ):  # fmt: skip
         text = f"{loss}, B={batch}, pytorch-metric-learning / native"
         compare = operator.gt if limit == 1 else operator.ge
-        judge(text, faster(loss, batch, "native", "pml"), compare, limit, "x")
+        demand(text, faster(loss, batch, "native", "pml"), compare, limit, "x")
     for loss in _THREE:
         for batch in _SMALL:
             best = [faster(loss, batch, "auto", than) for than in ("torch", "torch-hand")]
             known = [b for b in best if b is not None]
             text = f"{loss}, B={batch}, best plain torch / fastdml"
-            judge(text, min(known) if known else None, operator.ge, 1, "x")
+            demand(text, min(known) if known else None, operator.ge, 1, "x")
         ours, empty = get(loss, 8, "auto"), get(loss, 8, "autograd")
         text = f"{loss}, B=8, D=8: a step less that of an empty autograd function"
         overhead = None if ours is None or empty is None else (ours - empty) * 1e3
-        judge(text, overhead, operator.le, 150, " us")
+        demand(text, overhead, operator.le, 150, " us")
     for (loss, batch, who), record in table.items():
         if record.contender == "native" and (batch >= 4096):
             text = f"{loss}, B={batch}, {who}: memory beyond inputs and gradients"
-            judge(text, record.extra_mib, operator.le, 64, " MiB")
+            demand(text, record.extra_mib, operator.le, 64, " MiB")
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 from .record import Record
+from .requirement import Requirement, judge
 from .workload import Workload
 
 # A loss's largest ratio to the three products with 4 images per class, and its published form: who
@@ -32,18 +34,10 @@ def cases() -> list[tuple[Workload, tuple[str, ...]]]:
     return found
 
 
-Judged = tuple[str, str, str, bool | None]  # text, demanded, measured, met
-
-
-def judged(records: Sequence[Record]) -> list[Judged]:
-    """What was demanded and what was measured, by medians; met: None where nothing was measured."""
+def judged(records: Sequence[Record]) -> list[Requirement]:
+    """What was demanded and what was measured, by medians."""
     table = {(r.loss.partition(":")[0], r.batch, r.per_class, r.contender): r for r in records}
-    found: list[Judged] = []
-
-    def judge(text: str, value: float | None, limit: float, unit: str, most: bool = True) -> None:
-        met = None if value is None else (value <= limit if most else value >= limit)
-        shown = "not measured" if value is None else f"{value:.3g}{unit}"
-        found.append((text, f"{'<=' if most else '>='} {limit:g}{unit}", shown, met))
+    found: list[Requirement] = []
 
     def of(record: Record | None, what: str) -> float | None:
         return None if record is None else getattr(record, what)
@@ -52,17 +46,18 @@ def judged(records: Sequence[Record]) -> list[Judged]:
         for per_class, bound in ((4, limit), (LARGE_CLASS, LARGE_CLASS_RATIO)):
             ours = table.get((loss, BATCH, per_class, "native"))
             text = f"{loss}, B={BATCH}, {per_class} per class"
-            judge(f"{text}, native / products", of(ours, "ratio"), bound, "x")
-            judge(f"{text}, workspace", of(ours, "extra_mib"), WORKSPACE, " MiB")
+            found.append(judge(f"{text}, native / products", of(ours, "ratio"), bound, "x"))
+            found.append(judge(f"{text}, workspace", of(ours, "extra_mib"), WORKSPACE, " MiB"))
         whole = table.get((loss, LARGE_BATCH, 4, "native"))
         text = f"{loss}, B={LARGE_BATCH}"
         ms = of(whole, "ms")
-        judge(f"{text}, seconds of a step", None if ms is None else ms / 1e3, 1e9, " s")
-        judge(f"{text}, workspace", of(whole, "extra_mib"), WORKSPACE, " MiB")
+        seconds = None if ms is None else ms / 1e3
+        found.append(judge(f"{text}, seconds of a step", seconds, 1e9, " s"))
+        found.append(judge(f"{text}, workspace", of(whole, "extra_mib"), WORKSPACE, " MiB"))
         ours, dense = (table.get((loss, batch, 4, c)) for c in ("native", who))
         for what, name in (("ms", "time"), ("peak_mib", "memory")):
             mine, theirs = (of(r, what) for r in (ours, dense))
             ratio = theirs / mine if mine and theirs else None
             text = f"{loss}, B={batch}, {name} of the dense form ({who}) / native"
-            judge(text, ratio, 1, "x", most=False)
+            found.append(judge(text, ratio, 1, "x", operator.ge))
     return found

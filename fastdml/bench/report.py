@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..demo.extras import require
-from .presets import Requirement
 from .record import Record
+from .requirement import Requirement
 
 _COLUMNS = ("", "step", "p20 - p80", "x products", "p20 - p80", "memory", "error", "")
 

@@ -19,6 +19,7 @@ into one place, so the result does not depend on timing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -101,20 +102,26 @@ def _block(name: str, rows: int, columns: int, like: Tensor) -> Tensor:
     return buffer(name, rows * padded, like).view(rows, padded)[:, :columns]
 
 
-def presweep(problem: Problem, step: Step) -> None:
-    """Fills the column values that come from a loss of columns against rows."""
+def presweep(problem: Problem, outputs_of: Callable[[Problem], Tensor]) -> None:
+    """Fills the column values that come from a loss of columns against rows, whose outputs an executor
+    finds by outputs_of."""
     before = problem.loss.presweep()
     if before is None or problem.swept:
         return
     problem.swept = True
-    found = run(problem.swapped(before), step, Wanted()).outputs.t().contiguous()
+    found = outputs_of(problem.swapped(before)).t().contiguous()
     given = problem.col_values
     problem.col_values = found if given is None else torch.cat([given, found])
 
 
+def outputs_by(step: Step) -> Callable[[Problem], Tensor]:
+    """How the schedule finds the outputs of a problem's rows."""
+    return lambda problem: run(problem, step, Wanted()).outputs
+
+
 def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     """Outputs of the rows and the wanted derivatives of their weighted sum."""
-    presweep(problem, step)
+    presweep(problem, outputs_by(step))
     a, c = problem.anchors, problem.candidates
     m, n = a.shape[0], c.shape[0]
 

@@ -63,6 +63,24 @@ def checked(
     return Call(embeddings, labels, ref_emb, ref_labels, pairs)
 
 
+def checked_reduction(
+    description: RowLoss,
+    ref_emb: Tensor | None,
+    reduction: str = "mean",
+    backend: str = "auto",
+    validate: bool = False,
+) -> str:
+    """The reduction; ValueError unless these are options of `sample_loss` that fit."""
+    check.reduction(reduction)
+    check.similarity(description.similarity)
+    check_backend(backend)
+    if description.metric.raw_anchors and ref_emb is None:
+        raise ValueError(
+            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
+        )
+    return reduction
+
+
 def sample_loss(
     description: RowLoss,
     embeddings: Tensor,
@@ -78,13 +96,7 @@ def sample_loss(
     row_values: Tensor | None = None,
 ) -> Tensor:
     """A loss whose rows are the samples. Arguments as `SampleLoss.forward` and `autograd.row_loss`."""
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
-    if description.metric.raw_anchors and ref_emb is None:
-        raise ValueError(
-            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
-        )
+    checked_reduction(description, ref_emb, reduction, backend)
     if isinstance(indices_tuple, LazyPairs):
         fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.mining import distance_log_weight, draw, poison
+from ..engine.op import statistic_type
 from ..engine.registry import register
 from ..engine.relation import LabelRelation
 from ..miners import LazyPairs
-from .base import Call, checked, sample_loss
+from .base import Call, checked, checked_reduction, sample_loss
 from .terms import masked_sum
 from .triplets import (
     Batch,
@@ -22,7 +23,6 @@ from .triplets import (
     TripletLoss,
     Triplets,
     check_per_anchor,
-    checked_reduction,
     distances,
     one_by_one,
     reduced,
@@ -227,7 +227,7 @@ def _beta(beta: Tensor | float, embeddings: Tensor) -> Tensor:
             )
     else:
         check.finite(beta, "beta")
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(embeddings, None)
     return torch.as_tensor(beta, dtype=kind, device=embeddings.device).reshape(-1)
 
 

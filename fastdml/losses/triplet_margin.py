@@ -13,13 +13,12 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.mining import STRATEGIES, check_strategies, choose, nearest, pick, poison, tie
 from ..engine.registry import register
-from .base import Call, checked, sample_loss
+from .base import Call, checked, checked_reduction, sample_loss
 from .terms import masked_sum, rank_pairs, softplus, sort_code
 from .triplets import (
     TripletLoss,
     Triplets,
     check_per_anchor,
-    checked_reduction,
     distances,
     in_blocks,
     one_by_one,

@@ -12,7 +12,6 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from ..engine import check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.op import statistic_type
 from ..engine.philox import philox
@@ -122,24 +121,6 @@ def drawn(labels: Tensor, ref_labels: Tensor | None, count: int, stream: Stream)
     return Triplets(
         row[:, None].expand_as(p).reshape(-1), p.reshape(-1), n.reshape(-1), valid.reshape(-1)
     )
-
-
-def checked_reduction(
-    description: RowLoss,
-    ref_emb: Tensor | None,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> str:
-    """The reduction; ValueError unless these are options of `sample_loss` that fit."""
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
-    if description.metric.raw_anchors and ref_emb is None:
-        raise ValueError(
-            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
-        )
-    return reduction
 
 
 def wide(call: Call) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class Native:
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if one_block.takes(problem):
-            schedule.presweep(problem, self)
+            schedule.presweep(problem, schedule.outputs_by(self))
             return one_block.run(problem, wanted)
         return schedule.run(problem, self, wanted)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import schedule
 from ..problem import Problem
 from ..relation import LabelRelation
 from . import Result, Wanted
@@ -78,12 +79,7 @@ class Triton:
         return f"Triton tiles: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, then the weights"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
-        before = problem.loss.presweep()
-        if before is not None and not problem.swept:
-            problem.swept = True
-            found = _rows(problem.swapped(before), Wanted()).outputs.t().contiguous()
-            given = problem.col_values
-            problem.col_values = found if given is None else torch.cat([given, found])
+        schedule.presweep(problem, lambda swept: _rows(swept, Wanted()).outputs)
         tile = _tile(problem)
         bias = wanted.col_values and problem.loss.column_bias
         found = _rows(problem, wanted, bias)
