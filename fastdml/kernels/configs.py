@@ -7,8 +7,12 @@ was compiled). They have not been timed.
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
+
+PRECISIONS = ("ieee", "tf32", "tf32x3")
+FLOAT32 = "FASTDML_TRITON_FLOAT32"  # variable of the environment; see `precision`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +89,24 @@ def architecture(device: torch.device) -> int:
 
 
 def precision(dtype: torch.dtype, forced: str | None = None) -> str:
-    """How float32 products are rounded: torch's setting, or `forced` ("ieee", "tf32", "tf32x3")."""
-    if forced is not None:
-        if forced not in ("ieee", "tf32", "tf32x3"):
-            raise ValueError(f"precision: expected 'ieee', 'tf32' or 'tf32x3', got {forced!r}")
-        return forced
+    """How float32 products are made: "ieee", "tf32", or "tf32x3", three TF32 products for one.
+
+    As torch makes its own on CUDA: TF32 where torch.set_float32_matmul_precision,
+    torch.backends.cuda.matmul.allow_tf32 or any level of fp32_precision allows it. Torch has no name for
+    "tf32x3", which is nearly as exact as "ieee" and runs on tensor cores: FASTDML_TRITON_FLOAT32 goes
+    before torch's setting, and `forced` before both.
+    """
+    name, asked = "precision", forced
+    if asked is None:
+        name, asked = FLOAT32, os.environ.get(FLOAT32) or None
+    if asked is not None and asked not in PRECISIONS:
+        raise ValueError(f"{name}: expected 'ieee', 'tf32' or 'tf32x3', got {asked!r}")
     if dtype != torch.float32:
-        return "tf32"  # has no effect on half precision
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return forced or "tf32"  # has no effect on half precision
+    if asked is not None:
+        return asked
+    # What the older functions set shows here too; asking them after the newer setting raises.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def splits(blocks: int, tiles: int, processors: int, bytes_per_split: int) -> int:
