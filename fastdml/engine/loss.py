@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -96,6 +96,10 @@ class RowLoss:
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
     threshold_list: ClassVar[bool] = False
+
+    # Tile functor of a description that is not among the library's losses: an object with the functions
+    # `tile(loss)` and `parameters(loss)` of a module in fastdml/kernels/tiles.
+    tiles: ClassVar[Any] = None
 
     similarity: str = dataclasses.field(default="cosine", kw_only=True)
 

@@ -23,18 +23,22 @@ from .tile import Pass
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
 ARCHITECTURES = tuple(SHARED_LIMIT)
 _TENSOR = {80: ("HMMA", "mma.sync"), 90: ("HGMMA", "wgmma"), 100: ("UTCHMMA", "tcgen05")}
+# Instructions of tensor cores in PTX; the types of their operands are among their suffixes.
+_PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.(\S+)")
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclasses.dataclass
 class Compiled:
-    """Resources of one kernel. counts: SASS instructions of the main loop by pipe, per thread."""
+    """Resources of one kernel. counts: SASS instructions of the main loop by pipe, per thread; products:
+    tensor-core instructions in the PTX by the type of their operands."""
 
     registers: int
     spill_bytes: int
     shared: int
     warps: int
     tensor: bool
+    products: dict[str, int]
     counts: dict[str, int]
     stay: int
     stream: int
@@ -60,12 +64,12 @@ LOSSES = (
     "binomial_deviance", "contrastive_bayesian", "n_pair", "softmax_cross_entropy", "arc_face",
     "soft_triple", "listwise_distillation",
     "relaxed_contrastive", "log_ratio", "info_nce", "log_sum_exp", "smooth_ap", "sup_ap",
-    "triplet_margin", "recall_at_k",
+    "triplet_margin", "recall_at_k", "weighted_proxy_anchor",
 )  # fmt: skip
 # Losses between two sets of embeddings: no sweep sums both directions.
 _TWO_SETS = (
     "proxy_anchor", "siglip", "n_pair", "softmax_cross_entropy", "arc_face", "soft_triple", "info_nce",
-    "log_sum_exp",
+    "log_sum_exp", "weighted_proxy_anchor",
 )  # fmt: skip
 
 
@@ -184,7 +188,8 @@ def weights(
     )
     teacher = tile.teacher
     constants = {
-        "WEIGHT": tile.weight, "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
+        "WEIGHT": tile.weight, "COLUMN_SLOPES": tile.column_slopes,
+        "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
         "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
         "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse,
         "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": metric, "EPSILON": 0.0,
@@ -242,10 +247,20 @@ def _compile(
         shared=done.metadata.shared,
         warps=c.warps,
         tensor=names[0] in sass and names[1] in done.asm["ptx"],
+        products=products(done.asm["ptx"]),
         counts=loop_counts(sass, c.stay * c.stream // (32 * c.warps)),
         stay=c.stay,
         stream=c.stream,
     )
+
+
+def products(ptx: str) -> dict[str, int]:
+    """How many tensor-core instructions there are, by the type of their operands."""
+    found: collections.Counter[str] = collections.Counter()
+    for suffixes in _PRODUCT.findall(ptx):
+        kinds = suffixes.replace("::", ".").split(".")
+        found[next((k for k in ("tf32", "bf16", "f16") if k in kinds), "other")] += 1
+    return dict(found)
 
 
 def _tool(name: str) -> str:

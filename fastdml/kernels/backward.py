@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (Triton knows the concatenation of tuples, not unpacking)
 """Kernel 2: the tile again, turned into pair weights and multiplied.
 
 One operand stays (its gradient is being built), the other streams past. For the other operand's
@@ -30,12 +31,12 @@ from .similarity import (
 
 @triton.jit
 def _weigh_tile(
-    acc, sum_w, sum_ws, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
+    acc, totals, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
     a_state, a_weight, a_value, a_low, p, a, b, b_norms, b_label, a_states, b_states, b_weights, b_values,
     b_low, ta, tb, tb_norms, M, N, first_o,
-    WEIGHT: tl.constexpr, STATES: tl.constexpr, A_STATE: tl.constexpr, B_STATE: tl.constexpr,
-    WEIGHTED: tl.constexpr, SUMS: tl.constexpr, SPARSE: tl.constexpr, W_SCALE: tl.constexpr,
-    METRIC: tl.constexpr, EPSILON: tl.constexpr,
+    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, STATES: tl.constexpr,
+    A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
+    SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr,
     AXIS: tl.constexpr,
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
@@ -72,7 +73,11 @@ def _weigh_tile(
     listed = positive
     if OWN and SELF and NEAR:
         listed = listed & (index[None, :] != own[:, None])
+    valid = a_exists[:, None] & b_exists[None, :]
+    if SELF and NEAR and not OWN:
+        valid = valid & (index[None, :] != own[:, None])
     w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
+    slopes = ()
     if A_STATE:
         if SLOTS > 0:
             slot = index[None, :] - a_low[:, None]
@@ -95,20 +100,29 @@ def _weigh_tile(
                 other = WEIGHT(s, a_value, positive, state, p)
             else:
                 other = WEIGHT(s, t, positive, state, p)
+            if COLUMN_SLOPES is not None:
+                slopes = COLUMN_SLOPES(s, a_value, positive, state, p)
         if WEIGHTED:
-            other = other * tl.load(b_weights + b_rows)[None, :]
+            b_weight = tl.load(b_weights + b_rows)[None, :]
+            other = other * b_weight
         w = w + other
     if GROUPS != "none":
         w = w * slope
     if NEAR or GROUPS != "none":
-        valid = a_exists[:, None] & b_exists[None, :]
-        if SELF and NEAR and not OWN:
-            valid = valid & (index[None, :] != own[:, None])
         w = tl.where(valid, w, 0.0)
     w = product_weights(w, raw, METRIC, NEAREST)
+    sum_w, sum_ws = totals[0], totals[1]
     if SUMS:
         sum_w += tl.sum(w, 1)
         sum_ws += tl.sum(w * raw, 1)
+    sums = (sum_w, sum_ws)
+    for i in tl.static_range(len(slopes)):
+        slope = slopes[i]
+        if WEIGHTED:
+            slope = slope * b_weight
+        if NEAR:
+            slope = tl.where(valid, slope, 0.0)
+        sums = sums + (totals[2 + i] + tl.sum(slope, 1),)  # type: ignore[assignment]
     if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
         w = w * b_norm[0][None, :]
     if W_SCALE != 1.0:
@@ -123,7 +137,7 @@ def _weigh_tile(
         else:
             o_tile = load_rows(b, b_rows, first_o, D, BLOCK_O)
         acc = tl.dot(w.to(o_tile.dtype), o_tile, acc, input_precision=PRECISION)
-    return acc, sum_w, sum_ws
+    return acc, sums
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -131,7 +145,8 @@ def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
     a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
     out, sums, M, N, tiles_per_split,
-    WEIGHT: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
+    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr,
+    PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
@@ -141,13 +156,14 @@ def weights_kernel(
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2, rows of a].
+    """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2 or more, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
     M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
     b_low: where the lists of the loss's rows begin along the other operand. near, own: as in kernel 1,
     with a for the rows. factor: one float that everything is multiplied by. sums: per row of a, the
-    sum of the weights of its products, and of those times the numbers. Grid: (blocks of a, splits,
+    sum of the weights of its products, and of those times the numbers (where SUMS), and the derivatives
+    by its column values (where COLUMN_SLOPES and the loss's rows lie along b). Grid: (blocks of a, splits,
     chunks of D).
     """
     stay = PADDED if AXIS == 0 else 1
@@ -192,23 +208,26 @@ def weights_kernel(
         near, tl.program_id(0), first, last, N * pass_by, BLOCK_B
     )
     acc = tl.zeros([BLOCK_A, BLOCK_O], tl.float32)
-    sum_w = tl.zeros([BLOCK_A], tl.float32)
-    sum_ws = tl.zeros([BLOCK_A], tl.float32)
+    sum_of_columns: tl.constexpr = COLUMN_SLOPES is not None and B_STATE
+    totals = (tl.zeros([BLOCK_A], tl.float32), tl.zeros([BLOCK_A], tl.float32))
+    if sum_of_columns:
+        for _ in tl.static_range(COLUMN_VALUES):
+            totals = totals + (tl.zeros([BLOCK_A], tl.float32),)  # type: ignore[assignment]
     for i in range(0, plain):
-        acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, plain_tile(i, first, start, around), self_column, rows, a_tile,
+        acc, totals = _weigh_tile(
+            acc, totals, plain_tile(i, first, start, around), self_column, rows, a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
-            WEIGHT, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
             NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, False,
         )  # fmt: skip
     for i in range(0, around + hanging):
-        acc, sum_w, sum_ws = _weigh_tile(
-            acc, sum_w, sum_ws, tl.where(i < around, start + i, end), self_column, rows, a_tile,
+        acc, totals = _weigh_tile(
+            acc, totals, tl.where(i < around, start + i, end), self_column, rows, a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
-            WEIGHT, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
             NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,
         )  # fmt: skip
@@ -219,10 +238,10 @@ def weights_kernel(
     if WEIGHTED and A_STATE and not B_STATE:
         by_row = by_row * weight
     keep = exists & (place < total * stay)
-    if SUMS:
-        at = sums + split.to(tl.int64) * 2 * total
-        tl.store(at + rows, sum_w * by_row, mask=keep)
-        tl.store(at + total + rows, sum_ws * by_row, mask=keep)
+    if SUMS or sum_of_columns:
+        at = sums + split.to(tl.int64) * len(totals) * total + rows
+        for i in tl.static_range(len(totals)):
+            tl.store(at + i * total.to(tl.int64), totals[i] * by_row, mask=keep)
     if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
         acc = acc * norm[0][:, None]
     acc = acc * (by_row * (1.0 / W_SCALE))[:, None]

@@ -72,10 +72,12 @@ class Numbers:
 
 @dataclasses.dataclass
 class Weighted:
-    """What kernel 2 leaves: products [rows, D] of weights, and sums [2, rows] if asked for."""
+    """What kernel 2 leaves: products [rows, D] of weights; sums [2, rows] if asked for; and the
+    derivatives [column values, rows] by the values of the side that stays, where the loss has them."""
 
     products: Tensor
     sums: Tensor | None
+    column_slopes: Tensor | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,7 +298,11 @@ def weights(
     per_split = -(-tiles // parts)
     parts = -(-tiles // per_split)
     out = torch.empty(parts, m, d, dtype=torch.float32, device=device)
-    totals = torch.empty(parts, 2, m, dtype=torch.float32, device=device) if sums else None
+    slopes = stream_states is not None and loss.column_slopes is not None
+    totals = None
+    if sums or slopes:
+        count = 2 + slopes * loss.column_values
+        totals = torch.empty(parts, count, m, dtype=torch.float32, device=device)
     low = None if lists is None else lists.low
     weighted = stay_weights is not None or stream_weights is not None
     weights_kernel[(blocks, parts, chunks)](
@@ -305,7 +311,8 @@ def weights(
         low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
         own, out, totals, stay.count, stream.count, per_split,
-        WEIGHT=loss.weight, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
+        WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
+        GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
         SUMS=sums, SPARSE=loss.sparse, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
         METRIC=pair.metric, EPSILON=pair.epsilon, NEAREST=pair.nearest,
@@ -320,7 +327,12 @@ def weights(
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
     products = out[0] if parts == 1 else out.sum(0)
-    return Weighted(products, None if totals is None else totals.sum(0))
+    total = None if totals is None else totals.sum(0)
+    return Weighted(
+        products,
+        total[:2] if total is not None and sums else None,
+        total[2:] if total is not None and slopes else None,
+    )
 
 
 def _config(

@@ -58,6 +58,7 @@ class ListLoss:
     scalars: ClassVar[int] = 0
     derivatives: ClassVar[int] = 0
     inputs: ClassVar[int] = 0
+    column_slopes: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.slots & (self.slots - 1) or not 4 <= self.slots <= MOST:

@@ -27,6 +27,8 @@ class TileResult:
     scalar_rows: [M, scalars] derivatives of each row's loss by the learnable parameters, and
     slope_rows: [M, slopes] by its inputs; not multiplied by row weights.
     column_losses: [N] losses of the columns, for `columns=True`.
+    d_column_values: [column_values, N], for losses with `column_slopes`, beside the gradient of the
+        candidates (or of the one set).
     """
 
     outputs: Tensor
@@ -37,6 +39,7 @@ class TileResult:
     scalar_rows: Tensor | None = None
     slope_rows: Tensor | None = None
     column_losses: Tensor | None = None
+    d_column_values: Tensor | None = None
 
 
 def tile_rows(
@@ -180,6 +183,7 @@ def tile_rows(
             stream_weights=row_w, own=own, **shared,
         )  # fmt: skip
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
+        result.d_column_values = _by_column(done, row_order)
         return result
     if gradients[0]:
         done = launch.weights(
@@ -193,6 +197,7 @@ def tile_rows(
             stay_weights=col_w, stream_weights=row_w, own=own_row, **shared,
         )  # fmt: skip
         result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
+        result.d_column_values = _by_column(done, col_order)
     return result
 
 
@@ -278,6 +283,10 @@ def _gradient(
     order = _rows_of(order, side.centres)
     sums = None if done.sums is None else _restored(done.sums.t(), order).t()
     return _restored(done.products, order), sums
+
+
+def _by_column(done: launch.Weighted, order: Tensor | None) -> Tensor | None:
+    return None if done.column_slopes is None else _restored(done.column_slopes.t(), order).t()
 
 
 def _relative(

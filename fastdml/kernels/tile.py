@@ -84,6 +84,9 @@ class TileLoss:
     scalars: how many learnable parameters there are, the last ones of p (before the call's own).
         `finish` then returns, after the outputs, the derivative of the row's loss by each.
     slopes: of how many of the inputs `finish` returns the derivative of the row's loss, after those.
+    column_slopes: `column_slopes(s, t, positive, state, p)` -> a tile for each of the column's values:
+        what the pair adds to the derivative of the row's loss by it, divided by `gain`; None: they get
+        no gradient.
 
     Exponentials and logarithms are to base 2 throughout: fold log2(e) into the parameters.
     """
@@ -103,12 +106,15 @@ class TileLoss:
     outputs: int = 1
     scalars: int = 0
     slopes: int = 0
+    column_slopes: Jit | None = None
 
     def __post_init__(self) -> None:
         if self.groups not in (None, "softmax", "max"):
             raise ValueError(f"groups: expected None, 'softmax' or 'max', got {self.groups!r}")
         if self.teacher and self.column_values:
             raise ValueError("column_values: expected 0 for a loss with a second matrix")
+        if self.column_slopes is not None and (not self.column_values or self.groups):
+            raise ValueError("column_slopes: expected None without column values of single columns")
 
     @property
     def derivatives(self) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import handle
+from ..kernels.tile import TileLoss
 from .base import SampleLoss
 
 __all__ = ["row_loss"]
@@ -17,17 +19,53 @@ __all__ = ["row_loss"]
 RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """A user's tile functor, as the executor asks for it."""
+
+    functor: TileLoss
+    values: tuple[float, ...]
+
+    def tile(self, loss: RowLoss) -> TileLoss:
+        return self.functor
+
+    def parameters(self, loss: RowLoss) -> tuple[float, ...]:
+        return self.values
+
+
+def _check_tile(tile: TileLoss | None, parameters: Sequence[float]) -> tuple[float, ...]:
+    if tile is None:
+        if len(parameters):
+            raise ValueError("tile_parameters: expected none without a tile")
+        return ()
+    if not isinstance(tile, TileLoss):
+        raise ValueError(f"tile: expected a fastdml.kernels.tile.TileLoss, got {tile!r}")
+    further = (tile.inputs, tile.column_values, tile.scalars, tile.outputs - 1)
+    if any(further) or tile.teacher or tile.groups:
+        raise ValueError(
+            "tile: expected a function of the row alone: one output; no inputs, column values, learnable "
+            "scalars, teacher or groups"
+        )
+    return tuple(check.finite(value, "tile_parameters") for value in parameters)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserLoss(RowLoss):
     """A user's function as a description; equal only to itself (functions need not be hashable)."""
 
     fn: RowFunction
+    tile: TileLoss | None = None
+    tile_parameters: tuple[float, ...] = ()
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return getattr(self.fn, "__name__", type(self.fn).__name__)
+
+    @property
+    def tiles(self) -> Tiles | None:  # type: ignore[override]
+        return None if self.tile is None else Tiles(self.tile, self.tile_parameters)
 
     def spec(self, rows: Rows) -> Tensor:
         self._expect_no_parameters(rows)
@@ -54,18 +92,34 @@ class UserLoss(RowLoss):
 class UserRowLoss(SampleLoss):
     """Module made by `row_loss`."""
 
-    def __init__(self, fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        fn: RowFunction,
+        similarity: str = "cosine",
+        *,
+        tile: TileLoss | None = None,
+        tile_parameters: Sequence[float] = (),
+        **kwargs: Any,
+    ) -> None:
         if not callable(fn):
             raise ValueError(f"fn: expected a function of (s, positive, negative), got {fn!r}")
         super().__init__(similarity=similarity, **kwargs)
-        self._description = UserLoss(fn, similarity=similarity)
+        parameters = _check_tile(tile, tile_parameters)
+        self._description = UserLoss(fn, tile, parameters, similarity=similarity)
         handle(self._description)  # known before a graph is compiled
 
     def description(self) -> UserLoss:
         return self._description
 
 
-def row_loss(fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> UserRowLoss:
+def row_loss(
+    fn: RowFunction,
+    similarity: str = "cosine",
+    *,
+    tile: TileLoss | None = None,
+    tile_parameters: Sequence[float] = (),
+    **kwargs: Any,
+) -> UserRowLoss:
     """Turns a function of one block of rows into a loss in linear memory, on any device.
 
     Args:
@@ -75,6 +129,10 @@ def row_loss(fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> User
             and must treat rows independently; rows may have no positives or no negatives. Only the
             embeddings get a gradient: a parameter that it reads must be detached (ValueError).
         similarity: "cosine" or "dot".
+        tile: the same loss as Triton functions of a pair, which then run on CUDA (or wherever
+            backend="triton" may): docs/triton-functors.md. Everywhere else, and for index tuples and
+            float64, fn runs.
+        tile_parameters: numbers that those functions read as p.
         **kwargs: reduction, backend, validate: see `SampleLoss`.
 
     Returns:
@@ -88,4 +146,4 @@ def row_loss(fn: RowFunction, similarity: str = "cosine", **kwargs: Any) -> User
         >>> loss = fastdml.row_loss(lifted)
         >>> loss(embeddings, labels).backward()
     """
-    return UserRowLoss(fn, similarity, **kwargs)
+    return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)

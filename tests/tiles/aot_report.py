@@ -15,5 +15,5 @@ if __name__ == "__main__":
         getattr(torch, sys.argv[3]),
         int(sys.argv[4]),
     )
-    found = aot.kernels(name, arch, dtype, d)
+    found = aot.kernels(name, arch, dtype, d, *sys.argv[5:])
     print(json.dumps({kernel: dataclasses.asdict(compiled) for kernel, compiled in found}))

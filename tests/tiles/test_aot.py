@@ -33,14 +33,15 @@ OTHERS = [
     "sup_ap",
     "triplet_margin",
     "recall_at_k",
+    "weighted_proxy_anchor",
 ]
 
 
-def compiled(name, arch, dtype="bfloat16", d=128):
+def compiled(name, arch, dtype="bfloat16", d=128, *precision):
     script = Path(__file__).with_name("aot_report.py")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), name, str(arch), dtype, str(d)],
+        [sys.executable, str(script), name, str(arch), dtype, str(d), *precision],
         capture_output=True,
         text=True,
         env=environment,

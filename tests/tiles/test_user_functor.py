@@ -1,38 +1,143 @@
-"""The documented example runs as printed, and its gradient is right."""
+"""The documented examples run as printed, and their gradients are right."""
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from triton_mode import DEVICE
 
+import fastdml
+from fastdml.kernels.tile import TileLoss
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "triton-functors.md"
+IMPORTS = """import dataclasses
+import triton, triton.language as tl
+from torch.nn.functional import softplus
+from fastdml.engine import autograd
+from fastdml.engine.loss import RowLoss
+from fastdml.engine.registry import handle
+from fastdml.kernels.tile import Pass, TileLoss
+"""
+LIFTED, *SCALED = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+_numbers = itertools.count()
 
 
-def test_example(tmp_path, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)[1]
-    # Triton reads the source of its functions from a file.
-    functions, call = code.split("b, m = ")
-    (tmp_path / "lifted_example.py").write_text(functions)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names = vars(__import__("lifted_example")).copy()
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(41, 20, generator=g).to(DEVICE)
-    labels = torch.randint(0, 6, (41,), generator=g).to(DEVICE)
-    names.update(x=x, labels=labels)
-    exec("b, m = " + call, names)
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Makes a module of source: Triton reads the source of its functions from a file."""
 
-    a = x.double().requires_grad_()
-    u = a / a.norm(dim=1, keepdim=True)
-    s = 10 * u @ u.t()
-    positive = labels[:, None] == labels[None]
-    own = torch.eye(41, dtype=torch.bool, device=DEVICE)
-    pull = (-s).masked_fill(~positive | own, -torch.inf).logsumexp(1)
-    truth = (s.masked_fill(positive, -torch.inf).logsumexp(1) + pull + 0.5).relu().mean()
-    torch.testing.assert_close(names["loss"].double(), truth, rtol=1e-5, atol=0)
-    (exact,) = torch.autograd.grad(truth, a)
-    d = names["result"].d_anchors
-    d = d - (d * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True) * x
-    torch.testing.assert_close(d.double(), exact, rtol=0, atol=1e-5 * exact.abs().max().item())
+    def make(source):
+        name = f"documented_{next(_numbers)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return importlib.import_module(name)
+
+    return make
+
+
+def batch(n, d, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=g)
+    return x.to(DEVICE), torch.randint(0, 6, (n,), generator=g).to(DEVICE)
+
+
+def close(found, plain, exact):
+    """Errs at most twice as much as torch in the same type."""
+    eps = 2 * torch.finfo(found.dtype).eps * exact.abs().max()
+    assert torch.isfinite(found).all()
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + eps
+
+
+def lifted_gradients(loss, x, labels, backend):
+    loss.backend = backend
+    a = x.clone().requires_grad_()
+    value = loss(a, labels)
+    value.backward()
+    return value.detach(), a.grad
+
+
+def test_a_function_with_its_tiles(module):
+    loss = module(LIFTED).loss
+    x, labels = batch(41, 20)
+    exact = lifted_gradients(loss, x.double(), labels, "dense")
+    for found, plain, true in zip(
+        lifted_gradients(loss, x, labels, "triton"),
+        lifted_gradients(loss, x, labels, "dense"),
+        exact,
+    ):
+        close(found, plain, true)
+    # Elsewhere its function in torch runs, and where tiles can they do.
+    for dtype, device, taken in (("float64", DEVICE, "chunked"), ("float32", "cuda", "triton")):
+        explained = fastdml.explain(
+            loss, 41, D=20, device=device, dtype=getattr(torch, dtype), backend="auto"
+        )
+        assert explained.executor == taken
+    a1, p, n = (torch.tensor(v, device=DEVICE) for v in ([0], [1], [2]))
+    loss.backend = "auto"
+    assert torch.isfinite(loss(x, indices_tuple=(a1, p, n)))
+
+
+def test_tiles_that_read_more_are_refused():
+    def nothing(s, positive, negative):
+        return s.sum(1)
+
+    one = TileLoss("inputs", (), None, None, 0, inputs=1)
+    for tile, parameters, expected in (
+        (one, (), "tile: expected a function of the row alone"),
+        (nothing, (), "tile: expected a .*TileLoss"),
+        (None, (1.0,), "tile_parameters: expected none"),
+        (
+            TileLoss("plain", (), None, None, 0),
+            (float("nan"),),
+            "tile_parameters: expected a finite",
+        ),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            fastdml.row_loss(nothing, tile=tile, tile_parameters=parameters)
+
+
+def test_a_name_of_a_tile_means_nothing():
+    def siglip(s, positive, negative):
+        return (s * positive).sum(1)
+
+    x, labels = batch(12, 8)
+    with pytest.raises(ValueError, match="no tile functor"):
+        fastdml.row_loss(siglip, backend="triton")(x, labels)
+
+
+@pytest.mark.parametrize("one_set", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_values_of_rows_and_columns_have_gradients(module, one_set, reduction, monkeypatch):
+    """Scale and bias of every row and of every column, all learnable, against float64 autograd."""
+    made = module(IMPORTS + "".join(SCALED))
+    row_loss = made.autograd.row_loss
+    monkeypatch.setattr(
+        made.autograd, "row_loss", lambda *a, **k: row_loss(*a, **k, reduction=reduction)
+    )
+    x, labels = batch(45, 20)
+    y, y_labels = (x, labels) if one_set else batch(38, 20, 1)
+    g = torch.Generator().manual_seed(2)
+    rows = torch.randn(45, 2, generator=g).to(DEVICE) * 3
+    columns = torch.randn(2, len(y), generator=g).to(DEVICE) * 2
+    rows[0], columns[:, 0] = 0.0, 0.0  # a scale of 0 has a gradient as well
+    upstream = torch.linspace(-1, 2, 45).to(DEVICE)
+
+    def run(backend, dtype):
+        leaves = [v.to(dtype).clone().requires_grad_() for v in (x, y, rows, columns)]
+        if one_set:
+            leaves[1] = leaves[0]
+        a, c, r, k = leaves
+        value = made.scaled(a, labels, None if one_set else c, y_labels, r, k, backend)
+        (value * (upstream.to(dtype) if reduction == "none" else 1)).sum().backward()
+        return [value.detach(), *(v.grad for v in leaves)]
+
+    for found, plain, exact in zip(
+        run("triton", torch.float32), run("dense", torch.float32), run("dense", torch.float64)
+    ):
+        close(found, plain, exact)
+        assert exact.abs().max() > 0

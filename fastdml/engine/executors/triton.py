@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from .. import schedule
+from ..loss import RowLoss
 from ..problem import Problem
+from ..registry import LOSSES
 from ..relation import LabelRelation
 from . import Result, Wanted
 
@@ -81,7 +83,8 @@ class Triton:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         schedule.presweep(problem, lambda swept: _rows(swept, Wanted()).outputs)
         tile = _tile(problem)
-        bias = wanted.col_values and problem.loss.column_bias
+        given = problem.col_values if wanted.col_values else None
+        bias = given is not None and problem.loss.column_bias
         found = _rows(problem, wanted, bias)
         out = Result(found.outputs.add_(problem.poison))
         metric = problem.loss.metric
@@ -102,8 +105,10 @@ class Triton:
             out.d_row_values = torch.zeros_like(problem.row_values)
             if tile.slopes:
                 out.d_row_values[:, : tile.slopes] = _weighted(found.slope_rows, problem)
-        if bias and problem.col_values is not None:
-            out.d_col_values = torch.zeros_like(problem.col_values)
+        if found.d_column_values is not None and given is not None:
+            out.d_col_values = found.d_column_values.to(given.dtype)
+        elif bias and given is not None:
+            out.d_col_values = torch.zeros_like(given)
             out.d_col_values[0] = found.candidate_sums[0]
         return out
 
@@ -114,7 +119,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     launch = importlib.import_module("fastdml.kernels.launch")
     loss, relation = problem.loss, problem.relation
     assert isinstance(relation, LabelRelation)
-    tile, module = _tile(problem), _module(loss.name)
+    tile, module = _tile(problem), _functor(loss)
     values = module.parameters(loss)
     if getattr(module, "COUNTS_OWN", False):
         values = (*values, float(problem.excludes_self))
@@ -145,7 +150,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
         centres=loss.columns_per_class,
         teacher=None if teacher is None else (teacher.anchors, teacher.candidates),
         teacher_norms=None if teacher is None else _norms(teacher),
-        gradients=(wanted.anchors, wanted.candidates or sums),
+        gradients=(wanted.anchors, wanted.candidates or wanted.col_values),
         sums=sums,
     )
 
@@ -159,9 +164,9 @@ def _weighted(by_row: Tensor, problem: Problem) -> Tensor:
 def _tile(problem: Problem) -> Any:
     """The tile loss of a problem, or in words why there is none."""
     loss = problem.loss
-    if not _has_tile(loss.name):
+    module = _functor(loss)
+    if module is None:
         return f"no tile functor is called {loss.name!r}"
-    module = _module(loss.name)
     try:
         module.parameters(loss)
         tile = module.tile(loss)
@@ -197,16 +202,17 @@ def _too_long(problem: Problem) -> str | None:
     return f"tile kernels hold up to {_most()} candidates of one anchor's label, not {longest}"
 
 
+def _functor(loss: RowLoss) -> Any:
+    """What has the tile functor of a loss: its own, else the library's module of its name, or None."""
+    if loss.tiles is not None or LOSSES.get(loss.name) is not type(loss):
+        return loss.tiles
+    return _module(loss.name)
+
+
 @functools.cache
-def _has_tile(name: str) -> bool:
-    return (
-        name.isidentifier()
-        and importlib.util.find_spec(f"fastdml.kernels.tiles.{name}") is not None
-    )
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"fastdml.kernels.tiles.{name}")
+def _module(name: str) -> ModuleType | None:
+    path = f"fastdml.kernels.tiles.{name}"
+    return None if importlib.util.find_spec(path) is None else importlib.import_module(path)
 
 
 def _norms(problem: Problem) -> tuple[Tensor, Tensor] | None:
