@@ -13,6 +13,7 @@ LOSSES = {
     "pnp": {"variant": "Ds"},
     "auc": {"kind": "logistic", "temperature": 0.02},
     "triplet_margin": {},
+    "soprc": {"tau1": 0.02},
 }
 
 

@@ -88,15 +88,6 @@ struct Prologue {
   }
 };
 
-// Consecutive rows that a functor takes at once.
-template <class Loss>
-FASTDML_FN std::int64_t rows_together(const Loss& loss) {
-  if constexpr (requires { loss.together(); })
-    return loss.together() < 1 ? 1 : loss.together();
-  else
-    return 1;
-}
-
 template <class T, template <class> class Loss>
 void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   Loss<T> loss;

@@ -8,6 +8,20 @@
 
 namespace fastdml {
 
+// The sum of term(0 ... count - 1), in sixteen partial sums: fixed order, small rounding, and the compiler
+// may use vectors.
+template <class T, class Term>
+T partial_sums(int64_t count, Term term) {
+  T part[16] = {};
+  int64_t k = 0;
+  for (; k + 16 <= count; k += 16)
+    for (int l = 0; l < 16; ++l) part[l] += term(k + l);
+  for (; k < count; ++k) part[0] += term(k);
+  T sum = 0;
+  for (int l = 0; l < 16; ++l) sum += part[l];
+  return sum;
+}
+
 // 1/|x| of every row, 0 where |x| is at most epsilon. Five torch operators in one: a small batch
 // spends its time on the way into operators.
 template <class T>
@@ -15,14 +29,7 @@ void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T 
   torch::stable::parallel_for(0, rows, 1 + 16384 / (dim + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* xi = x + i * ldx;
-      T part[16] = {};
-      int64_t d = 0;
-      for (; d + 16 <= dim; d += 16)
-        for (int l = 0; l < 16; ++l) part[l] += xi[d + l] * xi[d + l];
-      for (; d < dim; ++d) part[0] += xi[d] * xi[d];
-      T sum = 0;
-      for (int l = 0; l < 16; ++l) sum += part[l];
-      const T norm = std::sqrt(sum);
+      const T norm = std::sqrt(partial_sums<T>(dim, [=](int64_t d) { return xi[d] * xi[d]; }));
       out[i] = norm > epsilon ? T(1) / norm : T(0);
     }
   });
@@ -31,14 +38,7 @@ void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T 
 // 0, or NaN where a value is NaN or infinite.
 template <class T>
 T poison(const T* x, int64_t count) {
-  T part[16] = {};
-  int64_t k = 0;
-  for (; k + 16 <= count; k += 16)
-    for (int l = 0; l < 16; ++l) part[l] += x[k + l] * T(0);
-  for (; k < count; ++k) part[0] += x[k] * T(0);
-  T sum = 0;
-  for (int l = 0; l < 16; ++l) sum += part[l];
-  return sum;
+  return partial_sums<T>(count, [=](int64_t k) { return x[k] * T(0); });
 }
 
 // Takes out of g the part along x: what normalising x leaves of a gradient that already carries 1/|x|.
@@ -48,16 +48,9 @@ void remove_radial(T* g, const T* x, const T* inverse_norm, int64_t rows, int64_
     for (int64_t i = begin; i < end; ++i) {
       T* gi = g + i * dim;
       const T* xi = x + i * ldx;
-      // Sixteen partial sums: fixed order, small rounding, and the compiler may use vectors.
-      T part[16] = {};
-      int64_t d = 0;
-      for (; d + 16 <= dim; d += 16)
-        for (int l = 0; l < 16; ++l) part[l] += gi[d + l] * xi[d + l];
-      for (; d < dim; ++d) part[0] += gi[d] * xi[d];
-      T dot = 0;
-      for (int l = 0; l < 16; ++l) dot += part[l];
+      const T dot = partial_sums<T>(dim, [=](int64_t d) { return gi[d] * xi[d]; });
       const T along = dot * inverse_norm[i] * inverse_norm[i];
-      for (d = 0; d < dim; ++d) gi[d] -= along * xi[d];
+      for (int64_t d = 0; d < dim; ++d) gi[d] -= along * xi[d];
     }
   });
 }

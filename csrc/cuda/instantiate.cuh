@@ -16,12 +16,12 @@ template <class T, template <class> class Loss, bool kSorted>
 __global__ void __launch_bounds__(most_threads(kSorted), 1)
     rows_kernel(const __grid_constant__ Block<T> b, const __grid_constant__ Target target,
                 const __grid_constant__ Loss<T> loss, const __grid_constant__ SortedRows<T> sorted,
-                T* arena, std::int64_t arena_values) {
+                const __grid_constant__ Lengths<T> lengths) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* scratch = reinterpret_cast<T*>(shared);
   BlockTeam team;
-  run_rows<kSorted>(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch,
-                    arena ? arena + blockIdx.x * arena_values : nullptr, sorted);
+  run_rows<kSorted>(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch, lengths,
+                    sorted);
 }
 
 template <class T, template <class> class Loss>
@@ -80,22 +80,41 @@ const char* sort_block(const Block<T>& b, const CudaCall& call, const Loss<T>& l
 
 template <class T, template <class> class Loss, bool kSorted>
 const char* launch_rows(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
-                        const SortedRows<T>& sorted) {
+                        const SortedRows<T>& sorted, const Lengths<T>& lengths, std::int64_t blocks,
+                        int threads) {
   const auto kernel = rows_kernel<T, Loss, kSorted>;
-  const auto stream = static_cast<cudaStream_t>(call.stream);
   const std::size_t bytes = (kScratch + kArena) * sizeof(T);
   if (bytes > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
+  kernel<<<static_cast<unsigned>(blocks), threads, bytes, static_cast<cudaStream_t>(call.stream)>>>(
+      b, call.target, loss, sorted, lengths);
+  return nullptr;
+}
+
+// Rows whose lists are short, and then the others; either sorted or not.
+template <class T, template <class> class Loss, bool kSorted>
+const char* launch_short(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
+                         const SortedRows<T>& sorted) {
   constexpr int most = most_threads(kSorted);
   const int threads = threads_for(b.cols) < most ? threads_for(b.cols) : most;
-  kernel<<<static_cast<unsigned>(b.rows), threads, bytes, stream>>>(
-      b, call.target, loss, sorted, nullptr, 0);
-  if (kArena > 0 && call.arena)
-    kernel<<<call.arena_blocks, most, bytes, stream>>>(
-        b, call.target, loss, sorted, static_cast<T*>(call.arena), call.arena_values);
+  return launch_rows<T, Loss, kSorted>(b, call, loss, sorted, {}, b.rows, threads);
+}
+template <class T, template <class> class Loss, bool kSorted>
+const char* launch_long(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
+                        const SortedRows<T>& sorted) {
+  if (kArena == 0 || !call.arena) return nullptr;
+  Lengths<T> lengths;
+  const std::int64_t room = kSorted && !sorted.kept ? sort_room(b.cols) : 0;
+  for (const LongLists& launch : call.long_lists) {
+    if (launch.blocks == 0) continue;
+    lengths = {lengths.upto, launch.most, static_cast<T*>(call.arena), launch.values, room};
+    if (const char* error = launch_rows<T, Loss, kSorted>(b, call, loss, sorted, lengths, launch.blocks,
+                                                          most_threads(kSorted)))
+      return error;
+  }
   return nullptr;
 }
 
@@ -106,21 +125,30 @@ const char* launch(const Block<T>& b, const CudaCall& call) {
   const OnDevice guard(call.device);
   if (!guard.ready()) return guard.error();
   SortedRows<T> sorted;
+  const Sorts which = sorts<T>(loss);
   const char* error = nullptr;
   if constexpr (kSorts<T, Loss<T>> > 0) {
-    if (sorts<T>(loss)) {
+    if (which == Sorts::all) {
       error = sort_block<T, Loss>(b, call, loss, sorted);
-      if (!error) error = launch_rows<T, Loss, true>(b, call, loss, sorted);
-      return error ? error : guard.error();
+      if (!error) error = launch_short<T, Loss, true>(b, call, loss, sorted);
     }
+    if (!error && which != Sorts::none) error = launch_long<T, Loss, true>(b, call, loss, sorted);
   }
-  if constexpr (!kWholeRows<Loss<T>>) error = launch_rows<T, Loss, false>(b, call, loss, sorted);
+  if constexpr (!kWholeRows<Loss<T>>) {
+    if (!error && which != Sorts::all) error = launch_short<T, Loss, false>(b, call, loss, sorted);
+    if (!error && which == Sorts::none) error = launch_long<T, Loss, false>(b, call, loss, sorted);
+  }
   return error ? error : guard.error();
 }
 
 template <template <class> class Loss>
 int sorts_of(const double* parameters) {
-  return sorts<double>(loss_of<double, Loss>(parameters));
+  using Of = Loss<double>;
+  return sorts<double>(loss_of<double, Loss>(parameters)) == Sorts::all ? kSorts<double, Of> : 0;
+}
+template <template <class> class Loss>
+bool sorts_long(const double* parameters) {
+  return sorts<double>(loss_of<double, Loss>(parameters)) == Sorts::long_lists;
 }
 
 }  // namespace FASTDML_ISA
@@ -130,6 +158,6 @@ int sorts_of(const double* parameters) {
   namespace fastdml {                                                                              \
   extern const CudaKernel cuda_kernel_##name;                                                      \
   const CudaKernel cuda_kernel_##name = {launch<float, Loss>,      launch<double, Loss>, FASTDML_LISTS, \
-                                         kWholeRows<Loss<float>>, sorts_of<Loss>,                   \
+                                         kWholeRows<Loss<float>>, sorts_of<Loss>,  sorts_long<Loss>, \
                                          kWholeRows<Loss<float>>};                                 \
   }

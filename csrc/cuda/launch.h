@@ -20,7 +20,7 @@ struct Target {
 // Keys that a row may be sorted by.
 constexpr int kMostSorts = 2;
 
-// Room for sorting the rows of a block: what sort_room() says for as many keys. All null: no row is sorted.
+// Room for sorting all rows of a block at once. All null: that is not asked for.
 struct Sorting {
   // [rows, cols] each, of integers as wide as a value: one for every key, and one to sort with.
   void* keys[kMostSorts + 1] = {};
@@ -35,16 +35,49 @@ constexpr std::int64_t sort_bytes(int sorts, bool columns, std::int64_t value) {
   return sorts == 0 ? 0 : (sorts + 1) * (value + (columns ? 4 : 0));
 }
 
+// Positives of a row whose lists fit in shared memory: as many values as kLongestList needs.
+constexpr std::int64_t kShortList = kLongestList;
+
+// Rows with more positives have their lists in global memory, in launches of their own. The host does not
+// know how many there are, nor how long: a first launch of many blocks takes those of moderate length, a
+// second one the rest. A launch without a row costs a look at all rows' lengths.
+constexpr int kLongLaunches = 2;
+constexpr std::int64_t kModerateList = 1024;
+struct LongLists {
+  int blocks = 0;           // of the launch; 0: there is none
+  std::int64_t values = 0;  // of memory for each of them
+  std::int64_t most = 0;    // positives that it has room for
+};
+
+// Room for sorting a row in the block that takes it: two buffers of keys and their number.
+constexpr std::int64_t sort_room(std::int64_t cols) { return 2 * cols + 2; }
+
+// The launches for lists of up to `longest` values, and how many values of `size` bytes they share.
+constexpr std::int64_t long_launches(LongLists (&launches)[kLongLaunches], std::int64_t longest,
+                                     std::int64_t rows, std::int64_t cols, bool sorted,
+                                     std::int64_t size) {
+  constexpr std::int64_t bytes = 48 << 20, most_blocks = 128;
+  std::int64_t before = kShortList, total = 0;
+  for (int k = 0; k < kLongLaunches; ++k) {
+    LongLists& launch = launches[k];
+    launch.most = k + 1 < kLongLaunches && kModerateList < longest ? kModerateList : longest;
+    if (launch.most <= before) continue;
+    before = launch.most;
+    launch.values = arena_size(launch.most, 0) + (sorted ? sort_room(cols) : 0);
+    const std::int64_t fit = bytes / (launch.values * size), most = rows < most_blocks ? rows : most_blocks;
+    launch.blocks = static_cast<int>(fit < 1 ? 1 : fit < most ? fit : most);
+    if (total < launch.blocks * launch.values) total = launch.blocks * launch.values;
+  }
+  return total;
+}
+
 // One call over a block of rows. Pointers are device pointers, but for Block::parameters.
 struct CudaCall {
   int device = 0;
   void* stream = nullptr;
   Target target;
-  // Lists of rows with more positives than `short_list` do not fit in shared memory: they are visited
-  // by a second, smaller launch whose blocks have `arena_values` values each in `arena`.
-  void* arena = nullptr;
-  std::int64_t arena_values = 0;
-  int arena_blocks = 0;
+  void* arena = nullptr;  // the memory of each of the launches for long lists
+  LongLists long_lists[kLongLaunches];
   Sorting sorting;
 };
 
@@ -54,12 +87,11 @@ struct CudaKernel {
   const char* (*f64)(const Block<double>&, const CudaCall&);
   bool lists;       // whether it uses lists or arrays, and so may need an arena
   bool whole_rows;  // whether these are as long as a row
-  int (*sorts)(const double* parameters);  // keys that rows are sorted by first, with these parameters
-  bool columns;                            // and whether it asks which columns they came from
+  // With these parameters: keys that all rows are sorted by first, and whether rows with long lists are.
+  int (*sorts)(const double* parameters);
+  bool (*sorts_long)(const double* parameters);
+  bool columns;  // whether it asks which columns keys came from
 };
-
-// Positives of a row whose lists fit in shared memory: as many values as kLongestList needs.
-constexpr std::int64_t kShortList = kLongestList;
 
 const CudaKernel* cuda_kernel(const Functor*);
 

@@ -40,11 +40,6 @@ void check(const char* error) {
   STD_TORCH_CHECK(!error, "fastdml: CUDA error: ", error ? error : "");
 }
 
-// Room for the lists of rows with many positives, whose number the host does not know: a few blocks'
-// worth, so that a batch of a single class runs in bounded memory too.
-constexpr int64_t kArenaBytes = 32 << 20;
-constexpr int64_t kArenaBlocks = 128;
-
 // Room for sorting the rows of a block, in one piece.
 template <class T>
 Tensor sorting_room(const Tensor& s, int sorts, bool columns, fastdml::Sorting& room, void* stream) {
@@ -95,11 +90,9 @@ void rows_typed(const CudaKernel& kernel, const fastdml::Functor& f, const RowAr
   std::optional<Tensor> arena;
   const int64_t longest = kernel.whole_rows ? std::max(a.longest, b.cols) : a.longest;
   if (kernel.lists && b.class_start && longest > fastdml::kShortList) {
-    call.arena_values = fastdml::arena_size(longest, 0);
-    const int64_t bytes = call.arena_values * static_cast<int64_t>(sizeof(T));
-    const int64_t blocks = std::min({kArenaBytes / bytes + 1, kArenaBlocks, b.rows});
-    call.arena_blocks = static_cast<int>(blocks);
-    arena = torch::stable::new_empty(a.s, {blocks * call.arena_values});
+    const int64_t values = fastdml::long_launches(call.long_lists, longest, b.rows, b.cols,
+                                                  kernel.sorts_long(b.parameters), sizeof(T));
+    arena = torch::stable::new_empty(a.s, {values});
     call.arena = arena->mutable_data_ptr();
   }
   std::optional<Tensor> room;

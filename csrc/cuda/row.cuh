@@ -67,18 +67,21 @@ FASTDML_FN std::uint16_t to_bfloat16(float x) {
              : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// kSorted: the block's rows have been sorted by the keys that the functor asked for.
+struct Unsorted {};
+
+// kSorted: the row has been sorted by the keys that the functor asked for.
 template <class T, class Team, bool kSorted = false>
 class Row {
  public:
+  using Sorted = std::conditional_t<kSorted, SortedRow<T>, Unsorted>;
   static constexpr int W = 16 / sizeof(T);
   // Vectors of a thread in flight at once: enough to hide the latency of the cache.
   static constexpr int U = sizeof(T) == 4 ? 2 : 1;
 
   // own_weight: of the row's loss in the result, where it has one. scratch, arena: shared memory.
-  // sorted: the block's rows in order, if kSorted.
+  // sorted: the row in order.
   FASTDML_FN Row(const Block<T>& block, const Target& target, Team& team, int i, T own_weight,
-                 T* scratch, T* arena, const SortedRows<T>* sorted = nullptr)
+                 T* scratch, T* arena, const Sorted& sorted = {})
       : block_(block),
         team_(team),
         scratch_(scratch),
@@ -542,7 +545,7 @@ class Row {
 
   // The keys of the row's pairs, for the sort that comes before its loss.
   template <class Loss>
-  FASTDML_FN void write_keys(const Loss& loss, const SortedRows<T>& to) {
+  FASTDML_FN void write_keys(const Loss& loss, const SortedRow<T>& to) {
     using Keys = decltype(loss.sort_keys(std::declval<const Pairs<T>&>()));
     constexpr int N = sizeof(Keys) / sizeof(T);
     Values<T, N> kept{};
@@ -551,26 +554,23 @@ class Row {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
         const auto key = j == self_ ? kLeftOut<T> : to_key(keys[k]);
-        to.keys[k][i_ * block_.cols + j] = key;
-        if (to.columns[k]) to.columns[k][i_ * block_.cols + j] = j;
+        to.keys[k][j] = key;
+        if (to.columns[k]) to.columns[k][j] = j;
         kept[k] += key == kLeftOut<T> ? T(0) : T(1);
       }
     }
     fold_all(kept, std::make_index_sequence<N>{});
     if (team_.thread() == 0)
-      for (int k = 0; k < N; ++k) to.kept[k * block_.rows + i_] = static_cast<std::int32_t>(kept[k]);
+#pragma unroll
+      for (int k = 0; k < N; ++k) *to.kept[k] = static_cast<std::int32_t>(kept[k]);
   }
 
  private:
   static constexpr int kGroup = 4;  // thresholds that share a visit of the row
 
-  FASTDML_FN int kept(int k) const { return sorted_->kept[k * block_.rows + i_]; }
-  FASTDML_FN OfKeys<T> keys(int k) const {
-    return {sorted_->keys[k] + i_ * block_.cols, kept(k)};
-  }
-  FASTDML_FN const std::int32_t* columns(int k) const {
-    return sorted_->columns[k] + i_ * block_.cols;
-  }
+  FASTDML_FN int kept(int k) const { return *sorted_.kept[k]; }
+  FASTDML_FN OfKeys<T> keys(int k) const { return {sorted_.keys[k], kept(k)}; }
+  FASTDML_FN const std::int32_t* columns(int k) const { return sorted_.columns[k]; }
 
   // Sums of f(x_i - theta_k) over ordered values x, a threshold a warp: f itself inside its window, and
   // the straight parts outside from the number and the sum of the values there.
@@ -912,7 +912,7 @@ class Row {
   Team& team_;
   T* scratch_;
   Arena<T> arena_;
-  const SortedRows<T>* sorted_;
+  const Sorted sorted_;
   T* s_;
   char* weights_;
   std::int64_t weights_ld_;
@@ -943,19 +943,12 @@ FASTDML_FN T weight_of(const Block<T>& b, int i, const Counted<T>*) {
 // Values of shared memory for the lists and arrays of one row.
 constexpr int kArena = FASTDML_LISTS ? static_cast<int>(arena_size(kShortList, 0)) : 0;
 
-// Consecutive rows that a functor takes at once, and whether its arrays are as long as a row.
-template <class Loss>
-FASTDML_FN int rows_together(const Loss& loss) {
-  if constexpr (requires { loss.together(); })
-    return loss.together() < 1 ? 1 : loss.together();
-  else
-    return 1;
-}
+// Whether a functor's arrays are as long as a row.
 template <class Loss>
 constexpr bool kWholeRows = requires { Loss::whole_rows; };
 
-// Keys of a pair that a loss has its rows sorted by (sort_keys of rows/row.h). Losses whose arrays are as
-// long as a row always do.
+// Keys of a pair that a loss may have its rows sorted by (sort_keys of rows/row.h). Losses whose arrays are
+// as long as a row always have them sorted.
 template <class T, class Loss>
 constexpr int kSorts = [] {
   if constexpr (requires(const Loss& loss, Pairs<T> p) { loss.sort_keys(p); }) {
@@ -969,11 +962,11 @@ constexpr int kSorts = [] {
   }
 }();
 template <class T, class Loss>
-int sorts(const Loss& loss) {
+Sorts sorts(const Loss& loss) {
   if constexpr (kSorts<T, Loss> > 0)
-    return loss.sorts() ? kSorts<T, Loss> : 0;
+    return loss.sorts();
   else
-    return 0;
+    return Sorts::none;
 }
 
 // The share of one team in writing the keys of a block's rows.
@@ -982,30 +975,81 @@ FASTDML_FN void run_keys(const Block<T>& b, const Loss& loss, Team& team, int fi
                          T* scratch, const SortedRows<T>& to) {
   for (int i = first; i < b.rows; i += step) {
     Row<T, Team> row(b, Target{}, team, i, T(1), scratch, nullptr);
-    row.write_keys(loss, to);
+    row.write_keys(loss, SortedRow<T>::of(to, i, b));
     team.sync();  // the next row reuses scratch
   }
 }
 
-// The share of one team in a block of rows: stacks first, first + step, ... Rows whose lists are short
-// use `shared`; a launch that has an `arena` (of this team) takes the others, and only those.
+// A row in order, by the team that takes it. room: sort_room(cols) values.
+template <class T, class Loss, class Team>
+FASTDML_FN SortedRow<T> sort_row(const Block<T>& b, const Loss& loss, Team& team, int i, T* scratch,
+                                 T* shared, T* room) {
+  static_assert((kDigits + 2) * kMaxThreads / 2 <= kArena || sizeof(T) == 0,
+                "the counters do not fit in shared memory");
+  auto* const keys = reinterpret_cast<KeyBits<T>*>(room);
+  SortedRow<T> row{};
+  row.keys[0] = keys;
+  row.kept[0] = reinterpret_cast<std::int32_t*>(keys + 2 * b.cols);
+  Row<T, Team>(b, Target{}, team, i, T(1), scratch, nullptr).write_keys(loss, row);
+  team.sync();
+  row.keys[0] = sort_by_team(team, keys, keys + b.cols, static_cast<int>(b.cols),
+                             reinterpret_cast<std::int32_t*>(shared));
+  return row;
+}
+
+// The values that the lists and arrays of a row hold each, at most.
+template <class Loss, class T>
+FASTDML_FN std::int64_t list_length(const Block<T>& b, int i) {
+  const int c = b.row_class ? b.row_class[i] : -1;
+  const std::int64_t members = c < 0 ? 0 : b.class_start[c + 1] - b.class_start[c];
+  return kWholeRows<Loss> && b.cols > members ? b.cols : members;
+}
+
+// Which rows a launch takes: those with lists of more than `from` values and no more than `upto`, in the
+// `memory` of a team, of which it has `values`; or in shared memory.
+template <class T>
+struct Lengths {
+  std::int64_t from = -1, upto = kShortList;
+  T* memory = nullptr;
+  std::int64_t values = 0;
+  std::int64_t room = 0;  // of these, for sorting a row
+};
+
+// The share of one team, number `first` of `step`, in a block of rows: stacks first, first + step, ...
+// sorted: of the whole block; where lengths has room for it, a team sorts its rows, of one key, itself.
 template <bool kSorted, class T, class Loss, class Team>
 FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
-                         int first, int step, T* scratch, T* shared, T* arena,
+                         int first, int step, T* scratch, T* shared, const Lengths<T>& lengths,
                          const SortedRows<T>& sorted) {
   using Here = Row<T, Team, kSorted>;
   using Out = decltype(loss(std::declval<Here&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
   const int together = rows_together(loss);
+  const auto takes = [&](int i) {
+    const std::int64_t n = list_length<Loss>(b, i);
+    return n > lengths.from && n <= lengths.upto;
+  };
+  T* arena = lengths.memory ? lengths.memory + first * lengths.values : shared;
+  T* const room = arena;
+  arena += lengths.room;
+  if (lengths.memory) {
+    // Most often there is no such row: all threads look at once.
+    bool found = false;
+    for (std::int64_t i = first * together + std::int64_t{team.thread()} * step * together; i < b.rows;
+         i += std::int64_t{team.size()} * step * together)
+      found |= takes(static_cast<int>(i));
+    if (!team.any(found)) return;
+  }
   for (int i = first * together; i < b.rows; i += step * together) {
-    if (kArena > 0) {
-      const int c = b.row_class ? b.row_class[i] : -1;
-      const bool fits = (c < 0 || b.class_start[c + 1] - b.class_start[c] <= kShortList) &&
-                        (!kWholeRows<Loss> || b.cols <= kShortList);
-      if (fits != (arena == nullptr)) continue;
-    }
+    if (kArena > 0 && !takes(i)) continue;
     const T weight = weight_of(b, i, static_cast<const Out*>(nullptr));
-    Here row(b, target, team, i, weight, scratch, arena ? arena : shared, &sorted);
+    typename Here::Sorted order{};
+    if constexpr (kSorted) {
+      order = SortedRow<T>::of(sorted, i, b);
+      if constexpr (!kWholeRows<Loss>)
+        if (lengths.room > 0) order = sort_row(b, loss, team, i, scratch, shared, room);
+    }
+    Here row(b, target, team, i, weight, scratch, arena, order);
     const Out found = loss(row);
     if (team.thread() == 0) {
       T values[outputs];

@@ -1,5 +1,6 @@
-// Rows in order. A kernel writes a key for every pair, the library's segmented sort (sort.cu) sorts the
-// keys of every row, and the kernel of the loss reads them: its threads never meet to sort.
+// Rows in order. Where all rows of a block are sorted, a kernel writes a key for every pair, the library's
+// segmented sort (sort.cu) sorts the keys of every row, and the kernel of the loss reads them. A row that is
+// sorted because its list is long is sorted by the team that takes it: nobody else knows of it.
 #pragma once
 #include "lanes.cuh"
 #include "launch.h"
@@ -45,6 +46,96 @@ struct SortedRows {
   std::int32_t* kept = nullptr;            // [kMostSorts, rows] how many of a row are not left out
 };
 
+// The same of one row.
+template <class T>
+struct SortedRow {
+  KeyBits<T>* keys[kMostSorts];
+  std::int32_t* columns[kMostSorts];
+  std::int32_t* kept[kMostSorts];
+
+  FASTDML_FN static SortedRow of(const SortedRows<T>& all, std::int64_t i, const Block<T>& b) {
+    SortedRow row{};
+#pragma unroll
+    for (int k = 0; k < kMostSorts; ++k) {
+      row.keys[k] = all.keys[k] ? all.keys[k] + i * b.cols : nullptr;
+      row.columns[k] = all.columns[k] ? all.columns[k] + i * b.cols : nullptr;
+      row.kept[k] = all.kept + k * b.rows + i;
+    }
+    return row;
+  }
+};
+
+// Inclusive sums of the n values a, which every thread has written its share of; b is room for as many.
+// Returns the one of both that holds them.
+template <class Team, class V>
+FASTDML_FN V* running_sums(const Team& team, V* a, V* b, int n) {
+  for (int by = 1; by < n; by *= 2) {
+    team.sync();
+    for (int k = team.thread(); k < n; k += team.size()) b[k] = k >= by ? a[k] + a[k - by] : a[k];
+    V* const made = b;
+    b = a;
+    a = made;
+  }
+  team.sync();
+  return a;
+}
+
+// Counters of a team that sorts: kDigits for every thread.
+constexpr int kDigitBits = 4, kDigits = 1 << kDigitBits;
+
+// Calls f on n keys from `keys` on, several of them loaded at a time.
+template <class Key, class F>
+FASTDML_FN void each_key(const Key* keys, int n, F f) {
+  constexpr int U = 4;
+  int i = 0;
+  for (; i + U <= n; i += U) {
+    Key held[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) held[u] = keys[i + u];
+#pragma unroll
+    for (int u = 0; u < U; ++u) f(held[u]);
+  }
+  for (; i < n; ++i) f(keys[i]);
+}
+
+// Sorts n keys by a team; `other` is room for as many, `counts` its counters. Returns the one of both that
+// holds the result. Digit by digit: a thread counts the digits of its share of the keys, counts become
+// places, and it moves its share, whose order is kept.
+template <class Team, class Key>
+FASTDML_FN Key* sort_by_team(const Team& team, Key* keys, Key* other, int n, std::int32_t* counts) {
+  const int thread = team.thread(), size = team.size();
+  const int share = (n + size - 1) / size, begin = thread * share < n ? thread * share : n;
+  const int count = n - begin < share ? n - begin : share;
+  // Counters in the order of places: all threads' of the first digit, then of the next one.
+  std::int32_t* const own = counts + thread;
+  std::int32_t* const run = counts + thread * kDigits;  // those a thread adds up
+  std::int32_t* const sums = counts + kDigits * size;
+#pragma unroll 1
+  for (int shift = 0; shift < static_cast<int>(8 * sizeof(Key)); shift += kDigitBits) {
+    const auto digit = [=](Key key) { return static_cast<int>(key >> shift) & (kDigits - 1); };
+    for (int d = 0; d < kDigits; ++d) own[d * size] = 0;
+    each_key(keys + begin, count, [&](Key key) { ++own[digit(key) * size]; });
+    team.sync();
+    std::int32_t total = 0;
+    for (int d = 0; d < kDigits; ++d) total += run[d];
+    sums[thread] = total;
+    const std::int32_t* const upto = running_sums(team, sums, sums + size, size);
+    std::int32_t place = upto[thread] - total;
+    for (int d = 0; d < kDigits; ++d) {
+      const std::int32_t here = run[d];
+      run[d] = place;
+      place += here;
+    }
+    team.sync();
+    each_key(keys + begin, count, [&](Key key) { other[own[digit(key) * size]++] = key; });
+    team.sync();
+    Key* const sorted = other;
+    other = keys;
+    keys = sorted;
+  }
+  return keys;
+}
+
 // Ordered values: of a sorted row, or of a list.
 template <class T>
 struct OfKeys {
@@ -87,21 +178,6 @@ FASTDML_FN int count_first(const Team& team, int n, Passes passes) {
     high = next < high ? next : high;
   }
   return low;
-}
-
-// Inclusive sums of the n values a, which every thread has written its share of; b is room for as many.
-// Returns the one of both that holds them.
-template <class Team, class V>
-FASTDML_FN V* running_sums(const Team& team, V* a, V* b, int n) {
-  for (int by = 1; by < n; by *= 2) {
-    team.sync();
-    for (int k = team.thread(); k < n; k += team.size()) b[k] = k >= by ? a[k] + a[k - by] : a[k];
-    V* const made = b;
-    b = a;
-    a = made;
-  }
-  team.sync();
-  return a;
 }
 
 // Points (t, r) of a permutation, t by key and r by value: how many are smaller in both (see cpu/order.h).

@@ -1,5 +1,5 @@
-// The threads that share a row. A row needs no more of the device than this: who am I, a barrier, and
-// a value from another lane of the warp. tests/cuda/emulator.h has the same for a host compiler.
+// The threads that share a row. A row needs no more of the device than this: who am I, a barrier, a value
+// from another lane of the warp, and whether one of all says yes. tests/cuda/emulator.h has the same for a host compiler.
 #pragma once
 
 namespace fastdml {
@@ -22,6 +22,7 @@ struct BlockTeam {
   __device__ __forceinline__ T from_lane(T v, int mask) const {
     return __shfl_xor_sync(0xffffffffu, v, mask);
   }
+  __device__ __forceinline__ bool any(bool m) const { return __syncthreads_or(m); }
 };
 #endif
 

@@ -10,7 +10,7 @@ struct DarkRank {
   T alpha, beta, neighbors;
 
   static constexpr bool whole_rows = true;
-  FASTDML_HOST_FN bool sorts() const { return true; }
+  FASTDML_HOST_FN Sorts sorts() const { return Sorts::all; }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
     return values(-p.teacher());

@@ -11,7 +11,7 @@ struct DenseTriplet {
   T given;  // 1: label distances are column value 0 (one anchor), 0: they are the teacher's
 
   static constexpr bool whole_rows = true;
-  FASTDML_HOST_FN bool sorts() const { return true; }
+  FASTDML_HOST_FN Sorts sorts() const { return Sorts::all; }
   template <class P>
   FASTDML_FN Values<T, 2> sort_keys(const P& p) const {
     return values(given != T(0) ? p.column(0) : p.teacher(), p.s);

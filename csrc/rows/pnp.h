@@ -25,7 +25,7 @@ struct Pnp {
     return values(r, T(1));
   }
 
-  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
     return values(select(p.negative, p.s, highest<T>()));

@@ -15,7 +15,7 @@ struct RecallAtK {
   T used;        // of k
   T k[kSlots];
 
-  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
     return values(p.s);

@@ -30,8 +30,8 @@
 // has them all. The others have a loss of 0. One that uses row.first or row.order sets
 // `static constexpr bool whole_rows = true`: its arrays are as long as the row.
 //
-// On CUDA rows are sorted before the functor sees them, by launches of their own. So a functor that wants
-// that says it beforehand: `FASTDML_HOST_FN bool sorts() const`, for its parameters, and
+// On CUDA rows are sorted before the functor sees them. So a functor that wants that says it beforehand:
+// `FASTDML_HOST_FN Sorts sorts() const`, which rows, for its parameters, and
 // `FASTDML_FN Values<T, 1> sort_keys(p) const`, the key of a pair; pairs whose key is highest() are left
 // out. What then reads the sorted row: comparisons with a Tail (key p.s, and where the tail counts
 // negatives only, of those only), row.first (its key), row.order (two: its key, then p.s), nearest() of
@@ -142,6 +142,24 @@ FASTDML_FN constexpr T flat() {
 template <class T>
 FASTDML_FN int sort_from(T sort, int usual) {
   return sort == T(0) ? usual : sort == T(1) ? 0x7fffffff : 0;
+}
+
+// Rows that CUDA sorts before a functor sees them: none, those whose lists are long, all.
+enum class Sorts : int { none, long_lists, all };
+
+// The same of the loss's `sort`.
+template <class T>
+FASTDML_HOST_FN Sorts sorts_by(T sort) {
+  return sort == T(0) ? Sorts::long_lists : sort == T(1) ? Sorts::none : Sorts::all;
+}
+
+// Consecutive rows that a functor takes at once.
+template <class Loss>
+FASTDML_FN int rows_together(const Loss& loss) {
+  if constexpr (requires { loss.together(); })
+    return loss.together() < 1 ? 1 : loss.together();
+  else
+    return 1;
 }
 
 // The tail of a smooth step from 0 to 1 of the given width.

@@ -10,7 +10,7 @@ struct SmoothAP {
   T temperature;
   T sort;  // see sort_from
 
-  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
     return values(p.s);

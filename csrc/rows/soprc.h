@@ -9,6 +9,13 @@ template <class T>
 struct Soprc {
   T width, step;  // of the surrogates of negatives and of the table
   T size;         // of the table
+  T sort;         // see sort_from
+
+  FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
+  template <class P>
+  FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
+    return values(select(p.negative, p.s, highest<T>()));
+  }
 
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
@@ -37,7 +44,8 @@ struct Soprc {
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), n == 0 ? T(0) : T(1)};
     }
-    const Tail<T> tail{-width, T(0), T(0), T(0), T(1), T(2) * sharpness, true, 64};
+    const Tail<T> tail{-width, T(0), T(0), T(0), T(1), T(2) * sharpness, true,
+                       sort_from(sort, 64)};
     const auto above = row.compare(positives, huber, tail);
     const T odds = row.value(0), places = size + T(1);
     auto table = row.list(n_table, [&](int k) { return row.value(1 + k); });

@@ -13,7 +13,7 @@ struct SupAP {
   T start;               // jump at t = 0
   T sort;                // see sort_from
 
-  FASTDML_HOST_FN bool sorts() const { return sort == T(2); }
+  FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {
     return values(select(p.negative, p.s, highest<T>()));

@@ -17,8 +17,9 @@ struct TripletMargin {
   T positive_by, negative_by;
   T near;
 
-  FASTDML_HOST_FN bool sorts() const {
-    return negative_by == T(4) ? sort != T(1) : sort == T(2) && positive_by == T(0) && negative_by == T(0);
+  FASTDML_HOST_FN Sorts sorts() const {
+    if (negative_by == T(4)) return sort == T(1) ? Sorts::none : Sorts::all;
+    return positive_by == T(0) && negative_by == T(0) ? sorts_by(sort) : Sorts::none;
   }
   template <class P>
   FASTDML_FN Values<T, 1> sort_keys(const P& p) const {

@@ -15,6 +15,7 @@ from ..engine.registry import register
 from ..engine.similarity import unit
 from .base import SampleLoss, sample_loss
 from .semi_variance import semi_variance
+from .terms import sort_code
 
 __all__ = ["SOPRCLoss", "soprc"]
 
@@ -36,15 +37,20 @@ class SOPRC(RowLoss):
     tau1: float = 0.1
     tau2: float = 0.001
     table: int = 100
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        sort_code(self.sort)
         check.positive(self.tau1, "tau1")
         check.positive(self.tau2, "tau2")
         check.integer(self.table, "table_size", 1, _MOST)
 
+    def parameters(self) -> tuple[float, ...]:
+        return (self.tau1, self.tau2, float(self.table), sort_code(self.sort))
+
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(0.3, 0.05, 9)]
+        return [cls(0.3, 0.05, 9), cls(0.3, 0.05, 9, sort=True)]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         table = torch.arange(self.table) / self.table
@@ -136,6 +142,7 @@ def soprc(
     tau2: float = 0.001,
     prior: Tensor | float = 0.1,
     table: Tensor | None = None,
+    sort: bool | None = None,
     similarity: str = "cosine",
     validate: bool = False,
     **options: Any,
@@ -175,7 +182,7 @@ def soprc(
         scores = table.detach().to(embeddings.device, kind)[labels]
     values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
     return sample_loss(
-        SOPRC(tau1, tau2, scores.shape[1], similarity=similarity),
+        SOPRC(tau1, tau2, scores.shape[1], similarity=similarity, sort=sort),
         embeddings,
         labels,
         indices_tuple,
@@ -208,6 +215,10 @@ class SOPRCLoss(SampleLoss):
         update: "last": the last query of a class in the batch speaks for it (the released code on the
             CPU); "mean": all its queries do.
         semi_variance_weight: of `SemiVarianceLoss`, which is added; released: 5 or 1.
+        sort: whether a row of similarities is sorted once, so that only the negatives within tau1 of a
+            positive, on the bend of the surrogate, are evaluated one by one: None where a class is large
+            enough for that to pay, on CUDA for more than 256 candidates of one class; True always, False
+            never. The result is the same to rounding.
 
     Classes may have any sizes: queries without a positive are left out, those without a negative have
     a loss of 0. Other arguments: see `SampleLoss`.
@@ -227,6 +238,7 @@ class SOPRCLoss(SampleLoss):
         momentum: float = 0.1,
         update: str = "last",
         semi_variance_weight: float = 0.0,
+        sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -245,6 +257,7 @@ class SOPRCLoss(SampleLoss):
         self.table_size = table_size
         self.momentum = momentum
         self.update = update
+        self.sort = sort
         self.semi_variance_weight = check.non_negative(semi_variance_weight, "semi_variance_weight")
         self.description()  # checks the parameters
         self.register_buffer(
@@ -253,7 +266,9 @@ class SOPRCLoss(SampleLoss):
         self.register_buffer("prior", prior_mul * counts / counts.max())
 
     def description(self) -> SOPRC:
-        return SOPRC(self.tau1, self.tau2, self.table_size, similarity=self.similarity)
+        return SOPRC(
+            self.tau1, self.tau2, self.table_size, similarity=self.similarity, sort=self.sort
+        )
 
     def forward(
         self,
@@ -284,6 +299,7 @@ class SOPRCLoss(SampleLoss):
             tau2=self.tau2,
             prior=self.prior,
             table=self.table,
+            sort=self.sort,
             reduction=self.reduction,
             validate=self.validate,
             **options,

@@ -92,8 +92,9 @@ class SupAPLoss(SampleLoss):
             defaults, the paper's definition); the released iNaturalist setting is start=0, offset=1.
         sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
             window of a positive are evaluated one by one: None where a class is large enough for
-            that to pay, True always, False never. On CUDA None is False. The result is the same to
-            rounding: a sigmoid is cut off where it is within 1e-13 (float64: 3e-20) of 0 or 1.
+            that to pay, on CUDA for more than 256 candidates of one class; True always, False never.
+            The result is the same to rounding: a sigmoid is cut off where it is within 1e-13
+            (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """

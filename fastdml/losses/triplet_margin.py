@@ -189,8 +189,8 @@ class TripletMarginLoss(TripletLoss):
             "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
         sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
             window of a positive are evaluated one by one: None where a class is large enough for
-            that to pay, True always, False never. On CUDA None is False, but for
-            negatives="nearest". The result is the same to rounding: a sigmoid is cut off where it
+            that to pay, on CUDA for more than 256 candidates of one class and for negatives="nearest";
+            True always, False never. The result is the same to rounding: a sigmoid is cut off where it
             is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets * dim) memory. Of

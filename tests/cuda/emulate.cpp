@@ -18,7 +18,8 @@ namespace {
 
 int threads = 64;
 std::uint64_t seed = 0;
-std::int64_t sorted_blocks = 0;  // how many calls had their rows sorted
+std::int64_t sorted_calls = 0;  // how many calls had all their rows sorted
+std::int64_t sorted_lists = 0;  // how many teams sorted a row for its long list
 
 struct Entry {
   const char* name;
@@ -72,9 +73,45 @@ struct SortedMemory {
   }
 };
 
+// Shared memory comes uninitialised and ends where it ends; so does a team's memory for long lists.
 template <class T, template <class> class Loss, bool kSorted>
-void launch_rows(const Block<T>& b, const Target& target, std::int64_t longest, const Loss<T>& loss,
-                 const SortedRows<T>& sorted);
+void launch_rows(const Block<T>& b, const Target& target, const Loss<T>& loss, const SortedRows<T>& sorted,
+                 Lengths<T> lengths, bool of_lists) {
+  const T poison = std::numeric_limits<T>::quiet_NaN(), fence = T(12345);
+  constexpr int blocks = 2;
+  const std::int64_t values = of_lists ? lengths.values : 0;
+  for (int block = 0; block < blocks; ++block) {
+    std::vector<T> scratch(kScratch + 1, poison), shared(kArena + 1, poison);
+    std::vector<T> memory(blocks * values + 1, poison);
+    memory[block * values + values] = scratch.back() = shared.back() = fence;
+    if (of_lists) lengths.memory = memory.data();
+    emulator::Threads fibers(threads, seed + block);
+    fibers.run([&](int) {
+      emulator::Team team{fibers};
+      run_rows<kSorted>(b, target, loss, team, block, blocks, scratch.data(), shared.data(), lengths, sorted);
+    });
+    STD_TORCH_CHECK(scratch.back() == fence && shared.back() == fence &&
+                        memory[block * values + values] == fence,
+                    "wrote beyond shared memory");
+    if (lengths.room > 0) sorted_lists += !(memory[block * values] != memory[block * values]);
+  }
+}
+
+template <class T, template <class> class Loss, bool kSorted>
+void launch_long(const Block<T>& b, const Target& target, std::int64_t longest, const Loss<T>& loss,
+                 const SortedRows<T>& sorted) {
+  LongLists launches[kLongLaunches];
+  const std::int64_t most = kWholeRows<Loss<T>> ? std::max(longest, b.cols) : longest;
+  if (kArena == 0 || !b.class_start || most <= kShortList) return;
+  long_launches(launches, most, b.rows, b.cols, kSorted && !sorted.kept, sizeof(T));
+  Lengths<T> lengths;
+  const std::int64_t room = kSorted && !sorted.kept ? sort_room(b.cols) : 0;
+  for (const LongLists& launch : launches) {
+    if (launch.blocks == 0) continue;
+    lengths = {lengths.upto, launch.most, nullptr, launch.values, room};
+    launch_rows<T, Loss, kSorted>(b, target, loss, sorted, lengths, true);
+  }
+}
 
 template <class T, template <class> class Loss>
 void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
@@ -84,39 +121,18 @@ void launch(const Block<T>& b, const Target& target, std::int64_t longest) {
   Loss<T> loss;
   std::memcpy(&loss, parameters, sizeof loss);
   SortedMemory<T> sorted;
+  const Sorts which = sorts<T>(loss);
   if constexpr (kSorts<T, Loss<T>> > 0) {
-    if (sorts<T>(loss)) {
+    if (which == Sorts::all) {
       sorted.fill(b, loss);
-      ++sorted_blocks;
-      return launch_rows<T, Loss, true>(b, target, longest, loss, sorted.rows);
+      ++sorted_calls;
+      launch_rows<T, Loss, true>(b, target, loss, sorted.rows, {}, false);
     }
+    if (which != Sorts::none) launch_long<T, Loss, true>(b, target, longest, loss, sorted.rows);
   }
-  if constexpr (!kWholeRows<Loss<T>>)
-    launch_rows<T, Loss, false>(b, target, longest, loss, sorted.rows);
-}
-
-template <class T, template <class> class Loss, bool kSorted>
-void launch_rows(const Block<T>& b, const Target& target, std::int64_t longest, const Loss<T>& loss,
-                 const SortedRows<T>& sorted) {
-  // Shared memory comes uninitialised and ends where it ends.
-  const T poison = std::numeric_limits<T>::quiet_NaN();
-  const T fence = T(12345);
-  constexpr int blocks = 2;
-  for (const bool large : {false, true}) {
-    const std::int64_t most = kWholeRows<Loss<T>> ? std::max(longest, b.cols) : longest;
-    const std::int64_t values = large ? arena_size(most, 0) : kArena;
-    for (int block = 0; block < blocks; ++block) {
-      std::vector<T> scratch(kScratch + 1, poison), arena(values + 1, poison);
-      scratch.back() = arena.back() = fence;
-      emulator::Threads fibers(threads, seed + block);
-      fibers.run([&](int) {
-        emulator::Team team{fibers};
-        run_rows<kSorted>(b, target, loss, team, block, blocks, scratch.data(), arena.data(),
-                          large ? arena.data() : static_cast<T*>(nullptr), sorted);
-      });
-      STD_TORCH_CHECK(scratch.back() == fence && arena.back() == fence,
-                      "wrote beyond shared memory");
-    }
+  if constexpr (!kWholeRows<Loss<T>>) {
+    if (which != Sorts::all) launch_rows<T, Loss, false>(b, target, loss, sorted.rows, {}, false);
+    if (which == Sorts::none) launch_long<T, Loss, false>(b, target, longest, loss, sorted.rows);
   }
 }
 
@@ -205,7 +221,8 @@ void configure(int64_t count, int64_t with_seed) {
   seed = static_cast<std::uint64_t>(with_seed);
 }
 
-int64_t sorted_count() { return sorted_blocks; }
+int64_t sorted_count() { return sorted_calls; }
+int64_t sorted_lists_count() { return sorted_lists; }
 
 }  // namespace
 
@@ -218,6 +235,7 @@ STABLE_TORCH_LIBRARY(fastdml_emulated, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def("configure(int threads, int seed) -> ()");
   m.def("sorted_count() -> int");
+  m.def("sorted_lists_count() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CPU, m) {
   m.impl("rows_", TORCH_BOX(&fastdml::rows_<fastdml::run>));
@@ -225,4 +243,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&fastdml::configure));
   m.impl("sorted_count", TORCH_BOX(&fastdml::sorted_count));
+  m.impl("sorted_lists_count", TORCH_BOX(&fastdml::sorted_lists_count));
 }

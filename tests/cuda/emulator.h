@@ -52,6 +52,14 @@ class Threads {
     wait_warp();
     return exchange_[turn][t ^ mask];
   }
+  bool any(bool m) {
+    wait_block();
+    any_ = false;
+    wait_block();
+    any_ |= m;
+    wait_block();
+    return any_;
+  }
 
  private:
   static constexpr std::size_t kStack = 256 << 10;
@@ -112,6 +120,7 @@ class Threads {
   std::mt19937_64 random_;
   jmp_buf scheduler_jump_;
   double exchange_[2][1024];
+  bool any_ = false;
   const std::function<void(int)>* body_ = nullptr;
   int current_ = 0;
 };
@@ -126,6 +135,7 @@ struct Team {
   T from_lane(T v, int mask) const {
     return static_cast<T>(threads.exchange(v, mask));
   }
+  bool any(bool m) const { return threads.any(m); }
 };
 
 }  // namespace emulator

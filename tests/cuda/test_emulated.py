@@ -5,6 +5,7 @@ that run in shuffled order between barriers. What this cannot see is what only a
 arithmetic, alignment faults, launch limits.
 """
 
+import dataclasses
 import fcntl
 import os
 import re
@@ -200,17 +201,21 @@ def test_arrays_as_long_as_a_row(name):
     agree(call(description, case, "emulated"), call(description, case, "native"), 1e-9)
 
 
-def rows(op, description, s, labels, weights=None, teacher=None):
-    """One call of rows_ over a square block; returns (weights, row losses)."""
-    index = LabelRelation(labels, labels).class_index
+def rows(op, description, s, labels, weights=None, teacher=None, anchors=None):
+    """One call of rows_; returns (weights, row losses).
+
+    labels: of the columns, and of the rows of a square block, whose samples they are, or else anchors.
+    """
+    relation = LabelRelation(labels if anchors is None else anchors, labels)
+    index = relation.class_index
     loss = s.new_full((len(s), description.outputs), float("nan"))
     values = description.example_values(len(s), s.shape[1])
-    scalars = description.scalars(LabelRelation(labels, labels))
-    scalars, columns = (None if x is None else x.to(s) for x in (scalars, values.get("col_values")))
+    given = (description.scalars(relation), values.get("row_values"), values.get("col_values"))
+    scalars, of_rows, columns = (None if x is None else x.to(s) for x in given)
     op(
         s, library.functors()[description.name][0], description.parameters(), teacher, None, None, None,
-        None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest, 0,
-        None, 1.0, scalars, None, columns, loss, None, None, True,
+        None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest,
+        0 if anchors is None else -1, None, 1.0, scalars, of_rows, columns, loss, None, None, True,
         *([weights] if weights is not None else []),
     )  # fmt: skip
     return s if weights is None else weights, loss
@@ -291,7 +296,7 @@ def test_whose_rows_are_sorted(description, emulator):
 
 def test_every_loss_that_can_be_sorted_is():
     assert {"smooth_ap", "sup_ap", "auc", "pnp", "recall_at_k", "triplet_margin"} <= SORTING
-    assert {"dense_triplet", "dark_rank"} <= SORTING
+    assert {"soprc", "dense_triplet", "dark_rank"} <= SORTING
 
 
 @pytest.mark.parametrize("threads", [32, 160])
@@ -306,6 +311,54 @@ def test_sorted_rows_with_many_positives(description, threads, emulator):
     x = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     case = type(CASES["ragged"]())(x, torch.tensor([1, 0, 2, 3, 9]), ref, y)
     agree(call(description, case, "emulated"), call(description, case, "dense"), 1e-9)
+
+
+# Losses whose rows may be sorted or not.
+BY_CHOICE = [
+    p.values[0]
+    for p in SORTED
+    if hasattr(p.values[0], "sort") and getattr(p.values[0], "negatives", None) != "nearest"
+]
+
+
+@pytest.mark.parametrize("threads", [32, 160])
+@pytest.mark.parametrize("description", BY_CHOICE)
+def test_long_lists_are_sorted_unless_told_not_to(description, threads, emulator):
+    """sort=None: a row whose list does not fit in shared memory, and no other, has to the bit what
+    sort=True gives it, and the others what sort=False does. Nobody asks how long lists are."""
+    emulator.configure(threads, 7)
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([262, 256, 1, 70]))
+    anchors = torch.tensor([1, 0, 2, 3, 9])
+    s = torch.rand(5, len(labels), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s = (s * 2 - 1).masked_fill(s < 0.01, 0.25)  # some are equal
+    found, by_team = {}, {}
+    for sort in (None, True, False):
+        before = emulator.sorted_lists_count(), emulator.sorted_count()
+        chosen = dataclasses.replace(description, sort=sort)
+        found[sort] = rows(emulator.rows_, chosen, s.clone(), labels, anchors=anchors)
+        by_team[sort] = emulator.sorted_lists_count() - before[0]
+        assert emulator.sorted_count() - before[1] == (sort is True)
+        true = rows(torch.ops.fastdml_native.rows_, chosen, s.clone(), labels, anchors=anchors)
+        agree(found[sort], true, 1e-9)
+    assert by_team == {None: 1, True: 0, False: 0}
+    of_class = anchors == 0
+    for auto, always, never in zip(*found.values(), strict=True):
+        assert torch.equal(auto[of_class], always[of_class])
+        assert torch.equal(auto[~of_class], never[~of_class])
+
+
+@pytest.mark.parametrize("sort", [None, False])
+def test_lists_of_all_lengths(sort, emulator):
+    """Lists of more than 1,024 have a launch of their own, which takes those and no others."""
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor([1030, 300, 4]))
+    s = torch.rand(4, len(labels), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    description = dataclasses.replace(BY_CHOICE[0], sort=sort)
+    before = emulator.sorted_lists_count()
+    anchors = torch.tensor([2, 0, 1, 9])
+    found = rows(emulator.rows_, description, s.clone(), labels, anchors=anchors)
+    true = rows(torch.ops.fastdml_native.rows_, description, s.clone(), labels, anchors=anchors)
+    agree(found, true, 1e-9)
+    assert emulator.sorted_lists_count() - before == (2 if sort is None else 0)
 
 
 def block_of(description, s, labels):

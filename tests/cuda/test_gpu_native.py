@@ -139,11 +139,11 @@ def test_long_lists(description, per_class):
         assert distance(f, t) <= 1e-9
 
 
-@pytest.mark.parametrize("per_class", [3, 64, 300])
+@pytest.mark.parametrize("per_class", [3, 64, 300, 1100])
 @pytest.mark.parametrize("columns", [1000, 5001])
 @pytest.mark.parametrize("description", SORTED)
 def test_sorted_rows_are_as_others(description, columns, per_class):
-    """Both forms against float64 on the CPU, where rows are not sorted."""
+    """Both forms and the choice between them, against float64 on the CPU, where rows are not sorted."""
     generator = torch.Generator().manual_seed(columns)
     x = torch.randn(24, 16, generator=generator, dtype=torch.float64)
     ref = torch.randn(columns, 16, generator=generator, dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_sorted_rows_are_as_others(description, columns, per_class):
     case = type(CASES["ragged"]())(x, classes[:24], ref, classes)
     plain = dataclasses.replace(description, sort=False)
     true = call(plain, case, "native")
-    for one in (description, plain):
+    for one in (description, plain, dataclasses.replace(description, sort=None)):
         found = cpu(call(one, given_on_gpu(one, case), "native"))
         narrow = cpu(call(one, given_on_gpu(one, case.to(torch.float32)), "native"))
         for f, s, t in zip(found, narrow, true, strict=True):
