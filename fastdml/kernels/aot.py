@@ -293,6 +293,9 @@ _PIPES = (
         re.compile(r"^(I|LOP3|SEL|PRMT|SHF|LEA|MOV|F2F|I2F|F2I|F2FP|PLOP3|VOTE|R2P|P2R|CS2R|VI)"),
     ),
 )
+# A loop counts down: its counter before it, and what is taken off.
+_START = re.compile(r"^U?R\d+, (?:RZ, RZ, )?(0x[0-9a-f]+)$")
+_STEP = re.compile(r"^ (U?R\d+), (?:U?PT?\d*, )*(U?R\d+), -(0x[0-9a-f]+), U?RZ")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
 
@@ -302,7 +305,8 @@ def loop_counts(sass: str, pairs: int) -> dict[str, int]:
 
     Loops are backward branches. Of those that multiply and do some arithmetic on every pair, the
     plain one is the shortest: the masked one does more, a loop over D alone does less, and loops
-    around a wait are longer still.
+    around a wait are longer still. The loops in it (over the thresholds of a list) count as often as
+    they run. Where that cannot be read it is the masked one, whose counter is a threshold's number.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
@@ -319,9 +323,37 @@ def loop_counts(sass: str, pairs: int) -> dict[str, int]:
                 loops.append((start, at))
     for start, stop in sorted(loops, key=lambda one: one[1] - one[0]):
         counts = count(name for name, _ in code[start : stop + 1])
-        if counts["tensor"] and counts["fp32"] >= pairs:
+        if not counts["tensor"] or counts["fp32"] < pairs:
+            continue
+        times = {
+            (first, last): trips(code, first, last)
+            for first, last in loops
+            if start < first <= last < stop
+        }
+        for (first, last), n in times.items():
+            inner = count(name for name, _ in code[first : last + 1])
+            if not inner["tensor"] and inner["fp32"] >= pairs:
+                if n is None:
+                    break
+                counts = {pipe: c + (n - 1) * inner[pipe] for pipe, c in counts.items()}
+        else:
             return counts
     return count([])
+
+
+def trips(code: list[tuple[str, str]], first: int, last: int) -> int | None:
+    """How often the loop code[first : last + 1] runs: its counter's start over its step."""
+    for name, rest in code[first:last]:
+        step = _STEP.match(rest) if re.match("U?V?U?IADD", name) else None
+        if step is None or step[1] != step[2]:
+            continue
+        for _, earlier in reversed(code[:first]):
+            # Behind the suffixes of the name: first what is written, then what is read.
+            operands = earlier.partition(" ")[2].strip()
+            if re.match(rf"{step[1]}\b", operands):
+                start = _START.match(operands)
+                return None if start is None else int(start[1], 16) // int(step[3], 16)
+    return None
 
 
 def count(names: Any) -> dict[str, int]:

@@ -46,8 +46,8 @@ def statistics_config(
     """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss; slots: of a ListLoss."""
     width = power_of_two(d)
     if dtype == torch.float32:
-        depth = min(width, 32 if precision == "ieee" else 64)
-        return Config(64, 64, depth, 0, 4, 2)
+        # Three products hold their operands three times over.
+        return Config(64, 32 if slots or precision == "tf32x3" else 64, min(width, 32), 0, 8, 2)
     depth = width if width <= 256 else 64
     if slots and arch < 90:  # products are made in registers, which are full of sums
         return Config(128, 16, depth, 0, 8, 2)
@@ -63,12 +63,15 @@ def weights_config(
     """For kernel 2, which also holds the gradient of the rows that stay, and `states` values of each."""
     width = power_of_two(d)
     if dtype == torch.float32:
-        depth = min(width, 32 if precision == "ieee" else 64)
-        return Config(64, 32, depth, min(width, 64), 4, 2)
+        depth = min(width, 16 if precision == "ieee" else 32)
+        if slots:
+            return Config(128, 16, depth, min(width, 32), 8, 2)
+        return Config(128, 32, depth, min(width, 64), 8, 2)
     depth = width if width <= 256 else 64
     output = min(width, 256)
     if slots:  # two weights in the making beside the gradient
-        return Config(64, 16, depth, min(output, 128), 8, 2)
+        # Eight warps of products made in registers are 128 rows: 64 would all be computed twice.
+        return Config(128, 16, depth, min(output, 128), 8, 2)
     if width <= 128:
         # Before Hopper products are made in registers, which many states do not leave room for.
         narrow = teacher or arch >= 100 or (arch < 90 and states > 4)

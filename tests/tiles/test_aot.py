@@ -87,3 +87,11 @@ def test_plain_loop_has_one_exponential_per_pair():
     assert 1.0 <= sums["counts"]["mufu"] / per_thread <= 1.2
     hardest = kernels["statistics 1"]
     assert hardest["counts"]["mufu"] == 0
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_loop_over_thresholds_is_counted(arch):
+    """A sigmoid of every pair and threshold, for the rows and for the columns: two special functions."""
+    weights = compiled("smooth_ap", arch)["weights, one set"]
+    per_thread = weights["stay"] * weights["stream"] / (32 * weights["warps"])
+    assert weights["counts"]["mufu"] / per_thread == 2 * 16 * 2

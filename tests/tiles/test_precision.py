@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_aot import SHARED_LIMIT, compiled
 from triton_mode import DEVICE
 
 import fastdml.functional as F
@@ -95,3 +96,33 @@ def test_unknown_precisions_are_refused(monkeypatch):
     monkeypatch.setenv(configs.FLOAT32, "fast")
     with pytest.raises(ValueError, match=f"{configs.FLOAT32}: expected .*, got 'fast'"):
         step()
+
+
+# Of the kernels of a loss of one set, one of two sets, and one over lists.
+LOSSES = [
+    pytest.param("sup_con", 90),
+    *(
+        pytest.param(name, arch, marks=pytest.mark.slow)
+        for name in ("sup_con", "proxy_anchor", "smooth_ap")
+        for arch in (80, 90)
+        if (name, arch) != ("sup_con", 90)
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "arch"), LOSSES)
+def test_compiled_products(name, arch):
+    """TF32 on tensor cores, three of them for tf32x3, and none for ieee; half precision in its own."""
+    made = {
+        precision: compiled(name, arch, "float32", 128, precision)
+        for precision in configs.PRECISIONS
+    }
+    for kernel, ieee in made["ieee"].items():
+        if kernel == "finish":
+            continue
+        one, three = (made[name][kernel] for name in ("tf32", "tf32x3"))
+        assert ieee["products"] == {}, kernel
+        assert set(one["products"]) == set(three["products"]) == {"tf32"}, kernel
+        for each in (ieee, one, three):
+            assert each["spill_bytes"] == 0, kernel
+            assert each["shared"] <= SHARED_LIMIT[arch], kernel
