@@ -191,7 +191,7 @@ def weights(
         "WEIGHT": tile.weight, "COLUMN_SLOPES": tile.column_slopes,
         "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
         "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
-        "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse,
+        "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse and configs.skips_zeros(arch),
         "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": metric, "EPSILON": 0.0,
         "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0,
         "GROUPS": tile.groups or "none",

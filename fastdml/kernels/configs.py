@@ -74,7 +74,7 @@ def weights_config(
         return Config(128, 16, depth, min(output, 128), 8, 2)
     if width <= 128:
         # Before Hopper products are made in registers, which many states do not leave room for.
-        narrow = teacher or arch >= 100 or (arch < 90 and states > 4)
+        narrow = teacher or arch >= 100 or (arch < 90 and states > 3)
         return Config(128, 32 if narrow else 64, depth, output, 8, 3 if arch != 80 else 2)
     return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
 
@@ -89,6 +89,15 @@ def interpreter_config(d: int, output: int = 16) -> Config:
 def architecture(device: torch.device) -> int:
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def skips_zeros(arch: int) -> bool:
+    """Whether tiles of zero weights may be skipped. Triton 3.6 cannot compile the question for Blackwell
+    ("parent layout must have at least rank >= 2"), 3.9 can."""
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return arch < 100 or version >= (3, 9)
 
 
 def precision(dtype: torch.dtype, forced: str | None = None) -> str:

@@ -304,6 +304,7 @@ def weights(
         count = 2 + slopes * loss.column_values
         totals = torch.empty(parts, count, m, dtype=torch.float32, device=device)
     low = None if lists is None else lists.low
+    skips = device.type != "cuda" or configs.skips_zeros(configs.architecture(device))
     weighted = stay_weights is not None or stream_weights is not None
     weights_kernel[(blocks, parts, chunks)](
         x, stream.x, stay.norms, stream.norms, stay.labels, stream.labels, stay_states,
@@ -314,7 +315,7 @@ def weights(
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
         GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
-        SUMS=sums, SPARSE=loss.sparse, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
+        SUMS=sums, SPARSE=loss.sparse and skips, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
         METRIC=pair.metric, EPSILON=pair.epsilon, NEAREST=pair.nearest,
         TEACHER=_teacher(loss, stay, pair),
         T_EPSILON=pair.teacher_epsilon,
