@@ -13,9 +13,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/class_index.h"
 #include "cpu/norms.h"
 #include "cpu/run_rows.h"
 #include "row_arguments.h"
+#include "total.h"
 
 namespace {
 
@@ -29,24 +31,25 @@ constexpr double kEpsilon = 1e-12;
 struct Call {
   Tensor anchors;
   OptionalTensor candidates;  // none: the anchors
-  Tensor s;                   // [M, N] scratch
+  Tensor s;                   // [M, N] scratch, its own or the caller's
   const fastdml::Functor& functor;
   std::vector<double> parameters;
   int64_t metric;
   bool normalized;
   double epsilon;
-  Tensor row_class, col_class, class_start, class_order;
+  Tensor classes;  // what class_index returned
   int64_t longest;
   bool excludes_self;
   OptionalTensor row_weight;
   double weight;
   OptionalTensor scalars, row_values, col_values;
-  bool d_anchors, d_candidates, d_scalars, d_row_values;
+  bool total, d_anchors, d_candidates, d_scalars, d_row_values;
 };
 
-// Outputs, and the derivatives that were asked for by anchors, candidates, scalars and row values.
+// Outputs, their weighted sum, and the derivatives by anchors, candidates, scalars and row values: what of
+// them was asked for.
 using Results =
-    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
@@ -135,10 +138,12 @@ Results run(const Call& c) {
     b.col_square = col_square.data();
   }
   b.epsilon = static_cast<T>(c.epsilon);
-  b.row_class = data<const int32_t>(c.row_class);
-  b.col_class = data<const int32_t>(c.col_class);
-  b.class_start = data<const int32_t>(c.class_start);
-  b.class_order = data<const int32_t>(c.class_order);
+  const fastdml::PackedClasses at(m, n);
+  const int32_t* classes = data<const int32_t>(c.classes);
+  b.row_class = classes + at.row_class;
+  b.col_class = classes + at.col_class;
+  b.class_start = classes + at.start;
+  b.class_order = classes + at.order;
   b.self_offset = c.excludes_self ? 0 : -1;
   b.row_weight = fastdml::pointer<T>(c.row_weight, m * c.functor.weights());
   b.weight = static_cast<T>(c.weight);
@@ -174,18 +179,23 @@ Results run(const Call& c) {
     if (one_set) symmetrize(b.s, m);
     d_anchors = product(c.s, columns, c.anchors, row_scale);
   }
-  return {outputs, d_anchors, d_candidates, d_scalars, d_row_values};
+  OptionalTensor total;
+  if (c.total) total = fastdml::total(outputs, c.row_weight, c.weight);
+  return {outputs, total, d_anchors, d_candidates, d_scalars, d_row_values};
 }
 
-Results one_block(Tensor anchors, OptionalTensor candidates, Tensor s, int64_t id,
+Results one_block(Tensor anchors, OptionalTensor candidates, OptionalTensor scratch, int64_t id,
                   std::vector<double> parameters, int64_t metric, bool normalized, double epsilon,
-                  Tensor row_class, Tensor col_class, Tensor class_start, Tensor class_order,
-                  int64_t longest, bool excludes_self, OptionalTensor row_weight, double weight,
-                  OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values,
-                  bool d_anchors, bool d_candidates, bool d_scalars, bool d_row_values) {
+                  Tensor classes, int64_t longest, bool excludes_self, OptionalTensor row_weight,
+                  double weight, OptionalTensor scalars, OptionalTensor row_values,
+                  OptionalTensor col_values, bool total, bool d_anchors, bool d_candidates,
+                  bool d_scalars, bool d_row_values) {
   const fastdml::Functor& f = fastdml::checked_functor(id, parameters);
   const Tensor& columns = candidates.has_value() ? *candidates : anchors;
   const ScalarType type = anchors.scalar_type();
+  const Tensor s = scratch.has_value()
+                       ? *scratch
+                       : torch::stable::new_empty(anchors, {anchors.size(0), columns.size(0)});
   STD_TORCH_CHECK(anchors.dim() == 2 && columns.dim() == 2 && anchors.size(1) == columns.size(1) &&
                       anchors.is_contiguous() && columns.is_contiguous() && s.is_contiguous() &&
                       s.dim() == 2 && s.size(0) == anchors.size(0) && s.size(1) == columns.size(0) &&
@@ -195,10 +205,14 @@ Results one_block(Tensor anchors, OptionalTensor candidates, Tensor s, int64_t i
                   "fastdml: one_block takes products, or distances of normalised embeddings");
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
                   "fastdml: embeddings must be float32 or float64");
-  const Call c{anchors,     candidates, s,         f,           parameters, metric,    normalized,
-               epsilon,     row_class,  col_class, class_start, class_order, longest,  excludes_self,
-               row_weight,  weight,     scalars,   row_values,  col_values, d_anchors, d_candidates,
-               d_scalars,   d_row_values};
+  STD_TORCH_CHECK(classes.scalar_type() == ScalarType::Int && classes.is_contiguous() &&
+                      classes.numel() ==
+                          fastdml::PackedClasses(anchors.size(0), columns.size(0)).size,
+                  "fastdml: classes must be what class_index returned");
+  const Call c{anchors,    candidates, s,         f,            parameters, metric,
+               normalized, epsilon,    classes,   longest,      excludes_self, row_weight,
+               weight,     scalars,    row_values, col_values,  total,      d_anchors,
+               d_candidates, d_scalars, d_row_values};
   return type == ScalarType::Float ? run<float>(c) : run<double>(c);
 }
 
@@ -206,12 +220,11 @@ Results one_block(Tensor anchors, OptionalTensor candidates, Tensor s, int64_t i
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
   m.def(
-      "one_block(Tensor anchors, Tensor? candidates, Tensor(a!) s, int functor, float[] parameters, "
-      "int metric, bool normalized, float epsilon, Tensor row_class, Tensor col_class, "
-      "Tensor class_start, Tensor class_order, int longest, bool excludes_self, Tensor? row_weight, "
-      "float weight, Tensor? scalars, Tensor? row_values, Tensor? col_values, bool d_anchors, "
-      "bool d_candidates, bool d_scalars, bool d_row_values) "
-      "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?)");
+      "one_block(Tensor anchors, Tensor? candidates, Tensor(a!)? scratch, int functor, float[] parameters, "
+      "int metric, bool normalized, float epsilon, Tensor classes, int longest, bool excludes_self, "
+      "Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, Tensor? col_values, "
+      "bool total, bool d_anchors, bool d_candidates, bool d_scalars, bool d_row_values) "
+      "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) { m.impl("one_block", TORCH_BOX(&one_block)); }

@@ -12,6 +12,7 @@
 #include "cpu/norms.h"
 #include "cpu/run_rows.h"
 #include "row_arguments.h"
+#include "total.h"
 
 namespace {
 
@@ -28,47 +29,23 @@ void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
     fastdml::run_rows(f, fastdml::block_of<double>(a, f.weights()), a.longest);
 }
 
-// Dense class numbers for arbitrary labels, and the columns of every class: (row_class, col_class, start,
-// order, size of the largest class, rows whose label some column has). row_labels may be col_labels.
-std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t, int64_t> class_index(Tensor row_labels,
-                                                                         Tensor col_labels) {
+// Dense class numbers for arbitrary labels, and the columns of every class: (col_class, row_class, start
+// and order in one tensor, size of the largest class, rows whose label some column has). row_labels may
+// be col_labels.
+std::tuple<Tensor, int64_t, int64_t> class_index(Tensor row_labels, Tensor col_labels) {
   const auto i64 = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
-  const auto i32 = [](const Tensor& t) { return static_cast<int32_t*>(t.mutable_data_ptr()); };
   STD_TORCH_CHECK(row_labels.is_contiguous() && col_labels.is_contiguous() &&
                       row_labels.scalar_type() == ScalarType::Long &&
                       col_labels.scalar_type() == ScalarType::Long,
                   "fastdml: labels must be contiguous int64");
   const int64_t rows = row_labels.numel(), cols = col_labels.numel();
-  const auto empty = [&](int64_t size) {
-    return torch::stable::new_empty(col_labels, {size}, ScalarType::Int);
-  };
-  Tensor row_class = empty(rows), col_class = empty(cols), start = empty(cols + 1),
-         order = empty(cols);
+  const fastdml::PackedClasses at(rows, cols);
+  Tensor packed = torch::stable::new_empty(col_labels, {at.size}, ScalarType::Int);
+  int32_t* to = static_cast<int32_t*>(packed.mutable_data_ptr());
   const fastdml::ClassIndex c =
-      fastdml::class_index(i64(row_labels), rows, i64(col_labels), cols, i32(row_class),
-                           i32(col_class), i32(start), i32(order));
-  return {row_class, col_class, start, order, c.longest, c.matched};
-}
-
-template <class T>
-void total_typed(Tensor& out, const Tensor& outputs, const OptionalTensor& row_weight, double weight) {
-  const T* loss = static_cast<const T*>(outputs.const_data_ptr());
-  const int64_t rows = outputs.size(0), stride = outputs.size(1);
-  const T* of_row = fastdml::pointer<T>(row_weight, rows);
-  double sum = 0;
-  for (int64_t i = 0; i < rows; ++i) sum += loss[i * stride] * (of_row ? of_row[i] : T(1));
-  *static_cast<T*>(out.mutable_data_ptr()) = static_cast<T>(sum * weight);
-}
-
-// The weighted sum of the first outputs [M, outputs] of all rows, in double precision and in order.
-Tensor total(Tensor outputs, OptionalTensor row_weight, double weight) {
-  STD_TORCH_CHECK(outputs.dim() == 2 && outputs.is_contiguous(), "fastdml: outputs is a matrix");
-  Tensor out = torch::stable::new_empty(outputs, {});
-  if (outputs.scalar_type() == ScalarType::Float)
-    total_typed<float>(out, outputs, row_weight, weight);
-  else
-    total_typed<double>(out, outputs, row_weight, weight);
-  return out;
+      fastdml::class_index(i64(row_labels), rows, i64(col_labels), cols, to + at.row_class,
+                           to + at.col_class, to + at.start, to + at.order);
+  return {packed, c.longest, c.matched};
 }
 
 void inverse_norm_(Tensor out, Tensor x, double epsilon) {
@@ -117,8 +94,7 @@ void remove_radial_(Tensor g, Tensor x, Tensor inverse_norm) {
 
 STABLE_TORCH_LIBRARY(fastdml_native, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
-  m.def(
-      "class_index(Tensor row_labels, Tensor col_labels) -> (Tensor, Tensor, Tensor, Tensor, int, int)");
+  m.def("class_index(Tensor row_labels, Tensor col_labels) -> (Tensor, int, int)");
   m.def("total(Tensor outputs, Tensor? row_weight, float weight) -> Tensor");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
@@ -127,7 +103,7 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("rows_", TORCH_BOX(&fastdml::rows_<rows_cpu>));
   m.impl("class_index", TORCH_BOX(&class_index));
-  m.impl("total", TORCH_BOX(&total));
+  m.impl("total", TORCH_BOX(&fastdml::total));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));
 }

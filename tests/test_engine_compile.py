@@ -10,6 +10,7 @@ import fastdml
 from fastdml import functional as F
 from fastdml import losses
 from fastdml.engine.registry import LOSSES, description, handle
+from fastdml.engine.relation import LabelRelation
 from fastdml.losses.smooth_ap import SmoothAP
 
 NAMES = [*losses.MODULES, *losses.FUNCTIONS]
@@ -63,9 +64,10 @@ def test_native_operators_write_what_their_schemas_say():
     native = torch.ops.fastdml_native
     check = torch.library.opcheck
     check(native.class_index, (y, y.clone()), test_utils=("test_schema",))
-    row_class, _, start, order, longest, matched = native.class_index(y, y.clone())
+    index = LabelRelation(y, y.clone()).class_index
+    row_class, start, order = index.row_class, index.start, index.order
     assert row_class.tolist() == [0, 0, 1, 2, 0, 2] and start[:4].tolist() == [0, 3, 4, 6]
-    assert order.tolist() == [0, 1, 4, 2, 3, 5] and (longest, matched) == (3, 6)
+    assert order.tolist() == [0, 1, 4, 2, 3, 5] and (index.longest, index.matched) == (3, 6)
     check(native.total, (torch.rand(6, 2), torch.rand(6), 0.5), test_utils=("test_schema",))
     matrix = torch.randn(6, 5, generator=g)
     check(native.remove_radial_, (matrix.clone(), matrix, torch.ones(6)), test_utils=("test_schema",))
@@ -82,9 +84,10 @@ def test_native_operators_write_what_their_schemas_say():
         given.get(a.name, defaults.get(str(a.type))) for a in schema.arguments
     )
     check(native.rows_, arguments, test_utils=("test_schema",))
-    given |= {"anchors": matrix, "normalized": True, "col_class": row_class.clone()}
+    given |= {"anchors": matrix, "normalized": True, "classes": index.packed}
     for both in (False, True):
-        given["d_anchors"] = given["d_candidates"] = both
+        given["d_anchors"] = given["d_candidates"] = given["total"] = both
+        given["scratch"] = torch.empty(6, 6) if both else None
         arguments = tuple(
             given.get(a.name, defaults.get(str(a.type)))
             for a in native.one_block.default._schema.arguments

@@ -211,7 +211,7 @@ def test_no_gradient_is_computed_without_a_graph(description, backend, monkeypat
     given = inputs(description, CASES["ragged"]())
     with torch.no_grad():
         given.loss(description, backend, **given.leaves())
-    assert asked == [Wanted()]
+    assert len(asked) == 1 and not asked[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

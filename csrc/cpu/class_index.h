@@ -10,6 +10,13 @@ struct ClassIndex {
   std::int64_t matched;  // rows whose label some column has
 };
 
+// Where the parts of a class index lie in one array of int32; fastdml/engine/relation.py reads it too.
+struct PackedClasses {
+  std::int64_t col_class = 0, row_class, start, order, size;
+  PackedClasses(std::int64_t rows, std::int64_t cols)
+      : row_class(cols), start(cols + rows), order(start + cols + 1), size(order + cols) {}
+};
+
 // Numbers the column labels in order of appearance; a row whose label no column has gets -1.
 // start[classes + 1] and order[cols] list the columns of each class in ascending order.
 // row_labels may be col_labels (one set), and row_class then col_class.

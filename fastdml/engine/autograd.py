@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ _INPUTS = ("anchors", "candidates", "scalars", "row_values", "col_values")
 class _RowLoss(torch.autograd.Function):
     """The reduced loss; its gradients come with the forward unless rows are returned.
 
-    The first five arguments are those a gradient may be wanted of.
+    The first five arguments are those a gradient may be wanted of. All others come in two tuples, as
+    autograd takes its time with each argument.
     """
 
     @staticmethod
@@ -27,17 +28,12 @@ class _RowLoss(torch.autograd.Function):
         scalars: Tensor | None,
         row_values: Tensor | None,
         col_values: Tensor | None,
-        anchor_labels: Tensor | None,
-        candidate_labels: Tensor | None,
-        pairs: list[Tensor],
-        teacher: list[Tensor],
-        row_weight: Tensor | None,
-        loss: str,
-        relation: str,
-        backend: str,
+        fixed: tuple[Any, ...],
+        names: tuple[str, str, str],
         reduction: str,
         recorded: bool,
     ) -> Tensor:
+        anchor_labels, candidate_labels, pairs, teacher, row_weight = fixed
         # Outside of a recorded graph (torch.no_grad) inputs still say that they need gradients.
         wanted = [recorded and needed for needed in ctx.needs_input_grad[: len(_INPUTS)]]
         ctx.with_forward = reduction != "none"
@@ -52,45 +48,34 @@ class _RowLoss(torch.autograd.Function):
             row_values,
             col_values,
             row_weight,
-            loss,
-            relation,
-            backend,
+            *names,
             reduction,
             wanted if ctx.with_forward else [False] * len(wanted),
         )
+        inputs = (anchors, candidates, scalars, row_values, col_values)
         if ctx.with_forward:
             # The inputs are there to be seen by a second derivative, which is refused.
-            inputs = (anchors, candidates, scalars, row_values, col_values)
-            kept = [x if w else None for x, w in zip(inputs, wanted)]
-            ctx.save_for_backward(*kept, *gradients)
+            ctx.kept = wanted
+            kept = [both for both, w in zip(zip(inputs, gradients), wanted) if w]
+            ctx.save_for_backward(*(tensor for both in kept for tensor in both))
         else:
             ctx.counts = (len(pairs), len(teacher))
-            ctx.names = (loss, relation, backend)
+            ctx.names = names
             ctx.save_for_backward(
-                anchors,
-                candidates,
-                scalars,
-                row_values,
-                col_values,
-                anchor_labels,
-                candidate_labels,
-                row_weight,
-                *pairs,
-                *teacher,
+                *inputs, anchor_labels, candidate_labels, row_weight, *pairs, *teacher
             )
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
-        inputs = ctx.saved_tensors[: len(_INPUTS)]
+        saved = ctx.saved_tensors
         if ctx.with_forward:
-            gradients = ctx.saved_tensors[len(_INPUTS) :]
-            found = [_scaled(g, upstream) if w else None for g, w in zip(gradients, wanted)]
+            wanted = ctx.kept
+            seen, found = saved[::2], _scaled(saved[1::2], upstream)
         else:
-            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = (
-                ctx.saved_tensors
-            )
+            wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
+            seen = [x for x, w in zip(saved, wanted) if w]
+            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = saved
             pairs, teacher = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
             weight = upstream if row_weight is None else upstream * row_weight
             _, *gradients = _evaluate(a)(
@@ -108,25 +93,25 @@ class _RowLoss(torch.autograd.Function):
                 "sum",
                 wanted,
             )
-            found = [g if w else None for g, w in zip(gradients, wanted)]
+            found = [g for g, w in zip(gradients, wanted) if w]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # Depends on the inputs, so that a second derivative runs into the refusal even where the
             # upstream gradient is a constant, instead of missing silently.
-            seen = [x for x, w in zip(inputs, wanted) if w]
-            found = [None if g is None else _Once.apply(g, *seen) for g in found]
-        return (*found, *([None] * 10))
+            found = [_Once.apply(g, *seen) for g in found]
+        each = iter(found)
+        return (*(next(each) if w else None for w in wanted), None, None, None, None)
 
 
-def _evaluate(anchors: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+def _evaluate(anchors: Tensor) -> Callable[..., tuple[Any, ...]]:
     """The operator; or, where nobody watches operators, its function: a small batch feels the way
     through the dispatcher."""
     watched = torch.compiler.is_compiling() or type(anchors) not in (Tensor, nn.Parameter)
     if watched or torch._C._len_torch_dispatch_stack():
         return torch.ops.fastdml.row_loss
-    return op.row_loss
+    return op.computed
 
 
-def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+def _scaled(gradients: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
     # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for
     # another backward, which must not find what the caller did to the first one's result (x.grad is
     # this very memory). Asking is free on the CPU only.
@@ -136,8 +121,8 @@ def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
         and not _graph_is_kept()
         and upstream.item() == 1.0
     ):
-        return gradient.detach()
-    return (gradient * upstream).to(gradient.dtype)
+        return [g.detach() for g in gradients]
+    return [(g * upstream).to(g.dtype) for g in gradients]
 
 
 # Not public in torch: where it is missing, gradients are copied.
@@ -211,14 +196,8 @@ def row_loss(
         scalars,
         row_values,
         col_values,
-        anchor_labels,
-        candidate_labels,
-        pairs or [],
-        teacher or [],
-        row_weight,
-        loss,
-        relation,
-        backend,
+        (anchor_labels, candidate_labels, pairs or [], teacher or [], row_weight),
+        (loss, relation, backend),
         reduction,
         torch.is_grad_enabled(),
     )

@@ -140,8 +140,11 @@ class RowLoss:
         """The further inputs of a call (scalars, row_values, col_values) with which they run it."""
         return {"scalars": torch.tensor(self.learnable)} if self.learnable else {}
 
-    def scalars(self, relation: LabelRelation) -> Tensor | None:
-        """Values of one call that every row reads (counts of classes, say); no host sync."""
+    def scalars(self, relation: LabelRelation) -> Tensor | list[float] | None:
+        """Values of one call that every row reads (counts of classes, say); no host sync.
+
+        Numbers where they are known on the host.
+        """
         return None
 
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:

@@ -7,7 +7,6 @@ tensors (no autograd of its own), so torch.compile and exporters see one opaque 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +19,8 @@ from .registry import description
 from .relation import LabelRelation, Predicate, PredicateRelation, Relation, TupleRelation
 
 REDUCTIONS = ("mean", "sum", "nonzero", "none")
+# In the order of the operator's results after the loss, and of `wanted`.
+GRADIENTS = ("d_anchors", "d_candidates", "d_scalars", "d_row_values", "d_col_values")
 
 SCHEMA = (
     "row_loss(Tensor anchors, Tensor? candidates, Tensor? anchor_labels, Tensor? candidate_labels, "
@@ -46,8 +47,9 @@ def predicate_handle(predicate: Predicate) -> str:
 
 def statistic_type(anchors: Tensor, candidates: Tensor | None) -> torch.dtype:
     """float64 where an input is, else float32: the type of losses and accumulated gradients."""
-    both = (anchors,) if candidates is None else (anchors, candidates)
-    return torch.float64 if any(x.dtype == torch.float64 for x in both) else torch.float32
+    wide = anchors.dtype == torch.float64
+    wide = wide or (candidates is not None and candidates.dtype == torch.float64)
+    return torch.float64 if wide else torch.float32
 
 
 # Embeddings stored by columns are copied by rows up to this size, and used as they are beyond it.
@@ -56,6 +58,8 @@ _COPIED = 16 << 20
 
 def _dense(x: Tensor) -> Tensor:
     """x without gaps: by rows, or, where a copy would cost memory, by columns if it comes so."""
+    if x.shape[1] != 1 and x.is_contiguous():
+        return x
     if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
         return x[:, 0].contiguous()[:, None]
     large = x.numel() * x.element_size() > _COPIED
@@ -124,8 +128,10 @@ def evaluate(
     if reduction == "mean" and not counted:
         problem.weight = 1.0 / max(1, problem.relation.rows)
     result = executor.run(problem, wanted)
+    if result.total is not None:
+        return result.total, result
     outputs = result.outputs
-    if reduction in ("mean", "sum") and not counted and _compiled_sums(outputs):
+    if wanted.total and _compiled_sums(outputs):
         total = torch.ops.fastdml_native.total(outputs, problem.row_weight, problem.weight)
         return total, result
     losses = outputs[:, 0]
@@ -138,8 +144,8 @@ def evaluate(
         count = (weighted > 0) if reduction == "nonzero" else result.outputs[:, 1]
         share = count.sum(dtype=torch.float64).clamp(min=1).reciprocal()
         total = total * share
-        for field in dataclasses.fields(result)[1:]:  # (astuple would copy the tensors)
-            if (d := getattr(result, field.name)) is not None:
+        for name in GRADIENTS:
+            if (d := getattr(result, name)) is not None:
                 d.mul_(share.to(d.dtype))
     return (total * problem.weight).to(losses.dtype), result
 
@@ -188,7 +194,7 @@ def _own_world(device: str) -> contextlib.AbstractContextManager[object]:
     return world
 
 
-def row_loss(
+def computed(
     anchors: Tensor,
     candidates: Tensor | None,
     anchor_labels: Tensor | None,
@@ -204,7 +210,8 @@ def row_loss(
     backend: str,
     reduction: str,
     wanted: list[bool],
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
+    """What the operator returns, with None for gradients that there are not."""
     problem = problem_of(
         anchors,
         candidates,
@@ -222,32 +229,76 @@ def row_loss(
     executor, _ = dispatch.choose(problem, backend)
     if anchors.device.type == "cuda":
         crossover.notice(problem, executor.name, backend)
+    of_anchors, of_candidates, of_scalars, of_row_values, of_col_values = wanted
+    asked = Wanted(
+        of_anchors,
+        of_candidates,
+        of_scalars,
+        of_row_values,
+        of_col_values,
+        total=reduction in ("mean", "sum") and problem.loss.outputs == 1,
+    )
     with _own_world(anchors.device.type):
-        value, result = evaluate(problem, executor, reduction, Wanted(*wanted))
-    inputs = (anchors, candidates, scalars, row_values, col_values)
-    found = [
-        result.d_anchors,
-        result.d_candidates,
-        result.d_scalars,
-        result.d_row_values,
-        result.d_col_values,
-    ]
-    if found[2] is not None and scalars is not None:
-        found[2] = found[2][: scalars.numel()]  # computed scalars come after the learnable ones
+        value, result = evaluate(problem, executor, reduction, asked)
+    d_scalars = result.d_scalars
+    if d_scalars is not None and scalars is not None:
+        d_scalars = d_scalars[: scalars.numel()]  # computed scalars come after the learnable ones
     return (
         value,
-        *(
-            anchors.new_empty(0) if d is None or x is None else _stored_like(d.to(x.dtype), k, x)
-            for k, (d, x) in enumerate(zip(found, inputs))
-        ),
+        _stored_like(result.d_anchors, anchors),
+        _stored_like(result.d_candidates, candidates, by_columns=True),
+        _stored_like(d_scalars, scalars),
+        _stored_like(result.d_row_values, row_values),
+        _stored_like(result.d_col_values, col_values),
     )
 
 
-def _stored_like(d: Tensor, k: int, x: Tensor) -> Tensor:
-    """The gradient d of input k: the candidates' by columns where they are, all others by rows."""
-    if k == 1 and not x.is_contiguous() and x.t().is_contiguous():
+def _stored_like(d: Tensor | None, x: Tensor | None, by_columns: bool = False) -> Tensor | None:
+    """The gradient d in the type of its input x, by rows; by_columns: or by columns, if x is."""
+    if d is None or x is None:
+        return None
+    d = d.to(x.dtype)
+    if by_columns and not x.is_contiguous() and x.t().is_contiguous():
         return d.t().contiguous().t()
     return d.contiguous()
+
+
+def row_loss(
+    anchors: Tensor,
+    candidates: Tensor | None,
+    anchor_labels: Tensor | None,
+    candidate_labels: Tensor | None,
+    pairs: list[Tensor],
+    teacher: list[Tensor],
+    scalars: Tensor | None,
+    row_values: Tensor | None,
+    col_values: Tensor | None,
+    row_weight: Tensor | None,
+    loss: str,
+    relation: str,
+    backend: str,
+    reduction: str,
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    found = computed(
+        anchors,
+        candidates,
+        anchor_labels,
+        candidate_labels,
+        pairs,
+        teacher,
+        scalars,
+        row_values,
+        col_values,
+        row_weight,
+        loss,
+        relation,
+        backend,
+        reduction,
+        wanted,
+    )
+    # An operator returns tensors only.
+    return tuple(anchors.new_empty(0) if x is None else x for x in found)
 
 
 def _fake(
@@ -268,16 +319,12 @@ def _fake(
     wanted: list[bool],
 ) -> tuple[Tensor, ...]:
     shape = (anchors.shape[0],) if reduction == "none" else ()
+    found = [anchors.new_empty(shape, dtype=statistic_type(anchors, candidates))]
     inputs = (anchors, candidates, scalars, row_values, col_values)
-    return (
-        anchors.new_empty(shape, dtype=statistic_type(anchors, candidates)),
-        *(
-            anchors.new_empty(0)
-            if x is None or not w
-            else _stored_like(x.new_empty(x.shape), k, x)
-            for k, (w, x) in enumerate(zip(wanted, inputs))
-        ),
-    )
+    for name, asked, x in zip(GRADIENTS, wanted, inputs):
+        d = _stored_like(x.new_empty(x.shape), x, name == "d_candidates") if x is not None else None
+        found.append(d if asked and d is not None else anchors.new_empty(0))
+    return tuple(found)
 
 
 _library.impl("row_loss", row_loss, "CompositeExplicitAutograd")

@@ -88,18 +88,24 @@ class Problem:
     @lazy
     def scalars(self) -> Tensor | None:
         """Learnable scalars, then those the description computes from the labels."""
-        parts = [] if self.learnable is None else [self.learnable.to(self.statistic)]
+        found: list[Tensor | list[float] | None] = [self.learnable]
         if isinstance(self.relation, LabelRelation):
-            found = self.loss.scalars(self.relation)
-            if found is not None:
-                parts.append(found.to(self.statistic))
+            found.append(self.loss.scalars(self.relation))
         if type(self.loss).count_scalars is not RowLoss.count_scalars:
-            found = self.loss.count_scalars(*self.relation.counts(self.excludes_self))
-            if found is not None:
-                parts.append(found.to(self.statistic))
+            found.append(self.loss.count_scalars(*self.relation.counts(self.excludes_self)))
+        parts = [self._statistics(values) for values in found if values is not None]
         if not parts:
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _statistics(self, values: Tensor | list[float]) -> Tensor:
+        if not isinstance(values, list):
+            return values.to(self.statistic)
+        dtype, device = self.statistic, self.anchors.device
+        if device.type == "cpu":
+            return torch.tensor(values, dtype=dtype)
+        # Filled on the device: a copy from the host would not be captured in a CUDA graph.
+        return torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])
 
     @lazy
     def teacher_problem(self) -> Problem | None:

@@ -67,22 +67,22 @@ class Result:
     d_scalars: Tensor | None = None  # [M, n] while blocks run, [n] in the end
     d_row_values: Tensor | None = None  # [M, k]
     d_col_values: Tensor | None = None  # [k, N]
+    total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Which derivatives are wanted."""
+    """Which derivatives are wanted, and whether the rows' losses are only added up."""
 
     anchors: bool = False
     candidates: bool = False
     scalars: bool = False
     row_values: bool = False
     col_values: bool = False
+    total: bool = False
 
     def __bool__(self) -> bool:
-        return (
-            self.anchors or self.candidates or self.scalars or self.row_values or self.col_values
-        )
+        return self.anchors or self.candidates or self.scalars or self.row_values or self.col_values
 
 
 def block_rows(problem: Problem, step: Step) -> int:

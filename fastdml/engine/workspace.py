@@ -15,7 +15,16 @@ _CUDA_CACHE = 32 << 20
 # Where fewer rows than these fit the default, that is too small.
 _WIDE = 128
 _limits = dict(_DEFAULT)
-_local = threading.local()
+
+
+class _Local(threading.local):
+    """The buffers of a thread, by name and type."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_local = _Local()
 
 
 def set_workspace(size: int | None, device: str = "cpu") -> None:
@@ -39,7 +48,7 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     if size is not None and size < 64 << 10:
         raise ValueError(f"size: expected at least 65536 bytes, got {size}")
     _limits[device] = _DEFAULT[device] if size is None else int(size)
-    _local.__dict__.clear()
+    _local.buffers.clear()
 
 
 def workspace_limit(device_type: str, row: int = 0) -> int:
@@ -75,13 +84,13 @@ def buffer(name: str, count: int, like: Tensor) -> Tensor:
     """
     if like.device.type != "cpu":
         return torch.empty(count, dtype=like.dtype, device=like.device)
-    key = f"{name}:{like.dtype}"
-    held = getattr(_local, key, None)
+    key = name, like.dtype
+    held = _local.buffers.get(key)
     if held is None or held.numel() < count:
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             held = torch.empty(count, dtype=like.dtype)
         # One odd huge row must not pin its memory for good.
         if count * like.element_size() <= workspace_limit("cpu"):
-            setattr(_local, key, held)
+            _local.buffers[key] = held
     return held[:count]

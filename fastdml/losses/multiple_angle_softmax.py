@@ -43,11 +43,8 @@ class MultipleAngleSoftmax(RowLoss):
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"row_values": torch.linspace(0.5, 9, rows)[:, None]}
 
-    def scalars(self, relation: LabelRelation) -> Tensor | None:
-        steps = torch.arange(
-            1, self.margin, device=relation.anchor_labels.device, dtype=torch.float64
-        )
-        return (steps * (math.pi / self.margin)).cos() if self.margin > 1 else None
+    def scalars(self, relation: LabelRelation) -> list[float] | None:
+        return [math.cos(math.pi * k / self.margin) for k in range(1, self.margin)] or None
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.row_values is not None

@@ -65,9 +65,8 @@ class PNP(RowLoss):
         pairs = zip(_VARIANTS, sorts)
         return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
 
-    def scalars(self, relation: LabelRelation) -> Tensor:
-        one_set = relation.anchor_labels is relation.candidate_labels
-        return relation.anchor_labels.new_full((1,), 2 if one_set else 1)
+    def scalars(self, relation: LabelRelation) -> list[float]:
+        return [2 if relation.one_set else 1]
 
     def penalty(self, r: Tensor) -> Tensor:
         if self.variant == "Ds":

@@ -35,10 +35,10 @@ class ProxyAnchor(RowLoss):
         check.positive(self.alpha, "alpha")
         check.finite(self.margin, "margin")
 
-    def scalars(self, relation: LabelRelation) -> Tensor:
+    def scalars(self, relation: LabelRelation) -> Tensor | list[float]:
         present = relation.matched
         if isinstance(present, int):
-            return torch.tensor([relation.rows / max(1, present)], dtype=torch.float64)
+            return [relation.rows / max(1, present)]
         return (relation.rows / present.double().clamp(min=1)).reshape(1)
 
     def spec(self, rows: Rows) -> Tensor:

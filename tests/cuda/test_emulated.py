@@ -211,7 +211,7 @@ def rows(op, description, s, labels, weights=None, teacher=None, anchors=None):
     loss = s.new_full((len(s), description.outputs), float("nan"))
     values = description.example_values(len(s), s.shape[1])
     given = (description.scalars(relation), values.get("row_values"), values.get("col_values"))
-    scalars, of_rows, columns = (None if x is None else x.to(s) for x in given)
+    scalars, of_rows, columns = (None if x is None else torch.as_tensor(x).to(s) for x in given)
     op(
         s, library.functors()[description.name][0], description.parameters(), teacher, None, None, None,
         None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest,

@@ -14,6 +14,9 @@ from ..schedule import Result, Wanted
 from ..similarity import PRODUCT
 from ..workspace import block_limit, buffer
 
+# Values of a matrix that costs less to allocate than to find in the workspace.
+_FRESH = 1 << 12
+
 
 def takes(problem: Problem) -> bool:
     """Whether the call below can run a problem that the compiled functors can."""
@@ -38,19 +41,16 @@ def run(problem: Problem, wanted: Wanted) -> Result:
     m, n = a.shape[0], c.shape[0]
     metric, classes = loss.metric, problem.classes
     one_set = c is a
-    outputs, d_anchors, d_candidates, d_scalars, d_row_values = torch.ops.fastdml_native.one_block(
+    outputs, total, *found = torch.ops.fastdml_native.one_block(
         a,
         None if one_set else c,
-        buffer("similarity", m * n, a).view(m, n),
+        None if m * n <= _FRESH else buffer("similarity", m * n, a).view(m, n),
         library.functors()[loss.name][0],
         loss.members,
         metric.kind,
         metric.normalized,
         problem.epsilon,
-        classes.row_class,
-        classes.col_class,
-        classes.start,
-        classes.order,
+        classes.packed,
         classes.longest,
         problem.excludes_self,
         problem.row_weight,
@@ -58,11 +58,13 @@ def run(problem: Problem, wanted: Wanted) -> Result:
         problem.scalars,
         problem.row_values,
         problem.col_values,
+        wanted.total,
         wanted.anchors,
         wanted.candidates,
         wanted.scalars,
         wanted.row_values,
     )
+    d_anchors, d_candidates, d_scalars, d_row_values = found
     if d_scalars is not None:
         d_scalars = d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
-    return Result(outputs, d_anchors, d_candidates, d_scalars, d_row_values)
+    return Result(outputs, d_anchors, d_candidates, d_scalars, d_row_values, total=total)
