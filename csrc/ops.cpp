@@ -11,6 +11,7 @@
 #include "cpu/class_index.h"
 #include "cpu/norms.h"
 #include "cpu/run_rows.h"
+#include "cpu/similarities.h"
 #include "row_arguments.h"
 #include "total.h"
 
@@ -46,6 +47,34 @@ std::tuple<Tensor, int64_t, int64_t> class_index(Tensor row_labels, Tensor col_l
       fastdml::class_index(i64(row_labels), rows, i64(col_labels), cols, to + at.row_class,
                            to + at.col_class, to + at.start, to + at.order);
   return {packed, c.longest, c.matched};
+}
+
+template <class T>
+void similarities(Tensor& s, const OptionalTensor& row_scale, const OptionalTensor& col_scale,
+                  int64_t metric, const OptionalTensor& row_square, const OptionalTensor& col_square,
+                  double epsilon) {
+  const int64_t rows = s.size(0), cols = s.size(1);
+  fastdml::similarities(static_cast<T*>(s.mutable_data_ptr()), rows, cols, s.stride(0),
+                        fastdml::pointer<T>(row_scale, rows), fastdml::pointer<T>(col_scale, cols),
+                        static_cast<fastdml::Metric>(metric), fastdml::pointer<T>(row_square, rows),
+                        fastdml::pointer<T>(col_square, cols), static_cast<T>(epsilon));
+}
+
+void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale, int64_t metric,
+                   OptionalTensor row_square, OptionalTensor col_square, double epsilon) {
+  STD_TORCH_CHECK(s.dim() == 2 && (s.size(1) <= 1 || s.stride(1) == 1) && metric >= 0 && metric <= 2 &&
+                      row_scale.has_value() == col_scale.has_value() &&
+                      (metric == 0 || (row_square.has_value() && col_square.has_value())),
+                  "fastdml: similarities_ takes a matrix stored by rows and vectors of both its sides");
+  for (const OptionalTensor* t : {&row_scale, &col_scale, &row_square, &col_square})
+    STD_TORCH_CHECK(!t->has_value() || (*t)->scalar_type() == s.scalar_type(),
+                    "fastdml: similarities_ takes tensors of one type");
+  if (s.scalar_type() == ScalarType::Float) {
+    similarities<float>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+  } else {
+    STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
+    similarities<double>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+  }
 }
 
 void inverse_norm_(Tensor out, Tensor x, double epsilon) {
@@ -96,6 +125,9 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def("class_index(Tensor row_labels, Tensor col_labels) -> (Tensor, int, int)");
   m.def("total(Tensor outputs, Tensor? row_weight, float weight) -> Tensor");
+  m.def(
+      "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
+      "Tensor? row_square, Tensor? col_square, float epsilon) -> ()");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
 }
@@ -104,6 +136,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("rows_", TORCH_BOX(&fastdml::rows_<rows_cpu>));
   m.impl("class_index", TORCH_BOX(&class_index));
   m.impl("total", TORCH_BOX(&fastdml::total));
+  m.impl("similarities_", TORCH_BOX(&similarities_));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));
 }

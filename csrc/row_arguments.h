@@ -39,6 +39,7 @@ struct RowArguments {
   OptionalTensor d_scalars, d_row_values;
   bool gradient;
   OptionalTensor weights;  // where weights go, if not into s
+  bool seen;               // s holds what an earlier call without a gradient has left there
 };
 
 template <class T>
@@ -84,6 +85,7 @@ Block<T> block_of(const RowArguments& a, int weights) {
   b.d_scalars = writable<T>(a.d_scalars, b.rows * b.scalar_count);
   b.d_row_values = writable<T>(a.d_row_values, b.rows * b.row_count);
   b.gradient = a.gradient;
+  b.seen = a.seen;
   b.parameters = a.parameters.data();
   return b;
 }
@@ -105,7 +107,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
            int64_t longest, int64_t self_offset, OptionalTensor row_weight, double weight,
            OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
            OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient,
-           OptionalTensor weights) {
+           OptionalTensor weights, bool seen) {
   const Functor& f = checked_functor(id, parameters);
   STD_TORCH_CHECK(s.dim() == 2, "fastdml: s must be a matrix");
   STD_TORCH_CHECK(loss.numel() >= s.size(0) * f.outputs(), "fastdml: loss is too short");
@@ -115,7 +117,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
                        col_square,  metric,      epsilon,    row_class,   col_class,  class_start,
                        class_order, longest,     self_offset, row_weight, weight,     scalars,
                        row_values,  col_values,  loss,       d_scalars,   d_row_values, gradient,
-                       weights};
+                       weights,     seen};
   STD_TORCH_CHECK(s.scalar_type() == ScalarType::Float || s.scalar_type() == ScalarType::Double,
                   "fastdml: s must be float32 or float64");
   run(f, a);
@@ -127,6 +129,6 @@ inline constexpr char kRowsSchema[] =
     "Tensor? row_class, Tensor? col_class, Tensor? class_start, Tensor? class_order, int longest, "
     "int self_offset, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
     "Tensor? col_values, Tensor(b!) loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values, "
-    "bool gradient, Tensor(e!)? weights=None) -> ()";
+    "bool gradient, Tensor(e!)? weights=None, bool seen=False) -> ()";
 
 }  // namespace fastdml

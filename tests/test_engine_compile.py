@@ -70,6 +70,11 @@ def test_native_operators_write_what_their_schemas_say():
     assert order.tolist() == [0, 1, 4, 2, 3, 5] and (index.longest, index.matched) == (3, 6)
     check(native.total, (torch.rand(6, 2), torch.rand(6), 0.5), test_utils=("test_schema",))
     matrix = torch.randn(6, 5, generator=g)
+    check(
+        native.similarities_,
+        (matrix.clone(), torch.rand(6), torch.rand(5), 2, torch.rand(6), torch.rand(5), 0.5),
+        test_utils=("test_schema",),
+    )
     check(native.remove_radial_, (matrix.clone(), matrix, torch.ones(6)), test_utils=("test_schema",))
     functor = _C.functors()["smooth_ap"][0]
     schema = native.rows_.default._schema

@@ -35,6 +35,8 @@ struct Block {
   T* d_row_values = nullptr;                  // [rows, row_count] out
   std::int64_t scalar_count = 0;
   bool gradient = true;                       // false: s need not become weights
+  bool seen = false;                          // s is what a call without a gradient has left there: on
+                                              // the CPU, what the functor sees; on CUDA, products
   const double* parameters = nullptr;         // the functor's members, in order
 };
 

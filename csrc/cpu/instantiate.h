@@ -108,7 +108,7 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
     const std::int64_t rows = together < b.rows - i ? together : b.rows - i;
     T* s = b.s + i * b.ld;
     for (std::int64_t r = 0; r < rows; ++r) {
-      Prologue<T>{b, i + r}.in(s + r * b.ld);
+      if (!b.seen) Prologue<T>{b, i + r}.in(s + r * b.ld);
       if (keep) std::memcpy(kept + r * b.cols, s + r * b.ld, b.cols * sizeof(T));
     }
     Row<T> row(b, i, arena);

@@ -78,6 +78,7 @@ class Row {
   FASTDML_FN void d_value(int k, T v) {
     if (block_.d_row_values) block_.d_row_values[i_ * block_.row_count + k] = v;
   }
+  FASTDML_FN bool wants_weights() const { return block_.gradient; }
   FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
   FASTDML_FN bool has_own() const { return self_ >= 0; }
   FASTDML_FN T own() const { return s_[self_]; }

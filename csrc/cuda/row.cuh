@@ -118,6 +118,7 @@ class Row {
     if (block_.d_row_values && team_.thread() == 0)
       block_.d_row_values[i_ * block_.row_count + k] = v * own_weight_;
   }
+  FASTDML_FN bool wants_weights() const { return block_.gradient; }
   FASTDML_FN std::int64_t candidates() const { return n_ - (self_ >= 0); }
   FASTDML_FN bool has_own() const { return self_ >= 0; }
   FASTDML_FN T own() const { return own_; }

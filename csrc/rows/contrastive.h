@@ -38,7 +38,7 @@ struct Contrastive {
       auto slope = select(t > T(0), T(1) - square + T(2) * square * t, T(0));
       return slope * select(p.positive, pull, select(p.negative, push, T(0)));
     };
-    if (relative != 0)
+    if (relative != 0 && row.wants_weights())
       row.d_value(0, row.reduce([=](auto p) { return values(weight(p) * p.s); }, Sum{})[0]);
     row.map([=](auto p) { return weight(p) * unit; });
     return out;

@@ -1,4 +1,4 @@
-// N-pair (Sohn, NIPS 2016): SPEC 2.9. The similarity of the anchor's one positive is a value of the row.
+// N-pair (Sohn, NIPS 2016): SPEC 2.9.
 #pragma once
 #include "exponentials.h"
 
@@ -9,10 +9,16 @@ template <class T>
 struct NPair {
   T sign;        // 1: on similarities, -1: on distances
   T one_vs_one;  // 1: every negative against the positive alone, 0: all at once
+  T paired;      // 1: the positive is a candidate of the row, 0: its similarity is a value of the row
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
-    const T by = sign, from = by * row.value(0);
+    T own;
+    if (paired != 0)
+      own = row.reduce([](auto p) { return values(select(p.positive, p.s, T(0))); }, Sum{})[0];
+    else
+      own = row.value(0);
+    const T by = sign, from = by * own;
     const auto gap = [=](auto p) { return by * p.s - from; };
     if (one_vs_one != 0) {
       const auto [loss, slope] = row.reduce(
@@ -21,15 +27,23 @@ struct NPair {
                           select(p.negative, sigmoid(gap(p)), T(0)));
           },
           Sum{}, Sum{});
-      row.d_value(0, -by * slope);
-      row.map([=](auto p) { return select(p.negative, by * sigmoid(gap(p)), T(0)); });
+      const T pull = -by * slope;
+      if (paired == 0) row.d_value(0, pull);
+      const T kept = paired * pull;
+      row.map([=](auto p) {
+        return select(p.negative, by * sigmoid(gap(p)), select(p.positive, kept, T(0)));
+      });
       return loss;
     }
     const LogSum<T> sum =
         log_sums<T>(row, [=](auto p) { return select(p.negative, gap(p), lowest<T>()); }, true).negative;
     const T push = by / sum.total, top = sum.top;
-    row.d_value(0, -by * (T(1) - exp(-top) / sum.total));
-    row.map([=](auto p) { return select(p.negative, exp(gap(p) - top) * push, T(0)); });
+    const T pull = -by * (T(1) - exp(-top) / sum.total);
+    if (paired == 0) row.d_value(0, pull);
+    const T kept = paired * pull;
+    row.map([=](auto p) {
+      return select(p.negative, exp(gap(p) - top) * push, select(p.positive, kept, T(0)));
+    });
     return sum.log_of_sum();
   }
 };

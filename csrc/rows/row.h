@@ -43,6 +43,7 @@
 //   p.teacher(), p.column(k)         the same pair in the teacher's matrix; value k of its column
 //   row.scalar(k), row.value(k)      values of the call and of the row
 //   row.d_scalar(k, v), row.d_value(k, v)   derivative of the row's loss by them (learnable ones)
+//   row.wants_weights()              false where only the loss is asked for: what serves map may be left out
 //   row.candidates()                 number of pairs of the row
 //   row.reduce(f, Op...)             fold f(p) = values(...) over all pairs, one Op each: Sum, Min, Max
 //   row.map(f)                       s := f(p)

@@ -89,7 +89,7 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
         for k in range(repeats + 2):
             s.copy_(source)  # the functor overwrites it
             start = time.perf_counter()
-            native(problem, s, teacher, 0, out, gradient, None)
+            native(problem, s, teacher, 0, out, gradient, None, False)
             seconds = time.perf_counter() - start
             if k >= 2:
                 found.append(1e9 * seconds / s.numel())

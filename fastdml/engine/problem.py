@@ -12,6 +12,16 @@ from .loss import RowLoss, Rows
 from .relation import ClassIndex, LabelRelation, Relation
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A block of similarities in the workspace, and of the teacher's: rows [start, start + size)."""
+
+    start: int
+    size: int  # the last block may have fewer
+    s: Tensor
+    teacher: Tensor | None
+
+
 @dataclasses.dataclass(eq=False)
 class Problem:
     loss: RowLoss
@@ -27,6 +37,7 @@ class Problem:
     col_values: Tensor | None = None  # [k, N]
     swept: bool = False  # col_values hold what the loss's presweep found
     device: torch.device | None = None  # where it would run; None: where the anchors are
+    left: Block | None = None  # what a visit of the matrix has left for the next
 
     @property
     def device_type(self) -> str:

@@ -14,6 +14,9 @@ besides, they are equal: the second is left out.
 
 Only one block of S exists at any time. Blocks are visited in order and each product accumulates
 into one place, so the result does not depend on timing.
+
+Losses that visit the matrix twice, the first time for the rows' outputs only, begin the second visit with
+the block that the first has left in the workspace, and go backwards: its product is saved.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import Block, Problem
 from .products import accumulate_, multiply
 from .workspace import block_limit, buffer, rows_within
 
@@ -45,9 +48,11 @@ class Step(Protocol):
         out: Result,
         gradient: bool,
         narrow: Tensor | None,
+        seen: bool,
     ) -> Tensor:
         """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `narrow`.
 
+        seen: s holds what an earlier step without a gradient has left there: similarities already.
         Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`.
         narrow: [R, N] of the type that the products of weights are made in, if that is not the type
         of s; the schedule converts where the step leaves the weights in s.
@@ -109,7 +114,10 @@ def presweep(problem: Problem, outputs_of: Callable[[Problem], Tensor]) -> None:
     if before is None or problem.swept:
         return
     problem.swept = True
-    found = outputs_of(problem.swapped(before)).t().contiguous()
+    sweep = problem.swapped(before)
+    found = outputs_of(sweep).t().contiguous()
+    if problem.one_set:  # the same matrix, by rows as by columns
+        problem.left = sweep.left
     given = problem.col_values
     problem.col_values = found if given is None else torch.cat([given, found])
 
@@ -154,23 +162,39 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         col_total = torch.zeros(n, dtype=problem.statistic, device=a.device)
 
     size = block_rows(problem, step)
-    held = _block("similarity", size, n, out.outputs)
-    second = held_narrow = None
-    if problem.teacher is not None:
-        second = _block("teacher", size, n, out.outputs)
-    left, right = a, c  # operands of the products of weights
+    starts = list(range(0, m, size))
+    left = problem.left
+    problem.left = None
+    if left is not None and (left.start, left.size) == (starts[-1], size):
+        starts.reverse()
+    else:
+        left = None
+    held_narrow = None
+    if left is not None:
+        held, second = left.s, left.teacher
+    else:
+        held = _block("similarity", size, n, out.outputs)
+        second = None
+        if problem.teacher is not None:
+            second = _block("teacher", size, n, out.outputs)
+    operand, right = a, c  # of the products of weights
     if wanted and a.dtype == torch.bfloat16:
         held_narrow = _block("weights", size, n, a)
     elif wanted and a.dtype != problem.statistic:
         right = c.to(problem.statistic)
-        left = right if problem.one_set else a.to(problem.statistic)
+        operand = right if problem.one_set else a.to(problem.statistic)
     transposed = c.t()
-    for start in range(0, m, size):
+    for start in starts:
         stop = min(m, start + size)
-        s = multiply(a[start:stop], transposed, held[: stop - start])
-        t = None if second is None else _teacher(problem, start, stop, second[: stop - start])
+        seen = left is not None and start == left.start
+        s = held[: stop - start]
+        t = None if second is None else second[: stop - start]
+        if not seen:
+            multiply(a[start:stop], transposed, s)
+            if t is not None:
+                _teacher(problem, start, stop, t)
         narrow = None if held_narrow is None else held_narrow[: stop - start]
-        g = step(problem, s, t, start, out, bool(wanted), narrow)
+        g = step(problem, s, t, start, out, bool(wanted), narrow, seen)
         if narrow is not None and g is not narrow:
             g = narrow.copy_(g)
         if row_total is not None:
@@ -179,10 +203,10 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
             scale = problem.row_scale
             col_total += _total(g.t(), None if scale is None else scale[start:stop])
         if d_candidates is not None:
-            if start == 0:
-                multiply(g.t(), left[start:stop], d_candidates)
+            if start == starts[0]:
+                multiply(g.t(), operand[start:stop], d_candidates)
             else:
-                accumulate_(d_candidates, g.t(), left[start:stop])
+                accumulate_(d_candidates, g.t(), operand[start:stop])
         if out.d_anchors is not None:
             if problem.one_set and d_candidates is not None:
                 accumulate_(out.d_anchors[start:stop], g, right)
@@ -205,6 +229,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     if bias and col_total is not None and problem.col_values is not None:
         out.d_col_values = torch.zeros_like(problem.col_values)
         out.d_col_values[0] = col_total
+    if not wanted and a.device.type == "cpu":
+        problem.left = Block(starts[-1], size, held, second)
     out.outputs.add_(problem.poison)
     return out
 

@@ -86,6 +86,11 @@ class Metric:
         epsilon: float,
     ) -> Tensor:
         """Products to similarities or distances, in place. s [R, N]; vectors [R] and [N]."""
+        if s.device.type == "cpu" and library.load() is not None:
+            torch.ops.fastdml_native.similarities_(
+                s, row_scale, col_scale, self.kind, row_square, col_square, epsilon
+            )
+            return s
         if row_scale is not None and col_scale is not None:
             s.mul_(row_scale[:, None]).mul_(col_scale)
         if self.kind == PRODUCT:

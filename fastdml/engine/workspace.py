@@ -12,8 +12,11 @@ _DEFAULT = {"cpu": 16 << 20, "cuda": 192 << 20}
 # gradient costs less memory traffic than its product takes, or what stays in the cache.
 _CUDA_ROWS = 1024
 _CUDA_CACHE = 32 << 20
-# Where fewer rows than these fit the default, that is too small.
+# Where fewer rows than these fit the default, that is too small. What such a problem holds besides, class
+# numbers and scales of its columns, comes out of the same 44 MiB.
 _WIDE = 128
+_WIDEST = 44 << 20
+_WIDE_COLUMN = 12
 _limits = dict(_DEFAULT)
 
 
@@ -51,17 +54,19 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     _local.buffers.clear()
 
 
-def workspace_limit(device_type: str, row: int = 0) -> int:
-    """Bytes an executor may hold on a device, for rows of `row` bytes."""
+def workspace_limit(device_type: str, columns: int = 0, bytes_per_pair: int = 0) -> int:
+    """Bytes an executor may hold on a device, for rows of `columns` pairs."""
     limit = _limits.get(device_type, _DEFAULT["cuda"])
+    row = columns * bytes_per_pair
     # Every block passes over all candidates and their gradient: with few rows that is all it does.
-    wide = device_type == "cpu" and limit == _DEFAULT["cpu"] and limit < _WIDE * row
-    return 2 * limit if wide else limit
+    if device_type != "cpu" or limit != _DEFAULT["cpu"] or limit >= _WIDE * row:
+        return limit
+    return min(_WIDE * row, max(2 * limit, _WIDEST - _WIDE_COLUMN * columns))
 
 
 def block_limit(device_type: str, columns: int, bytes_per_pair: int) -> int:
     """Bytes a block of rows of `columns` pairs may take."""
-    limit = workspace_limit(device_type, columns * bytes_per_pair)
+    limit = workspace_limit(device_type, columns, bytes_per_pair)
     if device_type == "cpu":
         return limit
     return min(limit, max(_CUDA_ROWS * columns * bytes_per_pair, _CUDA_CACHE))

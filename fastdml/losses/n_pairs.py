@@ -26,27 +26,41 @@ L2_KINDS = ("norm", "squared")
 @register
 @dataclasses.dataclass(frozen=True)
 class NPair(RowLoss):
-    """SPEC 2.9. row_values[:, 0]: similarity of the anchor and its positive, in a pair's own terms."""
+    """SPEC 2.9. row_values[:, 0]: similarity of the anchor and its positive, in a pair's own terms.
+
+    paired: the positive is among the candidates, the only one of the anchor's class, and there are no
+    row_values.
+    """
 
     name = "n_pair"
     provenance = "released code"
 
     one_vs_one: bool = False
+    paired: bool = False
     similarity: str = dataclasses.field(default="dot", kw_only=True)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(similarity="cosine"), cls(True, similarity="cosine")]
+        return [
+            cls(similarity="cosine"),
+            cls(True, similarity="cosine"),
+            cls(False, True, similarity="cosine"),
+            cls(True, True, similarity="distance"),
+        ]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
-        return {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+        return {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
 
     def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, float(self.one_vs_one))
+        return (self.metric.sign, float(self.one_vs_one), float(self.paired))
 
     def spec(self, rows: Rows) -> Tensor:
-        assert rows.row_values is not None
-        gap = self.metric.sign * (rows.s - rows.row_values[:, :1])
+        if self.paired:
+            own = masked_sum(rows.s, rows.positive)[:, None]
+        else:
+            assert rows.row_values is not None
+            own = rows.row_values[:, :1]
+        gap = self.metric.sign * (rows.s - own)
         if self.one_vs_one:
             return masked_sum(softplus(gap), rows.negative)
         return log_sum_exp_with_one(gap, rows.negative)
@@ -160,7 +174,7 @@ def n_pairs(
     assert y is not None
     if (anchors is None) != (positives is None):
         raise ValueError("positives: expected anchors and positives together")
-    weight = None
+    weight, paired = None, False
     if anchors is not None and positives is not None:
         rows = y.new_empty(2, 0)
         check.pairs((anchors, positives, rows[0], rows[1]), y.shape[0], y.shape[0])
@@ -168,13 +182,15 @@ def n_pairs(
         anchors, positives, weight = _random_positives(y, generator)
     else:
         anchors, positives = _first_pairs(y, call.pairs)
+        paired = _in_row(embeddings, backend)
     if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
         nothing = (embeddings * 0).sum(1)
         return nothing if reduction == "none" else nothing.sum()
-    x, x_p = embeddings[anchors], embeddings[positives]
+    # One gather: its derivative fills one gradient of all embeddings instead of two.
+    x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
     candidates = embeddings if form == "all" else x_p
     value = _loss(
-        NPair(form == "ovo", similarity=similarity),
+        NPair(form == "ovo", paired, similarity=similarity),
         x,
         x_p,
         candidates,
@@ -210,7 +226,7 @@ def n_pairs_mc(
     check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
     y = torch.arange(embeddings.shape[0], device=embeddings.device)
     value = _loss(
-        NPair(one_vs_one, similarity=similarity),
+        NPair(one_vs_one, _in_row(embeddings, backend), similarity=similarity),
         embeddings,
         ref_emb,
         ref_emb,
@@ -220,6 +236,11 @@ def n_pairs_mc(
         backend=backend,
     )
     return value if l2_reg == 0 else value + l2_reg * _penalty(l2_kind, embeddings, ref_emb)
+
+
+def _in_row(embeddings: Tensor, backend: str) -> bool:
+    """Whether a row looks for its one positive itself: tile kernels would need a pass more for it."""
+    return embeddings.device.type == "cpu" and backend != "triton"
 
 
 def _loss(
@@ -237,13 +258,16 @@ def _loss(
     check.reduction(reduction)
     check.similarity(description.similarity)
     check_backend(backend)
+    own = None
+    if not description.paired:
+        own = SIMILARITIES[description.similarity].paired(anchors, positives)[:, None]
     return autograd.row_loss(
         anchors,
         candidates,
         anchor_labels,
         candidate_labels,
         loss=handle(description),
-        row_values=SIMILARITIES[description.similarity].paired(anchors, positives)[:, None],
+        row_values=own,
         row_weight=weight,
         backend=backend,
         reduction=reduction,

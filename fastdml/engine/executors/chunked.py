@@ -45,6 +45,7 @@ class Chunked:
         out: Result,
         gradient: bool,
         narrow: Tensor | None,
+        seen: bool,
     ) -> Tensor:
         rows = slice(start, start + s.shape[0])
 
@@ -53,7 +54,8 @@ class Chunked:
 
         metric = problem.loss.metric
         scales = part(problem.row_scale), problem.col_scale
-        metric.apply_(s, *scales, part(problem.row_square), problem.col_square, problem.epsilon)
+        if not seen:
+            metric.apply_(s, *scales, part(problem.row_square), problem.col_square, problem.epsilon)
         with torch.enable_grad():
             block = problem.rows(s.detach().requires_grad_(gradient), start, rows.stop, teacher)
             inputs = [block.s]

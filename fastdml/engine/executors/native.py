@@ -73,6 +73,7 @@ class Native:
         out: Result,
         gradient: bool,
         narrow: Tensor | None,
+        seen: bool,
     ) -> Tensor:
         rows = slice(start, start + s.shape[0])
         whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
@@ -109,5 +110,6 @@ class Native:
             part(out.d_row_values),
             gradient,
             weights,
+            seen,
         )
         return s if weights is None else weights

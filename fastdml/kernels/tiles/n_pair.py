@@ -21,6 +21,8 @@ def parameters(loss: Any) -> tuple[float, ...]:
 
 
 def tile(loss: Any) -> TileLoss:
+    if loss.paired:
+        raise NotImplementedError("the positive's similarity comes as a value of the row")
     return ONE_BY_ONE if loss.one_vs_one else TILE
 
 
