@@ -21,7 +21,7 @@ from conftest import (
 
 import fastdml
 from fastdml.engine.dispatch import EXECUTORS
-from fastdml.engine.executors import Wanted, one_block
+from fastdml.engine.executors import one_block
 from fastdml.engine.problem import Problem
 
 OTHERS = [b for b in BACKENDS if b != "dense"]

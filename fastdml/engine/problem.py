@@ -38,6 +38,7 @@ class Problem:
     swept: bool = False  # col_values hold what the loss's presweep found
     device: torch.device | None = None  # where it would run; None: where the anchors are
     left: Block | None = None  # what a visit of the matrix has left for the next
+    sweeps: bool = False  # this is the presweep of another problem of the same matrix
 
     @property
     def device_type(self) -> str:
@@ -56,6 +57,12 @@ class Problem:
         even = self.row_weight is None or combined
         related = isinstance(self.relation, LabelRelation) and self.relation.one_set
         return self.one_set and self.loss.symmetric and even and related
+
+    @property
+    def revisited(self) -> bool:
+        """Whether the matrix is visited twice, row by row."""
+        combined = self.loss.outputs > 1 and not self.loss.counted
+        return combined or self.sweeps or (self.one_set and self.loss.presweep() is not None)
 
     @property
     def excludes_self(self) -> bool:
@@ -145,6 +152,7 @@ class Problem:
             self.statistic,
             learnable=self.learnable,
             device=self.device,
+            sweeps=self.one_set,
         )
 
     @lazy

@@ -94,7 +94,9 @@ def block_rows(problem: Problem, step: Step) -> int:
     """Rows of a block within the workspace."""
     m, n = problem.relation.rows, problem.relation.columns
     per_pair = step.bytes_per_pair(problem)
-    rows = rows_within(block_limit(problem.device_type, n, per_pair), n, per_pair, m)
+    revisited = problem.revisited and problem.teacher is None
+    limit = block_limit(problem.device_type, n, per_pair, revisited)
+    rows = rows_within(limit, n, per_pair, m)
     together = problem.loss.rows_together
     return rows if rows == m else max(together, rows - rows % together)
 

@@ -54,19 +54,28 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     _local.buffers.clear()
 
 
-def workspace_limit(device_type: str, columns: int = 0, bytes_per_pair: int = 0) -> int:
-    """Bytes an executor may hold on a device, for rows of `columns` pairs."""
+def workspace_limit(
+    device_type: str, columns: int = 0, bytes_per_pair: int = 0, revisited: bool = False
+) -> int:
+    """Bytes an executor may hold on a device, for rows of `columns` pairs.
+
+    revisited: two visits of the matrix share a block: the larger it is, the more that saves.
+    """
     limit = _limits.get(device_type, _DEFAULT["cuda"])
     row = columns * bytes_per_pair
-    # Every block passes over all candidates and their gradient: with few rows that is all it does.
-    if device_type != "cpu" or limit != _DEFAULT["cpu"] or limit >= _WIDE * row:
+    if device_type != "cpu" or limit != _DEFAULT["cpu"]:
         return limit
+    if limit >= _WIDE * row:
+        return 2 * limit if revisited else limit
+    # Every block passes over all candidates and their gradient: with few rows that is all it does.
     return min(_WIDE * row, max(2 * limit, _WIDEST - _WIDE_COLUMN * columns))
 
 
-def block_limit(device_type: str, columns: int, bytes_per_pair: int) -> int:
-    """Bytes a block of rows of `columns` pairs may take."""
-    limit = workspace_limit(device_type, columns, bytes_per_pair)
+def block_limit(
+    device_type: str, columns: int, bytes_per_pair: int, revisited: bool = False
+) -> int:
+    """Bytes a block of rows of `columns` pairs may take; revisited: see `workspace_limit`."""
+    limit = workspace_limit(device_type, columns, bytes_per_pair, revisited)
     if device_type == "cpu":
         return limit
     return min(limit, max(_CUDA_ROWS * columns * bytes_per_pair, _CUDA_CACHE))
@@ -96,6 +105,6 @@ def buffer(name: str, count: int, like: Tensor) -> Tensor:
         with torch.inference_mode(False):
             held = torch.empty(count, dtype=like.dtype)
         # One odd huge row must not pin its memory for good.
-        if count * like.element_size() <= workspace_limit("cpu"):
+        if count * like.element_size() <= workspace_limit("cpu", revisited=True):
             _local.buffers[key] = held
     return held[:count]
