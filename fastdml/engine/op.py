@@ -45,7 +45,7 @@ def predicate_handle(predicate: Predicate) -> str:
     return name
 
 
-def statistic_type(anchors: Tensor, candidates: Tensor | None) -> torch.dtype:
+def statistic_type(anchors: Tensor, candidates: Tensor | None = None) -> torch.dtype:
     """float64 where an input is, else float32: the type of losses and accumulated gradients."""
     wide = anchors.dtype == torch.float64
     wide = wide or (candidates is not None and candidates.dtype == torch.float64)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
 from ..miners import LazyPairs
+from .options import check_options
 from .representation import arguments
 from .sample_weights import sample_weights
 
@@ -71,9 +71,7 @@ def checked_reduction(
     validate: bool = False,
 ) -> str:
     """The reduction; ValueError unless these are options of `sample_loss` that fit."""
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+    check_options(reduction, backend, description.similarity)
     if description.metric.raw_anchors and ref_emb is None:
         raise ValueError(
             f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
@@ -152,10 +150,8 @@ class SampleLoss(nn.Module):
     ) -> None:
         super().__init__()
         similarity = self.default_similarity if similarity is None else similarity
-        check.reduction(reduction)
-        check.similarity(similarity)
+        check_options(reduction, backend, similarity)
         self.similarity = similarity
-        check_backend(backend)
         self.reduction = reduction
         self.backend = backend
         self.validate = validate

@@ -6,14 +6,12 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .labelled_distances import all_anchors, one_anchor, rounded_share
-from .representation import arguments
+from .labelled_distances import LabelledLoss, labelled_loss
 
 __all__ = ["DenseTripletLoss", "dense_triplet"]
 
@@ -122,7 +120,7 @@ def _ranks(y: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, fresh.cumsum(1))
 
 
-class DenseTripletLoss(nn.Module):
+class DenseTripletLoss(LabelledLoss):
     """Dense triplet loss.
 
     The baseline of *Deep Metric Learning Beyond Binary Supervision*, Kim et al., CVPR 2019 (arXiv
@@ -142,47 +140,24 @@ class DenseTripletLoss(nn.Module):
         backend, validate: see `SampleLoss`.
     """
 
-    def __init__(
-        self,
-        margin: float = 0.03,
-        normalize: bool = True,
-        *,
-        reduction: str = "mean",
-        backend: str = "auto",
-        validate: bool = False,
-    ) -> None:
-        super().__init__()
-        check.reduction(reduction)
-        check_backend(backend)
+    def __init__(self, margin: float = 0.03, normalize: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.margin = check.finite(margin, "margin")
         self.normalize = normalize
-        self.reduction = reduction
-        self.backend = backend
-        self.validate = validate
 
     def description(self) -> DenseTriplet:
-        """The loss with all samples as anchors, as mathematics."""
         return _describe(self.margin, self.normalize)
 
-    def extra_repr(self) -> str:
-        return arguments(self)
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        label_distance: Tensor | None = None,
+    def losses(
+        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
     ) -> Tensor:
-        """The loss; arguments as `LogRatioLoss.forward`."""
         return dense_triplet(
             embeddings,
             labels,
             label_distance,
             margin=self.margin,
             normalize=self.normalize,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 
@@ -205,13 +180,11 @@ def dense_triplet(
 
     variant "released", with label_distance: one over the number of pairs is rounded to float32.
     """
-    check.embeddings(embeddings, "embeddings")
-    share = rounded_share(embeddings, variant)
-    if (labels is None) == (label_distance is None):
-        raise ValueError("labels: expected either labels or label_distance")
-    description = _describe(margin, normalize, given=label_distance is not None)
-    if label_distance is not None:
-        loss = one_anchor(description, embeddings, label_distance, **options)
-        return loss if share == 1 else share * loss
-    assert labels is not None
-    return all_anchors(description, embeddings, labels, **options)
+    return labelled_loss(
+        lambda given: _describe(margin, normalize, given),
+        embeddings,
+        labels,
+        label_distance,
+        variant,
+        **options,
+    )

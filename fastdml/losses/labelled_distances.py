@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
+from ..engine.op import statistic_type
 from ..engine.registry import handle
+from .options import check_options
 from .relations import relational_loss
+from .representation import arguments
 
 
-def check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> None:
+def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> None:
     """The label distances of the first sample to the others."""
     check.embeddings(embeddings, "embeddings", validate)
     expected = (embeddings.shape[0] - 1,)
@@ -28,16 +31,20 @@ def check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> Non
         raise ValueError("embeddings: expected an anchor and at least one other sample, got 1 row")
 
 
-def rounded_share(embeddings: Tensor, variant: str) -> float:
+def _rounded_share(embeddings: Tensor, variant: str) -> float:
     """A factor of the loss: the released code rounds one over the number of pairs to float32."""
     if variant not in ("paper", "released"):
         raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
     others = embeddings.shape[0] - 1
     pairs = max(1, others * (others - 1) // 2)
-    return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item() if variant == "released" else 1.0
+    return (
+        pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
+        if variant == "released"
+        else 1.0
+    )
 
 
-def one_anchor(
+def _one_anchor(
     description: RowLoss,
     embeddings: Tensor,
     distance: Tensor,
@@ -47,9 +54,8 @@ def one_anchor(
     validate: bool = False,
 ) -> Tensor:
     """The loss of the first sample as anchor; distance: [B - 1] label distances to the others."""
-    check.reduction(reduction)
-    check_backend(backend)
-    check_distances(embeddings, distance, validate)
+    check_options(reduction, backend)
+    _check_distances(embeddings, distance, validate)
     everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
     return autograd.row_loss(
         embeddings[:1],
@@ -63,10 +69,92 @@ def one_anchor(
     )
 
 
-def all_anchors(description: RowLoss, embeddings: Tensor, labels: Tensor, **options: Any) -> Tensor:
+def _all_anchors(
+    description: RowLoss, embeddings: Tensor, labels: Tensor, **options: Any
+) -> Tensor:
     """The mean over all samples as anchors; labels: [B] numbers or [B, E] vectors."""
     if isinstance(labels, Tensor) and labels.dim() == 1:
         labels = labels[:, None]
     if isinstance(labels, Tensor) and not labels.is_floating_point():
-        labels = labels.to(torch.float64 if embeddings.dtype == torch.float64 else torch.float32)
+        labels = labels.to(statistic_type(embeddings))
     return relational_loss(description, embeddings, labels, name="labels", **options)
+
+
+def labelled_loss(
+    describe: Callable[[bool], RowLoss],
+    embeddings: Tensor,
+    labels: Tensor | None,
+    label_distance: Tensor | None,
+    variant: str,
+    **options: Any,
+) -> Tensor:
+    """A loss of embeddings and continuous labels, or label distances from the first sample.
+
+    describe: of whether label distances are given. variant: "paper", or "released", which rounds one
+    over the number of pairs to float32 where they are.
+    """
+    check.embeddings(embeddings, "embeddings")
+    share = _rounded_share(embeddings, variant)
+    if (labels is None) == (label_distance is None):
+        raise ValueError("labels: expected either labels or label_distance")
+    description = describe(label_distance is not None)
+    if label_distance is not None:
+        loss = _one_anchor(description, embeddings, label_distance, **options)
+        return loss if share == 1 else share * loss
+    assert labels is not None
+    return _all_anchors(description, embeddings, labels, **options)
+
+
+class LabelledLoss(nn.Module):
+    """A loss of embeddings and continuous labels.
+
+    Args:
+        reduction: "mean" over anchors, "sum" or "none".
+        backend, validate: see `SampleLoss`.
+    """
+
+    def __init__(
+        self, *, reduction: str = "mean", backend: str = "auto", validate: bool = False
+    ) -> None:
+        super().__init__()
+        check_options(reduction, backend)
+        self.reduction = reduction
+        self.backend = backend
+        self.validate = validate
+
+    def description(self) -> RowLoss:
+        """The loss with all samples as anchors, as mathematics."""
+        raise NotImplementedError
+
+    def losses(
+        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
+    ) -> Tensor:
+        """The loss of the arguments of `forward`."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        label_distance: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of embeddings [B, D].
+
+        Args:
+            labels: [B] numbers or [B, E] vectors, whose Euclidean distances are the label distances:
+                every sample is an anchor.
+            label_distance: instead of labels: [B - 1] distances from the first sample, the only
+                anchor, to the others, as in the released code. Taken as they are.
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return self.losses(embeddings, labels, label_distance)
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of the functional form that every such loss has."""
+        names = ("reduction", "backend", "validate")
+        return {name: getattr(self, name) for name in names}
+
+    def extra_repr(self) -> str:
+        return arguments(self)

@@ -6,14 +6,12 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
-from .labelled_distances import all_anchors, one_anchor, rounded_share
-from .representation import arguments
+from .labelled_distances import LabelledLoss, labelled_loss
 
 __all__ = ["LogRatioLoss", "log_ratio"]
 
@@ -80,7 +78,7 @@ class LogRatio(RowLoss):
         return 2 * spread / (n[:, 0] - 1).clamp(min=1)
 
 
-class LogRatioLoss(nn.Module):
+class LogRatioLoss(LabelledLoss):
     """Log-ratio loss.
 
     *Deep Metric Learning Beyond Binary Supervision*, Kim et al., CVPR 2019 (arXiv 1904.09626),
@@ -102,45 +100,19 @@ class LogRatioLoss(nn.Module):
         squared_embedding: bool = False,
         squared_label: bool = False,
         normalize: bool = False,
-        *,
-        reduction: str = "mean",
-        backend: str = "auto",
-        validate: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        check.reduction(reduction)
-        check_backend(backend)
+        super().__init__(**kwargs)
         self.squared_embedding = squared_embedding
         self.squared_label = squared_label
         self.normalize = normalize
-        self.reduction = reduction
-        self.backend = backend
-        self.validate = validate
 
     def description(self) -> LogRatio:
-        """The loss with all samples as anchors, as mathematics."""
         return _describe(self.squared_embedding, self.squared_label, self.normalize)
 
-    def extra_repr(self) -> str:
-        return arguments(self)
-
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        label_distance: Tensor | None = None,
+    def losses(
+        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
     ) -> Tensor:
-        """The loss of embeddings [B, D].
-
-        Args:
-            labels: [B] numbers or [B, E] vectors, whose Euclidean distances are the label distances:
-                every sample is an anchor.
-            label_distance: instead of labels: [B - 1] distances from the first sample, the only
-                anchor, to the others, as in the released code. Taken as they are.
-
-        Raises:
-            ValueError: naming the argument and what was expected of it.
-        """
         return log_ratio(
             embeddings,
             labels,
@@ -148,9 +120,7 @@ class LogRatioLoss(nn.Module):
             squared_embedding=self.squared_embedding,
             squared_label=self.squared_label,
             normalize=self.normalize,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+            **self.options(),
         )
 
 
@@ -177,16 +147,14 @@ def log_ratio(
 
     variant "released", with label_distance: one over the number of pairs is rounded to float32.
     """
-    check.embeddings(embeddings, "embeddings")
-    share = rounded_share(embeddings, variant)
-    if (labels is None) == (label_distance is None):
-        raise ValueError("labels: expected either labels or label_distance")
-    description = _describe(
-        squared_embedding, squared_label, normalize, given=label_distance is not None
+    distance = label_distance
+    if squared_label and isinstance(label_distance, Tensor):
+        distance = label_distance.square()
+    return labelled_loss(
+        lambda given: _describe(squared_embedding, squared_label, normalize, given),
+        embeddings,
+        labels,
+        distance,
+        variant,
+        **options,
     )
-    if label_distance is not None:
-        distance = label_distance.square() if squared_label else label_distance
-        loss = one_anchor(description, embeddings, distance, **options)
-        return loss if share == 1 else share * loss
-    assert labels is not None
-    return all_anchors(description, embeddings, labels, **options)

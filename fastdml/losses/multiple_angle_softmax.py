@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
+from ..engine.op import statistic_type
 from ..engine.registry import register
 from ..engine.relation import LabelRelation
 from .proxies import ProxyLoss, proxy_row_loss
@@ -138,7 +139,7 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
 
 
 def _lengths(x: Tensor) -> Tensor:
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kind = statistic_type(x)
     return torch.linalg.vector_norm(x, dim=1, dtype=kind)
 
 

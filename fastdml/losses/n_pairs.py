@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import handle, register
 from ..engine.similarity import SIMILARITIES
 from .base import SampleLoss, checked
+from .options import check_options
 from .paired import check_pairs
 from .terms import log_sum_exp_with_one, masked_sum, softplus
 
@@ -255,9 +255,7 @@ def _loss(
     reduction: str,
     backend: str,
 ) -> Tensor:
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+    check_options(reduction, backend, description.similarity)
     own = None
     if not description.paired:
         own = SIMILARITIES[description.similarity].paired(anchors, positives)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine.op import statistic_type
 from ..engine.similarity import unit
 from .base import Call
 
@@ -20,7 +21,7 @@ def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
 
 
 def _means(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
-    kind = torch.float64 if call.embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(call.embeddings)
     x = _prepared(call.embeddings, normalized, kind)
     y = x if call.ref_emb is None else _prepared(call.ref_emb, normalized, kind)
     if call.pairs:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
+from ..engine.op import statistic_type
 from ..engine.registry import handle
+from .options import check_options
 from .representation import arguments
 
 
@@ -25,11 +26,9 @@ def paired_loss(
     validate: bool = False,
 ) -> Tensor:
     """A loss of pairs [B, D] and [B, D]. scalars may be tensors of one element that want a gradient."""
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+    check_options(reduction, backend, description.similarity)
     check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(embeddings, ref_emb)
     values = [torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(()) for v in scalars]
     pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
     return autograd.row_loss(
@@ -67,9 +66,7 @@ class PairedLoss(nn.Module):
         validate: bool = False,
     ) -> None:
         super().__init__()
-        check.reduction(reduction)
-        check.similarity(similarity)
-        check_backend(backend)
+        check_options(reduction, backend, similarity)
         self.reduction = reduction
         self.similarity = similarity
         self.backend = backend

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import autograd, check
 from ..engine.dispatch import check_backend
+from ..engine.op import statistic_type
 from ..engine.registry import handle, register
 from .base import SampleLoss, sample_loss
 from .pair_means import class_numbers
@@ -148,7 +149,7 @@ def _pce(
     embeddings: Tensor, labels: Tensor, probabilities: Tensor, ridge: float, backend: str
 ) -> Tensor:
     n = embeddings.shape[0]
-    kind = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    kind = statistic_type(embeddings)
     x = embeddings.to(kind)
     centres = probabilities.to(kind).t() @ x / n  # [K, D]
     # A classifier without bias, every centre a candidate and none a positive: row losses are the logs.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
 from ..engine.similarity import SIMILARITIES
+from .options import check_options
 from .representation import arguments
 from .sample_weights import sample_weights
 
@@ -43,9 +43,7 @@ def proxy_row_loss(
         reduction: over rows (samples, or proxies in Proxy-Anchor): "mean", "sum", "nonzero", "none".
         backend, validate: see `SampleLoss`.
     """
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+    check_options(reduction, backend, description.similarity)
     check.embeddings(embeddings, "embeddings", validate)
     check.embeddings(proxies, "proxies", validate)
     check.same_space(embeddings, proxies, "embeddings", "proxies")
@@ -110,10 +108,8 @@ class ProxyLoss(nn.Module):
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
-        check.reduction(reduction)
         self.similarity = self.default_similarity if similarity is None else similarity
-        check.similarity(self.similarity)
-        check_backend(backend)
+        check_options(reduction, backend, self.similarity)
         if reduction == "none" and (weight_regularizer or embedding_regularizer):
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.weight_init_func = weight_init_func

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import autograd, check
-from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..engine.registry import handle
+from .options import check_options
 from .representation import arguments
 
 
@@ -45,9 +45,7 @@ def relational_loss(
 
     No gradient goes to the teacher. reduction: over rows; backend, validate: see `SampleLoss`.
     """
-    check.reduction(reduction)
-    check.similarity(description.similarity)
-    check_backend(backend)
+    check_options(reduction, backend, description.similarity)
     check_teacher(embeddings, teacher, name, validate)
     everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
     return autograd.row_loss(
@@ -83,8 +81,7 @@ class RelationalLoss(nn.Module):
         validate: bool = False,
     ) -> None:
         super().__init__()
-        check.reduction(reduction)
-        check_backend(backend)
+        check_options(reduction, backend)
         self.weight = check.finite(weight, "weight")
         self.reduction = reduction
         self.backend = backend
