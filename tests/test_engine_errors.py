@@ -87,6 +87,15 @@ WRONG = {
     "negative": (lambda: losses.RankedListLoss(margin=0.4, Tn=-1), "Tn: expected a number of at least 0, got -1"),
     "seed": (lambda: losses.TripletMarginLoss(seed=1 << 24), r"seed: expected an integer in \[0, 2\^24\), got 16777216"),
     "seed type": (lambda: F.triplet_margin(x, y, triplets_per_anchor=1, seed=x[0, 0]), r"seed: expected one integer, got torch.float32 \(\)"),
+    # arguments of functions
+    "scales": (lambda: F.info_nce(x, x, torch.ones(3)), r"scale: expected one number, got torch.float32 \(3,\)"),
+    "scale NaN": (lambda: F.info_nce(x, x, float("nan")), "scale: expected a finite number, got nan"),
+    "scale type": (lambda: F.siglip(x, x, "a"), "scale: expected a finite number, got a"),
+    "biases": (lambda: F.siglip(x, x, bias=torch.ones(2)), r"bias: expected one number, got torch.float32 \(2,\)"),
+    "probabilities": (lambda: F.pce(x, y * 0, x.to("meta")), "probabilities: expected device cpu, that of embeddings, got meta"),
+    "label distances": (lambda: F.log_ratio(x, label_distance=x[1:, 0].to("meta")), "label_distance: expected device cpu, that of embeddings, got meta"),
+    "label distance NaN": (lambda: F.log_ratio(x, label_distance=x[1:, 0] / 0), "label_distance: expected finite distances of at least 0"),
+    "label distance": (lambda: F.dense_triplet(x, label_distance=-x[1:, 0].abs()), "label_distance: expected finite distances of at least 0"),
     # workspace and explain
     "workspace": (lambda: fastdml.set_workspace(1000), "size: expected at least 65536 bytes, got 1000"),
     "workspace device": (lambda: fastdml.set_workspace(1 << 20, "tpu"), r"device: expected one of \['cpu', 'cuda'\], got 'tpu'"),

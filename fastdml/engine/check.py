@@ -52,13 +52,17 @@ def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> T
     return y.long()
 
 
+def same_device(x: Tensor, of: Tensor, name: str, of_name: str) -> None:
+    if x.device != of.device:
+        raise ValueError(f"{name}: expected device {of.device}, that of {of_name}, got {x.device}")
+
+
 def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{b_name}: expected embeddings of dimension {a.shape[1]}, as in {a_name}, got {b.shape[1]}"
         )
-    if a.device != b.device:
-        raise ValueError(f"{b_name}: expected device {a.device}, that of {a_name}, got {b.device}")
+    same_device(b, a, b_name, a_name)
 
 
 def class_range(
@@ -144,6 +148,17 @@ def number(value: float, name: str, expected: str, is_right: Callable[[float], b
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
     raise ValueError(f"{name}: expected {expected}, got {value}")
+
+
+def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
+    """A finite number, or a tensor of one, not looked into, on the CPU or the device of `of`."""
+    if not isinstance(value, Tensor):
+        return finite(value, name)
+    if value.numel() != 1 or value.dtype == torch.bool or value.is_complex():
+        raise ValueError(f"{name}: expected one number, got {value.dtype} {tuple(value.shape)}")
+    if value.device.type != "cpu":
+        same_device(value, of, name, "embeddings")
+    return value
 
 
 def _readable(t: Tensor) -> bool:

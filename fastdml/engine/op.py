@@ -7,6 +7,8 @@ tensors (no autograd of its own), so torch.compile and exporters see one opaque 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -32,17 +34,22 @@ SCHEMA = (
 _library = torch.library.Library("fastdml", "DEF")
 _library.define(SCHEMA)
 
-_predicates: dict[str, Predicate] = {}
+_predicates: weakref.WeakValueDictionary[str, Predicate] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+class _Handle(str):
+    """Keeps the predicate for as long as somebody may ask for it: a backward to come, say."""
+
+    predicate: Predicate
 
 
 def predicate_handle(predicate: Predicate) -> str:
     """A string that stands for a user's relation in the operator's arguments."""
-    for known, found in _predicates.items():
-        if found is predicate:
-            return known
-    name = f"predicate:{len(_predicates)}"
-    _predicates[name] = predicate
-    return name
+    handle = _Handle(f"predicate:{next(_numbers)}")
+    handle.predicate = predicate
+    _predicates[str(handle)] = predicate
+    return handle
 
 
 def statistic_type(anchors: Tensor, candidates: Tensor | None = None) -> torch.dtype:

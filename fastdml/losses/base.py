@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..engine import autograd, check
 from ..engine.loss import RowLoss
+from ..engine.op import predicate_handle
 from ..engine.registry import handle
+from ..engine.relation import Predicate
 from ..miners import LazyPairs
 from .options import check_options
 from .representation import arguments
@@ -18,13 +20,15 @@ from .sample_weights import sample_weights
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """The arguments of `SampleLoss.forward`, checked; pairs: [a1, p, a2, n], or none."""
+    """The arguments of `SampleLoss.forward`, checked; pairs: [a1, p, a2, n], or none; predicate: a
+    function in their place."""
 
     embeddings: Tensor
     labels: Tensor | None
     ref_emb: Tensor | None
     ref_labels: Tensor | None
     pairs: list[Tensor]
+    predicate: Predicate | None = None
 
 
 def checked(
@@ -34,17 +38,22 @@ def checked(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     validate: bool = False,
+    functions: bool = False,
 ) -> Call:
-    """ValueError unless these are arguments of `SampleLoss.forward`."""
+    """ValueError unless these are arguments of `SampleLoss.forward`; functions: whether indices_tuple may
+    be one."""
     check.embeddings(embeddings, "embeddings", validate)
     if ref_emb is not None:
         check.embeddings(ref_emb, "ref_emb", validate)
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
     columns = embeddings if ref_emb is None else ref_emb
     pairs: list[Tensor] = []
+    predicate = None
     if isinstance(indices_tuple, LazyPairs):
         indices_tuple = tuple(indices_tuple)
-    if indices_tuple is not None:
+    if functions and callable(indices_tuple):
+        predicate = indices_tuple
+    elif indices_tuple is not None:
         pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
     elif labels is None:
         raise ValueError("labels: expected labels or indices_tuple, got neither")
@@ -56,11 +65,11 @@ def checked(
         ref_labels = check.labels(
             ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
         )
-    if ref_emb is not None and ref_labels is None and not pairs:
+    if ref_emb is not None and ref_labels is None and not pairs and predicate is None:
         raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
     if ref_emb is None and ref_labels is not None:
         raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
-    return Call(embeddings, labels, ref_emb, ref_labels, pairs)
+    return Call(embeddings, labels, ref_emb, ref_labels, pairs, predicate)
 
 
 def checked_reduction(
@@ -102,13 +111,14 @@ def sample_loss(
             _, labels, _, ref_labels = indices_tuple.mined
             indices_tuple = None
     weight = None
-    if description.tuples == "weights" and indices_tuple is not None:
+    of_pairs = description.tuples == "pairs"
+    if not of_pairs and indices_tuple is not None:
         if labels is None:
             raise ValueError("labels: expected one label per row of embeddings, got None")
         checked(embeddings, labels, None, ref_emb, ref_labels)
         weight = sample_weights(indices_tuple, embeddings, ref_emb=ref_emb)
         indices_tuple = None
-    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
+    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate, of_pairs)
     return autograd.row_loss(
         call.embeddings,
         call.ref_emb,
@@ -119,6 +129,7 @@ def sample_loss(
         row_values=row_values,
         pairs=call.pairs,
         row_weight=weight,
+        relation="" if call.predicate is None else predicate_handle(call.predicate),
         backend=backend,
         reduction=reduction,
     )
@@ -175,7 +186,9 @@ class SampleLoss(nn.Module):
             labels: [B] integers of any values, in any order. Equal ones are positives.
             indices_tuple: a miner's result: `(a1, p, a2, n)` or `(a, p, n)` index tensors, the pairs
                 that count. In FastAP, Smooth-AP and NCA the samples then weigh as often as it names
-                them, relative to the most frequent one.
+                them, relative to the most frequent one. Or a function of the indices of R anchors and
+                of all N candidates that returns two bool masks [R, N], of positives and of negatives
+                (a sample's pair with itself is taken out): called block by block, in eager mode.
             ref_emb, ref_labels: [N, D], [N]: other candidates than the batch itself; then every pair
                 counts, a row of `embeddings` that is in `ref_emb` too like any other.
 

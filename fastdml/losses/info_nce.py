@@ -151,11 +151,12 @@ def info_nce(
     scale may be a tensor of one element that wants a gradient. options: see `paired_loss`.
     """
     _reduction(reduction)
+    given = {"scale": scale}
     if symmetric and reduction == "none":
         # Rows of any weight: the two directions apart.
         one = _describe(False, similarity)
         sides = ((embeddings, ref_emb), (ref_emb, embeddings))
-        found = [paired_loss(one, a, b, (scale,), reduction="none", **options) for a, b in sides]
+        found = [paired_loss(one, a, b, given, reduction="none", **options) for a, b in sides]
         return (found[0] + found[1]) / 2
     description = _describe(symmetric, similarity)
-    return paired_loss(description, embeddings, ref_emb, (scale,), reduction=reduction, **options)
+    return paired_loss(description, embeddings, ref_emb, given, reduction=reduction, **options)

@@ -27,6 +27,10 @@ def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> No
             f"label_distance: expected shape {list(expected)}, from the first sample to each other "
             f"one, got {got}"
         )
+    check.same_device(distance, embeddings, "label_distance", "embeddings")
+    readable = distance.device.type == "cpu" and not torch.compiler.is_compiling()
+    if (readable or validate) and not bool(((distance >= 0) & (distance < torch.inf)).all()):
+        raise ValueError("label_distance: expected finite distances of at least 0")
     if expected[0] == 0:
         raise ValueError("embeddings: expected an anchor and at least one other sample, got 1 row")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,23 @@ def paired_loss(
     description: RowLoss,
     embeddings: Tensor,
     ref_emb: Tensor,
-    scalars: Sequence[Tensor | float] = (),
+    scalars: Mapping[str, Tensor | float],
     *,
     reduction: str = "mean",
     backend: str = "auto",
     validate: bool = False,
 ) -> Tensor:
-    """A loss of pairs [B, D] and [B, D]. scalars may be tensors of one element that want a gradient."""
+    """A loss of pairs [B, D] and [B, D]. scalars, by the names of the arguments that they are, may be
+    tensors of one element that want a gradient."""
     check_options(reduction, backend, description.similarity)
     check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
     kind = statistic_type(embeddings, ref_emb)
-    values = [torch.as_tensor(v, dtype=kind, device=embeddings.device).reshape(()) for v in scalars]
+    values = [
+        torch.as_tensor(
+            check.scalar(v, name, embeddings), dtype=kind, device=embeddings.device
+        ).reshape(())
+        for name, v in scalars.items()
+    ]
     pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
     return autograd.row_loss(
         embeddings,
@@ -37,7 +43,7 @@ def paired_loss(
         pairs,
         pairs,
         loss=handle(description),
-        scalars=torch.stack(values) if values else None,
+        scalars=torch.stack(values),
         backend=backend,
         reduction=reduction,
     )

@@ -135,6 +135,7 @@ def pce(
     check.positive(ridge, "ridge")
     check.embeddings(embeddings, "embeddings", validate)
     check.embeddings(probabilities, "probabilities", validate)
+    check.same_device(probabilities, embeddings, "probabilities", "embeddings")
     n = embeddings.shape[0]
     if probabilities.shape[0] != n:
         raise ValueError(

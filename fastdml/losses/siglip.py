@@ -53,7 +53,7 @@ def siglip(
     scale and bias may be tensors of one element that want a gradient. options: see `paired_loss`.
     """
     description = SigLIP(similarity=similarity)
-    return paired_loss(description, embeddings, ref_emb, (scale, bias), **options)
+    return paired_loss(description, embeddings, ref_emb, {"scale": scale, "bias": bias}, **options)
 
 
 class SigLIPLoss(PairedLoss):

@@ -1,0 +1,71 @@
+"""Pairs from a user's function of indices, in the place of labels."""
+
+import gc
+
+import pytest
+import torch
+from conftest import CASES
+
+import fastdml
+from fastdml import functional as F
+from fastdml.engine import op
+
+LOSSES = [F.multi_similarity, F.nt_xent, F.circle, F.sup_con]
+
+
+def by_labels(rows, columns):
+    """The relation of labels as a function: of every block, and nothing more."""
+
+    def masks(anchors, candidates):
+        same = rows[anchors][:, None] == columns[candidates]
+        return same, ~same
+
+    return masks
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+@pytest.mark.parametrize("case", ["ragged", "reference"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_equals_labels(loss, case, backend, reduction):
+    given = CASES[case]()
+    columns = given.y if given.ref is None else given.ref_y
+    found = []
+    for y, function, ref_y in (
+        (given.y, None, given.ref_y),
+        (None, by_labels(given.y, columns), None),
+    ):
+        x = given.x.clone().requires_grad_()
+        value = loss(x, y, function, given.ref, ref_y, reduction=reduction, backend=backend)
+        value.sum().backward()
+        found.append((value.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_samples_are_no_function():
+    x, y = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"indices_tuple: expected .*got function"):
+        F.smooth_ap(x, y, by_labels(y, y))
+
+
+def test_masks_are_checked():
+    x = torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"relation: expected a bool positive mask of shape \(4, 4\)"):
+        F.multi_similarity(x, None, lambda a, c: (torch.ones(2, 2), torch.ones(2, 2)))
+
+
+def test_own_loss_takes_one():
+    x, y = torch.randn(9, 3), torch.arange(9) // 3
+    loss = fastdml.row_loss(lambda s, positive, negative: (s * negative - s * positive).sum(1))
+    torch.testing.assert_close(loss(x, None, by_labels(y, y)), loss(x, y))
+
+
+def test_functions_are_not_kept():
+    x, y = torch.randn(6, 3).requires_grad_(), torch.arange(6) // 2
+    value = F.multi_similarity(x, None, by_labels(y, y), reduction="none")
+    gc.collect()
+    assert len(op._predicates) == 1  # for the backward, which asks again
+    value.sum().backward()
+    del value
+    gc.collect()
+    assert not op._predicates
