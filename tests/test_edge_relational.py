@@ -185,6 +185,40 @@ def test_degenerate_batches_are_finite(
         assert torch.isfinite(found).all()
 
 
+# Numbers at the ends of what is sensible, in the loss itself.
+EXTREME: dict[str, Callable[..., Tensor]] = {
+    "cold": lambda x, t, **o: F.listwise_self_distillation(
+        x, t, temperature=1e-3, similarity="cosine", **o
+    ),
+    "steep": lambda x, t, **o: F.dark_rank(x, t, alpha=1e3, **o),
+    "narrow": lambda x, t, **o: F.relaxed_contrastive(x, t, sigma=1e-3, **o),
+    "wide": lambda x, t, **o: F.relaxed_contrastive(x, t, sigma=1e3, delta=1e3, **o),
+    "no epsilon": lambda x, t, **o: F.pkt(x, t, epsilon=1e-12, **o),
+}
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", EXTREME)
+def test_extremes_are_right(name: str, dtype: torch.dtype, backend: str) -> None:
+    """To the rounding of float32 similarities times the scale: the inputs themselves are rounded first."""
+    x, t = batch(dtype=dtype)
+    if name == "cold":
+        # Else each sample is nearest itself, for the teacher too, and the loss is 0.
+        x[1::2] = x[::2] + 0.03 * x[1::2]
+    found = []
+    for kind, how in ((torch.float64, "dense"), (dtype, backend)):
+        leaf = x.to(kind).requires_grad_()
+        value = EXTREME[name](leaf, t.to(kind), backend=how)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        found.append((value.double(), gradient.double()))
+    (value, gradient), (ours, slope) = found
+    assert gradient.abs().max() > 0
+    assert abs(ours - value) <= 1e-3 * abs(value)
+    # A gradient in half precision is rounded to it.
+    assert (slope - gradient).abs().max() <= 1e-2 * gradient.abs().max()
+
+
 @backends
 @pytest.mark.parametrize("name", ["relaxed_contrastive", "log_ratio"])
 def test_equal_embeddings_do_not_pull(name: str, backend: str) -> None:

@@ -97,6 +97,27 @@ def test_large_classes(name):
     assert torch.isfinite(x.grad).all() and x.grad.any()
 
 
+# What a function does around its rows counts too.
+WHOLE = {
+    "pce": lambda x, y: F.pce(x, y % 32, torch.ones(len(x), 32) / 32),
+    "roadmap": F.roadmap,
+    "clip": lambda x, y: F.info_nce(x, x.detach().roll(1, 0), symmetric=True),
+    "n_pairs": F.n_pairs,
+    "n_pairs all": lambda x, y: F.n_pairs(x, y, form="all"),
+    "lifted_structure": F.lifted_structure,
+    "intra_pair_variance": F.intra_pair_variance,
+    "signal_to_noise": F.signal_to_noise_contrastive,
+    "rkd_angle": lambda x, y: F.rkd_angle(x[:512], x[:512].detach().roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_functions(name):
+    case = batch(4096, 16)
+    x = case.x.requires_grad_()
+    assert peak(lambda: WHOLE[name](x, case.y).backward()) - 4 * x.numel() <= BOUND
+
+
 @pytest.mark.parametrize("name", FIRST)
 def test_it_grows_linearly_with_the_batch(name):
     """Twice the rows, within the same blocks: no more than the vectors of the rows are added."""
@@ -112,7 +133,8 @@ def test_it_grows_linearly_with_the_batch(name):
     [
         losses.ProxyAnchorLoss, losses.ProxyNCALoss, losses.NormalizedSoftmaxLoss, losses.CosFaceLoss,
         losses.ArcFaceLoss, losses.SubCenterArcFaceLoss, losses.SphereFaceLoss, losses.SoftTripleLoss,
-        losses.SmoothedCrossEntropyLoss,
+        losses.SmoothedCrossEntropyLoss, losses.LargeMarginSoftmaxLoss, losses.ProxyNCAPlusPlusLoss,
+        losses.MultiProxyAnchorLoss,
     ],
 )  # fmt: skip
 def test_many_classes(loss):

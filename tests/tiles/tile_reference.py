@@ -233,14 +233,18 @@ CASES: dict[str, Case] = {
     "n_pair": Case(
         "n_pair",
         n_pairs,
-        _o(metric=SimpleNamespace(sign=1.0), one_vs_one=False),
+        _o(metric=SimpleNamespace(sign=1.0), one_vs_one=False, paired=False),
         "pairs",
         inputs=True,
         metric="dot",
         exponent=150.0,
     ),
     "n_pair_one_vs_one": Case(
-        "n_pair", n_pairs, _o(metric=SimpleNamespace(sign=1.0), one_vs_one=True), "pairs", inputs=True
+        "n_pair",
+        n_pairs,
+        _o(metric=SimpleNamespace(sign=1.0), one_vs_one=True, paired=False),
+        "pairs",
+        inputs=True,
     ),
     "nt_xent": Case("nt_xent", nt_xent, _o(scale=5.0), extra=(0.3,)),
     "normalized_softmax": Case("softmax_cross_entropy", softmax, _softmax(), "classes"),
