@@ -119,7 +119,8 @@ def balanced_nt_xent_rows(x, y):
     """Mean per row, logarithm of a mean, negatives alone, both terms times the temperature."""
     rows = []
     for p, n in rows_of(unit(x), y):
-        rows.append(-0.7 * some_mean(p) + 0.3 * 0.3 * (n.div(0.3).logsumexp(0) - math.log(len(n))))
+        level = n.div(0.3).logsumexp(0) - math.log(len(n)) if len(n) else 0.0
+        rows.append(-0.7 * some_mean(p) + 0.3 * 0.3 * level)
     return mean(rows)
 
 
@@ -219,7 +220,7 @@ def n_pairs_ovo(x, y):
     terms = []
     for k, (a, p) in enumerate(pairs):
         gaps = [x[a] @ x[other] - x[a] @ x[p] for m, (_, other) in enumerate(pairs) if m != k]
-        terms.append((1 + torch.stack(gaps).exp()).log().sum())
+        terms.append(sum((1 + gap.exp()).log() for gap in gaps))
     return mean(terms)
 
 
@@ -280,6 +281,37 @@ def test_definition(name, backend):
         return
     (expected,), (gradient,) = torch.autograd.grad(true, a), torch.autograd.grad(value, b)
     assert (gradient - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+@backends
+@pytest.mark.parametrize("kind", ["no positives", "no negatives"])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_definition_of_one_kind_of_pairs(name, kind, backend):
+    """No row has a positive, or none has a negative: a sum or mean of no terms is 0."""
+    definition, loss, arguments = DEFINITIONS[name]
+    x, _ = problem()
+    y = torch.arange(len(x)) if kind == "no positives" else torch.full((len(x),), 3)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    true, value = definition(a, y) + 0 * a.sum(), loss(b, y, backend=backend, **arguments)
+    assert value.item() == pytest.approx(true.item(), rel=1e-11, abs=1e-14)
+    (expected,), (gradient,) = torch.autograd.grad(true, a), torch.autograd.grad(value, b)
+    # Where the definition's gradient is 0, its terms cancel to rounding.
+    assert (gradient - expected).abs().max() < 1e-10 * expected.abs().max().clamp(min=1e-4)
+
+
+@backends
+@pytest.mark.parametrize("one_vs_one", [False, True])
+def test_one_pair_has_no_negative_in_n_pairs_mc(one_vs_one, backend):
+    """Beside a second pair there is one: softplus of its lead over the positive."""
+    x, ref = problem()[0][:2], problem(1)[0][:2]
+    value, gradient = value_and_gradient(
+        F.n_pairs_mc, x[:1], ref[:1], one_vs_one=one_vs_one, backend=backend
+    )
+    assert value == 0 and not gradient.any()
+    value = F.n_pairs_mc(x, ref, one_vs_one=one_vs_one, backend=backend)
+    s = (x @ ref.t()).tolist()
+    true = (math.log1p(math.exp(s[0][1] - s[0][0])) + math.log1p(math.exp(s[1][0] - s[1][1]))) / 2
+    assert value.item() == pytest.approx(true, rel=1e-11)
 
 
 @backends

@@ -211,6 +211,57 @@ def test_hinges_of_ranked_list_and_memory_pairs(backend):
         assert value > 0
 
 
+@backends
+@pytest.mark.parametrize("loss", [F.semi_variance, F.intra_pair_variance], ids=lambda f: f.__name__)
+def test_hinges_about_a_mean(loss, backend):
+    """Two tight classes: every similarity of a kind is its mean."""
+    y = torch.arange(8) % 2
+    x = torch.eye(6, dtype=torch.float64)[y]
+    value, gradient = with_gradient(loss, x, y, backend=backend)
+    assert value == 0 and not gradient.any()
+    # Of the positives a third are 1, of the negatives a half, the others 0.
+    value = loss(x, torch.arange(8) // 2 % 2, backend=backend)
+    if loss is F.semi_variance:
+        expected = (1 / 3) ** 2 + 5 * (1 - 1 / 2) ** 2
+    else:
+        expected = 2 / 3 * (0.99 / 3) ** 2 + 1 / 2 * (1 - 1.01 / 2) ** 2
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+@backends
+def test_hinges_of_dense_triplets(backend):
+    """Distances of embeddings in the order of those of labels, by gaps wider than the margin or not."""
+    y = (0.0, 1.0, 3.0, 7.0)
+    x = torch.tensor(y, dtype=torch.float64)[:, None]
+    labels = x.clone()
+    options = {"normalize": False, "backend": backend}
+    value, gradient = with_gradient(F.dense_triplet, x, labels, margin=2.0, **options)
+    assert value == 0 and not gradient.any()
+    value = F.dense_triplet(x, labels, margin=10.0, **options)
+    rows = []
+    for a in y:
+        d = [abs(a - b) for b in y if b != a]
+        rows.append([max(0, j**2 - k**2 + 10) for j in d for k in d if j < k])
+    expected = sum(sum(row) / len(row) for row in rows) / 4
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+@backends
+def test_roadmap_without_an_active_hinge_is_its_ranking_alone(backend):
+    x, y = circle(*ANGLES), torch.tensor([0, 1, 0, 1])
+    ranking = with_gradient(F.sup_ap, x, y, backend=backend)
+    assert ranking[0] > 0.1 and ranking[1].any()
+    found = with_gradient(F.roadmap, x, y, pos_margin=-1.0, neg_margin=1.0, backend=backend)
+    for a, b in zip(found, ranking):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    # With margins that all pairs miss, the means of what they lack are added.
+    pull = [3 - math.cos(a - b) for a, b in ((0.0, 1.0), (0.4, 2.5))]
+    push = [math.cos(a - b) + 3 for a in (0.0, 1.0) for b in (0.4, 2.5)]
+    value = F.roadmap(x, y, pos_margin=3.0, neg_margin=-3.0, backend=backend)
+    expected = ranking[0].item() + sum(pull) / 2 + sum(push) / 4
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
 # ---- identical rows
 
 
@@ -226,6 +277,7 @@ def test_identical_rows_have_no_gradient(similarity, backend):
         F.margin: 1.4,  # active negatives alone
         F.triplet_margin: 0.05,
         F.ranked_list: 0.5 * 1.2 * 2 / (2 + 1e-5 * 4 * math.exp(-12)),
+        F.balanced_contrastive: 0.5 * 1.0,  # the negatives' half
     }
     for loss, value in expected.items():
         own = {"margin": 0.4, "Tn": 10} if loss is F.ranked_list else {}
