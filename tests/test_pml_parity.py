@@ -170,3 +170,39 @@ def test_fault_a_copy_of_the_labels_makes_self_pairs():
     ours, other = losses.MultiSimilarityLoss(), theirs.MultiSimilarityLoss()
     assert ours(x, y, **ref) == ours(x, y, **same)  # every pair counts, always
     assert other(x, y, **ref) != other(x, y, **same)
+
+
+def test_fault_distance_weights_underflow():
+    """Two samples of different classes that nearly coincide leave theirs without any other anchor."""
+    x, _ = draw(0, torch.float32, rows=512, dim=512)
+    y = torch.arange(512) // 4
+    x[4] = x[0] + 0.1 * x[1]
+    anchors, _, _ = their_miners.DistanceWeightedMiner()(x, y)
+    assert anchors.unique().tolist() == [0, 4]
+    a, p, n = tuple(fastdml.miners.DistanceWeightedMiner(seed=0)(x, y))
+    # One negative for each of the three positives of all 512, none beyond the cutoff.
+    positive = (y[:, None] == y).fill_diagonal_(False).nonzero()
+    order = (a * 512 + p).argsort()
+    assert torch.equal(torch.stack([a, p], 1)[order], positive)
+    u = torch.nn.functional.normalize(x.double(), dim=1)
+    assert (y[a] != y[n]).all() and ((u[a] - u[n]).norm(dim=1) < 1.4 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "PNPLoss"])
+@pytest.mark.parametrize("seed", range(5))
+def test_fault_half_precision(name, seed):
+    """Of theirs NT-Xent has a wrong value, PNP a gradient that is not finite. True is theirs in float64."""
+    x, _ = draw(seed, torch.float16, rows=24, dim=8)
+    y = torch.arange(24) % 6
+    found = []
+    for module, dtype in ((theirs, torch.float64), (losses, torch.float16), (theirs, torch.float16)):
+        z = x.to(dtype).requires_grad_()
+        value = getattr(module, name)()(z, y)
+        found.append((value.item(), torch.autograd.grad(value, z)[0].double()))
+    (true, direction), (value, gradient), (wrong, lost) = found
+    assert value == pytest.approx(true, rel=1e-5)
+    assert (gradient - direction).abs().max() < 2e-3 * direction.abs().max()
+    if name == "NTXentLoss":
+        assert abs(wrong - true) > 0.05 * true
+    else:
+        assert not torch.isfinite(lost).all()

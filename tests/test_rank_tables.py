@@ -220,6 +220,9 @@ def test_fault_histogram_at_similarity_one(backend):
     assert value == 0 and gradient.isfinite().all()
     value = F.histogram(x, torch.tensor([0, 1, 0, 1]), backend=backend)
     assert value.item() == pytest.approx(1.0)  # every positive is farther than most negatives
+    theirs = pytest.importorskip("pytorch_metric_learning.losses").HistogramLoss()
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        theirs(x, torch.tensor([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
