@@ -103,18 +103,30 @@ def test_native_operators_write_what_their_schemas_say():
 @pytest.mark.unpoisoned
 @pytest.mark.parametrize("name", NAMES)
 def test_one_graph_forward_and_backward(name):
-    """Equal to eager, one graph for one shape, and at most one more for all others."""
+    """Equal to eager, one graph for one shape, and at most one more for all others.
+
+    N-pair with form "all": for the others the number of pairs is known once the labels are read.
+    """
     counter = CompileCounterWithBackend("aot_eager")
     case = CASES["ragged"]().to(torch.float32)
-    if name in ("n_pairs", "NPairsLoss"):
-        pytest.skip("how many pairs there are is known once the labels are read")
     function, arguments = calls(case)[name]
-    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    if name == "n_pairs":
+        arguments = {**arguments, "form": "all"}
+    elif name == "NPairsLoss":
+        function = losses.NPairsLoss(form="all")
+    draws = name in ("n_pairs", "NPairsLoss")  # one graph for every size, see below
+    compiled = torch.compile(
+        function, fullgraph=True, backend=counter, dynamic=False if draws else None
+    )
     parameters = list(function.parameters()) if isinstance(function, torch.nn.Module) else []
+
+    def seeded(f, given):
+        torch.manual_seed(0)  # form "all" of N-pair draws
+        return f(**given)
 
     def step(f, x):
         x = x.clone().requires_grad_()
-        value = f(**{**arguments, "embeddings": x})
+        value = seeded(f, {**arguments, "embeddings": x})
         return value.detach(), *torch.autograd.grad(value, [x, *parameters])
 
     g = torch.Generator().manual_seed(1)
@@ -126,9 +138,22 @@ def test_one_graph_forward_and_backward(name):
     for rows in (30, 29, 28):
         batch = ("embeddings", "labels", "ref_emb", "probabilities", "teacher")
         short = {k: v[:rows] if k in batch else v for k, v in arguments.items()}
-        value = compiled(**short)
-        torch.testing.assert_close(value, function(**short), rtol=1e-6, atol=1e-8)
-    assert counter.frame_count <= 3
+        value, true = (seeded(f, short) for f in (compiled, function))
+        torch.testing.assert_close(value, true, rtol=1e-6, atol=1e-8)
+    assert counter.frame_count <= (4 if draws else 3)
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.xfail(strict=True, reason="torch.rand with a generator takes no size that is a symbol")
+def test_random_positives_of_any_number_of_rows_in_one_graph():
+    case = CASES["ragged"]().to(torch.float32)
+    compiled = torch.compile(F.n_pairs, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (37, 30, 29):
+        found = []
+        for function in (compiled, F.n_pairs):
+            torch.manual_seed(0)
+            found.append(function(case.x[:rows], case.y[:rows], form="all"))
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.unpoisoned
