@@ -173,7 +173,7 @@ def test_fault_a_copy_of_the_labels_makes_self_pairs():
 
 
 def test_fault_distance_weights_underflow():
-    """Two samples of different classes that nearly coincide leave theirs without any other anchor."""
+    """Two samples of different classes that nearly coincide are the only anchors of theirs."""
     x, _ = draw(0, torch.float32, rows=512, dim=512)
     y = torch.arange(512) // 4
     x[4] = x[0] + 0.1 * x[1]
@@ -191,11 +191,12 @@ def test_fault_distance_weights_underflow():
 @pytest.mark.parametrize("name", ["NTXentLoss", "PNPLoss"])
 @pytest.mark.parametrize("seed", range(5))
 def test_fault_half_precision(name, seed):
-    """Of theirs NT-Xent has a wrong value, PNP a gradient that is not finite. True is theirs in float64."""
+    """Their NT-Xent is wrong, their PNP has no finite gradient; in float64 they are right."""
     x, _ = draw(seed, torch.float16, rows=24, dim=8)
     y = torch.arange(24) % 6
     found = []
-    for module, dtype in ((theirs, torch.float64), (losses, torch.float16), (theirs, torch.float16)):
+    half = torch.float16
+    for module, dtype in ((theirs, torch.float64), (losses, half), (theirs, half)):
         z = x.to(dtype).requires_grad_()
         value = getattr(module, name)()(z, y)
         found.append((value.item(), torch.autograd.grad(value, z)[0].double()))

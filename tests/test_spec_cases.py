@@ -230,7 +230,7 @@ def test_hinges_about_a_mean(loss, backend):
 
 @backends
 def test_hinges_of_dense_triplets(backend):
-    """Distances of embeddings in the order of those of labels, by gaps wider than the margin or not."""
+    """Embeddings are as far apart as labels: the least gap between squared distances is 3."""
     y = (0.0, 1.0, 3.0, 7.0)
     x = torch.tensor(y, dtype=torch.float64)[:, None]
     labels = x.clone()
