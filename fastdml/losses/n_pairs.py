@@ -90,8 +90,8 @@ class NPairsLoss(SampleLoss):
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
     negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
-    many classes have two samples, where torch.compile(fullgraph=True) wants
-    `torch._dynamo.config.capture_dynamic_output_shape_ops`. Other arguments: see `SampleLoss`.
+    many classes have two samples, where a compiled graph breaks: torch.compile(fullgraph=True) takes form
+    "all" only. Other arguments: see `SampleLoss`.
     """
 
     def __init__(
@@ -308,7 +308,8 @@ def _random_positives(
     start = torch.searchsorted(found, found)
     size = torch.searchsorted(found, found, right=True) - start
     place = torch.arange(y.shape[0], device=y.device) - start
-    draw = torch.rand(y.shape[0], device=y.device, generator=generator, dtype=torch.float64)
+    # Not torch.rand: with a generator it takes no size that a graph leaves open.
+    draw = torch.empty(y.shape[0], device=y.device, dtype=torch.float64).uniform_(generator=generator)
     step = 1 + (draw * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
     other = order[start + (place + step) % size]
     kept = (size > 1).double()
