@@ -39,14 +39,22 @@ class HistogramAP(RowLoss):
     def spec_bytes(self) -> int:  # type: ignore[override]
         return 48 + 16 * int(self.bins)
 
-    def spec(self, rows: Rows) -> Tensor:
+    def memberships(self, s: Tensor) -> Tensor:
+        """[R, N, bins + 1] soft memberships of similarities [R, N]."""
         width = 2 / self.bins
-        centres = torch.arange(self.bins + 1, device=rows.s.device, dtype=rows.s.dtype)
+        centres = torch.arange(self.bins + 1, device=s.device, dtype=s.dtype)
         # A sample is at similarity 1 to itself and to its copies however the last digits fell.
-        top = 1 - 8 * torch.finfo(rows.s.dtype).eps
-        s = torch.where(rows.s > top, torch.ones_like(rows.s), rows.s.clamp(min=-1))
+        top = 1 - 8 * torch.finfo(s.dtype).eps
+        s = torch.where(s > top, torch.ones_like(s), s.clamp(min=-1))
         distance = (s[:, :, None] - (1 - width * centres)).abs()
-        member = (1 - distance / width).relu()
+        return (1 - distance / width).relu()
+
+    def mass(self, own: Tensor, count: Tensor) -> Tensor:
+        """[R] what a row's positives [R, bins + 1] add up to: their number, 1 at least."""
+        return count.clamp(min=1)
+
+    def spec(self, rows: Rows) -> Tensor:
+        member = self.memberships(rows.s)
         own = (member * rows.positive[:, :, None]).sum(1)
         # 1 - AP as what each bin loses to the negatives before it: exactly 0 where there are none.
         positives = own.cumsum(1)
@@ -54,7 +62,7 @@ class HistogramAP(RowLoss):
         both = positives + negatives
         lost = torch.where(both > 0, negatives / both.clamp(min=1e-30), torch.zeros_like(both))
         count = rows.positive.sum(1)
-        loss = (own * lost).sum(1) / count.clamp(min=1)
+        loss = (own * lost).sum(1) / self.mass(own, count)
         present = (count > 0).to(rows.s.dtype)
         return torch.stack([loss * present, present], dim=1)
 
@@ -79,6 +87,24 @@ class SoftBinAP(HistogramAP):
     self_pair = "keep"
 
     bins: int = 19
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedSoftBinAP(SoftBinAP):
+    """The same with the derivative that automatic differentiation finds in the released code where a
+    similarity is exactly 1. Two lines of the first bin meet there and it halves the slope of the one that
+    rises, but not of the one that falls in the next bin. No compiled functor has it.
+    """
+
+    def memberships(self, s: Tensor) -> Tensor:
+        member = super().memberships(s)
+        nothing = torch.where(s == 1, s - s.detach(), torch.zeros_like(s)) * (self.bins / 2)
+        first = member[:, :, 0] + nothing / 2
+        second = member[:, :, 1] - nothing
+        return torch.cat([first[:, :, None], second[:, :, None], member[:, :, 2:]], dim=2)
+
+    def mass(self, own: Tensor, count: Tensor) -> Tensor:
+        return own.sum(1).clamp(min=1e-30)
 
 
 class FastAPLoss(SampleLoss):
@@ -124,22 +150,33 @@ class SoftBinAPLoss(SampleLoss):
 
     Args:
         num_bins: 2 to 257 bin centres on [-1, 1].
+        variant: "paper", or "released": where a similarity is exactly 1, as of some samples with
+            themselves, the derivative that automatic differentiation finds in the released code, which
+            the loss has on neither side. It lies along the embedding, so cosines have none of it; it runs
+            in torch.
 
     Other arguments: see `SampleLoss`.
     """
 
-    def __init__(self, num_bins: int = 20, **kwargs: Any) -> None:
+    def __init__(self, num_bins: int = 20, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_bins = num_bins
+        self.variant = variant
         self.description()  # checks the parameters
 
     def description(self) -> SoftBinAP:
-        return _soft_bin(self.num_bins, self.similarity)
+        return _soft_bin(self.num_bins, self.variant, self.similarity)
+
+    def losses(self, *batch: Any) -> Tensor:
+        return soft_bin_ap(*batch, num_bins=self.num_bins, variant=self.variant, **self.options())
 
 
-def _soft_bin(num_bins: int, similarity: str) -> SoftBinAP:
+def _soft_bin(num_bins: int, variant: str, similarity: str) -> SoftBinAP:
     check.integer(num_bins, "num_bins", 2, _MOST + 1)
-    return SoftBinAP(num_bins - 1, similarity=similarity)
+    if variant not in ("paper", "released"):
+        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    kind = ReleasedSoftBinAP if variant == "released" else SoftBinAP
+    return kind(num_bins - 1, similarity=similarity)
 
 
 def _check_scale(reference_scale: bool, reduction: str) -> None:
@@ -189,11 +226,12 @@ def soft_bin_ap(
     ref_labels: Tensor | None = None,
     *,
     num_bins: int = 20,
+    variant: str = "paper",
     similarity: str = "cosine",
     **options: Any,
 ) -> Tensor:
     """SoftBin-AP loss as a function; see `SoftBinAPLoss`. options: see `sample_loss`."""
-    description = _soft_bin(num_bins, similarity)
+    description = _soft_bin(num_bins, variant, similarity)
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )
