@@ -38,7 +38,7 @@ class Problem:
     swept: bool = False  # col_values hold what the loss's presweep found
     device: torch.device | None = None  # where it would run; None: where the anchors are
     left: Block | None = None  # what a visit of the matrix has left for the next
-    sweeps: bool = False  # this is the presweep of another problem of the same matrix
+    again: bool | None = None  # of a presweep: whether the problem it serves visits the same matrix
 
     @property
     def device_type(self) -> str:
@@ -61,8 +61,10 @@ class Problem:
     @property
     def revisited(self) -> bool:
         """Whether the matrix is visited twice, row by row."""
+        if self.again is not None:
+            return self.again
         combined = self.loss.outputs > 1 and not self.loss.counted
-        return combined or self.sweeps or (self.one_set and self.loss.presweep() is not None)
+        return combined or (self.one_set and self.loss.presweep() is not None)
 
     @property
     def excludes_self(self) -> bool:
@@ -152,7 +154,7 @@ class Problem:
             self.statistic,
             learnable=self.learnable,
             device=self.device,
-            sweeps=self.one_set,
+            again=self.one_set,
         )
 
     @lazy
