@@ -95,6 +95,7 @@ WRONG = {
     "probabilities": (lambda: F.pce(x, y * 0, x.to("meta")), "probabilities: expected device cpu, that of embeddings, got meta"),
     "label distances": (lambda: F.log_ratio(x, label_distance=x[1:, 0].to("meta")), "label_distance: expected device cpu, that of embeddings, got meta"),
     "label distance NaN": (lambda: F.log_ratio(x, label_distance=x[1:, 0] / 0), "label_distance: expected finite distances of at least 0"),
+    "label distance squared": (lambda: F.log_ratio(x, label_distance=-x[1:, 0].abs(), squared_label=True), "label_distance: expected finite distances of at least 0"),
     "label distance": (lambda: F.dense_triplet(x, label_distance=-x[1:, 0].abs()), "label_distance: expected finite distances of at least 0"),
     # workspace and explain
     "workspace": (lambda: fastdml.set_workspace(1000), "size: expected at least 65536 bytes, got 1000"),

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from . import catalogue
 from .ranks import LOSSES as RANKS
 from .record import Record
-from .requirement import Requirement, judge
+from .requirement import Requirement, completes, judge
 from .workload import Workload
 
 BATCH, CLASSES = 4096, 10_000
 # Times the products of the loss's own problem, and times the three of one similarity matrix.
 RATIO, BARE, WORKSPACE = 1.5, 3, 64.0
-# Seconds: the time-out of the process that measures a step's memory.
-COMPLETES = 60.0
 # One proxy loss of each kind: softmax, softmax with a margin, rows of proxies, distances. The step is
 # to complete; its batch is what keeps it to seconds.
 MANY = ("NormalizedSoftmaxLoss", "ArcFaceLoss", "ProxyAnchorLoss", "ProxyNCALoss")
@@ -66,9 +64,7 @@ def judged(records: Sequence[Record]) -> list[Requirement]:
     for name in MANY:
         record = table.get((name, MANY_BATCH))
         text = f"{name}, {MANY_CLASSES} classes"
-        ms = None if record is None else record.ms
-        seconds = None if ms is None else ms / 1e3
-        found.append(judge(f"{text}, seconds of a step", seconds, COMPLETES, " s"))
+        found.append(completes(text, None if record is None else record.ms))
         extra = None if record is None else record.extra_mib
         found.append(judge(f"{text}, workspace", extra, WORKSPACE, " MiB"))
     return found

@@ -161,6 +161,18 @@ def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
     return value
 
 
+def distances(x: Tensor, name: str, validate: bool) -> None:
+    """Given distances: looked into on the CPU, elsewhere with validate."""
+    if (_readable(x) or validate) and not bool(((x >= 0) & (x < torch.inf)).all()):
+        raise ValueError(f"{name}: expected finite distances of at least 0")
+
+
+def variant(kind: str) -> None:
+    """Which of two forms of a loss, where the released code departs from its paper."""
+    if kind not in ("paper", "released"):
+        raise ValueError(f"variant: expected 'paper' or 'released', got {kind!r}")
+
+
 def _readable(t: Tensor) -> bool:
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 

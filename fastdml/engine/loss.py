@@ -154,6 +154,11 @@ class RowLoss:
         """
         return None
 
+    @property
+    def combined(self) -> bool:
+        """Whether the loss is `combine` of the outputs of all rows."""
+        return self.outputs > 1 and not self.counted
+
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         """The loss as a differentiable function of all rows' outputs [M, outputs]; O(M) memory."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def evaluate(
 ) -> tuple[Tensor, Result]:
     """The reduced loss and the derivatives of it."""
     counted = problem.loss.counted
-    if problem.loss.outputs > 1 and not counted:
+    if problem.loss.combined:
         return _of_all_rows(problem, executor, reduction, wanted)
     if reduction == "mean" and not counted:
         problem.weight = 1.0 / max(1, problem.relation.rows)
@@ -270,42 +271,10 @@ def _stored_like(d: Tensor | None, x: Tensor | None, by_columns: bool = False) -
     return d.contiguous()
 
 
-def row_loss(
-    anchors: Tensor,
-    candidates: Tensor | None,
-    anchor_labels: Tensor | None,
-    candidate_labels: Tensor | None,
-    pairs: list[Tensor],
-    teacher: list[Tensor],
-    scalars: Tensor | None,
-    row_values: Tensor | None,
-    col_values: Tensor | None,
-    row_weight: Tensor | None,
-    loss: str,
-    relation: str,
-    backend: str,
-    reduction: str,
-    wanted: list[bool],
-) -> tuple[Tensor, ...]:
-    found = computed(
-        anchors,
-        candidates,
-        anchor_labels,
-        candidate_labels,
-        pairs,
-        teacher,
-        scalars,
-        row_values,
-        col_values,
-        row_weight,
-        loss,
-        relation,
-        backend,
-        reduction,
-        wanted,
-    )
-    # An operator returns tensors only.
-    return tuple(anchors.new_empty(0) if x is None else x for x in found)
+def row_loss(*arguments: Any) -> tuple[Tensor, ...]:
+    """The operator itself, of the arguments of `computed`: an operator returns tensors only."""
+    nothing = arguments[0].new_empty
+    return tuple(nothing(0) if x is None else x for x in computed(*arguments))
 
 
 def _fake(

@@ -53,8 +53,7 @@ class Problem:
         """Whether the matrix of weights is."""
         # Weights of rows that come from `combine` treat rows alike, if the loss says so; those that a
         # caller gives need not, nor need the pairs of a list.
-        combined = self.loss.outputs > 1 and not self.loss.counted
-        even = self.row_weight is None or combined
+        even = self.row_weight is None or self.loss.combined
         related = isinstance(self.relation, LabelRelation) and self.relation.one_set
         return self.one_set and self.loss.symmetric and even and related
 
@@ -63,8 +62,7 @@ class Problem:
         """Whether the matrix is visited twice, row by row."""
         if self.again is not None:
             return self.again
-        combined = self.loss.outputs > 1 and not self.loss.counted
-        return combined or (self.one_set and self.loss.presweep() is not None)
+        return self.loss.combined or (self.one_set and self.loss.presweep() is not None)
 
     @property
     def excludes_self(self) -> bool:

@@ -173,8 +173,7 @@ class SoftBinAPLoss(SampleLoss):
 
 def _soft_bin(num_bins: int, variant: str, similarity: str) -> SoftBinAP:
     check.integer(num_bins, "num_bins", 2, _MOST + 1)
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    check.variant(variant)
     kind = ReleasedSoftBinAP if variant == "released" else SoftBinAP
     return kind(num_bins - 1, similarity=similarity)
 

@@ -28,24 +28,19 @@ def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> No
             f"one, got {got}"
         )
     check.same_device(distance, embeddings, "label_distance", "embeddings")
-    readable = distance.device.type == "cpu" and not torch.compiler.is_compiling()
-    if (readable or validate) and not bool(((distance >= 0) & (distance < torch.inf)).all()):
-        raise ValueError("label_distance: expected finite distances of at least 0")
+    check.distances(distance, "label_distance", validate)
     if expected[0] == 0:
         raise ValueError("embeddings: expected an anchor and at least one other sample, got 1 row")
 
 
 def _rounded_share(embeddings: Tensor, variant: str) -> float:
     """A factor of the loss: the released code rounds one over the number of pairs to float32."""
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    check.variant(variant)
     others = embeddings.shape[0] - 1
     pairs = max(1, others * (others - 1) // 2)
-    return (
-        pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
-        if variant == "released"
-        else 1.0
-    )
+    if variant == "paper":
+        return 1.0
+    return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
 
 
 def _one_anchor(
@@ -53,11 +48,13 @@ def _one_anchor(
     embeddings: Tensor,
     distance: Tensor,
     *,
+    squared: bool = False,
     backend: str = "auto",
     reduction: str = "mean",
     validate: bool = False,
 ) -> Tensor:
-    """The loss of the first sample as anchor; distance: [B - 1] label distances to the others."""
+    """The loss of the first sample as anchor; distance: [B - 1] label distances to the others, squared
+    here if the loss compares squares."""
     check_options(reduction, backend)
     _check_distances(embeddings, distance, validate)
     everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
@@ -67,7 +64,7 @@ def _one_anchor(
         everything[:1],
         everything[1:],
         loss=handle(description),
-        col_values=distance.detach()[None],
+        col_values=(distance.square() if squared else distance).detach()[None],
         backend=backend,
         reduction=reduction,
     )
@@ -90,12 +87,13 @@ def labelled_loss(
     labels: Tensor | None,
     label_distance: Tensor | None,
     variant: str,
+    squared: bool = False,
     **options: Any,
 ) -> Tensor:
     """A loss of embeddings and continuous labels, or label distances from the first sample.
 
     describe: of whether label distances are given. variant: "paper", or "released", which rounds one
-    over the number of pairs to float32 where they are.
+    over the number of pairs to float32 where they are. squared: whether those enter as squares.
     """
     check.embeddings(embeddings, "embeddings")
     share = _rounded_share(embeddings, variant)
@@ -103,7 +101,7 @@ def labelled_loss(
         raise ValueError("labels: expected either labels or label_distance")
     description = describe(label_distance is not None)
     if label_distance is not None:
-        loss = _one_anchor(description, embeddings, label_distance, **options)
+        loss = _one_anchor(description, embeddings, label_distance, squared=squared, **options)
         return loss if share == 1 else share * loss
     assert labels is not None
     return _all_anchors(description, embeddings, labels, **options)

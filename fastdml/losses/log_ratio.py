@@ -128,7 +128,7 @@ def _describe(
     squared_embedding: bool, squared_label: bool, normalize: bool, given: bool = False
 ) -> LogRatio:
     kind = ("" if normalize else "raw_") + ("squared_distance" if squared_embedding else "distance")
-    # Label distances that are given are squared by the caller.
+    # Label distances that are given come as squares.
     return LogRatio(squared_label=squared_label and not given, given=given, similarity=kind)
 
 
@@ -147,14 +147,12 @@ def log_ratio(
 
     variant "released", with label_distance: one over the number of pairs is rounded to float32.
     """
-    distance = label_distance
-    if squared_label and isinstance(label_distance, Tensor):
-        distance = label_distance.square()
     return labelled_loss(
         lambda given: _describe(squared_embedding, squared_label, normalize, given),
         embeddings,
         labels,
-        distance,
+        label_distance,
         variant,
+        squared_label,
         **options,
     )

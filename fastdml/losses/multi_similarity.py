@@ -140,6 +140,5 @@ def multi_similarity(
 
 
 def _ceiling(variant: str) -> float:
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    check.variant(variant)
     return 1 - 1e-5 if variant == "released" else _INF

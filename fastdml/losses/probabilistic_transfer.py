@@ -91,8 +91,7 @@ def pkt(
     variant "released": embeddings are divided by their length plus epsilon, as in the released code,
     which takes a copy of them. See `PKTLoss`; options: see `relational_loss`.
     """
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    check.variant(variant)
     if variant == "paper":
         return relational_loss(ProbabilisticTransfer(epsilon), embeddings, teacher, **options)
     check_teacher(embeddings, teacher, "teacher", False)

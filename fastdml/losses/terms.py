@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..engine import check
 from ..engine.loss import Rows
 
 
@@ -50,8 +51,7 @@ def rows_per(count: Tensor) -> Tensor:
 def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:
     """The similarity from which positives are dropped as duplicates: that of the released code, or
     infinity for the paper, which drops none."""
-    if variant not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {variant!r}")
+    check.variant(variant)
     return released if variant == "released" else float("inf")
 
 
