@@ -32,7 +32,8 @@ py::dict functors() {
   py::dict out;
   for (int i = 0; i < fastdml::functor_count(); ++i)
     out[fastdml::functor(i).name] =
-        py::make_tuple(i, fastdml::functor(i).parameters(), fastdml::functor(i).outputs());
+        py::make_tuple(i, fastdml::functor(i).parameters(), fastdml::functor(i).outputs(),
+                       fastdml::functor(i).gathered());
   return out;
 }
 
@@ -133,7 +134,9 @@ std::int64_t cuda_sort_bytes(int id, const std::vector<double>& parameters, std:
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled row functors of fastdml.";
-  m.def("functors", &functors, "Compiled losses: name -> (id, number of parameters, outputs of a row).");
+  m.def("functors", &functors, 
+        "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
+        "state in which it gathers statistics of columns, 0 where it cannot).");
   m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",
         py::arg("functor"), py::arg("parameters"), py::arg("size"));
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");

@@ -50,6 +50,42 @@ std::tuple<Tensor, int64_t, int64_t> class_index(Tensor row_labels, Tensor col_l
 }
 
 template <class T>
+void columns(const fastdml::Functor& f, const RowArguments& a, Tensor& state, bool first) {
+  fastdml::run_columns(f, fastdml::block_of<T>(a, f.weights()), static_cast<T*>(state.mutable_data_ptr()),
+                       first);
+}
+
+// A block of products, which stays, folded into the state [gathered, cols] of a functor's columns; found
+// [outputs, cols] is what the rows so far amount to.
+void columns_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor row_scale,
+              OptionalTensor col_scale, Tensor row_class, Tensor col_class, OptionalTensor scalars,
+              Tensor state, Tensor found, bool first) {
+  const fastdml::Functor& f = fastdml::checked_functor(id, parameters);
+  STD_TORCH_CHECK(f.gathered() > 0, "fastdml: ", f.name, " gathers no statistics of columns");
+  STD_TORCH_CHECK(s.dim() == 2 && state.is_contiguous() && found.is_contiguous() &&
+                      state.numel() == f.gathered() * s.size(1) &&
+                      found.numel() == f.outputs() * s.size(1) &&
+                      state.scalar_type() == s.scalar_type() && found.scalar_type() == s.scalar_type(),
+                  "fastdml: columns_ takes a matrix, and a state and results of its columns");
+  RowArguments a{};
+  a.s = s;
+  a.parameters = parameters;
+  a.row_scale = row_scale;
+  a.col_scale = col_scale;
+  a.row_class = row_class;
+  a.col_class = col_class;
+  a.scalars = scalars;
+  a.loss = found;
+  a.weight = 1;
+  if (s.scalar_type() == ScalarType::Float) {
+    columns<float>(f, a, state, first);
+  } else {
+    STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
+    columns<double>(f, a, state, first);
+  }
+}
+
+template <class T>
 void similarities(Tensor& s, const OptionalTensor& row_scale, const OptionalTensor& col_scale,
                   int64_t metric, const OptionalTensor& row_square, const OptionalTensor& col_square,
                   double epsilon) {
@@ -126,6 +162,10 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
   m.def("class_index(Tensor row_labels, Tensor col_labels) -> (Tensor, int, int)");
   m.def("total(Tensor outputs, Tensor? row_weight, float weight) -> Tensor");
   m.def(
+      "columns_(Tensor s, int functor, float[] parameters, Tensor? row_scale, Tensor? col_scale, "
+      "Tensor row_class, Tensor col_class, Tensor? scalars, Tensor(a!) state, Tensor(b!) found, "
+      "bool first) -> ()");
+  m.def(
       "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
       "Tensor? row_square, Tensor? col_square, float epsilon) -> ()");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
@@ -136,6 +176,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("rows_", TORCH_BOX(&fastdml::rows_<rows_cpu>));
   m.impl("class_index", TORCH_BOX(&class_index));
   m.impl("total", TORCH_BOX(&fastdml::total));
+  m.impl("columns_", TORCH_BOX(&columns_));
   m.impl("similarities_", TORCH_BOX(&similarities_));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));

@@ -35,6 +35,37 @@ EXAMPLES = [
 needs_compiled = pytest.mark.skipif(not COMPILED, reason="the compiled library is not installed")
 
 
+def _isas() -> list[str]:
+    """The compiled instruction sets that this processor has."""
+    if not COMPILED:
+        return []
+    from fastdml import _C
+
+    usable, active = [], _C.active_isa()
+    for name in _C.isas():
+        try:
+            _C.force_isa(name)
+        except ValueError:
+            continue
+        usable.append(name)
+    _C.force_isa(active)
+    return usable
+
+
+ISAS = _isas()
+
+
+@pytest.fixture
+def isa(request):
+    """Runs the compiled functors of the instruction set that is the parameter."""
+    from fastdml import _C
+
+    active = _C.active_isa()
+    _C.force_isa(request.param)
+    yield request.param
+    _C.force_isa(active)
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "unpoisoned: leaves uninitialised memory as it is")
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import BACKENDS, COMPILED, EXAMPLES, Case, call, distance, needs_compiled, scales
+from conftest import BACKENDS, EXAMPLES, ISAS, Case, call, distance, needs_compiled, scales
 
 import fastdml
 
@@ -28,34 +28,8 @@ def test_runs_agree_bit_for_bit(description, backend, workspace, threads, large)
             assert torch.equal(a, b)
 
 
-def isas() -> list[str]:
-    if not COMPILED:
-        return []
-    from fastdml import _C
-
-    usable, active = [], _C.active_isa()
-    for name in _C.isas():
-        try:
-            _C.force_isa(name)
-        except ValueError:
-            continue
-        usable.append(name)
-    _C.force_isa(active)
-    return usable
-
-
-@pytest.fixture
-def isa(request):
-    from fastdml import _C
-
-    active = _C.active_isa()
-    _C.force_isa(request.param)
-    yield request.param
-    _C.force_isa(active)
-
-
 @needs_compiled
-@pytest.mark.parametrize("isa", isas(), indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("description", EXAMPLES)
 def test_every_instruction_set(description, isa, large, case):
     """In float64 each equals the dense form on every problem; in float32 two runs agree."""
@@ -69,7 +43,7 @@ def test_every_instruction_set(description, isa, large, case):
 
 
 @needs_compiled
-@pytest.mark.parametrize("isa", isas(), indirect=True)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("description", EXAMPLES)
 def test_every_instruction_set_in_single_precision(description, isa, large):
     true = call(description, large.to(torch.float64), "dense")

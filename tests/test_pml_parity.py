@@ -93,6 +93,11 @@ def test_proxy_anchor(seed, dtype, tolerance):
     compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
 
 
+def gradient(loss, x, y):
+    z = x.clone().requires_grad_()
+    return torch.autograd.grad(loss(z, y), z)[0]
+
+
 @pytest.mark.parametrize(
     "default_type,dtype,tolerance", [(k, k, t) for k, t in KINDS], indirect=["default_type"]
 )
@@ -101,9 +106,16 @@ def test_smooth_ap(seed, default_type, dtype, tolerance):
     """Where theirs is right: as many classes as members of each, in order."""
     x, _ = draw(seed, dtype, rows=36)
     y = torch.arange(36) // 6
-    # The sharp sigmoid amplifies the rounding of a similarity by 1 / (4 temperature) = 25.
-    sharp = 25 if dtype == torch.float32 else 1
-    compare(losses.SmoothAPLoss(), theirs.SmoothAPLoss(), [x], lambda f, z: f(z, y), sharp * tolerance)
+    ours, other = losses.SmoothAPLoss(), theirs.SmoothAPLoss()
+    try:
+        compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
+    except AssertionError:
+        # The sharp sigmoid amplifies the rounding of a similarity by 1 / (4 temperature) = 25: against
+        # float64, ours is off by no more than twice what theirs is.
+        assert dtype == torch.float32
+        true, *both = (gradient(f, z, y) for f, z in ((other, x.double()), (ours, x), (other, x)))
+        errors = [(found - true).abs().max() for found in both]
+        assert errors[0] <= 2 * errors[1]
 
 
 @pytest.mark.parametrize("dtype,tolerance", KINDS)

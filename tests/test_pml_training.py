@@ -65,6 +65,16 @@ OURS = {"RankedListLoss": {"detach_weights": False}}
 LABELS = {"InstanceLoss": torch.arange(36)}
 
 
+AMPLIFIED = ("SmoothAPLoss", "FastAPLoss")
+
+
+def value_and_gradients(loss, x, y):
+    """The loss of x [B, D], its gradient, and those of the loss's parameters."""
+    z = x.clone().requires_grad_()
+    value = loss(z, y)
+    return [value.detach(), *torch.autograd.grad(value, [z, *loss.parameters()])]
+
+
 def at_an_edge(x, bins):
     """Whether a similarity is so near the edge of a bin that rounding decides which slope is its own."""
     u = nn.functional.normalize(x.double(), dim=1)
@@ -72,7 +82,7 @@ def at_an_edge(x, bins):
     return bool(((place - place.round()).abs().fill_diagonal_(1) < 1e-4).any())
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 @pytest.mark.parametrize("name", BOTH)
 def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolerance):
     """With the same arguments, and the defaults of each for the rest.
@@ -85,7 +95,7 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
     given = {k: v for k, v in sizes.items() if k in required and name not in ("MarginLoss",)}
     given |= ARGUMENTS.get(name, {})
     y = LABELS.get(name, torch.arange(36) // 6)
-    before = torch.get_default_dtype()
+    compared, before = 0, torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # of tensors that theirs fills
     try:
         torch.manual_seed(0)
@@ -93,25 +103,53 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
         own = getattr(losses, name)(**given, **OURS.get(name, {})).to(dtype)
         if list(own.parameters()):
             own.load_state_dict(other.state_dict())
-        for seed in range(3):
+        for seed in range(20):
             g = torch.Generator().manual_seed(seed)
             x = torch.randn(36, 17, generator=g, dtype=torch.float64).to(dtype)
             if name == "HistogramLoss" and at_an_edge(x, 100):
                 continue
-            found = []
-            for loss in (own, other):
-                z = x.clone().requires_grad_()
-                value = loss(z, y)
-                leaves = [z, *loss.parameters()]
-                found.append([value.detach(), *torch.autograd.grad(value, leaves)])
-            # A sharp sigmoid amplifies the rounding of a similarity by 1 / (4 temperature).
-            bound = tolerance * (25 if dtype == torch.float32 and name in ("SmoothAPLoss", "PNPLoss") else 1)
-            for a, b in zip(*found, strict=True):
-                assert (a - b).abs().max() <= bound * b.abs().max().clamp(min=1e-3)
-            assert found[1][1].any()
-        assert found
+            expected = value_and_gradients(other, x, y)
+            assert expected[1].any()
+            for k, (a, b) in enumerate(zip(value_and_gradients(own, x, y), expected, strict=True)):
+                if (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3):
+                    continue
+                # A sharp sigmoid, or a narrow bin, amplifies the rounding of a similarity: against
+                # float64, ours is off by no more than twice what theirs is.
+                assert dtype == torch.float32 and name in AMPLIFIED
+                torch.set_default_dtype(torch.float64)
+                true = value_and_gradients(copy.deepcopy(other).double(), x.double(), y)[k]
+                torch.set_default_dtype(dtype)
+                assert (a - true).abs().max() <= 2 * (b - true).abs().max()
+            compared += 1
+        assert compared >= 15
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("name", BOTH)
+def test_a_reference_is_taken_alike(name, dtype, tolerance):
+    """What theirs takes ours takes, with the same result; lifted structure's is a fault of theirs."""
+    own, other = getattr(losses, name), getattr(theirs, name)
+    required = inspect.signature(own.__init__).parameters
+    given = {k: v for k, v in {"num_classes": CLASSES, "embedding_size": 17}.items() if k in required}
+    given = {} if name == "MarginLoss" else given | ARGUMENTS.get(name, {})
+    own, other = own(**given, **OURS.get(name, {})).to(dtype), other(**given).to(dtype)
+    y, ref_y = torch.arange(36) // 6, torch.arange(41) % 6
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        x, ref = (torch.randn(n, 17, generator=g, dtype=torch.float64).to(dtype) for n in (36, 41))
+        leaves = [x.requires_grad_(), ref.requires_grad_()]
+        try:
+            expected = other(x, y, ref_emb=ref, ref_labels=ref_y)
+        except ValueError as refusal:
+            assert "ref_emb is not supported" in str(refusal)
+            return
+        found = own(x, y, ref_emb=ref, ref_labels=ref_y)
+        slopes = zip(*(torch.autograd.grad(v, leaves) for v in (found, expected)))
+        for a, b in [(found.detach(), expected.detach()), *slopes]:
+            near = (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3)
+            assert near != (name == "LiftedStructureLoss")
 
 
 def test_no_class_of_both_is_left_out():

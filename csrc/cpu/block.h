@@ -48,6 +48,10 @@ struct Kernel {
   int parameters;
   int outputs;  // values a row returns
   int weights;  // and how many of them have a weight in the result
+  // Columns [begin, end) of the block, for functors that gather statistics of columns (columns.h).
+  void (*columns_f32)(const Block<float>&, std::int64_t begin, std::int64_t end, float* state, bool first);
+  void (*columns_f64)(const Block<double>&, std::int64_t begin, std::int64_t end, double* state, bool first);
+  int gathered;  // values of that state per column; 0: this one cannot
 };
 
 // One loss in all its compiled forms.
@@ -57,6 +61,7 @@ struct Functor {
   int parameters() const { return kernels[0]->parameters; }
   int outputs() const { return kernels[0]->outputs; }
   int weights() const { return kernels[0]->weights; }
+  int gathered() const { return kernels[0]->gathered; }
 };
 
 // The longest list of thresholds that are no pairs (row.list).

@@ -1,6 +1,7 @@
 // Compiles one loss for one instruction set. A generated source file per pair defines FASTDML_ISA and
 // FASTDML_VECTOR_BYTES, includes this file, then the loss's header, which ends in FASTDML_ROW_LOSS.
 #pragma once
+#include "columns.h"
 #include "row.h"
 
 namespace fastdml {
@@ -88,13 +89,34 @@ struct Prologue {
   }
 };
 
-template <class T, template <class> class Loss>
-void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
-  Loss<T> loss;
-  constexpr std::size_t count = sizeof(Loss<T>) / sizeof(T);
+// The functor with a call's parameters.
+template <class Loss, class T>
+Loss described(const Block<T>& b) {
+  Loss loss;
+  constexpr std::size_t count = sizeof(Loss) / sizeof(T);
   T parameters[count];
   for (std::size_t k = 0; k < count; ++k) parameters[k] = static_cast<T>(b.parameters[k]);
   std::memcpy(&loss, parameters, sizeof loss);
+  return loss;
+}
+
+template <class Loss>
+constexpr int gathered() {
+  if constexpr (requires { Loss::gathered; })
+    return Loss::gathered;
+  else
+    return 0;
+}
+
+template <class T, template <class> class Loss>
+void run_columns(const Block<T>& b, std::int64_t begin, std::int64_t end, T* state, bool first) {
+  if constexpr (gathered<Loss<T>>() > 0)
+    gather_columns(described<Loss<T>>(b), b, begin, end, state, first);
+}
+
+template <class T, template <class> class Loss>
+void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
+  const Loss<T> loss = described<Loss<T>>(b);
   using Out = Outputs<T, Loss>;
   const bool keep = b.gradient && b.metric == Metric::distance;
   T* kept = arena;
@@ -141,5 +163,6 @@ void run(const Block<T>& b, std::int64_t begin, std::int64_t end, T* arena) {
   extern const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA);               \
   const Kernel FASTDML_JOIN(kernel, name, FASTDML_ISA) = {                   \
       run<float, Loss>, run<double, Loss>, sizeof(Loss<double>) / sizeof(double), \
-      Outputs<double, Loss>::count, Outputs<double, Loss>::weights}; \
+      Outputs<double, Loss>::count, Outputs<double, Loss>::weights, run_columns<float, Loss>, \
+      run_columns<double, Loss>, gathered<Loss<double>>()};                    \
   }

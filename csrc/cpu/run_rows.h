@@ -1,4 +1,4 @@
-// A functor over the rows of a block, by torch's threads.
+// A functor over the rows of a block, or over its columns, by torch's threads.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -21,6 +21,19 @@ void run_rows(const Functor& f, const Block<T>& b, std::int64_t longest) {
       kernel.f32(b, begin, end, scratch.get());
     else
       kernel.f64(b, begin, end, scratch.get());
+  });
+}
+
+// The block's rows folded into the statistics of its columns.
+template <class T>
+void run_columns(const Functor& f, const Block<T>& b, T* state, bool first) {
+  const Kernel& kernel = *f.kernels[active_isa()];
+  const std::int64_t grain = 64 + 16384 / (b.rows + 1);
+  torch::stable::parallel_for(0, b.cols, grain, [&](std::int64_t begin, std::int64_t end) {
+    if constexpr (sizeof(T) == 4)
+      kernel.columns_f32(b, begin, end, state, first);
+    else
+      kernel.columns_f64(b, begin, end, state, first);
   });
 }
 

@@ -30,6 +30,12 @@
 // has them all. The others have a loss of 0. One that uses row.first or row.order sets
 // `static constexpr bool whole_rows = true`: its arrays are as long as the row.
 //
+// Where the statistics of a row serve another loss as those of its columns (RowLoss.presweep), the functor
+// may also say how columns gather them while blocks of rows pass, so that no matrix is computed for that
+// alone: `gathered` values per column, which begin as nothing<V>(); gather(call) makes the function
+// (values, p[R]) -> values that folds in R pairs of every column, lanes being columns and call.scalar(k) as
+// of a row; gathered_outputs(values) are the outputs. Pairs that are neither positive nor negative are none.
+//
 // On CUDA rows are sorted before the functor sees them. So a functor that wants that says it beforehand:
 // `FASTDML_HOST_FN Sorts sorts() const`, which rows, for its parameters, and
 // `FASTDML_FN Values<T, 1> sort_keys(p) const`, the key of a pair; pairs whose key is highest() are left

@@ -36,8 +36,9 @@ def notice() -> None:
 
 
 @functools.cache
-def functors() -> dict[str, tuple[int, int]]:
-    """Compiled losses: name -> (id, number of parameters)."""
+def functors() -> dict[str, tuple[int, int, int, int]]:
+    """Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the state
+    in which statistics of columns are gathered or 0)."""
     library = load()
     return library.functors() if library is not None else {}
 

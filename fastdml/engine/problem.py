@@ -20,6 +20,7 @@ class Block:
     size: int  # the last block may have fewer
     s: Tensor
     teacher: Tensor | None
+    products: bool = False  # s holds products still
 
 
 @dataclasses.dataclass(eq=False)

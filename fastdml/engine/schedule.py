@@ -16,7 +16,9 @@ Only one block of S exists at any time. Blocks are visited in order and each pro
 into one place, so the result does not depend on timing.
 
 Losses that visit the matrix twice, the first time for the rows' outputs only, begin the second visit with
-the block that the first has left in the workspace, and go backwards: its product is saved.
+the block that the first has left in the workspace, and go backwards: its product is saved. Where rows and
+columns differ, statistics of the columns are gathered from blocks of rows too, if the executor's step can;
+else the first visit is of the columns against the rows, and leaves nothing for the second.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .loss import RowLoss
 from .problem import Block, Problem
 from .products import accumulate_, multiply
 from .workspace import block_limit, buffer, rows_within
@@ -58,6 +61,12 @@ class Step(Protocol):
         of s; the schedule converts where the step leaves the weights in s.
         """
 
+    def gathers(self, problem: Problem) -> bool:
+        """Whether `gather` finds what the loss's presweep asks for."""
+
+    def gather(self, problem: Problem, s: Tensor, start: int, sums: ColumnSums) -> None:
+        """Adds rows [start, start + R) to the statistics of the columns. s [R, N]: products, which stay."""
+
 
 @dataclasses.dataclass
 class Result:
@@ -73,6 +82,15 @@ class Result:
     d_row_values: Tensor | None = None  # [M, k]
     d_col_values: Tensor | None = None  # [k, N]
     total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
+
+
+@dataclasses.dataclass
+class ColumnSums:
+    """Statistics of the columns while blocks of rows pass."""
+
+    loss: RowLoss  # the presweep
+    outputs: Tensor  # [outputs, N] of the columns as rows, after the last block
+    state: Tensor | None = None  # of the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +112,7 @@ def block_rows(problem: Problem, step: Step) -> int:
     """Rows of a block within the workspace."""
     m, n = problem.relation.rows, problem.relation.columns
     per_pair = step.bytes_per_pair(problem)
-    revisited = problem.revisited and problem.teacher is None
+    revisited = (problem.revisited or step.gathers(problem)) and problem.teacher is None
     limit = block_limit(problem.device_type, n, per_pair, revisited)
     rows = rows_within(limit, n, per_pair, m)
     together = problem.loss.rows_together
@@ -109,19 +127,39 @@ def _block(name: str, rows: int, columns: int, like: Tensor) -> Tensor:
     return buffer(name, rows * padded, like).view(rows, padded)[:, :columns]
 
 
-def presweep(problem: Problem, outputs_of: Callable[[Problem], Tensor]) -> None:
+def presweep(
+    problem: Problem, outputs_of: Callable[[Problem], Tensor], step: Step | None = None
+) -> None:
     """Fills the column values that come from a loss of columns against rows, whose outputs an executor
-    finds by outputs_of."""
+    finds by outputs_of, or a step by gathering them."""
     before = problem.loss.presweep()
     if before is None or problem.swept:
         return
     problem.swept = True
-    sweep = problem.swapped(before)
-    found = outputs_of(sweep).t().contiguous()
-    if problem.one_set:  # the same matrix, by rows as by columns
-        problem.left = sweep.left
+    if step is not None and step.gathers(problem):
+        found = _gathered(problem, before, step)
+    else:
+        sweep = problem.swapped(before)
+        found = outputs_of(sweep).t().contiguous()
+        if problem.one_set:  # the same matrix, by rows as by columns
+            problem.left = sweep.left
     given = problem.col_values
     problem.col_values = found if given is None else torch.cat([given, found])
+
+
+def _gathered(problem: Problem, before: RowLoss, step: Step) -> Tensor:
+    a, c = problem.anchors, problem.candidates
+    m, n = a.shape[0], c.shape[0]
+    sums = ColumnSums(before, a.new_empty(before.outputs, n, dtype=problem.statistic))
+    size = block_rows(problem, step)
+    held = _block("similarity", size, n, sums.outputs)
+    transposed = c.t()
+    for start in range(0, m, size):
+        stop = min(m, start + size)
+        s = multiply(a[start:stop], transposed, held[: stop - start])
+        step.gather(problem, s, start, sums)
+    problem.left = Block(start, size, held, None, products=True)
+    return sums.outputs
 
 
 def outputs_by(step: Step) -> Callable[[Problem], Tensor]:
@@ -131,7 +169,7 @@ def outputs_by(step: Step) -> Callable[[Problem], Tensor]:
 
 def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     """Outputs of the rows and the wanted derivatives of their weighted sum."""
-    presweep(problem, outputs_by(step))
+    presweep(problem, outputs_by(step), step)
     a, c = problem.anchors, problem.candidates
     m, n = a.shape[0], c.shape[0]
 
@@ -172,8 +210,9 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     else:
         left = None
     held_narrow = None
+    products = False  # in the block that was left: not yet similarities
     if left is not None:
-        held, second = left.s, left.teacher
+        held, second, products = left.s, left.teacher, left.products
     else:
         held = _block("similarity", size, n, out.outputs)
         second = None
@@ -188,15 +227,15 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     transposed = c.t()
     for start in starts:
         stop = min(m, start + size)
-        seen = left is not None and start == left.start
+        kept = left is not None and start == left.start
         s = held[: stop - start]
         t = None if second is None else second[: stop - start]
-        if not seen:
+        if not kept:
             multiply(a[start:stop], transposed, s)
             if t is not None:
                 _teacher(problem, start, stop, t)
         narrow = None if held_narrow is None else held_narrow[: stop - start]
-        g = step(problem, s, t, start, out, bool(wanted), narrow, seen)
+        g = step(problem, s, t, start, out, bool(wanted), narrow, kept and not products)
         if narrow is not None and g is not narrow:
             g = narrow.copy_(g)
         if row_total is not None:

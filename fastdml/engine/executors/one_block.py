@@ -1,4 +1,4 @@
-"""A problem whose whole matrix fits the workspace, in one call of the compiled library.
+"""A small problem, in one call of the compiled library.
 
 What `schedule` does in twenty operators. A small batch spends its time on the way into operators, and
 where rows and columns are one set the two products of weights are one: (G + G^T) A.
@@ -14,6 +14,10 @@ from ..schedule import Result, Wanted
 from ..similarity import PRODUCT
 from ..workspace import block_limit, buffer
 
+# Pairs beyond which operators are cheap beside the arithmetic, and adding G^T to G costs what the second
+# product does; and beyond which a second product of similarities is not, which the schedule saves.
+_LARGEST = 1 << 18
+_LARGEST_TWICE = 1 << 16
 # Values of a matrix that costs less to allocate than to find in the workspace.
 _FRESH = 1 << 12
 
@@ -22,7 +26,8 @@ def takes(problem: Problem) -> bool:
     """Whether the call below can run a problem that the compiled functors can."""
     loss, metric = problem.loss, problem.loss.metric
     a, c = problem.anchors, problem.candidates
-    size = a.element_size()
+    size, pairs = a.element_size(), a.shape[0] * c.shape[0]
+    twice = loss.combined or loss.presweep() is not None
     return (
         problem.device_type == "cpu"
         and a.is_contiguous()
@@ -31,7 +36,8 @@ def takes(problem: Problem) -> bool:
         and not loss.column_bias
         and not (metric.clipped or metric.raw_anchors)
         and (metric.normalized or metric.kind == PRODUCT)
-        and a.shape[0] * c.shape[0] * size <= block_limit("cpu", c.shape[0], size)
+        and pairs <= (_LARGEST_TWICE if twice else _LARGEST)
+        and pairs * size <= block_limit("cpu", c.shape[0], size)
     )
 
 
