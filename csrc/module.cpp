@@ -134,7 +134,7 @@ std::int64_t cuda_sort_bytes(int id, const std::vector<double>& parameters, std:
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled row functors of fastdml.";
-  m.def("functors", &functors, 
+  m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
   m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",

@@ -1,5 +1,5 @@
-"""Writes the tables of the README, of status and of what was measured, from what is in the tree; `--check`
-only compares.
+"""Writes the tables of status and of what was measured into the documents, from what is in the tree;
+`--check` only compares.
 
     python docs/make_tables.py [--check]
 """
@@ -64,16 +64,42 @@ def measured() -> str:
     return "\n".join(lines)
 
 
-def _contenders(name: str, loss: str, batch: int, per_class: int) -> dict[str, Row]:
+def shared() -> str:
+    """Every loss that pytorch-metric-learning has too: its time over ours, and its memory."""
+    rows = _rows("shared")
+    batches = sorted({int(r["batch"]) for r in rows})
+    lines = ["| | " + " | ".join(f"B={b:,}" for b in batches) + " |", "|---" * (1 + len(batches)) + "|"]
+    for name in sorted({r["loss"].partition(":")[0] for r in rows}):
+        cells = []
+        for batch in batches:
+            found = _contenders("shared", name, batch, 4)
+            ours, theirs = found["native"], found["pml"]
+            assert ours["status"] == "ok"
+            cells.append(_beside(ours, theirs))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _beside(ours: Row, theirs: Row) -> str:
+    if theirs["status"] not in ("ok", "differs"):
+        return theirs["status"]
+    words = f"{_rounded(float(theirs['ms']) / float(ours['ms']))}x, {float(theirs['extra_mib']):,.0f} MiB"
+    return words + (", another result" if theirs["status"] == "differs" else "")
+
+
+def _rows(name: str) -> list[Row]:
     path = RESULTS / f"{name}.csv"
     if not path.exists():
-        return {}
+        return []
     with open(path) as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def _contenders(name: str, loss: str, batch: int, per_class: int) -> dict[str, Row]:
     wanted = (loss, str(batch), str(per_class))
     return {
         r["contender"]: r
-        for r in rows
+        for r in _rows(name)
         if (r["loss"].partition(":")[0], r["batch"], r["per_class"]) == wanted
     }
 
@@ -107,20 +133,25 @@ def status() -> str:
 
 
 def main() -> int:
-    path = ROOT / "README.md"
-    text = path.read_text()
-    wanted = text
-    for name, table in (("status", status()), ("measured", measured())):
-        start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        block = f"{start}\n{table}\n{end}"
-        wanted = re.sub(f"{start}.*?{end}", lambda _, block=block: block, wanted, flags=re.DOTALL)
-    if "--check" in sys.argv:
-        if wanted != text:
-            print("README.md: a table is out of date; run python docs/make_tables.py")
-            return 1
-        return 0
-    path.write_text(wanted)
-    return 0
+    tables = {
+        "README.md": {"status": status(), "measured": measured()},
+        "benchmarks/README.md": {"shared": shared()},
+    }
+    stale = 0
+    for name, found in tables.items():
+        text = (ROOT / name).read_text()
+        wanted = text
+        for mark, table in found.items():
+            start, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+            block = f"{start}\n{table}\n{end}"
+            wanted, count = re.subn(f"{start}.*?{end}", lambda _, b=block: b, wanted, flags=re.DOTALL)
+            assert count == 1, f"{name} has no place for the table {mark}"
+        if "--check" not in sys.argv:
+            (ROOT / name).write_text(wanted)
+        elif wanted != text:
+            print(f"{name}: a table is out of date; run python docs/make_tables.py")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

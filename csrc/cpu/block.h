@@ -49,9 +49,11 @@ struct Kernel {
   int outputs;  // values a row returns
   int weights;  // and how many of them have a weight in the result
   // Columns [begin, end) of the block, for functors that gather statistics of columns (columns.h).
-  void (*columns_f32)(const Block<float>&, std::int64_t begin, std::int64_t end, float* state, bool first);
-  void (*columns_f64)(const Block<double>&, std::int64_t begin, std::int64_t end, double* state, bool first);
-  int gathered;  // values of that state per column; 0: this one cannot
+  void (*columns_f32)(const Block<float>&, std::int64_t begin, std::int64_t end, float* state,
+                      bool first) = nullptr;
+  void (*columns_f64)(const Block<double>&, std::int64_t begin, std::int64_t end, double* state,
+                      bool first) = nullptr;
+  int gathered = 0;  // values of that state per column; 0: this one cannot
 };
 
 // One loss in all its compiled forms.

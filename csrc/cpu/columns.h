@@ -15,8 +15,8 @@ struct Call {
   FASTDML_FN T scalar(int k) const { return block.scalars[k]; }
 };
 
-// Columns [begin, end) of a block of products; b.loss is [outputs, cols]. state [kState, cols] is what
-// earlier blocks have left; first: none has.
+// Columns [begin, end) of a block of products; b.loss is [outputs, cols]. state [gathered, cols] is
+// what earlier blocks have left; first: none has.
 template <class T, class Loss>
 void gather_columns(const Loss& loss, const Block<T>& b, std::int64_t begin, std::int64_t end, T* state,
                     bool first) {

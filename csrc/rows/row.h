@@ -35,6 +35,7 @@
 // alone: `gathered` values per column, which begin as nothing<V>(); gather(call) makes the function
 // (values, p[R]) -> values that folds in R pairs of every column, lanes being columns and call.scalar(k) as
 // of a row; gathered_outputs(values) are the outputs. Pairs that are neither positive nor negative are none.
+// Executors without this (CUDA, distances) visit the columns as rows instead.
 //
 // On CUDA rows are sorted before the functor sees them. So a functor that wants that says it beforehand:
 // `FASTDML_HOST_FN Sorts sorts() const`, which rows, for its parameters, and
