@@ -293,6 +293,17 @@ def test_shared_losses_are_those_of_both_libraries():
         assert of["native"]().item() == pytest.approx(of["pml"]().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", catalogue.SHARED)
+def test_shared_losses_run_on_both_sides(name):
+    """Of more classes than a proxy loss has proxies, too."""
+    pytest.importorskip("pytorch_metric_learning")
+    workload = Workload(name, 96, dim=8, classes=7)
+    for contender in ("chunked", "pml"):
+        step = contenders.make(contender, workload)
+        assert step().isfinite()
+        assert all(x.grad is not None for x in step.leaves.values())
+
+
 def test_requirements_are_judged():
     def of(loss: str, batch: int, contender: str, ms: float, ratio: float) -> record.Record:
         return record.Record(

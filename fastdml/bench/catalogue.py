@@ -36,10 +36,19 @@ def needed(cls: type) -> dict[str, Any]:
     return _NEEDED.get(cls.__name__, {})
 
 
-def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
+def sizes(cls: type, workload: Workload) -> dict[str, int]:
+    """The sizes without which a module of ours, or its namesake elsewhere, cannot be made."""
     known = {"num_classes": workload.classes, "embedding_size": workload.dim}
-    sizes = {k: v for k, v in known.items() if k in inspect.signature(cls).parameters}
-    return {**sizes, **needed(cls), **dict(workload.options)}
+    parameters = inspect.signature(cls).parameters
+    return {
+        k: v
+        for k, v in known.items()
+        if k in parameters and parameters[k].default is inspect.Parameter.empty
+    }
+
+
+def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
+    return {**sizes(cls, workload), **needed(cls), **dict(workload.options)}
 
 
 @functools.cache

@@ -167,8 +167,7 @@ def _pml(workload: Workload) -> Step:
     known = inspect.signature(cls).parameters
     if not set(options) <= set(known):
         raise Unavailable(f"pytorch-metric-learning has no {', '.join(sorted(options))}")
-    sizes = {"num_classes": workload.classes, "embedding_size": workload.dim}
-    sizes = {k: v for k, v in sizes.items() if k in known}
+    sizes = catalogue.sizes(type(ours), workload)  # some of theirs hide theirs behind *args
     module = cls(**{**catalogue.needed(cls), **sizes, **options})
     module = module.to(workload.device, workload.torch_dtype)
     module.load_state_dict(ours.state_dict(), strict=False)
