@@ -171,6 +171,43 @@ def test_command_writes_results(no_probe, tmp_path, capsys):
     assert read[0].contender == FLOOR and read[0].ratio == 1.0 and read[0].environment["torch"]
 
 
+def drawn(tmp_path, workloads, **values):
+    """Height and width of the figure of some problems, as if they had been measured."""
+    pytest.importorskip("matplotlib")
+    from fastdml.bench import plot
+
+    records = [measuring._record(w, name, 2) for w in workloads for name in (FLOOR, "native")]
+    for r in records:
+        r.environment = {"cpu": "some processor"}
+        r.ms = r.ms_p20 = r.ms_p80 = r.ratio = r.ratio_p20 = r.ratio_p80 = r.extra_mib = 2.0
+    plot.plot(records, tmp_path / "figure.png")
+    from matplotlib import image
+
+    return image.imread(tmp_path / "figure.png").shape[:2]
+
+
+def test_a_plot_of_many_losses_has_several_lines(tmp_path):
+    names = ["circle", "contrastive", "sup_con", "nt_xent", "nca", "siglip", "binomial_deviance"]
+    few = drawn(tmp_path, [Workload(n, b, dim=16) for n in names[:5] for b in (64, 128)])
+    many = drawn(tmp_path, [Workload(n, b, dim=16) for n in names for b in (64, 128)])
+    assert many[1] == few[1] and many[0] > 1.5 * few[0]
+
+
+def test_a_plot_of_single_sizes_has_a_line_of_dots_per_problem(tmp_path, monkeypatch):
+    from fastdml.bench import plot
+
+    seen = []
+    for kind in ("_dots", "_curves"):
+        made = getattr(plot, kind)
+        monkeypatch.setattr(plot, kind, lambda *a, f=made, k=kind: seen.append(k) or f(*a))
+    names = ["circle", "contrastive", "sup_con"]
+    drawn(tmp_path, [Workload(n, 64, dim=16) for n in names])
+    drawn(tmp_path, [Workload(n, b, dim=16) for n in names for b in (64, 128)])
+    twice = [Workload("circle", b, dim=16, per_class=k) for b in (64, 128) for k in (4, 8)]
+    drawn(tmp_path, twice)
+    assert seen == ["_dots", "_curves", "_dots"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
