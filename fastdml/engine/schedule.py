@@ -30,7 +30,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .loss import RowLoss
 from .problem import Block, Problem
 from .products import accumulate_, multiply
 from .workspace import block_limit, buffer, rows_within
@@ -61,11 +60,8 @@ class Step(Protocol):
         of s; the schedule converts where the step leaves the weights in s.
         """
 
-    def gathers(self, problem: Problem) -> bool:
-        """Whether `gather` finds what the loss's presweep asks for."""
-
-    def gather(self, problem: Problem, s: Tensor, start: int, sums: ColumnSums) -> None:
-        """Adds rows [start, start + R) to the statistics of the columns. s [R, N]: products, which stay."""
+    def column_sums(self, problem: Problem) -> ColumnSums | None:
+        """What gathers the outputs of the loss's presweep from blocks of rows, if this step can."""
 
 
 @dataclasses.dataclass
@@ -84,13 +80,13 @@ class Result:
     total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
 
 
-@dataclasses.dataclass
-class ColumnSums:
+class ColumnSums(Protocol):
     """Statistics of the columns while blocks of rows pass."""
 
-    loss: RowLoss  # the presweep
     outputs: Tensor  # [outputs, N] of the columns as rows, after the last block
-    state: Tensor | None = None  # of the step
+
+    def add(self, s: Tensor, start: int) -> None:
+        """Adds rows [start, start + R). s [R, N]: products, which stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +108,8 @@ def block_rows(problem: Problem, step: Step) -> int:
     """Rows of a block within the workspace."""
     m, n = problem.relation.rows, problem.relation.columns
     per_pair = step.bytes_per_pair(problem)
-    revisited = (problem.revisited or step.gathers(problem)) and problem.teacher is None
+    shared = problem.revisited or step.column_sums(problem) is not None
+    revisited = shared and problem.teacher is None
     limit = block_limit(problem.device_type, n, per_pair, revisited)
     rows = rows_within(limit, n, per_pair, m)
     together = problem.loss.rows_together
@@ -136,8 +133,9 @@ def presweep(
     if before is None or problem.swept:
         return
     problem.swept = True
-    if step is not None and step.gathers(problem):
-        found = _gathered(problem, before, step)
+    sums = None if step is None else step.column_sums(problem)
+    if step is not None and sums is not None:
+        found = _gathered(problem, step, sums)
     else:
         sweep = problem.swapped(before)
         found = outputs_of(sweep).t().contiguous()
@@ -147,17 +145,16 @@ def presweep(
     problem.col_values = found if given is None else torch.cat([given, found])
 
 
-def _gathered(problem: Problem, before: RowLoss, step: Step) -> Tensor:
+def _gathered(problem: Problem, step: Step, sums: ColumnSums) -> Tensor:
     a, c = problem.anchors, problem.candidates
     m, n = a.shape[0], c.shape[0]
-    sums = ColumnSums(before, a.new_empty(before.outputs, n, dtype=problem.statistic))
     size = block_rows(problem, step)
-    held = _block("similarity", size, n, sums.outputs)
+    held = _block("similarity", size, n, a.new_empty(0, dtype=problem.statistic))
     transposed = c.t()
     for start in range(0, m, size):
         stop = min(m, start + size)
         s = multiply(a[start:stop], transposed, held[: stop - start])
-        step.gather(problem, s, start, sums)
+        sums.add(s, start)
     problem.left = Block(start, size, held, None, products=True)
     return sums.outputs
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .. import schedule
 from ..problem import Problem
-from ..schedule import ColumnSums
 from ..similarity import DISTANCE
 from . import Result, Wanted
 
@@ -28,11 +27,8 @@ class Chunked:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         return schedule.run(problem, self, wanted)
 
-    def gathers(self, problem: Problem) -> bool:
-        return False
-
-    def gather(self, problem: Problem, s: Tensor, start: int, sums: ColumnSums) -> None:
-        raise NotImplementedError
+    def column_sums(self, problem: Problem) -> None:
+        return None
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8

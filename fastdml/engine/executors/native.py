@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import library, schedule
-from ..loss import RowLoss
 from ..problem import Problem
 from ..registry import LOSSES
 from ..relation import LabelRelation
-from ..schedule import ColumnSums
-from ..similarity import PRODUCT
-from . import Result, Wanted, one_block
+from . import Result, Wanted, column_sums, one_block
 
 
 class Native:
@@ -52,41 +49,11 @@ class Native:
             return one_block.run(problem, wanted)
         return schedule.run(problem, self, wanted)
 
-    def gathers(self, problem: Problem) -> bool:
-        loss, before = problem.loss, problem.loss.presweep()
-        return (
-            before is not None
-            and not problem.one_set
-            and problem.device_type == "cpu"
-            and loss.metric.kind == PRODUCT
-            and not loss.metric.raw_anchors
-            and self._gathered(before) > 0
-        )
-
-    def gather(self, problem: Problem, s: Tensor, start: int, sums: ColumnSums) -> None:
-        rows = slice(start, start + s.shape[0])
-        state = sums.state
-        if state is None:
-            sums.state = s.new_empty(self._gathered(sums.loss), s.shape[1])
-        scale, classes = problem.row_scale, problem.classes
-        torch.ops.fastdml_native.columns_(
-            s,
-            library.functors()[sums.loss.name][0],
-            sums.loss.members,
-            None if scale is None else scale[rows],
-            problem.col_scale,
-            classes.row_class[rows],
-            classes.col_class,
-            problem.scalars,
-            sums.state,
-            sums.outputs,
-            state is None,
-        )
-
-    def _gathered(self, before: RowLoss) -> int:
-        """Values per column in which the compiled functor gathers statistics of columns."""
-        found = library.functors().get(before.name)
-        return 0 if found is None else found[3]
+    def column_sums(self, problem: Problem) -> column_sums.ColumnSums | None:
+        before = problem.loss.presweep()
+        if before is None or not column_sums.gathers(problem):
+            return None
+        return column_sums.ColumnSums(problem, before)
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8

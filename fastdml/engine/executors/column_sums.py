@@ -1,0 +1,55 @@
+"""Statistics of columns, gathered by the compiled library from blocks of rows while these pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import library
+from ..loss import RowLoss
+from ..problem import Problem
+from ..similarity import PRODUCT
+
+
+class ColumnSums:
+    """The outputs of a presweep, columns as rows: `outputs` [outputs, N] after the last block."""
+
+    def __init__(self, problem: Problem, before: RowLoss) -> None:
+        self.problem = problem
+        self.before = before
+        self.state: Tensor | None = None  # values of the functor's own
+
+    def add(self, s: Tensor, start: int) -> None:
+        """Rows [start, start + R). s [R, N]: products, which stay."""
+        functor, _, outputs, gathered = library.functors()[self.before.name]
+        first = self.state is None
+        if self.state is None:
+            self.state = s.new_empty(gathered, s.shape[1])
+            self.outputs = s.new_empty(outputs, s.shape[1])
+        rows = slice(start, start + s.shape[0])
+        scale, classes = self.problem.row_scale, self.problem.classes
+        torch.ops.fastdml_native.columns_(
+            s,
+            functor,
+            self.before.members,
+            None if scale is None else scale[rows],
+            self.problem.col_scale,
+            classes.row_class[rows],
+            classes.col_class,
+            self.problem.scalars,
+            self.state,
+            self.outputs,
+            first,
+        )
+
+
+def gathers(problem: Problem) -> bool:
+    """Whether the compiled library gathers what the loss's presweep asks for: on the CPU, of products, if
+    the functor says how. Of one set, the visit of columns is one of rows anyway."""
+    before, metric = problem.loss.presweep(), problem.loss.metric
+    if before is None or problem.one_set or problem.device_type != "cpu":
+        return False
+    if metric.kind != PRODUCT or metric.raw_anchors:
+        return False
+    functor = library.functors().get(before.name)
+    return functor is not None and functor[3] > 0
