@@ -65,6 +65,14 @@ OURS = {"RankedListLoss": {"detach_weights": False}}
 LABELS = {"InstanceLoss": torch.arange(36)}
 
 
+def arguments(name):
+    """What both libraries' classes of a name cannot be made without."""
+    required = inspect.signature(getattr(losses, name).__init__).parameters
+    sizes = {"num_classes": CLASSES, "embedding_size": 17}
+    given = {k: v for k, v in sizes.items() if k in required and name != "MarginLoss"}
+    return given | ARGUMENTS.get(name, {})
+
+
 AMPLIFIED = ("SmoothAPLoss", "FastAPLoss")
 
 
@@ -89,11 +97,7 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
 
     Classes come in order and are as many as their members, where their Smooth-AP is right too.
     """
-    module = getattr(theirs, name)
-    required = inspect.signature(getattr(losses, name).__init__).parameters
-    sizes = {"num_classes": CLASSES, "embedding_size": 17}
-    given = {k: v for k, v in sizes.items() if k in required and name not in ("MarginLoss",)}
-    given |= ARGUMENTS.get(name, {})
+    module, given = getattr(theirs, name), arguments(name)
     y = LABELS.get(name, torch.arange(36) // 6)
     compared, before = 0, torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # of tensors that theirs fills
@@ -130,11 +134,9 @@ def test_every_class_of_both_has_the_same_value_and_gradient(name, dtype, tolera
 @pytest.mark.parametrize("name", BOTH)
 def test_a_reference_is_taken_alike(name, dtype, tolerance):
     """What theirs takes ours takes, with the same result; lifted structure's is a fault of theirs."""
-    own, other = getattr(losses, name), getattr(theirs, name)
-    required = inspect.signature(own.__init__).parameters
-    given = {k: v for k, v in {"num_classes": CLASSES, "embedding_size": 17}.items() if k in required}
-    given = {} if name == "MarginLoss" else given | ARGUMENTS.get(name, {})
-    own, other = own(**given, **OURS.get(name, {})).to(dtype), other(**given).to(dtype)
+    given = arguments(name)
+    own = getattr(losses, name)(**given, **OURS.get(name, {})).to(dtype)
+    other = getattr(theirs, name)(**given).to(dtype)
     y, ref_y = torch.arange(36) // 6, torch.arange(41) % 6
     for seed in range(20):
         g = torch.Generator().manual_seed(seed)

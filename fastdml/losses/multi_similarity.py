@@ -11,7 +11,7 @@ from ..engine import check
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import register
 from .base import SampleLoss, sample_loss
-from .terms import log_sum_exp_with_one
+from .terms import duplicate_ceiling, log_sum_exp_with_one
 
 __all__ = ["MultiSimilarityLoss", "multi_similarity"]
 
@@ -110,7 +110,7 @@ class MultiSimilarityLoss(SampleLoss):
             self.beta,
             self.base,
             self.epsilon,
-            _ceiling(self.variant),
+            duplicate_ceiling(self.variant),
             similarity=self.similarity,
         )
 
@@ -132,13 +132,8 @@ def multi_similarity(
 ) -> Tensor:
     """Multi-similarity loss as a function; see `MultiSimilarityLoss`. options: see `sample_loss`."""
     description = MultiSimilarity(
-        alpha, beta, base, epsilon, _ceiling(variant), similarity=similarity
+        alpha, beta, base, epsilon, duplicate_ceiling(variant), similarity=similarity
     )
     return sample_loss(
         description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
     )
-
-
-def _ceiling(variant: str) -> float:
-    check.variant(variant)
-    return 1 - 1e-5 if variant == "released" else _INF

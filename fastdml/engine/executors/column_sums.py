@@ -43,13 +43,13 @@ class ColumnSums:
         )
 
 
-def gathers(problem: Problem) -> bool:
-    """Whether the compiled library gathers what the loss's presweep asks for: on the CPU, of products, if
-    the functor says how. Of one set, the visit of columns is one of rows anyway."""
+def of(problem: Problem) -> ColumnSums | None:
+    """What gathers the outputs of the loss's presweep, if the compiled library can: on the CPU, of
+    products, by a functor that says how. Of one set, the visit of columns is one of rows anyway."""
     before, metric = problem.loss.presweep(), problem.loss.metric
     if before is None or problem.one_set or problem.device_type != "cpu":
-        return False
+        return None
     if metric.kind != PRODUCT or metric.raw_anchors:
-        return False
+        return None
     functor = library.functors().get(before.name)
-    return functor is not None and functor[3] > 0
+    return ColumnSums(problem, before) if functor is not None and functor[3] > 0 else None

@@ -50,10 +50,7 @@ class Native:
         return schedule.run(problem, self, wanted)
 
     def column_sums(self, problem: Problem) -> column_sums.ColumnSums | None:
-        before = problem.loss.presweep()
-        if before is None or not column_sums.gathers(problem):
-            return None
-        return column_sums.ColumnSums(problem, before)
+        return column_sums.of(problem)
 
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
