@@ -11,7 +11,7 @@ from fastdml import functional as F
 from fastdml import losses
 from fastdml.engine.registry import LOSSES, description, handle
 from fastdml.engine.relation import LabelRelation
-from fastdml.losses.smooth_ap import SmoothAP
+from fastdml.losses.rank.smooth_ap import SmoothAP
 
 NAMES = [*losses.MODULES, *losses.FUNCTIONS]
 

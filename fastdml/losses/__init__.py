@@ -19,8 +19,8 @@ from .user import row_loss
 MODULES: dict[str, type[nn.Module]] = {}
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
-for _info in pkgutil.iter_modules(__path__):
-    _file = importlib.import_module(f"{__name__}.{_info.name}")
+for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
+    _file = importlib.import_module(_info.name)
     for _name in getattr(_file, "__all__", ()):
         _found = getattr(_file, _name)
         if inspect.isclass(_found) and issubclass(_found, nn.Module):

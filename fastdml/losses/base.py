@@ -12,7 +12,7 @@ from ..engine.loss import RowLoss
 from ..engine.op import predicate_handle
 from ..engine.registry import handle
 from ..engine.relation import Predicate
-from ..miners import LazyPairs
+from ..mining.miners import LazyPairs
 from .options import check_options
 from .representation import arguments
 from .sample_weights import sample_weights

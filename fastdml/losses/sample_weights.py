@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.op import statistic_type
-from ..miners import LazyPairs
+from ..mining.miners import LazyPairs
 
 
 def sample_weights(
