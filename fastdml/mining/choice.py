@@ -17,7 +17,9 @@ def check_strategies(positive: str, negative: str, names: tuple[str, str]) -> No
         if found not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {found!r}")
     if (positive, negative) == ("semihard", "nearest"):
-        raise ValueError(f"{names[0]}: expected another strategy against nearest negatives, got {positive!r}")
+        raise ValueError(
+            f"{names[0]}: expected another strategy against nearest negatives, got {positive!r}"
+        )
     if "semihard" in (positive, negative) and (
         positive == negative or "all" in (positive, negative)
     ):
@@ -36,6 +38,42 @@ def choose(key: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
     key = key.detach().masked_fill(~eligible, low)
     best = key.amax(1, keepdim=True)
     return (eligible & (key >= best - tie(best))).to(torch.uint8).argmax(1), eligible.any(1)
+
+
+def chosen(
+    near: Tensor, positive: Tensor, negative: Tensor, positives: str, negatives: str
+) -> tuple[Tensor, Tensor]:
+    """The masks of the pairs that two strategies of `STRATEGIES` other than "nearest" leave of a row.
+
+    near: [R, N], larger where nearer. positive, negative: bool [R, N]. A semi-hard one is chosen after
+    the other side's. Where one of each is chosen, a row that lacks either has none.
+    """
+
+    def one(mask: Tensor, key: Tensor) -> Tensor:
+        column, found = choose(key, mask)
+        return torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
+
+    def value(mask: Tensor, missing: float) -> Tensor:
+        return torch.where(mask, near, missing).amax(1, keepdim=True)
+
+    near = near.detach()
+    keys = {"hard": near, "easy": -near}  # of negatives; of positives the other way about
+    if positives in keys:
+        positive = one(positive, -keys[positives])
+    if negatives in keys:
+        negative = one(negative, keys[negatives])
+    if negatives == "semihard":
+        limit = value(positive, -torch.inf)
+        negative = one(negative & (near < limit - tie(limit)), near)
+    elif positives == "semihard":
+        limit = value(negative, -torch.inf)
+        positive = one(
+            positive & (near > limit + tie(limit)) & negative.any(1, keepdim=True), -near
+        )
+    if "all" not in (positives, negatives):
+        both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
+        positive, negative = positive & both, negative & both
+    return positive, negative
 
 
 def nearest(key: Tensor, eligible: Tensor, k: int) -> Tensor:

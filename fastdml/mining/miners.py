@@ -1,110 +1,17 @@
-"""Miners: lazy descriptions of pairs, which losses fuse instead of listing."""
+"""Miners: rules by which pairs are chosen, which losses apply themselves instead of a list."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.loss import RowLoss
-from .choice import check_strategies, choose, distance_log_weight, draw, nearest, tie
-from ..engine.op import statistic_type
+from ..engine.call import statistic_type
 from ..engine.similarity import SIMILARITIES, unit
-
-
-class LazyPairs:
-    """Index tensors (a1, p, a2, n) that exist only once somebody unpacks them.
-
-    A loss that knows the rule by which they are mined applies the rule instead.
-
-    mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call; until the pairs
-        are there, these must stay as they are.
-    tensors: 4, or 3 for triplets (a, p, n).
-    stream: seed and step of the draws of this call, where the rule draws.
-    """
-
-    def __init__(
-        self,
-        rule: Mapping[str, float | str],
-        mined: tuple[Tensor | None, ...],
-        materialise: Callable[[], tuple[Tensor, ...]],
-        similarity: str = "cosine",
-        tensors: int = 4,
-        stream: tuple[int, int] | None = None,
-    ) -> None:
-        self.rule = rule
-        self.mined = mined
-        self.stream = stream
-        self._versions = _versions(mined)
-        self.similarity = similarity
-        self._materialise = materialise
-        self._tuple: tuple[Tensor, ...] | None = None
-        self._tensors = tensors
-
-    def fuse(
-        self,
-        loss: RowLoss,
-        embeddings: Tensor,
-        labels: Tensor | None,
-        ref_emb: Tensor | None,
-        ref_labels: Tensor | None,
-    ) -> RowLoss | None:
-        """The loss with the mining rule in it; None where it has no such parameter.
-
-        None also if the loss is called with other tensors than those that were mined, or multiplies
-        embeddings otherwise: the indices then mean other pairs.
-        """
-        called = (embeddings, labels, ref_emb, ref_labels)
-        may_be_left_out = (False, True, False, True)
-        for mine, given, optional in zip(self.mined, called, may_be_left_out):
-            if given is not mine and not (optional and given is None):
-                return None
-        if loss.similarity != self.similarity:
-            return None
-        fields = {f.name for f in dataclasses.fields(loss)}  # type: ignore[arg-type]
-        if not self.rule or not set(self.rule) <= fields:
-            return None
-        if self._tuple is not None and self._changed():
-            return None  # other pairs than those of now
-        self._check_unchanged()
-        return dataclasses.replace(loss, **self.rule)  # type: ignore[type-var, arg-type]
-
-    def _changed(self) -> bool:
-        now = _versions(self.mined)
-        return bool(now and self._versions) and now != self._versions
-
-    def _check_unchanged(self) -> None:
-        if self._changed():
-            raise ValueError(
-                "indices_tuple: expected embeddings and labels as they were when they were mined, got "
-                "ones changed in place since; call the miner again, or unpack its result before the change"
-            )
-
-    def _pairs(self) -> tuple[Tensor, ...]:
-        if self._tuple is None:
-            self._check_unchanged()
-            self._tuple = self._materialise()
-        return self._tuple
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._pairs())
-
-    def __getitem__(self, k: int) -> Tensor:
-        return self._pairs()[k]
-
-    def __len__(self) -> int:
-        return self._tensors
-
-
-def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    """How often each was changed in place; a compiled graph and torch.inference_mode do not count."""
-    if torch.compiler.is_compiling():
-        return ()
-    return tuple(t._version for t in tensors if t is not None and not t.is_inference())
-
+from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
+from .lazy import LazyPairs
 
 Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
@@ -215,22 +122,8 @@ class BatchEasyHardMiner(Miner):
         return self._choose
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-        # A semi-hard one is chosen after the other.
-        if self.neg_strategy == "semihard":
-            positive = _only(self.pos_strategy, positive, d, farthest="hard")
-            limit = d.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-            negative = _only("hard", negative & (d > limit + tie(limit)), d, farthest="easy")
-        else:
-            negative = _only(self.neg_strategy, negative, d, farthest="easy")
-            limit = d.masked_fill(~negative, torch.inf).amin(1, keepdim=True)
-            if self.pos_strategy == "semihard":
-                positive = _only("hard", positive & (d < limit - tie(limit)), d, farthest="hard")
-            else:
-                positive = _only(self.pos_strategy, positive, d, farthest="hard")
-        if "all" not in (self.pos_strategy, self.neg_strategy):
-            both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
-            positive, negative = positive & both, negative & both
-        return (*positive.nonzero(as_tuple=True), *negative.nonzero(as_tuple=True))
+        kept = chosen(-d, positive, negative, self.pos_strategy, self.neg_strategy)
+        return (*kept[0].nonzero(as_tuple=True), *kept[1].nonzero(as_tuple=True))
 
 
 class BatchHardMiner(BatchEasyHardMiner):
@@ -393,11 +286,3 @@ def _by_rows(
         chosen = select(s, positive, negative, number)
         found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])
     return tuple(torch.cat(part) for part in zip(*found, strict=True))
-
-
-def _only(strategy: str, mask: Tensor, d: Tensor, farthest: str) -> Tensor:
-    """The mask of the one candidate of each row that a strategy takes, or of all."""
-    if strategy == "all":
-        return mask
-    column, found = choose(d if strategy == farthest else -d, mask)
-    return torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import duplicate_ceiling, masked_sum, softplus
 
-__all__ = ["BinomialDevianceLoss", "binomial_deviance"]
+__all__ = ["BinomialDevianceLoss"]
 
 
 @register
@@ -45,11 +45,6 @@ class BinomialDeviance(RowLoss):
         return pull / positive.sum(1).clamp(min=1) + push / rows.negative.sum(1).clamp(min=1)
 
 
-def _describe(alpha: float, beta: float, base: float, variant: str, similarity: str) -> RowLoss:
-    ceiling = duplicate_ceiling(variant, 1.0)
-    return BinomialDeviance(alpha, beta, base, ceiling, similarity=similarity)
-
-
 class BinomialDevianceLoss(SampleLoss):
     """Binomial deviance loss.
 
@@ -66,6 +61,8 @@ class BinomialDevianceLoss(SampleLoss):
 
     The mean over no pair is 0. Other arguments: see `SampleLoss`.
     """
+
+    function = "binomial_deviance"
 
     def __init__(
         self,
@@ -84,25 +81,7 @@ class BinomialDevianceLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RowLoss:
-        return _describe(self.alpha, self.beta, self.base, self.variant, self.similarity)
-
-
-def binomial_deviance(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    alpha: float = 2,
-    beta: float = 25,
-    base: float = 0.5,
-    variant: str = "paper",
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Binomial deviance as a function; see `BinomialDevianceLoss`. options: see `sample_loss`."""
-    description = _describe(alpha, beta, base, variant, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+        ceiling = duplicate_ceiling(self.variant, 1.0)
+        return BinomialDeviance(
+            self.alpha, self.beta, self.base, ceiling, similarity=self.similarity
+        )

@@ -12,10 +12,11 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ...mining.batch import Batch
+from ..base import SampleLoss
 from ..terms import log_sum_exp, softplus
 
-__all__ = ["CircleLoss", "circle"]
+__all__ = ["CircleLoss"]
 
 
 @register
@@ -108,6 +109,8 @@ class CircleLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "circle"
+
     def __init__(
         self,
         m: float | None = None,
@@ -118,6 +121,10 @@ class CircleLoss(SampleLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(reduction=reduction, **kwargs)
+        if form == "global" and reduction == "none":
+            raise ValueError(
+                "reduction: the global form is one number; expected another kind than 'none'"
+            )
         self.form = form
         found = _describe(m, gamma, form, True, self.similarity)
         self.m, self.gamma = found.m, found.gamma
@@ -125,43 +132,9 @@ class CircleLoss(SampleLoss):
     def description(self) -> Circle:
         return _describe(self.m, self.gamma, self.form, True, self.similarity)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return circle(
-            *batch,
-            m=self.m,
-            gamma=self.gamma,
-            form=self.form,
-            **self.options(),
-        )
-
-
-def circle(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    m: float | None = None,
-    gamma: float | None = None,
-    form: str = "rows",
-    similarity: str = "cosine",
-    reduction: str = "nonzero",
-    **options: Any,
-) -> Tensor:
-    """Circle loss as a function; see `CircleLoss`. options: see `sample_loss`."""
-    if form == "global" and reduction == "none":
-        raise ValueError(
-            "reduction: the global form is one number; expected another kind than 'none'"
-        )
-    unordered = ref_emb is None and indices_tuple is None
-    return sample_loss(
-        _describe(m, gamma, form, unordered, similarity),
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction=reduction,
-        **options,
-    )
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+        found, checked = super().resolved(*batch, own=own)
+        one_set = checked.ref_emb is None and not checked.pairs and checked.predicate is None
+        if isinstance(found, CircleGlobal) and not one_set:
+            found = dataclasses.replace(found, unordered=False)
+        return found, checked

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import masked_sum
 
-__all__ = ["CalibrationLoss", "ContrastiveLoss", "contrastive"]
+__all__ = ["CalibrationLoss", "ContrastiveLoss"]
 
 AGGREGATIONS = ("active", "pairs", "rows", "batch")
 
@@ -166,6 +166,7 @@ class ContrastiveLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "contrastive"
     default_similarity = "distance"
 
     def __init__(
@@ -192,6 +193,7 @@ class CalibrationLoss(ContrastiveLoss):
     2110.01445), equation 8. Arguments as `ContrastiveLoss`.
     """
 
+    function = "calibration"
     default_similarity = "cosine"
 
     def __init__(self, pos_margin: float = 0.9, neg_margin: float = 0.6, **kwargs: Any) -> None:
@@ -202,30 +204,3 @@ class CalibrationLoss(ContrastiveLoss):
         return Calibration(
             self.pos_margin, self.neg_margin, aggregation, aggregation, similarity=self.similarity
         )
-
-
-def contrastive(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_margin: float = 0,
-    neg_margin: float = 1,
-    similarity: str = "distance",
-    reduction: str = "nonzero",
-    **options: Any,
-) -> Tensor:
-    """Contrastive loss as a function; see `ContrastiveLoss`. options: see `sample_loss`."""
-    description = _describe(pos_margin, neg_margin, reduction, similarity)
-    return sample_loss(
-        description,
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction=reduction,
-        **options,
-    )

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import duplicate_ceiling, log_sum_exp_with_one, masked_sum
 
-__all__ = ["ContrastiveBayesianLoss", "contrastive_bayesian"]
+__all__ = ["ContrastiveBayesianLoss"]
 
 FORMS = ("log", "sqrt", "constant")
 
@@ -84,11 +84,6 @@ class ContrastiveBayesian(RowLoss):
         return torch.where(mined_p.any(1) & mined_n.any(1), loss, torch.zeros_like(loss))
 
 
-def _describe(variant: str, similarity: str, **parameters: Any) -> ContrastiveBayesian:
-    ceiling = duplicate_ceiling(variant)
-    return ContrastiveBayesian(**parameters, max_positive=ceiling, similarity=similarity)
-
-
 class ContrastiveBayesianLoss(SampleLoss):
     """Contrastive Bayesian loss.
 
@@ -114,6 +109,8 @@ class ContrastiveBayesianLoss(SampleLoss):
     The released code's option to keep the 100 largest negatives instead of mining is not here. Other
     arguments: see `SampleLoss`.
     """
+
+    function = "contrastive_bayesian"
 
     def __init__(
         self,
@@ -142,9 +139,7 @@ class ContrastiveBayesianLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> ContrastiveBayesian:
-        return _describe(
-            self.variant,
-            self.similarity,
+        return ContrastiveBayesian(
             form=self.form,
             pos_a=self.pos_a,
             pos_b=self.pos_b,
@@ -153,41 +148,6 @@ class ContrastiveBayesianLoss(SampleLoss):
             mining_margin=self.mining_margin,
             variance_weight=self.variance_weight,
             mean_mix=self.mean_mix,
+            max_positive=duplicate_ceiling(self.variant),
+            similarity=self.similarity,
         )
-
-
-def contrastive_bayesian(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    form: str = "log",
-    pos_a: float = 0.5,
-    pos_b: float = 0.5,
-    neg_a: float = 1.0,
-    neg_b: float = 0.01,
-    mining_margin: float = 0.1,
-    variance_weight: float = 1.0,
-    mean_mix: float = 0.2,
-    variant: str = "paper",
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Contrastive Bayesian loss as a function; see `ContrastiveBayesianLoss`."""
-    description = _describe(
-        variant,
-        similarity,
-        form=form,
-        pos_a=pos_a,
-        pos_b=pos_b,
-        neg_a=neg_a,
-        neg_b=neg_b,
-        mining_margin=mining_margin,
-        variance_weight=variance_weight,
-        mean_mix=mean_mix,
-    )
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

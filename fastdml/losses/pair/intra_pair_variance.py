@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import Call
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, checked, sample_loss
+from ...mining.batch import Batch
+from ..base import SampleLoss
 from ..pair_means import mean_similarities
 from ..terms import masked_sum, rows_per
 
-__all__ = ["IntraPairVarianceLoss", "intra_pair_variance"]
+__all__ = ["IntraPairVarianceLoss"]
 
 
 @register
@@ -64,6 +66,9 @@ class IntraPairVarianceLoss(SampleLoss):
     `SampleLoss`.
     """
 
+    similarities = ("cosine", "dot")
+    function = "intra_pair_variance"
+
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pos_eps = pos_eps
@@ -71,47 +76,8 @@ class IntraPairVarianceLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> IntraPairVariance:
-        return _describe(self.pos_eps, self.neg_eps, self.similarity)
+        return IntraPairVariance(self.pos_eps, self.neg_eps, similarity=self.similarity)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return intra_pair_variance(
-            *batch,
-            pos_eps=self.pos_eps,
-            neg_eps=self.neg_eps,
-            **self.options(),
-        )
-
-
-def _describe(pos_eps: float, neg_eps: float, similarity: str) -> IntraPairVariance:
-    if similarity not in ("cosine", "dot"):
-        raise ValueError(f"similarity: expected 'cosine' or 'dot', got {similarity!r}")
-    return IntraPairVariance(pos_eps, neg_eps, similarity=similarity)
-
-
-def intra_pair_variance(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_eps: float = 0.01,
-    neg_eps: float = 0.01,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Intra-pair variance as a function; see `IntraPairVarianceLoss`. options: see `sample_loss`."""
-    description = _describe(pos_eps, neg_eps, similarity)
-    validate = bool(options.get("validate", False))
-    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
-    means = mean_similarities(call, normalized=similarity == "cosine")
-    return sample_loss(
-        description,
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        scalars=torch.stack(means),
-        **options,
-    )
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        means = mean_similarities(batch, normalized=self.similarity == "cosine")
+        return super().sample_call(description, batch, scalars=torch.stack(means), **fields)

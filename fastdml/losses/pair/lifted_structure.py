@@ -12,15 +12,13 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
     "LiftedStructureLoss",
-    "generalized_lifted_structure",
-    "lifted_structure",
 ]
 
 
@@ -129,6 +127,8 @@ class LiftedStructureLoss(SampleLoss):
     Pairs come from labels; `indices_tuple` is refused. Other arguments: see `SampleLoss`.
     """
 
+    function = "lifted_structure"
+    reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"
 
     def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
@@ -140,59 +140,30 @@ class LiftedStructureLoss(SampleLoss):
     def description(self) -> LiftedStructure:
         return LiftedStructure(self.pos_margin, self.neg_margin, similarity=self.similarity)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return lifted_structure(
-            *batch,
-            neg_margin=self.neg_margin,
-            pos_margin=self.pos_margin,
-            **self.options(),
+    def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
+        if len(batch) > 2 and batch[2] is not None:
+            raise ValueError(
+                "indices_tuple: lifted structure takes its pairs from labels; expected None"
+            )
+        description, found = self.resolved(*batch, own=own)
+        if found.ref_emb is None:
+            return [self.sample_call(description, found)]
+        call = self.sample_call(dataclasses.replace(self.description(), push=1.0), found)
+        if not found.ref_emb.requires_grad and not found.embeddings.requires_grad:
+            return [call]
+        # The same pairs seen from the other side: no value of its own, and the rest of the derivative.
+        # Both means are over positive pairs, whose number is the same.
+        far = call.replace(
+            loss=dataclasses.replace(self.description(), pull=0.0, push=1.0),
+            anchors=found.ref_emb,
+            candidates=found.embeddings,
+            anchor_labels=found.ref_labels,
+            candidate_labels=found.labels,
+            own=found.own_of_candidates(),
+            reduction="mean",
+            weight=1.0 if self.reduction == "mean" else float(found.embeddings.shape[0]),
         )
-
-
-def lifted_structure(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    neg_margin: float = 1,
-    pos_margin: float = 0,
-    similarity: str = "distance",
-    reduction: str = "mean",
-    **options: Any,
-) -> Tensor:
-    """Lifted structure loss as a function; see `LiftedStructureLoss`. options: see `sample_loss`."""
-    if indices_tuple is not None:
-        raise ValueError(
-            "indices_tuple: lifted structure takes its pairs from labels; expected None"
-        )
-    if reduction not in ("mean", "sum"):
-        # Rows share their derivatives: weights of single rows would need them apart.
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    description = LiftedStructure(pos_margin, neg_margin, similarity=similarity)
-    if ref_emb is None:
-        return sample_loss(
-            description,
-            embeddings,
-            labels,
-            None,
-            None,
-            ref_labels,
-            reduction=reduction,
-            **options,
-        )
-    near = dataclasses.replace(description, push=1.0)
-    value = sample_loss(
-        near, embeddings, labels, None, ref_emb, ref_labels, reduction=reduction, **options
-    )
-    if not ref_emb.requires_grad and not embeddings.requires_grad:
-        return value
-    # The same pairs seen from the other side: no value of its own, and the rest of the derivative.
-    # Both means are over positive pairs, whose number is the same.
-    far = dataclasses.replace(description, pull=0.0, push=1.0)
-    rest = sample_loss(far, ref_emb, ref_labels, None, embeddings, labels, **options)
-    return value + (rest if reduction == "mean" else rest * embeddings.shape[0])
+        return [call, far]
 
 
 class GeneralizedLiftedStructureLoss(SampleLoss):
@@ -212,6 +183,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "generalized_lifted_structure"
     default_similarity = "distance"
 
     def __init__(
@@ -229,34 +201,8 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> GeneralizedLiftedStructure:
-        return _describe(self.neg_margin, self.pos_margin, self.variant, self.similarity)
-
-
-def _describe(
-    neg_margin: float, pos_margin: float, variant: str, similarity: str
-) -> GeneralizedLiftedStructure:
-    if variant not in ("pml", "paper"):
-        raise ValueError(f"variant: expected 'pml' or 'paper', got {variant!r}")
-    return GeneralizedLiftedStructure(
-        pos_margin, neg_margin, variant == "paper", similarity=similarity
-    )
-
-
-def generalized_lifted_structure(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    neg_margin: float = 1,
-    pos_margin: float = 0,
-    variant: str = "pml",
-    similarity: str = "distance",
-    **options: Any,
-) -> Tensor:
-    """Generalised lifted structure as a function; see `GeneralizedLiftedStructureLoss`."""
-    description = _describe(neg_margin, pos_margin, variant, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+        if self.variant not in ("pml", "paper"):
+            raise ValueError(f"variant: expected 'pml' or 'paper', got {self.variant!r}")
+        return GeneralizedLiftedStructure(
+            self.pos_margin, self.neg_margin, self.variant == "paper", similarity=self.similarity
+        )

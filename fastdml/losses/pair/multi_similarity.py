@@ -10,10 +10,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import duplicate_ceiling, log_sum_exp_with_one
 
-__all__ = ["MultiSimilarityLoss", "multi_similarity"]
+__all__ = ["MultiSimilarityLoss"]
 
 _INF = float("inf")
 
@@ -86,6 +86,8 @@ class MultiSimilarityLoss(SampleLoss):
     Rows without any pair have a loss of 0. Other arguments: see `SampleLoss`.
     """
 
+    function = "multi_similarity"
+
     def __init__(
         self,
         alpha: float = 2,
@@ -113,27 +115,3 @@ class MultiSimilarityLoss(SampleLoss):
             duplicate_ceiling(self.variant),
             similarity=self.similarity,
         )
-
-
-def multi_similarity(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    alpha: float = 2,
-    beta: float = 50,
-    base: float = 0.5,
-    epsilon: float | None = None,
-    variant: str = "paper",
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Multi-similarity loss as a function; see `MultiSimilarityLoss`. options: see `sample_loss`."""
-    description = MultiSimilarity(
-        alpha, beta, base, epsilon, duplicate_ceiling(variant), similarity=similarity
-    )
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 
-__all__ = ["RankedListLoss", "ranked_list"]
+__all__ = ["RankedListLoss"]
 
 
 _FLOOR = 1e-5  # added to a sum of weights, once per candidate, by the ports in use
@@ -73,24 +73,6 @@ class RankedList(RowLoss):
         return (1 - self.imbalance) * pull + self.imbalance * push
 
 
-def _describe(
-    margin: float,
-    Tn: float,
-    imbalance: float,
-    alpha: float | None,
-    Tp: float,
-    detach_weights: bool,
-    similarity: str,
-) -> RankedList:
-    if "distance" not in similarity:
-        raise ValueError(f"similarity: expected a kind of distance, got {similarity!r}")
-    check.finite(margin, "margin")
-    outer = 1 + margin / 2 if alpha is None else alpha
-    return RankedList(
-        outer - margin, outer, Tp, Tn, imbalance, detach_weights, similarity=similarity
-    )
-
-
 class RankedListLoss(SampleLoss):
     """Ranked list loss.
 
@@ -114,6 +96,7 @@ class RankedListLoss(SampleLoss):
     `SampleLoss`.
     """
 
+    function = "ranked_list"
     default_similarity = "distance"
 
     def __init__(
@@ -136,35 +119,16 @@ class RankedListLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RankedList:
-        return _describe(
-            self.margin,
+        if "distance" not in self.similarity:
+            raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
+        check.finite(self.margin, "margin")
+        outer = 1 + self.margin / 2 if self.alpha is None else check.finite(self.alpha, "alpha")
+        return RankedList(
+            outer - self.margin,
+            outer,
+            self.Tp,
             self.Tn,
             self.imbalance,
-            self.alpha,
-            self.Tp,
             self.detach_weights,
-            self.similarity,
+            similarity=self.similarity,
         )
-
-
-def ranked_list(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    margin: float,
-    Tn: float,
-    imbalance: float = 0.5,
-    alpha: float | None = None,
-    Tp: float = 0,
-    detach_weights: bool = False,
-    similarity: str = "distance",
-    **options: Any,
-) -> Tensor:
-    """Ranked list loss as a function; see `RankedListLoss`. options: see `sample_loss`."""
-    description = _describe(margin, Tn, imbalance, alpha, Tp, detach_weights, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import Call
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, checked, sample_loss
+from ...mining.batch import Batch
+from ..base import SampleLoss
 from ..pair_means import mean_similarities
 from ..terms import masked_sum
 
-__all__ = ["SemiVarianceLoss", "semi_variance"]
+__all__ = ["SemiVarianceLoss"]
 
 
 @register
@@ -57,16 +59,6 @@ class SemiVariance(RowLoss):
         return (self.pos_weight * pull + self.neg_weight * push).to(outputs.dtype)
 
 
-def _describe(
-    pos_weight: float, neg_weight: float, similarity: str, reduction: str
-) -> SemiVariance:
-    if similarity not in ("cosine", "dot"):
-        raise ValueError(f"similarity: expected 'cosine' or 'dot', got {similarity!r}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
-    return SemiVariance(pos_weight, neg_weight, similarity=similarity)
-
-
 class SemiVarianceLoss(SampleLoss):
     """Semi-variance of similarities, the regulariser of SOPRC.
 
@@ -85,6 +77,10 @@ class SemiVarianceLoss(SampleLoss):
     There are no row losses: reduction is "mean" or "sum". Other arguments: see `SampleLoss`.
     """
 
+    reductions = ("mean", "sum")
+    similarities = ("cosine", "dot")
+    function = "semi_variance"
+
     def __init__(self, pos_weight: float = 1.0, neg_weight: float = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pos_weight = pos_weight
@@ -92,43 +88,8 @@ class SemiVarianceLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SemiVariance:
-        return _describe(self.pos_weight, self.neg_weight, self.similarity, self.reduction)
+        return SemiVariance(self.pos_weight, self.neg_weight, similarity=self.similarity)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return semi_variance(
-            *batch,
-            pos_weight=self.pos_weight,
-            neg_weight=self.neg_weight,
-            **self.options(),
-        )
-
-
-def semi_variance(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_weight: float = 1.0,
-    neg_weight: float = 5.0,
-    similarity: str = "cosine",
-    reduction: str = "mean",
-    **options: Any,
-) -> Tensor:
-    """Semi-variance as a function; see `SemiVarianceLoss`. options: see `sample_loss`."""
-    description = _describe(pos_weight, neg_weight, similarity, reduction)
-    validate = bool(options.get("validate", False))
-    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
-    means = mean_similarities(call, normalized=similarity == "cosine")
-    return sample_loss(
-        description,
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        scalars=torch.stack(means),
-        reduction=reduction,
-        **options,
-    )
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        means = mean_similarities(batch, normalized=self.similarity == "cosine")
+        return super().sample_call(description, batch, scalars=torch.stack(means), **fields)

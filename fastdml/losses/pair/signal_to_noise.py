@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine import check
+from ...engine.call import Call
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...engine.similarity import unit
-from ..base import SampleLoss, sample_loss
+from ...mining.batch import Batch
+from ..base import SampleLoss
 from .contrastive import Contrastive, aggregation_of
 
-__all__ = ["SignalToNoiseRatioContrastiveLoss", "signal_to_noise_contrastive"]
-
-_KINDS = {"cosine": True, "dot": False}
+__all__ = ["SignalToNoiseRatioContrastiveLoss"]
 
 
 @register
@@ -57,6 +56,9 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     Centred copies of the embeddings are made. Other arguments: see `SampleLoss`.
     """
 
+    similarities = ("cosine", "dot")
+    function = "signal_to_noise_contrastive"
+
     def __init__(
         self,
         pos_margin: float = 0,
@@ -68,30 +70,23 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
         super().__init__(reduction=reduction, **kwargs)
         self.pos_margin = pos_margin
         self.neg_margin = neg_margin
-        _normalizes(self.similarity)
         self.description()  # checks the parameters
 
     def description(self) -> SignalToNoise:
-        return _describe(self.pos_margin, self.neg_margin, self.reduction)
+        aggregation = aggregation_of(self.reduction)
+        return SignalToNoise(self.pos_margin, self.neg_margin, aggregation, aggregation)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return signal_to_noise_contrastive(
-            *batch,
-            pos_margin=self.pos_margin,
-            neg_margin=self.neg_margin,
-            **self.options(),
-        )
-
-
-def _normalizes(similarity: str) -> bool:
-    if similarity not in _KINDS:
-        raise ValueError(f"similarity: expected one of {sorted(_KINDS)}, got {similarity!r}")
-    return _KINDS[similarity]
-
-
-def _describe(pos_margin: float, neg_margin: float, reduction: str) -> SignalToNoise:
-    aggregation = aggregation_of(reduction)
-    return SignalToNoise(pos_margin, neg_margin, aggregation, aggregation)
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        normalize = self.similarity == "cosine"
+        signal = _centred(batch.embeddings, normalize)
+        ref = None if batch.ref_emb is None else _centred(batch.ref_emb, normalize)
+        # var(a - b) / var(a) = |a - b|^2 / |a|^2 of centred rows.
+        power = signal.square().sum(1, keepdim=True)
+        some = power > torch.finfo(power.dtype).eps ** 2
+        inverse = torch.where(some, power, torch.ones_like(power)).reciprocal()
+        unit = torch.where(some, inverse, torch.zeros_like(inverse))
+        batch = batch.replace(embeddings=signal, ref_emb=ref)
+        return super().sample_call(description, batch, row_values=unit, **fields)
 
 
 def _centred(x: Tensor, normalize: bool) -> Tensor:
@@ -100,41 +95,3 @@ def _centred(x: Tensor, normalize: bool) -> Tensor:
     if normalize:
         x = unit(x)
     return x - x.mean(1, keepdim=True)
-
-
-def signal_to_noise_contrastive(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_margin: float = 0,
-    neg_margin: float = 1,
-    similarity: str = "cosine",
-    reduction: str = "nonzero",
-    validate: bool = False,
-    **options: Any,
-) -> Tensor:
-    """Signal-to-noise contrastive loss as a function; see `SignalToNoiseRatioContrastiveLoss`."""
-    normalize = _normalizes(similarity)
-    check.embeddings(embeddings, "embeddings", validate)
-    signal = _centred(embeddings, normalize)
-    if ref_emb is not None:
-        check.embeddings(ref_emb, "ref_emb", validate)
-        ref_emb = _centred(ref_emb, normalize)
-    # var(a - b) / var(a) = |a - b|^2 / |a|^2 of centred rows.
-    power = signal.square().sum(1, keepdim=True)
-    some = power > torch.finfo(power.dtype).eps ** 2
-    unit = torch.where(some, torch.where(some, power, torch.ones_like(power)).reciprocal(), 0.0)
-    return sample_loss(
-        _describe(pos_margin, neg_margin, reduction),
-        signal,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction=reduction,
-        row_values=unit,
-        **options,
-    )

@@ -12,10 +12,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import softplus
 
-__all__ = ["TupletMarginLoss", "tuplet_margin"]
+__all__ = ["TupletMarginLoss"]
 
 
 @register
@@ -73,6 +73,9 @@ class TupletMarginLoss(SampleLoss):
     `SampleLoss`.
     """
 
+    function = "tuplet_margin"
+    similarities = ("cosine",)  # whose angles it needs
+
     def __init__(self, margin: float = 5.73, scale: float = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = margin
@@ -80,31 +83,5 @@ class TupletMarginLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> TupletMargin:
-        return _tuplet(self.margin, self.scale, self.similarity)
-
-
-def _tuplet(margin: float, scale: float, similarity: str) -> TupletMargin:
-    if similarity != "cosine":
-        raise ValueError(
-            f"similarity: expected 'cosine', whose angles it needs, got {similarity!r}"
-        )
-    return TupletMargin(math.radians(check.finite(margin, "margin")), scale)
-
-
-def tuplet_margin(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    margin: float = 5.73,
-    scale: float = 64,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Tuplet margin loss as a function; see `TupletMarginLoss`. options: see `sample_loss`."""
-    description = _tuplet(margin, scale, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+        margin = math.radians(check.finite(self.margin, "margin"))
+        return TupletMargin(margin, self.scale)

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import duplicate_ceiling, masked_sum
 
-__all__ = ["XBMPairLoss", "xbm_pair"]
+__all__ = ["XBMPairLoss"]
 
 
 @register
@@ -42,12 +42,6 @@ class XBMPair(RowLoss):
         return masked_sum(1 - rows.s, positive) + masked_sum(rows.s - self.offset, hit)
 
 
-def _describe(margin: float, variant: str, similarity: str) -> RowLoss:
-    ceiling = duplicate_ceiling(variant)
-    offset = 0.0 if variant == "released" else margin
-    return XBMPair(margin, offset, ceiling, similarity=similarity)
-
-
 class XBMPairLoss(SampleLoss):
     """The contrastive loss on similarities of cross-batch memory.
 
@@ -66,6 +60,8 @@ class XBMPairLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "xbm_pair"
+
     def __init__(self, margin: float = 0.5, *, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = margin
@@ -73,23 +69,6 @@ class XBMPairLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RowLoss:
-        return _describe(self.margin, self.variant, self.similarity)
-
-
-def xbm_pair(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    margin: float = 0.5,
-    variant: str = "paper",
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """XBM's pair loss as a function; see `XBMPairLoss`. options: see `sample_loss`."""
-    description = _describe(margin, variant, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+        ceiling = duplicate_ceiling(self.variant)
+        offset = 0.0 if self.variant == "released" else self.margin
+        return XBMPair(self.margin, offset, ceiling, similarity=self.similarity)

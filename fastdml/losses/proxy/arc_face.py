@@ -12,10 +12,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .proxies import ProxyLoss, proxy_row_loss
 from ..terms import cross_entropy
+from .proxies import ProxyLoss
 
-__all__ = ["ArcFaceLoss", "SubCenterArcFaceLoss", "arc_face"]
+__all__ = ["ArcFaceLoss", "SubCenterArcFaceLoss"]
 
 
 @register
@@ -95,6 +95,8 @@ class ArcFaceLoss(ProxyLoss):
     infinite. Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "arc_face"
+    similarities = ("cosine",)
     parameter_name = "W"
     by_columns = True
 
@@ -109,14 +111,13 @@ class ArcFaceLoss(ProxyLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs)
-        if self.similarity != "cosine":
-            raise ValueError(f"similarity: expected 'cosine', got {self.similarity!r}")
         self.margin = margin
         self.scale = scale
         self.description()  # checks the parameters
 
     def description(self) -> ArcFace:
-        return _describe(self.margin, self.scale, self.proxies_per_class)
+        margin = math.radians(check.finite(self.margin, "margin"))
+        return ArcFace(margin, self.scale, self.proxies_per_class)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return nearest(super().get_logits(embeddings), self.proxies_per_class) * self.scale
@@ -134,6 +135,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         margin, scale: see `ArcFaceLoss`.
         sub_centers: proxies per class.
     """
+
+    function = "sub_center_arc_face"
 
     def __init__(
         self,
@@ -188,26 +191,3 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             return outliers
         chosen = centers[torch.arange(classes, device=centers.device), dominant]
         return outliers, (chosen * (votes.sum(1) > 0)[:, None]).t()
-
-
-def _describe(margin: float, scale: float, sub_centers: int) -> ArcFace:
-    return ArcFace(math.radians(check.finite(margin, "margin")), scale, sub_centers)
-
-
-def arc_face(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    margin: float = 28.6,
-    scale: float = 64,
-    sub_centers: int = 1,
-    **options: Any,
-) -> Tensor:
-    """ArcFace loss of embeddings [B, D] and proxies [C sub_centers, D]; see `ArcFaceLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    description = _describe(margin, scale, sub_centers)
-    return proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
-from .proxies import ProxyLoss, proxy_row_loss
+from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
-__all__ = ["CosFaceLoss", "cos_face"]
+__all__ = ["CosFaceLoss"]
 
 
 class CosFaceLoss(ProxyLoss):
@@ -27,6 +27,7 @@ class CosFaceLoss(ProxyLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "cos_face"
     parameter_name = "W"
     by_columns = True
 
@@ -44,31 +45,8 @@ class CosFaceLoss(ProxyLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftmaxCrossEntropy:
-        return _describe(self.margin, self.scale, self.similarity)
+        check.positive(self.scale, "scale")
+        return SoftmaxCrossEntropy(self.scale, self.margin, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale
-
-
-def _describe(margin: float, scale: float, similarity: str) -> SoftmaxCrossEntropy:
-    check.positive(scale, "scale")
-    return SoftmaxCrossEntropy(scale, margin, similarity=similarity)
-
-
-def cos_face(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    margin: float = 0.35,
-    scale: float = 64,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """CosFace loss of embeddings [B, D] and proxies [C, D]; see `CosFaceLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    description = _describe(margin, scale, similarity)
-    return proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .proxies import ProxyLoss, proxy_row_loss
-from .proxy_anchor import ProxyAnchor
 from ..terms import log_sum_exp_with_one, softmax_mean
+from .proxies import ProxyLoss
+from .proxy_anchor import ProxyAnchor
 
-__all__ = ["MultiProxyAnchorLoss", "multi_proxy_anchor"]
+__all__ = ["MultiProxyAnchorLoss"]
 
 
 @register
@@ -54,7 +54,7 @@ class MultiProxyAnchor(RowLoss):
     def rows_together(self) -> int:
         return self.size
 
-    scalars = ProxyAnchor.scalars  # rows over rows whose class is present: K cancels
+    label_scalars = ProxyAnchor.label_scalars  # rows over rows whose class is present: K cancels
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
@@ -84,6 +84,9 @@ class MultiProxyAnchorLoss(ProxyLoss):
     With reduction="none" the result has one value per class. Other arguments: see `ProxyLoss`.
     """
 
+    function = "multi_proxy_anchor"
+    reductions = ("mean", "sum", "none")
+
     def __init__(
         self,
         num_classes: int,
@@ -112,44 +115,14 @@ class MultiProxyAnchorLoss(ProxyLoss):
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return softmax_mean(super().get_logits(embeddings), self.proxies_per_class, self.gamma)
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
         if indices_tuple is not None:
             raise ValueError("indices_tuple: multi-proxies anchor has no such form; expected None")
-        return multi_proxy_anchor(
-            embeddings,
-            labels,
-            self.proxies,  # type: ignore[arg-type]
-            proxies_per_class=self.proxies_per_class,
-            margin=self.margin,
-            alpha=self.alpha,
-            gamma=self.gamma,
-            similarity=self.similarity,
-            **self.options(),
-        )
-
-
-def multi_proxy_anchor(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    *,
-    proxies_per_class: int = 10,
-    margin: float = 0.1,
-    alpha: float = 32,
-    gamma: float = 0.1,
-    similarity: str = "cosine",
-    reduction: str = "mean",
-    **options: Any,
-) -> Tensor:
-    """Multi-proxies anchor loss of embeddings [B, D] and proxies [C K, D].
-
-    See `MultiProxyAnchorLoss`; options: backend, validate.
-    """
-    description = MultiProxyAnchor(proxies_per_class, alpha, margin, gamma, similarity=similarity)
-    if reduction == "nonzero":
-        raise ValueError("reduction: expected 'mean', 'sum' or 'none', got 'nonzero'")
-    found = proxy_row_loss(description, embeddings, labels, proxies, reduction=reduction, **options)
-    # A class has its loss times K in the first of its K rows.
-    if reduction == "none":
-        return found[::proxies_per_class] / proxies_per_class
-    return found / proxies_per_class if reduction == "sum" else found
+        # A class has its loss times K in the first of its K rows.
+        size = self.proxies_per_class
+        call = self.proxy_call(embeddings, labels, proxies)
+        if self.reduction == "none":
+            return [call.replace(finish=lambda rows: rows[::size] / size)]
+        return [call.replace(weight=1 / size if self.reduction == "sum" else 1.0)]

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
-from ...engine.op import statistic_type
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
-from .proxies import ProxyLoss, proxy_row_loss
+from ...mining.sample_weights import sample_weights
 from ..terms import cross_entropy
+from .proxies import ProxyLoss
 
-__all__ = ["LargeMarginSoftmaxLoss", "SphereFaceLoss", "large_margin_softmax", "sphere_face"]
+__all__ = ["LargeMarginSoftmaxLoss", "SphereFaceLoss"]
 
 
 @register
@@ -44,7 +45,7 @@ class MultipleAngleSoftmax(RowLoss):
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"row_values": torch.linspace(0.5, 9, rows)[:, None]}
 
-    def scalars(self, relation: LabelRelation) -> list[float] | None:
+    def label_scalars(self, relation: LabelRelation) -> list[float] | None:
         return [math.cos(math.pi * k / self.margin) for k in range(1, self.margin)] or None
 
     def spec(self, rows: Rows) -> Tensor:
@@ -81,7 +82,9 @@ class SphereFaceLoss(ProxyLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "sphere_face"
     default_similarity = "projection"
+    similarities = ("projection",)
     parameter_name = "W"
     by_columns = True
 
@@ -94,10 +97,6 @@ class SphereFaceLoss(ProxyLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
-        if self.similarity != self.default_similarity:
-            raise ValueError(
-                f"similarity: expected {self.default_similarity!r}, got {self.similarity!r}"
-            )
         self.margin = check.count(margin, "margin")
         self.scale = scale
         self.description()  # checks the parameters
@@ -108,17 +107,18 @@ class SphereFaceLoss(ProxyLoss):
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
-        form = sphere_face if self.similarity == "projection" else large_margin_softmax
-        return form(
-            embeddings,
-            labels,
-            self.all_proxies,
-            indices_tuple,
-            margin=self.margin,
-            scale=self.scale,
-            **self.options(),
-        )
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
+        weight = sample_weights(indices_tuple, embeddings)
+        lengths = _lengths(embeddings)
+        if self.similarity == "dot":
+            lengths = lengths * _lengths(proxies)[labels]
+        return [
+            self.proxy_call(
+                embeddings, labels, proxies, row_weight=weight, row_values=lengths[:, None]
+            )
+        ]
 
 
 class LargeMarginSoftmaxLoss(SphereFaceLoss):
@@ -135,65 +135,11 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "large_margin_softmax"
     default_similarity = "dot"
+    similarities = ("dot",)
 
 
 def _lengths(x: Tensor) -> Tensor:
     kind = statistic_type(x)
     return torch.linalg.vector_norm(x, dim=1, dtype=kind)
-
-
-def sphere_face(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    margin: int = 4,
-    scale: float = 1,
-    **options: Any,
-) -> Tensor:
-    """SphereFace loss of embeddings [B, D] and proxies [C, D]; see `SphereFaceLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    check.embeddings(embeddings, "embeddings")
-    return proxy_row_loss(
-        MultipleAngleSoftmax(scale, margin),
-        embeddings,
-        labels,
-        proxies,
-        indices_tuple,
-        row_values=_lengths(embeddings)[:, None],
-        **options,
-    )
-
-
-def large_margin_softmax(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    margin: int = 4,
-    scale: float = 1,
-    **options: Any,
-) -> Tensor:
-    """Large-margin softmax of embeddings [B, D] and proxies [C, D]; see `LargeMarginSoftmaxLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    check.embeddings(embeddings, "embeddings")
-    check.embeddings(proxies, "proxies")
-    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    check.class_range(labels, proxies.shape[0], "labels", bool(options.get("validate", False)))
-    lengths = _lengths(embeddings) * _lengths(proxies)[labels]
-    return proxy_row_loss(
-        MultipleAngleSoftmax(scale, margin, similarity="dot"),
-        embeddings,
-        labels,
-        proxies,
-        indices_tuple,
-        row_values=lengths[:, None],
-        **options,
-    )

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
-from .proxies import ProxyLoss, proxy_row_loss
+from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
-__all__ = ["NormalizedSoftmaxLoss", "normalized_softmax"]
+__all__ = ["NormalizedSoftmaxLoss"]
 
 
 class NormalizedSoftmaxLoss(ProxyLoss):
@@ -27,6 +27,7 @@ class NormalizedSoftmaxLoss(ProxyLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "normalized_softmax"
     parameter_name = "W"
     by_columns = True
 
@@ -38,31 +39,9 @@ class NormalizedSoftmaxLoss(ProxyLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftmaxCrossEntropy:
-        return _describe(self.temperature, self.similarity)
+        scale = 1 / check.positive(self.temperature, "temperature")
+        away = "distance" in self.similarity
+        return SoftmaxCrossEntropy(-scale if away else scale, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.description().scale
-
-
-def _describe(temperature: float, similarity: str) -> SoftmaxCrossEntropy:
-    scale = 1 / check.positive(temperature, "temperature")
-    away = "distance" in similarity
-    return SoftmaxCrossEntropy(-scale if away else scale, similarity=similarity)
-
-
-def normalized_softmax(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    temperature: float = 0.05,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Normalised softmax of embeddings [B, D] and proxies [C, D]; see `NormalizedSoftmaxLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    description = _describe(temperature, similarity)
-    return proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)

@@ -8,69 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engine import autograd, check
-from ...engine.loss import RowLoss
-from ...engine.registry import handle
+from ...engine import check
+from ...engine.call import Call
 from ...engine.similarity import SIMILARITIES
-from ..options import check_options
-from ..representation import arguments
-from ..sample_weights import sample_weights
+from ...mining.sample_weights import sample_weights
+from ..base import Loss, Term, total
 
 Regularizer = Callable[[Tensor], Tensor]
 
 
-def proxy_row_loss(
-    description: RowLoss,
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    anchors_only: bool = False,
-    row_values: Tensor | None = None,
-    col_values: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """A loss of the batch [B, D] and the proxies [C K, D] of C classes, those of a class in a row.
-
-    Args:
-        labels: [B] in [0, C).
-        indices_tuple: a miner's result; makes weights of the samples' losses (count / largest count).
-        anchors_only: whether only the anchors that the tuple names count.
-        row_values, col_values: as `autograd.row_loss`.
-        reduction: over rows (samples, or proxies in Proxy-Anchor): "mean", "sum", "nonzero", "none".
-        backend, validate: see `SampleLoss`.
-    """
-    check_options(reduction, backend, description.similarity)
-    check.embeddings(embeddings, "embeddings", validate)
-    check.embeddings(proxies, "proxies", validate)
-    check.same_space(embeddings, proxies, "embeddings", "proxies")
-    size = description.columns_per_class
-    if proxies.shape[0] % size:
-        raise ValueError(
-            f"proxies: expected {size} rows for every class, got {proxies.shape[0]} rows in all"
-        )
-    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    check.class_range(labels, proxies.shape[0] // size, "labels", validate)
-    classes = torch.arange(proxies.shape[0], device=proxies.device)
-    if size > 1:
-        classes.div_(size, rounding_mode="floor")
-    options: dict[str, Any] = {
-        "loss": handle(description),
-        "row_values": row_values,
-        "col_values": col_values,
-        "backend": backend,
-        "reduction": reduction,
-    }
-    if description.rows == "proxies":
-        return autograd.row_loss(proxies, embeddings, classes, labels, **options)
-    weight = sample_weights(indices_tuple, embeddings, anchors_only)
-    return autograd.row_loss(embeddings, proxies, labels, classes, row_weight=weight, **options)
-
-
-class ProxyLoss(nn.Module):
+class ProxyLoss(Loss):
     """A loss with learnable proxies.
 
     Args:
@@ -80,13 +27,17 @@ class ProxyLoss(nn.Module):
         weight_regularizer: called with the proxies [C, D], for a scalar that is added to the loss
             times `weight_reg_weight`.
         embedding_regularizer: the same for the embeddings, times `embedding_reg_weight`.
-        reduction, similarity, backend, validate: see `SampleLoss`.
+        reduction: over rows (samples, or proxies in Proxy-Anchor).
+        similarity, backend, validate: see `Loss`.
     """
 
-    default_similarity = "cosine"
+    inputs = {"proxies": ("num_classes", "embedding_size")}
+    positional = ("embeddings", "labels", "proxies", "indices_tuple")
     # Name of the parameter, and whether it is stored as [D, C]: as pytorch-metric-learning has it.
     parameter_name = "proxies"
     by_columns = False
+    # Whether only the anchors of an index tuple count, not its positives and negatives.
+    weighs_anchors_only = False
 
     def __init__(
         self,
@@ -99,27 +50,19 @@ class ProxyLoss(nn.Module):
         weight_reg_weight: float = 1,
         embedding_regularizer: Regularizer | None = None,
         embedding_reg_weight: float = 1,
-        reduction: str = "mean",
-        similarity: str | None = None,
-        backend: str = "auto",
-        validate: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
-        self.similarity = self.default_similarity if similarity is None else similarity
-        check_options(reduction, backend, self.similarity)
-        if reduction == "none" and (weight_regularizer or embedding_regularizer):
+        if self.reduction == "none" and (weight_regularizer or embedding_regularizer):
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.weight_init_func = weight_init_func
         self.weight_regularizer = weight_regularizer
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")
         self.embedding_regularizer = embedding_regularizer
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
-        self.reduction = reduction
-        self.backend = backend
-        self.validate = validate
         shape = (self.num_classes * self.proxies_per_class, self.embedding_size)
         weight = nn.Parameter(torch.empty(shape[::-1] if self.by_columns else shape))
         self.register_parameter(self.parameter_name, weight)
@@ -141,10 +84,6 @@ class ProxyLoss(nn.Module):
         weight: Tensor = getattr(self, self.parameter_name)
         return weight.t() if self.by_columns else weight
 
-    def description(self) -> RowLoss:
-        """The loss as mathematics."""
-        raise NotImplementedError
-
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """[B, C] what the loss compares classes by, differentiable; holds the whole matrix."""
         check.embeddings(embeddings, "embeddings", self.validate)
@@ -152,24 +91,74 @@ class ProxyLoss(nn.Module):
         proxies = self.all_proxies.to(embeddings.dtype)
         return SIMILARITIES[self.similarity].dense(embeddings, proxies, 0.0)
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
-        """The loss without regularizers."""
-        return proxy_row_loss(
-            self.description(),
-            embeddings,
-            labels,
-            self.all_proxies,
-            indices_tuple,
-            **self.options(),
-        )
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        proxies: Tensor | None = None,
+    ) -> list[Any]:
+        for value, name in ((ref_emb, "ref_emb"), (ref_labels, "ref_labels")):
+            if value is not None:
+                raise ValueError(f"{name}: a proxy loss compares with its proxies; expected None")
+        proxies = self.all_proxies if proxies is None else proxies
+        labels = self.checked(embeddings, labels, proxies)
+        parts = self.proxy_calls(embeddings, labels, proxies, indices_tuple)
+        for function, of, weight in (
+            (self.weight_regularizer, proxies, self.weight_reg_weight),
+            (self.embedding_regularizer, embeddings, self.embedding_reg_weight),
+        ):
+            if function is not None:
+                parts.append(Term(function, (of,), weight))
+        return parts
 
-    def options(self) -> dict[str, Any]:
-        """Keywords of the functional form that every proxy loss has."""
-        return {
-            "reduction": self.reduction,
-            "backend": self.backend,
-            "validate": self.validate,
-        }
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
+        """The calls of a checked batch [B, D] and all proxies [C K, D], those of a class in a row."""
+        weight = sample_weights(indices_tuple, embeddings, self.weighs_anchors_only)
+        return [self.proxy_call(embeddings, labels, proxies, row_weight=weight)]
+
+    def checked(self, embeddings: Tensor, labels: Tensor | None, proxies: Tensor) -> Tensor:
+        """The labels; ValueError unless these fit together."""
+        if labels is None:
+            raise ValueError("labels: expected one label per row of embeddings, got None")
+        check.embeddings(embeddings, "embeddings", self.validate)
+        check.embeddings(proxies, "proxies", self.validate)
+        check.same_space(embeddings, proxies, "embeddings", "proxies")
+        size = self.proxies_per_class
+        if proxies.shape[0] % size:
+            raise ValueError(
+                f"proxies: expected {size} rows for every class, got {proxies.shape[0]} rows in all"
+            )
+        labels = check.labels(
+            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
+        )
+        check.class_range(labels, proxies.shape[0] // size, "labels", self.validate)
+        return labels
+
+    def proxy_call(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, **fields: Any
+    ) -> Call:
+        """The call of samples and proxies: the description says which of them are the rows."""
+        description = fields.pop("description", None) or self.description()
+        classes = torch.arange(proxies.shape[0], device=proxies.device)
+        if self.proxies_per_class > 1:
+            classes.div_(self.proxies_per_class, rounding_mode="floor")
+        rows, columns = (embeddings, labels), (proxies, classes)
+        if description.rows == "proxies":
+            rows, columns = columns, rows
+        return self.call(
+            description,
+            rows[0],
+            candidates=columns[0],
+            anchor_labels=rows[1],
+            candidate_labels=columns[1],
+            **fields,
+        )
 
     def forward(
         self,
@@ -189,17 +178,4 @@ class ProxyLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        for value, name in ((ref_emb, "ref_emb"), (ref_labels, "ref_labels")):
-            if value is not None:
-                raise ValueError(f"{name}: a proxy loss compares with its proxies; expected None")
-        if labels is None:
-            raise ValueError("labels: expected one label per row of embeddings, got None")
-        loss = self.losses(embeddings, labels, indices_tuple)
-        if self.weight_regularizer is not None:
-            loss = loss + self.weight_reg_weight * self.weight_regularizer(self.all_proxies)
-        if self.embedding_regularizer is not None:
-            loss = loss + self.embedding_reg_weight * self.embedding_regularizer(embeddings)
-        return loss
-
-    def extra_repr(self) -> str:
-        return arguments(self)
+        return total(self.calls(embeddings, labels, indices_tuple, ref_emb, ref_labels))

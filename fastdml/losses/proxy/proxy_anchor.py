@@ -12,11 +12,11 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
-from .proxies import ProxyLoss, proxy_row_loss
-from ..sample_weights import sample_weights
+from ...mining.sample_weights import sample_weights
 from ..terms import log_sum_exp_with_one
+from .proxies import ProxyLoss
 
-__all__ = ["ProxyAnchorLoss", "proxy_anchor"]
+__all__ = ["ProxyAnchorLoss"]
 
 
 @register
@@ -35,7 +35,7 @@ class ProxyAnchor(RowLoss):
         check.positive(self.alpha, "alpha")
         check.finite(self.margin, "margin")
 
-    def scalars(self, relation: LabelRelation) -> Tensor | list[float]:
+    def label_scalars(self, relation: LabelRelation) -> Tensor | list[float]:
         present = relation.matched
         if isinstance(present, int):
             return [relation.rows / max(1, present)]
@@ -89,6 +89,8 @@ class ProxyAnchorLoss(ProxyLoss):
     names it relative to the most frequent sample. Other arguments: see `ProxyLoss`.
     """
 
+    function = "proxy_anchor"
+
     def __init__(
         self,
         num_classes: int,
@@ -109,42 +111,14 @@ class ProxyAnchorLoss(ProxyLoss):
     def description(self) -> ProxyAnchor:
         return ProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
-        return proxy_anchor(
-            embeddings,
-            labels,
-            self.proxies,  # type: ignore[arg-type]
-            indices_tuple,
-            margin=self.margin,
-            alpha=self.alpha,
-            similarity=self.similarity,
-            **self.options(),
-        )
-
-
-def proxy_anchor(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    margin: float = 0.1,
-    alpha: float = 32,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Proxy-Anchor loss of embeddings [B, D] and proxies [C, D]; see `ProxyAnchorLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    check.embeddings(embeddings, "embeddings")
-    weight = sample_weights(indices_tuple, embeddings)
-    kind = ProxyAnchor if weight is None else WeightedProxyAnchor
-    return proxy_row_loss(
-        kind(alpha, margin, similarity=similarity),
-        embeddings,
-        labels,
-        proxies,
-        col_values=None if weight is None else weight[None] - 1,
-        **options,
-    )
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
+        weight = sample_weights(indices_tuple, embeddings)
+        if weight is None:
+            return [self.proxy_call(embeddings, labels, proxies)]
+        weighted = WeightedProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
+        values = weight[None] - 1
+        return [
+            self.proxy_call(embeddings, labels, proxies, description=weighted, col_values=values)
+        ]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from .proxies import ProxyLoss, proxy_row_loss
+from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
-__all__ = ["ProxyNCALoss", "ProxyNCAPlusPlusLoss", "proxy_nca", "proxy_nca_plus_plus"]
+__all__ = ["ProxyNCALoss", "ProxyNCAPlusPlusLoss"]
 
 
 class ProxyNCALoss(ProxyLoss):
@@ -35,7 +33,9 @@ class ProxyNCALoss(ProxyLoss):
     Other arguments: see `ProxyLoss`.
     """
 
+    function = "proxy_nca"
     default_similarity = "squared_distance"
+    weighs_anchors_only = True
 
     def __init__(
         self,
@@ -54,12 +54,15 @@ class ProxyNCALoss(ProxyLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftmaxCrossEntropy:
-        return _describe(
-            self.softmax_scale, self.positive_in_denominator, self.smoothing, self.similarity
+        similarity, scale = self.similarity, check.positive(self.softmax_scale, "softmax_scale")
+        if similarity == "squared_distance":
+            # 2 - 2s: a softmax does not see the 2, and the similarity itself is exact near 1.
+            similarity, scale = "cosine", 2 * scale
+        elif "distance" in similarity:
+            scale = -scale
+        return SoftmaxCrossEntropy(
+            scale, 0.0, self.smoothing, self.positive_in_denominator, similarity=similarity
         )
-
-    def options(self) -> dict[str, Any]:
-        return {**super().options(), "anchors_only": True}
 
 
 class ProxyNCAPlusPlusLoss(ProxyNCALoss):
@@ -76,57 +79,11 @@ class ProxyNCAPlusPlusLoss(ProxyNCALoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "proxy_nca_plus_plus"
+
     def __init__(
         self, num_classes: int, embedding_size: int, temperature: float = 1 / 9, **kwargs: Any
     ) -> None:
         scale = 1 / check.positive(temperature, "temperature")
         super().__init__(num_classes, embedding_size, scale, **kwargs)
         self.temperature = temperature
-
-
-def _describe(scale: float, among: bool, smoothing: float, similarity: str) -> SoftmaxCrossEntropy:
-    check.positive(scale, "softmax_scale")
-    if similarity == "squared_distance":
-        # 2 - 2s: a softmax does not see the 2, and the similarity itself is exact near 1.
-        similarity, scale = "cosine", 2 * scale
-    elif "distance" in similarity:
-        scale = -scale
-    return SoftmaxCrossEntropy(scale, 0.0, smoothing, among, similarity=similarity)
-
-
-def proxy_nca(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    softmax_scale: float = 1,
-    positive_in_denominator: bool = True,
-    smoothing: float = 0.0,
-    similarity: str = "squared_distance",
-    **options: Any,
-) -> Tensor:
-    """Proxy-NCA loss of embeddings [B, D] and proxies [C, D]; see `ProxyNCALoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    description = _describe(softmax_scale, positive_in_denominator, smoothing, similarity)
-    options.setdefault("anchors_only", True)
-    return proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)
-
-
-def proxy_nca_plus_plus(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    temperature: float = 1 / 9,
-    **options: Any,
-) -> Tensor:
-    """ProxyNCA++ loss of embeddings [B, D] and proxies [C, D]; see `ProxyNCAPlusPlusLoss`.
-
-    options: as `proxy_nca`.
-    """
-    scale = 1 / check.positive(temperature, "temperature")
-    return proxy_nca(embeddings, labels, proxies, indices_tuple, softmax_scale=scale, **options)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .proxies import ProxyLoss, proxy_row_loss
+from ..base import Term
 from ..terms import cross_entropy, softmax_mean
+from .proxies import ProxyLoss
 
-__all__ = ["SoftTripleLoss", "soft_triple"]
+__all__ = ["SoftTripleLoss"]
 
 
 @register
@@ -77,6 +78,7 @@ class SoftTripleLoss(ProxyLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "soft_triple"
     parameter_name = "fc"
     by_columns = True
 
@@ -113,20 +115,13 @@ class SoftTripleLoss(ProxyLoss):
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return softmax_mean(super().get_logits(embeddings), self.centers_per_class, self.gamma)
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
-        return soft_triple(
-            embeddings,
-            labels,
-            self.all_proxies,
-            indices_tuple,
-            centers_per_class=self.centers_per_class,
-            la=self.la,
-            gamma=self.gamma,
-            margin=self.margin,
-            tau=self.tau,
-            similarity=self.similarity,
-            **self.options(),
-        )
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
+        parts = super().proxy_calls(embeddings, labels, proxies, indices_tuple)
+        if self.tau:
+            parts.append(Term(center_distance, (proxies, self.centers_per_class), self.tau))
+        return parts
 
 
 def center_distance(proxies: Tensor, size: int) -> Tensor:
@@ -141,26 +136,3 @@ def center_distance(proxies: Tensor, size: int) -> Tensor:
     first, second = torch.triu_indices(size, size, 1, device=proxies.device)
     d = (2 + 1e-5 - 2 * s[:, first, second]).clamp(min=1e-5).sqrt()
     return d.sum() / (proxies.shape[0] * (size - 1))
-
-
-def soft_triple(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    indices_tuple: object = None,
-    *,
-    centers_per_class: int = 10,
-    la: float = 20,
-    gamma: float = 0.1,
-    margin: float = 0.01,
-    tau: float = 0.0,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """SoftTriple loss of embeddings [B, D] and proxies [C K, D]; see `SoftTripleLoss`.
-
-    options: see `proxy_row_loss`.
-    """
-    description = SoftTriple(centers_per_class, la, gamma, margin, similarity=similarity)
-    loss = proxy_row_loss(description, embeddings, labels, proxies, indices_tuple, **options)
-    return loss + tau * center_distance(proxies, centers_per_class) if tau else loss

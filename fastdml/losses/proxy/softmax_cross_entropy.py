@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .proxies import ProxyLoss, proxy_row_loss
 from ..terms import cross_entropy
+from .proxies import ProxyLoss
 
-__all__ = ["SmoothedCrossEntropyLoss", "smoothed_cross_entropy"]
+__all__ = ["SmoothedCrossEntropyLoss"]
 
 
 def check_smoothing(value: float) -> float:
@@ -90,6 +90,9 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
+    function = "smoothed_cross_entropy"
+    inputs = {"proxies": ("num_classes", "embedding_size"), "bias": ("bias",)}
+    positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")
     default_similarity = "dot"
     parameter_name = "weight"
 
@@ -117,17 +120,32 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
         logits = super().get_logits(embeddings)
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)
 
-    def losses(self, embeddings: Tensor, labels: Tensor, indices_tuple: object) -> Tensor:
-        return smoothed_cross_entropy(
-            embeddings,
-            labels,
-            self.all_proxies,
-            self.bias,
-            indices_tuple,
-            smoothing=self.smoothing,
-            similarity=self.similarity,
-            **self.options(),
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        proxies: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> list[Any]:
+        own = proxies is None
+        parts = super().calls(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, proxies=proxies
         )
+        call = parts[0]
+        bias = self.bias if own else bias
+        classes = call.candidates.shape[0]
+        if bias is not None and (bias.dim() != 1 or bias.shape[0] != classes):
+            raise ValueError(
+                f"bias: expected shape [{classes}], one number per row of proxies, "
+                f"got {tuple(bias.shape)}"
+            )
+        description = _describe(classes, self.smoothing, bias is not None, self.similarity)
+        columns = None if bias is None else bias[None]
+        return [call.replace(loss=description, col_values=columns), *parts[1:]]
 
 
 def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> SoftmaxCrossEntropy:
@@ -139,31 +157,4 @@ def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> 
         entropy += (1 - smoothing) * math.log1p(-smoothing)
     return SoftmaxCrossEntropy(
         smoothing=smoothing, constant=entropy, biased=biased, similarity=similarity
-    )
-
-
-def smoothed_cross_entropy(
-    embeddings: Tensor,
-    labels: Tensor,
-    proxies: Tensor,
-    bias: Tensor | None = None,
-    indices_tuple: object = None,
-    *,
-    smoothing: float = 0.1,
-    similarity: str = "dot",
-    **options: Any,
-) -> Tensor:
-    """Smoothed cross-entropy of embeddings [B, D] with proxies [C, D] and bias [C] or None.
-
-    See `SmoothedCrossEntropyLoss`; options: see `proxy_row_loss`.
-    """
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != proxies.shape[0]):
-        raise ValueError(
-            f"bias: expected shape [{proxies.shape[0]}], one number per row of proxies, "
-            f"got {tuple(bias.shape)}"
-        )
-    description = _describe(proxies.shape[0], smoothing, bias is not None, similarity)
-    columns = None if bias is None else bias[None]
-    return proxy_row_loss(
-        description, embeddings, labels, proxies, indices_tuple, col_values=columns, **options
     )

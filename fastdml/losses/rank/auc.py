@@ -12,10 +12,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import rank_pairs, softplus, sort_code
 
-__all__ = ["AUCLoss", "auc"]
+__all__ = ["AUCLoss"]
 
 
 _KINDS = {"huber": 0, "logistic": 1, "sigmoid": 2}
@@ -97,6 +97,8 @@ class AUCLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "auc"
+
     def __init__(
         self, kind: str = "huber", temperature: float = 0.1, sort: bool | None = None, **kwargs: Any
     ) -> None:
@@ -108,23 +110,3 @@ class AUCLoss(SampleLoss):
 
     def description(self) -> AUC:
         return AUC(self.kind, self.temperature, similarity=self.similarity, sort=self.sort)
-
-
-def auc(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    kind: str = "huber",
-    temperature: float = 0.1,
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Pairwise AUC loss as a function; see `AUCLoss`. options: see `sample_loss`."""
-    description = AUC(kind, temperature, similarity=similarity, sort=sort)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

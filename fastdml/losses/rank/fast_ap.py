@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import Call
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ...mining.batch import Batch
+from ..base import SampleLoss
 
-__all__ = ["FastAPLoss", "SoftBinAPLoss", "fast_ap", "soft_bin_ap"]
+__all__ = ["FastAPLoss", "SoftBinAPLoss"]
 
 
 _MOST = 256  # csrc/cpu/block.h: kLongestList
@@ -126,19 +129,22 @@ class FastAPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "fast_ap"
+
     def __init__(self, num_bins: int = 10, reference_scale: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_bins = num_bins
         self.reference_scale = reference_scale
         self.description()  # checks the parameters
-        _check_scale(reference_scale, self.reduction)
+        if reference_scale and self.reduction == "none":
+            raise ValueError("reference_scale: expected False with reduction='none'")
 
     def description(self) -> FastAP:
         return FastAP(self.num_bins, similarity=self.similarity)
 
-    def losses(self, embeddings: Tensor, *others: Any) -> Tensor:
-        loss = super().losses(embeddings, *others)
-        return _released(loss, embeddings.shape[0]) if self.reference_scale else loss
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        call = super().sample_call(description, batch, **fields)
+        return call.replace(finish=_released(batch)) if self.reference_scale else call
 
 
 class SoftBinAPLoss(SampleLoss):
@@ -158,6 +164,8 @@ class SoftBinAPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "soft_bin_ap"
+
     def __init__(self, num_bins: int = 20, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_bins = num_bins
@@ -165,72 +173,18 @@ class SoftBinAPLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftBinAP:
-        return _soft_bin(self.num_bins, self.variant, self.similarity)
-
-    def losses(self, *batch: Any) -> Tensor:
-        return soft_bin_ap(*batch, num_bins=self.num_bins, variant=self.variant, **self.options())
-
-
-def _soft_bin(num_bins: int, variant: str, similarity: str) -> SoftBinAP:
-    check.integer(num_bins, "num_bins", 2, _MOST + 1)
-    check.variant(variant)
-    kind = ReleasedSoftBinAP if variant == "released" else SoftBinAP
-    return kind(num_bins - 1, similarity=similarity)
+        check.integer(self.num_bins, "num_bins", 2, _MOST + 1)
+        check.variant(self.variant)
+        kind = ReleasedSoftBinAP if self.variant == "released" else SoftBinAP
+        return kind(self.num_bins - 1, similarity=self.similarity)
 
 
-def _check_scale(reference_scale: bool, reduction: str) -> None:
-    if reference_scale and reduction == "none":
-        raise ValueError("reference_scale: expected False with reduction='none'")
+def _released(batch: Batch) -> Callable[[Tensor], Tensor]:
+    """Of a loss, the same value with the released gradient: half the number of queries times the true
+    one, and only those with a positive are queries."""
+    factor = batch.with_positives() / 2
 
+    def scaled(loss: Tensor) -> Tensor:
+        return loss * factor - (loss * (factor - 1)).detach()
 
-def _released(loss: Tensor, batch: int) -> Tensor:
-    """The same value with the released gradient."""
-    factor = batch / 2
-    return loss * factor - (loss * (factor - 1)).detach()
-
-
-def fast_ap(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    num_bins: int = 10,
-    reference_scale: bool = False,
-    similarity: str = "cosine",
-    reduction: str = "mean",
-    **options: Any,
-) -> Tensor:
-    """FastAP loss as a function; see `FastAPLoss`. options: see `sample_loss`."""
-    _check_scale(reference_scale, reduction)
-    loss = sample_loss(
-        FastAP(num_bins, similarity=similarity),
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction=reduction,
-        **options,
-    )
-    return _released(loss, embeddings.shape[0]) if reference_scale else loss
-
-
-def soft_bin_ap(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    num_bins: int = 20,
-    variant: str = "paper",
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """SoftBin-AP loss as a function; see `SoftBinAPLoss`. options: see `sample_loss`."""
-    description = _soft_bin(num_bins, variant, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+    return scaled

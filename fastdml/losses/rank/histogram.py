@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import check
+from ...engine.call import Before, Call, statistic_type
 from ...engine.loss import RowLoss, Rows
-from ...engine.op import statistic_type
-from ...engine.registry import handle, register
-from ..base import SampleLoss, checked, sample_loss
+from ...engine.registry import register
+from ...mining.batch import Batch
+from ..base import SampleLoss
 
-__all__ = ["HistogramLoss", "histogram"]
+__all__ = ["HistogramLoss"]
 
 _MOST = 255  # centres are bins + 1; csrc/cpu/block.h: kLongestList
 
@@ -54,81 +56,6 @@ class Histogram(RowLoss):
         return torch.cat([mine, theirs], dim=1) @ rows.scalars
 
 
-def _describe(
-    n_bins: int | None, delta: float | None, reduction: str, similarity: str = "cosine"
-) -> Histogram:
-    if reduction != "mean":
-        raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
-    if similarity != "cosine":
-        raise ValueError(f"similarity: expected 'cosine', got {similarity!r}")
-    bins = n_bins
-    if delta is not None:
-        bins = round(2 / delta) if delta > 0 else 0
-        if bins < 1 or abs(bins * delta - 2) > 1e-9 or n_bins not in (None, bins):
-            raise ValueError(f"delta: expected 2 / n_bins, got {delta} with n_bins={n_bins}")
-    return Histogram(100 if bins is None else bins)
-
-
-def histogram(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    n_bins: int | None = None,
-    delta: float | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """Histogram loss as a function; see `HistogramLoss`."""
-    description = _describe(n_bins, delta, reduction)
-    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate)
-    kind = statistic_type(embeddings, None)
-    with torch.no_grad():
-        nothing = torch.zeros(2 * (description.bins + 1), dtype=kind, device=embeddings.device)
-        found = torch.ops.fastdml.row_loss(
-            embeddings.detach(),
-            None if call.ref_emb is None else call.ref_emb.detach(),
-            call.labels,
-            call.ref_labels,
-            call.pairs,
-            [],
-            nothing,
-            None,
-            None,
-            None,
-            handle(description),
-            "",
-            backend,
-            "sum",
-            [False, False, True, False, False],
-        )
-        counts = found[3].double().reshape(2, -1)
-        total = counts.sum(1, keepdim=True)
-        share = counts / total.clamp(min=1e-30)
-        # The probability that a positive is not nearer than a negative of bin r is upto[r].
-        upto = share[0].cumsum(0)
-        from_here = share[1].flip(0).cumsum(0).flip(0)
-        both = (total > 0).all()
-        value = torch.where(both, (share[1] * upto).sum(), 0.0).to(kind)
-        slopes = torch.stack([from_here, upto]) / total.clamp(min=1e-30)
-        slopes = torch.where(both, slopes, 0.0).reshape(-1).to(kind)
-    linear = sample_loss(
-        description,
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction="sum",
-        backend=backend,
-        scalars=slopes,
-    )
-    return value + (linear - linear.detach())
-
-
 class HistogramLoss(SampleLoss):
     """Histogram loss.
 
@@ -146,19 +73,44 @@ class HistogramLoss(SampleLoss):
     `SampleLoss`.
     """
 
+    function = "histogram"
+    reductions = ("mean",)
+    similarities = ("cosine",)
+
     def __init__(
         self, n_bins: int | None = None, delta: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.n_bins = int(_describe(n_bins, delta, self.reduction, self.similarity).bins)
+        bins = n_bins
+        if delta is not None:
+            check.positive(delta, "delta")
+            bins = round(2 / delta)
+            if bins < 1 or abs(bins * delta - 2) > 1e-9 or n_bins not in (None, bins):
+                raise ValueError(f"delta: expected 2 / n_bins, got {delta} with n_bins={n_bins}")
+        self.n_bins = 100 if bins is None else check.integer(bins, "n_bins", 1, _MOST)
 
     def description(self) -> Histogram:
         return Histogram(self.n_bins)
 
-    def losses(self, *batch: Any) -> Tensor:
-        return histogram(
-            *batch,
-            n_bins=self.n_bins,
-            backend=self.backend,
-            validate=self.validate,
-        )
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        bins = 2 * (self.n_bins + 1)
+        kind = statistic_type(batch.embeddings)
+        zeros = torch.zeros(bins, dtype=kind, device=batch.embeddings.device)
+        # The loss is linear in the counts of the bins, whose slopes depend on the counts themselves.
+        linear = super().sample_call(description, batch, reduction="sum", scalars=zeros, **fields)
+        return linear.replace(before=Before((linear,), _with_slopes, slopes=True))
+
+
+def _with_slopes(linear: Call, counted: list[Tensor]) -> Call:
+    """The call whose derivatives are the loss's, and its value; counted: [bins of both kinds]."""
+    counts = counted[0].double().reshape(2, -1)
+    total = counts.sum(1, keepdim=True)
+    share = counts / total.clamp(min=1e-30)
+    # The probability that a positive is not nearer than a negative of bin r is upto[r].
+    upto = share[0].cumsum(0)
+    from_here = share[1].flip(0).cumsum(0).flip(0)
+    both = (total > 0).all()
+    value = torch.where(both, (share[1] * upto).sum(), 0.0).to(counted[0].dtype)
+    slopes = torch.stack([from_here, upto]) / total.clamp(min=1e-30)
+    slopes = torch.where(both, slopes, 0.0).reshape(-1).to(counted[0].dtype)
+    return linear.replace(scalars=slopes, finish=lambda v: value + (v - v.detach()))

@@ -12,10 +12,10 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import sort_code
 
-__all__ = ["PNPLoss", "pnp"]
+__all__ = ["PNPLoss"]
 
 
 _VARIANTS = {"O": 0, "Ds": 1, "Dq": 2, "Iu": 3, "Ib": 4}
@@ -65,7 +65,7 @@ class PNP(RowLoss):
         pairs = zip(_VARIANTS, sorts)
         return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
 
-    def scalars(self, relation: LabelRelation) -> list[float]:
+    def label_scalars(self, relation: LabelRelation) -> list[float]:
         return [2 if relation.one_set else 1]
 
     def penalty(self, r: Tensor) -> Tensor:
@@ -114,6 +114,8 @@ class PNPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "pnp"
+
     def __init__(
         self,
         b: float = 2,
@@ -140,25 +142,3 @@ class PNPLoss(SampleLoss):
             similarity=self.similarity,
             sort=self.sort,
         )
-
-
-def pnp(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    b: float = 2,
-    alpha: float = 1,
-    anneal: float = 0.01,
-    variant: str = "O",
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """PNP loss as a function; see `PNPLoss`. options: see `sample_loss`."""
-    description = PNP(variant, b, alpha, anneal, similarity=similarity, sort=sort)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

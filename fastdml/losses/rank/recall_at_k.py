@@ -12,11 +12,12 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...mining.batch import checked
 from ...mixing import similarity_mixup
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import sort_code
 
-__all__ = ["RecallAtKLoss", "recall_at_k"]
+__all__ = ["RecallAtKLoss"]
 
 
 SLOTS = 12  # csrc/rows/recall_at_k.h
@@ -106,6 +107,8 @@ class RecallAtKLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "recall_at_k"
+
     def __init__(
         self,
         k: int | Sequence[int] = (1, 2, 4, 8, 16),
@@ -137,61 +140,19 @@ class RecallAtKLoss(SampleLoss):
             sort=self.sort,
         )
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        labels: Tensor | None = None,
-        indices_tuple: object = None,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`."""
+    def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         if not (self.simix and self.training):
-            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if labels is None or indices_tuple is not None or ref_emb is not None:
+            return super().calls(*batch, own=own)
+        embeddings, labels, *others = batch
+        if labels is None or any(x is not None for x in (*others, own)):
             raise ValueError(
                 "simix: expected labels, and neither indices_tuple nor ref_emb, with it"
             )
         mixed, labels = similarity_mixup(embeddings, labels)
         # Of mixtures and unit vectors, the product: a mixture of similarities.
-        return sample_loss(
-            dataclasses.replace(self.description(), similarity="dot"),
-            mixed,
-            labels,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
-        )
+        description = dataclasses.replace(self.description(), similarity="dot")
+        return [self.sample_call(description, checked(mixed, labels, validate=self.validate))]
 
 
 def _several(k: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(k) if isinstance(k, Iterable) else (k,)
-
-
-def recall_at_k(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    k: int | Sequence[int] = (1, 2, 4, 8, 16),
-    rank_temperature: float = 0.01,
-    recall_temperature: float = 1.0,
-    exclude_self: bool = False,
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Recall@k surrogate loss as a function; see `RecallAtKLoss`. options: see `sample_loss`."""
-    description = RecallAtK(
-        _several(k),
-        rank_temperature,
-        recall_temperature,
-        exclude_self,
-        similarity=similarity,
-        sort=sort,
-    )
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

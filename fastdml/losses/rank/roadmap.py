@@ -8,40 +8,10 @@ from torch import Tensor
 
 from ...engine import check
 from ..base import SampleLoss
-from ..pair.contrastive import contrastive
-from .sup_ap import SupAP, sup_ap
+from ..pair.contrastive import Calibration
+from .sup_ap import SupAP
 
-__all__ = ["ROADMAPLoss", "calibration", "roadmap"]
-
-
-def calibration(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_margin: float = 0.9,
-    neg_margin: float = 0.6,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """The calibration half of ROADMAP: contrastive loss on cosine similarities, over active pairs.
-
-    The mean of [pos_margin - s]_+ over the positives where it is above 0, plus the mean of
-    [s - neg_margin]_+ over the negatives where it is. No such pair: 0. options: see `sample_loss`.
-    """
-    return contrastive(
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        pos_margin=pos_margin,
-        neg_margin=neg_margin,
-        similarity=similarity,
-        **options,
-    )
+__all__ = ["ROADMAPLoss"]
 
 
 class ROADMAPLoss(SampleLoss):
@@ -52,7 +22,7 @@ class ROADMAPLoss(SampleLoss):
 
         ap_weight * SupAP + calibration_weight * calibration
 
-    See `SupAPLoss` and `functional.calibration`. The default weights are those of the released code;
+    See `SupAPLoss` and `CalibrationLoss`. The default weights are those of the released code;
     the paper's (1 - lambda) and lambda with lambda = 0.5 are half of them.
 
     Args:
@@ -63,6 +33,9 @@ class ROADMAPLoss(SampleLoss):
 
     There are no row losses: reduction is "mean". Other arguments: see `SampleLoss`.
     """
+
+    function = "roadmap"
+    reductions = ("mean",)
 
     def __init__(
         self,
@@ -80,7 +53,6 @@ class ROADMAPLoss(SampleLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _only_mean(self.reduction)
         self.temperature = temperature
         self.rho = rho
         self.delta = delta
@@ -105,43 +77,10 @@ class ROADMAPLoss(SampleLoss):
             sort=self.sort,
         )
 
-    def losses(self, *batch: Any) -> Tensor:
-        pairs = calibration(
-            *batch, pos_margin=self.pos_margin, neg_margin=self.neg_margin, backend=self.backend
-        )
-        ranking = super().losses(*batch)
-        return self.ap_weight * ranking + self.calibration_weight * pairs
-
-
-def _only_mean(reduction: str) -> None:
-    if reduction != "mean":
-        raise ValueError(f"reduction: expected 'mean', the only one, got {reduction!r}")
-
-
-def roadmap(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_margin: float = 0.9,
-    neg_margin: float = 0.6,
-    ap_weight: float = 1.0,
-    calibration_weight: float = 1.0,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-    **ranking: Any,
-) -> Tensor:
-    """ROADMAP loss as a function; see `ROADMAPLoss`. ranking: arguments of `sup_ap`."""
-    _only_mean(reduction)
-    check.finite(pos_margin, "pos_margin")
-    check.finite(neg_margin, "neg_margin")
-    check.non_negative(ap_weight, "ap_weight")
-    check.non_negative(calibration_weight, "calibration_weight")
-    given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
-    return ap_weight * sup_ap(*given, backend=backend, validate=validate, **ranking) + (
-        calibration_weight
-        * calibration(*given, pos_margin=pos_margin, neg_margin=neg_margin, backend=backend)
-    )
+    def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
+        ranking, found = self.resolved(*batch, own=own)
+        calibration = Calibration(self.pos_margin, self.neg_margin)
+        return [
+            self.sample_call(ranking, found, weight=self.ap_weight),
+            self.sample_call(calibration, found, weight=self.calibration_weight),
+        ]

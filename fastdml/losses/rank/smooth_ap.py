@@ -11,10 +11,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import sort_code
 
-__all__ = ["SmoothAPLoss", "smooth_ap"]
+__all__ = ["SmoothAPLoss"]
 
 
 @register
@@ -79,6 +79,8 @@ class SmoothAPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "smooth_ap"
+
     def __init__(self, temperature: float = 0.01, sort: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
@@ -87,22 +89,3 @@ class SmoothAPLoss(SampleLoss):
 
     def description(self) -> SmoothAP:
         return SmoothAP(self.temperature, similarity=self.similarity, sort=self.sort)
-
-
-def smooth_ap(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.01,
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Smooth-AP loss as a function; see `SmoothAPLoss`. options: see `sample_loss`."""
-    description = SmoothAP(temperature, similarity=similarity, sort=sort)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
-from ...engine.op import statistic_type
 from ...engine.registry import register
 from ...engine.similarity import unit
-from ..base import SampleLoss, sample_loss
-from ..pair.semi_variance import semi_variance
+from ..base import SampleLoss
+from ..pair.semi_variance import SemiVarianceLoss
 from ..terms import sort_code
 
-__all__ = ["SOPRCLoss", "soprc"]
+__all__ = ["SOPRCLoss"]
 
 _MOST = 256  # csrc/cpu/block.h: kLongestList
 
@@ -131,69 +131,6 @@ _library.impl("soprc_table_", _update, "CompositeExplicitAutograd")
 torch.library.register_fake("fastdml::soprc_table_", lambda *_: None, lib=_library)
 
 
-def soprc(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    tau1: float = 0.1,
-    tau2: float = 0.001,
-    prior: Tensor | float = 0.1,
-    table: Tensor | None = None,
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    validate: bool = False,
-    **options: Any,
-) -> Tensor:
-    """SOPRC as a function; see `SOPRCLoss`. The table is read, not updated.
-
-    prior: of every class, in (0, 1], or a tensor of them [C]. table: [C, V] scores, or None for the
-    initial ones, m / 100. With a tensor, labels are 0 ... C - 1. options: see `sample_loss`.
-
-    Raises:
-        ValueError: naming the argument; for a label without a table or prior.
-    """
-    if labels is None:
-        raise ValueError("labels: expected one label per row of embeddings, got None")
-    check.embeddings(embeddings, "embeddings")
-    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    kind = statistic_type(embeddings, None)
-    if isinstance(prior, Tensor):
-        odds = prior.detach().to(embeddings.device, kind)
-        if odds.dim() > 1:
-            raise ValueError(
-                f"prior: expected a number or shape [classes], got {tuple(prior.shape)}"
-            )
-        if odds.dim():
-            check.class_range(labels, odds.shape[0], "labels", validate, "one prior per class")
-        odds = odds[labels] if odds.dim() else odds.expand(embeddings.shape[0])
-    else:
-        prior = check.number(prior, "prior", "a number in (0, 1]", lambda v: 0 < v <= 1)
-        odds = torch.full((embeddings.shape[0],), prior, dtype=kind, device=embeddings.device)
-    if table is None:
-        scores = torch.arange(100, dtype=kind, device=embeddings.device) / 100
-        scores = scores.expand(embeddings.shape[0], -1)
-    else:
-        if table.dim() != 2:
-            raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
-        check.class_range(labels, table.shape[0], "labels", validate, "one table per class")
-        scores = table.detach().to(embeddings.device, kind)[labels]
-    values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
-    return sample_loss(
-        SOPRC(tau1, tau2, scores.shape[1], similarity=similarity, sort=sort),
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        row_values=values,
-        validate=validate,
-        **options,
-    )
-
-
 class SOPRCLoss(SampleLoss):
     """SOPRC loss: area under the precision-recall curve, with a table of scores for each class.
 
@@ -223,6 +160,12 @@ class SOPRCLoss(SampleLoss):
     Classes may have any sizes: queries without a positive are left out, those without a negative have
     a loss of 0. Other arguments: see `SampleLoss`.
     """
+
+    function = "soprc"
+    inputs = {
+        "prior": ("class_counts", "prior_mul"),
+        "table": ("num_classes", "momentum", "update"),
+    }
 
     table: Tensor
     prior: Tensor
@@ -270,17 +213,40 @@ class SOPRCLoss(SampleLoss):
             self.tau1, self.tau2, self.table_size, similarity=self.similarity, sort=self.sort
         )
 
-    def forward(
+    def calls(
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,
         indices_tuple: object = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        """The loss; arguments as `SampleLoss.forward`. Tables follow the batch, not ref_emb."""
+        *,
+        own: int | Tensor | None = None,
+        prior: Tensor | float | None = None,
+        table: Tensor | None = None,
+    ) -> list[Any]:
         if labels is None:
             raise ValueError("labels: expected one label per row of embeddings, got None")
+        if prior is None and table is None:
+            self._follow(embeddings, labels)
+        description, batch = self.resolved(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own
+        )
+        labels = batch.need_labels()
+        odds = self._odds(embeddings, labels, self.prior if prior is None else prior)
+        scores = self._scores(embeddings, labels, self.table if table is None else table)
+        description = dataclasses.replace(description, table=scores.shape[1])
+        values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
+        parts: list[Any] = [self.sample_call(description, batch, row_values=values)]
+        if self.semi_variance_weight:
+            # Over the same pairs, and one number however the rows are reduced.
+            other = SemiVarianceLoss(similarity=self.similarity, backend=self.backend)
+            call = other.sample_call(other.description(), batch)
+            parts.append(call.replace(weight=self.semi_variance_weight))
+        return parts
+
+    def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
+        """In training mode, moves the tables of the batch's classes towards its scores."""
         check.embeddings(embeddings, "embeddings", self.validate)
         labels = check.labels(
             labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
@@ -291,19 +257,26 @@ class SOPRCLoss(SampleLoss):
             torch.ops.fastdml.soprc_table_(
                 self.table, embeddings.detach(), labels, self.momentum, self.update == "last"
             )
-        given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        options: dict[str, Any] = {"similarity": self.similarity, "backend": self.backend}
-        loss = soprc(
-            *given,
-            tau1=self.tau1,
-            tau2=self.tau2,
-            prior=self.prior,
-            table=self.table,
-            sort=self.sort,
-            reduction=self.reduction,
-            validate=self.validate,
-            **options,
-        )
-        if self.semi_variance_weight == 0:
-            return loss
-        return loss + self.semi_variance_weight * semi_variance(*given, **options)
+
+    def _odds(self, embeddings: Tensor, labels: Tensor, prior: Tensor | float) -> Tensor:
+        """[B] prior of every row's class."""
+        kind = statistic_type(embeddings)
+        if not isinstance(prior, Tensor):
+            prior = check.number(prior, "prior", "a number in (0, 1]", lambda v: 0 < v <= 1)
+            return torch.full(labels.shape, prior, dtype=kind, device=embeddings.device)
+        odds = prior.detach().to(embeddings.device, kind)
+        if odds.dim() > 1:
+            raise ValueError(
+                f"prior: expected a number or shape [classes], got {tuple(prior.shape)}"
+            )
+        if odds.dim() == 0:
+            return odds.expand(labels.shape[0])
+        check.class_range(labels, odds.shape[0], "labels", self.validate, "one prior per class")
+        return odds[labels]
+
+    def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor) -> Tensor:
+        """[B, V] table of every row's class."""
+        if table.dim() != 2:
+            raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
+        check.class_range(labels, table.shape[0], "labels", self.validate, "one table per class")
+        return table.detach().to(embeddings.device, statistic_type(embeddings))[labels]

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import sort_code
 
-__all__ = ["SupAPLoss", "sup_ap"]
+__all__ = ["SupAPLoss"]
 
 
 @register
@@ -99,6 +99,8 @@ class SupAPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "sup_ap"
+
     def __init__(
         self,
         temperature: float = 0.01,
@@ -128,26 +130,3 @@ class SupAPLoss(SampleLoss):
             similarity=self.similarity,
             sort=self.sort,
         )
-
-
-def sup_ap(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.01,
-    rho: float = 100,
-    delta: float = 0.05,
-    offset: float = 1.44,
-    start: float = 0.5,
-    sort: bool | None = None,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """SupAP loss as a function; see `SupAPLoss`. options: see `sample_loss`."""
-    description = SupAP(temperature, rho, delta, offset, start, similarity=similarity, sort=sort)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -5,20 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from torch import Tensor
-
 from ...engine import check
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..pair.contrastive import AGGREGATIONS, Contrastive
 from .row_cross_entropy import RowCrossEntropy
 
 __all__ = [
     "BalancedContrastiveLoss",
     "BalancedNTXentLoss",
-    "balanced_contrastive",
-    "balanced_nt_xent",
 ]
 
 _PER = {"batch": "row", "pairs": "pairs", "rows": "positives"}
@@ -123,6 +119,8 @@ class BalancedNTXentLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "balanced_nt_xent"
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -153,37 +151,6 @@ class BalancedNTXentLoss(SampleLoss):
             self.negatives_only,
             self.similarity,
         )
-
-
-def balanced_nt_xent(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.07,
-    entropy_weight: float = 0.5,
-    aggregation: str = "pairs",
-    log_mean: bool = False,
-    decoupled: bool = False,
-    negatives_only: bool = False,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Balanced NT-Xent as a function; see `BalancedNTXentLoss`. options: see `sample_loss`."""
-    description = _describe_nt_xent(
-        temperature,
-        entropy_weight,
-        aggregation,
-        log_mean,
-        decoupled,
-        negatives_only,
-        similarity,
-    )
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
 
 
 def _describe_contrastive(
@@ -229,6 +196,7 @@ class BalancedContrastiveLoss(SampleLoss):
     reduction: "mean" (as above) or "sum". Other arguments: see `SampleLoss`.
     """
 
+    function = "balanced_contrastive"
     default_similarity = "distance"
 
     def __init__(
@@ -261,34 +229,3 @@ class BalancedContrastiveLoss(SampleLoss):
             self.squared,
             self.similarity,
         )
-
-
-def balanced_contrastive(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    pos_margin: float = 0,
-    neg_margin: float = 1,
-    entropy_weight: float = 0.5,
-    pos_aggregation: str = "pairs",
-    neg_aggregation: str = "pairs",
-    squared: bool = True,
-    similarity: str = "distance",
-    **options: Any,
-) -> Tensor:
-    """Balanced contrastive loss as a function; see `BalancedContrastiveLoss`."""
-    description = _describe_contrastive(
-        pos_margin,
-        neg_margin,
-        entropy_weight,
-        pos_aggregation,
-        neg_aggregation,
-        squared,
-        similarity,
-    )
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from .row_cross_entropy import RowCrossEntropy
 
-__all__ = ["InstanceLoss", "instance"]
+__all__ = ["InstanceLoss"]
 
 
 @register
@@ -25,10 +23,6 @@ class Instance(RowCrossEntropy):
     self_pair = "keep"
 
     temperature: float = 1 / 64
-
-
-def _describe(gamma: float, similarity: str) -> Instance:
-    return Instance(1 / check.positive(gamma, "gamma"), similarity=similarity)
 
 
 class InstanceLoss(SampleLoss):
@@ -46,28 +40,13 @@ class InstanceLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "instance"
+
     def __init__(self, gamma: float = 64, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.gamma = gamma
         self.description()  # checks the parameters
 
     def description(self) -> Instance:
-        return _describe(self.gamma, self.similarity)
-
-
-def instance(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    gamma: float = 64,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Instance loss as a function; see `InstanceLoss`. options: see `sample_loss`."""
-    description = _describe(gamma, similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )
+        temperature = 1 / check.positive(self.gamma, "gamma")
+        return Instance(temperature, similarity=self.similarity)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine import autograd, check
+from ...engine import check
 from ...engine.loss import RowLoss, Rows
-from ...engine.registry import handle, register
+from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES
-from ..base import SampleLoss, checked
-from ..options import check_options
-from ..twotower.paired import check_pairs
+from ...mining.batch import checked
+from ..base import SampleLoss, Term
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
+from ..twotower.paired import PairedLoss
 
-__all__ = ["NPairsLoss", "n_pairs", "n_pairs_mc"]
+__all__ = ["NPairsLoss", "PairedNPairsLoss"]
 
 FORMS = ("mc", "ovo", "all")
 L2_KINDS = ("norm", "squared")
@@ -94,6 +96,9 @@ class NPairsLoss(SampleLoss):
     "all" only. Other arguments: see `SampleLoss`.
     """
 
+    function = "n_pairs"
+    inputs = {"anchors": (), "positives": (), "generator": ()}
+
     def __init__(
         self,
         form: str = "mc",
@@ -109,31 +114,96 @@ class NPairsLoss(SampleLoss):
         self.l2_kind = l2_kind
 
     def description(self) -> NPair:
-        return NPair(self.form == "ovo", similarity=self.similarity)
+        return NPair(self.form == "ovo", self.form != "all", similarity=self.similarity)
 
-    def forward(
+    def calls(
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,
         indices_tuple: object = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
-    ) -> Tensor:
-        for value, name in ((ref_emb, "ref_emb"), (ref_labels, "ref_labels")):
+        *,
+        own: int | Tensor | None = None,
+        anchors: Tensor | None = None,
+        positives: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Any]:
+        """anchors, positives: [N] indices of the pairs, instead of those `form` chooses. generator: of the
+        random positives of form "all"."""
+        for value, name in ((ref_emb, "ref_emb"), (ref_labels, "ref_labels"), (own, "own")):
             if value is not None:
                 raise ValueError(f"{name}: N-pair takes its pairs from one batch; expected None")
-        return n_pairs(
-            embeddings,
-            labels,
-            indices_tuple,
-            form=self.form,
-            l2_reg=self.l2_reg,
-            l2_kind=self.l2_kind,
-            similarity=self.similarity,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
+        batch = checked(embeddings, labels, indices_tuple, validate=self.validate)
+        y = batch.need_labels()
+        if (anchors is None) != (positives is None):
+            raise ValueError("positives: expected anchors and positives together")
+        weight = None
+        # Of one pair a class, a row finds the positive among its candidates itself.
+        paired = anchors is None and self.form != "all"
+        if anchors is not None and positives is not None:
+            none = y.new_empty(0)
+            check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0])
+        elif self.form == "all":
+            anchors, positives, weight = _random_positives(y, generator)
+        else:
+            anchors, positives = _first_pairs(y, batch.pairs)
+        if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
+            return [Term(_nothing, (embeddings, self.reduction))]
+        # One gather: its derivative fills one gradient of all embeddings instead of two.
+        x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
+        every = self.form == "all"
+        description = dataclasses.replace(self.description(), paired=paired)
+        call = self.call(
+            description,
+            x,
+            candidates=embeddings if every else x_p,
+            anchor_labels=y[anchors],
+            candidate_labels=y if every else y[positives],
+            row_values=None if paired else _own(self.similarity, x, x_p),
+            row_weight=weight,
         )
+        return [
+            call,
+            *penalties(self.l2_reg, self.l2_kind, *((embeddings,) if every else (x, x_p))),
+        ]
+
+
+class PairedNPairsLoss(PairedLoss):
+    """N-pair loss of N pairs of N different classes; see `NPairsLoss`.
+
+    Called as `loss(embeddings [N, D], ref_emb [N, D])`: row i of ref_emb is the positive of row i of
+    embeddings, and all its other rows are negatives.
+
+    Args:
+        one_vs_one: the form "ovo".
+        l2_reg, l2_kind: see `NPairsLoss`.
+        similarity: "dot" by default, as in the paper.
+    """
+
+    function = "n_pairs_mc"
+    default_similarity = "dot"
+
+    def __init__(
+        self,
+        one_vs_one: bool = False,
+        *,
+        l2_reg: float = 0.0,
+        l2_kind: str = "squared",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check("mc", l2_reg, l2_kind)
+        self.one_vs_one = one_vs_one
+        self.l2_reg = l2_reg
+        self.l2_kind = l2_kind
+
+    def description(self) -> NPair:
+        return NPair(self.one_vs_one, True, similarity=self.similarity)
+
+    def calls(self, embeddings: Tensor, ref_emb: Tensor) -> list[Any]:
+        call = self.paired_call(self.description(), embeddings, ref_emb, {})
+        return [call, *penalties(self.l2_reg, self.l2_kind, embeddings, ref_emb)]
 
 
 def _check(form: str, l2_reg: float, l2_kind: str) -> None:
@@ -144,132 +214,19 @@ def _check(form: str, l2_reg: float, l2_kind: str) -> None:
     check.non_negative(l2_reg, "l2_reg")
 
 
-def n_pairs(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    *,
-    form: str = "mc",
-    anchors: Tensor | None = None,
-    positives: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    l2_reg: float = 0.0,
-    l2_kind: str = "norm",
-    similarity: str = "cosine",
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """N-pair loss of embeddings [B, D] and labels [B]; see `NPairsLoss`.
-
-    Args:
-        anchors, positives: [N] indices of the pairs, instead of those `form` chooses.
-        generator: of the random positives of form "all".
-    """
-    _check(form, l2_reg, l2_kind)
-    if labels is None:
-        raise ValueError("labels: expected one label per row of embeddings, got None")
-    call = checked(embeddings, labels, indices_tuple, validate=validate)
-    y = call.labels
-    assert y is not None
-    if (anchors is None) != (positives is None):
-        raise ValueError("positives: expected anchors and positives together")
-    weight, paired = None, False
-    if anchors is not None and positives is not None:
-        rows = y.new_empty(2, 0)
-        check.pairs((anchors, positives, rows[0], rows[1]), y.shape[0], y.shape[0])
-    elif form == "all":
-        anchors, positives, weight = _random_positives(y, generator)
-    else:
-        anchors, positives = _first_pairs(y, call.pairs)
-        paired = _in_row(embeddings, backend)
-    if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
-        nothing = (embeddings * 0).sum(1)
-        return nothing if reduction == "none" else nothing.sum()
-    # One gather: its derivative fills one gradient of all embeddings instead of two.
-    x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
-    candidates = embeddings if form == "all" else x_p
-    value = _loss(
-        NPair(form == "ovo", paired, similarity=similarity),
-        x,
-        x_p,
-        candidates,
-        y[anchors],
-        y if form == "all" else y[positives],
-        weight=weight,
-        reduction=reduction,
-        backend=backend,
-    )
-    if l2_reg == 0:
-        return value
-    sets = (embeddings,) if form == "all" else (x, x_p)
-    return value + l2_reg * _penalty(l2_kind, *sets)
+def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
+    nothing = (embeddings * 0).sum(1)
+    return nothing if reduction == "none" else nothing.sum()
 
 
-def n_pairs_mc(
-    embeddings: Tensor,
-    ref_emb: Tensor,
-    *,
-    one_vs_one: bool = False,
-    l2_reg: float = 0.0,
-    l2_kind: str = "squared",
-    similarity: str = "dot",
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """N-pair loss of N pairs of N different classes, [N, D] and [N, D]; see `NPairsLoss`.
-
-    Row i of ref_emb is the positive of row i of embeddings, and all its other rows are negatives.
-    """
-    _check("mc", l2_reg, l2_kind)
-    check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
-    y = torch.arange(embeddings.shape[0], device=embeddings.device)
-    value = _loss(
-        NPair(one_vs_one, _in_row(embeddings, backend), similarity=similarity),
-        embeddings,
-        ref_emb,
-        ref_emb,
-        y,
-        y,
-        reduction=reduction,
-        backend=backend,
-    )
-    return value if l2_reg == 0 else value + l2_reg * _penalty(l2_kind, embeddings, ref_emb)
+def _own(similarity: str, anchors: Tensor, positives: Tensor) -> Tensor:
+    """[N, 1] similarities of the anchors and their positives."""
+    return SIMILARITIES[similarity].paired(anchors, positives)[:, None]
 
 
-def _in_row(embeddings: Tensor, backend: str) -> bool:
-    """Whether a row looks for its one positive itself: tile kernels would need a pass more for it."""
-    return embeddings.device.type == "cpu" and backend != "triton"
-
-
-def _loss(
-    description: NPair,
-    anchors: Tensor,
-    positives: Tensor,
-    candidates: Tensor,
-    anchor_labels: Tensor,
-    candidate_labels: Tensor,
-    *,
-    weight: Tensor | None = None,
-    reduction: str,
-    backend: str,
-) -> Tensor:
-    check_options(reduction, backend, description.similarity)
-    own = None
-    if not description.paired:
-        own = SIMILARITIES[description.similarity].paired(anchors, positives)[:, None]
-    return autograd.row_loss(
-        anchors,
-        candidates,
-        anchor_labels,
-        candidate_labels,
-        loss=handle(description),
-        row_values=own,
-        row_weight=weight,
-        backend=backend,
-        reduction=reduction,
-    )
+def penalties(weight: float, kind: str, *sets: Tensor) -> list[Term]:
+    """The penalty on the lengths of the embeddings, if there is one."""
+    return [Term(functools.partial(_penalty, kind), sets, weight)] if weight else []
 
 
 def _penalty(kind: str, *sets: Tensor) -> Tensor:
@@ -281,7 +238,7 @@ def _penalty(kind: str, *sets: Tensor) -> Tensor:
     return total
 
 
-def _first_pairs(y: Tensor, pairs: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The first positive pair of every class, in the order of labels."""
     if pairs:
         a, p = pairs[0], pairs[1]
@@ -309,7 +266,9 @@ def _random_positives(
     size = torch.searchsorted(found, found, right=True) - start
     place = torch.arange(y.shape[0], device=y.device) - start
     # Not torch.rand: with a generator it takes no size that a graph leaves open.
-    draw = torch.empty(y.shape[0], device=y.device, dtype=torch.float64).uniform_(generator=generator)
+    draw = torch.empty(y.shape[0], device=y.device, dtype=torch.float64).uniform_(
+        generator=generator
+    )
     step = 1 + (draw * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
     other = order[start + (place + step) % size]
     kept = (size > 1).double()

@@ -11,10 +11,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import log_sum_exp, rows_per, softplus
 
-__all__ = ["NCALoss", "nca"]
+__all__ = ["NCALoss"]
 
 
 @register
@@ -70,6 +70,7 @@ class NCALoss(SampleLoss):
     whose mean is the loss. Other arguments: see `SampleLoss`.
     """
 
+    function = "nca"
     default_similarity = "squared_distance"
 
     def __init__(self, softmax_scale: float = 1, **kwargs: Any) -> None:
@@ -79,21 +80,3 @@ class NCALoss(SampleLoss):
 
     def description(self) -> NCA:
         return NCA(self.softmax_scale, similarity=self.similarity)
-
-
-def nca(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    softmax_scale: float = 1,
-    similarity: str = "squared_distance",
-    **options: Any,
-) -> Tensor:
-    """NCA loss as a function; see `NCALoss`. options: see `sample_loss`."""
-    description = NCA(softmax_scale, similarity=similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

@@ -10,10 +10,10 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from ..terms import log_sum_exp, masked_sum, rows_per, softplus
 
-__all__ = ["NTXentLoss", "nt_xent"]
+__all__ = ["NTXentLoss"]
 
 
 @register
@@ -67,6 +67,8 @@ class NTXentLoss(SampleLoss):
     `SampleLoss`.
     """
 
+    function = "nt_xent"
+
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
@@ -74,21 +76,3 @@ class NTXentLoss(SampleLoss):
 
     def description(self) -> NTXent:
         return NTXent(self.temperature, similarity=self.similarity)
-
-
-def nt_xent(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.07,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """NT-Xent loss as a function; see `NTXentLoss`. options: see `sample_loss`."""
-    description = NTXent(temperature, similarity=similarity)
-    return sample_loss(
-        description, embeddings, labels, indices_tuple, ref_emb, ref_labels, **options
-    )

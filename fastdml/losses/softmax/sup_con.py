@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
 from ...engine.registry import register
-from ..base import SampleLoss, sample_loss
+from ..base import SampleLoss
 from .row_cross_entropy import RowCrossEntropy
 
-__all__ = ["SupConLoss", "sup_con"]
+__all__ = ["SupConLoss"]
 
 
 @register
@@ -22,14 +20,6 @@ class SupCon(RowCrossEntropy):
 
     name = "sup_con"
     provenance = "released code"
-
-
-def _describe(temperature: float, base_temperature: float | None, similarity: str) -> SupCon:
-    check.positive(temperature, "temperature")
-    factor = 1.0
-    if base_temperature is not None:
-        factor = temperature / check.positive(base_temperature, "base_temperature")
-    return SupCon(temperature, factor, factor, similarity=similarity)
 
 
 class SupConLoss(SampleLoss):
@@ -49,6 +39,8 @@ class SupConLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "sup_con"
+
     def __init__(
         self,
         temperature: float = 0.1,
@@ -63,30 +55,8 @@ class SupConLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SupCon:
-        return _describe(self.temperature, self.base_temperature, self.similarity)
-
-
-def sup_con(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    temperature: float = 0.1,
-    base_temperature: float | None = None,
-    similarity: str = "cosine",
-    reduction: str = "nonzero",
-    **options: Any,
-) -> Tensor:
-    """Supervised contrastive loss as a function; see `SupConLoss`. options: see `sample_loss`."""
-    return sample_loss(
-        _describe(temperature, base_temperature, similarity),
-        embeddings,
-        labels,
-        indices_tuple,
-        ref_emb,
-        ref_labels,
-        reduction=reduction,
-        **options,
-    )
+        check.positive(self.temperature, "temperature")
+        factor = 1.0
+        if self.base_temperature is not None:
+            factor = self.temperature / check.positive(self.base_temperature, "base_temperature")
+        return SupCon(self.temperature, factor, factor, similarity=self.similarity)

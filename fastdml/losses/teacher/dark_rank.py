@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .relations import RelationalLoss, relational_loss
+from .relations import RelationalLoss
 
-__all__ = ["DarkRankLoss", "dark_rank"]
+__all__ = ["DarkRankLoss"]
 
 
 @register
@@ -78,6 +77,10 @@ class DarkRankLoss(RelationalLoss):
     Other arguments: see `RelationalLoss`.
     """
 
+    function = "dark_rank"
+    default_similarity = "squared_distance"
+    similarities = ("squared_distance",)
+
     def __init__(
         self, alpha: float = 3.0, beta: float = 3.0, neighbors: int = 4, **kwargs: Any
     ) -> None:
@@ -89,23 +92,3 @@ class DarkRankLoss(RelationalLoss):
 
     def description(self) -> DarkRank:
         return DarkRank(self.alpha, self.beta, self.neighbors)
-
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        own = {"alpha": self.alpha, "beta": self.beta, "neighbors": self.neighbors}
-        return dark_rank, own
-
-
-def dark_rank(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    alpha: float = 3.0,
-    beta: float = 3.0,
-    neighbors: int = 4,
-    **options: Any,
-) -> Tensor:
-    """Hard DarkRank of embeddings [B, D] and a teacher's [B, E].
-
-    See `DarkRankLoss`; options: reduction, backend, validate, see `relational_loss`.
-    """
-    return relational_loss(DarkRank(alpha, beta, neighbors), embeddings, teacher, **options)

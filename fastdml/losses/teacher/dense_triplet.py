@@ -11,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .labelled_distances import LabelledLoss, labelled_loss
+from .labelled_distances import LabelledLoss
 
-__all__ = ["DenseTripletLoss", "dense_triplet"]
+__all__ = ["DenseTripletLoss"]
 
 
 @register
@@ -140,51 +140,14 @@ class DenseTripletLoss(LabelledLoss):
         backend, validate: see `SampleLoss`.
     """
 
+    function = "dense_triplet"
+    default_similarity = "squared_distance"
+
     def __init__(self, margin: float = 0.03, normalize: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.margin = check.finite(margin, "margin")
         self.normalize = normalize
 
-    def description(self) -> DenseTriplet:
-        return _describe(self.margin, self.normalize)
-
-    def losses(
-        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
-    ) -> Tensor:
-        return dense_triplet(
-            embeddings,
-            labels,
-            label_distance,
-            margin=self.margin,
-            normalize=self.normalize,
-            **self.options(),
-        )
-
-
-def _describe(margin: float, normalize: bool, given: bool = False) -> DenseTriplet:
-    kind = "squared_distance" if normalize else "raw_squared_distance"
-    return DenseTriplet(margin, given, similarity=kind)
-
-
-def dense_triplet(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    label_distance: Tensor | None = None,
-    *,
-    margin: float = 0.03,
-    normalize: bool = True,
-    variant: str = "paper",
-    **options: Any,
-) -> Tensor:
-    """Dense triplet loss as a function; see `DenseTripletLoss`. options: reduction, backend, validate.
-
-    variant "released", with label_distance: one over the number of pairs is rounded to float32.
-    """
-    return labelled_loss(
-        lambda given: _describe(margin, normalize, given),
-        embeddings,
-        labels,
-        label_distance,
-        variant,
-        **options,
-    )
+    def described(self, given: bool) -> DenseTriplet:
+        kind = "squared_distance" if self.normalize else "raw_squared_distance"
+        return DenseTriplet(self.margin, given, similarity=kind)

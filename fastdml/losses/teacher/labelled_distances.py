@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...engine import autograd, check
+from ...engine import check
+from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss
-from ...engine.op import statistic_type
-from ...engine.registry import handle
-from ..options import check_options
-from .relations import relational_loss
-from ..representation import arguments
+from ..base import total
+from .relations import RelationalLoss, check_teacher
 
 
 def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> None:
@@ -43,98 +40,64 @@ def _rounded_share(embeddings: Tensor, variant: str) -> float:
     return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
 
 
-def _one_anchor(
-    description: RowLoss,
-    embeddings: Tensor,
-    distance: Tensor,
-    *,
-    squared: bool = False,
-    backend: str = "auto",
-    reduction: str = "mean",
-    validate: bool = False,
-) -> Tensor:
-    """The loss of the first sample as anchor; distance: [B - 1] label distances to the others, squared
-    here if the loss compares squares."""
-    check_options(reduction, backend)
-    _check_distances(embeddings, distance, validate)
-    everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
-    return autograd.row_loss(
-        embeddings[:1],
-        embeddings[1:],
-        everything[:1],
-        everything[1:],
-        loss=handle(description),
-        col_values=(distance.square() if squared else distance).detach()[None],
-        backend=backend,
-        reduction=reduction,
-    )
+class LabelledLoss(RelationalLoss):
+    """A loss of embeddings and continuous labels. Keyword arguments: see `Loss`.
 
-
-def _all_anchors(
-    description: RowLoss, embeddings: Tensor, labels: Tensor, **options: Any
-) -> Tensor:
-    """The mean over all samples as anchors; labels: [B] numbers or [B, E] vectors."""
-    if isinstance(labels, Tensor) and labels.dim() == 1:
-        labels = labels[:, None]
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        labels = labels.to(statistic_type(embeddings))
-    return relational_loss(description, embeddings, labels, name="labels", **options)
-
-
-def labelled_loss(
-    describe: Callable[[bool], RowLoss],
-    embeddings: Tensor,
-    labels: Tensor | None,
-    label_distance: Tensor | None,
-    variant: str,
-    squared: bool = False,
-    **options: Any,
-) -> Tensor:
-    """A loss of embeddings and continuous labels, or label distances from the first sample.
-
-    describe: of whether label distances are given. variant: "paper", or "released", which rounds one
-    over the number of pairs to float32 where they are. squared: whether those enter as squares.
-    """
-    check.embeddings(embeddings, "embeddings")
-    share = _rounded_share(embeddings, variant)
-    if (labels is None) == (label_distance is None):
-        raise ValueError("labels: expected either labels or label_distance")
-    description = describe(label_distance is not None)
-    if label_distance is not None:
-        loss = _one_anchor(description, embeddings, label_distance, squared=squared, **options)
-        return loss if share == 1 else share * loss
-    assert labels is not None
-    return _all_anchors(description, embeddings, labels, **options)
-
-
-class LabelledLoss(nn.Module):
-    """A loss of embeddings and continuous labels.
-
-    Args:
-        reduction: "mean" over anchors, "sum" or "none".
-        backend, validate: see `SampleLoss`.
+    variant: "paper", or "released", which rounds one over the number of pairs to float32 where label
+        distances are given.
     """
 
-    def __init__(
-        self, *, reduction: str = "mean", backend: str = "auto", validate: bool = False
-    ) -> None:
-        super().__init__()
-        check_options(reduction, backend)
-        self.reduction = reduction
-        self.backend = backend
-        self.validate = validate
+    def __init__(self, *, variant: str = "paper", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check.variant(variant)
+        self.variant = variant
+
+    def described(self, given: bool) -> RowLoss:
+        """The loss as mathematics; given: with label distances from one anchor."""
+        raise NotImplementedError
 
     def description(self) -> RowLoss:
         """The loss with all samples as anchors, as mathematics."""
-        raise NotImplementedError
+        return self.described(False)
 
-    def losses(
-        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
-    ) -> Tensor:
-        """The loss of the arguments of `forward`."""
-        raise NotImplementedError
+    def given_distances(self, distance: Tensor) -> Tensor:
+        """Label distances as the loss compares them."""
+        return distance
 
-    def forward(
+    def calls(  # type: ignore[override]
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        label_distance: Tensor | None = None,
+    ) -> list[Any]:
+        check.embeddings(embeddings, "embeddings", self.validate)
+        if (labels is None) == (label_distance is None):
+            raise ValueError("labels: expected either labels or label_distance")
+        if label_distance is not None:
+            return [self._of_one_anchor(embeddings, label_distance)]
+        if isinstance(labels, Tensor) and labels.dim() == 1:
+            labels = labels[:, None]
+        if isinstance(labels, Tensor) and not labels.is_floating_point():
+            labels = labels.to(statistic_type(embeddings))
+        assert labels is not None
+        check_teacher(embeddings, labels, "labels", self.validate)
+        return [self.relational_call(self.description(), embeddings, labels, weight=self.weight)]
+
+    def _of_one_anchor(self, embeddings: Tensor, distance: Tensor) -> Call:
+        """The loss of the first sample as anchor; distance: [B - 1] label distances to the others."""
+        _check_distances(embeddings, distance, self.validate)
+        everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
+        return self.call(
+            self.described(True),
+            embeddings[:1],
+            candidates=embeddings[1:],
+            anchor_labels=everything[:1],
+            candidate_labels=everything[1:],
+            col_values=self.given_distances(distance).detach()[None],
+            weight=self.weight * _rounded_share(embeddings, self.variant),
+        )
+
+    def forward(  # type: ignore[override]
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,
@@ -151,12 +114,4 @@ class LabelledLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return self.losses(embeddings, labels, label_distance)
-
-    def options(self) -> dict[str, Any]:
-        """Keywords of the functional form that every such loss has."""
-        names = ("reduction", "backend", "validate")
-        return {name: getattr(self, name) for name in names}
-
-    def extra_repr(self) -> str:
-        return arguments(self)
+        return total(self.calls(embeddings, labels, label_distance))

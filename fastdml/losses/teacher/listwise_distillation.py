@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +10,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .relations import RelationalLoss, relational_loss
+from .relations import RelationalLoss
 
-__all__ = ["ListwiseSelfDistillationLoss", "listwise_self_distillation"]
+__all__ = ["ListwiseSelfDistillationLoss"]
 
 
 @register
@@ -62,11 +61,12 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
     Other arguments: see `RelationalLoss`.
     """
 
-    def __init__(self, temperature: float = 1.0, similarity: str = "dot", **kwargs: Any) -> None:
+    function = "listwise_self_distillation"
+    default_similarity = "dot"
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check.similarity(similarity)
         self.temperature = temperature
-        self.similarity = similarity
         self.description()  # checks the parameters
 
     def scheduled_weight(self, epoch: int, epochs: int, alpha: float = 200.0) -> float:
@@ -75,23 +75,3 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
 
     def description(self) -> ListwiseDistillation:
         return ListwiseDistillation(self.temperature, similarity=self.similarity)
-
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        own = {"temperature": self.temperature, "similarity": self.similarity}
-        return listwise_self_distillation, own
-
-
-def listwise_self_distillation(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    temperature: float = 1.0,
-    similarity: str = "dot",
-    **options: Any,
-) -> Tensor:
-    """List-wise self-distillation of embeddings [B, D] from a teacher's [B, E].
-
-    See `ListwiseSelfDistillationLoss`; options: see `relational_loss`.
-    """
-    description = ListwiseDistillation(temperature, similarity=similarity)
-    return relational_loss(description, embeddings, teacher, **options)

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .labelled_distances import LabelledLoss, labelled_loss
+from .labelled_distances import LabelledLoss
 
-__all__ = ["LogRatioLoss", "log_ratio"]
+__all__ = ["LogRatioLoss"]
 
 
 @register
@@ -95,6 +95,9 @@ class LogRatioLoss(LabelledLoss):
         backend, validate: see `SampleLoss`.
     """
 
+    function = "log_ratio"
+    default_similarity = "raw_distance"
+
     def __init__(
         self,
         squared_embedding: bool = False,
@@ -107,52 +110,14 @@ class LogRatioLoss(LabelledLoss):
         self.squared_label = squared_label
         self.normalize = normalize
 
-    def description(self) -> LogRatio:
-        return _describe(self.squared_embedding, self.squared_label, self.normalize)
-
-    def losses(
-        self, embeddings: Tensor, labels: Tensor | None, label_distance: Tensor | None
-    ) -> Tensor:
-        return log_ratio(
-            embeddings,
-            labels,
-            label_distance,
-            squared_embedding=self.squared_embedding,
-            squared_label=self.squared_label,
-            normalize=self.normalize,
-            **self.options(),
+    def described(self, given: bool) -> LogRatio:
+        kind = "squared_distance" if self.squared_embedding else "distance"
+        # Label distances that are given come as squares.
+        return LogRatio(
+            squared_label=self.squared_label and not given,
+            given=given,
+            similarity=kind if self.normalize else f"raw_{kind}",
         )
 
-
-def _describe(
-    squared_embedding: bool, squared_label: bool, normalize: bool, given: bool = False
-) -> LogRatio:
-    kind = ("" if normalize else "raw_") + ("squared_distance" if squared_embedding else "distance")
-    # Label distances that are given come as squares.
-    return LogRatio(squared_label=squared_label and not given, given=given, similarity=kind)
-
-
-def log_ratio(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    label_distance: Tensor | None = None,
-    *,
-    squared_embedding: bool = False,
-    squared_label: bool = False,
-    normalize: bool = False,
-    variant: str = "paper",
-    **options: Any,
-) -> Tensor:
-    """Log-ratio loss as a function; see `LogRatioLoss`. options: reduction, backend, validate.
-
-    variant "released", with label_distance: one over the number of pairs is rounded to float32.
-    """
-    return labelled_loss(
-        lambda given: _describe(squared_embedding, squared_label, normalize, given),
-        embeddings,
-        labels,
-        label_distance,
-        variant,
-        squared_label,
-        **options,
-    )
+    def given_distances(self, distance: Tensor) -> Tensor:
+        return distance.square() if self.squared_label else distance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .relations import RelationalLoss, check_teacher, relational_loss
+from .relations import RelationalLoss, check_teacher
 
-__all__ = ["PKTLoss", "pkt"]
+__all__ = ["PKTLoss"]
 
 
 @register
@@ -62,38 +61,30 @@ class PKTLoss(RelationalLoss):
 
     Args:
         epsilon: > 0.
+        variant: "paper", or "released": embeddings are divided by their length plus epsilon, which takes
+            a copy of them.
 
     Other arguments: see `RelationalLoss`.
     """
 
-    def __init__(self, epsilon: float = 1e-7, **kwargs: Any) -> None:
+    function = "pkt"
+    similarities = ("cosine",)
+
+    def __init__(self, epsilon: float = 1e-7, *, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check.variant(variant)
         self.epsilon = epsilon
+        self.variant = variant
         self.description()  # checks the parameters
 
     def description(self) -> ProbabilisticTransfer:
-        return ProbabilisticTransfer(self.epsilon)
+        similarity = "dot" if self.variant == "released" else "cosine"
+        return ProbabilisticTransfer(self.epsilon, similarity=similarity)
 
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        return pkt, {"epsilon": self.epsilon}
-
-
-def pkt(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    epsilon: float = 1e-7,
-    variant: str = "paper",
-    **options: Any,
-) -> Tensor:
-    """Probabilistic knowledge transfer to embeddings [B, D] from a teacher's [B, E].
-
-    variant "released": embeddings are divided by their length plus epsilon, as in the released code,
-    which takes a copy of them. See `PKTLoss`; options: see `relational_loss`.
-    """
-    check.variant(variant)
-    if variant == "paper":
-        return relational_loss(ProbabilisticTransfer(epsilon), embeddings, teacher, **options)
-    check_teacher(embeddings, teacher, "teacher", False)
-    x, t = (v / (v.norm(dim=1, keepdim=True) + epsilon) for v in (embeddings, teacher))
-    return relational_loss(ProbabilisticTransfer(epsilon, similarity="dot"), x, t, **options)
+    def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
+        if self.variant == "released":
+            check_teacher(embeddings, teacher, "teacher", self.validate)
+            embeddings, teacher = (
+                v / (v.norm(dim=1, keepdim=True) + self.epsilon) for v in (embeddings, teacher)
+            )
+        return super().calls(embeddings, teacher)

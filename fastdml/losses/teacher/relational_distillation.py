@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...engine import autograd, check, op
-from ...engine.dispatch import check_backend
+from ...engine import check
+from ...engine.autograd import evaluate, once
+from ...engine.call import Before, Call, statistic_type
 from ...engine.loss import RowLoss, Rows
-from ...engine.registry import handle, register
-from .relations import RelationalLoss, check_teacher, relational_loss
+from ...engine.registry import register
+from ..base import Term
+from .relations import RelationalLoss, check_teacher
 
-__all__ = ["RKDAngleLoss", "RKDDistanceLoss", "rkd_angle", "rkd_distance"]
+__all__ = ["RKDAngleLoss", "RKDDistanceLoss"]
 
 
 def _huber(x: Tensor) -> Tensor:
@@ -68,7 +69,11 @@ class MeanDistance(RowLoss):
         return (0.0,)
 
     def spec(self, rows: Rows) -> Tensor:
-        d = rows.s if rows.pair is None else torch.where(rows.pair, rows.s, torch.zeros_like(rows.s))
+        d = (
+            rows.s
+            if rows.pair is None
+            else torch.where(rows.pair, rows.s, torch.zeros_like(rows.s))
+        )
         return torch.stack([d.sum(1), (d > 0).sum(1).to(d.dtype)], dim=1)
 
 
@@ -103,47 +108,29 @@ class RKDDistanceLoss(RelationalLoss):
     the teacher's. Other arguments: see `RelationalLoss`.
     """
 
+    function = "rkd_distance"
+    default_similarity = "raw_distance"
+    similarities = ("raw_distance",)
+
     def description(self) -> RKDDistance:
         return RKDDistance()
 
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        return rkd_distance, {}
+    def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
+        check_teacher(embeddings, teacher, "teacher", self.validate)
+        call = self.relational_call(RKDDistance(), embeddings, teacher, weight=self.weight)
+        means = tuple(
+            call.replace(loss=MeanDistance(), anchors=x, teacher=(), reduction="mean", weight=1.0)
+            for x in (embeddings, teacher.detach())
+        )
+        return [call.replace(before=Before(means, _in_units_of_means))]
 
 
-def rkd_distance(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """Distance-wise relational distillation of embeddings [B, D] from a teacher's [B, E].
-
-    See `RKDDistanceLoss`; reduction, backend, validate: see `relational_loss`.
-    """
-    check_backend(backend)
-    check_teacher(embeddings, teacher, "teacher", validate)
-    everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
-    kind = op.statistic_type(embeddings, teacher)
-
-    def inverse_mean(x: Tensor) -> Tensor:
-        mean = autograd.row_loss(
-            x, None, everything, None, loss=handle(MeanDistance()), backend=backend
-        ).to(kind)
-        # Without a distance above 0 there is nothing to scale.
-        return torch.where(mean > 0, mean, torch.ones_like(mean)).reciprocal()
-
-    scalars = torch.stack([inverse_mean(embeddings), inverse_mean(teacher.detach())])
-    return relational_loss(
-        RKDDistance(),
-        embeddings,
-        teacher,
-        scalars=scalars,
-        reduction=reduction,
-        backend=backend,
-        validate=validate,
-    )
+def _in_units_of_means(call: Call, means: list[Tensor]) -> Call:
+    """The call with one over the mean distances of student and teacher as its scalars."""
+    kind = statistic_type(call.anchors)
+    # Without a distance above 0 there is nothing to scale.
+    safe = [torch.where(m > 0, m, torch.ones_like(m)).to(kind).reciprocal() for m in means]
+    return call.replace(scalars=torch.stack(safe))
 
 
 class RKDAngleLoss(RelationalLoss):
@@ -158,77 +145,55 @@ class RKDAngleLoss(RelationalLoss):
     Huber's cost has no shorter form. Only reduction="mean". Other arguments: see `RelationalLoss`.
     """
 
+    function = "rkd_angle"
+    reductions = ("mean",)
+    similarities = ("cosine",)
+
     def description(self) -> RKDAngle:
         return RKDAngle()
 
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        return rkd_angle, {}
-
-
-def rkd_angle(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """Angle-wise relational distillation of embeddings [B, D] from a teacher's [B, E].
-
-    See `RKDAngleLoss`; backend, validate: see `relational_loss`.
-    """
-    if reduction != "mean":
-        raise ValueError(f"reduction: expected 'mean', got {reduction!r}")
-    check_backend(backend)
-    check_teacher(embeddings, teacher, "teacher", validate)
-    return _Angles.apply(embeddings, teacher.detach(), backend)
+    def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
+        check_teacher(embeddings, teacher, "teacher", self.validate)
+        return [Term(_Angles.apply, (embeddings, teacher.detach(), self.backend), self.weight)]
 
 
 def _angles(
     embeddings: Tensor, teacher: Tensor, backend: str, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss and its gradient, one vertex after another."""
-    kind = op.statistic_type(embeddings, teacher)
+    kind = statistic_type(embeddings, teacher)
     x, t = embeddings.to(kind), teacher.to(kind)
     size = x.shape[0]
     everything = torch.zeros(size, dtype=torch.int64, device=x.device)
-    loss = handle(RKDAngle())
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     d_x = torch.zeros_like(x) if gradient else x.new_empty(0)
-    wanted = [gradient, False, False, False, False]
     for j in range(size):
-        value, d_edges, *_ = torch.ops.fastdml.row_loss(
-            x - x[j],
-            None,
-            everything,
-            None,
-            [],
-            [t - t[j]],
-            None,
-            None,
-            None,
-            None,
-            loss,
-            "",
-            backend,
-            "sum",
-            wanted,
+        edges = (x - x[j]).requires_grad_(gradient)
+        call = Call(
+            RKDAngle(),
+            edges,
+            anchor_labels=everything,
+            teacher=(t - t[j],),
+            reduction="sum",
+            backend=backend,
         )
-        total += value
+        with torch.set_grad_enabled(gradient):
+            value = evaluate(call)
+        total += value.detach()
         if gradient:
+            (d_edges,) = torch.autograd.grad(value, edges)
             d_x += d_edges
             d_x[j] -= d_edges.sum(0)
     share = 1.0 / size**3
-    return (total * share).to(kind), (d_x * share).to(embeddings.dtype)
+    return (total * share).to(kind), d_x * share
 
 
 def _angles_fake(
     embeddings: Tensor, teacher: Tensor, backend: str, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    kind = op.statistic_type(embeddings, teacher)
-    return embeddings.new_empty((), dtype=kind), embeddings.new_empty(
-        embeddings.shape if gradient else 0
-    )
+    kind = statistic_type(embeddings, teacher)
+    shape = embeddings.shape if gradient else (0,)
+    return embeddings.new_empty((), dtype=kind), embeddings.new_empty(shape, dtype=kind)
 
 
 _library = torch.library.Library("fastdml", "FRAGMENT")
@@ -253,7 +218,4 @@ class _Angles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, gradient = ctx.saved_tensors
-        found = (gradient * upstream).to(gradient.dtype)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            found = autograd._Once.apply(found, embeddings)
-        return found, None, None
+        return *once([(gradient * upstream).to(embeddings.dtype)], [embeddings]), None, None

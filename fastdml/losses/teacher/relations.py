@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...engine import autograd, check
+from ...engine import check
+from ...engine.call import Call
 from ...engine.loss import RowLoss
-from ...engine.registry import handle
-from ..options import check_options
-from ..representation import arguments
+from ..base import Loss, total
 
 
 def check_teacher(embeddings: Tensor, teacher: Tensor, name: str, validate: bool) -> None:
@@ -30,38 +28,7 @@ def check_teacher(embeddings: Tensor, teacher: Tensor, name: str, validate: bool
         )
 
 
-def relational_loss(
-    description: RowLoss,
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    scalars: Tensor | None = None,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-    name: str = "teacher",
-) -> Tensor:
-    """A loss of all pairs of the batch [B, D] and the same pairs of a teacher's embeddings [B, E].
-
-    No gradient goes to the teacher. reduction: over rows; backend, validate: see `SampleLoss`.
-    """
-    check_options(reduction, backend, description.similarity)
-    check_teacher(embeddings, teacher, name, validate)
-    everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
-    return autograd.row_loss(
-        embeddings,
-        None,
-        everything,
-        None,
-        loss=handle(description),
-        teacher=[teacher.detach()],
-        scalars=scalars,
-        backend=backend,
-        reduction=reduction,
-    )
-
-
-class RelationalLoss(nn.Module):
+class RelationalLoss(Loss):
     """A loss called as `loss(embeddings [B, D], teacher [B, E])`, rows of the same samples.
 
     The teacher's embeddings may have another dimension; no gradient goes to them.
@@ -69,31 +36,29 @@ class RelationalLoss(nn.Module):
     Args:
         weight: factor of the loss.
         reduction: "mean" over samples, "sum", "nonzero" or, where a loss has row losses, "none".
-        backend, validate: see `SampleLoss`.
+        similarity, backend, validate: see `Loss`.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        reduction: str = "mean",
-        backend: str = "auto",
-        validate: bool = False,
-    ) -> None:
-        super().__init__()
-        check_options(reduction, backend)
+    def __init__(self, *, weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.weight = check.finite(weight, "weight")
-        self.reduction = reduction
-        self.backend = backend
-        self.validate = validate
 
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        """The functional form and this loss's own arguments."""
-        raise NotImplementedError
+    def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
+        check_teacher(embeddings, teacher, "teacher", self.validate)
+        return [self.relational_call(self.description(), embeddings, teacher, weight=self.weight)]
 
-    def description(self) -> RowLoss:
-        """The loss as mathematics."""
-        raise NotImplementedError
+    def relational_call(
+        self, description: RowLoss, embeddings: Tensor, teacher: Tensor, **fields: Any
+    ) -> Call:
+        """The call of all pairs of the batch and the same pairs of the teacher's embeddings."""
+        everything = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
+        return self.call(
+            description,
+            embeddings,
+            anchor_labels=everything,
+            teacher=(teacher.detach(),),
+            **fields,
+        )
 
     def forward(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
         """The loss.
@@ -101,16 +66,4 @@ class RelationalLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        call, arguments = self.function()
-        loss = call(
-            embeddings,
-            teacher,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
-            **arguments,
-        )
-        return loss if self.weight == 1 else self.weight * loss
-
-    def extra_repr(self) -> str:
-        return arguments(self)
+        return total(self.calls(embeddings, teacher))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .relations import RelationalLoss, relational_loss
+from .relations import RelationalLoss
 
-__all__ = ["RelaxedContrastiveLoss", "relaxed_contrastive"]
+__all__ = ["RelaxedContrastiveLoss"]
 
 
 @register
@@ -73,6 +72,9 @@ class RelaxedContrastiveLoss(RelationalLoss):
     Other arguments: see `RelationalLoss`.
     """
 
+    function = "relaxed_contrastive"
+    default_similarity = "raw_distance"
+
     def __init__(self, sigma: float = 1.0, delta: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.sigma = sigma
@@ -80,24 +82,4 @@ class RelaxedContrastiveLoss(RelationalLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RelaxedContrastive:
-        return RelaxedContrastive(self.sigma, self.delta)
-
-    def function(self) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-        return relaxed_contrastive, {"sigma": self.sigma, "delta": self.delta}
-
-
-def relaxed_contrastive(
-    embeddings: Tensor,
-    teacher: Tensor,
-    *,
-    sigma: float = 1.0,
-    delta: float = 1.0,
-    similarity: str = "raw_distance",
-    **options: Any,
-) -> Tensor:
-    """Relaxed contrastive loss of embeddings [B, D] and a teacher's [B, E].
-
-    See `RelaxedContrastiveLoss`; options: see `relational_loss`.
-    """
-    description = RelaxedContrastive(sigma, delta, similarity=similarity)
-    return relational_loss(description, embeddings, teacher, **options)
+        return RelaxedContrastive(self.sigma, self.delta, similarity=self.similarity)

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...engine import check
+from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
-from ...mining.choice import distance_log_weight, draw, poison
-from ...engine.op import statistic_type
 from ...engine.registry import register
-from ...engine.relation import LabelRelation
-from ...mining.miners import LazyPairs
-from ..base import Call, checked, checked_reduction, sample_loss
+from ...mining.batch import Batch
+from ...mining.choice import distance_log_weight, draw, poison
+from ...mining.triplets import Stream, Triplets, check_per_anchor
+from ..base import Term
 from ..terms import masked_sum
-from .triplets import (
-    Batch,
-    Stream,
-    TripletLoss,
-    Triplets,
-    check_per_anchor,
-    distances,
-    one_by_one,
-    reduced,
-    rows_of,
-    wide,
-)
+from .listed import Listed, TripletLoss, distances, rows_of, wide
 
-__all__ = ["MarginLoss", "margin"]
+__all__ = ["MarginLoss"]
 
 _NORMALIZERS = {"pairs": 0, "triplets": 1}
 _BY_DISTANCE = "distance_weighted"
@@ -66,6 +57,11 @@ class Margin(RowLoss):
             raise ValueError(
                 f"normalizer: expected one of {sorted(_NORMALIZERS)}, got {self.normalizer!r}"
             )
+
+    def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
+        # A miner's distances have no epsilon, and only draws by distance are known.
+        known = self.epsilon == 0 and "drawn" in rule
+        return super().with_rule(rule) if known else None
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]
@@ -136,101 +132,6 @@ class Margin(RowLoss):
         return torch.stack([loss, count.to(loss.dtype)], dim=1)
 
 
-def margin(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    margin: float = 0.2,
-    nu: float = 0,
-    beta: Tensor | float = 1.2,
-    triplets_per_anchor: str | int = "all",
-    normalizer: str = "pairs",
-    cutoff: float = 0.5,
-    nonzero_loss_cutoff: float = 1.4,
-    epsilon: float = 0.0,
-    seed: int | Tensor = 0,
-    step: int | Tensor = 0,
-    similarity: str = "distance",
-    **options: Any,
-) -> Tensor:
-    """Margin loss as a function; see `MarginLoss`.
-
-    beta: a number, or a tensor of one or [C] elements, which may want a gradient; with [C], labels are
-    0 ... C - 1. seed, step: below 2^24, the stream of draws. options: see `sample_loss`.
-    """
-    check_per_anchor(triplets_per_anchor, "all", _BY_DISTANCE)
-    check.embeddings(embeddings, "embeddings")
-    by_distance = triplets_per_anchor == _BY_DISTANCE
-    if "distance" not in similarity or (by_distance and similarity != "distance"):
-        kinds = "'distance' with draws by distance" if by_distance else "a kind of distance"
-        raise ValueError(f"similarity: expected {kinds}, got {similarity!r}")
-    stream: Stream = (check.seed(seed, "seed"), check.seed(step, "step"))
-    validate = options.get("validate", False)
-    values = _beta(beta, embeddings)
-    one_beta = values.shape[0] == 1
-    description = Margin(
-        margin,
-        0.0 if one_beta else nu,
-        normalizer,
-        by_distance,
-        embeddings.shape[1],
-        cutoff,
-        nonzero_loss_cutoff,
-        epsilon,
-        similarity=similarity,
-    )
-    batch = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
-    description, batch, stream = _fused(description, batch, stream)
-    per_row = _of_rows(values, embeddings, batch[1], validate)
-    number = "all" if description.drawn else triplets_per_anchor
-    single = one_by_one(description, batch, number, stream, validate=validate)
-    if single is None:
-        columns = [per_row]
-        if description.drawn:
-            columns += _stream_columns(stream, per_row)
-        row_values = torch.stack(columns, dim=1)
-        value = sample_loss(description, *batch, row_values=row_values, **options)
-    else:
-        reduction = checked_reduction(description, batch[3], **options)
-        call, triplets = single
-        loss, count = _of_listed(description, call, triplets, per_row)
-        value = reduced(loss, count, triplets.a, embeddings.shape[0], reduction)
-    if not one_beta or nu == 0:
-        return value
-    some = _some_triplet(checked(*batch)) if single is None else single[1].any()
-    once = torch.where(some, nu * values[0], 0.0)
-    return value + (once / value.shape[0] if value.dim() else once)
-
-
-def _fused(description: Margin, batch: Batch, stream: Stream) -> tuple[Margin, Batch, Stream]:
-    """The same call, with the draws of a miner's result inside the pass over the rows."""
-    embeddings, labels, indices, ref_emb, ref_labels = batch
-    if not isinstance(indices, LazyPairs) or indices.stream is None:
-        return description, batch, stream
-    fused = indices.fuse(description, embeddings, labels, ref_emb, ref_labels)
-    if not isinstance(fused, Margin) or fused.epsilon != 0:  # the miner's distances have no epsilon
-        return description, (embeddings, labels, tuple(indices), ref_emb, ref_labels), stream
-    _, labels, _, ref_labels = indices.mined
-    return fused, (embeddings, labels, None, ref_emb, ref_labels), indices.stream
-
-
-def _beta(beta: Tensor | float, embeddings: Tensor) -> Tensor:
-    """[1] or [C] values in the type of the loss."""
-    if isinstance(beta, Tensor):
-        if beta.dim() > 1 or beta.numel() == 0 or not beta.is_floating_point():
-            raise ValueError(
-                "beta: expected a number or floating-point values [classes], got "
-                f"{beta.dtype} {tuple(beta.shape)}"
-            )
-    else:
-        check.finite(beta, "beta")
-    kind = statistic_type(embeddings, None)
-    return torch.as_tensor(beta, dtype=kind, device=embeddings.device).reshape(-1)
-
-
 def _of_rows(values: Tensor, embeddings: Tensor, labels: Tensor | None, validate: bool) -> Tensor:
     """[B] beta of every row."""
     rows, classes = embeddings.shape[0], values.shape[0]
@@ -238,7 +139,6 @@ def _of_rows(values: Tensor, embeddings: Tensor, labels: Tensor | None, validate
         return values.expand(rows)
     if labels is None:
         raise ValueError("labels: expected labels with a beta for every class, got None")
-    labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
     check.class_range(labels, classes, "labels", validate, "one beta per class")
     return values[labels]
 
@@ -251,11 +151,9 @@ def _stream_columns(stream: Stream, like: Tensor) -> list[Tensor]:
     return [number, *(v.reshape(1).expand(rows) for v in parts)]
 
 
-def _of_listed(
-    description: Margin, call: Call, triplets: Triplets, per_row: Tensor
-) -> tuple[Tensor, Tensor]:
+def _of_listed(per_row: Tensor, description: Margin, batch: Batch, triplets: Triplets) -> Listed:
     """[T] losses of the triplets, and how many of their pairs (or 1 if any) are active."""
-    x, y = wide(call)
+    x, y = wide(batch)
     epsilon = description.distance_epsilon(x.shape[1])
     near, far = (
         distances(description.metric, x, y, triplets.a, other, epsilon)
@@ -269,18 +167,22 @@ def _of_listed(
     else:
         count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
     loss = pull.relu() + push.relu() + description.nu * beta
-    return triplets.masked(loss), triplets.masked(count)
+    return triplets.masked(loss), triplets.masked(count), triplets.a
 
 
-def _some_triplet(call: Call) -> Tensor:
+def _some_triplet(batch: Batch) -> Tensor:
     """Whether any anchor has a positive and a negative: a bool scalar."""
-    if call.pairs:
-        a1, _, a2, _ = call.pairs
+    if batch.pairs:
+        a1, _, a2, _ = batch.pairs
         return torch.isin(a1, a2).any()
-    assert call.labels is not None
-    columns = call.labels if call.ref_labels is None else call.ref_labels
-    own, others = LabelRelation(call.labels, columns).counts(excludes_self=call.ref_emb is None)
+    own, others = batch.counts()
     return ((own > 0) & (others > 0)).any()
+
+
+def _once(some: Tensor, nu: float, beta: Tensor, rows: int) -> Tensor:
+    """nu times the one beta there is, if there is a triplet; rows: as [rows] shares, or 0: at once."""
+    once = torch.where(some, nu * beta, 0.0)
+    return once / rows * once.new_ones(rows) if rows else once
 
 
 class MarginLoss(TripletLoss):
@@ -318,6 +220,8 @@ class MarginLoss(TripletLoss):
     learnt beta of nu beta a share of 1 / batch each. Other arguments: see `SampleLoss`.
     """
 
+    function = "margin"
+    inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
 
     def __init__(
@@ -345,12 +249,18 @@ class MarginLoss(TripletLoss):
         self.cutoff = cutoff
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon
-        initial = torch.full((num_classes or 1,), check.finite(beta, "beta"))
+        self.initial_beta = check.finite(beta, "beta")
+        classes = 1 if num_classes is None else check.count(num_classes, "num_classes")
+        initial = torch.full((classes,), float(self.initial_beta))
         if learn_beta:
             self.beta = nn.Parameter(initial)
         else:
             # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
             self.register_buffer("beta", initial, persistent=False)
+        by_distance = triplets_per_anchor == _BY_DISTANCE
+        if "distance" not in self.similarity or (by_distance and self.similarity != "distance"):
+            kinds = "'distance' with draws by distance" if by_distance else "a kind of distance"
+            raise ValueError(f"similarity: expected {kinds}, got {self.similarity!r}")
         self.description()  # checks the parameters
 
     def description(self) -> Margin:
@@ -358,22 +268,57 @@ class MarginLoss(TripletLoss):
             self.margin,
             self.nu if self.learn_beta else 0.0,
             self.normalizer,
+            self.triplets_per_anchor == _BY_DISTANCE,
             epsilon=self.epsilon,
             cutoff=self.cutoff,
             nonzero_loss_cutoff=self.nonzero_loss_cutoff,
             similarity=self.similarity,
         )
 
-    def losses(self, *batch: Any) -> Tensor:
-        return margin(
-            *batch,
-            margin=self.margin,
-            nu=self.nu if self.learn_beta else 0.0,
-            beta=self.beta,
-            triplets_per_anchor=self.triplets_per_anchor,
-            normalizer=self.normalizer,
-            cutoff=self.cutoff,
-            nonzero_loss_cutoff=self.nonzero_loss_cutoff,
-            epsilon=self.epsilon,
-            **{**self.stream(), **self.options()},
+    def calls(
+        self,
+        *batch: Any,
+        own: int | Tensor | None = None,
+        beta: Tensor | float | None = None,
+        step: int | Tensor | None = None,
+    ) -> list[Any]:
+        embeddings = batch[0]
+        check.embeddings(embeddings, "embeddings", self.validate)
+        values = self._values(embeddings, beta)
+        one_beta = values.shape[0] == 1
+        nu = self.nu if self.learn_beta or beta is not None else 0.0
+        description, found = self.resolved(*batch, own=own)
+        description = dataclasses.replace(
+            description, nu=0.0 if one_beta else nu, dimension=embeddings.shape[1]
         )
+        per_row = _of_rows(values, embeddings, found.labels, self.validate)
+        triplets = self.listed(description, found, step)
+        if triplets is None:
+            columns = [per_row]
+            if description.drawn:
+                columns += _stream_columns(found.stream or self.stream(found, step), per_row)
+            row_values = torch.stack(columns, dim=1)
+            parts: list[Any] = [self.sample_call(description, found, row_values=row_values)]
+        else:
+            function = functools.partial(_of_listed, per_row)
+            parts = [self.one_by_one(description, found, function, triplets)]
+        if one_beta and nu != 0:
+            some = _some_triplet(found) if triplets is None else triplets.any()
+            rows = embeddings.shape[0] if self.reduction == "none" else 0
+            parts.append(Term(_once, (some, nu, values[0], rows)))
+        return parts
+
+    def _values(self, embeddings: Tensor, beta: Tensor | float | None) -> Tensor:
+        """[1] or [C] values of beta in the type of the loss."""
+        if beta is None:
+            # A float32 buffer would round what the caller gave.
+            beta = self.beta if self.learn_beta or self.beta.numel() > 1 else self.initial_beta
+        if not isinstance(beta, Tensor):
+            check.finite(beta, "beta")
+        elif beta.dim() > 1 or beta.numel() == 0 or not beta.is_floating_point():
+            raise ValueError(
+                "beta: expected a number or floating-point values [classes], got "
+                f"{beta.dtype} {tuple(beta.shape)}"
+            )
+        kind = statistic_type(embeddings)
+        return torch.as_tensor(beta, dtype=kind, device=embeddings.device).reshape(-1)

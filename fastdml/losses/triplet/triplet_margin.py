@@ -11,23 +11,14 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
-from ...mining.choice import STRATEGIES, check_strategies, choose, nearest, pick, poison, tie
 from ...engine.registry import register
-from ..base import Call, checked, checked_reduction, sample_loss
+from ...mining.batch import Batch
+from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
+from ...mining.triplets import Triplets, check_per_anchor, positive_pairs
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
-from .triplets import (
-    TripletLoss,
-    Triplets,
-    check_per_anchor,
-    distances,
-    in_blocks,
-    one_by_one,
-    reduced,
-    rows_of,
-    wide,
-)
+from .listed import Listed, TripletLoss, distances, in_blocks, rows_of, wide
 
-__all__ = ["TripletMarginLoss", "triplet_margin"]
+__all__ = ["TripletMarginLoss"]
 
 
 _COUNTED = {"active": 0, "triplets": 1, "anchors": 2}
@@ -122,32 +113,17 @@ class TripletMargin(RowLoss):
     def _of_chosen(
         self, rows: Rows, cost: Callable[[Tensor], Tensor], active: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        near = self.direction * rows.s.detach()
-        positive, negative = rows.positive, rows.negative
-
-        def only(mask: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-            """The mask of one candidate per row, and its value [R, 1]."""
-            column, found = choose(key, mask)
-            one = torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
-            return one, pick(rows.s, column)[:, None]
-
-        fixed_p = fixed_n = None
-        if self.positives in ("hard", "easy"):
-            positive, fixed_p = only(positive, near if self.positives == "easy" else -near)
-        if self.negatives not in ("all", "nearest"):
-            if self.negatives == "semihard":
-                assert fixed_p is not None
-                negative = negative & (near < self.direction * fixed_p.detach() - tie(fixed_p))
-            negative, fixed_n = only(negative, -near if self.negatives == "easy" else near)
-        if self.positives == "semihard":
-            assert fixed_n is not None
-            positive = positive & (near > self.direction * fixed_n.detach() + tie(fixed_n))
-            positive, fixed_p = only(positive, -near)
-        if fixed_p is not None:
-            t, part = rows.s - fixed_p, negative & positive.any(1, keepdim=True)
+        # A strategy says nothing of "nearest", which `spec` has applied.
+        negatives = "all" if self.negatives == "nearest" else self.negatives
+        positive, negative = chosen(
+            self.direction * rows.s, rows.positive, rows.negative, self.positives, negatives
+        )
+        if self.positives != "all":
+            fixed = masked_sum(rows.s, positive)[:, None]
+            t, part = rows.s - fixed, negative & positive.any(1, keepdim=True)
         else:
-            assert fixed_n is not None
-            t, part = fixed_n - rows.s, positive & negative.any(1, keepdim=True)
+            fixed = masked_sum(rows.s, negative)[:, None]
+            t, part = fixed - rows.s, positive & negative.any(1, keepdim=True)
         total = masked_sum(cost(t), part) + poison(rows.s)
         if self.normalizer == "anchors":
             count = torch.ones_like(total)
@@ -200,6 +176,8 @@ class TripletMarginLoss(TripletLoss):
     arguments: see `SampleLoss`.
     """
 
+    function = "triplet_margin"
+    inputs = {"step": ()}
     default_similarity = "distance"
 
     def __init__(
@@ -241,71 +219,18 @@ class TripletMarginLoss(TripletLoss):
             sort=self.sort,
         )
 
-    def losses(self, *batch: Any) -> Tensor:
-        return triplet_margin(
-            *batch,
-            margin=self.margin,
-            swap=self.swap,
-            smooth_loss=self.smooth_loss,
-            triplets_per_anchor=self.triplets_per_anchor,
-            normalizer=self.normalizer,
-            positives=self.positives,
-            negatives=self.negatives,
-            k=self.k,
-            sort=self.sort,
-            **{**self.stream(), **self.options()},
-        )
-
-
-def triplet_margin(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    margin: float = 0.05,
-    swap: bool = False,
-    smooth_loss: bool = False,
-    triplets_per_anchor: str | int = "all",
-    normalizer: str = "active",
-    positives: str = "all",
-    negatives: str = "all",
-    k: int = 1,
-    sort: bool | None = None,
-    seed: int | Tensor = 0,
-    step: int | Tensor = 0,
-    similarity: str = "distance",
-    **options: Any,
-) -> Tensor:
-    """Triplet margin loss as a function; see `TripletMarginLoss`.
-
-    seed, step: below 2^24, the stream of draws. options: see `sample_loss`.
-    """
-    description = TripletMargin(
-        margin, smooth_loss, normalizer, positives, negatives, k, similarity=similarity, sort=sort
-    )
-    _check_form(description, swap, triplets_per_anchor)
-    batch = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
-    stream = (check.seed(seed, "seed"), check.seed(step, "step"))
-    validate = options.get("validate", False)
-    single = one_by_one(
-        description, batch, triplets_per_anchor, stream, join=swap, validate=validate
-    )
-    if single is None and not swap:
-        return sample_loss(description, *batch, **options)
-    _refuse_choice(description)
-    reduction = checked_reduction(description, ref_emb, **options)
-    if single is None:
-        call = checked(*batch, validate)
-        loss, count, anchors = _of_all_swapped(description, call)
-    else:
-        call, triplets = single
-        anchors = triplets.a
-        loss, count = _of_listed(description, call, triplets, swap)
-    rows = call.embeddings.shape[0]
-    total = rows if normalizer == "anchors" else count
-    return reduced(loss, total, anchors, rows, reduction)
+    def calls(
+        self, *batch: Any, own: int | Tensor | None = None, step: int | Tensor | None = None
+    ) -> list[Any]:
+        description, found = self.resolved(*batch, own=own)
+        triplets = self.listed(description, found, step, join=self.swap)
+        if triplets is None and not self.swap:
+            return [self.sample_call(description, found)]
+        _refuse_choice(description)
+        if triplets is None:
+            return [self.one_by_one(description, found, _of_all_swapped)]
+        function = _of_swapped if self.swap else _of_listed
+        return [self.one_by_one(description, found, function, triplets)]
 
 
 def _check_form(description: TripletMargin, swap: bool, triplets_per_anchor: str | int) -> None:
@@ -318,40 +243,44 @@ def _check_form(description: TripletMargin, swap: bool, triplets_per_anchor: str
 
 def _refuse_choice(description: TripletMargin) -> None:
     for name in ("positives", "negatives"):
-        chosen = getattr(description, name)
-        if chosen != "all":
+        kind = getattr(description, name)
+        if kind != "all":
             raise ValueError(
                 f"{name}: expected 'all' with swap, a number of triplets_per_anchor or listed triplets, "
-                f"got {chosen!r}; hand a miner's tuple to the loss to choose among triplets"
+                f"got {kind!r}; hand a miner's tuple to the loss to choose among triplets"
             )
 
 
 def _of_listed(
-    description: TripletMargin, call: Call, triplets: Triplets, swap: bool
-) -> tuple[Tensor, Tensor]:
+    description: TripletMargin, batch: Batch, triplets: Triplets, swap: bool = False
+) -> Listed:
     """[T] losses of the triplets, and 1 where they count."""
     metric = description.metric
-    x, y = wide(call)
+    x, y = wide(batch)
     near = distances(metric, x, y, triplets.a, triplets.p)
     far = distances(metric, x, y, triplets.a, triplets.n)
     if swap:
         far = _nearer(description, far, distances(metric, y, y, triplets.p, triplets.n))
     t = far - near
-    return triplets.masked(description.cost(t)), triplets.masked(description.counted_ones(t))
+    loss, count = description.cost(t), description.counted_ones(t)
+    return triplets.masked(loss), triplets.masked(count), triplets.a
+
+
+def _of_swapped(description: TripletMargin, batch: Batch, triplets: Triplets) -> Listed:
+    return _of_listed(description, batch, triplets, swap=True)
 
 
 def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:
     return torch.minimum(one, other) if description.direction < 0 else torch.maximum(one, other)
 
 
-def _of_all_swapped(description: TripletMargin, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None) -> Listed:
     """[T] sums over the negatives of every positive pair, how many of them count, [T] its anchor."""
     metric = description.metric
-    x, y = wide(call)
-    assert call.labels is not None
-    labels = call.labels
-    columns = labels if call.ref_labels is None else call.ref_labels
-    anchors, positives = _positive_pairs(labels, columns, call.ref_emb is None)
+    x, y = wide(batch)
+    labels, columns = batch.need_labels(), batch.column_labels
+    assert columns is not None
+    anchors, positives = positive_pairs(batch)
 
     def block(x: Tensor, y: Tensor, a: Tensor, p: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -365,14 +294,3 @@ def _of_all_swapped(description: TripletMargin, call: Call) -> tuple[Tensor, Ten
     width = max(x.shape[1], y.shape[0])
     found = in_blocks(block, x, y, (anchors, positives), width)
     return found[:, 0], found[:, 1].detach(), anchors
-
-
-def _positive_pairs(labels: Tensor, columns: Tensor, one_set: bool) -> tuple[Tensor, Tensor]:
-    """All pairs of equal labels, without those of samples with themselves in one set."""
-    found = []
-    step = max(1, (1 << 22) // columns.shape[0])
-    for start in range(0, labels.shape[0], step):
-        a, p = (labels[start : start + step, None] == columns).nonzero(as_tuple=True)
-        found.append(torch.stack([a + start, p]))
-    a, p = torch.cat(found, dim=1)
-    return (a[a != p], p[a != p]) if one_set else (a, p)

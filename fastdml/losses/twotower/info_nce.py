@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .paired import PairedLoss, paired_loss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum
+from .paired import PairedLoss
 
-__all__ = ["CLIPLoss", "InfoNCELoss", "info_nce"]
+__all__ = ["CLIPLoss", "InfoNCELoss"]
 
 
 @register
@@ -87,6 +87,10 @@ class InfoNCELoss(PairedLoss):
     `SampleLoss`.
     """
 
+    function = "info_nce"
+    inputs = {"scale": ("temperature", "learnable")}
+    reductions = ("mean", "sum", "none")
+
     def __init__(
         self,
         temperature: float = 0.07,
@@ -96,7 +100,6 @@ class InfoNCELoss(PairedLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _reduction(self.reduction)
         self.symmetric = symmetric
         self.learnable = learnable
         value = torch.tensor(-math.log(check.positive(temperature, "temperature")))
@@ -106,57 +109,25 @@ class InfoNCELoss(PairedLoss):
             self.register_buffer("log_scale", value)
 
     def description(self) -> InfoNCE:
-        return _describe(self.symmetric, self.similarity)
+        share = 0.5 if self.symmetric else 0.0
+        return InfoNCE(1 - share, share, similarity=self.similarity)
 
-    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of row i of embeddings [B, D] paired with row i of ref_emb [B, D]."""
-        return info_nce(
-            embeddings,
-            ref_emb,
-            self.log_scale.exp(),
-            symmetric=self.symmetric,
-            **self.options(),  # type: ignore[arg-type]
-        )
+    def calls(
+        self, embeddings: Tensor, ref_emb: Tensor, *, scale: Tensor | float | None = None
+    ) -> list[Any]:
+        scalars = {"scale": self.log_scale.exp() if scale is None else scale}
+        if not (self.symmetric and self.reduction == "none"):
+            return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]
+        # Rows of any weight: the two directions apart.
+        one = InfoNCE(1.0, 0.0, similarity=self.similarity)
+        sides = ((embeddings, ref_emb), (ref_emb, embeddings))
+        return [self.paired_call(one, a, b, scalars, weight=0.5) for a, b in sides]
 
 
 class CLIPLoss(InfoNCELoss):
     """CLIP's loss: symmetric InfoNCE with a learnable scale; see `InfoNCELoss`."""
 
+    function = None
+
     def __init__(self, temperature: float = 0.07, *, learnable: bool = True, **kwargs: Any) -> None:
         super().__init__(temperature, symmetric=True, learnable=learnable, **kwargs)
-
-
-def _describe(symmetric: bool, similarity: str) -> InfoNCE:
-    share = 0.5 if symmetric else 0.0
-    return InfoNCE(1 - share, share, similarity=similarity)
-
-
-def _reduction(kind: str) -> None:
-    if kind not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {kind!r}")
-
-
-def info_nce(
-    embeddings: Tensor,
-    ref_emb: Tensor,
-    scale: Tensor | float = 1 / 0.07,
-    *,
-    symmetric: bool = False,
-    similarity: str = "cosine",
-    reduction: str = "mean",
-    **options: Any,
-) -> Tensor:
-    """InfoNCE of paired embeddings [B, D] and [B, D] with scale 1 / temperature; see `InfoNCELoss`.
-
-    scale may be a tensor of one element that wants a gradient. options: see `paired_loss`.
-    """
-    _reduction(reduction)
-    given = {"scale": scale}
-    if symmetric and reduction == "none":
-        # Rows of any weight: the two directions apart.
-        one = _describe(False, similarity)
-        sides = ((embeddings, ref_emb), (ref_emb, embeddings))
-        found = [paired_loss(one, a, b, given, reduction="none", **options) for a, b in sides]
-        return (found[0] + found[1]) / 2
-    description = _describe(symmetric, similarity)
-    return paired_loss(description, embeddings, ref_emb, given, reduction=reduction, **options)

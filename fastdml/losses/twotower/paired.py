@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...engine import autograd, check
+from ...engine import check
+from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss
-from ...engine.op import statistic_type
-from ...engine.registry import handle
-from ..options import check_options
-from ..representation import arguments
-
-
-def paired_loss(
-    description: RowLoss,
-    embeddings: Tensor,
-    ref_emb: Tensor,
-    scalars: Mapping[str, Tensor | float],
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> Tensor:
-    """A loss of pairs [B, D] and [B, D]. scalars, by the names of the arguments that they are, may be
-    tensors of one element that want a gradient."""
-    check_options(reduction, backend, description.similarity)
-    check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", validate)
-    kind = statistic_type(embeddings, ref_emb)
-    values = [
-        torch.as_tensor(
-            check.scalar(v, name, embeddings), dtype=kind, device=embeddings.device
-        ).reshape(())
-        for name, v in scalars.items()
-    ]
-    pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
-    return autograd.row_loss(
-        embeddings,
-        ref_emb,
-        pairs,
-        pairs,
-        loss=handle(description),
-        scalars=torch.stack(values),
-        backend=backend,
-        reduction=reduction,
-    )
+from ..base import Loss, total
 
 
 def check_pairs(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -> None:
@@ -60,28 +25,42 @@ def check_pairs(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) 
         )
 
 
-class PairedLoss(nn.Module):
-    """A loss called as `loss(embeddings [B, D], ref_emb [B, D])`. Keyword arguments: `SampleLoss`."""
+class PairedLoss(Loss):
+    """A loss called as `loss(embeddings [B, D], ref_emb [B, D])`. Keyword arguments: see `Loss`."""
 
-    def __init__(
+    def paired_call(
         self,
-        *,
-        reduction: str = "mean",
-        similarity: str = "cosine",
-        backend: str = "auto",
-        validate: bool = False,
-    ) -> None:
-        super().__init__()
-        check_options(reduction, backend, similarity)
-        self.reduction = reduction
-        self.similarity = similarity
-        self.backend = backend
-        self.validate = validate
+        description: RowLoss,
+        embeddings: Tensor,
+        ref_emb: Tensor,
+        scalars: Mapping[str, Tensor | float],
+        **fields: Any,
+    ) -> Call:
+        """The call of pairs. scalars, by the names of the arguments that they are, may be tensors of one
+        element that want a gradient."""
+        check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        kind = statistic_type(embeddings, ref_emb)
+        values = [
+            torch.as_tensor(
+                check.scalar(v, name, embeddings), dtype=kind, device=embeddings.device
+            ).reshape(())
+            for name, v in scalars.items()
+        ]
+        pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
+        return self.call(
+            description,
+            embeddings,
+            candidates=ref_emb,
+            anchor_labels=pairs,
+            candidate_labels=pairs,
+            scalars=torch.stack(values) if values else None,
+            **fields,
+        )
 
-    def options(self) -> dict[str, object]:
-        """Arguments of the functional form."""
-        names = ("reduction", "similarity", "backend", "validate")
-        return {name: getattr(self, name) for name in names}
+    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
+        """The loss of row i of embeddings [B, D] paired with row i of ref_emb [B, D].
 
-    def extra_repr(self) -> str:
-        return arguments(self)
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return total(self.calls(embeddings, ref_emb))

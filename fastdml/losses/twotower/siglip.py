@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from .paired import PairedLoss, paired_loss
+from .paired import PairedLoss
 
-__all__ = ["SigLIPLoss", "siglip"]
+__all__ = ["SigLIPLoss"]
 
 
 @register
@@ -39,23 +39,6 @@ class SigLIP(RowLoss):
         return -terms.sum(1)
 
 
-def siglip(
-    embeddings: Tensor,
-    ref_emb: Tensor,
-    scale: Tensor | float = 10.0,
-    bias: Tensor | float = -10.0,
-    *,
-    similarity: str = "cosine",
-    **options: Any,
-) -> Tensor:
-    """Sigmoid loss of paired embeddings [B, D] and [B, D]; see `SigLIPLoss`.
-
-    scale and bias may be tensors of one element that want a gradient. options: see `paired_loss`.
-    """
-    description = SigLIP(similarity=similarity)
-    return paired_loss(description, embeddings, ref_emb, {"scale": scale, "bias": bias}, **options)
-
-
 class SigLIPLoss(PairedLoss):
     """Sigmoid loss of image and text pairs.
 
@@ -68,6 +51,9 @@ class SigLIPLoss(PairedLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    function = "siglip"
+    inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
+
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.log_scale = nn.Parameter(
@@ -78,6 +64,16 @@ class SigLIPLoss(PairedLoss):
     def description(self) -> SigLIP:
         return SigLIP(similarity=self.similarity)
 
-    def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
-        """The loss of row i of embeddings [B, D] paired with row i of ref_emb [B, D]."""
-        return siglip(embeddings, ref_emb, self.log_scale.exp(), self.bias, **self.options())  # type: ignore[arg-type]
+    def calls(
+        self,
+        embeddings: Tensor,
+        ref_emb: Tensor,
+        *,
+        scale: Tensor | float | None = None,
+        bias: Tensor | float | None = None,
+    ) -> list[Any]:
+        scalars = {
+            "scale": self.log_scale.exp() if scale is None else scale,
+            "bias": self.bias if bias is None else bias,
+        }
+        return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]

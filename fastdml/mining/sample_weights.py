@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.op import statistic_type
-from ..mining.miners import LazyPairs
+from ..engine.call import statistic_type
+from .lazy import LazyPairs
 
 
 def sample_weights(
