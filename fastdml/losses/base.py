@@ -67,6 +67,8 @@ class Loss(nn.Module):
     # Arguments of the functional form that are the module's own state (keywords of `calls`), each with
     # the constructor's arguments in whose place it stands.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # Their defaults in the functional form, where that is not the module's own state.
+    input_defaults: ClassVar[Mapping[str, Any]] = {}
     # Positional arguments of the functional form; empty: those of `calls`.
     positional: ClassVar[tuple[str, ...]] = ()
     default_similarity: ClassVar[str] = "cosine"

@@ -234,7 +234,9 @@ class SOPRCLoss(SampleLoss):
         )
         labels = batch.need_labels()
         odds = self._odds(embeddings, labels, self.prior if prior is None else prior)
-        scores = self._scores(embeddings, labels, self.table if table is None else table)
+        if table is None and prior is None:
+            table = self.table
+        scores = self._scores(embeddings, labels, table)
         description = dataclasses.replace(description, table=scores.shape[1])
         values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
         parts: list[Any] = [self.sample_call(description, batch, row_values=values)]
@@ -274,8 +276,11 @@ class SOPRCLoss(SampleLoss):
         check.class_range(labels, odds.shape[0], "labels", self.validate, "one prior per class")
         return odds[labels]
 
-    def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor) -> Tensor:
-        """[B, V] table of every row's class."""
+    def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor | None) -> Tensor:
+        """[B, V] table of every row's class; None: the initial one."""
+        if table is None:
+            initial = torch.arange(self.table_size, device=embeddings.device) / self.table_size
+            return initial.to(statistic_type(embeddings)).expand(labels.shape[0], -1)
         if table.dim() != 2:
             raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
         check.class_range(labels, table.shape[0], "labels", self.validate, "one table per class")

@@ -89,6 +89,7 @@ class InfoNCELoss(PairedLoss):
 
     function = "info_nce"
     inputs = {"scale": ("temperature", "learnable")}
+    positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")
 
     def __init__(

@@ -52,6 +52,7 @@ class SigLIPLoss(PairedLoss):
     """
 
     function = "siglip"
+    positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
 
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
