@@ -11,14 +11,16 @@
 
 `@` names a file, by a path or a pattern from the root that fits one file only (so that a file may move).
 `-` is text that it holds exactly once, `+` what is there instead; several lines of either are one text.
-`tests:` are arguments of pytest, {stem} in them the file's name; `losses:` the losses that are compiled for
-faults in C++ that all of them share, none for all. Both hold until the next line of their kind.
+`tests:` are arguments of pytest, {stem} in them the file's name; after "then", those that run if the first
+are green. `losses:` the losses that are compiled for faults in C++ that all of them
+share, none for all. Both hold until the next line of their kind.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +61,10 @@ class Fault:
             raise ListError(f"{self.area}: {path.relative_to(root)} holds {count} times {self.old!r}")
         return path, text.replace(self.old, self.new)
 
-    def arguments(self, root: Path) -> str:
-        return self.tests.replace("{stem}", self.file(root).stem)
+    def arguments(self, root: Path) -> list[list[str]]:
+        """Of one run of pytest after the other."""
+        text = self.tests.replace("{stem}", self.file(root).stem)
+        return [shlex.split(part) for part in text.split(" then ")]
 
     def __str__(self) -> str:
         return f"{self.pattern}: {self.old.strip()} -> {self.new.strip()}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -89,7 +88,11 @@ class Scratch:
             # The emulator of CUDA's row takes the losses that the library has.
             if (compiled or fault.losses) and (problem := self.build(fault.losses)):
                 return Outcome("does not compile", detail=problem)
-            return self.test(shlex.split(fault.arguments(self.tree)), first="-x")
+            found = Outcome("green")
+            for arguments in fault.arguments(self.tree):
+                if found.status == "green":
+                    found = self.test(arguments, first="-x")
+            return found
         finally:
             path.write_bytes(before)
             if compiled or fault.losses:
