@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
-.PHONY: demo test lint bench gpu-check docs setup clean
+.PHONY: demo test mutants lint bench gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -34,8 +34,15 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" tests/tiles
 
+# Plants faults in a copy of the tree, one at a time, and reports the share that the tests notice. An
+# interrupted run goes on where it was; MUTANTS="--sample 40" and the like: tests/mutants/run.py.
+MUTANTS ?=
+mutants: setup
+	$(PY) tests/mutants/run.py $(MUTANTS)
+
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(PY) tests/mutants/run.py --check
 	$(PY) -m mypy fastdml
 
 bench: setup

@@ -6,7 +6,8 @@ a few lines; the table of losses is generated from the same list. So a new loss 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
 machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
 (default "80+PTX;90a"). FASTDML_LOSSES="smooth_ap,siglip" compiles these losses only; the others run
-through the chunked executor.
+through the chunked executor. FASTDML_ISAS="v3" compiles these instruction sets only, for a quick
+build that stays on this machine.
 """
 
 import dataclasses
@@ -29,6 +30,19 @@ X86 = [
 OTHER = [("baseline", 16, "")]
 
 LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
+
+
+def instruction_sets() -> list[tuple[str, int, str]]:
+    """(name, vector bytes, flags) of what this processor's family has; of FASTDML_ISAS if that is set."""
+    found = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    if chosen := set(filter(None, os.environ.get("FASTDML_ISAS", "").split(","))):
+        names = [name for name, _, _ in found]
+        if unknown := chosen - set(names):
+            raise SystemExit(
+                f"FASTDML_ISAS: expected some of {', '.join(names)}, got {', '.join(sorted(unknown))}"
+            )
+        found = [isa for isa in found if isa[0] in chosen]
+    return found
 
 
 def losses(rows: Path) -> list[tuple[str, str, Path]]:
@@ -179,7 +193,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     work.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     csrc = root / "csrc"
-    isas = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    isas = instruction_sets()
     generated = generate(work / "generated", csrc / "rows", isas)
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")

@@ -328,6 +328,8 @@ def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
     the cosine of two single numbers is +-1), and then its rounding error is relative to the terms.
     """
     found, true = found.double(), true.double()
+    # A NaN is larger than no bound: a reference that holds one would agree with anything.
+    assert torch.isfinite(true).all(), "the reference is not finite"
     assert torch.isfinite(found).all(), "not finite"
     return float((found - true).abs().max() / true.abs().max().clamp(min=scale))
 
