@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..command_line import device as device_name
+from ..command_line import end, integer, make_folder, number, several
 from ..demo.extras import require
 from . import catalogue, contenders, kernels, plot, presets, record, report
 from .device import device
@@ -26,14 +28,6 @@ contenders run in turn in one process; ratios are taken round by round. Peak mem
 every contender in a process of its own. Every result is compared with float64 first: no time is
 reported of a wrong one, and the exit status is then 1.
 """
-
-
-def _list(kind: Any) -> Any:
-    def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",") if part]
-
-    parse.__name__ = f"comma-separated {kind.__name__}"
-    return parse
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,32 +51,32 @@ def parser() -> argparse.ArgumentParser:
         help="who is measured beside the floor; repeatable (default: native chunked torch "
         "torch-hand pml, or what the preset says)",
     )  # fmt: skip
-    what.add_argument("--batch", type=_list(int), default=[4096], metavar="B,...",
+    what.add_argument("--batch", type=several(integer(1)), default=[4096], metavar="B,...",
                       help="batch sizes (default 4096)")  # fmt: skip
-    what.add_argument("--candidates", type=int, metavar="N", help="compare with N other embeddings")
-    what.add_argument("--dim", type=_list(int), default=[128], metavar="D,...",
+    what.add_argument("--candidates", type=integer(1), metavar="N", help="compare with N other embeddings")
+    what.add_argument("--dim", type=several(integer(1)), default=[128], metavar="D,...",
                       help="embedding dimensions (default 128)")  # fmt: skip
-    what.add_argument("--per-class", type=_list(int), default=[4], metavar="K,...",
+    what.add_argument("--per-class", type=several(integer(1)), default=[4], metavar="K,...",
                       help="samples per class (default 4)")  # fmt: skip
-    what.add_argument("--classes", type=int, default=1000, metavar="C",
+    what.add_argument("--classes", type=integer(1), default=1000, metavar="C",
                       help="proxies of proxy losses (default 1000)")  # fmt: skip
     what.add_argument("--dtype", default="float32",
                       choices=["float64", "float32", "float16", "bfloat16"])  # fmt: skip
-    what.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
-    what.add_argument("--spread", type=float, default=2.0,
+    what.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
+    what.add_argument("--spread", type=number(0, finite=False), default=2.0,
                       help="distance of embeddings from their class centre: 0.5 is well trained, 2 "
                       "(default) early in training, inf random")  # fmt: skip
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=integer(0), default=0)
     what.add_argument("--kernels", action="store_true",
                       help="instead: the compiled row functors alone")  # fmt: skip
     how = found.add_argument_group("how")
-    how.add_argument("--threads", type=int, help="of torch (default: torch's; --kernels: 1)")
-    how.add_argument("--budget", type=float, metavar="SECONDS",
+    how.add_argument("--threads", type=integer(1, 1024), help="of torch (default: torch's; --kernels: 1)")
+    how.add_argument("--budget", type=number(0, above=True), metavar="SECONDS",
                      help="of timing per problem (default 10, or what the preset says; up to three "
                      "times that while the spread is large)")  # fmt: skip
-    how.add_argument("--memory-limit", type=float, metavar="GIB",
+    how.add_argument("--memory-limit", type=number(0, above=True), metavar="GIB",
                      help="of one step (default: two thirds of what is available)")  # fmt: skip
-    how.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
+    how.add_argument("--timeout", type=number(0, above=True), default=60.0, metavar="SECONDS",
                      help="of one step (default 60)")  # fmt: skip
     out = found.add_argument_group("results")
     out.add_argument("--output", type=Path, default=Path("bench-output"), metavar="FOLDER",
@@ -141,14 +135,20 @@ def _on(workload: Workload, options: argparse.Namespace) -> Workload:
 def main(argv: Sequence[str] | None = None) -> int:
     options_parser = parser()
     options = options_parser.parse_args(argv)
-    try:
-        if options.replot:
-            return _replot(options)
-        if options.kernels:
-            return _kernels(options)
-        return _bench(options)
-    except (ValueError, OSError) as error:
-        options_parser.error(str(error))
+
+    def command() -> int:
+        try:
+            if options.replot:
+                return _replot(options)
+            if options.kernels:
+                return _kernels(options)
+            return _bench(options)
+        except ValueError as error:
+            options_parser.error(str(error))
+        except ImportError as error:  # rich, matplotlib
+            options_parser.exit(1, f"{options_parser.prog}: {error}\n")
+
+    return end(options_parser.prog, command)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -156,6 +156,7 @@ def _bench(options: argparse.Namespace) -> int:
     bars = require("rich.progress")
     chosen = cases(options)
     on = device(options.device)
+    make_folder(options.output, "--output")
     if options.threads:
         torch.set_num_threads(options.threads)
     limit = options.memory_limit * 2**30 if options.memory_limit else on.available() * 2 / 3
@@ -179,6 +180,10 @@ def _bench(options: argparse.Namespace) -> int:
 
             try:
                 found = measure(workload, names, settings, tell)
+            except KeyboardInterrupt:
+                if groups:
+                    console.print(f"measured so far: {options.output / name}.csv")
+                raise
             except Exception as error:  # one problem must not cost the results of the others
                 console.print(f"[bold red]{workload.title}, B={workload.batch}: {error!r}[/]")
                 failures += 1
