@@ -1,0 +1,122 @@
+"""All pairs by their score: how well one threshold tells right pairs from wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..engine import library
+
+# Right pairs up to so many are thresholds themselves, and counts are exact; of more, a sample's quantiles are.
+EXACT = 1 << 20
+SAMPLED = 1 << 16
+
+
+class PairTally:
+    """Numbers of right and of wrong pairs at each threshold and between thresholds.
+
+    Cell 2 u + 1 holds the pairs whose score is threshold u, cell 2 u those between its neighbours.
+
+    Attributes:
+        thresholds: ``[T]`` ascending scores.
+        right: ``[2 T + 1]`` right pairs.
+    """
+
+    def __init__(self, thresholds: np.ndarray) -> None:
+        self.thresholds = thresholds
+        self.right = np.zeros(2 * len(thresholds) + 1, dtype=np.int64)
+        self._all = np.zeros_like(self.right)
+        self._native: Any = None
+
+    def native(self) -> Any:
+        """The compiled library's counter, which a sweep adds to."""
+        if self._native is None:
+            compiled = library.load()
+            assert compiled is not None
+            double = self.thresholds.dtype == np.float64
+            make = compiled.PairCounts64 if double else compiled.PairCounts32
+            self._native = make(self.thresholds)
+        return self._native
+
+    def add(self, scores: torch.Tensor) -> None:
+        """Pairs of either kind."""
+        known = torch.from_numpy(self.thresholds).to(scores.device)
+        place = torch.searchsorted(known, scores, right=True)
+        at = (place > 0) & (known[(place - 1).clamp(min=0)] == scores)
+        cells = torch.bincount(2 * place - at.long(), minlength=len(self._all))
+        self._all += cells.cpu().numpy()
+
+    def add_right(self, scores: np.ndarray) -> None:
+        place = np.searchsorted(self.thresholds, scores, side="right")
+        at = (place > 0) & (self.thresholds[np.maximum(place - 1, 0)] == scores)
+        self.right += np.bincount(2 * place - at, minlength=len(self.right))
+
+    def finish(self, pairs: int, twice: bool) -> PairCounts:
+        """pairs: how many there are. twice: whether every right pair was added in both directions."""
+        every = self._all.copy()
+        if self._native is not None:
+            every += self._native.cells.astype(np.int64)
+        every[0] = pairs - every[1:].sum()  # what lies below all thresholds need not be counted
+        right = self.right // 2 if twice else self.right
+        return PairCounts(self.thresholds, right, every - right)
+
+
+class PairCounts:
+    """Right and wrong pairs by score, ready to be asked.
+
+    Attributes:
+        thresholds: ``[T]`` ascending scores.
+        right, wrong: ``[2 T + 1]`` pairs at and between them.
+    """
+
+    def __init__(self, thresholds: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> None:
+        self.thresholds, self.right, self.wrong = thresholds, right, wrong
+
+    def check(self, name: str) -> None:
+        if not self.wrong.sum():
+            raise ValueError(f"labels: expected a pair of different classes, which {name} needs")
+
+    def auc(self) -> float:
+        """Share of (right, wrong) pairs of pairs of which the right one scores higher; ties count half.
+
+        Exact to `auc_resolution`, which is 0 up to 2^20 right pairs.
+        """
+        self.check("auc")
+        below = np.cumsum(self.wrong) - self.wrong
+        won = (self.right.astype(np.float64) * (below + self.wrong / 2)).sum()
+        return float(won / (float(self.right.sum()) * float(self.wrong.sum())))
+
+    def auc_resolution(self) -> float:
+        """How far :meth:`auc` may be off, because pairs between two thresholds are not told apart."""
+        undecided = (self.right[::2].astype(np.float64) * self.wrong[::2]).sum() / 2
+        return float(undecided / (float(self.right.sum()) * float(self.wrong.sum())))
+
+    def tar_at_far(self, far: float) -> float:
+        """Largest share of right pairs that a threshold accepts while it accepts at most a share `far` of
+        the wrong ones."""
+        self.check("tar@far")
+        # Acceptance begins at a threshold (odd cells) or right above it (even ones).
+        rejected = np.cumsum(self.wrong) - self.wrong
+        accepted = self.wrong.sum() - rejected
+        allowed = np.flatnonzero(accepted <= far * self.wrong.sum())
+        if not len(allowed):
+            return 0.0
+        return float(self.right[allowed[0] :].sum() / self.right.sum())
+
+    def curve(self, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+        """(false, true) acceptance rates, ascending, at thresholds spread over the curve."""
+        true = np.cumsum(self.right[::-1]) / self.right.sum()
+        false = np.cumsum(self.wrong[::-1]) / max(1, self.wrong.sum())
+        grid = np.concatenate([np.logspace(-6, 0, points), np.linspace(0, 1, points)])
+        at = np.unique(np.searchsorted(false, np.sort(grid), side="right").clip(1, len(false)) - 1)
+        return np.append(false[at], 1.0), np.append(true[at], 1.0)
+
+
+def thresholds_of(scores: np.ndarray, right_pairs: int) -> np.ndarray:
+    """Distinct ascending thresholds: the scores, or a sample's quantiles where there are too many."""
+    found = np.unique(scores)
+    if right_pairs > EXACT and len(found) > SAMPLED:
+        found = found[np.linspace(0, len(found) - 1, SAMPLED).astype(np.int64)]
+    return found
