@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,11 +55,11 @@ Array<T> array_of(const std::vector<T>& x) {
 
 template <class T>
 Sweep<T> make_sweep(const py::array& queries, const std::optional<Array<T>>& scale, bool difference,
-                    const Array<std::int64_t>& own) {
+                    const Array<std::int64_t>& own, bool half) {
   const Rows rows = rows_of(queries);
   const T* by = scale_of<T>(scale, rows.count);
   if (own.size() != rows.count) throw py::value_error("own: expected one index per query");
-  return Sweep<T>(rows, by, difference, vector_of(own));
+  return Sweep<T>(rows, by, difference, vector_of(own), half);
 }
 
 template <class T>
@@ -73,7 +74,7 @@ void bind_sweep(py::module_& m, const char* name, const char* counts_name) {
       .def_property_readonly("cells", [](const PairCounts<T>& c) { return array_of(c.cells()); });
   py::class_<Sweep<T>>(m, name)
       .def(py::init(&make_sweep<T>), py::arg("queries"), py::arg("scale"), py::arg("difference"),
-           py::arg("own"))
+           py::arg("own"), py::arg("half"))
       .def(
           "find_right",
           [](Sweep<T>& s, const py::array& gallery, const Scale& scale, const Array<std::int64_t>& ids,
@@ -100,7 +101,7 @@ void bind_sweep(py::module_& m, const char* name, const char* counts_name) {
           },
           py::arg("gains") = py::none())
       .def("want_neighbours", &Sweep<T>::want_neighbours, py::arg("k"))
-      .def("want_pairs", &Sweep<T>::want_pairs, py::keep_alive<1, 2>(), py::arg("counts"), py::arg("half"))
+      .def("want_pairs", &Sweep<T>::want_pairs, py::keep_alive<1, 2>(), py::arg("counts"))
       .def("want_spread", &Sweep<T>::want_spread, py::arg("by"), py::arg("shift"))
       .def(
           "fold",

@@ -137,7 +137,8 @@ Ladder<T> PairCounts<T>::ladder() const {
 }
 
 template <class T>
-Sweep<T>::Sweep(const Rows& queries, const T* scale, bool difference, std::vector<std::int64_t> own)
+Sweep<T>::Sweep(const Rows& queries, const T* scale, bool difference, std::vector<std::int64_t> own,
+                bool half)
     : own_(std::move(own)) {
   const SweepOf<T>& k = kernel<T>();
   const std::int64_t count = panels(queries.count, k.query_rows);
@@ -150,6 +151,7 @@ Sweep<T>::Sweep(const Rows& queries, const T* scale, bool difference, std::vecto
   task_.dim = queries.dim;
   task_.difference = difference;
   task_.own = own_.data();
+  task_.half = half;
 }
 
 template <class T>
@@ -218,10 +220,9 @@ void Sweep<T>::want_neighbours(std::int64_t k) {
 }
 
 template <class T>
-void Sweep<T>::want_pairs(PairCounts<T>* counts, bool half) {
+void Sweep<T>::want_pairs(PairCounts<T>* counts) {
   counts_ = counts;
   task_.pairs = counts->ladder();
-  task_.half = half;
 }
 
 template <class T>

@@ -30,8 +30,9 @@ class PairCounts {
 template <class T>
 class Sweep {
  public:
-  // own: the gallery row of each query that is left out, or -1.
-  Sweep(const Rows& queries, const T* scale, bool difference, std::vector<std::int64_t> own);
+  // own: the gallery row of each query that is left out, or -1. half: queries and gallery are one set; what
+  // is counted of pairs is counted of each once.
+  Sweep(const Rows& queries, const T* scale, bool difference, std::vector<std::int64_t> own, bool half);
 
   // Scores of the right candidates ids, by jobs of four numbers (PairJob); start: where those of a query
   // begin once its own is left out, [rows + 1].
@@ -41,7 +42,7 @@ class Sweep {
   // null; they are sorted with the scores, the smaller first behind an equal score in descending order.
   void want_ranks(const float* gains);
   void want_neighbours(std::int64_t k);
-  void want_pairs(PairCounts<T>* counts, bool half);
+  void want_pairs(PairCounts<T>* counts);
   void want_spread(T by, T shift);
 
   void fold(const Rows& gallery, const T* scale, std::int64_t from, std::int64_t to);

@@ -22,8 +22,8 @@ class Metric(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.update = _counted(cls.update)  # type: ignore[attr-defined]
-        cls.compute = _synchronised(cls.compute)  # type: ignore[attr-defined]
+        cls.update = _counted(cls.update)  # type: ignore[method-assign]
+        cls.compute = _synchronised(cls.compute)  # type: ignore[method-assign]
 
     def add_state(self, name: str, default: list, dist_reduce_fx: str) -> None:
         assert default == [] and dist_reduce_fx == "cat"

@@ -1,8 +1,8 @@
 """Every metric of a ranking is a function of the places of the right candidates.
 
 Of one query with R right candidates at places r_1 < r_2 < ... < r_R among all candidates; the p-th of them
-has p right ones up to its place, so precision there is p / r_p. A candidate of equal score that is wrong comes
-first: an embedding that maps everything to one point scores 0.
+has p right ones up to its place, so precision there is p / r_p. A candidate of equal score that is wrong
+comes first: an embedding that maps everything to one point scores 0.
 """
 
 from __future__ import annotations

@@ -154,7 +154,6 @@ def run(
         k=neighbours,
         tally=tally,
         spread=_spread_terms(problem) if fused else None,
-        half=problem.one_set,
     )
     nearest = []
     total = 0.0
@@ -168,7 +167,7 @@ def run(
     for a in ranked:
         values[a.key] = float(per_query[a.key][answerable].mean())
 
-    counts = None if tally is None else tally.finish(_pairs(problem), problem.one_set)
+    counts = None if tally is None else tally.finish(_pairs(problem))
     if counts is not None:
         values |= _paired(counts, asked)
     if "alignment" in names:
@@ -222,7 +221,7 @@ def _tally(problem: Problem, relation: Relation, block_bytes: int, edges: bool) 
         low, high = float(thresholds[0]), float(thresholds[-1])
         if problem.metric.normalized and not problem.metric.raw_anchors:
             low, high = (-4.0, 0.0) if problem.difference else (-1.0, 1.0)
-        grid = np.linspace(low, high, _EDGES + 1).astype(problem.dtype)
+        grid: np.ndarray = np.linspace(low, high, _EDGES + 1).astype(problem.dtype)
         thresholds = np.unique(np.concatenate([thresholds, grid]))
     return PairTally(thresholds)
 
@@ -248,7 +247,7 @@ def uniformity_of(problem: Problem, t: float, block_bytes: int) -> float:
         problem = problem.with_metric("cosine")
     if not _pairs(problem):
         raise ValueError("embeddings: expected at least two, for uniformity")
-    wanted = Wanted(spread=_spread_terms(problem, t), half=problem.one_set)
+    wanted = Wanted(spread=_spread_terms(problem, t))
     sums = [f.spread for f in sweep(problem, wanted, block_bytes) if f.spread is not None]
     return float(np.log(np.concatenate(sums).sum() / _pairs(problem)))
 

@@ -9,7 +9,7 @@ import torch
 
 from ..engine import library
 
-# Right pairs up to so many are thresholds themselves, and counts are exact; of more, a sample's quantiles are.
+# Scores of up to so many right pairs are thresholds, and counts are exact; of more, quantiles of a sample.
 EXACT = 1 << 20
 SAMPLED = 1 << 16
 
@@ -29,6 +29,7 @@ class PairTally:
         self.right = np.zeros(2 * len(thresholds) + 1, dtype=np.int64)
         self._all = np.zeros_like(self.right)
         self._native: Any = None
+        self._times = 1
 
     def native(self) -> Any:
         """The compiled library's counter, which a sweep adds to."""
@@ -48,18 +49,20 @@ class PairTally:
         cells = torch.bincount(2 * place - at.long(), minlength=len(self._all))
         self._all += cells.cpu().numpy()
 
-    def add_right(self, scores: np.ndarray) -> None:
+    def add_right(self, scores: np.ndarray, times: int = 1) -> None:
+        """Right pairs. times: how often each is in the scores of all blocks together."""
+        self._times = times
         place = np.searchsorted(self.thresholds, scores, side="right")
         at = (place > 0) & (self.thresholds[np.maximum(place - 1, 0)] == scores)
         self.right += np.bincount(2 * place - at, minlength=len(self.right))
 
-    def finish(self, pairs: int, twice: bool) -> PairCounts:
-        """pairs: how many there are. twice: whether every right pair was added in both directions."""
+    def finish(self, pairs: int) -> PairCounts:
+        """pairs: how many there are."""
         every = self._all.copy()
         if self._native is not None:
             every += self._native.cells.astype(np.int64)
         every[0] = pairs - every[1:].sum()  # what lies below all thresholds need not be counted
-        right = self.right // 2 if twice else self.right
+        right = self.right // self._times
         return PairCounts(self.thresholds, right, every - right)
 
 

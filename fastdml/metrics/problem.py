@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..engine import library
 from ..engine.similarity import EPSILON, PRODUCT, SIMILARITIES, SQUARED_DISTANCE, Metric
@@ -118,12 +117,11 @@ def make(
     if len(gallery) >= 1 << 31:
         raise ValueError(f"{gallery.name}: expected fewer than 2^31 rows, got {len(gallery)}")
     dtype = np.float64 if queries.is_double or gallery.is_double else np.float32
-    scales = {}
-    for side, anchors in ((queries, True), (gallery, False)):
-        if side.name not in scales:
-            scales[side.name] = _norms_within_range(side, metric, dtype)
-    query_scale = _scale(scales[queries.name], metric, dtype, anchors=True)
-    gallery_scale = _scale(scales[gallery.name], metric, dtype, anchors=False)
+    norms = _norms_within_range(queries, metric, dtype)
+    query_scale = _scale(norms, metric, dtype, anchors=True)
+    if gallery is not queries:
+        norms = _norms_within_range(gallery, metric, dtype)
+    gallery_scale = _scale(norms, metric, dtype, anchors=False)
     return Problem(queries, gallery, metric, own, one_set, query_scale, gallery_scale, native)
 
 

@@ -1,4 +1,5 @@
-"""Which candidates are right for a query: those of its class, those that share a label, or as a function says.
+"""Which candidates are right for a query: those of its class, those that share a label, or what a function
+says.
 
 A relation is read a block of queries at a time, as lists of gallery rows: no matrix of all pairs exists.
 """
@@ -119,7 +120,7 @@ class SharedLabels(Relation):
         self._items = item[by_class]
         self._of_class = _lists(np.bincount(numbers, minlength=classes))
         self.order = np.arange(len(queries[0]) - 1)
-        self.count = np.array([len(self._found(q)[0]) for q in self.order], dtype=np.int64)
+        self.count = np.array([len(self._found(int(q))[0]) for q in self.order], dtype=np.int64)
 
     def _found(self, query: int) -> tuple[np.ndarray, np.ndarray]:
         start, numbers = self._queries
@@ -134,7 +135,7 @@ class SharedLabels(Relation):
         return rows[keep], shared[keep]
 
     def block(self, queries: np.ndarray) -> Right:
-        found = [self._found(q) for q in queries]
+        found = [self._found(int(q)) for q in queries]
         return _own_lists(found, self._own[queries])
 
 

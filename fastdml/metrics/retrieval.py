@@ -353,7 +353,7 @@ def nearest_neighbours(
     k = inputs.integer(k, "k", 1, len(problem.gallery) - int(problem.one_set))
     block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
     index = np.empty((len(problem.queries), k), dtype=np.int64)
-    numbers = np.empty((len(problem.queries), k), dtype=problem.dtype)
+    numbers: np.ndarray = np.empty((len(problem.queries), k), dtype=problem.dtype)
     for found in sweep(problem, Wanted(k=k), block_bytes):
         assert found.index is not None and found.index_scores is not None
         index[found.queries] = found.index

@@ -106,7 +106,7 @@ class RetrievalMetrics(Metric):
             torch.cat(list(held)) if isinstance(held, (list, tuple)) else held
             for held in (self.embeddings, self.labels, self.queries)
         )
-        chosen = {
+        chosen: dict[str, Any] = {
             "metrics": self.metrics,
             "k": self.ks,
             "far": self.fars,

@@ -70,7 +70,6 @@ class Wanted:
     k: int = 0
     tally: PairTally | None = None
     spread: tuple[float, float] | None = None
-    half: bool = False
 
     @property
     def every_query(self) -> bool:
@@ -117,8 +116,6 @@ def sweep(
 
         found = run(problem, wanted, queries, right, block_bytes, report)
         done += len(queries)
-        if wanted.tally is not None and found.scores is not None:
-            wanted.tally.add_right(found.scores)
         yield found
     if progress is not None:
         progress(len(problem.queries), len(problem.queries))
@@ -148,6 +145,7 @@ def _state(problem: Problem, queries: np.ndarray, right: Right | None) -> Any:
         None if scale is None else scale[queries],
         problem.difference,
         problem.own[queries],
+        problem.one_set,
     )
     if right is not None:
         state.find_right(
@@ -171,7 +169,7 @@ def _native(
     if wanted.k:
         state.want_neighbours(wanted.k)
     if wanted.tally is not None:
-        state.want_pairs(wanted.tally.native(), wanted.half)
+        state.want_pairs(wanted.tally.native())
     if wanted.spread is not None:
         state.want_spread(*wanted.spread)
     gallery, count = problem.gallery.stored(), len(problem.gallery)
@@ -189,6 +187,8 @@ def _native(
         found.scores = found.scores[turned]
         if graded:
             found.gains = state.gains[turned]
+        if wanted.tally is not None:  # s(i, j) is s(j, i): of one set, every pair was found twice
+            wanted.tally.add_right(found.scores, 2 if problem.one_set else 1)
     if wanted.k:
         found.index, found.index_scores = state.neighbours()
     if wanted.spread is not None:
@@ -208,13 +208,15 @@ def _scores(
     count = len(problem.gallery)
     size = torch.finfo(dtype).bits // 8
     step = max(1, block_bytes // (6 * count * size))  # sorted with its indices beside it
-    columns = max(256, block_bytes // (4 * problem.gallery.dim * size))
+    step = min(step, _whole(len(problem.queries)))
+    columns = min(_whole(block_bytes // (4 * problem.gallery.dim * size)), _whole(count))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         chosen = queries[rows]
         q = problem.queries.take(chosen, dtype, device)
         if problem.query_scale is not None:
             q = q * torch.from_numpy(problem.query_scale[chosen]).to(device)[:, None]
+        q = _padded(q, step)
         scores = torch.empty(len(chosen), count, dtype=dtype, device=device)
         for first in range(0, count, columns):
             last = min(first + columns, count)
@@ -223,13 +225,26 @@ def _scores(
                 g = g * torch.from_numpy(problem.gallery_scale[first:last]).to(device)[:, None]
             if problem.difference:
                 exact = "donot_use_mm_for_euclid_dist"  # from differences: nothing cancels
-                scores[:, first:last] = torch.cdist(q, g, compute_mode=exact).square_().neg_()
+                part = torch.cdist(q, g, compute_mode=exact).square_().neg_()
             else:
-                torch.matmul(q, g.T, out=scores[:, first:last])
+                part = q @ _padded(g, columns).T
+            scores[:, first:last] = part[: len(chosen), : last - first]
         own = torch.from_numpy(problem.own[chosen]).to(device)
         with_own = (own >= 0).nonzero()[:, 0]
         scores[with_own, own[with_own]] = -torch.inf
         yield rows, scores
+
+
+def _whole(count: int) -> int:
+    """A size without ragged edges."""
+    return max(64, -(-count // 64) * 64)
+
+
+def _padded(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """Products of one shape are one routine's: a score does not depend on where in a block it stands."""
+    if len(x) == rows:
+        return x
+    return torch.cat([x, x.new_zeros(rows - len(x), x.shape[1])])
 
 
 def _score_right(
@@ -268,6 +283,8 @@ def _chunked(
             counts = np.diff(right.start[rows.start : rows.stop + 1])
             for name, part in _places(theta, gains, counts, order.values).items():
                 parts.setdefault(name, []).append(part)
+            if wanted.tally is not None:
+                wanted.tally.add_right(theta[_once(problem, queries, right, of)])
         if wanted.k:
             k = min(wanted.k, scores.shape[1])
             index = torch.full((len(scores), wanted.k), -1, dtype=torch.int64)
@@ -280,7 +297,7 @@ def _chunked(
         if wanted.tally is not None or wanted.spread is not None:
             own = torch.from_numpy(problem.own[queries[rows]]).to(scores.device)
             counted = scores > -torch.inf
-            if wanted.half:
+            if problem.one_set:
                 counted &= torch.arange(scores.shape[1], device=scores.device) > own[:, None]
             if wanted.tally is not None:
                 wanted.tally.add(scores[counted])
@@ -289,9 +306,15 @@ def _chunked(
                 terms = (scores * by + shift).exp_().masked_fill_(~counted, 0)
                 parts.setdefault("spread", []).append(terms.sum(1, dtype=torch.float64).cpu().numpy())
         report(rows.stop / len(queries))
-    for name, values in parts.items():
-        setattr(found, name, np.concatenate(values))
+    for name, pieces in parts.items():
+        setattr(found, name, np.concatenate(pieces))
     return found
+
+
+def _once(problem: Problem, queries: np.ndarray, right: Right, of: slice) -> np.ndarray:
+    """Which of the right pairs count: of one set, each once."""
+    query, row = (side[of] for side in right.pairs())
+    return row > problem.own[queries[query]] if problem.one_set else np.ones(len(row), dtype=bool)
 
 
 def _places(
