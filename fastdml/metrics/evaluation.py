@@ -18,7 +18,7 @@ from .result import Evaluation
 from .sweep import BLOCK_BYTES, Found, Progress, Wanted, right_scores, sweep
 
 UNIFORMITY_T = 2.0  # Wang & Isola, 2020
-_EDGES = 120
+_BINS = 60  # of histograms of similarities
 
 
 def evaluate(
@@ -217,13 +217,13 @@ def _tally(problem: Problem, relation: Relation, block_bytes: int, edges: bool) 
     every = -(-right // pairs.EXACT)
     scores = [s for s in right_scores(problem, relation, block_bytes, every)]
     thresholds = pairs.thresholds_of(np.concatenate(scores), right)
-    if edges:
-        low, high = float(thresholds[0]), float(thresholds[-1])
-        if problem.metric.normalized and not problem.metric.raw_anchors:
-            low, high = (-4.0, 0.0) if problem.difference else (-1.0, 1.0)
-        grid: np.ndarray = np.linspace(low, high, _EDGES + 1).astype(problem.dtype)
-        thresholds = np.unique(np.concatenate([thresholds, grid]))
-    return PairTally(thresholds)
+    if not edges:
+        return PairTally(thresholds)
+    low, high = float(thresholds[0]), float(thresholds[-1])
+    if problem.metric.normalized and not problem.metric.raw_anchors:
+        low, high = (-4.0, 0.0) if problem.difference else (-1.0, 1.0)
+    grid: np.ndarray = np.linspace(low, high, _BINS + 1).astype(problem.dtype)
+    return PairTally(thresholds, grid)
 
 
 def _paired(counts: PairCounts, asked: list[Asked]) -> dict[str, float]:

@@ -20,11 +20,14 @@ class PairTally:
     Cell 2 u + 1 holds the pairs whose score is threshold u, cell 2 u those between its neighbours.
 
     Attributes:
-        thresholds: ``[T]`` ascending scores.
+        thresholds: ``[T]`` ascending scores, edges of bins among them.
         right: ``[2 T + 1]`` right pairs.
     """
 
-    def __init__(self, thresholds: np.ndarray) -> None:
+    def __init__(self, thresholds: np.ndarray, edges: np.ndarray | None = None) -> None:
+        self.edges = edges
+        if edges is not None:
+            thresholds = np.unique(np.concatenate([thresholds, edges]))
         self.thresholds = thresholds
         self.right = np.zeros(2 * len(thresholds) + 1, dtype=np.int64)
         self._all = np.zeros_like(self.right)
@@ -63,7 +66,7 @@ class PairTally:
             every += self._native.cells.astype(np.int64)
         every[0] = pairs - every[1:].sum()  # what lies below all thresholds need not be counted
         right = self.right // self._times
-        return PairCounts(self.thresholds, right, every - right)
+        return PairCounts(self.thresholds, right, every - right, self.edges)
 
 
 class PairCounts:
@@ -72,10 +75,17 @@ class PairCounts:
     Attributes:
         thresholds: ``[T]`` ascending scores.
         right, wrong: ``[2 T + 1]`` pairs at and between them.
+        edges: of the bins of :meth:`histogram`, or None.
     """
 
-    def __init__(self, thresholds: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> None:
-        self.thresholds, self.right, self.wrong = thresholds, right, wrong
+    def __init__(
+        self,
+        thresholds: np.ndarray,
+        right: np.ndarray,
+        wrong: np.ndarray,
+        edges: np.ndarray | None = None,
+    ) -> None:
+        self.thresholds, self.right, self.wrong, self.edges = thresholds, right, wrong, edges
 
     def check(self, name: str) -> None:
         if not self.wrong.sum():
@@ -107,6 +117,17 @@ class PairCounts:
         if not len(allowed):
             return 0.0
         return float(self.right[allowed[0] :].sum() / self.right.sum())
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(edges ``[b + 1]``, right and wrong pairs ``[b]``); the outer bins have what lies beyond, too."""
+        if self.edges is None:
+            raise ValueError("edges: expected bins, which only an evaluation for a report has")
+        cuts = 2 * np.searchsorted(self.thresholds, self.edges[1:-1]) + 1
+        right, wrong = (
+            np.array([part.sum() for part in np.split(counts, cuts)])
+            for counts in (self.right, self.wrong)
+        )
+        return self.edges, right, wrong
 
     def curve(self, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
         """(false, true) acceptance rates, ascending, at thresholds spread over the curve."""

@@ -35,7 +35,7 @@ def same(x, y, tolerance=1e-12, **options):
         X.astype(">f4"),
         np.frombuffer(X.tobytes(), dtype=np.float32).reshape(X.shape),
     ],
-    ids="tensor parameter list reversed fortran transposed rows columns padded endian readonly".split(),
+    ids="tensor parameter list reversed fortran transposed rows columns padded endian readonly".split(),  # noqa: SIM905
 )
 def test_embeddings_of_any_form(x, backend):
     same(x, Y, 1e-6, backend=backend)
@@ -58,7 +58,7 @@ def test_embeddings_of_any_form(x, backend):
         [{int(v)} for v in Y],
         Y[:, None] == np.arange(9),
     ],
-    ids="tensor list tuple int8 uint64 uint8 strings array object huge hugelist sets marks".split(),
+    ids="tensor list tuple int8 uint64 uint8 strings array object huge hugelist sets marks".split(),  # noqa: SIM905
 )
 def test_labels_of_any_form(y):
     names = [n for n in TRUE if n not in ("nmi", "ami")]

@@ -82,7 +82,8 @@ def test_gallery_storage_and_prefix(retrieval_metrics):
     metric.update(X[30:], Y[30:], is_query=query[30:])
     metric.update(X[:5], Y[:5], is_query=False)
     x = X.half()
-    true = M.evaluate(x[query], Y[query], torch.cat([x[~query], x[:5]]), torch.cat([Y[~query], Y[:5]]), **ASKED)
+    gallery = torch.cat([x[~query], x[:5]]), torch.cat([Y[~query], Y[:5]])
+    true = M.evaluate(x[query], Y[query], *gallery, **ASKED)
     assert values(metric.compute()) == {"val/" + k: v for k, v in true.items()}
     assert metric.embeddings[0].dtype == torch.float16
 
