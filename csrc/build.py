@@ -1,7 +1,8 @@
 """Writes and runs the ninja build of the extension.
 
 Every loss header in csrc/rows is compiled once per instruction set, from a generated source file of
-a few lines; the table of losses is generated from the same list. So a new loss is a new header.
+a few lines; the table of losses is generated from the same list. So a new loss is a new header. The
+sweep of the retrieval metrics (csrc/metrics/kernel.h) is compiled the same way.
 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
 machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
@@ -81,6 +82,18 @@ def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]
                 f'#include "cpu/instantiate.h"\n#include "rows/{header.name}"\n',
             )
             sources.append((source, isa, flags))
+    for isa, width, flags in isas:
+        source = folder / f"sweep.{isa}.cpp"
+        write(
+            source,
+            f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+            '#include "metrics/kernel.h"\n',
+        )
+        sources.append((source, isa, flags))
+    sweeps = [f"extern const SweepKernel sweep_kernel_{isa};" for isa, _, _ in isas]
+    pointers = ", ".join(f"&sweep_kernel_{isa}" for isa, _, _ in isas)
+    sweeps.append(f"const SweepKernel* const kSweepKernels[] = {{{pointers}}};")
+    write(folder / "sweeps.inc", "\n".join(sweeps) + "\n")
     names = ", ".join(f'"{isa}"' for isa, _, _ in isas)
     table = [f"const int kIsaCount = {len(isas)};", f"const char* const kIsa[] = {{{names}}};"]
     for name, _, _ in found:
@@ -219,6 +232,8 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         (csrc / "cpu" / "class_index.cpp", rows),
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
+        (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),
+        (csrc / "metrics" / "python.cpp", python_flags),
         (csrc / "module.cpp", python_flags),
     ]
     lib = Path(torch.__file__).parent / "lib"

@@ -14,6 +14,7 @@
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#include "metrics/python.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -166,4 +167,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("own_offset") = -1, py::arg("scalars") = std::vector<double>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
+  fastdml::bind_metrics(m);
 }
