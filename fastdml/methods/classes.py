@@ -1,0 +1,43 @@
+"""Samples by class, without a loop over classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def place_in_class(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """([B] how many earlier samples have the same label, [B] how many samples have it in all)."""
+    order, start, count = _groups(labels)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(labels), device=labels.device) - start
+    size = torch.empty_like(order)
+    size[order] = count
+    return place, size
+
+
+def ordered_pairs(labels: Tensor, last: int | None = None) -> tuple[Tensor, Tensor]:
+    """(i, j) of all ordered pairs of equal labels [B], (i, i) included.
+
+    Pairs of one class come with i ascending, then j. last: only the last so many samples of each class
+    are an i.
+    """
+    order, start, count = _groups(labels)
+    if last is not None:
+        place = torch.arange(len(labels), device=labels.device) - start
+        keep = place >= count - last
+        order_first, start, count = order[keep], start[keep], count[keep]
+    else:
+        order_first = order
+    first = order_first.repeat_interleave(count)
+    begin = count.cumsum(0) - count
+    offset = torch.arange(len(first), device=labels.device) - begin.repeat_interleave(count)
+    return first, order[start.repeat_interleave(count) + offset]
+
+
+def _groups(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(order, start, count), each [B]: samples sorted by class, and of each in that order where its
+    class begins and how many it has."""
+    found, order = labels.sort(stable=True)
+    _, which, sizes = torch.unique_consecutive(found, return_inverse=True, return_counts=True)
+    return order, (sizes.cumsum(0) - sizes)[which], sizes[which]
