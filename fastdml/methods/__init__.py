@@ -6,9 +6,12 @@ docs/methods.md has a page on each.
 from __future__ import annotations
 
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
+from .intra_class import IAALoss, IntraClassAugmentation
 
 __all__ = [
     "DASLoss",
     "DenselyAnchoredSampling",
+    "IAALoss",
+    "IntraClassAugmentation",
     "NormConstraint",
 ]

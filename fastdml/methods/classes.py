@@ -41,3 +41,10 @@ def _groups(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found, order = labels.sort(stable=True)
     _, which, sizes = torch.unique_consecutive(found, return_inverse=True, return_counts=True)
     return order, (sizes.cumsum(0) - sizes)[which], sizes[which]
+
+
+def class_sums(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """[C, D] sums of values [B, D] over the samples of each class 0 ... C - 1, in the order of the batch."""
+    order = labels.sort(stable=True).indices
+    lengths = torch.bincount(labels, minlength=classes)
+    return torch.segment_reduce(values[order], "sum", lengths=lengths, axis=0, initial=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -147,7 +149,7 @@ class DenselyAnchoredSampling(nn.Module):
         source = embeddings.detach() if self.detach else embeddings
         generator = self.draws.next(source.device)
         shape = (self.produced, len(source))
-        draw = {"generator": generator, "device": source.device, "dtype": torch.float32}
+        draw: dict[str, Any] = {"generator": generator, "device": source.device, "dtype": torch.float32}
         gamma = torch.rand(*shape, self.channels, **draw) * (self.high - self.low) + self.low
         chance = torch.rand(shape, **draw)
         with torch.no_grad():
