@@ -5,13 +5,20 @@ docs/methods.md has a page on each.
 
 from __future__ import annotations
 
+from .chance_constraints import ChanceConstraints, greedy_k_centers
+from .classes import draw_each_class
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
 from .intra_class import IAALoss, IntraClassAugmentation
+from .proximal import ProximalTerm
 
 __all__ = [
+    "ChanceConstraints",
     "DASLoss",
     "DenselyAnchoredSampling",
     "IAALoss",
     "IntraClassAugmentation",
     "NormConstraint",
+    "ProximalTerm",
+    "draw_each_class",
+    "greedy_k_centers",
 ]

@@ -48,3 +48,17 @@ def class_sums(values: Tensor, labels: Tensor, classes: int) -> Tensor:
     order = labels.sort(stable=True).indices
     lengths = torch.bincount(labels, minlength=classes)
     return torch.segment_reduce(values[order], "sum", lengths=lengths, axis=0, initial=0)
+
+
+def draw_each_class(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """[C, count] indices of samples of each class, drawn independently and uniformly.
+
+    labels: [N], each of 0 ... C - 1 at least once.
+    """
+    order = labels.sort(stable=True).indices
+    sizes = torch.bincount(labels)
+    if not bool((sizes > 0).all()):
+        raise ValueError("labels: expected a sample of every class 0 ... C - 1")
+    start = (sizes.cumsum(0) - sizes)[:, None]
+    chance = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64, device=labels.device)
+    return order[start + (chance * sizes[:, None]).long()]
