@@ -5,6 +5,7 @@ docs/methods.md has a page on each.
 
 from __future__ import annotations
 
+from .alternating_projections import AlternatingProjections, RepresentativeSampler
 from .chance_constraints import ChanceConstraints, greedy_k_centers
 from .classes import draw_each_class
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
@@ -12,6 +13,7 @@ from .intra_class import IAALoss, IntraClassAugmentation
 from .proximal import ProximalTerm
 
 __all__ = [
+    "AlternatingProjections",
     "ChanceConstraints",
     "DASLoss",
     "DenselyAnchoredSampling",
@@ -19,6 +21,7 @@ __all__ = [
     "IntraClassAugmentation",
     "NormConstraint",
     "ProximalTerm",
+    "RepresentativeSampler",
     "draw_each_class",
     "greedy_k_centers",
 ]
