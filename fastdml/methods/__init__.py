@@ -10,6 +10,7 @@ from .chance_constraints import ChanceConstraints, greedy_k_centers
 from .classes import draw_each_class
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
 from .intra_class import IAALoss, IntraClassAugmentation
+from .non_isotropic import NonIsotropicVMFLoss
 from .proximal import ProximalTerm
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DenselyAnchoredSampling",
     "IAALoss",
     "IntraClassAugmentation",
+    "NonIsotropicVMFLoss",
     "NormConstraint",
     "ProximalTerm",
     "RepresentativeSampler",
