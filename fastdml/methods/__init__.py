@@ -6,24 +6,45 @@ docs/methods.md has a page on each.
 from __future__ import annotations
 
 from .alternating_projections import AlternatingProjections, RepresentativeSampler
+from .annotation import MaxPoolEmbedding, RecordedPlateaus, fast_moving_proxies, label_the_rest
 from .chance_constraints import ChanceConstraints, greedy_k_centers
 from .classes import draw_each_class
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
+from .ensemble import CompressionHead, LossEnsemble, proportion_loss
 from .intra_class import IAALoss, IntraClassAugmentation
+from .multi_head import GlobalLocalHeads, HybridLoss, SecondOrderAttention
 from .non_isotropic import NonIsotropicVMFLoss
+from .novel_classes import NovelClasses, sinkhorn_divergence
 from .proximal import ProximalTerm
+from .self_distillation import SelfDistillation
+from .transfer import EmbeddingTransfer, views
 
 __all__ = [
     "AlternatingProjections",
     "ChanceConstraints",
+    "CompressionHead",
     "DASLoss",
     "DenselyAnchoredSampling",
+    "EmbeddingTransfer",
+    "GlobalLocalHeads",
+    "HybridLoss",
     "IAALoss",
     "IntraClassAugmentation",
+    "LossEnsemble",
+    "MaxPoolEmbedding",
     "NonIsotropicVMFLoss",
     "NormConstraint",
+    "NovelClasses",
     "ProximalTerm",
+    "RecordedPlateaus",
     "RepresentativeSampler",
+    "SecondOrderAttention",
+    "SelfDistillation",
     "draw_each_class",
+    "fast_moving_proxies",
     "greedy_k_centers",
+    "label_the_rest",
+    "proportion_loss",
+    "sinkhorn_divergence",
+    "views",
 ]
