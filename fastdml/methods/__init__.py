@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from .alternating_projections import AlternatingProjections, RepresentativeSampler
 from .annotation import MaxPoolEmbedding, RecordedPlateaus, fast_moving_proxies, label_the_rest
+from .balance import Coordinate, balance_search
 from .chance_constraints import ChanceConstraints, greedy_k_centers
 from .classes import draw_each_class
+from .continuous import NearestLabelSampler, label_retrieval, unit_sphere
 from .densely_anchored import DASLoss, DenselyAnchoredSampling, NormConstraint
 from .ensemble import CompressionHead, LossEnsemble, proportion_loss
 from .intra_class import IAALoss, IntraClassAugmentation
@@ -23,6 +25,7 @@ __all__ = [
     "AlternatingProjections",
     "ChanceConstraints",
     "CompressionHead",
+    "Coordinate",
     "DASLoss",
     "DenselyAnchoredSampling",
     "EmbeddingTransfer",
@@ -32,6 +35,7 @@ __all__ = [
     "IntraClassAugmentation",
     "LossEnsemble",
     "MaxPoolEmbedding",
+    "NearestLabelSampler",
     "NonIsotropicVMFLoss",
     "NormConstraint",
     "NovelClasses",
@@ -40,11 +44,14 @@ __all__ = [
     "RepresentativeSampler",
     "SecondOrderAttention",
     "SelfDistillation",
+    "balance_search",
     "draw_each_class",
     "fast_moving_proxies",
     "greedy_k_centers",
+    "label_retrieval",
     "label_the_rest",
     "proportion_loss",
     "sinkhorn_divergence",
+    "unit_sphere",
     "views",
 ]
