@@ -204,17 +204,18 @@ def greedy_k_centers(pool: Tensor, centers: Tensor, k: int, *, normalize: bool =
     """
     check.count(k, "k")
     at, start = (F.normalize(x, dim=2) if normalize else x for x in (pool, centers))
-    nearest = torch.full(pool.shape[:2], torch.inf, dtype=at.dtype, device=at.device)
-    for j in range(start.shape[1]):
-        nearest = torch.minimum(nearest, _squared_distance(at, start[:, j]))
-    every, picks = torch.arange(len(pool), device=pool.device), []
+    classes, size = pool.shape[:2]
+    nearest = at.new_full((classes, size), torch.inf)
+    if start.shape[1]:
+        nearest = torch.cdist(at, start, compute_mode=_EXACT).amin(2)
+    between = torch.cdist(at, at, compute_mode=_EXACT)  # [C, b, b]
+    every, picks = torch.arange(classes, device=pool.device), []
     for _ in range(k):
         pick = nearest.argmax(1)
         picks.append(pick)
-        nearest = torch.minimum(nearest, _squared_distance(at, at[every, pick]))
+        nearest = torch.minimum(nearest, between[every, pick])
     return pool[every[:, None], torch.stack(picks, 1)]
 
 
-def _squared_distance(points: Tensor, center: Tensor) -> Tensor:
-    """[C, b] of points [C, b, D] from centers [C, D]."""
-    return (points - center[:, None]).square().sum(2)
+# Differences first: products lose the small distances of points far from the origin.
+_EXACT = "donot_use_mm_for_euclid_dist"
