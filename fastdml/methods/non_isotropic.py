@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +142,6 @@ class NonIsotropicVMFLoss(nn.Module):
         labels = self._labels(embeddings, labels)
         x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         mean, kappa = F.normalize(x), x.norm(dim=1)
-        directions = F.normalize(self.proxies.to(x.dtype))
-        wide = self.concentrations.to(x.dtype).clamp(min=_SMALLEST)
         terms = {
             "el-nivmf": self._expected,
             "nivmf": self._at_point,
@@ -152,10 +151,15 @@ class NonIsotropicVMFLoss(nn.Module):
             "l2": self._euclidean,
             "cos": self._cosine,
         }
-        loss = terms[self.metric](mean, kappa, directions, wide, labels)
+        loss = terms[self.metric](mean, kappa, labels)
         if self.guidance:
-            loss = loss + self.guidance * _guidance(mean, directions, labels)
+            loss = loss + self.guidance * _guidance(mean, F.normalize(self.proxies.to(x.dtype)), labels)
         return loss
+
+    def _classes(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions [C, D] and concentrations [C, D] or [C], in the type of the samples' directions."""
+        directions = F.normalize(self.proxies.to(mean.dtype))
+        return directions, self.concentrations.to(mean.dtype).clamp(min=_SMALLEST)
 
     def _labels(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
@@ -170,10 +174,8 @@ class NonIsotropicVMFLoss(nn.Module):
             return -0.01909 * kappa - 0.003355 * kappa.square()
         return -0.0002662 * kappa - 0.0009685 * kappa.square()
 
-    def _height(self, directions: Tensor, wide: Tensor) -> Tensor:
-        """[C] a in float64, as it is divided by a small temperature."""
-        length = (wide * directions).norm(dim=1)
-        log_k = wide.log().sum(1, dtype=torch.float64)
+    def _height(self, length: Tensor, log_k: Tensor) -> Tensor:
+        """[C] a of |K v| and the sum of log K, in float64, as it is divided by a small temperature."""
         return self._log_c(length).double() + log_k - length.double().log()
 
     def _softmax(
@@ -188,9 +190,7 @@ class NonIsotropicVMFLoss(nn.Module):
             rows / tau, labels, columns, bias, smoothing=0.0, reduction=reduction
         )
 
-    def _expected(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _expected(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
         generator = self.draws.next(mean.device)
         z = vmf.sample(
             mean,
@@ -201,10 +201,14 @@ class NonIsotropicVMFLoss(nn.Module):
             variant=self.variant,
         ).flatten(0, 1)
         repeated = labels.repeat_interleave(self.samples)
-        height = self._height(directions, wide)
         if self.density == "paper":
+            directions, wide = self._classes(mean)
+            height = self._height(*_length_and_log(directions, wide))
             return self._by_blocks(_density, z, (directions, wide), height, labels, self.samples)
-        columns = wide * directions
+        columns, length, log_k = _ClassTerms.apply(
+            self.proxies.to(z.dtype), self.concentrations.to(z.dtype)
+        )
+        height = self._height(length, log_k)
         single = self._softmax(z, columns, height, repeated, "none")
         # log sum_c exp(sigma_tc), from the cross-entropy and the target's sigma.
         bias = (height - height.detach().mean()).to(z.dtype)
@@ -213,15 +217,13 @@ class NonIsotropicVMFLoss(nn.Module):
         every, target = ((t.view(-1, self.samples)) for t in (single + target, target))
         return (every.logsumexp(1) - target.logsumexp(1)).mean()
 
-    def _at_point(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
-        height = self._height(directions, wide)
+    def _at_point(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
+        directions, wide = self._classes(mean)
+        height = self._height(*_length_and_log(directions, wide))
         return self._by_blocks(_density, mean, (directions, wide), height, labels, 1)
 
-    def _product_kernel(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _product_kernel(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
+        directions, wide = self._classes(mean)
         rho = 1.0 if self.metric == "el-vmf" else 0.5
         columns = wide[:, None] * directions
 
@@ -234,26 +236,23 @@ class NonIsotropicVMFLoss(nn.Module):
             similarity, kappa[:, None] * mean, (columns,), height, labels, 1
         )
 
-    def _divergence(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _divergence(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
+        directions, wide = self._classes(mean)
         height = self._log_c(wide).double()
         if self.variant == "released":
             return self._softmax(-mean, wide[:, None] * directions, -height, labels, "mean")
         certain = vmf.mean_cosine(kappa, self.embedding_size)[:, None]
         return self._softmax(certain * mean, wide[:, None] * directions, height, labels, "mean")
 
-    def _euclidean(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _euclidean(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
+        directions, wide = self._classes(mean)
         rows = 2 * kappa[:, None] * mean
         return self._softmax(
             rows, wide[:, None] * directions, -wide.double().square(), labels, "mean"
         )
 
-    def _cosine(
-        self, mean: Tensor, kappa: Tensor, directions: Tensor, wide: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _cosine(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
+        directions = F.normalize(self.proxies.to(mean.dtype))
         return self._softmax(mean, directions, None, labels, "mean")
 
     def _by_blocks(
@@ -288,6 +287,46 @@ class NonIsotropicVMFLoss(nn.Module):
             f"{self.num_classes}, {self.embedding_size}, metric={self.metric!r}, "
             f"samples={self.samples}, guidance={self.guidance}, variant={self.variant!r}"
         )
+
+
+class _ClassTerms(torch.autograd.Function):
+    """(K v [C, D], |K v| [C], sum of log K [C] in float64) of proxies and concentrations [C, D].
+
+    By hand, because with many classes the two dozen passes over [C, D] that autograd would make take as
+    long as a product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, proxies: Tensor, concentrations: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = concentrations.clamp(min=_SMALLEST)
+        scale = proxies.norm(dim=1, keepdim=True).clamp(min=1e-12).reciprocal()
+        columns = torch.mul(wide, proxies).mul_(scale)
+        length = columns.norm(dim=1)
+        ctx.save_for_backward(proxies, concentrations, scale, length)
+        return columns, length, wide.log_().sum(1, dtype=torch.float64)
+
+    @staticmethod
+    def backward(
+        ctx: Any, upstream: Tensor, of_length: Tensor, of_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        proxies, concentrations, scale, length = ctx.saved_tensors
+        wide = concentrations.clamp(min=_SMALLEST)
+        # Of K v: what comes from above, and through |K v| a multiple of K v itself.
+        radial = scale * (of_length / length)[:, None]
+        through = torch.mul(wide, proxies).mul_(radial).add_(upstream)
+        d_wide = torch.mul(through, proxies).mul_(scale)
+        d_wide.addcdiv_(of_log.to(wide.dtype)[:, None].expand_as(wide), wide)
+        d_wide.masked_fill_(concentrations < _SMALLEST, 0)
+        d_proxies = through.mul_(wide).mul_(scale)
+        along = (d_proxies * proxies).sum(1, keepdim=True).mul_(scale.square())
+        return d_proxies.addcmul_(proxies, along, value=-1), d_wide
+
+
+def _length_and_log(directions: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+    """(|K v|, sum of log K in float64) by autograd."""
+    return (wide * directions).norm(dim=1), wide.log().sum(1, dtype=torch.float64)
 
 
 def _density(x: Tensor, directions: Tensor, wide: Tensor) -> Tensor:

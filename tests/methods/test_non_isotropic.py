@@ -157,7 +157,7 @@ def test_float32_at_the_released_temperature():
     values = []
     for loss, dtype in ((wide, torch.float64), (narrow, torch.float32)):
         v, k = F.normalize(loss.proxies), loss.concentrations
-        height = loss._height(v, k)
+        height = loss._height((k * v).norm(dim=1), k.log().sum(1, dtype=torch.float64))
         values.append(
             loss._softmax(z.flatten(0, 1).to(dtype), k * v, height, y.repeat_interleave(2), "none")
         )
