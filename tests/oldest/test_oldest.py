@@ -36,7 +36,8 @@ def test_the_oldest_that_is_claimed_is_among_them():
 def test_compiles_and_asks_for_what_is_there(version, source, tmp_path):
     compiled = tmp_path / "out.o"
     done = subprocess.run(
-        [*COMPILER, "-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra", f"-isystem{FETCHED / version / 'include'}",
+        [*COMPILER, "-std=c++20", "-O0", "-fPIC", "-Wall", "-Wextra",
+         f"-isystem{FETCHED / version / 'include'}",
          "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{ROOT / 'csrc'}", "-c",
          str(ROOT / "csrc" / source), "-o", str(compiled)],
         capture_output=True, text=True,
