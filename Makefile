@@ -52,7 +52,7 @@ bench: setup
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check
-STAGES ?= build,test,sanitize,bench
+STAGES ?= build,first,test,sanitize,bench
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py "$(OUT)" --stages "$(STAGES)"
 

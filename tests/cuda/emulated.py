@@ -1,4 +1,4 @@
-"""The row of CUDA on a block's threads emulated by the CPU: emulate.cpp as a torch library, and its executor."""
+"""The row of CUDA on emulated threads: emulate.cpp as a torch library, and its executor."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def build_emulator(
 
 
 def build_once(
-    folder: Path, headers: Iterable[Path] = ALL, floats: Iterable[str] = (), flags: Iterable[str] = ()
+    folder: Path,
+    headers: Iterable[Path] = ALL,
+    floats: Iterable[str] = (),
+    flags: Iterable[str] = (),
 ) -> Path:
     """The same where several processes test at once."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,8 @@ def watched(examples: list[str]) -> subprocess.CompletedProcess[str]:
     target = build_once(ROOT / "build" / "threads", HEADERS, flags=["-fsanitize=thread", "-g1"])
     here = Path(__file__).resolve().parent
     return subprocess.run(
-        [sys.executable, "-c", RUN, f"{here}:{here.parent}", str(target), ",".join(NAMES), ",".join(examples)],
+        [sys.executable, "-c", RUN, f"{here}:{here.parent}", str(target), ",".join(NAMES),
+         ",".join(examples)],
         capture_output=True, text=True, cwd=ROOT,
         env={
             **os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(LIBRARY), "OMP_NUM_THREADS": "1",
