@@ -10,7 +10,11 @@ TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
-.PHONY: demo test mutants lint bench gpu-check docs setup clean
+# Releases of torch that `make test-oldest` compiles against: the oldest that pyproject.toml claims, and
+# the one that GPU machines had when this was written.
+OLDEST ?= 2.10.0 2.11.0
+
+.PHONY: demo test test-oldest mutants lint bench gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -40,6 +44,11 @@ MUTANTS ?=
 mutants: setup
 	$(PY) tests/mutants/run.py $(MUTANTS)
 
+# Against the headers of older torch, which are fetched once (600 MB).
+test-oldest: setup
+	$(PY) tests/oldest/fetch.py build/oldest $(OLDEST)
+	$(PY) -m pytest tests/oldest
+
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(PY) tests/mutants/run.py --check
@@ -50,7 +59,7 @@ bench: setup
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check
-STAGES ?= build,test,sanitize,bench
+STAGES ?= build,first,test,sanitize,bench
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py "$(OUT)" --stages "$(STAGES)"
 

@@ -187,6 +187,15 @@ def _long() -> Case:
     return Case(_embeddings(301, 13, 23), _labels([4] * 60 + [1] * 21 + [40], 24))
 
 
+def long_rows(columns: int, rows: int) -> Case:
+    """Rows of many candidates, six a class, all with positives. On CUDA four warps share a row from 1,025
+    columns on, eight from 4,097 and sixteen from 16,385."""
+    g = torch.Generator().manual_seed(columns)
+    x, ref = (torch.randn(n, 24, generator=g, dtype=torch.float64) for n in (rows, columns))
+    of_columns = torch.randint(0, columns // 6, (columns,), generator=g)
+    return Case(x, of_columns[torch.randint(0, columns, (rows,), generator=g)], ref, of_columns)
+
+
 CASES = {
     f.__name__.strip("_"): f
     for f in (

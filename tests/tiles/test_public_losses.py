@@ -51,6 +51,8 @@ def test_the_losses_that_have_tiles():
         "recall_at_k", "relaxed_contrastive", "siglip", "smooth_ap", "soft_triple",
         "softmax_cross_entropy", "sup_ap", "sup_con", "triplet_margin", "weighted_proxy_anchor",
     }  # fmt: skip
+    # The form that first sweeps the columns, as CLIP has it.
+    assert "info_nce0" in {p.id for p in TILED}
 
 
 @pytest.mark.parametrize(("description", "name"), TRIED)
