@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -12,13 +14,22 @@ from pathlib import Path
 import torch
 from conftest import ROOT
 
-from fastdml.engine import schedule
+from fastdml.engine import library, schedule
 from fastdml.engine.executors.native import Native
 
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-ALL = [h for h in sorted((ROOT / "csrc" / "rows").glob("*.h")) if h.name != "row.h"]
-ALL = [h for h in ALL if "FASTDML_ROW_LOSS(" in h.read_text()]
+
+
+def named(header: Path) -> set[str]:
+    """The losses that a header defines."""
+    return set(re.findall(r"^FASTDML_ROW_LOSS\((\w+)", header.read_text(), re.M))
+
+
+# Those of the library, which may have been built of some (FASTDML_LOSSES).
+ALL = [
+    h for h in sorted((ROOT / "csrc" / "rows").glob("*.h")) if named(h) & set(library.functors())
+]
 
 
 def build_emulator(
@@ -34,7 +45,8 @@ def build_emulator(
     # The list is part of the file's name: a loss that is removed changes it too.
     listed = "".join(f'#include "rows/{h.name}"\n' for h in headers)
     (folder / "losses.inc").write_text(listed)
-    target = folder / f"emulator-{torch.__version__}-{listed.count('#')}.so"
+    digest = hashlib.sha256(listed.encode()).hexdigest()[:12]
+    target = folder / f"emulator-{torch.__version__}-{digest}.so"
     sources = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), *HERE.glob("*.h"), HERE / "emulate.cpp"]
     newest = max(path.stat().st_mtime for path in sources)
     if not target.exists() or target.stat().st_mtime < newest:

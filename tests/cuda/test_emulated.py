@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import torch
 from conftest import CASES, EXAMPLES, ROOT, call, distance, inputs, needs_compiled
-from emulated import COMPILER, HERE, Emulated, build_once
+from emulated import COMPILER, HERE, Emulated, build_once, named
 
 from fastdml.engine import library, schedule
 from fastdml.engine.dispatch import EXECUTORS
