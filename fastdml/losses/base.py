@@ -64,6 +64,8 @@ class Loss(nn.Module):
 
     # The name of the functional form, which `functional` makes of the module; None: there is none.
     function: ClassVar[str | None] = None
+    # What describes the loss, where its fields are called as the module's arguments are.
+    describes: ClassVar[type[RowLoss] | None] = None
     # Arguments of the functional form that are the module's own state (keywords of `calls`), each with
     # the constructor's arguments in whose place it stands.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -101,8 +103,12 @@ class Loss(nn.Module):
         self.validate = validate
 
     def description(self) -> RowLoss:
-        """The loss as mathematics."""
-        raise NotImplementedError
+        """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
+        assert self.describes is not None
+        fields = dataclasses.fields(self.describes)
+        return self.describes(
+            **{f.name: getattr(self, f.name) for f in fields if hasattr(self, f.name)}
+        )
 
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls whose values add up to the loss, of the arguments of `forward`."""

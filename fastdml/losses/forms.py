@@ -26,7 +26,9 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
         arguments = dict(module.input_defaults)
         if len(given) > len(places):
-            raise TypeError(f"{module.function}() takes {len(places)} positional arguments, got {len(given)}")
+            raise TypeError(
+                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
+            )
         arguments.update(zip(places, given, strict=False))
         for name, value in keywords.items():
             if name not in batch:

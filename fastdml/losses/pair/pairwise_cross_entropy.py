@@ -45,10 +45,8 @@ class SPCELoss(SampleLoss):
     """
 
     function = "spce"
+    describes = SPCE
     default_similarity = "dot"
-
-    def description(self) -> SPCE:
-        return SPCE(similarity=self.similarity)
 
 
 class PCELoss(Loss):

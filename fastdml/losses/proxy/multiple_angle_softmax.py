@@ -83,6 +83,7 @@ class SphereFaceLoss(ProxyLoss):
     """
 
     function = "sphere_face"
+    describes = MultipleAngleSoftmax
     default_similarity = "projection"
     similarities = ("projection",)
     parameter_name = "W"
@@ -100,9 +101,6 @@ class SphereFaceLoss(ProxyLoss):
         self.margin = check.count(margin, "margin")
         self.scale = scale
         self.description()  # checks the parameters
-
-    def description(self) -> MultipleAngleSoftmax:
-        return MultipleAngleSoftmax(self.scale, self.margin, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale

@@ -98,6 +98,7 @@ class AUCLoss(SampleLoss):
     """
 
     function = "auc"
+    describes = AUC
 
     def __init__(
         self, kind: str = "huber", temperature: float = 0.1, sort: bool | None = None, **kwargs: Any
@@ -107,6 +108,3 @@ class AUCLoss(SampleLoss):
         self.temperature = temperature
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> AUC:
-        return AUC(self.kind, self.temperature, similarity=self.similarity, sort=self.sort)
