@@ -55,7 +55,7 @@ lint: setup
 	$(PY) -m mypy fastdml
 
 bench: setup
-	$(PY) -m fastdml bench --preset issue
+	$(PY) benchmarks/bench.py --preset issue
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check
