@@ -102,12 +102,12 @@ def class_range(
 
 
 def reduction(kind: str) -> None:
-    if kind not in REDUCTIONS:
+    if not isinstance(kind, str) or kind not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
 
 
 def similarity(kind: str) -> None:
-    if kind not in SIMILARITIES:
+    if not isinstance(kind, str) or kind not in SIMILARITIES:
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
 
 
@@ -159,13 +159,27 @@ def finite(value: float, name: str) -> float:
 
 
 def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
-    """expected: what is right, in words."""
+    """expected: what is right, in words. A tensor of one number is read; one that wants a gradient would
+    not get it, and is refused."""
+    if isinstance(value, Tensor):
+        value = _one_number(value, name, expected)
     try:
         if is_right(value):
             return float(value)
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
-    raise ValueError(f"{name}: expected {expected}, got {value}")
+    raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _one_number(value: Tensor, name: str, expected: str) -> float:
+    if value.requires_grad:
+        raise ValueError(
+            f"{name}: expected {expected}, got a tensor that requires a gradient; this loss does not "
+            f"learn its {name}"
+        )
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(f"{name}: expected {expected}, got a tensor of shape {tuple(value.shape)}")
+    return float(value.detach())
 
 
 def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:

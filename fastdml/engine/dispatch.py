@@ -14,7 +14,7 @@ EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native
 
 
 def check_backend(backend: str) -> None:
-    if backend != "auto" and backend not in EXECUTORS:
+    if not isinstance(backend, str) or (backend != "auto" and backend not in EXECUTORS):
         raise ValueError(f"backend: expected 'auto' or one of {sorted(EXECUTORS)}, got {backend!r}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,7 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import arguments
+from .representation import arguments, constructor
 
 
 class Part(Protocol):
@@ -43,6 +44,11 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     for other in values[1:]:
         value = value + other
     return value
+
+
+@functools.cache
+def _arguments(module: type[nn.Module]) -> frozenset[str]:
+    return frozenset(constructor(module))
 
 
 class Loss(nn.Module):
@@ -73,6 +79,8 @@ class Loss(nn.Module):
     input_defaults: ClassVar[Mapping[str, Any]] = {}
     # Positional arguments of the functional form; empty: those of `calls`.
     positional: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor that may be parameters of the module.
+    learnt: ClassVar[tuple[str, ...]] = ()
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +109,14 @@ class Loss(nn.Module):
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # A parameter given for a number would stand in `parameters()` and never get a gradient.
+        if param is not None and name in _arguments(type(self)) and name not in self.learnt:
+            raise ValueError(
+                f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
+            )
+        super().register_parameter(name, param)
 
     def description(self) -> RowLoss:
         """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""

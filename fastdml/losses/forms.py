@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Loss, total
+from .representation import constructor
 
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # Sizes that a module asks for and the functional form finds in its tensors.
 _SIZES = {"num_classes": 1, "embedding_size": 1}
 
@@ -60,22 +60,6 @@ def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     found = inspect.signature(module.forward).parameters.values()
     return {p.name: p for p in found if p.name != "self" and p.kind is positional}
-
-
-def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a module's constructor, those that it passes on to its bases among them."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in module.__mro__:
-        made = vars(cls).get("__init__")
-        if cls is nn.Module or made is None:
-            continue
-        parameters = inspect.signature(made).parameters.values()
-        for p in parameters:
-            if p.name != "self" and p.kind in _NAMED:
-                found.setdefault(p.name, p)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return found
 
 
 def _parameters(

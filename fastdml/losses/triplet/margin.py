@@ -221,6 +221,7 @@ class MarginLoss(TripletLoss):
     """
 
     function = "margin"
+    learnt = ("beta",)
     inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
 
