@@ -85,7 +85,7 @@ constexpr std::int64_t sorting_size(std::int64_t longest, std::int64_t cols) {
 
 int functor_count();
 const Functor& functor(int id);
-int active_isa();                  // chosen once from the processor, or by the environment: FASTDML_ISA
+int active_isa();                  // the processor's best, or what was forced (FASTDML_ISA)
 int isa_count();
 const char* isa_name(int isa);
 bool force_isa(const char* name);  // false where this processor or build lacks it
