@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
-.PHONY: demo test lint bench gpu-check docs setup clean
+.PHONY: demo test lint bench leaderboard gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -40,6 +40,11 @@ lint: setup
 
 bench: setup
 	$(PY) -m fastdml bench --preset issue
+
+# Every loss and method at equal budget on real images; hours, resumable. MINUTES bounds it; see --help.
+MINUTES ?= inf
+leaderboard: setup
+	$(PY) benchmarks/leaderboard.py --minutes $(MINUTES)
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check
