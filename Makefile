@@ -14,7 +14,7 @@ export FASTDML_BUILD ?= cpu
 # the one that GPU machines had when this was written.
 OLDEST ?= 2.10.0 2.11.0
 
-.PHONY: demo test test-oldest mutants lint bench gpu-check docs setup clean
+.PHONY: demo test test-oldest mutants lint bench leaderboard gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -56,6 +56,11 @@ lint: setup
 
 bench: setup
 	$(PY) benchmarks/bench.py --preset issue
+
+# Every loss and method at equal budget on real images; hours, resumable. MINUTES bounds it; see --help.
+MINUTES ?= inf
+leaderboard: setup
+	$(PY) benchmarks/leaderboard.py --minutes $(MINUTES)
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check

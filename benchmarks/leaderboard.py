@@ -41,7 +41,7 @@ from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
 
 STAGES = ("tune", "runs", "sizes", "costs", "report")
-STEPS = {"icons": 220, "glyphs": 220}
+STEPS = 220
 BATCH = 256
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -59,6 +59,7 @@ class Session:
     deadline: float
     part: tuple[int, int]
     quick: bool
+    steps: int = STEPS
     bars: Any = None
     done: int = 0
 
@@ -114,8 +115,8 @@ class Session:
         self.bars.remove_task(inner)
 
 
-def _budget(session: Session, task: str, rates: dict[str, float], **changes: Any) -> Budget:
-    steps, batch = (4, 32) if session.quick else (STEPS[task], BATCH)
+def _budget(session: Session, rates: dict[str, float], **changes: Any) -> Budget:
+    steps, batch = (4, 32) if session.quick else (session.steps, BATCH)
     chosen = {k: v for k, v in rates.items() if k in ("rate", "proxy_rate")}
     settings = {"steps": steps, "batch": batch, "shared": session.output / "sources", **chosen}
     return Budget(**{**settings, **changes})
@@ -146,7 +147,7 @@ def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
     with session.each("tune", session.mine(jobs)) as going:
         for (task, entry), tick in going:
             plan_of = known[entry][1]
-            half = _budget(session, task, {}).steps // 2
+            half = _budget(session, {}).steps // 2
 
             def evaluate(
                 setting: dict[str, float],
@@ -156,7 +157,7 @@ def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
                 half: int = half,
                 tick: Callable = tick,
             ) -> float:
-                budget = _budget(session, task, setting, steps=half)
+                budget = _budget(session, setting, steps=half)
                 plan = plan_of(_task(session, task), budget, seed)
                 try:
                     fit(plan, lambda step, loss: tick(step * 1 / half, loss))
@@ -164,7 +165,7 @@ def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
                     return -math.inf
                 return plan.validation()
 
-            probe = plan_of(_task(session, task), _budget(session, task, {}, steps=half), TUNING_SEED)
+            probe = plan_of(_task(session, task), _budget(session, {}, steps=half), TUNING_SEED)
             space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
             if any(True for part in probe.learnt for _ in part.parameters()):
                 space["proxy_rate"] = Coordinate(10, 0.1, 1000)
@@ -188,7 +189,7 @@ def runs(session: Session, tasks: list[str], chosen: list[str], seeds: int) -> N
     for seed in range(seeds):
         for task in tasks:
             for entry in chosen:
-                budget = _budget(session, task, _rates(session, task, entry))
+                budget = _budget(session, _rates(session, task, entry))
                 jobs.append((f"{entry}, {task}", budget.steps, task, entry, seed, budget))
     jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
     with session.each("runs", jobs) as going:
@@ -212,9 +213,7 @@ def sizes(session: Session, seeds: int) -> None:
                 seen = 256 if session.quick else SEEN
                 rates = _rates(session, "glyphs", entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
-                budget = _budget(
-                    session, "glyphs", rates, steps=seen // batch, batch=batch
-                )
+                budget = _budget(session, rates, steps=seen // batch, batch=batch)
                 budget = dataclasses.replace(budget, rate=rate)
                 jobs.append((f"{entry}, {batch}", budget.steps, entry, batch, seed, budget))
     jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
@@ -276,6 +275,7 @@ def main() -> int:
     add("--tasks", default=",".join(data.NAMES))
     add("--entry", action="append", help="one of them; repeat it (default: all)")
     add("--seeds", type=int, default=3)
+    add("--steps", type=int, default=STEPS, help="of every run")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--timeout", type=float, default=60.0, help="seconds of one step in `costs`")
     add("--part", default="1/1", help="K/N: this process's share of the jobs")
@@ -299,7 +299,7 @@ def main() -> int:
         parser.error(f"--part: expected K/N with 1 <= K <= N, got {options.part}")
     torch.set_num_threads(options.threads)
     session = Session(
-        options.output, time.monotonic() + 60 * options.minutes, (k, n), options.quick
+        options.output, time.monotonic() + 60 * options.minutes, (k, n), options.quick, options.steps
     )
     bar = require("rich.progress")
     with bar.Progress(

@@ -247,8 +247,8 @@ def _plot_sizes(sizes: list[Record], costs: list[Record], path: Path) -> None:
     clock.set_yscale("log")
     memory.set_yscale("log")
     recall.legend(fontsize=7)
-    told = "solid: fastdml, dashed: pytorch-metric-learning,\ncross: out of memory or time"
-    clock.set_title(told, fontsize=8)
+    words = "solid: fastdml, dashed: pytorch-metric-learning,\ncross: out of memory or time"
+    clock.set_title(words, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
@@ -257,8 +257,8 @@ def _size_section(sizes: list[Record], costs: list[Record], plot: str) -> list[s
     seen = sizes[0]["steps"] * sizes[0]["batch"]
     lines = [
         "## Batch size\n",
-        f"Recall@1 on the glyphs after about {seen:,} images, whatever the batch size; the learning rate "
-        "goes with its root (at most 0.03).\n",
+        f"Recall@1 on the glyphs after about {seen:,} images, whatever the batch size; the rate goes "
+        "with its root (at most 0.03).\n",
         "| | " + " | ".join(map(str, batches)) + " |",
         "|---|" + "---|" * len(batches),
     ]
