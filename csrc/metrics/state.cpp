@@ -18,6 +18,8 @@ namespace fastdml {
 
 namespace {
 
+constexpr std::int64_t kGridCells = 4096;  // 32 KiB in float32
+
 template <class T>
 const SweepOf<T>& kernel() {
   const SweepKernel& found = *kSweepKernels[active_isa()];
@@ -33,13 +35,18 @@ bool nearer(const Neighbour<T>& a, const Neighbour<T>& b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
+// The factor from a score, less the first threshold, to a grid of some cells between first and last.
+template <class T>
+T cells_by(const T* theta, std::int64_t count, std::int64_t cells) {
+  const T range = theta[count - 1] - theta[0], by = static_cast<T>(cells) / range;
+  return range > T(0) && std::isfinite(by) ? by : T(0);
+}
+
 // bin[b]: the first of ascending thresholds in bin b or later, [count + 1]. Returns the factor from a score,
 // less the first threshold, to its bin.
 template <class T>
 T fill_bins(const T* theta, std::int64_t count, std::int32_t* bin) {
-  const T low = theta[0], range = theta[count - 1] - low;
-  T by = range > T(0) ? static_cast<T>(count) / range : T(0);
-  if (!std::isfinite(by)) by = T(0);
+  const T low = theta[0], by = cells_by(theta, count, count);
   const T last = static_cast<T>(static_cast<std::int32_t>(count - 1));
   std::int64_t b = 0;
   for (std::int64_t k = 0; k < count; ++k) {
@@ -125,15 +132,46 @@ void row_norms(const Rows& x, double* norms) {
 
 template <class T>
 PairCounts<T>::PairCounts(std::vector<T> thresholds)
-    : thresholds_(std::move(thresholds)),
-      bin_(thresholds_.size() + 1),
-      cells_(2 * thresholds_.size() + 1),
-      by_(fill_bins(thresholds_.data(), static_cast<std::int64_t>(thresholds_.size()), bin_.data())) {}
+    : count_(static_cast<std::int64_t>(thresholds.size())),
+      thresholds_(std::move(thresholds)),
+      cells_(2 * count_ + 1) {
+  thresholds_.resize(count_ + 2, std::numeric_limits<T>::infinity());
+  const T* theta = thresholds_.data();
+  const auto cells = static_cast<std::int32_t>(std::min<std::int64_t>(kGridCells, count_));
+  by_ = cells_by(theta, count_, cells);
+  grid_.resize(cells);
+  const T last = static_cast<T>(cells - 1);
+  // As count_cells does: the same rounding is what makes bins and values agree.
+  const auto grid_of = [&](T s) {
+    const T t = std::max(T(0), (s - theta[0]) * by_);
+    const auto cell = static_cast<std::int32_t>(std::min(t, last));
+    return std::pair{cell, std::min(t - static_cast<T>(cell), T(1) - std::numeric_limits<T>::epsilon())};
+  };
+  std::vector<std::int32_t> members(cells);
+  for (std::int64_t k = 0; k < count_; ++k) ++members[grid_of(theta[k]).first];
+  std::int32_t bins = 0;
+  for (std::int32_t c = 0; c < cells; ++c) {
+    const std::int32_t here = std::max(1, 2 * members[c]);
+    grid_[c] = {bins, static_cast<T>(here)};
+    bins += here;
+  }
+  bin_.resize(bins + 1);
+  std::vector<std::int32_t> held(bins);
+  std::int32_t b = 0;
+  for (std::int64_t k = 0; k < count_; ++k) {
+    const auto [cell, rest] = grid_of(theta[k]);
+    const std::int32_t at = grid_[cell].first_bin + static_cast<std::int32_t>(rest * grid_[cell].bins);
+    for (; b <= at; ++b) bin_[b] = static_cast<std::int32_t>(k);
+    ++held[at];
+  }
+  for (; b <= bins; ++b) bin_[b] = static_cast<std::int32_t>(count_);
+  for (b = 0; b < bins; ++b)
+    if (held[b] > 2) bin_[b] |= kCrowded;
+}
 
 template <class T>
 Ladder<T> PairCounts<T>::ladder() const {
-  const auto count = static_cast<std::int64_t>(thresholds_.size());
-  return {thresholds_.data(), count, bin_.data(), static_cast<std::int32_t>(count), thresholds_[0], by_};
+  return {thresholds_.data(), count_, grid_.data(), static_cast<std::int32_t>(grid_.size()), bin_.data(), by_};
 }
 
 template <class T>
@@ -158,7 +196,7 @@ template <class T>
 void Sweep<T>::find_right(const Rows& gallery, const T* scale, const std::int64_t* ids,
                           const std::vector<PairJob>& jobs, std::vector<std::int64_t> start) {
   start_ = std::move(start);
-  theta_.resize(start_.back());
+  theta_.resize(start_.back() + 2);  // two to read behind the last
   std::vector<std::int64_t> next(start_.begin(), start_.end() - 1);
   // A packed panel serves some queries; more of them are several threads' work.
   constexpr std::int64_t together = 64;
@@ -177,10 +215,10 @@ void Sweep<T>::find_right(const Rows& gallery, const T* scale, const std::int64_
 template <class T>
 void Sweep<T>::want_ranks(const float* gains) {
   const std::int64_t rows = task_.rows;
-  above_.assign(theta_.size(), 0);
-  bin_.resize(theta_.size() + rows);
+  above_.assign(right_count(), 0);
+  bin_.resize(right_count() + rows);
   bin_by_.resize(rows);
-  if (gains) gains_.assign(gains, gains + theta_.size());
+  if (gains) gains_.assign(gains, gains + right_count());
   torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<std::pair<T, float>> both;
     for (int64_t i = begin; i < end; ++i) {
@@ -251,7 +289,7 @@ void Sweep<T>::fold(const Rows& gallery, const T* scale, std::int64_t from, std:
   const std::int64_t grain = 1 + 131072 / (some.count * (task_.dim + 16) + 1);
   const std::int64_t query_panels = panels(task_.rows, k.query_rows);
   torch::stable::parallel_for(0, query_panels, grain, [&](int64_t begin, int64_t end) {
-    std::unique_ptr<T[]> buffer(new T[kBufferSize]);
+    std::unique_ptr<T[]> buffer(new T[kBufferSize + kPickedSize]);
     std::vector<std::uint32_t> cells(counts_ ? counts_->cells().size() : 0);
     k.fold(task_, tile, begin, end, cells.data(), buffer.get());
     const std::lock_guard<std::mutex> lock(counting);  // whole numbers: in any order
