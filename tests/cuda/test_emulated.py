@@ -6,7 +6,6 @@ arithmetic, alignment faults, launch limits.
 """
 
 import dataclasses
-import re
 import subprocess
 
 import pytest
