@@ -34,6 +34,16 @@ EXAMPLES = [
     for name, loss in sorted(LOSSES.items())
     for k, description in enumerate(loss.examples())
 ]
+# One a loss, for what is not about its parameters; and one of each kind, for what is not about losses:
+# one set, several proxies a class as columns, proxies as rows, a teacher, a sweep of the columns first, and
+# learnt scalars.
+FIRST_EXAMPLES = list({p.values[0].name: p for p in reversed(EXAMPLES)}.values())[::-1]
+KINDS = [
+    next(p for p in EXAMPLES if p.values[0].name == name and (name != "info_nce" or p.values[0].presweep()))
+    for name in (
+        "multi_similarity", "soft_triple", "proxy_anchor", "listwise_distillation", "info_nce", "siglip",
+    )
+]
 needs_compiled = pytest.mark.skipif(not COMPILED, reason="the compiled library is not installed")
 
 
@@ -306,11 +316,6 @@ def reductions(description: RowLoss) -> tuple[str, ...]:
     return ("mean", "sum", "nonzero", "none") if of_rows(description) else ("mean", "sum")
 
 
-EXAMPLE_REDUCTIONS = [
-    pytest.param(p.values[0], reduction, id=f"{p.id}-{reduction}")
-    for p in EXAMPLES
-    for reduction in reductions(p.values[0])
-]
 ROW_EXAMPLES = [p for p in EXAMPLES if of_rows(p.values[0])]
 
 

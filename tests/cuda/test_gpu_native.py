@@ -13,11 +13,11 @@ from test_engine_executors import shaken
 import fastdml
 import fastdml.functional as F
 from fastdml.engine import library
-from fastdml.engine.autograd import row_loss
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
-from fastdml.engine.registry import handle
 
 # Thousands of tests: not even collected where none of them can run.
 if not torch.cuda.is_available():
@@ -330,17 +330,11 @@ def test_candidates_stored_by_columns(dtype, classes):
     found = []
     for d in (dtype, torch.float64):
         a, w = x.to(d).requires_grad_(), weight.to(d).requires_grad_()
-        given = [None] * 3
+        kind = torch.float64 if d == torch.float64 else torch.float32
         values = description.example_values(64, classes)
-        for k, name in enumerate(("scalars", "row_values", "col_values")):
-            if name in values:
-                given[k] = values[name].to(
-                    "cuda", torch.float64 if d == torch.float64 else torch.float32
-                )
-        value = row_loss(
-            a, w.t(), y, columns, loss=handle(description), scalars=given[0], row_values=given[1],
-            col_values=given[2], backend="native" if d == dtype else "dense",
-        )  # fmt: skip
+        values = {name: v.to("cuda", kind) for name, v in values.items()}
+        backend = "native" if d == dtype else "dense"
+        value = evaluate(Call(description, a, w.t(), y, columns, backend=backend, **values))
         found.append([value.detach(), *torch.autograd.grad(value, (a, w))])
     bound = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     for mine, true in zip(*found, strict=True):

@@ -11,8 +11,7 @@ import triton_mode  # noqa: F401  (before triton is imported)
 from conftest import CASES, EXAMPLES, Case, call, distance, inputs, reductions, scales
 
 from fastdml.engine.executors.triton import Triton
-from fastdml.engine.op import problem_of
-from fastdml.engine.registry import handle
+from fastdml.engine.problem import Problem
 
 TRITON = Triton()
 # Every loss with each of these (and with "ragged" below); further examples of it with the last, two sets.
@@ -24,14 +23,8 @@ def single(name: str) -> Case:
 
 
 def refusal(description) -> str | None:
-    i = inputs(description, single("ragged"))
-    values = (i.scalars, i.row_values, i.col_values)
-    return TRITON.refuses(
-        problem_of(
-            i.anchors, i.candidates, i.anchor_labels, i.candidate_labels, [], i.teacher,
-            *(None if v is None else v.float() for v in values), None, handle(description), "",
-        )
-    )  # fmt: skip
+    given = inputs(description, single("ragged"))
+    return TRITON.refuses(Problem.of(given.call(description, "triton")))
 
 
 TILED = [p for p in EXAMPLES if refusal(p.values[0]) is None]
