@@ -1,0 +1,113 @@
+"""Log-sum-exp in terms of sums and maxima: its largest exponent is taken out first."""
+
+from __future__ import annotations
+
+from .graph import (
+    LOWEST,
+    ONE,
+    PAIR,
+    TRUE,
+    ZERO,
+    Node,
+    both,
+    div,
+    make,
+    mul,
+    neg,
+    number_of,
+    rewrite,
+    topological,
+    total,
+    where,
+)
+
+
+def _parts(node: Node) -> tuple[Node, Node, Node, Node]:
+    """Of a log-sum-exp: its reference, the exponential of a pair, their sum (with the one), and whether
+    there is anything in it: where not, the sum is 1."""
+    x, mask = node.args
+    wider = _relaxed(x, mask)
+    largest = make("amax", x, wider)
+    top = make("max", largest, ZERO) if node.value else where(LOWEST < largest, largest, ZERO)
+    exponential = make("exp", x - top)
+    of_pairs = total(exponential, mask)
+    # The largest exponential of the pairs is 1, if there is a pair.
+    some = TRUE if node.value and wider is mask else ZERO < of_pairs
+    sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
+    return top, exponential, where(some, sum_, ONE), some
+
+
+def softmax(node: Node, bar: Node) -> tuple[Node, Node]:
+    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp."""
+    _, exponential, sum_, _ = _parts(node)
+    return div(bar, sum_), exponential
+
+
+def spelled_out(roots: list[Node]) -> list[Node]:
+    """The roots without log-sum-exps."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "log_sum_exp":
+            return None
+        top, _, sum_, some = _parts(node)
+        return where(some, top + make("log", sum_), ZERO if node.value else LOWEST)
+
+    # Arguments first, so a log-sum-exp within another's exponent is spelled out before it.
+    return rewrite(roots, rule)
+
+
+def _relaxed(x: Node, mask: Node) -> Node:
+    """A mask that holds no larger x than the given one, but depends on fewer statistics: without its
+    conditions `s < t` where x falls with s (or `s > t` where it rises). If any pair passes such a
+    condition, then so does the one of the largest x. Found in an earlier pass, with fewer passes in all.
+    """
+    slope = _slope(x)
+    if mask.op != "and" or slope == 0:
+        return mask
+    kept = TRUE
+    for part in _conjuncts(mask):
+        if part.op in ("lt", "le") and _reduces(part):
+            low, high = part.args
+            falls = low.op == "s" and high.level < PAIR and slope < 0
+            rises = high.op == "s" and low.level < PAIR and slope > 0
+            if falls or rises:
+                continue
+        kept = both(kept, part)
+    return kept
+
+
+def _conjuncts(mask: Node) -> list[Node]:
+    return [c for a in mask.args for c in _conjuncts(a)] if mask.op == "and" else [mask]
+
+
+def _reduces(node: Node) -> bool:
+    return any(n.op in ("sum", "amax", "log_sum_exp") for n in topological([node]))
+
+
+def _slope(x: Node) -> int:
+    """1 where x surely rises with s, -1 where it falls, 0 where that is not known (or neither)."""
+    if x.op == "s":
+        return 1
+    if x.op == "neg":
+        return -_slope(x.args[0])
+    if x.op == "add":
+        a, b = x.args
+        if b.level < PAIR:
+            return _slope(a)
+        return _slope(b) if a.level < PAIR else 0
+    if x.op == "mul" and x.args[0].level < PAIR:
+        return _sign(x.args[0]) * _slope(x.args[1])
+    return 0
+
+
+def _sign(x: Node) -> int:
+    """The sign of a number of the row where it is known, else 0."""
+    if (value := number_of(x)) is not None:
+        return (value > 0) - (value < 0)
+    if x.op == "neg":
+        return -_sign(x.args[0])
+    if x.op in ("mul", "div"):
+        return _sign(x.args[0]) * _sign(x.args[1])
+    if x.op == "exp" or (x.op == "parameter" and x.value[1]):
+        return 1
+    return 0
