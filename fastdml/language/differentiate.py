@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from . import statistics
 from .graph import (
     EVERY,
+    HIGHEST,
     LOWEST,
     ONE,
     PAIR,
@@ -21,7 +22,6 @@ from .graph import (
     both,
     constant,
     div,
-    lift,
     make,
     mul,
     neg,
@@ -110,19 +110,22 @@ def _parts(node: Node, bar: Node) -> list[tuple[Node, Node]]:
             return [(b, where(a, bar, ZERO)), (node.args[2], where(a, ZERO, bar))]
         case "sum":
             return [(a, where(b, bar, ZERO))]
-        case "amax":
-            return [(a, _of_largest(node, bar))]
+        case "amax" | "amin":
+            return [(a, _of_extreme(node, bar))]
         case "log_sum_exp":
             return [(a, where(b, mul(*statistics.softmax(node, bar)), ZERO))]
     raise NotImplementedError(node.op)
 
 
-def _of_largest(node: Node, bar: Node) -> Node:
-    """Shared by the pairs that are largest; computed twice, a number may differ in its last digits."""
+def _of_extreme(node: Node, bar: Node) -> Node:
+    """Shared by the pairs that are largest (or smallest); computed twice, a number may differ in its last
+    digits."""
     x, mask = node.args
-    slack = ZERO
-    if x.args:
-        slack = make("slack", make("max", make("abs", node), ONE))
-    ties = both(mask, node - slack <= x)
+    slack = make("slack", make("max", make("abs", node), ONE)) if x.args else ZERO
+    if node.op == "amax":
+        ties, some = node - slack <= x, LOWEST < node
+    else:
+        ties, some = x <= node + slack, node < HIGHEST
+    ties = both(mask, ties)
     share = div(bar, make("max", total(ONE, ties), ONE))
-    return where(both(ties, lift(LOWEST) < node), share, ZERO)
+    return where(both(ties, some), share, ZERO)

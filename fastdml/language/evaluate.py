@@ -67,8 +67,9 @@ def evaluate(
         match node.op:
             case "sum":
                 return words.sum(args[0], where=args[1].expand(r, n)).to(like.dtype)
-            case "amax":
-                return words.amax(args[0].expand(r, n), where=args[1].expand(r, n))
+            case "amax" | "amin":
+                reduce = getattr(words, node.op)
+                return reduce(args[0].expand(r, n), where=args[1].expand(r, n))  # type: ignore[no-any-return]
             case "slack":
                 return 8 * torch.finfo(like.dtype).eps * args[0]
         return _POINTWISE[node.op](*args)

@@ -160,6 +160,7 @@ def lift(x: object) -> Node:
 
 ZERO, ONE, TRUE, FALSE = (constant(v) for v in (0.0, 1.0, True, False))
 LOWEST = make("lowest")
+HIGHEST = make("neg", LOWEST)
 S, POSITIVE, NEGATIVE = (make(op) for op in ("s", "positive", "negative"))
 CANDIDATES = make("candidates")  # how many pairs the row has
 # Every pair that counts is either positive or negative.
@@ -211,7 +212,7 @@ def mul(a: Node, b: Node) -> Node:
             return other
         if v == -1:
             return neg(other)
-        if one.op == "where" and one.args[2] is ZERO:
+        if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
             return where(one.args[0], mul(one.args[1], other), ZERO)
     if a.level < PAIR and b.level < PAIR:
         if a.op == "neg" or b.op == "neg":
@@ -276,9 +277,33 @@ def where(condition: Node, a: Node, b: Node) -> Node:
         return where(invert(condition), b, ZERO)
     if condition.op == "not" and b is not ZERO:
         return where(condition.args[0], b, a)
+    if b is ZERO and a.level == PAIR:
+        # A condition of the row becomes a factor of the row.
+        if condition.level < PAIR:
+            own = a.op == "mul" and a.args[0].level < PAIR
+            factor, rest = a.args if own else (ONE, a)
+            return mul(where(condition, factor, ZERO), rest)
+        of_row, of_pair = split(condition)
+        if of_row is not TRUE:
+            return where(of_pair, where(of_row, a, ZERO), ZERO)
     if a.op == "where" and a.args[2] is b:
         return where(both(condition, a.args[0]), a.args[1], b)
     return make("where", condition, a, b)
+
+
+def split(mask: Node) -> tuple[Node, Node]:
+    """A mask as a condition of the row and one of the pair."""
+    of_row = of_pair = TRUE
+    for part in conjuncts(mask):
+        if part.level < PAIR:
+            of_row = both(of_row, part)
+        else:
+            of_pair = both(of_pair, part)
+    return of_row, of_pair
+
+
+def conjuncts(mask: Node) -> list[Node]:
+    return [c for a in mask.args for c in conjuncts(a)] if mask.op == "and" else [mask]
 
 
 def detach(a: Node) -> Node:

@@ -6,7 +6,7 @@ import dataclasses
 
 from . import statistics
 from .differentiate import gradient
-from .graph import REDUCTIONS, S, Node, make, topological
+from .graph import REDUCTIONS, S, Node, make, rewrite, topological
 from .row import Trace
 
 
@@ -58,6 +58,7 @@ def program(trace: Trace, scalars: int | None = None) -> Program:
     values, columns = of("row_value"), of("column")
     found = gradient(trace.outputs, trace.counted, [S, *learnt, *values, *columns])
     roots = statistics.spelled_out([*trace.outputs, *found])
+    roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
 
     def indexed(nodes: list[Node], start: int) -> tuple[tuple[int, Node], ...]:

@@ -6,10 +6,12 @@ from .graph import (
     LOWEST,
     ONE,
     PAIR,
+    REDUCTIONS,
     TRUE,
     ZERO,
     Node,
     both,
+    conjuncts,
     div,
     make,
     mul,
@@ -65,7 +67,7 @@ def _relaxed(x: Node, mask: Node) -> Node:
     if mask.op != "and" or slope == 0:
         return mask
     kept = TRUE
-    for part in _conjuncts(mask):
+    for part in conjuncts(mask):
         if part.op in ("lt", "le") and _reduces(part):
             low, high = part.args
             falls = low.op == "s" and high.level < PAIR and slope < 0
@@ -76,12 +78,8 @@ def _relaxed(x: Node, mask: Node) -> Node:
     return kept
 
 
-def _conjuncts(mask: Node) -> list[Node]:
-    return [c for a in mask.args for c in _conjuncts(a)] if mask.op == "and" else [mask]
-
-
 def _reduces(node: Node) -> bool:
-    return any(n.op in ("sum", "amax", "log_sum_exp") for n in topological([node]))
+    return any(n.op in REDUCTIONS for n in topological([node]))
 
 
 def _slope(x: Node) -> int:

@@ -80,7 +80,10 @@ def amax(x: Value, *, where: Value) -> Any:
 
 def amin(x: Value, *, where: Value) -> Any:
     """The smallest x over the pairs of `where`; over none the largest number of the type."""
-    return -amax(-x, where=where)
+    if _traced(x, where):
+        return make("amin", lift(x), where)
+    x = _tensor(x)
+    return _masked(x, where, torch.finfo(x.dtype).max).amin(1, keepdim=True)
 
 
 def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
