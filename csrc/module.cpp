@@ -14,6 +14,7 @@
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#include "cpu/further.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -137,6 +138,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
+  m.def(
+      "add_functor",
+      [](const std::string& name, std::uintptr_t kernel) {
+        const int id = fastdml::add_functor(name.c_str(), reinterpret_cast<const fastdml::Kernel*>(kernel));
+        if (id < 0) throw py::value_error("name: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds a kernel, by its address, that was compiled for this processor; returns its id.",
+      py::arg("name"), py::arg("kernel"));
   m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",
         py::arg("functor"), py::arg("parameters"), py::arg("size"));
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");

@@ -58,4 +58,4 @@ def folded(roots: list[Node]) -> list[Node]:
             return None
         return rebuilt(*found)
 
-    return rewrite(roots, rule)
+    return rewrite(roots, rule, pairs=True)

@@ -345,8 +345,8 @@ def rebuild(node: Node, args: Iterable[Node]) -> Node:
     return maker(*args) if maker is not None else make(node.op, *args, value=node.value)
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """All nodes of the roots, arguments first."""
+def topological(roots: Iterable[Node], pairs: bool = False) -> list[Node]:
+    """All nodes of the roots, arguments first; pairs: without what a number of the row is made of."""
     order: dict[Node, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
@@ -355,17 +355,21 @@ def topological(roots: Iterable[Node]) -> list[Node]:
             order[node] = None
         elif node not in order:
             stack.append((node, True))
-            stack += [(a, False) for a in reversed(node.args) if a not in order]
+            if not pairs or node.level == PAIR:
+                stack += [(a, False) for a in reversed(node.args) if a not in order]
     return list(order)
 
 
-def rewrite(roots: Iterable[Node], rule: Callable[[Node], Node | None]) -> list[Node]:
+def rewrite(
+    roots: Iterable[Node], rule: Callable[[Node], Node | None], pairs: bool = False
+) -> list[Node]:
     """The roots with every node replaced by what the rule makes of it, its arguments first; None: as it
-    is. The rule sees nodes whose arguments have been replaced."""
+    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole."""
     roots = list(roots)
     made: dict[Node, Node] = {}
-    for node in topological(roots):
-        again = rebuild(node, [made[a] for a in node.args])
+    for node in topological(roots, pairs):
+        whole = pairs and node.level < PAIR
+        again = node if whole else rebuild(node, [made[a] for a in node.args])
         replaced = rule(again)
         made[node] = again if replaced is None else replaced
     return [made[root] for root in roots]

@@ -37,7 +37,7 @@ _SAME_SHAPE = ("add", "mul", "neg", "max", "abs", "exp", "softplus", "sigmoid", 
 def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
     """The roots for pairs of one kind."""
     kind = {POSITIVE: TRUE if positive else FALSE, NEGATIVE: FALSE if positive else TRUE}
-    return rewrite(roots, lambda node: kind.get(node))
+    return rewrite(roots, kind.get, pairs=True)
 
 
 def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
@@ -55,32 +55,32 @@ class _Join:
 
     def _costly(self, roots: Sequence[Node], others: set[Node]) -> dict[str, list[Node]]:
         found: dict[str, list[Node]] = {}
-        for node in topological(roots):
+        for node in topological(roots, pairs=True):
             if node.level == PAIR and node.op in COSTLY and node not in others:
                 found.setdefault(node.op, []).append(node)
         return found
 
     def _pair_up(self) -> None:
         """Gives costly nodes of the one kind a partner of the other; arguments come before."""
-        all_p, all_n = set(topological(self.of_p)), set(topological(self.of_n))
+        all_p, all_n = set(topological(self.of_p, pairs=True)), set(topological(self.of_n, pairs=True))
         # A sigmoid can share the exponential of the other kind.
         for mine, theirs in ((all_p, all_n), (all_n, all_p)):
             own = {n.op for n in mine if n.level == PAIR}
             others = {n.op for n in theirs if n.level == PAIR}
             if "exp" in others and "sigmoid" in own and "sigmoid" not in others and "exp" not in own:
                 roots = self.of_p if mine is all_p else self.of_n
-                lowered = rewrite(roots, _sigmoid_by_exp)
+                lowered = rewrite(roots, _sigmoid_by_exp, pairs=True)
                 if mine is all_p:
                     self.of_p = lowered
                 else:
                     self.of_n = lowered
-        all_p, all_n = set(topological(self.of_p)), set(topological(self.of_n))
+        all_p, all_n = set(topological(self.of_p, pairs=True)), set(topological(self.of_n, pairs=True))
         costly_p, costly_n = self._costly(self.of_p, all_n), self._costly(self.of_n, all_p)
         partner: dict[Node, Node] = {}
         for op, nodes in costly_p.items():
             for a, b in zip(nodes, costly_n.get(op, [])):
                 partner[a] = b
-        for node in topological(self.of_p):
+        for node in topological(self.of_p, pairs=True):
             if node in partner:
                 other = partner[node]
                 args = [
@@ -111,9 +111,9 @@ class _Join:
             return where(POSITIVE, a, b)
         zero = make("constant", value=0.0)
         masks = [x.args[0] if x.op == "where" and x.args[2] is zero else None for x in (a, b)]
-        if a is not zero and b is not zero and any(masks):
-            mask = self.join(masks[0] or TRUE, masks[1] or TRUE)
-            values = [x.args[1] if m else x for x, m in zip((a, b), masks)]
+        if a is not zero and b is not zero and any(m is not None for m in masks):
+            mask = self.join(*(TRUE if m is None else m for m in masks))
+            values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]
             return where(mask, self.join(*values), zero)
         linear_a, linear_b = affine(a), affine(b)
         if linear_a and linear_b and set(linear_a[0]) == set(linear_b[0]):
@@ -142,6 +142,9 @@ def rebuilt_in(root: Node, replaced: dict[Node, Node]) -> Node:
     if not replaced:
         return root
     made: dict[Node, Node] = {}
-    for node in topological([root]):
-        made[node] = replaced.get(node) or rebuild(node, [made[a] for a in node.args])
+    for node in topological([root], pairs=True):
+        if node in replaced or node.level < PAIR:
+            made[node] = replaced.get(node, node)
+        else:
+            made[node] = rebuild(node, [made[a] for a in node.args])
     return made[root]
