@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from .affine import folded
 from .graph import (
     CONSTANT,
+    FALSE,
     HIGHEST,
     LOWEST,
     PAIR,
@@ -16,10 +17,11 @@ from .graph import (
     ZERO,
     Node,
     conjuncts,
+    either,
     topological,
     where,
 )
-from .kinds import COSTLY, joined, specialised
+from .kinds import COSTLY, bounded, joined, specialised
 from .program import Program
 
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
@@ -38,7 +40,8 @@ def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     roots = [
         where(n.args[1], n.args[0], _IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
     ]
-    return folded(joined(*(folded(specialised(roots, kind)) for kind in (True, False))))
+    kinds = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
+    return folded(joined(*kinds))
 
 
 class Text:
@@ -181,7 +184,8 @@ class _RowPrinter(Text):
         roots = pair_forms(nodes)
         self._hoist(roots)
         names = [self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op]) for node in nodes]
-        body = lambda_of(self, roots, "values")
+        empty = [_IDENTITY[n.op] for n in nodes]
+        body = lambda_of(self, roots, "values", guard(roots, empty), empty)
         operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
         if not needed:
@@ -200,7 +204,8 @@ class _RowPrinter(Text):
     def map(self) -> None:
         roots = pair_forms([self.program.weight])
         self._hoist(roots)
-        self.lines.append(f"row.map({lambda_of(self, roots, '')});")
+        body = lambda_of(self, roots, "", guard(roots, [ZERO]), [ZERO])
+        self.lines.append(f"row.map({body});")
 
     def derivatives(self) -> None:
         for word, found in (("d_scalar", self.program.d_scalars), ("d_value", self.program.d_values)):
@@ -220,8 +225,28 @@ class _RowPrinter(Text):
             self.lines.append(f"return {texts[0]};")
 
 
-def lambda_of(row: Text, roots: Sequence[Node], wrap: str) -> str:
-    """A lambda of a pair; numbers of the row have names already."""
+def guard(roots: Sequence[Node], empty: Sequence[Node]) -> Node | None:
+    """The mask of the pairs that count for anything, where most vectors of pairs have none and what they
+    would compute is costly: they are passed over."""
+    mask = FALSE
+    for root, nothing in zip(roots, empty):
+        if root is nothing:
+            continue
+        if root.op != "where" or root.args[2] is not nothing:
+            return None
+        mask = either(mask, root.args[0])
+    costly = any(n.op in COSTLY and n.level == PAIR for n in topological(roots, pairs=True))
+    return mask if costly and mask.level == PAIR else None
+
+
+def lambda_of(
+    row: Text,
+    roots: Sequence[Node],
+    wrap: str,
+    guard: Node | None = None,
+    empty: Sequence[Node] = (),
+) -> str:
+    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`."""
     pair = Text(row._count)
     pair.names = dict(row.names)
     uses: dict[Node, int] = {}
@@ -230,6 +255,10 @@ def lambda_of(row: Text, roots: Sequence[Node], wrap: str) -> str:
         for a in node.args:
             uses[a] = uses.get(a, 0) + 1
     lines = []
+    if guard is not None:
+        nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
+        nothing = f"{wrap}({nothing})" if wrap else nothing
+        lines.append(f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", ""))
     for node in nodes:
         if node.level < PAIR or not node.args or node in pair.names:
             continue

@@ -277,7 +277,7 @@ def where(condition: Node, a: Node, b: Node) -> Node:
         return where(invert(condition), b, ZERO)
     if condition.op == "not" and b is not ZERO:
         return where(condition.args[0], b, a)
-    if b is ZERO and a.level == PAIR:
+    if b is ZERO and max(a.level, condition.level) == PAIR:
         # A condition of the row becomes a factor of the row.
         if condition.level < PAIR:
             own = a.op == "mul" and a.args[0].level < PAIR
@@ -286,7 +286,7 @@ def where(condition: Node, a: Node, b: Node) -> Node:
         of_row, of_pair = split(condition)
         if of_row is not TRUE:
             return where(of_pair, where(of_row, a, ZERO), ZERO)
-    if a.op == "where" and a.args[2] is b:
+    if a.op == "where" and a.args[2] is b and a.level >= condition.level:
         return where(both(condition, a.args[0]), a.args[1], b)
     return make("where", condition, a, b)
 
@@ -327,6 +327,8 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return mul(x, total(ONE, mask))
     if x is ONE and mask in (EVERY, TRUE):
         return CANDIDATES
+    if x is ONE and mask is NEGATIVE:
+        return CANDIDATES - make("sum", ONE, POSITIVE)
     return make("sum", x, mask)
 
 

@@ -19,6 +19,7 @@ from .graph import (
     TRUE,
     Node,
     both,
+    conjuncts,
     div,
     either,
     invert,
@@ -43,6 +44,33 @@ def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
 def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
     """One expression for each two of pairs of both kinds."""
     return _Join(positives, negatives).roots()
+
+
+def bounded(roots: Iterable[Node]) -> list[Node]:
+    """The roots with several bounds on one number, s < a and s < b, made one: s < min(a, b)."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "and" or node.level < PAIR:
+            return None
+        above: dict[Node, Node] = {}
+        below: dict[Node, Node] = {}
+        rest = TRUE
+        for part in conjuncts(node):
+            low, high = part.args if part.op == "lt" else (part, part)
+            if low.level == PAIR > high.level:
+                other = neg(below[low]) if low in below else None
+                below[low] = high if other is None else neg(make("max", other, neg(high)))
+            elif high.level == PAIR > low.level:
+                above[high] = make("max", above[high], low) if high in above else low
+            else:
+                rest = both(rest, part)
+        for x, bound in below.items():
+            rest = both(rest, x < bound)
+        for x, bound in above.items():
+            rest = both(rest, bound < x)
+        return rest
+
+    return rewrite(roots, rule, pairs=True)
 
 
 class _Join:

@@ -6,7 +6,7 @@ import dataclasses
 
 from . import statistics
 from .differentiate import gradient
-from .graph import REDUCTIONS, S, Node, make, rewrite, topological
+from .graph import EVERY, REDUCTIONS, ROW, S, ZERO, Node, add, make, neg, rebuild, rewrite, topological, where
 from .row import Trace
 
 
@@ -59,6 +59,7 @@ def program(trace: Trace, scalars: int | None = None) -> Program:
     found = gradient(trace.outputs, trace.counted, [S, *learnt, *values, *columns])
     roots = statistics.spelled_out([*trace.outputs, *found])
     roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
+    roots = _merged(roots)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
 
     def indexed(nodes: list[Node], start: int) -> tuple[tuple[int, Node], ...]:
@@ -76,12 +77,42 @@ def program(trace: Trace, scalars: int | None = None) -> Program:
     )
 
 
+def _merged(roots: list[Node]) -> list[Node]:
+    """The roots with sums over pairs that are only added to each other made one sum."""
+    uses: dict[Node, int] = {}
+    for node in [*topological(roots)]:
+        for a in node.args:
+            uses[a] = uses.get(a, 0) + 1
+    for root in roots:
+        uses[root] = uses.get(root, 0) + 1
+    depth = _depths(roots)
+
+    def own(x: Node) -> Node | None:
+        inner = x.args[0] if x.op == "neg" and uses[x] == 1 else x
+        return inner if inner.op == "sum" and uses[inner] == 1 else None
+
+    merged: dict[Node, Node] = {}
+    for node in topological(roots):
+        if node.op == "add" and node.level == ROW:
+            sums = [own(a) for a in node.args]
+            a, b = sums
+            if a is not None and b is not None and depth[a] == depth[b]:
+                parts = [
+                    where(s.args[1], neg(s.args[0]) if x.op == "neg" else s.args[0], ZERO)
+                    for s, x in zip((a, b), node.args)
+                ]
+                merged[node] = make("sum", add(*parts), EVERY)
+    if not merged:
+        return roots
+    made: dict[Node, Node] = {}
+    for node in topological(roots):
+        made[node] = rebuild(merged.get(node, node), [made.get(a, a) for a in merged.get(node, node).args])
+    return [made[root] for root in roots]
+
+
 def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
     """The reductions of the roots, each in the earliest sweep that its dependences allow."""
-    depth: dict[Node, int] = {}
-    for node in topological(roots):
-        below = max((depth[a] for a in node.args), default=0)
-        depth[node] = below + (node.op in REDUCTIONS)
+    depth = _depths(roots)
     found: list[list[Node]] = [[] for _ in range(max(depth.values(), default=0))]
     for node in depth:
         if node.op in REDUCTIONS:
@@ -89,5 +120,10 @@ def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
     return tuple(tuple(nodes) for nodes in found)
 
 
-def input_node(op: str, k: int) -> Node:
-    return make(op, value=k)
+def _depths(roots: list[Node]) -> dict[Node, int]:
+    """How many sweeps each node needs."""
+    depth: dict[Node, int] = {}
+    for node in topological(roots):
+        below = max((depth[a] for a in node.args), default=0)
+        depth[node] = below + (node.op in REDUCTIONS)
+    return depth

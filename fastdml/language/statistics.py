@@ -7,6 +7,7 @@ from .graph import (
     ONE,
     PAIR,
     REDUCTIONS,
+    S,
     TRUE,
     ZERO,
     Node,
@@ -29,7 +30,7 @@ def _parts(node: Node) -> tuple[Node, Node, Node, Node]:
     there is anything in it: where not, the sum is 1."""
     x, mask = node.args
     wider = _relaxed(x, mask)
-    largest = make("amax", x, wider)
+    largest = _largest(x, wider)
     top = make("max", largest, ZERO) if node.value else where(LOWEST < largest, largest, ZERO)
     exponential = make("exp", x - top)
     of_pairs = total(exponential, mask)
@@ -56,6 +57,16 @@ def spelled_out(roots: list[Node]) -> list[Node]:
 
     # Arguments first, so a log-sum-exp within another's exponent is spelled out before it.
     return rewrite(roots, rule)
+
+
+def _largest(x: Node, mask: Node) -> Node:
+    """The largest x over a mask; of an x that rises (or falls) with s from the largest (smallest) s, which
+    other terms of the row may need too. Over no pair: at most the most negative number."""
+    slope = _slope(x)
+    if slope == 0:
+        return make("amax", x, mask)
+    extreme = make("amax" if slope > 0 else "amin", S, mask)
+    return rewrite([x], lambda node: extreme if node is S else None)[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:
