@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -80,34 +81,46 @@ def _compiler_version() -> str:
 
 
 @functools.cache
-def _loaded(text: str, name: str) -> int:
-    """The id of the functor of that text in the compiled library."""
+def load(texts: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
+    """The ids, in the compiled library, of functors of these texts: one shared library, compiled where
+    this machine has not seen it.
+
+    Raises:
+        CannotCompile: saying why.
+    """
     module = library.load()
     if module is None:
         raise CannotCompile("the compiled library is not installed")
     isa = module.active_isa()
-    key = hashlib.sha256(f"{text}\n{isa}\n{_versions()}".encode()).hexdigest()[:24]
-    path = cache_folder() / f"{name}-{key}.so"
+    key = hashlib.sha256("\n".join([*texts, isa, _versions()]).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{names[0]}-{key}.so"
     if not path.exists():
-        _compile(text, name, isa, path)
+        _compile(texts, names, isa, path)
     try:
-        # What is loaded stays loaded.
-        loaded = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))  # for good: nothing unloads it
     except OSError as error:
         raise CannotCompile(f"{path} cannot be loaded: {error}") from error
-    loaded.fastdml_kernel.restype = ctypes.c_void_p
-    return int(module.add_functor(f"{name}@{key}", loaded.fastdml_kernel()))
+    ids = []
+    for name in names:
+        kernel = getattr(loaded, f"fastdml_{name}")
+        kernel.restype = ctypes.c_void_p
+        ids.append(int(module.add_functor(f"{name}@{key}", kernel())))
+    return tuple(ids)
 
 
-def _compile(text: str, name: str, isa: str, path: Path) -> None:
+def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int) -> str:
+    head = f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+    exports = [
+        f'extern "C" __attribute__((visibility("default"))) const void* fastdml_{name}() {{\n'
+        f"  return &fastdml::kernel_{name}_{isa};\n}}\n"
+        for name in names
+    ]
+    return "\n".join([head + '#include "cpu/instantiate.h"', *texts, *exports])
+
+
+def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path) -> None:
     """Compiles beside the place and moves there: another process sees all of it or nothing."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
-    source = (
-        f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
-        f'#include "cpu/instantiate.h"\n{text}\n'
-        'extern "C" __attribute__((visibility("default"))) const void* fastdml_kernel() {\n'
-        f"  return &fastdml::kernel_{name}_{isa};\n}}\n"
-    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=path.parent))
@@ -117,9 +130,8 @@ def _compile(text: str, name: str, isa: str, path: Path) -> None:
             "FASTDML_CACHE names another"
         ) from error
     try:
-        written = work / f"{name}.cpp"
-        written.write_text(source)
-        made = work / "made.so"
+        written, made = work / "functor.cpp", work / "functor.so"
+        written.write_text(_source(texts, names, isa, width))
         command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
         done = subprocess.run(
             [*command, "-shared", str(written), "-o", str(made)],
@@ -128,11 +140,11 @@ def _compile(text: str, name: str, isa: str, path: Path) -> None:
             check=False,
         )
         if done.returncode != 0:
-            raise CannotCompile(f"the compiler failed on {name}: {done.stderr.strip()[:2000]}")
+            raise CannotCompile(f"the compiler failed on {names[0]}: {done.stderr.strip()[:2000]}")
         os.replace(written, path.with_suffix(".cpp"))  # for those who want to read it
         os.replace(made, path)
     except OSError as error:
-        raise CannotCompile(f"{name} could not be compiled: {error}") from error
+        raise CannotCompile(f"{names[0]} could not be compiled: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -143,8 +155,9 @@ def compiled(program: Program, name: str) -> int:
     Raises:
         CannotCompile: saying why.
     """
-    safe = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_") or "loss"
-    return _loaded(functor(program, f"user_{safe}"), f"user_{safe}")
+    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
+    safe = f"user_{kept or 'loss'}"
+    return load((functor(program, safe),), (safe,))[0]
 
 
 @functools.cache

@@ -12,10 +12,12 @@ from .graph import (
     HIGHEST,
     LOWEST,
     PAIR,
+    POSITIVE,
     REDUCTIONS,
     ROW,
     ZERO,
     Node,
+    both,
     conjuncts,
     either,
     topological,
@@ -195,7 +197,8 @@ class _RowPrinter(Text):
     def _hoist(self, roots: Sequence[Node]) -> None:
         """Defines what the pairs' expressions read of the row."""
         nodes = topological(roots, pairs=True)
-        read = [a for n in nodes if n.level == PAIR for a in n.args if CONSTANT < a.level < PAIR]
+        read = [x for n in nodes if n.level == PAIR for x in n.args]
+        read = [x for x in (*read, *roots) if CONSTANT < x.level < PAIR]
         self.define(read)
         for node in read:
             if node not in self.names and node.args:
@@ -235,6 +238,8 @@ def guard(roots: Sequence[Node], empty: Sequence[Node]) -> Node | None:
         if root.op != "where" or root.args[2] is not nothing:
             return None
         mask = either(mask, root.args[0])
+    if mask is not POSITIVE and mask is not both(POSITIVE, mask):
+        return None
     costly = any(n.op in COSTLY and n.level == PAIR for n in topological(roots, pairs=True))
     return mask if costly and mask.level == PAIR else None
 

@@ -138,7 +138,10 @@ class _Join:
         if a.level < PAIR and b.level < PAIR:
             return where(POSITIVE, a, b)
         zero = make("constant", value=0.0)
-        masks = [x.args[0] if x.op == "where" and x.args[2] is zero else None for x in (a, b)]
+        masks = [
+            x.args[0] if x.op == "where" and x.args[2] is zero and x.args[0].level == PAIR else None
+            for x in (a, b)
+        ]
         if a is not zero and b is not zero and any(m is not None for m in masks):
             mask = self.join(*(TRUE if m is None else m for m in masks))
             values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]

@@ -31,8 +31,7 @@ def binomial_deviance(p, alpha, beta, base, max_positive):
 
 def nt_xent(p, scale):
     level = log_sum_exp(scale * p.s, where=p.negative)
-    terms = sum(softplus(level - scale * p.s), where=p.positive)
-    return where(count(where=p.negative) > 0, p.scalar(0) * terms, 0.0)
+    return p.scalar(0) * sum(softplus(level - scale * p.s), where=p.positive)
 
 
 def sup_con(p, scale, pull, push):

@@ -4,7 +4,8 @@ import torch
 
 from fastdml.engine import library
 from fastdml.engine.relation import LabelRelation
-from fastdml.language.compile import compiled
+from fastdml.language.compile import load
+from fastdml.language.cpp import functor
 from fastdml.language.program import program
 from fastdml.language.row import trace
 
@@ -48,8 +49,13 @@ class Block:
         return loss, s, d_scalars, d_values
 
 
-def both(described, description):
-    """(printed, parameters), (written by hand, parameters)"""
-    made, parameters = traced(described, description)
-    hand = library.functors()[description.name][0], description.members
-    return (compiled(made, description.name), parameters), hand
+def together(cases):
+    """name-number -> (functor, parameters) of printed functors, compiled as one library."""
+    made = {f"{name}_{k}": traced(described, d) for name, k, described, d in cases}
+    names = tuple(made)
+    ids = load(tuple(functor(made[name][0], name) for name in names), names)
+    return {name: (i, made[name][1]) for name, i in zip(names, ids)}
+
+
+def by_hand(description):
+    return library.functors()[description.name][0], description.members
