@@ -55,7 +55,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
                      py::array_t<T, py::array::c_style> s,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> row_labels,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> col_labels,
-                     std::int64_t self_offset, const std::vector<T>& scalars,
+                     std::int64_t own_offset, const std::vector<T>& scalars,
                      const Optional<T>& row_values, const Optional<T>& col_values,
                      const Optional<T>& teacher) {
   const fastdml::Functor* found = nullptr;
@@ -85,7 +85,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.col_class = col_class.data();
   b.class_start = start.data();
   b.class_order = order.data();
-  b.self_offset = self_offset;
+  b.own_offset = own_offset;
   // Whatever a functor reads that was not given is NaN: row and column values, a teacher, scalars.
   constexpr std::int64_t kMost = 16;
   const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -168,12 +168,12 @@ PYBIND11_MODULE(_C, m) {
       "loss's spec calls so. Single-threaded.";
   m.def("apply_rows", &apply<float>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>(),
+        py::arg("own_offset") = -1, py::arg("scalars") = std::vector<float>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
   m.def("apply_rows", &apply<double>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<double>(),
+        py::arg("own_offset") = -1, py::arg("scalars") = std::vector<double>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
 }

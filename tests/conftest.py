@@ -18,10 +18,12 @@ from torch import Tensor
 
 import fastdml
 from fastdml import losses
-from fastdml.engine import autograd, library, similarity
+from fastdml.engine import library, similarity
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.loss import RowLoss
-from fastdml.engine.registry import LOSSES, handle
+from fastdml.engine.registry import LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = library.load() is not None
@@ -227,13 +229,13 @@ class Inputs:
         """
         if backend == "native" and not compiled(description):
             backend = "chunked"
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | leaves
+        return evaluate(self.call(description, backend, reduction, **leaves))
+
+    def call(self, description: RowLoss, backend: str, reduction: str = "mean", **fields: object) -> Call:
+        """The call of the engine, with `fields` in place of the inputs of those names."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | fields
         given.pop("biased")
-        order = ("anchors", "candidates", "anchor_labels", "candidate_labels")
-        placed = [given.pop(name) for name in order]
-        return autograd.row_loss(
-            *placed, loss=handle(description), backend=backend, reduction=reduction, **given,
-        )
+        return Call(description, backend=backend, reduction=reduction, **given)
 
 
 def inputs(description: RowLoss, case: Case) -> Inputs:

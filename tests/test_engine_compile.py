@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastdml
 from fastdml import functional as F
 from fastdml import losses
+from fastdml.engine.call import LEAVES, spelled
 from fastdml.engine.registry import LOSSES, description, handle
 from fastdml.engine.relation import LabelRelation
-from fastdml.losses.smooth_ap import SmoothAP
+from fastdml.losses.rank.smooth_ap import SmoothAP
 
 NAMES = [*losses.MODULES, *losses.FUNCTIONS]
 
@@ -23,16 +24,12 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def operator_arguments(loss, case, reduction="mean", backend="auto"):
+def operator_arguments(loss, case, reduction="mean", backend="auto", **changes):
+    """The operator's arguments for a call of a loss on a case."""
     given = inputs(loss, case)
     leaves = given.leaves()
-    names = ("anchors", "candidates", "scalars", "row_values", "col_values")
-    wanted = [name in leaves for name in names]
-    return (
-        given.anchors, given.candidates, given.anchor_labels, given.candidate_labels, [],
-        given.teacher, given.scalars, given.row_values, given.col_values, None, handle(loss), "",
-        backend, reduction, wanted,
-    )  # fmt: skip
+    tensors, words = given.call(loss, backend, reduction, **changes).packed()
+    return tensors, spelled(words), [name in leaves for name in LEAVES]
 
 
 @pytest.mark.parametrize("name", ["ragged", "reference"])
@@ -47,11 +44,11 @@ def test_operator(loss, dtype, name):
 def test_operator_with_rows_and_tuples(backend):
     case = CASES["ragged"]()
     loss = next(p.values[0] for p in EXAMPLES if p.values[0].name == "multi_similarity")
-    arguments = list(operator_arguments(loss, case, "none", backend))
-    torch.library.opcheck(torch.ops.fastdml.row_loss, tuple(arguments))
+    torch.library.opcheck(torch.ops.fastdml.row_loss, operator_arguments(loss, case, "none", backend))
     if backend != "native":
-        arguments[4] = [torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
-        torch.library.opcheck(torch.ops.fastdml.row_loss, tuple(arguments))
+        pairs = [torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
+        arguments = operator_arguments(loss, case, "none", backend, pairs=pairs)
+        torch.library.opcheck(torch.ops.fastdml.row_loss, arguments)
 
 
 @needs_compiled
@@ -82,7 +79,7 @@ def test_native_operators_write_what_their_schemas_say():
         "s": torch.randn(6, 6, generator=g), "functor": functor,
         "parameters": SmoothAP().parameters(),
         "row_class": row_class, "col_class": row_class, "class_start": start, "class_order": order,
-        "longest": 3, "self_offset": -1, "weight": 1.0, "loss": torch.zeros(6), "gradient": True,
+        "longest": 3, "own_offset": -1, "weight": 1.0, "loss": torch.zeros(6), "gradient": True,
     }  # fmt: skip
     defaults = {"float": 0.0, "int": 0, "bool": False}
     arguments = tuple(

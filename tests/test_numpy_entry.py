@@ -83,8 +83,8 @@ def test_the_own_pair_is_left_out():
     parameters = (2, 50, 0.5, 0, 0, np.inf)
     one, two = s.copy(), s.copy()
     two[np.arange(20), np.arange(20)] = 7.0
-    losses = _C.apply_rows("multi_similarity", parameters, one, labels, labels, self_offset=0)
-    again = _C.apply_rows("multi_similarity", parameters, two, labels, labels, self_offset=0)
+    losses = _C.apply_rows("multi_similarity", parameters, one, labels, labels, own_offset=0)
+    again = _C.apply_rows("multi_similarity", parameters, two, labels, labels, own_offset=0)
     assert (losses == again).all() and (one == two).all() and (np.diag(one) == 0).all()
     counted = _C.apply_rows("multi_similarity", parameters, s.copy(), labels, labels)
     assert (counted != losses).all()

@@ -216,7 +216,7 @@ def test_drawn_triplets_are_reproducible(make):
 def test_drawn_triplets_are_uniform(reference):
     """Every positive of an anchor and every negative of it, none else, equally often."""
     stats = pytest.importorskip("scipy.stats")
-    from fastdml.losses.triplets import drawn
+    from fastdml.losses.triplet.triplets import drawn
 
     y = torch.tensor([3, -1, 3, 3, 8, -1, 3])
     columns = torch.tensor([8, 3, 3, -1, 5, 3]) if reference else y
@@ -240,7 +240,7 @@ def test_drawn_triplets_are_uniform(reference):
 @pytest.mark.parametrize("arguments", [{"name": "TripletMarginLoss", "swap": True}, {"name": "MarginLoss"}])
 def test_drawn_triplets_are_a_list(arguments, dtype, tolerance):
     """Theirs, handed the triplets that ours draws."""
-    from fastdml.losses.triplets import drawn
+    from fastdml.losses.triplet.triplets import drawn
 
     name, *rest = arguments.values()
     kind = {"swap": True} if rest else {}

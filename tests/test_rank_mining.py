@@ -8,8 +8,8 @@ from conftest import BACKENDS, needs_compiled
 import fastdml
 from fastdml import functional as F
 from fastdml import losses, miners
-from fastdml.engine.mining import distance_log_weight, draw
-from fastdml.engine.philox import philox, uniforms
+from fastdml.mining.choice import distance_log_weight, draw
+from fastdml.mining.philox import philox, uniforms
 from fastdml.engine.similarity import SIMILARITIES
 from fastdml.mixing import pairs_within, similarity_mixup
 

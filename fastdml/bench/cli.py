@@ -119,9 +119,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return [
         (
             _on(
-                Workload(
-                    loss, b, d, k, options.candidates, options.classes, options=arguments
-                ),
+                Workload(loss, b, d, k, options.candidates, options.classes, options=arguments),
                 options,
             ),
             names,

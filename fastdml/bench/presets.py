@@ -94,7 +94,11 @@ def requirements(records: Sequence[Record]) -> list[Requirement]:
     found: list[Requirement] = []
 
     def demand(
-        text: str, value: float | None, compare: Callable[[float, float], bool], limit: float, unit: str
+        text: str,
+        value: float | None,
+        compare: Callable[[float, float], bool],
+        limit: float,
+        unit: str,
     ) -> None:
         found.append(judge(text, value, limit, unit, compare))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .op import REDUCTIONS
+from .call import REDUCTIONS
 from .similarity import PRODUCT, SIMILARITIES
 
 
@@ -63,6 +63,24 @@ def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
             f"{b_name}: expected embeddings of dimension {a.shape[1]}, as in {a_name}, got {b.shape[1]}"
         )
     same_device(b, a, b_name, a_name)
+
+
+def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
+    """Where rows' own copies stand among the candidates: a number, or int64 [rows], -1 for nowhere."""
+    rows = embeddings.shape[0]
+    if isinstance(where, int) and not isinstance(where, bool):
+        if where < 0:
+            raise ValueError(f"own: expected a number of at least 0, or indices, got {where}")
+        return where
+    if not isinstance(where, Tensor) or where.is_floating_point() or where.dtype == torch.bool:
+        got = where.dtype if isinstance(where, Tensor) else type(where).__name__
+        raise ValueError(f"own: expected a number or a tensor of {rows} integers, got {got}")
+    if tuple(where.shape) != (rows,):
+        raise ValueError(f"own: expected shape [{rows}], got {tuple(where.shape)}")
+    same_device(where, embeddings, "own", "embeddings")
+    if _readable(where) and not -1 <= int(where.min()) <= int(where.max()) < columns:
+        raise ValueError(f"own: expected indices of ref_emb in [0, {columns}), or -1")
+    return where.long()
 
 
 def class_range(

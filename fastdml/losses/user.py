@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss, Rows
-from ..engine.registry import handle
+from ..engine.registry import remember
 from ..kernels.tile import TileLoss
 from .base import SampleLoss
 
@@ -106,7 +106,7 @@ class UserRowLoss(SampleLoss):
         super().__init__(similarity=similarity, **kwargs)
         parameters = _check_tile(tile, tile_parameters)
         self._description = UserLoss(fn, tile, parameters, similarity=similarity)
-        handle(self._description)  # known before a graph is compiled
+        remember(self._description)  # before a graph is compiled
 
     def description(self) -> UserLoss:
         return self._description

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import library, schedule
 from ..problem import Problem
-from ..registry import LOSSES
+from ..registry import registered
 from ..relation import LabelRelation
 from . import Result, Wanted, column_sums, one_block
 
@@ -25,9 +25,7 @@ class Native:
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
-        # A user's function may bear the name of a compiled loss.
-        known = LOSSES.get(problem.loss.name) is type(problem.loss)
-        if not known or problem.loss.name not in library.functors():
+        if not registered(problem.loss) or problem.loss.name not in library.functors():
             return f"no compiled functor is called {problem.loss.name!r}"
         if not library.runs_on(problem.device_type):
             return f"no compiled functors for {problem.device_type}"
@@ -75,8 +73,8 @@ class Native:
         start: int,
         out: Result,
         gradient: bool,
-        narrow: Tensor | None,
-        seen: bool,
+        weights: Tensor | None,
+        holds_similarities: bool,
     ) -> Tensor:
         rows = slice(start, start + s.shape[0])
         whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
@@ -85,7 +83,7 @@ class Native:
             return x if whole or x is None else x[rows]
 
         classes = problem.classes
-        weights = narrow if gradient else None
+        weights = weights if gradient else None
         self.kernel(
             s,
             library.functors()[problem.loss.name][0],
@@ -102,10 +100,11 @@ class Native:
             classes.start,
             classes.order,
             classes.longest,
-            start if problem.excludes_self else -1,
+            -1 if problem.own_offset < 0 else start + problem.own_offset,
+            part(problem.own_index),
             part(problem.row_weight),
             problem.weight,
-            problem.scalars,
+            problem.all_scalars,
             part(problem.row_values),
             problem.col_values,
             part(out.outputs),
@@ -113,6 +112,6 @@ class Native:
             part(out.d_row_values),
             gradient,
             weights,
-            seen,
+            holds_similarities,
         )
         return s if weights is None else weights
