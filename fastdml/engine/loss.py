@@ -137,6 +137,11 @@ class RowLoss:
         names = {f.name for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **rule) if set(rule) <= names else None
 
+    def functor(self) -> int | str | None:
+        """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
+        is none. None: the compiled functor is that of its name."""
+        return None
+
     @classmethod
     def examples(cls) -> list[RowLoss]:
         """Parameters under which tests and benchmarks run the loss: between them, every branch."""
