@@ -118,17 +118,42 @@ def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int) ->
     return "\n".join([head + '#include "cpu/instantiate.h"', *texts, *exports])
 
 
+def _workplace(folder: Path) -> Path:
+    """A new folder in the cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder))
+    except OSError as error:
+        raise CannotCompile(
+            f"the folder for compiled losses, {folder}, cannot be written to ({error.strerror}); "
+            "FASTDML_CACHE names another"
+        ) from error
+
+
+def stored(text: str, name: str, suffix: str) -> Path:
+    """A file of the cache that holds the text.
+
+    Raises:
+        CannotCompile: where the cache cannot be written to.
+    """
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    path = cache_folder() / f"{name}_{key}{suffix}"
+    if not path.exists():
+        work = _workplace(path.parent)
+        try:
+            (work / path.name).write_text(text)
+            os.replace(work / path.name, path)
+        except OSError as error:
+            raise CannotCompile(f"{path} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
 def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path) -> None:
     """Compiles beside the place and moves there: another process sees all of it or nothing."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=path.parent))
-    except OSError as error:
-        raise CannotCompile(
-            f"the folder for compiled losses, {path.parent}, cannot be written to ({error.strerror}); "
-            "FASTDML_CACHE names another"
-        ) from error
+    work = _workplace(path.parent)
     try:
         written, made = work / "functor.cpp", work / "functor.so"
         written.write_text(_source(texts, names, isa, width))
@@ -155,9 +180,14 @@ def compiled(program: Program, name: str) -> int:
     Raises:
         CannotCompile: saying why.
     """
-    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
-    safe = f"user_{kept or 'loss'}"
+    safe = identifier(name)
     return load((functor(program, safe),), (safe,))[0]
+
+
+def identifier(name: str) -> str:
+    """A name for a user's functor, whatever its function is called."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
+    return f"user_{kept or 'loss'}"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..engine.lazy import lazy
 from ..engine.loss import RowLoss, Rows
 from . import compile
-from .graph import PAIR, ROW, NotInLanguage, topological
+from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import RowFunction, TensorRow, TracedRow, outputs_of, trace
 
@@ -53,9 +54,7 @@ class DescribedLoss(RowLoss):
         if isinstance(found, str):
             return False
         nodes = topological([found.weight], pairs=True)
-        return not any(n.level == ROW or n.op == "column" for n in nodes) and all(
-            n.level in (PAIR, 0, 1) for n in nodes
-        )
+        return not any(n.level == ROW or n.op == "column" for n in nodes)
 
     def spec(self, rows: Rows) -> Tensor:
         p = TensorRow(rows)
@@ -66,13 +65,33 @@ class DescribedLoss(RowLoss):
         return found.to(rows.s.dtype)
 
     def parameters(self) -> tuple[float, ...]:
-        return tuple(float(v) for v in self.arguments.values() if _is_number(v)) or (0.0,)
+        return tuple(self.open_arguments.values()) or (0.0,)
+
+    @property
+    def open_arguments(self) -> dict[str, float]:
+        """The parameters of what is printed."""
+        return {k: v for k, v in self.arguments.items() if _is_number(v)}
+
+    @property
+    def tiles(self) -> Any:  # type: ignore[override]
+        return self._tiles
+
+    @lazy
+    def _tiles(self) -> Any:
+        if isinstance(self.traced, str) or importlib.util.find_spec("triton") is None:
+            return None
+        from . import tiles  # imports nothing of triton's, but what it prints does
+
+        try:
+            return tiles.printed(self.traced.trace, compile.identifier(self.name))
+        except tiles.NoTile:
+            return None
 
     @lazy
     def traced(self) -> Program | str:
         """The passes of the row and of its derivatives, or which word of the function is none."""
         row = TracedRow()
-        opened = {k: v for k, v in self.arguments.items() if _is_number(v)}
+        opened = self.open_arguments
         bound = {
             k: row.scalar(v.k) if isinstance(v, Learnt) else v
             for k, v in self.arguments.items()

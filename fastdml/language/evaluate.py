@@ -89,10 +89,26 @@ def evaluate(
     )
 
 
+def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
+    """The value of an expression of parameters alone, in double precision."""
+    known: dict[Node, Tensor] = {}
+    for n in topological([node]):
+        if n.args:
+            known[n] = _POINTWISE[n.op](*(known[a] for a in n.args))
+        else:
+            value = parameters[n.value[0]] if n.op == "parameter" else n.value
+            if n.op == "lowest":
+                value = torch.finfo(torch.float32).min
+            known[n] = torch.tensor(value, dtype=torch.float64)
+    return float(known[node])
+
+
 _POINTWISE = {
     "add": torch.add, "neg": torch.neg, "mul": torch.mul, "div": torch.div, "exp": torch.exp,
     "log": torch.log, "sqrt": words.sqrt, "abs": torch.abs, "softplus": words.softplus,
     "sigmoid": torch.sigmoid, "max": words.maximum, "where": words.where, "detach": lambda x: x,
     "lt": torch.lt, "le": torch.le, "eq": torch.eq, "and": torch.logical_and, "or": torch.logical_or,
-    "not": torch.logical_not,
+    "not": torch.logical_not, "exp2": torch.exp2, "log2": torch.log2,
+    "softplus2": lambda x: torch.logaddexp2(x, torch.zeros_like(x)),
+    "sigmoid2": lambda x: torch.sigmoid(x * 0.6931471805599453),
 }  # fmt: skip

@@ -28,7 +28,7 @@ LEAVES = {
     "teacher": PAIR,
     "column": PAIR,
 }
-REDUCTIONS = ("sum", "amax", "amin", "log_sum_exp")
+REDUCTIONS = ("sum", "amax", "amin", "log_sum_exp", "softmax_mean")
 MASKS = ("positive", "negative", "lt", "le", "eq", "and", "or", "not")
 
 
@@ -214,12 +214,16 @@ def mul(a: Node, b: Node) -> Node:
             return neg(other)
         if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
             return where(one.args[0], mul(one.args[1], other), ZERO)
+    for one, other, v in ((a, b, x), (b, a, y)):
+        inner = number_of(other.args[0]) if other.op == "mul" else None
+        if v is not None and inner is not None:
+            return mul(constant(v * inner), other.args[1])
     if a.level < PAIR and b.level < PAIR:
         if a.op == "neg" or b.op == "neg":
             flipped = (a.op == "neg") != (b.op == "neg")
             product = mul(*(v.args[0] if v.op == "neg" else v for v in (a, b)))
             return neg(product) if flipped else product
-        return make("mul", *_sorted(a, b))
+        return make("mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b)))
     for one, other in ((a, b), (b, a)):
         if one.level == PAIR and one.op == "neg":
             if other.level < PAIR:

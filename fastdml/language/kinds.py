@@ -31,8 +31,10 @@ from .graph import (
     where,
 )
 
-COSTLY = ("exp", "softplus", "sigmoid", "log", "sqrt", "div")
-_SAME_SHAPE = ("add", "mul", "neg", "max", "abs", "exp", "softplus", "sigmoid", "log", "sqrt", "div")
+COSTLY = (
+    "exp", "softplus", "sigmoid", "log", "sqrt", "div", "exp2", "softplus2", "sigmoid2", "log2",
+)  # fmt: skip
+_SAME_SHAPE = ("add", "mul", "neg", "max", "abs", *COSTLY)
 
 
 def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
@@ -95,7 +97,7 @@ class _Join:
         for mine, theirs in ((all_p, all_n), (all_n, all_p)):
             own = {n.op for n in mine if n.level == PAIR}
             others = {n.op for n in theirs if n.level == PAIR}
-            if "exp" in others and "sigmoid" in own and "sigmoid" not in others and "exp" not in own:
+            if others & _EXP and own & _SIGMOID and not others & _SIGMOID and not own & _EXP:
                 roots = self.of_p if mine is all_p else self.of_n
                 lowered = rewrite(roots, _sigmoid_by_exp, pairs=True)
                 if mine is all_p:
@@ -162,10 +164,13 @@ def _alike(a: Node, b: Node) -> int:
     return 2 if a is b else int(a.op == b.op and a.level == b.level)
 
 
+_EXP, _SIGMOID = {"exp", "exp2"}, {"sigmoid", "sigmoid2"}
+
+
 def _sigmoid_by_exp(node: Node) -> Node | None:
-    if node.op != "sigmoid" or node.level < PAIR:
+    if node.op not in _SIGMOID or node.level < PAIR:
         return None
-    return div(ONE, ONE + make("exp", neg(node.args[0])))
+    return div(ONE, ONE + make(node.op.replace("sigmoid", "exp"), neg(node.args[0])))
 
 
 def rebuilt_in(root: Node, replaced: dict[Node, Node]) -> Node:

@@ -44,11 +44,13 @@ class Program:
         return [*self.outputs, self.weight, *derived]
 
 
-def program(trace: Trace, scalars: int | None = None) -> Program:
+def program(trace: Trace, scalars: int | None = None, whole: bool = False) -> Program:
     """The passes of a traced function and of its derivatives.
 
     scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
+    whole: log-sum-exps are statistics of a pass, not maxima and sums in two.
     """
+    first_outputs = tuple(statistics.without_one([*trace.outputs])) if whole else trace.outputs
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:
@@ -56,8 +58,10 @@ def program(trace: Trace, scalars: int | None = None) -> Program:
 
     learnt = [n for n in of("scalar") if scalars is None or n.value < scalars]
     values, columns = of("row_value"), of("column")
-    found = gradient(trace.outputs, trace.counted, [S, *learnt, *values, *columns])
-    roots = statistics.spelled_out([*trace.outputs, *found])
+    wanted = [S, *learnt, *values, *columns]
+    found = gradient(first_outputs, trace.counted, wanted, whole)
+    spelled = statistics.means if whole else statistics.spelled_out
+    roots = spelled([*first_outputs, *found])
     roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
     roots = _merged(roots)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]

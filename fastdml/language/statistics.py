@@ -40,10 +40,42 @@ def _parts(node: Node) -> tuple[Node, Node, Node, Node]:
     return top, exponential, where(some, sum_, ONE), some
 
 
-def softmax(node: Node, bar: Node) -> tuple[Node, Node]:
-    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp."""
+def softmax(node: Node, bar: Node, whole: bool = False) -> tuple[Node, Node]:
+    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp; whole: in
+    terms of the log-sum-exp itself."""
+    if whole:
+        return bar, make("exp", node.args[0] - node)
     _, exponential, sum_, _ = _parts(node)
     return div(bar, sum_), exponential
+
+
+def without_one(roots: list[Node]) -> list[Node]:
+    """The roots with log(1 + sum of exp) as softplus of a log-sum-exp."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "log_sum_exp" or not node.value:
+            return None
+        return make("softplus", make("log_sum_exp", *node.args, value=False))
+
+    return rewrite(roots, rule)
+
+
+def means(roots: list[Node]) -> list[Node]:
+    """The roots with sums of exp(x - log-sum-exp of x) v as means of v under the softmax of x."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "sum":
+            return None
+        terms = node.args[0].args if node.args[0].op == "mul" else (node.args[0], ONE)
+        for share, v in (terms, terms[::-1]):
+            if share.op == "exp" and share.args[0].op == "add":
+                for level, x in (share.args[0].args, share.args[0].args[::-1]):
+                    whole = level.op == "neg" and level.args[0].op == "log_sum_exp"
+                    if whole and level.args[0].args == (x, node.args[1]):
+                        return make("softmax_mean", x, node.args[1], v)
+        return None
+
+    return rewrite(roots, rule)
 
 
 def spelled_out(roots: list[Node]) -> list[Node]:
