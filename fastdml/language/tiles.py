@@ -236,7 +236,7 @@ class Printer:
         for k, node in enumerate(self.host):
             made.names[node] = f"p[{k}]"
         for k in range(max(self.program.inputs("scalar"), default=-1) + 1):
-            made.names[make("scalar", value=k)] = f"p[{len(self.host) + k}]"
+            made.names[make("scalar", value=k)] = f"p[{max(1, len(self.host)) + k}]"
         return made
 
     def _module(self) -> str:
@@ -294,7 +294,7 @@ class Printer:
 
     def parameters(self, given: Mapping[str, float]) -> tuple[float, ...]:
         """The numbers of the call that the functions read as p, from the loss's parameters."""
-        return tuple(number_on_host(node, given) for node in self.host)
+        return tuple(number_on_host(node, given) for node in self.host) or (0.0,)
 
 
 def _forms(node: Node) -> list[Node]:
