@@ -165,7 +165,9 @@ class _RowPrinter(Text):
     def _define(self, node: Node) -> None:
         text = self.expression(node)
         kind = "bool" if node.is_mask else "T"
-        self.lines.append(f"const {kind} {self.name(node, 'is' if node.is_mask else 'v')} = {text};")
+        self.lines.append(
+            f"const {kind} {self.name(node, 'is' if node.is_mask else 'v')} = {text};"
+        )
 
     def _input(self, node: Node) -> tuple[str, str] | None:
         k = node.value
@@ -185,7 +187,10 @@ class _RowPrinter(Text):
         """A pass; needed: also where only the loss is asked for."""
         roots = pair_forms(nodes)
         self._hoist(roots)
-        names = [self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op]) for node in nodes]
+        names = [
+            self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
+            for node in nodes
+        ]
         empty = [_IDENTITY[n.op] for n in nodes]
         body = lambda_of(self, roots, "values", guard(roots, empty), empty)
         operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
@@ -211,7 +216,10 @@ class _RowPrinter(Text):
         self.lines.append(f"row.map({body});")
 
     def derivatives(self) -> None:
-        for word, found in (("d_scalar", self.program.d_scalars), ("d_value", self.program.d_values)):
+        for word, found in (
+            ("d_scalar", self.program.d_scalars),
+            ("d_value", self.program.d_values),
+        ):
             self.define([d for _, d in found])
             for k, d in found:
                 self.lines.append(f"row.{word}({k}, {self.expression(d)});")
@@ -263,7 +271,9 @@ def lambda_of(
     if guard is not None:
         nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
         nothing = f"{wrap}({nothing})" if wrap else nothing
-        lines.append(f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", ""))
+        lines.append(
+            f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", "")
+        )
     for node in nodes:
         if node.level < PAIR or not node.args or node in pair.names:
             continue

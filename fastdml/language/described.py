@@ -58,10 +58,14 @@ class DescribedLoss(RowLoss):
 
     def spec(self, rows: Rows) -> Tensor:
         p = TensorRow(rows)
-        given = {k: p.scalar(v.k) if isinstance(v, Learnt) else v for k, v in self.arguments.items()}
+        given = {
+            k: p.scalar(v.k) if isinstance(v, Learnt) else v for k, v in self.arguments.items()
+        }
         found = outputs_of(self.function(p, **given), rows.s.shape[0])
         if found.dim() > 1:
-            raise ValueError(f"fn: expected one number of every row from {self.name!r}, got a tuple")
+            raise ValueError(
+                f"fn: expected one number of every row from {self.name!r}, got a tuple"
+            )
         return found.to(rows.s.dtype)
 
     def parameters(self) -> tuple[float, ...]:

@@ -99,10 +99,10 @@ def _parts(node: Node, bar: Node, whole: bool) -> list[tuple[Node, Node]]:
         case "log":
             return [(a, div(bar, a))]
         case "sqrt":
-            safe = where(ZERO < node, node, ONE)
-            return [(a, where(ZERO < node, mul(constant(0.5), div(bar, safe)), ZERO))]
+            safe = where(node > ZERO, node, ONE)
+            return [(a, where(node > ZERO, mul(constant(0.5), div(bar, safe)), ZERO))]
         case "abs":
-            return [(a, where(ZERO < a, bar, where(a < ZERO, neg(bar), ZERO)))]
+            return [(a, where(a > ZERO, bar, where(a < ZERO, neg(bar), ZERO)))]
         case "softplus":
             return [(a, mul(bar, make("sigmoid", a)))]
         case "sigmoid":
@@ -126,7 +126,7 @@ def _of_extreme(node: Node, bar: Node) -> Node:
     x, mask = node.args
     slack = make("slack", make("max", make("abs", node), ONE)) if x.args else ZERO
     if node.op == "amax":
-        ties, some = node - slack <= x, LOWEST < node
+        ties, some = node - slack <= x, node > LOWEST
     else:
         ties, some = x <= node + slack, node < HIGHEST
     ties = both(mask, ties)

@@ -39,7 +39,7 @@ class NotInLanguage(TypeError):
 class Node:
     """One expression. value: a constant's number, an input's index or name, or a reduction's option."""
 
-    __slots__ = ("op", "args", "value", "level", "is_mask", "serial", "__weakref__")
+    __slots__ = ("__weakref__", "args", "is_mask", "level", "op", "serial", "value")
 
     op: str
     args: tuple[Node, ...]
@@ -223,7 +223,9 @@ def mul(a: Node, b: Node) -> Node:
             flipped = (a.op == "neg") != (b.op == "neg")
             product = mul(*(v.args[0] if v.op == "neg" else v for v in (a, b)))
             return neg(product) if flipped else product
-        return make("mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b)))
+        return make(
+            "mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b))
+        )
     for one, other in ((a, b), (b, a)):
         if one.level == PAIR and one.op == "neg":
             if other.level < PAIR:

@@ -92,7 +92,10 @@ class _Join:
 
     def _pair_up(self) -> None:
         """Gives costly nodes of the one kind a partner of the other; arguments come before."""
-        all_p, all_n = set(topological(self.of_p, pairs=True)), set(topological(self.of_n, pairs=True))
+        all_p, all_n = (
+            set(topological(self.of_p, pairs=True)),
+            set(topological(self.of_n, pairs=True)),
+        )
         # A sigmoid can share the exponential of the other kind.
         for mine, theirs in ((all_p, all_n), (all_n, all_p)):
             own = {n.op for n in mine if n.level == PAIR}
@@ -104,7 +107,10 @@ class _Join:
                     self.of_p = lowered
                 else:
                     self.of_n = lowered
-        all_p, all_n = set(topological(self.of_p, pairs=True)), set(topological(self.of_n, pairs=True))
+        all_p, all_n = (
+            set(topological(self.of_p, pairs=True)),
+            set(topological(self.of_n, pairs=True)),
+        )
         costly_p, costly_n = self._costly(self.of_p, all_n), self._costly(self.of_n, all_p)
         partner: dict[Node, Node] = {}
         for op, nodes in costly_p.items():

@@ -6,7 +6,21 @@ import dataclasses
 
 from . import statistics
 from .differentiate import gradient
-from .graph import EVERY, REDUCTIONS, ROW, S, ZERO, Node, add, make, neg, rebuild, rewrite, topological, where
+from .graph import (
+    EVERY,
+    REDUCTIONS,
+    ROW,
+    ZERO,
+    Node,
+    S,
+    add,
+    make,
+    neg,
+    rebuild,
+    rewrite,
+    topological,
+    where,
+)
 from .row import Trace
 
 
@@ -110,7 +124,9 @@ def _merged(roots: list[Node]) -> list[Node]:
         return roots
     made: dict[Node, Node] = {}
     for node in topological(roots):
-        made[node] = rebuild(merged.get(node, node), [made.get(a, a) for a in merged.get(node, node).args])
+        made[node] = rebuild(
+            merged.get(node, node), [made.get(a, a) for a in merged.get(node, node).args]
+        )
     return [made[root] for root in roots]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.loss import Rows
-from .graph import EVERY, NEGATIVE, POSITIVE, S, Node, NotInLanguage, lift, make
+from .graph import EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
 
 
 class Row:

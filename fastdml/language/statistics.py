@@ -7,15 +7,14 @@ from .graph import (
     ONE,
     PAIR,
     REDUCTIONS,
-    S,
     TRUE,
     ZERO,
     Node,
+    S,
     both,
     conjuncts,
     div,
     make,
-    mul,
     neg,
     number_of,
     rewrite,
@@ -31,11 +30,11 @@ def _parts(node: Node) -> tuple[Node, Node, Node, Node]:
     x, mask = node.args
     wider = _relaxed(x, mask)
     largest = _largest(x, wider)
-    top = make("max", largest, ZERO) if node.value else where(LOWEST < largest, largest, ZERO)
+    top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
     exponential = make("exp", x - top)
     of_pairs = total(exponential, mask)
     # The largest exponential of the pairs is 1, if there is a pair.
-    some = TRUE if node.value and wider is mask else ZERO < of_pairs
+    some = TRUE if node.value and wider is mask else of_pairs > ZERO
     sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
     return top, exponential, where(some, sum_, ONE), some
 

@@ -105,7 +105,9 @@ class _Tile(Text):
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         return self.expression(mask, binds)
 
-    def function(self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True) -> str:
+    def function(
+        self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True
+    ) -> str:
         """A jitted function that returns the results."""
         uses: dict[Node, int] = {}
         nodes = self._within(results)
@@ -127,7 +129,9 @@ class _Tile(Text):
         found = texts[0]
         if wrap:
             found = "(" + "".join(f"\n        {text}," for text in texts) + "\n    )"
-        return "\n".join(["@triton.jit", f"def {name}({arguments}):", *lines, f"    return {found}"])
+        return "\n".join(
+            ["@triton.jit", f"def {name}({arguments}):", *lines, f"    return {found}"]
+        )
 
     def _within(self, roots: Sequence[Node]) -> list[Node]:
         """The nodes that have to be computed here: not what known numbers are made of."""
@@ -198,9 +202,15 @@ class Printer:
         self.scalars = max(learnt, default=-1) + 1
         self.inputs = max(program.inputs("row_value"), default=-1) + 1
         self.columns = max(program.inputs("column"), default=-1) + 1
-        self.derivatives = [of.get(self._find(program.d_scalars, k), ZERO) for k in range(self.scalars)]
-        self.derivatives += [of.get(self._find(program.d_values, k), ZERO) for k in range(self.inputs)]
-        self.column_slopes = [of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)]
+        self.derivatives = [
+            of.get(self._find(program.d_scalars, k), ZERO) for k in range(self.scalars)
+        ]
+        self.derivatives += [
+            of.get(self._find(program.d_values, k), ZERO) for k in range(self.inputs)
+        ]
+        self.column_slopes = [
+            of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)
+        ]
         self.host = self._host(roots)
         self.passes = passes_of(roots)
         if not self.passes:
@@ -267,12 +277,16 @@ class Printer:
         read |= {make("weight", value=k): f"state[{k}]" for k in range(first)}
         weight = self._reader()
         weight.names |= read
-        functions.append(weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False))
+        functions.append(
+            weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
+        )
         options = [f"states={len(states)}"]
         if self.columns:
             slopes = self._reader()
             slopes.names |= read
-            functions.append(slopes.function("column_slopes", "s, t, positive, state, p", weights[1:]))
+            functions.append(
+                slopes.function("column_slopes", "s, t, positive, state, p", weights[1:])
+            )
             options += [f"column_values={self.columns}", "column_slopes=column_slopes"]
         if several:
             options.append(f"outputs={len(self.outputs)}")
@@ -306,9 +320,7 @@ def _forms(node: Node) -> list[Node]:
 
 
 def _split(roots: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-    positives, negatives = (
-        bounded(folded(specialised(roots, kind))) for kind in (True, False)
-    )
+    positives, negatives = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
     return positives, negatives
 
 

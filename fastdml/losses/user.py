@@ -162,7 +162,9 @@ class DescribedRowLoss(SampleLoss):
         if isinstance(found, str):
             return
         if found.reads("teacher") and teacher is None:
-            raise ValueError("teacher: expected the similarity of the teacher that fn reads, got None")
+            raise ValueError(
+                "teacher: expected the similarity of the teacher that fn reads, got None"
+            )
         for op in ("row_value", "column"):
             if found.reads(op):
                 raise ValueError(f"fn: expected no p.{op}, which row_loss has nothing for")
@@ -198,7 +200,9 @@ class DescribedRowLoss(SampleLoss):
                 theirs.append(ref_teacher.detach())
             fields["teacher"] = tuple(theirs)
             if labels is None and indices_tuple is None and ref_emb is None:
-                labels = torch.zeros(embeddings.shape[0], dtype=torch.int64, device=embeddings.device)
+                labels = torch.zeros(
+                    embeddings.shape[0], dtype=torch.int64, device=embeddings.device
+                )
         description, batch = self.resolved(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own
         )
@@ -287,9 +291,7 @@ def row_loss(
         for value, name in ((parameters, "parameters"), (teacher, "teacher")):
             if value is not None:
                 raise ValueError(f"{name}: expected None for a function of (s, positive, negative)")
-        return UserRowLoss(
-            fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs
-        )
+        return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
     if tile is not None or len(tile_parameters):
         raise ValueError("tile: expected None for a function of the row language, which is printed")
     return DescribedRowLoss(fn, similarity, parameters=parameters, teacher=teacher, **kwargs)

@@ -28,4 +28,6 @@ def block(rows=11, columns=23, seed=0, classes=4, single=False, dtype=torch.floa
         positive[1] = True
     inputs = (uniform(rows, columns), uniform(2) + 1.5, uniform(rows, 1), uniform(2, columns))
     s, scalars, values, cols = (x.to(dtype).requires_grad_() for x in inputs)
-    return Rows(s, positive, ~positive, None, uniform(rows, columns).to(dtype), scalars, values, cols)
+    return Rows(
+        s, positive, ~positive, None, uniform(rows, columns).to(dtype), scalars, values, cols
+    )

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 from fastdml.engine.registry import LOSSES
 from fastdml.language import (
-    amax, amin, count, detach, log, log_sum_exp, maximum, relu, sigmoid, softplus, sum, where,
+    amax,
+    amin,
+    count,
+    detach,
+    log_sum_exp,
+    maximum,
+    relu,
+    softplus,
+    sum,
+    where,
 )  # fmt: skip
 
 
@@ -86,8 +95,6 @@ def proxy_anchor(p, alpha, margin):
 def siglip(p):
     u = p.scalar(0) * p.s + p.scalar(1)
     return sum(softplus(-u), where=p.positive) + sum(softplus(u), where=p.negative)
-
-
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,15 @@ def traced(described, description):
 class Block:
     """s [rows, columns] and labels, as both functors take them."""
 
-    def __init__(self, rows, columns, dtype, seed=0, classes=None, one_set=False, scale=0.3, **values):
+    def __init__(
+        self, rows, columns, dtype, seed=0, classes=None, one_set=False, scale=0.3, **values
+    ):
         g = torch.Generator().manual_seed(seed)
-        self.s = (torch.randn(rows, columns, generator=g, dtype=torch.float64) * scale).clamp(-1, 1).to(dtype)
+        self.s = (
+            (torch.randn(rows, columns, generator=g, dtype=torch.float64) * scale)
+            .clamp(-1, 1)
+            .to(dtype)
+        )
         classes = max(1, columns // 4) if classes is None else classes
         labels = torch.randint(0, classes, (columns,), generator=g)
         if classes == columns:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from fastdml.language.evaluate import evaluate
 from fastdml.language.graph import lift
 from fastdml.language.program import program
-from fastdml.language.row import Trace, TensorRow, TracedRow, outputs_of, trace
+from fastdml.language.row import TensorRow, Trace, TracedRow, outputs_of, trace
 
 ALPHA = 0.9
 CASES = list(examples())
@@ -44,11 +44,15 @@ def compare(traced, direct, rows, parameters, weights):
             total = x.detach().sum(0) if of is None or of.dim() < x.dim() else x.detach()
             if of is not None and of.shape == rows.col_values[0].shape:
                 total = x.detach().sum(0)
-            close(total, torch.zeros_like(total) if of is None else of, float(x.detach().abs().max()))
+            close(
+                total, torch.zeros_like(total) if of is None else of, float(x.detach().abs().max())
+            )
 
 
 @given(functions)
-@settings(max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False)
+@settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False
+)
 def test_random_expressions(tree):
     rows = block()
     alpha = trace(lambda p, alpha: alpha, ("alpha",)).outputs[0]

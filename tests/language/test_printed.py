@@ -23,7 +23,13 @@ SAME = {("multi_similarity", 2), ("binomial_deviance", 1), ("contrastive", 2), (
 # float32 rounds by a few units of the last digit of the largest number.
 CASES = [c for c in examples() if (c[0], c[1]) not in SAME]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-6}
-SHAPES = [(7, 7, True, 2), (24, 57, True, 9), (16, 33, False, 5), (3, 1, False, 1), (5, 130, True, 1)]
+SHAPES = [
+    (7, 7, True, 2),
+    (24, 57, True, 9),
+    (16, 33, False, 5),
+    (3, 1, False, 1),
+    (5, 130, True, 1),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -42,7 +42,11 @@ def batch(dtype=torch.float64):
     g = torch.Generator().manual_seed(3)
     y = torch.randint(0, 6, (41,), generator=g) ** 2 // 4
     y[0] = 99
-    return torch.randn(41, 12, generator=g, dtype=dtype), y, torch.randn(41, 5, generator=g, dtype=dtype)
+    return (
+        torch.randn(41, 12, generator=g, dtype=dtype),
+        y,
+        torch.randn(41, 5, generator=g, dtype=dtype),
+    )
 
 
 def gradients(loss, backend, other=None):
@@ -134,9 +138,7 @@ def test_falls_back_with_one_notice(way, monkeypatch, tmp_path):
         expected = "the compiler failed on"
     compile.notice.cache_clear()
     shift = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13}[way]
-    made = [
-        fastdml.row_loss(lambda p: sum(p.s + shift, where=p.positive)) for _ in range(2)
-    ]
+    made = [fastdml.row_loss(lambda p: sum(p.s + shift, where=p.positive)) for _ in range(2)]
     with pytest.warns(UserWarning, match=expected) as caught:
         first, second = (loss(x, y) for loss in made)
     assert first == second and len(caught) == 1

@@ -39,7 +39,8 @@ def test_one_exponential_a_pair_and_one_multiply_add_an_exponent(capsys):
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"), [("torch", "def spec"), ("cpp", "struct NTXent"), ("triton", "@triton.jit")]
+    ("form", "expected"),
+    [("torch", "def spec"), ("cpp", "struct NTXent"), ("triton", "@triton.jit")],
 )
 def test_a_loss_written_by_hand(capsys, form, expected):
     assert expected in shown(capsys, "nt_xent", form)

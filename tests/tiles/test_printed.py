@@ -50,7 +50,10 @@ def losses():
     made["siglip"] = fastdml.row_loss(siglip_like, parameters=learnt)
     made["nt_xent"] = fastdml.row_loss(nt_xent, parameters={"scale": 12.0})
     for name, parameters in (
-        ("binomial_deviance", {"alpha": 2.0, "beta": 25.0, "base": 0.5, "max_positive": float("1e9")}),
+        (
+            "binomial_deviance",
+            {"alpha": 2.0, "beta": 25.0, "base": 0.5, "max_positive": float("1e9")},
+        ),
         ("circle", {"m": 0.4, "gamma": 20.0}),
         ("sup_con", {"scale": 10.0, "pull": 1.0, "push": 1.0}),
     ):
