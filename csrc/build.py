@@ -210,6 +210,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         (csrc / "cpu" / "class_index.cpp", rows),
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
+        (csrc / "stream.cpp", torch_flags),
         (csrc / "module.cpp", python_flags),
     ]
     lib = Path(torch.__file__).parent / "lib"

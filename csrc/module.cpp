@@ -15,6 +15,7 @@
 #include "cpu/block.h"
 #include "cpu/class_index.h"
 #include "cpu/further.h"
+#include "cpu/stream.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -138,6 +139,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
+  m.def(
+      "add_stream",
+      [](std::uintptr_t stream) {
+        const int id = fastdml::add_stream(reinterpret_cast<const fastdml::Stream*>(stream));
+        if (id < 0) throw py::value_error("stream: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds the streamed form of a loss, by its address; returns its id.", py::arg("stream"));
   m.def(
       "add_functor",
       [](const std::string& name, std::uintptr_t kernel) {

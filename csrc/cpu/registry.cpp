@@ -6,6 +6,7 @@
 
 #include "block.h"
 #include "further.h"
+#include "stream.h"
 
 namespace fastdml {
 
@@ -54,6 +55,19 @@ int functor_count() { return kFunctorCount + further_count; }
 const Functor& functor(int id) {
   return id < kFunctorCount ? kFunctors[id] : further[id - kFunctorCount]->functor;
 }
+
+namespace {
+const Stream* streams[kMostFurther];
+int stream_count = 0;
+}  // namespace
+
+int add_stream(const Stream* stream) {
+  const std::lock_guard<std::mutex> lock(further_mutex);
+  if (stream_count == kMostFurther) return -1;
+  streams[stream_count] = stream;
+  return stream_count++;
+}
+const Stream* stream_of(std::int64_t id) { return id >= 0 && id < stream_count ? streams[id] : nullptr; }
 
 int add_functor(const char* name, const Kernel* kernel) {
   const std::lock_guard<std::mutex> lock(further_mutex);

@@ -81,9 +81,11 @@ def _compiler_version() -> str:
 
 
 @functools.cache
-def load(texts: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
+def load(
+    texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False
+) -> tuple[int, ...]:
     """The ids, in the compiled library, of functors of these texts: one shared library, compiled where
-    this machine has not seen it.
+    this machine has not seen it. stream: they are streamed forms.
 
     Raises:
         CannotCompile: saying why.
@@ -92,10 +94,10 @@ def load(texts: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
     if module is None:
         raise CannotCompile("the compiled library is not installed")
     isa = module.active_isa()
-    key = hashlib.sha256("\n".join([*texts, isa, _versions()]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\n".join([*texts, str(stream), isa, _versions()]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{names[0]}-{key}.so"
     if not path.exists():
-        _compile(texts, names, isa, path)
+        _compile(texts, names, isa, path, "stream" if stream else "kernel")
     try:
         loaded = ctypes.CDLL(str(path))  # for good: nothing unloads it
     except OSError as error:
@@ -104,18 +106,24 @@ def load(texts: tuple[str, ...], names: tuple[str, ...]) -> tuple[int, ...]:
     for name in names:
         kernel = getattr(loaded, f"fastdml_{name}")
         kernel.restype = ctypes.c_void_p
-        ids.append(int(module.add_functor(f"{name}@{key}", kernel())))
+        if stream:
+            ids.append(int(module.add_stream(kernel())))
+        else:
+            ids.append(int(module.add_functor(f"{name}@{key}", kernel())))
     return tuple(ids)
 
 
-def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int) -> str:
+def _source(
+    texts: Sequence[str], names: Sequence[str], isa: str, width: int, kind: str
+) -> str:
     head = f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
     exports = [
         f'extern "C" __attribute__((visibility("default"))) const void* fastdml_{name}() {{\n'
-        f"  return &fastdml::kernel_{name}_{isa};\n}}\n"
+        f"  return &fastdml::{kind}_{name}_{isa};\n}}\n"
         for name in names
     ]
-    return "\n".join([head + '#include "cpu/instantiate.h"', *texts, *exports])
+    form = {"kernel": "instantiate.h", "stream": "stream_instantiate.h"}[kind]
+    return "\n".join([f'{head}#include "cpu/{form}"', *texts, *exports])
 
 
 def _workplace(folder: Path) -> Path:
@@ -150,13 +158,15 @@ def stored(text: str, name: str, suffix: str) -> Path:
     return path
 
 
-def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path) -> None:
+def _compile(
+    texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str
+) -> None:
     """Compiles beside the place and moves there: another process sees all of it or nothing."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
     work = _workplace(path.parent)
     try:
         written, made = work / "functor.cpp", work / "functor.so"
-        written.write_text(_source(texts, names, isa, width))
+        written.write_text(_source(texts, names, isa, width, kind))
         command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
         done = subprocess.run(
             [*command, "-shared", str(written), "-o", str(made)],

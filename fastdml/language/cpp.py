@@ -138,12 +138,13 @@ def literal(x: float | bool) -> str:
     return f"T({x:g})" if float(f"{x:g}") == x else f"T({x!r})"
 
 
-class _RowPrinter(Text):
+class RowPrinter(Text):
     """The body of the functor. Numbers of the row are defined when a pass, or the result, needs them."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
+        self.bounds = [n for n in topological(program.roots) if n.op == "bound"]
         self.uses: dict[Node, int] = {}
         for node in topological(program.roots):
             for a in set(node.args):
@@ -154,7 +155,7 @@ class _RowPrinter(Text):
         for node in topological(nodes):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args else None
+            made = self._input(node) if not node.args or node.op == "bound" else None
             if made is not None:
                 hint, text = made
                 self.names[node] = hint
@@ -181,6 +182,9 @@ class _RowPrinter(Text):
                 return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
             case "candidates":
                 return "candidates", "T(row.candidates())"
+            case "bound":
+                name = f"bound_{self.bounds.index(node)}"
+                return name, f"this->{name}"
         return None
 
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
@@ -294,7 +298,7 @@ def lambda_of(
 
 def functor(program: Program, name: str, comment: str = "") -> str:
     """The text of a header as in csrc/rows: a functor called `name`, registered as such."""
-    printer = _RowPrinter(program)
+    printer = RowPrinter(program)
     needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
     for nodes in program.passes:
         printer.sweep(nodes, any(n in needed for n in nodes))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engine.lazy import lazy
 from ..engine.loss import RowLoss, Rows
-from . import compile
+from . import compile, stream
 from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import RowFunction, TensorRow, TracedRow, outputs_of, trace
@@ -70,6 +70,23 @@ class DescribedLoss(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         return tuple(self.open_arguments.values()) or (0.0,)
+
+    def stream(self) -> stream.StreamForm | str:
+        return self._stream
+
+    def stream_members(
+        self, form: stream.StreamForm, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[float, ...] | str:
+        return form.members(self.open_arguments, scalars, low, high, size)
+
+    @lazy
+    def _stream(self) -> stream.StreamForm | str:
+        if isinstance(self.traced, str):
+            return self.traced
+        try:
+            return stream.compiled(self.traced.trace, f"{compile.identifier(self.name)}_stream")
+        except (stream.NoStream, compile.CannotCompile) as error:
+            return str(error)
 
     @property
     def open_arguments(self) -> dict[str, float]:

@@ -34,13 +34,13 @@ CONSTANT_OPS = ("lt", "le", "eq", "and", "or", "not", "detach", "positive", "neg
 
 
 def gradient(
-    outputs: tuple[Node, ...], counted: bool, wanted: Iterable[Node], whole: bool = False
+    outputs: tuple[Node, ...], counted: bool, wanted: Iterable[Node], reference: statistics.Reference
 ) -> list[Node]:
     """The derivatives of the row's part of the result by the wanted inputs: a pair's input (s, a column's
     value) gives an expression of the pair, a row's or the call's one of the row.
 
-    The result is the row's loss, or the sum of its outputs with `weight(k)`. whole: see
-    `statistics.softmax`.
+    The result is the row's loss, or the sum of its outputs with `weight(k)`. reference: see
+    `statistics`.
     """
     several = len(outputs) > 1 and not counted
     bars: dict[Node, list[Node]] = {}
@@ -56,7 +56,7 @@ def gradient(
         bar = _collected(node, bars[node])
         if node.op in CONSTANT_OPS or bar is ZERO:
             continue
-        for argument, part in _parts(node, bar, whole):
+        for argument, part in _parts(node, bar, reference):
             if argument in needed and part is not ZERO:
                 bars.setdefault(argument, []).append(part)
     return [_collected(x, bars.get(x, [])) for x in wanted]
@@ -80,7 +80,9 @@ def _collected(node: Node, parts: list[Node]) -> Node:
     return found
 
 
-def _parts(node: Node, bar: Node, whole: bool) -> list[tuple[Node, Node]]:
+def _parts(
+    node: Node, bar: Node, reference: statistics.Reference
+) -> list[tuple[Node, Node]]:
     """What the derivative `bar` by a node gives each of its arguments."""
     a = node.args[0]
     b = node.args[1] if len(node.args) > 1 else a
@@ -116,7 +118,7 @@ def _parts(node: Node, bar: Node, whole: bool) -> list[tuple[Node, Node]]:
         case "amax" | "amin":
             return [(a, _of_extreme(node, bar))]
         case "log_sum_exp":
-            return [(a, where(b, mul(*statistics.softmax(node, bar, whole)), ZERO))]
+            return [(a, where(b, mul(*statistics.softmax(node, bar, reference)), ZERO))]
     raise NotImplementedError(node.op)
 
 

@@ -58,13 +58,15 @@ class Program:
         return [*self.outputs, self.weight, *derived]
 
 
-def program(trace: Trace, scalars: int | None = None, whole: bool = False) -> Program:
+def program(
+    trace: Trace, scalars: int | None = None, reference: statistics.Reference = "largest"
+) -> Program:
     """The passes of a traced function and of its derivatives.
 
     scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
-    whole: log-sum-exps are statistics of a pass, not maxima and sums in two.
+    reference: how log-sum-exps are computed: see `statistics`.
     """
-    first_outputs = tuple(statistics.without_one([*trace.outputs])) if whole else trace.outputs
+    first_outputs = tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:
@@ -73,9 +75,12 @@ def program(trace: Trace, scalars: int | None = None, whole: bool = False) -> Pr
     learnt = [n for n in of("scalar") if scalars is None or n.value < scalars]
     values, columns = of("row_value"), of("column")
     wanted = [S, *learnt, *values, *columns]
-    found = gradient(first_outputs, trace.counted, wanted, whole)
-    spelled = statistics.means if whole else statistics.spelled_out
-    roots = spelled([*first_outputs, *found])
+    found = gradient(first_outputs, trace.counted, wanted, reference)
+    roots = [*first_outputs, *found]
+    if reference == "whole":
+        roots = statistics.means(roots)
+    else:
+        roots = statistics.spelled_out(roots, reference)
     roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
     roots = _merged(roots)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]

@@ -75,7 +75,7 @@ def _printed(loss: DescribedLoss, form: str) -> str:
     if form != "triton":  # one row functor serves both
         return cpp.functor(loss.traced, name)
     try:
-        return tiles.Printer(program(loss.traced.trace, whole=True), name).text
+        return tiles.Printer(program(loss.traced.trace, reference="whole"), name).text
     except (tiles.NoTile, NotInLanguage) as error:
         raise ValueError(f"form: expected another than 'triton': {error}") from error
 

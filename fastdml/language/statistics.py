@@ -1,6 +1,13 @@
-"""Log-sum-exp in terms of sums and maxima: its largest exponent is taken out first."""
+"""Log-sum-exp in terms of sums: what is taken out of its exponents first is its `reference`.
+
+"largest": the largest exponent, found in a pass before. "bound": a number of the call that no exponent
+exceeds; where similarities are bounded and exponents lie within what the type holds. "whole": it stays a
+statistic of its own, which whoever runs the pass keeps with a running maximum.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from .graph import (
     LOWEST,
@@ -24,27 +31,34 @@ from .graph import (
 )
 
 
-def _parts(node: Node) -> tuple[Node, Node, Node, Node]:
+Reference = Literal["largest", "bound", "whole"]
+
+
+def _parts(node: Node, reference: Reference) -> tuple[Node, Node, Node, Node]:
     """Of a log-sum-exp: its reference, the exponential of a pair, their sum (with the one), and whether
     there is anything in it: where not, the sum is 1."""
     x, mask = node.args
-    wider = _relaxed(x, mask)
-    largest = _largest(x, wider)
-    top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
+    wider = mask
+    if reference == "bound":
+        top = make("bound", x, value=node.value)
+    else:
+        wider = _relaxed(x, mask)
+        largest = _largest(x, wider)
+        top = make("max", largest, ZERO) if node.value else where(LOWEST < largest, largest, ZERO)
     exponential = make("exp", x - top)
     of_pairs = total(exponential, mask)
-    # The largest exponential of the pairs is 1, if there is a pair.
-    some = TRUE if node.value and wider is mask else of_pairs > ZERO
+    # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
+    sure = node.value and wider is mask and reference == "largest"
+    some = TRUE if sure else ZERO < of_pairs
     sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
     return top, exponential, where(some, sum_, ONE), some
 
 
-def softmax(node: Node, bar: Node, whole: bool = False) -> tuple[Node, Node]:
-    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp; whole: in
-    terms of the log-sum-exp itself."""
-    if whole:
+def softmax(node: Node, bar: Node, reference: Reference) -> tuple[Node, Node]:
+    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp."""
+    if reference == "whole":
         return bar, make("exp", node.args[0] - node)
-    _, exponential, sum_, _ = _parts(node)
+    _, exponential, sum_, _ = _parts(node, reference)
     return div(bar, sum_), exponential
 
 
@@ -77,13 +91,13 @@ def means(roots: list[Node]) -> list[Node]:
     return rewrite(roots, rule)
 
 
-def spelled_out(roots: list[Node]) -> list[Node]:
+def spelled_out(roots: list[Node], reference: Reference) -> list[Node]:
     """The roots without log-sum-exps."""
 
     def rule(node: Node) -> Node | None:
         if node.op != "log_sum_exp":
             return None
-        top, _, sum_, some = _parts(node)
+        top, _, sum_, some = _parts(node, reference)
         return where(some, top + make("log", sum_), ZERO if node.value else LOWEST)
 
     # Arguments first, so a log-sum-exp within another's exponent is spelled out before it.

@@ -171,7 +171,7 @@ def printed(trace: Trace, name: str, scalars: int | None = None) -> PrintedTiles
     Raises:
         NoTile: saying why there is none.
     """
-    printer = Printer(program(trace, scalars, whole=True), name)
+    printer = Printer(program(trace, scalars, reference="whole"), name)
     try:
         path = compile.stored(printer.text, name, ".py")
     except compile.CannotCompile as error:
