@@ -137,6 +137,22 @@ class RowLoss:
         names = {f.name for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **rule) if set(rule) <= names else None
 
+    def functor(self) -> int | str | None:
+        """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
+        is none. None: the compiled functor is that of its name."""
+        return None
+
+    def stream(self) -> Any:
+        """The streamed form of a loss over one set (executors/symmetric.py), or why there is none."""
+        return None
+
+    def stream_members(
+        self, form: Any, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[float, ...] | str:
+        """Members of its functor for numbers of pairs from low to high, in a type of `size` bytes; or why
+        it cannot take them."""
+        raise NotImplementedError
+
     @classmethod
     def examples(cls) -> list[RowLoss]:
         """Parameters under which tests and benchmarks run the loss: between them, every branch."""

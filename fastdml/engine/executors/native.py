@@ -12,6 +12,7 @@ from ..problem import Problem
 from ..registry import registered
 from ..relation import LabelRelation
 from . import Result, Wanted, column_sums, one_block
+from .one_block import functor_of
 
 
 class Native:
@@ -25,12 +26,17 @@ class Native:
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
-        if not registered(problem.loss) or problem.loss.name not in library.functors():
-            return f"no compiled functor is called {problem.loss.name!r}"
         if not library.runs_on(problem.device_type):
             return f"no compiled functors for {problem.device_type}"
         if not isinstance(problem.relation, LabelRelation):
             return "compiled functors take pairs from labels only"
+        own = problem.loss.functor()
+        if own is not None:
+            if problem.device_type != "cpu":
+                return f"its functor was printed for the CPU, not for {problem.device_type}"
+            return own if isinstance(own, str) else None
+        if not registered(problem.loss) or problem.loss.name not in library.functors():
+            return f"no compiled functor is called {problem.loss.name!r}"
         return None
 
     def plan(self, problem: Problem) -> str:
@@ -86,7 +92,7 @@ class Native:
         weights = weights if gradient else None
         self.kernel(
             s,
-            library.functors()[problem.loss.name][0],
+            functor_of(problem.loss),
             problem.loss.members,
             teacher,
             part(problem.row_scale),
