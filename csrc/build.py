@@ -35,11 +35,6 @@ PLAIN = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDE
 # order of sums have a meaning here.
 ROWS = f"{PLAIN} -ffp-contract=fast -fno-math-errno -fno-trapping-math"
 
-
-def instruction_sets() -> list[tuple[str, int, str]]:
-    return X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
-
-
 LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
 
 

@@ -77,10 +77,7 @@ def program(
     wanted = [S, *learnt, *values, *columns]
     found = gradient(first_outputs, trace.counted, wanted, reference)
     roots = [*first_outputs, *found]
-    if reference == "whole":
-        roots = statistics.means(roots)
-    else:
-        roots = statistics.spelled_out(roots, reference)
+    roots = statistics.means(roots) if reference == "whole" else statistics.spelled_out(roots, reference)
     roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
     roots = _merged(roots)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
