@@ -12,7 +12,9 @@ from .executors.triton import Triton
 from .problem import Problem
 
 SYMMETRIC = Symmetric()
-EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), SYMMETRIC, Triton())}
+EXECUTORS: dict[str, Executor] = {
+    e.name: e for e in (Dense(), Chunked(), Native(), SYMMETRIC, Triton())
+}
 
 
 def check_backend(backend: str) -> None:

@@ -94,8 +94,8 @@ class Text:
                     return f"({condition} ? {a} : {b})", _ATOM
                 return f"select({condition}, {a}, {b})", _ATOM
             case "max":
-                a, b = sorted(args, key=lambda x: -x.level)
-                return f"max({self.expression(a)}, {self.expression(b)})", _ATOM
+                pair, other = sorted(args, key=lambda x: -x.level)
+                return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
             case "s" | "positive":
                 return f"p.{node.op}", _ATOM
             case "negative":

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..engine.lazy import lazy
 from ..engine.loss import RowLoss, Rows
-from . import compile, stream
+from . import compile
 from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import RowFunction, TensorRow, TracedRow, outputs_of, trace
+from .stream import NoStream, StreamForm
+from .stream import compiled as compiled_stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +73,21 @@ class DescribedLoss(RowLoss):
     def parameters(self) -> tuple[float, ...]:
         return tuple(self.open_arguments.values()) or (0.0,)
 
-    def stream(self) -> stream.StreamForm | str:
+    def stream(self) -> StreamForm | str:
         return self._stream
 
     def stream_members(
-        self, form: stream.StreamForm, scalars: list[float], low: float, high: float, size: int
+        self, form: StreamForm, scalars: list[float], low: float, high: float, size: int
     ) -> tuple[float, ...] | str:
         return form.members(self.open_arguments, scalars, low, high, size)
 
     @lazy
-    def _stream(self) -> stream.StreamForm | str:
+    def _stream(self) -> StreamForm | str:
         if isinstance(self.traced, str):
             return self.traced
         try:
-            return stream.compiled(self.traced.trace, f"{compile.identifier(self.name)}_stream")
-        except (stream.NoStream, compile.CannotCompile) as error:
+            return compiled_stream(self.traced.trace, f"{compile.identifier(self.name)}_stream")
+        except (NoStream, compile.CannotCompile) as error:
             return str(error)
 
     @property

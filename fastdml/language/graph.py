@@ -215,7 +215,7 @@ def mul(a: Node, b: Node) -> Node:
             return neg(other)
         if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
             return where(one.args[0], mul(one.args[1], other), ZERO)
-    for one, other, v in ((a, b, x), (b, a, y)):
+    for other, v in ((b, x), (a, y)):
         inner = number_of(other.args[0]) if other.op == "mul" else None
         if v is not None and inner is not None:
             return mul(constant(v * inner), other.args[1])

@@ -30,7 +30,6 @@ from .graph import (
     where,
 )
 
-
 Reference = Literal["largest", "bound", "whole"]
 
 
@@ -44,12 +43,12 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, Node, Node, Node]:
     else:
         wider = _relaxed(x, mask)
         largest = _largest(x, wider)
-        top = make("max", largest, ZERO) if node.value else where(LOWEST < largest, largest, ZERO)
+        top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
     exponential = make("exp", x - top)
     of_pairs = total(exponential, mask)
     # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
     sure = node.value and wider is mask and reference == "largest"
-    some = TRUE if sure else ZERO < of_pairs
+    some = TRUE if sure else of_pairs > ZERO
     sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
     return top, exponential, where(some, sum_, ONE), some
 

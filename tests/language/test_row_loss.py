@@ -182,7 +182,7 @@ def test_two_processes_at_once_and_a_killed_compile(tmp_path, monkeypatch):
         ({"fn": lambda p: sum(p.teacher, where=p.pair)}, "teacher: expected the similarity"),
         ({"fn": lambda p: p.row_value(0)}, r"fn: expected no p.row_value"),
         ({"fn": lambda p: p.scalar(0)}, "fn: expected p.scalar below 0, got 0"),
-        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "parameters: expected one number as 'margin'"),
+        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "expected one number as 'margin'"),
         ({"fn": hinge, "parameters": {"margin": float("nan")}}, "margin"),
         ({"fn": hinge, "parameters": {"margin": 0.1}, "teacher": "cosines"}, "teacher: expected one of"),
         ({"fn": lambda s, p, n: s.sum(1), "parameters": {"a": 1.0}}, "parameters: expected None"),

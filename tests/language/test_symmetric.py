@@ -31,10 +31,13 @@ def two_passes(p, scale):
     """The second reads statistics of the first, and positives only."""
     level = log_sum_exp(scale * p.s, where=p.negative)
     spread = amax(p.s, where=p.pair) - amin(p.s, where=p.pair)
-    return sum(softplus(level - scale * p.s), where=p.positive) + where(count(where=p.pair) > 0, spread, 0.0)
+    return sum(softplus(level - scale * p.s), where=p.positive) + where(
+        count(where=p.pair) > 0, spread, 0.0
+    )
 
 
 MINED = {"alpha": 2.0, "beta": 30.0, "base": 0.5, "max_positive": 0.999, "epsilon": 0.1}
+LEARNT = torch.nn.Parameter(torch.tensor(9.0))
 MADE = {
     "multi_similarity": (multi_similarity, "cosine", MINED),
     "binomial_deviance": (
@@ -42,7 +45,7 @@ MADE = {
         "squared_distance",
         {"alpha": -2.0, "beta": -5.0, "base": 1.5, "max_positive": 9.0},
     ),
-    "sup_con": (sup_con, "cosine", {"scale": torch.nn.Parameter(torch.tensor(9.0)), "pull": 1.0, "push": 1.0}),
+    "sup_con": (sup_con, "cosine", {"scale": LEARNT, "pull": 1.0, "push": 1.0}),
     "two_passes": (two_passes, "cosine", {"scale": 8.0}),
     "hinge": (hinge, "distance", {"margin": 1.1}),
 }

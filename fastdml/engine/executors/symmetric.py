@@ -42,7 +42,11 @@ class Symmetric:
         if not problem.excludes_own or problem.own_offset != 0:
             return "samples are compared with themselves"
         metric = problem.loss.metric
-        if metric.clipped or metric.raw_anchors or (metric.kind != PRODUCT and not metric.normalized):
+        if (
+            metric.clipped
+            or metric.raw_anchors
+            or (metric.kind != PRODUCT and not metric.normalized)
+        ):
             return f"no streamed form for the similarity {problem.loss.similarity!r}"
         if problem.teacher is not None or problem.col_values is not None:
             return "a teacher or values of the candidates"
@@ -173,7 +177,9 @@ class _Run:
             out.d_scalars = self.x.new_zeros(self.n, scalars.numel())
         if wanted.row_values and problem.row_values is not None:
             out.d_row_values = torch.zeros_like(problem.row_values)
-        self.rows(-1, statistics, loss=out.outputs, d_scalars=out.d_scalars, d_row_values=out.d_row_values)
+        self.rows(
+            -1, statistics, loss=out.outputs, d_scalars=out.d_scalars, d_row_values=out.d_row_values
+        )
         if problem.loss.outputs == 1 or problem.loss.counted:
             for d in (out.d_scalars, out.d_row_values):
                 if d is not None:
