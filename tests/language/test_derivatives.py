@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import block
+from blocks import block
 from described import examples
 from expressions import functions, run
 from hypothesis import given, settings

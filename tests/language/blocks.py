@@ -1,13 +1,8 @@
 """Rows of tensors for functions of the language."""
 
-import pathlib
-import sys
-
 import torch
 
 from fastdml.engine.loss import Rows
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 
 def block(rows=11, columns=23, seed=0, classes=4, single=False, dtype=torch.float64):
