@@ -11,7 +11,10 @@ from .executors.symmetric import Symmetric
 from .executors.triton import Triton
 from .problem import Problem
 
-EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), Symmetric(), Triton())}
+SYMMETRIC = Symmetric()
+EXECUTORS: dict[str, Executor] = {
+    e.name: e for e in (Dense(), Chunked(), Native(), SYMMETRIC, Triton())
+}
 
 
 def check_backend(backend: str) -> None:
@@ -28,14 +31,13 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         if reason is not None:
             raise ValueError(f"backend: {backend!r} cannot run {problem.loss.name!r}: {reason}")
         return executor, "asked for"
+    if SYMMETRIC.prefers(problem) and SYMMETRIC.refuses(problem) is None:
+        return SYMMETRIC, "one set: two products instead of three"
     native = EXECUTORS["native"].refuses(problem)
     if problem.device_type == "cuda":
         wanted = native is not None or crossover.prefers_tiles(problem)
         if wanted and EXECUTORS["triton"].refuses(problem) is None:
             return EXECUTORS["triton"], "tile kernels" + crossover.caveat(problem, "triton")
-    symmetric = Symmetric()
-    if symmetric.prefers(problem) and symmetric.refuses(problem) is None:
-        return EXECUTORS["symmetric"], "one set: two products instead of three"
     if native is None:
         return EXECUTORS["native"], "compiled for this device" + crossover.caveat(problem, "native")
     if library.load() is None:

@@ -81,9 +81,7 @@ def _compiler_version() -> str:
 
 
 @functools.cache
-def load(
-    texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False
-) -> tuple[int, ...]:
+def load(texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False) -> tuple[int, ...]:
     """The ids, in the compiled library, of functors of these texts: one shared library, compiled where
     this machine has not seen it. stream: they are streamed forms.
 
@@ -94,7 +92,9 @@ def load(
     if module is None:
         raise CannotCompile("the compiled library is not installed")
     isa = module.active_isa()
-    key = hashlib.sha256("\n".join([*texts, str(stream), isa, _versions()]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\n".join([*texts, str(stream), isa, _versions()]).encode()).hexdigest()[
+        :24
+    ]
     path = cache_folder() / f"{names[0]}-{key}.so"
     if not path.exists():
         _compile(texts, names, isa, path, "stream" if stream else "kernel")
@@ -113,9 +113,7 @@ def load(
     return tuple(ids)
 
 
-def _source(
-    texts: Sequence[str], names: Sequence[str], isa: str, width: int, kind: str
-) -> str:
+def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int, kind: str) -> str:
     head = f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
     exports = [
         f'extern "C" __attribute__((visibility("default"))) const void* fastdml_{name}() {{\n'
@@ -158,9 +156,7 @@ def stored(text: str, name: str, suffix: str) -> Path:
     return path
 
 
-def _compile(
-    texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str
-) -> None:
+def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str) -> None:
     """Compiles beside the place and moves there: another process sees all of it or nothing."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
     work = _workplace(path.parent)
@@ -168,20 +164,21 @@ def _compile(
         written, made = work / "functor.cpp", work / "functor.so"
         written.write_text(_source(texts, names, isa, width, kind))
         command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
-        done = subprocess.run(
-            [*command, "-shared", str(written), "-o", str(made)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise CannotCompile(f"the compiler failed on {names[0]}: {done.stderr.strip()[:2000]}")
+        # In two steps, as compiler caches know them.
+        _run([*command, "-c", written.name, "-o", "functor.o"], work, names[0])
+        _run([*compiler(), "-shared", "functor.o", "-o", made.name], work, names[0])
         os.replace(written, path.with_suffix(".cpp"))  # for those who want to read it
         os.replace(made, path)
     except OSError as error:
         raise CannotCompile(f"{names[0]} could not be compiled: {error}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(command: Sequence[str], folder: Path, name: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotCompile(f"the compiler failed on {name}: {done.stderr.strip()[:2000]}")
 
 
 def compiled(program: Program, name: str) -> int:

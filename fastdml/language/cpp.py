@@ -27,7 +27,7 @@ from .kinds import COSTLY, bounded, joined, specialised
 from .program import Program
 
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
-_IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
+IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
 # How tightly the text of an expression binds.
 _OR, _AND, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
 _INFIX = {
@@ -40,7 +40,7 @@ def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair, one expression for both kinds of pairs: what a reduction folds, or
     the expression itself."""
     roots = [
-        where(n.args[1], n.args[0], _IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
+        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
     ]
     kinds = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
     return folded(joined(*kinds))
@@ -94,8 +94,8 @@ class Text:
                     return f"({condition} ? {a} : {b})", _ATOM
                 return f"select({condition}, {a}, {b})", _ATOM
             case "max":
-                a, b = sorted(args, key=lambda x: -x.level)
-                return f"max({self.expression(a)}, {self.expression(b)})", _ATOM
+                pair, other = sorted(args, key=lambda x: -x.level)
+                return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
             case "s" | "positive":
                 return f"p.{node.op}", _ATOM
             case "negative":
@@ -195,7 +195,7 @@ class RowPrinter(Text):
             self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
             for node in nodes
         ]
-        empty = [_IDENTITY[n.op] for n in nodes]
+        empty = [IDENTITY[n.op] for n in nodes]
         body = lambda_of(self, roots, "values", guard(roots, empty), empty)
         operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
@@ -309,7 +309,7 @@ def functor(program: Program, name: str, comment: str = "") -> str:
     printer.lines.append(result)
     members = ", ".join(program.trace.parameters) or "unused"
     kind = camel(name)
-    body = _indented(printer.lines, 4)
+    body = indented(printer.lines, 4)
     return f"""// {comment or f"{name}, printed from its description."}
 #pragma once
 
@@ -332,7 +332,7 @@ FASTDML_ROW_LOSS({name}, {kind})
 """
 
 
-def _indented(lines: Sequence[str], by: int) -> str:
+def indented(lines: Sequence[str], by: int) -> str:
     return "\n".join(" " * by + part for line in lines for part in line.split("\n"))
 
 

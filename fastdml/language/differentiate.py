@@ -34,7 +34,10 @@ CONSTANT_OPS = ("lt", "le", "eq", "and", "or", "not", "detach", "positive", "neg
 
 
 def gradient(
-    outputs: tuple[Node, ...], counted: bool, wanted: Iterable[Node], reference: statistics.Reference
+    outputs: tuple[Node, ...],
+    counted: bool,
+    wanted: Iterable[Node],
+    reference: statistics.Reference,
 ) -> list[Node]:
     """The derivatives of the row's part of the result by the wanted inputs: a pair's input (s, a column's
     value) gives an expression of the pair, a row's or the call's one of the row.
@@ -80,9 +83,7 @@ def _collected(node: Node, parts: list[Node]) -> Node:
     return found
 
 
-def _parts(
-    node: Node, bar: Node, reference: statistics.Reference
-) -> list[tuple[Node, Node]]:
+def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple[Node, Node]]:
     """What the derivative `bar` by a node gives each of its arguments."""
     a = node.args[0]
     b = node.args[1] if len(node.args) > 1 else a

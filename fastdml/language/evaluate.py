@@ -4,7 +4,8 @@ differentiation checked without a compiler."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
     return float(known[node])
 
 
-_POINTWISE = {
+_POINTWISE: dict[str, Callable[..., Any]] = {
     "add": torch.add, "neg": torch.neg, "mul": torch.mul, "div": torch.div, "exp": torch.exp,
     "log": torch.log, "sqrt": words.sqrt, "abs": torch.abs, "softplus": words.softplus,
     "sigmoid": torch.sigmoid, "max": words.maximum, "where": words.where, "detach": lambda x: x,

@@ -66,7 +66,9 @@ def program(
     scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
     reference: how log-sum-exps are computed: see `statistics`.
     """
-    first_outputs = tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
+    first_outputs = (
+        tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
+    )
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:
@@ -77,7 +79,11 @@ def program(
     wanted = [S, *learnt, *values, *columns]
     found = gradient(first_outputs, trace.counted, wanted, reference)
     roots = [*first_outputs, *found]
-    roots = statistics.means(roots) if reference == "whole" else statistics.spelled_out(roots, reference)
+    roots = (
+        statistics.means(roots)
+        if reference == "whole"
+        else statistics.spelled_out(roots, reference)
+    )
     roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
     roots = _merged(roots)
     outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
@@ -114,14 +120,14 @@ def _merged(roots: list[Node]) -> list[Node]:
     merged: dict[Node, Node] = {}
     for node in topological(roots):
         if node.op == "add" and node.level == ROW:
-            sums = [own(a) for a in node.args]
-            a, b = sums
-            if a is not None and b is not None and depth[a] == depth[b]:
-                parts = [
-                    where(s.args[1], neg(s.args[0]) if x.op == "neg" else s.args[0], ZERO)
-                    for s, x in zip((a, b), node.args)
-                ]
-                merged[node] = make("sum", add(*parts), EVERY)
+            first, second = (own(a) for a in node.args)
+            if first is None or second is None or depth[first] != depth[second]:
+                continue
+            terms = [
+                where(s.args[1], neg(s.args[0]) if x.op == "neg" else s.args[0], ZERO)
+                for s, x in zip((first, second), node.args)
+            ]
+            merged[node] = make("sum", add(*terms), EVERY)
     if not merged:
         return roots
     made: dict[Node, Node] = {}

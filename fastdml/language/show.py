@@ -69,13 +69,13 @@ def _module(where: str) -> ModuleType:
 def _printed(loss: DescribedLoss, form: str) -> str:
     if form == "torch":
         return inspect.getsource(loss.function)
-    if isinstance(loss.traced, str):
-        raise ValueError(f"loss: expected words of the row language only: {loss.traced}")
+    if isinstance(loss.forms.program, str):
+        raise ValueError(f"loss: expected words of the row language only: {loss.forms.program}")
     name = compile.identifier(loss.name)
     if form != "triton":  # one row functor serves both
-        return cpp.functor(loss.traced, name)
+        return cpp.functor(loss.forms.program, name)
     try:
-        return tiles.Printer(program(loss.traced.trace, reference="whole"), name).text
+        return tiles.Printer(program(loss.forms.program.trace, reference="whole"), name).text
     except (tiles.NoTile, NotInLanguage) as error:
         raise ValueError(f"form: expected another than 'triton': {error}") from error
 

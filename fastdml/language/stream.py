@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from . import compile
-from .cpp import RowPrinter, _indented, camel, lambda_of, pair_forms
+from .cpp import IDENTITY, RowPrinter, camel, guard, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
 from .program import Program, program
 from .row import Trace
@@ -113,7 +113,10 @@ class StreamPrinter:
                 printer._define(node)
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
         inner._count = printer._count
-        body = lambda_of(inner, self.forms[k], wrap).replace("[=](auto p)", "[=](auto p, auto row)", 1)
+        empty = [IDENTITY[n.op] for n in self.program.passes[k]] if wrap else []
+        passed = guard(self.forms[k], empty) if wrap else None
+        body = lambda_of(inner, self.forms[k], wrap, passed, empty)
+        body = body.replace("[=](auto p)", "[=](auto p, auto row)", 1)
         lines = [line.replace("row.", "call.") for line in printer.lines]
         return [
             "template <class Call>",
@@ -183,7 +186,7 @@ inline namespace FASTDML_ISA {{
 
 template <class T>
 struct {kind} {{
-{_indented(lines, 2)}
+{indented(lines, 2)}
 }};
 
 }}  // namespace FASTDML_ISA

@@ -335,7 +335,7 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     left: list[Node | None] = []
     means = {n.args[:2]: n for n in nodes if n.op == "softmax_mean"}
     sums = [n for n in nodes if n.op == "log_sum_exp" and n.args not in means]
-    halves = {}
+    halves: dict[bool, Node] = {}
     for node in sums:
         p, n = _split([where(node.args[1], node.args[0], _NOTHING)])
         if p[0] is _NOTHING or n[0] is _NOTHING:
@@ -352,10 +352,10 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
 
     if len(halves) == 2:
         both = [where(n.args[1], n.args[0], _NOTHING) for n in (halves[True], halves[False])]
-        (p, _), (_, n) = _split(both)
+        split_p, split_n = _split(both)
         kinds.append("lse_split")
-        positives.append(p)
-        negatives.append(n)
+        positives.append(split_p[0])
+        negatives.append(split_n[1])
         left.extend([halves[True], halves[False]])
     split = set(halves.values()) if len(halves) == 2 else set()
     for node in nodes:

@@ -16,7 +16,7 @@ from ..engine.loss import RowLoss, Rows
 from ..engine.registry import remember
 from ..engine.similarity import SIMILARITIES
 from ..kernels.tile import TileLoss
-from ..language.described import DescribedLoss, Learnt, as_scalar
+from ..language.described import DescribedLoss, Learnt, is_number
 from .base import SampleLoss, total
 from .teacher.relations import check_teacher
 
@@ -142,7 +142,7 @@ class DescribedRowLoss(SampleLoss):
                 self._keep(name, value)
                 arguments[name] = Learnt(len(self.learnt))
                 self.learnt.append(name)
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            elif is_number(value):
                 arguments[name] = check.finite(value, f"parameters[{name!r}]")
         self._description = DescribedLoss(fn, arguments, teacher, similarity=similarity)
         self._check_inputs(teacher)
@@ -158,7 +158,7 @@ class DescribedRowLoss(SampleLoss):
 
     def _check_inputs(self, teacher: str | None) -> None:
         """ValueError where the function reads what no argument hands in."""
-        found = self._description.traced
+        found = self._description.forms.program
         if isinstance(found, str):
             return
         if found.reads("teacher") and teacher is None:
@@ -208,7 +208,7 @@ class DescribedRowLoss(SampleLoss):
         )
         if self.learnt:
             kind = statistic_type(embeddings, batch.ref_emb)
-            values = [as_scalar(getattr(self, n), kind, embeddings.device) for n in self.learnt]
+            values = [getattr(self, n).to(embeddings.device, kind).reshape(()) for n in self.learnt]
             fields["scalars"] = torch.stack(values)
         return [self.sample_call(description, batch, **fields)]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from blocks import block
 from described import examples
 from expressions import functions, run
 from hypothesis import given, settings
-from rows import block
 
 from fastdml.language.evaluate import evaluate
 from fastdml.language.graph import lift

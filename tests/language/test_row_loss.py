@@ -1,6 +1,7 @@
 """fastdml.row_loss of functions of the row language: the examples of docs/language.md, and what happens
 without a compiler, without a folder and with words that are none."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -9,10 +10,15 @@ import threading
 
 import pytest
 import torch
+from described import multi_similarity
 
 import fastdml
 from fastdml.engine import library
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
+from fastdml.engine.registry import LOSSES as LIBRARY
 from fastdml.language import compile, log_sum_exp, relu, sum
+from fastdml.language.described import Described
 
 needs_library = pytest.mark.skipif(library.load() is None, reason="no compiled library")
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "language.md"
@@ -182,7 +188,7 @@ def test_two_processes_at_once_and_a_killed_compile(tmp_path, monkeypatch):
         ({"fn": lambda p: sum(p.teacher, where=p.pair)}, "teacher: expected the similarity"),
         ({"fn": lambda p: p.row_value(0)}, r"fn: expected no p.row_value"),
         ({"fn": lambda p: p.scalar(0)}, "fn: expected p.scalar below 0, got 0"),
-        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "parameters: expected one number as"),
+        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "expected one number as 'margin'"),
         ({"fn": hinge, "parameters": {"margin": float("nan")}}, "margin"),
         ({"fn": hinge, "parameters": {"margin": 0.1}, "teacher": "cosines"}, "teacher: expected one of"),
         ({"fn": lambda s, p, n: s.sum(1), "parameters": {"a": 1.0}}, "parameters: expected None"),
@@ -197,3 +203,37 @@ def test_a_result_that_is_not_of_the_row():
     x, y, _ = batch()
     with pytest.raises(ValueError, match=r"fn: expected a number of every row, \[\d+, 1\], got"):
         fastdml.row_loss(lambda p: log_sum_exp(p.s, where=p.pair) + p.s)(x, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiSimilarity(Described):
+    """As the library's own will read."""
+
+    name = "described_multi_similarity"
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    epsilon: float | None = None
+    max_positive: float = float("inf")
+
+    def row(self, p):
+        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del arguments["similarity"]
+        return multi_similarity(p, **arguments)
+
+
+@needs_library
+def test_a_class_with_a_row():
+    """The same value and gradient as the library's, one functor for all values of its floats."""
+    x, y, _ = batch()
+    for fields in ({}, {"epsilon": 0.1}, {"epsilon": 0.1, "alpha": 3.0, "max_positive": 0.9}):
+        found = []
+        for description in (MultiSimilarity(**fields), LIBRARY["multi_similarity"](**fields)):
+            z = x.clone().requires_grad_()
+            value = evaluate(Call(description, z, anchor_labels=y, backend="native"))
+            found.append((value.detach(), *torch.autograd.grad(value, z)))
+        for a, b in zip(*found):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    one, other = MultiSimilarity(epsilon=0.1), MultiSimilarity(epsilon=0.2, alpha=3.0)
+    assert one.forms is other.forms and one.forms is not MultiSimilarity().forms

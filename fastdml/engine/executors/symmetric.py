@@ -20,12 +20,12 @@ from torch import Tensor
 from ..problem import Problem
 from ..relation import LabelRelation
 from ..similarity import DISTANCE, PRODUCT
-from ..workspace import buffer
+from ..workspace import block_limit, buffer, rows_within
 from . import Result, Wanted
 
-_ROWS = 256  # of a trapezoid
-# Below so many samples one block of all pairs costs less.
-_LEAST = 512
+_ROWS = 256  # of a trapezoid, at most
+# Up to so many samples one block of all pairs costs less.
+_SMALL = 512
 
 
 class Symmetric:
@@ -42,7 +42,11 @@ class Symmetric:
         if not problem.excludes_own or problem.own_offset != 0:
             return "samples are compared with themselves"
         metric = problem.loss.metric
-        if metric.clipped or metric.raw_anchors or (metric.kind != PRODUCT and not metric.normalized):
+        if (
+            metric.clipped
+            or metric.raw_anchors
+            or (metric.kind != PRODUCT and not metric.normalized)
+        ):
             return f"no streamed form for the similarity {problem.loss.similarity!r}"
         if problem.teacher is not None or problem.col_values is not None:
             return "a teacher or values of the candidates"
@@ -56,14 +60,14 @@ class Symmetric:
 
     def prefers(self, problem: Problem) -> bool:
         """Whether this is expected to cost less than the compiled rows."""
-        return problem.relation.rows >= _LEAST
+        return problem.device_type == "cpu" and problem.one_set and problem.relation.rows > _SMALL
 
     def plan(self, problem: Problem) -> str:
         form = problem.loss.stream()
         sweeps = len(form.statistics)  # type: ignore[union-attr]
         return (
             f"each pair once for both its ends: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, "
-            f"then the weights; {_ROWS} rows at a time"
+            f"then the weights; {_rows(problem)} rows at a time"
         )
 
     def _members(self, problem: Problem, form: Any) -> tuple[float, ...] | str:
@@ -82,6 +86,13 @@ class Symmetric:
         return _Run(problem, self, wanted).result()
 
 
+def _rows(problem: Problem) -> int:
+    """Rows of a trapezoid: within the workspace."""
+    n = problem.relation.rows
+    size = torch.finfo(problem.statistic).bits // 8
+    return min(_ROWS, rows_within(block_limit("cpu", n, size, True), n, size, n))
+
+
 class _Run:
     def __init__(self, problem: Problem, executor: Symmetric, wanted: Wanted) -> None:
         self.problem, self.wanted = problem, wanted
@@ -91,10 +102,10 @@ class _Run:
         self.members = list(members)
         self.x = problem.anchors
         n = self.n = self.x.shape[0]
-        # Trapezoids of about equal shape: the last is no sliver.
-        self.starts = list(range(0, n, _ROWS))
+        self.size = _rows(problem)
+        self.starts = list(range(0, n, self.size))
         self.pieces = torch.get_num_threads()
-        self.held = buffer("similarity", min(_ROWS, n) * n, self.x)
+        self.held = buffer("similarity", self.size * n, self.x)
         self.left: int | None = None  # which block's products the workspace holds
         self.classes = problem.classes.col_class
         # Scales and squares of the rows, for products as they come.
@@ -106,7 +117,7 @@ class _Run:
 
     def block(self, start: int) -> Tensor:
         """The products of a trapezoid."""
-        stop = min(self.n, start + _ROWS)
+        stop = min(self.n, start + self.size)
         shape = (stop - start, self.n - start)
         s = self.held[: shape[0] * shape[1]].view(shape)
         if self.left != start:
@@ -166,7 +177,9 @@ class _Run:
             out.d_scalars = self.x.new_zeros(self.n, scalars.numel())
         if wanted.row_values and problem.row_values is not None:
             out.d_row_values = torch.zeros_like(problem.row_values)
-        self.rows(-1, statistics, loss=out.outputs, d_scalars=out.d_scalars, d_row_values=out.d_row_values)
+        self.rows(
+            -1, statistics, loss=out.outputs, d_scalars=out.d_scalars, d_row_values=out.d_row_values
+        )
         if problem.loss.outputs == 1 or problem.loss.counted:
             for d in (out.d_scalars, out.d_row_values):
                 if d is not None:
