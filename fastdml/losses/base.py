@@ -16,7 +16,10 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
+from .foreign import reduction_of, similarity_of
 from .representation import arguments, constructor
+
+Regularizer = Callable[[Tensor], Tensor]
 
 
 class Part(Protocol):
@@ -66,6 +69,10 @@ class Loss(nn.Module):
             defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
+        distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
+            these have their like.
+        embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
+            times `embedding_reg_weight`.
     """
 
     # The name of the functional form, which `functional` makes of the module; None: there is none.
@@ -93,8 +100,19 @@ class Loss(nn.Module):
         similarity: str | None = None,
         backend: str = "auto",
         validate: bool = False,
+        distance: object = None,
+        reducer: object = None,
+        embedding_regularizer: Regularizer | None = None,
+        embedding_reg_weight: float = 1,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        if distance is not None:
+            if similarity is not None:
+                raise ValueError("distance: expected None with similarity, which says the same")
+            similarity = similarity_of(distance, name)
+        if reducer is not None:
+            reduction = reduction_of(reducer, name, self.reductions)
         check.reduction(reduction)
         if reduction not in self.reductions:
             raise ValueError(
@@ -106,9 +124,13 @@ class Loss(nn.Module):
             expected = " or ".join(map(repr, self.similarities))
             raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
         check_backend(backend)
+        if reduction == "none" and embedding_regularizer is not None:
+            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
+        self.embedding_regularizer = embedding_regularizer
+        self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
@@ -130,14 +152,26 @@ class Loss(nn.Module):
         """The calls whose values add up to the loss, of the arguments of `forward`."""
         raise NotImplementedError
 
+    def parts(self, *batch: Any, **inputs: Any) -> list[Any]:
+        """The calls, and what else the loss adds up."""
+        found = self.calls(*batch, **inputs)
+        if self.embedding_regularizer is not None:
+            embeddings = batch[0] if batch else inputs["embeddings"]
+            found.append(Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight))
+        return found
+
     def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
         """A call of the engine with this loss's reduction and backend."""
         fields.setdefault("reduction", self.reduction)
         fields.setdefault("backend", self.backend)
+        if description.combined and fields["reduction"] == "none":
+            raise ValueError(
+                f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
+            )
         return Call(description, anchors, **fields)
 
     def forward(self, *batch: Any) -> Tensor:
-        return total(self.calls(*batch))
+        return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
         return arguments(self)
@@ -227,4 +261,4 @@ class SampleLoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own))
+        return total(self.parts(embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own))

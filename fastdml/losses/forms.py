@@ -42,7 +42,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         made = _made(module, chosen)
         # The batch goes by place: some losses pass it on whole.
         first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]
-        return total(made.calls(*first, **arguments))
+        return total(made.parts(*first, **arguments))
 
     function.__name__ = function.__qualname__ = str(module.function)
     function.__module__ = "fastdml.functional"

@@ -199,8 +199,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> GeneralizedLiftedStructure:
-        if self.variant not in ("pml", "paper"):
-            raise ValueError(f"variant: expected 'pml' or 'paper', got {self.variant!r}")
+        check.one_of(self.variant, "variant", ("pml", "paper"))
         return GeneralizedLiftedStructure(
             self.pos_margin, self.neg_margin, self.variant == "paper", similarity=self.similarity
         )

@@ -115,4 +115,4 @@ class PCELoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, probabilities))
+        return total(self.parts(embeddings, labels, probabilities))

@@ -57,6 +57,7 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     """
 
     similarities = ("cosine", "dot")
+    reductions = ("nonzero", "mean", "sum")
     function = "signal_to_noise_contrastive"
 
     def __init__(

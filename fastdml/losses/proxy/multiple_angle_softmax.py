@@ -140,4 +140,4 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
 
 def _lengths(x: Tensor) -> Tensor:
     kind = statistic_type(x)
-    return torch.linalg.vector_norm(x, dim=1, dtype=kind)
+    return torch.linalg.vector_norm(x.to(kind), dim=1)

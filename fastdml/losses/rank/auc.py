@@ -39,8 +39,7 @@ class AUC(RowLoss):
 
     def __post_init__(self) -> None:
         sort_code(self.sort)
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind: expected one of {sorted(_KINDS)}, got {self.kind!r}")
+        check.one_of(self.kind, "kind", sorted(_KINDS))
         check.positive(self.temperature, "temperature")
 
     def parameters(self) -> tuple[float, ...]:

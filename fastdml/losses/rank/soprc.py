@@ -188,13 +188,10 @@ class SOPRCLoss(SampleLoss):
         check.count(num_classes, "num_classes")
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
-        if update not in ("last", "mean"):
-            raise ValueError(f"update: expected 'last' or 'mean', got {update!r}")
-        counts = torch.ones(num_classes) if class_counts is None else class_counts.float()
-        if counts.shape != (num_classes,) or not bool((counts > 0).all()):
-            raise ValueError(
-                f"class_counts: expected {num_classes} positive numbers, got {class_counts}"
-            )
+        check.one_of(update, "update", ("last", "mean"))
+        counts = torch.ones(num_classes)
+        if class_counts is not None:
+            counts = check.numbers(class_counts, "class_counts", num_classes)
         self.tau1 = tau1
         self.tau2 = tau2
         self.table_size = table_size

@@ -75,11 +75,15 @@ class LabelledLoss(RelationalLoss):
             raise ValueError("labels: expected either labels or label_distance")
         if label_distance is not None:
             return [self._of_one_anchor(embeddings, label_distance)]
-        if isinstance(labels, Tensor) and labels.dim() == 1:
+        if not isinstance(labels, Tensor) or labels.is_complex() or labels.dtype == torch.bool:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(
+                f"labels: expected a tensor of numbers [batch] or [batch, any], got {got}"
+            )
+        if labels.dim() == 1:
             labels = labels[:, None]
-        if isinstance(labels, Tensor) and not labels.is_floating_point():
+        if not labels.is_floating_point():
             labels = labels.to(statistic_type(embeddings))
-        assert labels is not None
         check_teacher(embeddings, labels, "labels", self.validate)
         return [self.relational_call(self.description(), embeddings, labels, weight=self.weight)]
 
@@ -114,4 +118,4 @@ class LabelledLoss(RelationalLoss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, label_distance))
+        return total(self.parts(embeddings, labels, label_distance))
