@@ -14,6 +14,9 @@
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#include "cpu/further.h"
+#include "cpu/stream.h"
+#include "metrics/python.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -54,7 +57,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
                      py::array_t<T, py::array::c_style> s,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> row_labels,
                      py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> col_labels,
-                     std::int64_t self_offset, const std::vector<T>& scalars,
+                     std::int64_t own_offset, const std::vector<T>& scalars,
                      const Optional<T>& row_values, const Optional<T>& col_values,
                      const Optional<T>& teacher) {
   const fastdml::Functor* found = nullptr;
@@ -84,7 +87,7 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.col_class = col_class.data();
   b.class_start = start.data();
   b.class_order = order.data();
-  b.self_offset = self_offset;
+  b.own_offset = own_offset;
   // Whatever a functor reads that was not given is NaN: row and column values, a teacher, scalars.
   constexpr std::int64_t kMost = 16;
   const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -137,6 +140,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
+  m.def(
+      "add_stream",
+      [](std::uintptr_t stream) {
+        const int id = fastdml::add_stream(reinterpret_cast<const fastdml::Stream*>(stream));
+        if (id < 0) throw py::value_error("stream: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds the streamed form of a loss, by its address; returns its id.", py::arg("stream"));
+  m.def(
+      "add_functor",
+      [](const std::string& name, std::uintptr_t kernel) {
+        const int id = fastdml::add_functor(name.c_str(), reinterpret_cast<const fastdml::Kernel*>(kernel));
+        if (id < 0) throw py::value_error("name: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds a kernel, by its address, that was compiled for this processor; returns its id.",
+      py::arg("name"), py::arg("kernel"));
   m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",
         py::arg("functor"), py::arg("parameters"), py::arg("size"));
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");
@@ -158,12 +178,13 @@ PYBIND11_MODULE(_C, m) {
       "loss's spec calls so. Single-threaded.";
   m.def("apply_rows", &apply<float>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<float>(),
+        py::arg("own_offset") = -1, py::arg("scalars") = std::vector<float>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
   m.def("apply_rows", &apply<double>, doc, py::arg("name"), py::arg("parameters"),
         py::arg("s").noconvert(), py::arg("row_labels"), py::arg("col_labels"),
-        py::arg("self_offset") = -1, py::arg("scalars") = std::vector<double>(),
+        py::arg("own_offset") = -1, py::arg("scalars") = std::vector<double>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
+  fastdml::bind_metrics(m);
 }

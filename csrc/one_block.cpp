@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
 #include <optional>
@@ -39,7 +40,8 @@ struct Call {
   double epsilon;
   Tensor classes;  // what class_index returned
   int64_t longest;
-  bool excludes_self;
+  int64_t own_offset;
+  OptionalTensor own;
   OptionalTensor row_weight;
   double weight;
   OptionalTensor scalars, row_values, col_values;
@@ -52,7 +54,8 @@ using Results =
     std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  // Torch's newer macro of this kind is not in the headers of the oldest torch that is supported.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 template <class T>
@@ -144,7 +147,8 @@ Results run(const Call& c) {
   b.col_class = classes + at.col_class;
   b.class_start = classes + at.start;
   b.class_order = classes + at.order;
-  b.self_offset = c.excludes_self ? 0 : -1;
+  b.own_offset = c.own_offset;
+  b.own = fastdml::pointer<int32_t>(c.own, m);
   b.row_weight = fastdml::pointer<T>(c.row_weight, m * c.functor.weights());
   b.weight = static_cast<T>(c.weight);
   b.scalars = fastdml::pointer<T>(c.scalars, 0);
@@ -186,7 +190,8 @@ Results run(const Call& c) {
 
 Results one_block(Tensor anchors, OptionalTensor candidates, OptionalTensor scratch, int64_t id,
                   std::vector<double> parameters, int64_t metric, bool normalized, double epsilon,
-                  Tensor classes, int64_t longest, bool excludes_self, OptionalTensor row_weight,
+                  Tensor classes, int64_t longest, int64_t own_offset, OptionalTensor own,
+                  OptionalTensor row_weight,
                   double weight, OptionalTensor scalars, OptionalTensor row_values,
                   OptionalTensor col_values, bool total, bool d_anchors, bool d_candidates,
                   bool d_scalars, bool d_row_values) {
@@ -210,7 +215,7 @@ Results one_block(Tensor anchors, OptionalTensor candidates, OptionalTensor scra
                           fastdml::PackedClasses(anchors.size(0), columns.size(0)).size,
                   "fastdml: classes must be what class_index returned");
   const Call c{anchors,    candidates, s,         f,            parameters, metric,
-               normalized, epsilon,    classes,   longest,      excludes_self, row_weight,
+               normalized, epsilon,    classes,   longest,      own_offset, own,        row_weight,
                weight,     scalars,    row_values, col_values,  total,      d_anchors,
                d_candidates, d_scalars, d_row_values};
   return type == ScalarType::Float ? run<float>(c) : run<double>(c);
@@ -221,8 +226,8 @@ Results one_block(Tensor anchors, OptionalTensor candidates, OptionalTensor scra
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
   m.def(
       "one_block(Tensor anchors, Tensor? candidates, Tensor(a!)? scratch, int functor, float[] parameters, "
-      "int metric, bool normalized, float epsilon, Tensor classes, int longest, bool excludes_self, "
-      "Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, Tensor? col_values, "
+      "int metric, bool normalized, float epsilon, Tensor classes, int longest, int own_offset, "
+      "Tensor? own, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, Tensor? col_values, "
       "bool total, bool d_anchors, bool d_candidates, bool d_scalars, bool d_row_values) "
       "-> (Tensor, Tensor?, Tensor?, Tensor?, Tensor?, Tensor?)");
 }

@@ -31,7 +31,8 @@ struct RowArguments {
   int64_t metric;
   double epsilon;
   OptionalTensor row_class, col_class, class_start, class_order;
-  int64_t longest, self_offset;
+  int64_t longest, own_offset;
+  OptionalTensor own;
   OptionalTensor row_weight;
   double weight;
   OptionalTensor scalars, row_values, col_values;
@@ -73,7 +74,8 @@ Block<T> block_of(const RowArguments& a, int weights) {
   b.col_class = pointer<int32_t>(a.col_class, b.cols);
   b.class_start = pointer<int32_t>(a.class_start, 0);
   b.class_order = pointer<int32_t>(a.class_order, 0);
-  b.self_offset = a.self_offset;
+  b.own_offset = a.own_offset;
+  b.own = pointer<int32_t>(a.own, b.rows);
   b.row_weight = pointer<T>(a.row_weight, b.rows * weights);
   b.weight = static_cast<T>(a.weight);
   b.scalars = pointer<T>(a.scalars, 0);
@@ -104,7 +106,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
            OptionalTensor row_scale, OptionalTensor col_scale, OptionalTensor row_square,
            OptionalTensor col_square, int64_t metric, double epsilon, OptionalTensor row_class,
            OptionalTensor col_class, OptionalTensor class_start, OptionalTensor class_order,
-           int64_t longest, int64_t self_offset, OptionalTensor row_weight, double weight,
+           int64_t longest, int64_t own_offset, OptionalTensor own, OptionalTensor row_weight, double weight,
            OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
            OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient,
            OptionalTensor weights, bool seen) {
@@ -115,7 +117,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
   STD_TORCH_CHECK(metric >= 0 && metric <= 2, "fastdml: unknown metric");
   const RowArguments a{s,           parameters,  teacher,    row_scale,   col_scale,  row_square,
                        col_square,  metric,      epsilon,    row_class,   col_class,  class_start,
-                       class_order, longest,     self_offset, row_weight, weight,     scalars,
+                       class_order, longest,     own_offset, own,         row_weight, weight,     scalars,
                        row_values,  col_values,  loss,       d_scalars,   d_row_values, gradient,
                        weights,     seen};
   STD_TORCH_CHECK(s.scalar_type() == ScalarType::Float || s.scalar_type() == ScalarType::Double,
@@ -127,7 +129,7 @@ inline constexpr char kRowsSchema[] =
     "(Tensor(a!) s, int functor, float[] parameters, Tensor? teacher, Tensor? row_scale, "
     "Tensor? col_scale, Tensor? row_square, Tensor? col_square, int metric, float epsilon, "
     "Tensor? row_class, Tensor? col_class, Tensor? class_start, Tensor? class_order, int longest, "
-    "int self_offset, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
+    "int own_offset, Tensor? own, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
     "Tensor? col_values, Tensor(b!) loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values, "
     "bool gradient, Tensor(e!)? weights=None, bool seen=False) -> ()";
 

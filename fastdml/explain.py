@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .engine.call import Call
 from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
 from .engine.problem import Problem
 from .engine.registry import LOSSES
-from .engine.relation import LabelRelation
 from .losses import FUNCTIONS, MODULES
+from .losses.base import Loss
+from .losses.proxy.proxies import ProxyLoss
+from .losses.triplet.listed import OneByOne
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Explanation:
     """The choice of an executor. `print` it.
 
     executor: its name. reason: why it was chosen. plan: what it does. refused: why others cannot run.
+    further: the other calls that the loss makes, each explained.
     """
 
     loss: str
@@ -32,6 +37,7 @@ class Explanation:
     reason: str
     plan: str
     refused: dict[str, str]
+    further: tuple[Explanation, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -40,30 +46,30 @@ class Explanation:
             f"  how      {self.plan}",
         ]
         lines += [f"  not on   {name}: {why}" for name, why in self.refused.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.further)])
 
 
 def explain(
     loss: str | RowLoss | nn.Module,
-    M: int,
+    M: int | Tensor,
+    *batch: Any,
     N: int | None = None,
     D: int = 128,
-    device: str | torch.device = "cpu",
-    *,
+    device: str | torch.device | None = None,
     per_class: int = 4,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
 ) -> Explanation:
-    """Says which executor would run a loss, how, and why. Computes nothing.
+    """Says which executor would run a loss, how, and why. Computes no loss.
 
     Args:
         loss: a loss module, the name of a loss in `fastdml.functional` (with its module's defaults) or
-            of a description, such as "multi_similarity", or a description. Of ROADMAP, N-pair and PCE it
-            is the half that takes the time, as `description()` of the module says.
-        M: rows (samples, or proxies for proxy losses).
-        N: candidates; None: the rows themselves.
+            of a description, such as "multi_similarity", or a description.
+        M, *batch: what the loss would be called with: the calls that it makes of these very tensors are
+            explained. Or numbers: M rows (samples, or proxies for proxy losses), then N and D.
+        N: candidates; None: the rows themselves. Of several proxies a class, rounded up to whole classes.
         D: dimension of the embeddings.
-        device: "cpu", "cuda", ...; need not exist here.
+        device: "cpu", "cuda", ...; need not exist here. None: that of the batch, or "cpu".
         per_class: samples per class, which sizes the threshold lists.
         dtype: of the embeddings.
         backend: as in the losses; None: the module's own, else "auto".
@@ -71,37 +77,141 @@ def explain(
     Raises:
         ValueError: for an unknown loss, sizes below 1, or a forced backend that cannot run it.
     """
-    for value, name in ((M, "M"), (1 if N is None else N, "N"), (D, "D"), (per_class, "per_class")):
+    if isinstance(M, Tensor):
+        module = _module(loss, M.shape[0], M.shape[1])
+        return _explained(module, module.calls(M, *batch), backend, device or M.device)
+    numbers = dict(zip(("N", "D", "device"), batch))
+    sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
+    for name, value in sizes.items():
+        if name == "N" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    if isinstance(loss, str):
-        description = _named(loss, M if N is None else N, D)
-    elif isinstance(loss, RowLoss):
-        description = loss
-    elif isinstance(loss, nn.Module) and hasattr(loss, "description"):
-        description = loss.description()  # type: ignore[operator]
-        backend = backend or str(loss.backend)
-    else:
+    on = _device(device or numbers.get("device", "cpu"))
+    shape = _Sizes(**sizes, dtype=dtype)
+    if isinstance(loss, RowLoss) or (isinstance(loss, str) and loss in LOSSES):
+        description = loss if isinstance(loss, RowLoss) else LOSSES[loss]()
+        return _explained(None, [shape.call(description)], backend, on)
+    classes = shape.M if shape.N is None else shape.N
+    module = _module(loss, classes, shape.D)
+    return _explained(module, shape.calls(module), backend, on)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """A batch of which only sizes are known, made of one number."""
+
+    M: int
+    N: int | None
+    D: int
+    per_class: int
+    dtype: torch.dtype
+
+    def embeddings(self, rows: int, wanted: bool = False) -> Tensor:
+        one = torch.ones(1, 1, dtype=self.dtype)
+        return one.expand(rows, self.D).requires_grad_(wanted)
+
+    def labels(self, rows: int) -> Tensor:
+        return torch.arange(rows) // self.per_class
+
+    def call(self, description: RowLoss) -> Call:
+        """A call of a description alone."""
+        values = self.N is not None
+        return Call(
+            description,
+            self.embeddings(self.M),
+            self.embeddings(self.N) if values and self.N else None,
+            self.labels(self.M),
+            self.labels(self.N) if values and self.N else None,
+        )
+
+    def calls(self, module: Loss) -> list[Any]:
+        """The calls that a module makes of such a batch."""
+        names = set(inspect.signature(module.forward).parameters)
+        rows, columns = self.M, self.N
+        if isinstance(module, ProxyLoss):
+            samples, proxies = rows, columns or rows
+            if module.description().rows == "proxies":
+                samples, proxies = proxies, samples
+            labels, size = self.labels(samples), module.proxies_per_class
+            classes = -(-proxies // size)
+            return module.calls(
+                self.embeddings(samples),
+                labels % classes,
+                proxies=self.embeddings(classes * size),
+            )
+        x = self.embeddings(rows)
+        if "teacher" in names:
+            return module.calls(x, self.embeddings(rows))
+        if "label_distance" in names:
+            return module.calls(x, torch.ones(1, 1).expand(rows, 2))
+        if "probabilities" in names:
+            return module.calls(x, self.labels(rows), torch.ones(1, 1).expand(rows, columns or 1))
+        if "labels" not in names:
+            return module.calls(x, self.embeddings(columns or rows))
+        if columns is None or columns == rows:
+            return module.calls(x, self.labels(rows))
+        other = self.embeddings(columns)
+        return module.calls(x, self.labels(rows), None, other, self.labels(columns))
+
+
+def _module(loss: Any, classes: int, dimension: int) -> Loss:
+    """The module, or that of the functional form of that name, with its defaults."""
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
-    one = torch.zeros(1, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    rows = torch.arange(M) // per_class
-    anchors = one.expand(M, D)
-    same = N is None
-    problem = Problem(
-        loss=description,
-        anchors=anchors,
-        candidates=anchors if same else one.expand(N or M, D),
-        relation=LabelRelation(rows, rows if same else torch.arange(N or M) // per_class),
-        statistic=one.dtype,
-        device=torch.device(device),
-    )
-    executor, reason = choose(problem, backend or "auto")
+    found = {m.function: m for m in MODULES.values() if m.function is not None}
+    if loss not in found:
+        known = sorted({*LOSSES, *FUNCTIONS})
+        raise ValueError(f"loss: expected one of {known}, got {loss!r}")
+    module = found[loss]
+    sizes = {"num_classes": classes, "embedding_size": dimension}
+    asked = inspect.signature(module.__init__).parameters
+    with torch.device("meta"):  # proxies without memory
+        return module(**{k: v for k, v in sizes.items() if k in asked})
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected 'cpu', 'cuda' or another of torch's, got {device!r}") from error
+
+
+def _explained(
+    module: Loss | None, parts: list[Any], backend: str | None, device: str | torch.device
+) -> Explanation:
+    found = []
+    for part in parts:
+        if isinstance(part, Call):
+            before = () if part.before is None else part.before.calls
+            found += [_of_call(call, backend, torch.device(device)) for call in (part, *before)]
+        elif isinstance(part, OneByOne):
+            found.append(_of_triplets(part, backend, str(device)))
+    if not found:
+        name = "loss" if module is None else type(module).__name__
+        raise ValueError(f"loss: {name} makes no call of the engine for such a batch")
+    main = 0
+    if module is not None and len(found) > 1:
+        names = [e.loss for e in found]
+        wanted = module.description().name
+        main = names.index(wanted) if wanted in names else 0
+    first = found.pop(main)
+    return dataclasses.replace(first, further=tuple(found))
+
+
+def _of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:
+    problem = Problem.of(call, device)
+    executor, reason = choose(problem, backend or call.backend)
     refusals = {name: e.refuses(problem) for name, e in EXECUTORS.items() if e is not executor}
     return Explanation(
-        loss=description.name,
-        rows=M,
-        columns=N or M,
-        dimension=D,
+        loss=call.loss.name,
+        rows=problem.relation.rows,
+        columns=problem.relation.columns,
+        dimension=call.anchors.shape[1],
         device=str(device),
         executor=executor.name,
         reason=reason,
@@ -110,23 +220,21 @@ def explain(
     )
 
 
-def _named(name: str, classes: int, dimension: int) -> RowLoss:
-    """The description of that name, or of the module of the functional form of that name."""
-    if name in LOSSES:
-        return LOSSES[name]()
-    if name not in FUNCTIONS:
-        known = sorted({*LOSSES, *FUNCTIONS})
-        raise ValueError(f"loss: expected one of {known}, got {name!r}")
-    module = MODULES[module_of(name)]
-    sizes = {"num_classes": classes, "embedding_size": dimension}
-    asked = inspect.signature(module.__init__).parameters
-    with torch.device("meta"):  # proxies without memory
-        built = module(**{k: v for k, v in sizes.items() if k in asked})
-    return built.description()  # type: ignore[no-any-return, operator]
-
-
-def module_of(function: str) -> str:
-    """The module of a functional form: "n_pairs" and "n_pairs_mc" belong to "NPairsLoss"."""
-    joined = function.replace("_", "")
-    fitting = [m for m in MODULES if joined.startswith(m.removesuffix("Loss").lower())]
-    return max(fitting, key=len)
+def _of_triplets(part: OneByOne, backend: str | None, device: str) -> Explanation:
+    chosen = backend or part.backend
+    reason = part.refuses(chosen)
+    if reason is not None:
+        raise ValueError(f"backend: {chosen!r} cannot run {part.description.name!r}: {reason}")
+    batch = part.batch
+    refused = {name: part.refuses(name) for name in EXECUTORS}
+    return Explanation(
+        loss=part.description.name,
+        rows=batch.embeddings.shape[0],
+        columns=batch.columns.shape[0],
+        dimension=batch.embeddings.shape[1],
+        device=device,
+        executor="chunked",
+        reason="triplets one by one" if chosen == "auto" else "asked for",
+        plan=part.plan,
+        refused={name: why for name, why in refused.items() if why is not None},
+    )

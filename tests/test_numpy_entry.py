@@ -38,7 +38,7 @@ def scalars_of(description, rows, columns, same) -> list[float]:
     t = torch.tensor(same)
     parts = [
         description.example_values(*same.shape).get("scalars"),
-        description.scalars(LabelRelation(torch.tensor(rows), torch.tensor(columns))),
+        description.label_scalars(LabelRelation(torch.tensor(rows), torch.tensor(columns))),
         description.count_scalars(t.sum(1), (~t).sum(1)),
     ]
     return [float(v) for part in parts if part is not None for v in part]
@@ -83,8 +83,8 @@ def test_the_own_pair_is_left_out():
     parameters = (2, 50, 0.5, 0, 0, np.inf)
     one, two = s.copy(), s.copy()
     two[np.arange(20), np.arange(20)] = 7.0
-    losses = _C.apply_rows("multi_similarity", parameters, one, labels, labels, self_offset=0)
-    again = _C.apply_rows("multi_similarity", parameters, two, labels, labels, self_offset=0)
+    losses = _C.apply_rows("multi_similarity", parameters, one, labels, labels, own_offset=0)
+    again = _C.apply_rows("multi_similarity", parameters, two, labels, labels, own_offset=0)
     assert (losses == again).all() and (one == two).all() and (np.diag(one) == 0).all()
     counted = _C.apply_rows("multi_similarity", parameters, s.copy(), labels, labels)
     assert (counted != losses).all()

@@ -216,7 +216,7 @@ def test_drawn_triplets_are_reproducible(make):
 def test_drawn_triplets_are_uniform(reference):
     """Every positive of an anchor and every negative of it, none else, equally often."""
     stats = pytest.importorskip("scipy.stats")
-    from fastdml.losses.triplets import drawn
+    from fastdml.losses.triplet.triplets import drawn
 
     y = torch.tensor([3, -1, 3, 3, 8, -1, 3])
     columns = torch.tensor([8, 3, 3, -1, 5, 3]) if reference else y
@@ -240,7 +240,7 @@ def test_drawn_triplets_are_uniform(reference):
 @pytest.mark.parametrize("arguments", [{"name": "TripletMarginLoss", "swap": True}, {"name": "MarginLoss"}])
 def test_drawn_triplets_are_a_list(arguments, dtype, tolerance):
     """Theirs, handed the triplets that ours draws."""
-    from fastdml.losses.triplets import drawn
+    from fastdml.losses.triplet.triplets import drawn
 
     name, *rest = arguments.values()
     kind = {"swap": True} if rest else {}
@@ -369,9 +369,10 @@ def test_arguments_are_where_theirs_are(name):
 def test_ranked_list(seed, dtype, tolerance):
     """Margin and temperature have no default."""
     x, y = draw(seed, dtype)
-    compare(
-        losses.RankedListLoss(0.4, 5), theirs.RankedListLoss(0.4, 5), [x], lambda f, z: f(z, y), tolerance
-    )
+    # Half of each kind, and not: which of the two shares is whose.
+    for given in ((0.4, 5), (0.4, 5, 0.2)):
+        ours, other = losses.RankedListLoss(*given), theirs.RankedListLoss(*given)
+        compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
 
 
 @pytest.mark.parametrize("dtype,tolerance", KINDS)

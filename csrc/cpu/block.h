@@ -23,7 +23,10 @@ struct Block {
   const std::int32_t* col_class = nullptr;    // [cols]; equal classes make a positive pair
   const std::int32_t* class_start = nullptr;  // [classes + 1] into class_order: the columns of each
   const std::int32_t* class_order = nullptr;  // class, in ascending order (for threshold lists)
-  std::int64_t self_offset = -1;              // row i is column i + self_offset, taken out; -1: none is
+  // Which column is row i's own copy, which is taken out: own[i], or i + own_offset; -1 or no such column:
+  // none is.
+  std::int64_t own_offset = -1;
+  const std::int32_t* own = nullptr;          // [rows]
   const T* row_weight = nullptr;              // [rows, outputs] weight of every output in the result,
   T weight = T(1);                            // or null for 1; times this
   const T* scalars = nullptr;                 // values that every row reads

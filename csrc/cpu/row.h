@@ -60,7 +60,7 @@ class Row {
       : s_(block.s + i * block.ld),
         n_(block.cols),
         i_(i),
-        self_(block.self_offset < 0 ? -1 : block.self_offset + i),
+        self_(own_column(block, i)),
         class_(block.row_class ? block.row_class[i] : 0),
         col_class_(block.col_class),
         block_(block),

@@ -90,7 +90,7 @@ class Row {
         s_(block.s + i * block.ld),
         n_(static_cast<int>(block.cols)),
         i_(i),
-        self_(block.self_offset < 0 ? -1 : static_cast<int>(block.self_offset) + i),
+        self_(static_cast<int>(own_column(block, i))),
         class_(block.row_class ? block.row_class[i] : 0),
         row_scale_(block.row_scale ? block.row_scale[i] : T(1)),
         own_weight_(own_weight),

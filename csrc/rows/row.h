@@ -118,6 +118,14 @@ struct Values {
   FASTDML_FN const T& operator[](int i) const { return v[i]; }
 };
 
+// The column that is row i's own copy, or -1 (cpu/block.h: Block::own).
+template <class B>
+FASTDML_FN long own_column(const B& block, long i) {
+  if (block.own) return block.own[i];
+  const long j = block.own_offset < 0 ? -1 : i + block.own_offset;
+  return j < block.cols ? j : -1;
+}
+
 template <class First, class... Rest>
 FASTDML_FN auto values(First first, Rest... rest) {
   return Values<First, 1 + static_cast<int>(sizeof...(Rest))>{{first, rest...}};

@@ -5,21 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..engine import autograd
-from ..engine.registry import LOSSES, description
+from ..engine.call import Call
+from ..engine.registry import LOSSES
 from ..losses import MODULES
 from .workload import Inputs, Option, Workload
-
-Call = dict[str, Any]  # arguments of engine.autograd.row_loss
-RowLossFunction = Callable[..., Tensor]
-
 
 # Arguments with which a registered loss is measured by default, where its own are not the usual.
 USUAL: dict[str, tuple[tuple[str, Option], ...]] = {
@@ -77,15 +71,9 @@ def module_classes() -> dict[str, type[nn.Module]]:
 
 
 def _registered(cls: type[nn.Module]) -> str:
-    """The name of what a module computes: it has a description, or its last call of the engine tells."""
+    """The name of what a module computes."""
     example = Workload("", batch=8, dim=4, classes=4)
-    module = cls(**_arguments(cls, example))
-    if hasattr(module, "description") or not is_relational(cls):
-        return module.description().name  # type: ignore[operator]
-    asked = calls(module, example.inputs())
-    if not asked:
-        raise AttributeError(f"{cls.__name__} does not call the engine")
-    return description(asked[-1]["loss"]).name
+    return cls(**_arguments(cls, example)).description().name  # type: ignore[operator,no-any-return]
 
 
 def module_class(name: str) -> type[nn.Module]:
@@ -199,28 +187,20 @@ def leaves(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
     return found
 
 
-@contextmanager
-def engine_replaced(by: RowLossFunction) -> Iterator[None]:
-    """Inside, losses call `by` where they would call the engine."""
-    before = autograd.row_loss
-    autograd.row_loss = by
-    try:
-        yield
-    finally:
-        autograd.row_loss = before
+def parts(module: nn.Module, data: Inputs) -> list[Any]:
+    """What a loss makes of a batch, without computing it."""
+    bound = inspect.signature(module.forward).bind(**arguments(module, data))
+    bound.apply_defaults()
+    return module.calls(*bound.args)  # type: ignore[operator,no-any-return]
 
 
 def calls(module: nn.Module, data: Inputs) -> list[Call]:
-    """What a loss asks of the engine, without computing it."""
+    """The calls of the engine among them, those that come before another first."""
     found: list[Call] = []
-    names = list(inspect.signature(autograd.row_loss).parameters)
-
-    def note(*given: Any, **named: Any) -> Tensor:
-        found.append({**dict(zip(names, given)), **named})
-        return given[0].new_zeros((), requires_grad=True)
-
-    with engine_replaced(note):
-        module(**arguments(module, data))
+    for part in parts(module, data):
+        if isinstance(part, Call):
+            found += (() if part.before is None else part.before.calls)
+            found.append(part)
     return found
 
 
@@ -265,12 +245,11 @@ class Shape:
 
 
 def _visit(call: Call) -> Visit:
-    a, c = call["anchors"], call["candidates"]
-    loss = description(call["loss"])
-    similarities = 1 + bool(call.get("teacher"))
+    a, c, loss = call.anchors, call.candidates, call.loss
+    similarities = 1 + bool(call.teacher)
     gradients = (a.requires_grad, a.requires_grad if c is None else c.requires_grad)
     twice = loss.presweep() is not None or (
-        loss.outputs > 1 and not loss.counted and any(gradients)
+        loss.combined and any(gradients)
     )
     columns = (a if c is None else c).shape[0]
     return Visit(a.shape[0], columns, similarities + twice, gradients)

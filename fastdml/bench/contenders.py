@@ -45,7 +45,7 @@ class Products:
     S = A C^T, as often as it is needed, dA = G C and dC = G^T A.
     """
 
-    leaves: dict[str, Tensor] = {}  # noqa: RUF012
+    leaves: dict[str, Tensor] = {}
 
     def __init__(self, workload: Workload) -> None:
         self.visits = catalogue.shape(workload).visits
@@ -99,7 +99,7 @@ class _Nothing(torch.autograd.Function):
 class EmptyStep:
     """What torch itself takes for a loss that is one autograd function: the step of one that does nothing."""
 
-    leaves: dict[str, Tensor] = {}  # noqa: RUF012
+    leaves: dict[str, Tensor] = {}
 
     def __init__(self, workload: Workload) -> None:
         data = catalogue.inputs(workload)
@@ -126,15 +126,11 @@ def _ours(backend: str) -> Callable[[Workload], Step]:
 
 
 def _torch(workload: Workload) -> Step:
-    step = of_module(workload, catalogue.build(workload))
-    inside = step.forward
-
-    def forward() -> Tensor:
-        with catalogue.engine_replaced(eager.row_loss):
-            return inside()
-
-    step.forward = forward
-    return step
+    module = catalogue.build(workload).eval()
+    data = catalogue.inputs(workload)
+    return Step(
+        lambda: eager.total(catalogue.parts(module, data)), catalogue.leaves(module, data)
+    )
 
 
 def _torch_hand(workload: Workload, compiled: bool = False) -> Step:

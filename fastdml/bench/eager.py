@@ -1,6 +1,6 @@
 """Losses as one writes them in plain torch: the opponents without the library.
 
-`row_loss` stands in for the engine and differentiates the specification of a loss on the whole
+`evaluate` stands in for the engine and differentiates the specification of a loss on the whole
 matrix. The functions of HAND are written for the speed of plain operations, as a careful user would.
 """
 
@@ -13,69 +13,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.call import Call
 from ..engine.executors.dense import outputs_of
-from ..engine.op import problem_of
 from ..engine.problem import Problem
 
 
-def problem(
-    anchors: Tensor,
-    candidates: Tensor | None,
-    anchor_labels: Tensor | None,
-    candidate_labels: Tensor | None,
-    *,
-    loss: str,
-    scalars: Tensor | None = None,
-    row_values: Tensor | None = None,
-    col_values: Tensor | None = None,
-    pairs: list[Tensor] | None = None,
-    teacher: list[Tensor] | None = None,
-    row_weight: Tensor | None = None,
-    relation: str = "",
-    **_: Any,
-) -> Problem:
-    """A call of the engine as its problem, for masks and scalars."""
-    return problem_of(
-        anchors, candidates, anchor_labels, candidate_labels, pairs or [], teacher or [], scalars,
-        row_values, col_values, row_weight, loss, relation,
-    )  # fmt: skip
+def scalars_of(p: Problem, given: Tensor | None) -> Tensor | None:
+    """The scalars of a problem, those of the call among them with their graph."""
+    if given is None or p.all_scalars is None:
+        return p.all_scalars
+    return torch.cat([given.to(p.statistic), p.all_scalars[given.numel() :]])
 
 
-def scalars_of(p: Problem, learnable: Tensor | None) -> Tensor | None:
-    """The scalars of a problem, the learnable ones among them with their graph."""
-    if learnable is None or p.scalars is None:
-        return p.scalars
-    return torch.cat([learnable.to(p.statistic), p.scalars[learnable.numel() :]])
+def total(parts: list[Any]) -> Tensor:
+    """What the parts of a loss add up to, every call the whole matrix in torch's autograd."""
+    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
+    return sum(values[1:], values[0])
 
 
-def row_loss(
-    anchors: Tensor,
-    candidates: Tensor | None,
-    anchor_labels: Tensor | None,
-    candidate_labels: Tensor | None,
-    **call: Any,
-) -> Tensor:
-    """The loss of a call of `engine.autograd.row_loss`, the whole matrix in torch's autograd."""
-    p = problem(anchors, candidates, anchor_labels, candidate_labels, **call)
-    scalars = scalars_of(p, call.get("scalars"))
-    a = anchors.to(p.statistic)
-    c = a if candidates is None else candidates.to(p.statistic)
-    outputs = outputs_of(p, a, c, scalars, call.get("row_values"), call.get("col_values"))
-    reduction = call.get("reduction", "mean")
-    if p.loss.outputs > 1 and not p.loss.counted:
-        return p.loss.combine(outputs, reduction)
+def evaluate(call: Call) -> Tensor:
+    """The loss of a call, the whole matrix in torch's autograd."""
+    if call.before is not None:
+        first = [_slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        call = call.before.fill(call.replace(before=None), first)
+    value = _reduced(call)
+    return call.weight * (value if call.finish is None else call.finish(value))
+
+
+def _slopes(call: Call) -> Tensor:
+    assert call.scalars is not None
+    scalars = call.scalars.detach().requires_grad_()
+    return torch.autograd.grad(_reduced(call.replace(scalars=scalars)), scalars)[0]
+
+
+def _reduced(call: Call) -> Tensor:
+    p = Problem.of(call)
+    scalars = scalars_of(p, call.scalars)
+    a = call.anchors.to(p.statistic)
+    c = a if call.candidates is None else call.candidates.to(p.statistic)
+    outputs = outputs_of(p, a, c, scalars, call.row_values, call.col_values)
+    if p.loss.combined:
+        return p.loss.combine(outputs, call.reduction)
     losses = outputs[:, 0]
     if p.row_weight is not None:
         losses = losses * p.row_weight
-    if reduction == "nonzero":
+    if call.reduction == "nonzero":
         return losses.sum() / (losses > 0).sum().clamp(min=1)
-    if reduction == "mean" and p.loss.counted:
+    if call.reduction == "mean" and p.loss.counted:
         return losses.sum() / outputs[:, 1].detach().sum().clamp(min=1)
-    return losses if reduction == "none" else getattr(losses, reduction)()
+    return losses if call.reduction == "none" else getattr(losses, call.reduction)()
 
 
 def multi_similarity(
-    x: Tensor, y: Tensor, *, alpha: float = 2, beta: float = 50, base: float = 0.5,
+    x: Tensor,
+    y: Tensor,
+    *,
+    alpha: float = 2,
+    beta: float = 50,
+    base: float = 0.5,
     epsilon: float | None = None,
 ) -> Tensor:
     x = F.normalize(x)

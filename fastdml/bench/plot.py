@@ -155,8 +155,12 @@ def _panel(axis: Any, records: Sequence[Record], key: str) -> None:
         if lost:
             axis.annotate(
                 f"{points[[p.batch for p in points].index(lost[0])].status} at {lost[0]}",
-                (x[-1], y[-1]), xytext=(5, -2), textcoords="offset points",
-                va="top", fontsize=7, color=colour,
+                (x[-1], y[-1]),
+                xytext=(5, -2),
+                textcoords="offset points",
+                va="top",
+                fontsize=7,
+                color=colour,
             )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")

@@ -45,7 +45,11 @@ def probe(
     }
     # Freed memory is given back at once (glibc): what making the data left behind would be used again by
     # the step, and not be seen.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..engine.problem import Problem
 from . import catalogue, eager
 from .contenders import Step, of_module
 from .workload import Workload
@@ -51,7 +52,9 @@ class Truth:
 def truth(workload: Workload) -> Truth | None:
     """The reference, or None where it would take too long and rows can be sampled instead."""
     shape = catalogue.shape(workload)
-    size = sum(v.rows * v.columns for v in shape.visits) * (workload.per_class if shape.listed else 1)
+    size = sum(v.rows * v.columns for v in shape.visits) * (
+        workload.per_class if shape.listed else 1
+    )
     if size > _CHUNKED and _has_rows(workload):
         return None
     backend = "dense" if size <= _DENSE else "chunked"
@@ -68,7 +71,7 @@ def _has_rows(workload: Workload) -> bool:
     description = module.description()  # type: ignore[operator]
     asked = catalogue.calls(module, catalogue.inputs(workload.small()))
     extra = ("teacher", "pairs", "row_values", "col_values")
-    given = [asked[0].get(k) for k in extra]
+    given = [getattr(asked[0], k) for k in extra] if asked else []
     simple = len(asked) == 1 and not any(x is not None and len(x) for x in given)
     known = getattr(module, "reduction", None) in ("mean", "nonzero")
     alone = description.outputs == 1 and description.rows_together == 1
@@ -107,9 +110,9 @@ def sampled(workload: Workload, backend: str, step: Step) -> Errors:
     data = catalogue.inputs(workload, torch.float64)
     exact = Step(lambda: torch.empty(0), catalogue.leaves(exact_module, data))
     (call,) = catalogue.calls(exact_module, data)
-    problem = eager.problem(**call)
-    a = call["anchors"]
-    c = a if call["candidates"] is None else call["candidates"]
+    problem = Problem.of(call)
+    a = call.anchors
+    c = a if call.candidates is None else call.candidates
 
     weight = torch.zeros(m, dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64, device=a.device)
@@ -118,7 +121,7 @@ def sampled(workload: Workload, backend: str, step: Step) -> Errors:
         stop = min(m, start + _ROWS)
         s = problem.loss.metric.dense(a[start:stop], c, problem.epsilon)
         block = problem.rows(s, start, stop)
-        block.scalars = eager.scalars_of(problem, call.get("scalars"))
+        block.scalars = eager.scalars_of(problem, call.scalars)
         true = problem.loss.spec(block)
         value_error = max(value_error, _relative(rows[start:stop].detach(), true.detach()))
         share = torch.rand(stop - start, dtype=torch.float64, generator=generator)

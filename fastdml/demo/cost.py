@@ -60,9 +60,7 @@ def compare_costs(
     costs = []
     for embeddings, labels in batches:
         costs += _measure(steps, embeddings.detach(), labels, seconds)
-        costs += [
-            Cost(name, len(labels), None, None, 0, note) for name, note in skipped.items()
-        ]
+        costs += [Cost(name, len(labels), None, None, 0, note) for name, note in skipped.items()]
     return costs
 
 

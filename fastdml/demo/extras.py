@@ -1,4 +1,4 @@
-"""Import of the packages that only some parts need."""
+"""Import of the packages that only the demo needs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, extra: str = "demo") -> ModuleType:
-    """The module, or an ImportError that says which extra brings it."""
+def require(module: str) -> ModuleType:
+    """The module, or an ImportError that says how to get it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -15,5 +15,5 @@ def require(module: str, extra: str = "demo") -> ModuleType:
         if (error.name or "").partition(".")[0] != package:  # it lacks something of its own
             raise
         raise ImportError(
-            f"this needs {package}, which is not installed: pip install fastdml[{extra}]"
+            f"the demo needs {package}, which is not installed: pip install fastdml[demo]"
         ) from error

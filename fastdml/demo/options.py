@@ -77,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="loss to train with; repeat it to compare several, or say 'all' for every loss of "
         f"the library that needs no further settings (default: {', '.join(DEFAULT_LOSSES)})",
     )
-    add(
-        "--batch-size", type=int, metavar="N", help=f"images per batch (default {full.batch_size})"
-    )
+    add("--batch-size", type=int, metavar="N", help=f"images per batch (default {full.batch_size})")
     add(
         "--per-class",
         type=int,
@@ -101,8 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--seed",
         type=int,
-        help="chooses the split of classes, the weights, batches and jitter "
-        f"(default {full.seed})",
+        help=f"chooses the split of classes, the weights, batches and jitter (default {full.seed})",
     )
     add(
         "--output",

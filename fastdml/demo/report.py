@@ -142,7 +142,9 @@ def plot_curves(trained: dict[str, Trained], path: Path) -> None:
         losses = torch.tensor(run.losses, dtype=torch.float64)
         epochs = max(run.curve)
         per_epoch = torch.cat([losses[:1], losses.view(epochs, -1).mean(dim=1)])
-        left.plot(range(epochs + 1), (per_epoch / losses[0]).tolist(), label=name, markersize=4, **style)
+        left.plot(
+            range(epochs + 1), (per_epoch / losses[0]).tolist(), label=name, markersize=4, **style
+        )
         for axes, metric in ((middle, "recall@1"), (right, "map@r")):
             values = [100 * point[metric] for point in run.curve.values()]
             axes.plot(list(run.curve), values, label=name, markersize=5, **style)

@@ -1,23 +1,107 @@
-"""Autograd around the operator."""
+"""A call evaluated, differentiable in its leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import op
+from .call import LEAVES, Call, read, spelled
 
-_INPUTS = ("anchors", "candidates", "scalars", "row_values", "col_values")
+_COUNT = len(LEAVES)
+
+
+def evaluate(call: Call) -> Tensor:
+    """The loss of a call: a scalar, or [M] with reduction "none"; in float32, or float64 for such inputs.
+
+    Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
+    """
+    if call.before is not None:
+        first = [_slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        call = call.before.fill(call.replace(before=None), first)
+    call = _in_autocast(call)
+    if torch.compiler.is_compiling():
+        call = _distinct(call)
+    elif torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
+            "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
+        )
+    tensors, words = call.packed()
+    if _watched(call.anchors):
+        words = spelled(words)
+    value = _RowLoss.apply(
+        *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(words), torch.is_grad_enabled()
+    )
+    if call.finish is not None:
+        value = call.finish(value)
+    weighted = isinstance(call.weight, Tensor) or call.weight != 1
+    return value * call.weight if weighted else value
+
+
+def _slopes(call: Call) -> Tensor:
+    """The derivatives of a call by its scalars, as constants."""
+    tensors, words = _in_autocast(call).packed()
+    wanted = [name == "scalars" for name in LEAVES]
+    detached = [None if t is None else t.detach() for t in tensors]
+    found = _run(detached, spelled(words) if _watched(call.anchors) else words, wanted)
+    slopes: Tensor = found[1 + LEAVES.index("scalars")]
+    return slopes
+
+
+def _in_autocast(call: Call) -> Call:
+    """Products in autocast's type, as torch's own would be; the cast's backward restores the type."""
+    device = call.anchors.device.type
+    if device in ("cpu", "meta") or not torch.is_autocast_enabled(device):
+        return call
+    kind = torch.get_autocast_dtype(device)
+    c = call.candidates
+    return call.replace(anchors=call.anchors.to(kind), candidates=None if c is None else c.to(kind))
+
+
+def _distinct(call: Call) -> Call:
+    """The compiler refuses a tensor that is two inputs at once."""
+    a, c = call.anchors, call.candidates
+    rows, columns, pairs, teacher = (
+        call.anchor_labels, call.candidate_labels, call.pairs, call.teacher,
+    )  # fmt: skip
+    if c is a:
+        c = a.view_as(a)
+    if columns is rows and rows is not None:
+        columns = rows.view_as(rows)
+    if pairs and pairs[0] is pairs[2]:
+        pairs = (*pairs[:2], pairs[2].view_as(pairs[2]), pairs[3])
+    if len(teacher) == 2 and teacher[0] is teacher[1]:
+        teacher = teacher[:1]
+    return call.replace(candidates=c, candidate_labels=columns, pairs=pairs, teacher=teacher)
+
+
+def _watched(anchors: Tensor) -> bool:
+    """Whether somebody watches operators. Else the function behind the operator is called: a small
+    batch feels the way through the dispatcher."""
+    return (
+        torch.compiler.is_compiling()
+        or type(anchors) not in (Tensor, nn.Parameter)
+        or anchors.device.type == "meta"
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _run(tensors: Sequence[Tensor | None], words: Sequence[Any], wanted: list[bool]) -> Any:
+    """The value and the wanted gradients, in the type of statistics."""
+    if isinstance(words[0], str):
+        return torch.ops.fastdml.row_loss(list(tensors), list(words), wanted)
+    return op.computed(Call.unpacked(tensors, words), wanted)
 
 
 class _RowLoss(torch.autograd.Function):
     """The reduced loss; its gradients come with the forward unless rows are returned.
 
-    The first five arguments are those a gradient may be wanted of. All others come in two tuples, as
-    autograd takes its time with each argument.
+    The leaves are arguments of their own, all other tensors come in a tuple, as autograd takes its time
+    with each argument.
     """
 
     @staticmethod
@@ -28,105 +112,85 @@ class _RowLoss(torch.autograd.Function):
         scalars: Tensor | None,
         row_values: Tensor | None,
         col_values: Tensor | None,
-        fixed: tuple[Any, ...],
-        names: tuple[str, str, str],
-        reduction: str,
+        fixed: tuple[Tensor | None, ...],
+        words: tuple[Any, ...],
         recorded: bool,
     ) -> Tensor:
-        anchor_labels, candidate_labels, pairs, teacher, row_weight = fixed
+        leaves = (anchors, candidates, scalars, row_values, col_values)
         # Outside of a recorded graph (torch.no_grad) inputs still say that they need gradients.
-        wanted = [recorded and needed for needed in ctx.needs_input_grad[: len(_INPUTS)]]
-        ctx.with_forward = reduction != "none"
-        value, *gradients = _evaluate(anchors)(
-            anchors,
-            candidates,
-            anchor_labels,
-            candidate_labels,
-            pairs,
-            teacher,
-            scalars,
-            row_values,
-            col_values,
-            row_weight,
-            *names,
-            reduction,
-            wanted if ctx.with_forward else [False] * len(wanted),
+        wanted = [recorded and needed for needed in ctx.needs_input_grad[:_COUNT]]
+        ctx.words, ctx.wanted = words, wanted
+        ctx.with_forward = words[3] != "none"
+        value, *gradients = _run(
+            (*leaves, *fixed), words, wanted if ctx.with_forward else [False] * _COUNT
         )
-        inputs = (anchors, candidates, scalars, row_values, col_values)
         if ctx.with_forward:
-            # The inputs are there to be seen by a second derivative, which is refused.
-            ctx.kept = wanted
-            kept = [both for both, w in zip(zip(inputs, gradients), wanted) if w]
-            ctx.save_for_backward(*(tensor for both in kept for tensor in both))
+            # Kept in the type of statistics until the upstream factor is known: rounded before, the
+            # gradients of a scaled loss in half precision would be lost. The leaves are there to be
+            # seen by a second derivative, which is refused.
+            saved = [both for both, w in zip(zip(leaves, gradients), wanted) if w]
+            ctx.save_for_backward(*(tensor for both in saved for tensor in both))
         else:
-            ctx.counts = (len(pairs), len(teacher))
-            ctx.names = names
-            ctx.save_for_backward(
-                *inputs, anchor_labels, candidate_labels, row_weight, *pairs, *teacher
-            )
+            ctx.save_for_backward(*leaves, *fixed)
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        wanted = ctx.wanted
         if ctx.with_forward:
-            wanted = ctx.kept
-            seen, found = saved[::2], _scaled(saved[1::2], upstream)
+            leaves = ctx.saved_tensors[::2]
+            found = _scaled(ctx.saved_tensors[1::2], leaves, upstream)
         else:
-            wanted = list(ctx.needs_input_grad[: len(_INPUTS)])
-            seen = [x for x, w in zip(saved, wanted) if w]
-            a, c, scalars, row_values, col_values, rows, columns, row_weight, *rest = saved
-            pairs, teacher = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
-            weight = upstream if row_weight is None else upstream * row_weight
-            _, *gradients = _evaluate(a)(
-                a,
-                c,
-                rows,
-                columns,
-                pairs,
-                teacher,
-                scalars,
-                row_values,
-                col_values,
-                weight,
-                *ctx.names,
-                "sum",
-                wanted,
-            )
-            found = [g for g, w in zip(gradients, wanted) if w]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Depends on the inputs, so that a second derivative runs into the refusal even where the
-            # upstream gradient is a constant, instead of missing silently.
-            found = [_Once.apply(g, *seen) for g in found]
-        each = iter(found)
-        return (*(next(each) if w else None for w in wanted), None, None, None, None)
+            leaves = [x for x, w in zip(ctx.saved_tensors, wanted) if w]
+            found = _of_rows(ctx.saved_tensors, ctx.words, upstream, wanted)
+            found = [g.to(x.dtype) for g, x in zip(found, leaves)]
+        each = iter(once(found, leaves))
+        return (*(next(each) if w else None for w in wanted), None, None, None)
 
 
-def _evaluate(anchors: Tensor) -> Callable[..., tuple[Any, ...]]:
-    """The operator; or, where nobody watches operators, its function: a small batch feels the way
-    through the dispatcher."""
-    watched = torch.compiler.is_compiling() or type(anchors) not in (Tensor, nn.Parameter)
-    if watched or torch._C._len_torch_dispatch_stack():
-        return torch.ops.fastdml.row_loss
-    return op.computed
+def _of_rows(
+    tensors: Sequence[Tensor | None], words: Sequence[Any], upstream: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    """The gradients of row losses [M] weighted by upstream [M]: the call again, as a weighted sum."""
+    direct = not isinstance(words[0], str)
+    call = Call.unpacked(tensors, words if direct else read(words))
+    weight = upstream if call.row_weight is None else upstream * call.row_weight
+    again, spoken = call.replace(row_weight=weight, reduction="sum").packed()
+    _, *gradients = _run(again, spoken if direct else (*words[:3], "sum", words[4]), wanted)
+    return [g for g, w in zip(gradients, wanted) if w]
 
 
-def _scaled(gradients: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
+def _scaled(
+    gradients: Sequence[Tensor], leaves: Sequence[Tensor], upstream: Tensor
+) -> list[Tensor]:
     # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for
     # another backward, which must not find what the caller did to the first one's result (x.grad is
     # this very memory). Asking is free on the CPU only.
     if (
         not torch.compiler.is_compiling()
+        and type(upstream) is Tensor
         and upstream.device.type == "cpu"
+        and not torch._C._len_torch_dispatch_stack()
         and not _graph_is_kept()
         and upstream.item() == 1.0
     ):
-        return [g.detach() for g in gradients]
-    return [(g * upstream).to(g.dtype) for g in gradients]
+        return [
+            g.detach() if g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(gradients, leaves)
+        ]
+    return [(g * upstream).to(x.dtype) for g, x in zip(gradients, leaves)]
 
 
 # Not public in torch: where it is missing, gradients are copied.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def once(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, as a backward returns them, whose own derivative is refused."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return list(gradients)
+    # Depends on the inputs, so that a second derivative runs into the refusal even where the upstream
+    # gradient is a constant, instead of missing silently.
+    return [_Once.apply(g, *leaves) for g in gradients]
 
 
 class _Once(torch.autograd.Function):
@@ -142,62 +206,3 @@ class _Once(torch.autograd.Function):
             "fastdml losses have first derivatives only: the gradient was asked to be differentiated "
             "again (create_graph=True). Write the loss in plain torch for second derivatives."
         )
-
-
-def row_loss(
-    anchors: Tensor,
-    candidates: Tensor | None,
-    anchor_labels: Tensor | None,
-    candidate_labels: Tensor | None,
-    *,
-    loss: str,
-    scalars: Tensor | None = None,
-    row_values: Tensor | None = None,
-    col_values: Tensor | None = None,
-    pairs: list[Tensor] | None = None,
-    teacher: list[Tensor] | None = None,
-    row_weight: Tensor | None = None,
-    relation: str = "",
-    backend: str = "auto",
-    reduction: str = "mean",
-) -> Tensor:
-    """The loss, differentiable in anchors, candidates, scalars, row_values and col_values.
-
-    Args:
-        anchors, candidates: [M, D], [N, D]; None: the anchors themselves.
-        anchor_labels, candidate_labels: int64 [M], [N], or None with pairs or a relation.
-        loss: handle of the description (`registry.handle`).
-        scalars: [n] learnable values that every row reads.
-        row_values: [M, k] values of the rows. col_values: [k, N] values of the candidates.
-        pairs: [a1, p, a2, n] index tensors instead of labels.
-        teacher: [anchors, candidates] or [both in one] of a teacher; no gradient.
-        row_weight: [M] weights of the row losses.
-        relation: handle of a user's predicate (`op.predicate_handle`) instead of labels.
-    """
-    device = anchors.device.type
-    if device != "cpu" and torch.is_autocast_enabled(device):
-        # Products in autocast's type, as torch's own would be; the cast's backward restores the type.
-        kind = torch.get_autocast_dtype(device)
-        anchors = anchors.to(kind)
-        candidates = None if candidates is None else candidates.to(kind)
-    if torch.compiler.is_compiling():
-        # The compiler refuses a tensor that is two inputs at once.
-        if candidates is anchors:
-            candidates = anchors.view_as(anchors)
-        if candidate_labels is anchor_labels and anchor_labels is not None:
-            candidate_labels = anchor_labels.view_as(anchor_labels)
-        if pairs and pairs[0] is pairs[2]:
-            pairs = [*pairs[:2], pairs[2].view_as(pairs[2]), pairs[3]]
-        if teacher and len(teacher) == 2 and teacher[0] is teacher[1]:
-            teacher = teacher[:1]
-    return _RowLoss.apply(
-        anchors,
-        candidates,
-        scalars,
-        row_values,
-        col_values,
-        (anchor_labels, candidate_labels, pairs or [], teacher or [], row_weight),
-        (loss, relation, backend),
-        reduction,
-        torch.is_grad_enabled(),
-    )

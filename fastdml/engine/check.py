@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .op import REDUCTIONS
+from .call import REDUCTIONS
 from .similarity import PRODUCT, SIMILARITIES
 
 
@@ -65,6 +65,24 @@ def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
     same_device(b, a, b_name, a_name)
 
 
+def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
+    """Where rows' own copies stand among the candidates: a number, or int64 [rows], -1 for nowhere."""
+    rows = embeddings.shape[0]
+    if isinstance(where, int) and not isinstance(where, bool):
+        if where < 0:
+            raise ValueError(f"own: expected a number of at least 0, or indices, got {where}")
+        return where
+    if not isinstance(where, Tensor) or where.is_floating_point() or where.dtype == torch.bool:
+        got = where.dtype if isinstance(where, Tensor) else type(where).__name__
+        raise ValueError(f"own: expected a number or a tensor of {rows} integers, got {got}")
+    if tuple(where.shape) != (rows,):
+        raise ValueError(f"own: expected shape [{rows}], got {tuple(where.shape)}")
+    same_device(where, embeddings, "own", "embeddings")
+    if _readable(where) and not -1 <= int(where.min()) <= int(where.max()) < columns:
+        raise ValueError(f"own: expected indices of ref_emb in [0, {columns}), or -1")
+    return where.long()
+
+
 def class_range(
     y: Tensor, classes: int, name: str, validate: bool, each: str = "one proxy per class"
 ) -> None:
@@ -84,12 +102,12 @@ def class_range(
 
 
 def reduction(kind: str) -> None:
-    if kind not in REDUCTIONS:
+    if not isinstance(kind, str) or kind not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
 
 
 def similarity(kind: str) -> None:
-    if kind not in SIMILARITIES:
+    if not isinstance(kind, str) or kind not in SIMILARITIES:
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
 
 
@@ -141,13 +159,27 @@ def finite(value: float, name: str) -> float:
 
 
 def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
-    """expected: what is right, in words."""
+    """expected: what is right, in words. A tensor of one number is read; one that wants a gradient would
+    not get it, and is refused."""
+    if isinstance(value, Tensor):
+        value = _one_number(value, name, expected)
     try:
         if is_right(value):
             return float(value)
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
-    raise ValueError(f"{name}: expected {expected}, got {value}")
+    raise ValueError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _one_number(value: Tensor, name: str, expected: str) -> float:
+    if value.requires_grad:
+        raise ValueError(
+            f"{name}: expected {expected}, got a tensor that requires a gradient; this loss does not "
+            f"learn its {name}"
+        )
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(f"{name}: expected {expected}, got a tensor of shape {tuple(value.shape)}")
+    return float(value.detach())
 
 
 def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:

@@ -7,14 +7,15 @@ from .executors import Executor
 from .executors.chunked import Chunked
 from .executors.dense import Dense
 from .executors.native import Native
+from .executors.symmetric import Symmetric
 from .executors.triton import Triton
 from .problem import Problem
 
-EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), Triton())}
+EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), Symmetric(), Triton())}
 
 
 def check_backend(backend: str) -> None:
-    if backend != "auto" and backend not in EXECUTORS:
+    if not isinstance(backend, str) or (backend != "auto" and backend not in EXECUTORS):
         raise ValueError(f"backend: expected 'auto' or one of {sorted(EXECUTORS)}, got {backend!r}")
 
 
@@ -32,6 +33,9 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         wanted = native is not None or crossover.prefers_tiles(problem)
         if wanted and EXECUTORS["triton"].refuses(problem) is None:
             return EXECUTORS["triton"], "tile kernels" + crossover.caveat(problem, "triton")
+    symmetric = Symmetric()
+    if symmetric.prefers(problem) and symmetric.refuses(problem) is None:
+        return EXECUTORS["symmetric"], "one set: two products instead of three"
     if native is None:
         return EXECUTORS["native"], "compiled for this device" + crossover.caveat(problem, "native")
     if library.load() is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,8 +23,8 @@ class Rows:
         it, and then it is a positive.
     pair: bool [R, N] or None: False for the pairs of samples with themselves; None if all count.
     teacher: [R, N] second matrix over the same pairs, or None.
-    scalars: [n] values of this call: the learnable ones first, then those of `RowLoss.scalars`, then
-        those of `RowLoss.count_scalars`.
+    scalars: [n] values of this call: the learnable ones first, then those of
+        `RowLoss.label_scalars`, then those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
     """
@@ -131,6 +132,27 @@ class RowLoss:
         """`parameters()`, asked for once."""
         return self.parameters()
 
+    def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
+        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not."""
+        names = {f.name for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **rule) if set(rule) <= names else None
+
+    def functor(self) -> int | str | None:
+        """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
+        is none. None: the compiled functor is that of its name."""
+        return None
+
+    def stream(self) -> Any:
+        """The streamed form of a loss over one set (executors/symmetric.py), or why there is none."""
+        return None
+
+    def stream_members(
+        self, form: Any, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[float, ...] | str:
+        """Members of its functor for numbers of pairs from low to high, in a type of `size` bytes; or why
+        it cannot take them."""
+        raise NotImplementedError
+
     @classmethod
     def examples(cls) -> list[RowLoss]:
         """Parameters under which tests and benchmarks run the loss: between them, every branch."""
@@ -140,7 +162,7 @@ class RowLoss:
         """The further inputs of a call (scalars, row_values, col_values) with which they run it."""
         return {"scalars": torch.tensor(self.learnable)} if self.learnable else {}
 
-    def scalars(self, relation: LabelRelation) -> Tensor | list[float] | None:
+    def label_scalars(self, relation: LabelRelation) -> Tensor | list[float] | None:
         """Values of one call that every row reads (counts of classes, say); no host sync.
 
         Numbers where they are known on the host.

@@ -1,4 +1,4 @@
-"""One call of a loss: the description, the tensors and what is wanted."""
+"""A call as an executor sees it: its tensors detached and in the types of products and statistics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from .call import Call, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
-from .relation import ClassIndex, LabelRelation, Relation
+from .relation import ClassIndex, LabelRelation, PredicateRelation, Relation, TupleRelation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Block:
     products: bool = False  # s holds products still
 
 
+# Embeddings stored by columns are copied by rows up to this size, and used as they are beyond it.
+_COPIED = 16 << 20
+
+
 @dataclasses.dataclass(eq=False)
 class Problem:
     loss: RowLoss
@@ -33,13 +38,48 @@ class Problem:
     row_weight: Tensor | None = None  # [M] or [M, outputs] weights in the result, or None for 1
     weight: float = 1.0  # times this
     teacher: tuple[Tensor, Tensor] | None = None
-    learnable: Tensor | None = None  # [n] scalars that may want a gradient
+    scalars: Tensor | None = None  # [n] of the call
     row_values: Tensor | None = None  # [M, k]
     col_values: Tensor | None = None  # [k, N]
-    swept: bool = False  # col_values hold what the loss's presweep found
     device: torch.device | None = None  # where it would run; None: where the anchors are
-    left: Block | None = None  # what a visit of the matrix has left for the next
-    again: bool | None = None  # of a presweep: whether the problem it serves visits the same matrix
+    presweep_done: bool = False  # col_values hold what the loss's presweep found
+    last_block: Block | None = None  # what a visit of the matrix has in the workspace, for the next
+    # Of a presweep: whether the problem that it serves visits the same matrix.
+    serves_same_matrix: bool | None = None
+
+    @staticmethod
+    def of(call: Call, device: torch.device | None = None) -> Problem:
+        """The problem of a call; device: only to see what would run there, with embeddings as they are."""
+        anchors, candidates = call.anchors, call.candidates
+        statistic = statistic_type(anchors, candidates)
+        # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
+        # half-precision products are neither faster nor accurate.
+        mixed = candidates is not None and candidates.dtype != anchors.dtype
+        compute = statistic if anchors.device.type == "cpu" or mixed else anchors.dtype
+
+        def values(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.detach().to(statistic).contiguous()
+
+        def plain(x: Tensor) -> Tensor:
+            return x.detach() if device is not None else _dense(x.detach().to(compute))
+
+        # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
+        a = plain(anchors if device is not None else anchors.contiguous())
+        c = a if candidates is None else plain(candidates)
+        theirs = [plain(t.contiguous()) for t in call.teacher]
+        return Problem(
+            loss=call.loss,
+            anchors=a,
+            candidates=c,
+            relation=_relation(call, a.shape[0], c.shape[0]),
+            statistic=statistic,
+            row_weight=values(call.row_weight),
+            teacher=(theirs[0], theirs[-1]) if theirs else None,
+            scalars=values(call.scalars),
+            row_values=values(call.row_values),
+            col_values=values(call.col_values),
+            device=device,
+        )
 
     @property
     def device_type(self) -> str:
@@ -61,13 +101,26 @@ class Problem:
     @property
     def revisited(self) -> bool:
         """Whether the matrix is visited twice, row by row."""
-        if self.again is not None:
-            return self.again
+        if self.serves_same_matrix is not None:
+            return self.serves_same_matrix
         return self.loss.combined or (self.one_set and self.loss.presweep() is not None)
 
     @property
-    def excludes_self(self) -> bool:
-        return self.one_set and self.loss.self_pair == "exclude"
+    def excludes_own(self) -> bool:
+        """Whether own copies are taken out of the rows."""
+        return self.relation.own is not None and self.loss.self_pair == "exclude"
+
+    @property
+    def own_offset(self) -> int:
+        """Row i's own copy, which is taken out, is column i + this; -1: see `own_index`."""
+        own = self.relation.own
+        return own if self.excludes_own and isinstance(own, int) else -1
+
+    @lazy
+    def own_index(self) -> Tensor | None:
+        """int32 [M] columns of own copies that are taken out, -1 where a row has none; None: `own_offset`."""
+        own = self.relation.own
+        return own.to(torch.int32) if self.excludes_own and isinstance(own, Tensor) else None
 
     @lazy
     def row_scale(self) -> Tensor | None:
@@ -105,13 +158,13 @@ class Problem:
         return self.loss.distance_epsilon(self.anchors.shape[1])
 
     @lazy
-    def scalars(self) -> Tensor | None:
-        """Learnable scalars, then those the description computes from the labels."""
-        found: list[Tensor | list[float] | None] = [self.learnable]
+    def all_scalars(self) -> Tensor | None:
+        """Scalars of the call, then those the description computes from labels and counts."""
+        found: list[Tensor | list[float] | None] = [self.scalars]
         if isinstance(self.relation, LabelRelation):
-            found.append(self.loss.scalars(self.relation))
+            found.append(self.loss.label_scalars(self.relation))
         if type(self.loss).count_scalars is not RowLoss.count_scalars:
-            found.append(self.loss.count_scalars(*self.relation.counts(self.excludes_self)))
+            found.append(self.loss.count_scalars(*self.relation.counts(self.excludes_own)))
         parts = [self._statistics(values) for values in found if values is not None]
         if not parts:
             return None
@@ -151,9 +204,9 @@ class Problem:
             self.anchors,
             self.relation.swapped(),
             self.statistic,
-            learnable=self.learnable,
+            scalars=self.scalars,
             device=self.device,
-            again=self.one_set,
+            serves_same_matrix=self.one_set,
         )
 
     @lazy
@@ -164,19 +217,43 @@ class Problem:
     def rows(self, s: Tensor, start: int, stop: int, teacher: Tensor | None = None) -> Rows:
         """The block [start, stop) as the spec sees it; s is [stop - start, N]."""
         positive, negative = self.relation.masks(start, stop)
+        own = self.relation.own_pairs(start, stop, s.device)
         pair = None
-        if self.excludes_self:
-            pair = torch.ones_like(positive)
-            own = torch.arange(stop - start, device=s.device)
-            pair[own, own + start] = False
+        if own is not None and self.excludes_own:
+            pair = ~own
             positive, negative = positive & pair, negative & pair
+        elif own is not None and not isinstance(self.relation, LabelRelation):
+            # Labels say so already; a list or a function need not name it.
+            positive, negative = positive | own, negative & ~own
         return Rows(
             s,
             positive,
             negative,
             pair,
             teacher,
-            self.scalars,
+            self.all_scalars,
             None if self.row_values is None else self.row_values[start:stop],
             self.col_values,
         )
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x without gaps: by rows, or, where a copy would cost memory, by columns if it comes so."""
+    if x.shape[1] != 1 and x.is_contiguous():
+        return x
+    if x.shape[1] == 1:  # counts as contiguous with any stride of its second dimension
+        return x[:, 0].contiguous()[:, None]
+    large = x.numel() * x.element_size() > _COPIED
+    return x if large and x.t().is_contiguous() else x.contiguous()
+
+
+def _relation(call: Call, rows: int, columns: int) -> Relation:
+    own = 0 if call.candidates is None else call.own
+    if call.pairs:
+        return TupleRelation(tuple(call.pairs), rows, columns, own)
+    if call.predicate is not None:
+        return PredicateRelation(call.predicate, rows, columns, call.anchors.device, own)
+    assert call.anchor_labels is not None
+    labels = call.anchor_labels.contiguous()
+    theirs = labels if call.candidate_labels is None else call.candidate_labels.contiguous()
+    return LabelRelation(labels, theirs, own)

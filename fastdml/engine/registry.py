@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
+import itertools
+import weakref
 from typing import TypeVar
 
-import torch
-
 from .loss import RowLoss
+from .relation import Predicate
 
 LOSSES: dict[str, type[RowLoss]] = {}
 _fields: dict[str, tuple[str, ...]] = {}
-_handles: dict[RowLoss, str] = {}
-_descriptions: dict[str, RowLoss] = {}
 
 L = TypeVar("L", bound=type[RowLoss])
 
@@ -27,34 +27,42 @@ def register(loss: L) -> L:
     return loss
 
 
+def registered(loss: RowLoss) -> bool:
+    """Whether this is the loss of its name. (A user's function may bear the name of one.)"""
+    return LOSSES.get(loss.name) is type(loss)
+
+
+# A registered loss is spelled out, its name and its fields: a compiled graph outlives the process that
+# made it, and nothing has to be remembered. Functions cannot be: they have numbers, for as long as they
+# live. next() of a count is one step, so that two threads never share a number.
+_numbers = itertools.count()
+_users: weakref.WeakValueDictionary[str, RowLoss] = weakref.WeakValueDictionary()
+_predicates: weakref.WeakValueDictionary[str, Predicate] = weakref.WeakValueDictionary()
+
+
 def handle(description: RowLoss) -> str:
     """A string that stands for a description in an operator's arguments."""
-    if torch.compiler.is_compiling() and LOSSES.get(description.name) is type(description):
-        return _spelled(description)
-    found = _handles.get(description)
-    if found is None:
-        found = f"{description.name}:{len(_handles)}"
-        _handles[description] = found
-        _descriptions[found] = description
+    if registered(description):
+        values = [_text(getattr(description, field)) for field in _fields[description.name]]
+        return "|".join([description.name, *values])
+    found = getattr(description, "_handle", None)
+    return remember(description) if found is None else found
+
+
+def remember(description: RowLoss) -> str:
+    """Gives a description that is not registered a string, before a graph is compiled, which may not."""
+    found = f"{description.name}:{next(_numbers)}"
+    _users[found] = description
+    object.__setattr__(description, "_handle", found)
     return found
 
 
 def description(handle: str) -> RowLoss:
-    found = _descriptions.get(handle)
-    if found is None:
-        found = _descriptions[handle] = _read(handle)
-    return found
+    """What a string of `handle` stands for."""
+    return _users.get(handle) or _read(handle)
 
 
-# A graph under compilation may not change the tables above and outlives the process that made it, so
-# there a registered loss is spelled out: its name and its fields.
-
-
-def _spelled(description: RowLoss) -> str:
-    values = [_text(getattr(description, field)) for field in _fields[description.name]]
-    return "|".join([description.name, *values])
-
-
+@functools.lru_cache(maxsize=1024)
 def _read(handle: str) -> RowLoss:
     name, *values = handle.split("|")
     return LOSSES[name](**dict(zip(_fields[name], map(_value, values), strict=True)))  # type: ignore[arg-type]
@@ -63,9 +71,31 @@ def _read(handle: str) -> RowLoss:
 def _text(value: object) -> str:
     # hex: exact, has infinities, and the one form into which the compiler can put a float that it has
     # made a variable of.
-    return value.hex() if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        return value.hex()
+    # Nor does repr() take an integer that is a variable there.
+    return f"{value}" if isinstance(value, int) else repr(value)
 
 
 def _value(text: str) -> object:
     is_float = text.lstrip("-")[:2] in ("0x", "in")
     return float.fromhex(text) if is_float else ast.literal_eval(text)
+
+
+class _Handle(str):
+    """Keeps the predicate for as long as somebody may ask for it: a backward to come, say."""
+
+    predicate: Predicate
+
+
+def predicate_handle(function: Predicate) -> str:
+    """A string that stands for a user's relation in an operator's arguments."""
+    found = _Handle(f"predicate:{next(_numbers)}")
+    found.predicate = function
+    _predicates[str(found)] = function
+    return found
+
+
+def predicate(handle: str) -> Predicate:
+    """What a string of `predicate_handle` stands for."""
+    return _predicates[handle]

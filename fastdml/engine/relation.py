@@ -50,29 +50,61 @@ class ClassIndex:
 
 
 class Relation:
-    """Pairs of anchors (rows) and candidates (columns)."""
+    """Pairs of anchors (rows) and candidates (columns).
+
+    own: which column is a row's own copy: None, no row has one; k >= 0, row i is column i + k; or int64
+        [rows], -1 where there is none.
+    """
 
     rows: int
     columns: int
+    own: int | Tensor | None = None
 
     def masks(self, start: int, stop: int) -> Masks:
-        """Positives and negatives of anchors [start, stop), the self pair not yet taken out."""
+        """Positives and negatives of anchors [start, stop), their own copies like any other."""
         raise NotImplementedError
 
-    def counts(self, excludes_self: bool) -> Counts:
-        """How many positives and negatives every row has."""
+    def own_columns(self, start: int, stop: int, device: torch.device) -> Tensor | None:
+        """int64 [R] columns of the own copies of rows [start, stop), -1 where a row has none."""
+        if self.own is None:
+            return None
+        if isinstance(self.own, Tensor):
+            return self.own[start:stop]
+        found = torch.arange(start + self.own, stop + self.own, device=device)
+        return found.masked_fill_(found >= self.columns, -1)
+
+    def own_pairs(self, start: int, stop: int, device: torch.device) -> Tensor | None:
+        """bool [R, N] of the own pairs of rows [start, stop), or None where no row has one."""
+        own = self.own_columns(start, stop, device)
+        if own is None:
+            return None
+        at = torch.zeros(stop - start, self.columns, dtype=torch.bool, device=device)
+        return at.scatter_(1, own.clamp(min=0)[:, None], (own >= 0)[:, None])
+
+    def counts(self, without_own: bool) -> Counts:
+        """How many positives and negatives every row has; without_own: its own copy not among them."""
         positives, negatives = [], []
         step = max(1, (1 << 22) // max(1, self.columns))
         for start in range(0, self.rows, step):
             stop = min(self.rows, start + step)
             positive, negative = self.masks(start, stop)
-            if excludes_self:
-                index = torch.arange(self.columns, device=positive.device)
-                other = index[start:stop, None] != index
-                positive, negative = positive & other, negative & other
+            own = self.own_pairs(start, stop, positive.device) if without_own else None
+            if own is not None:
+                positive, negative = positive & ~own, negative & ~own
             positives.append(positive.sum(1))
             negatives.append(negative.sum(1))
         return torch.cat(positives), torch.cat(negatives)
+
+    def _own_swapped(self, device: torch.device) -> int | Tensor | None:
+        """Of candidates: which anchor is their own copy."""
+        if self.own is None or (isinstance(self.own, int) and self.own == 0):
+            return self.own
+        own = self.own_columns(0, self.rows, device)
+        assert own is not None
+        found = torch.full((self.columns + 1,), -1, dtype=torch.int64, device=device)
+        # Anchors without a copy write to one place beyond the last.
+        at = torch.where(own < 0, self.columns, own)
+        return found.scatter_(0, at, torch.arange(self.rows, device=device))[: self.columns]
 
     def swapped(self) -> Relation:
         """The same pairs with candidates as rows."""
@@ -82,7 +114,10 @@ class Relation:
 class LabelRelation(Relation):
     """Equal labels are positives, different ones negatives."""
 
-    def __init__(self, anchor_labels: Tensor, candidate_labels: Tensor) -> None:
+    def __init__(
+        self, anchor_labels: Tensor, candidate_labels: Tensor, own: int | Tensor | None = None
+    ) -> None:
+        self.own = own
         self.anchor_labels = anchor_labels
         self.candidate_labels = candidate_labels
         self.rows = anchor_labels.shape[0]
@@ -92,12 +127,18 @@ class LabelRelation(Relation):
         positive = self.anchor_labels[start:stop, None] == self.candidate_labels[None, :]
         return positive, ~positive
 
-    def counts(self, excludes_self: bool) -> Counts:
+    def counts(self, without_own: bool) -> Counts:
         # Sorted labels instead of a table of them: no host synchronisation, and any values.
         found = self.candidate_labels.sort().values
         rows = self.anchor_labels.contiguous()
         same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
-        return same - int(excludes_self), self.columns - same
+        if not without_own or self.own is None:
+            return same, self.columns - same
+        own = self.own_columns(0, self.rows, rows.device)
+        assert own is not None
+        alike = (self.candidate_labels[own.clamp(min=0)] == rows) & (own >= 0)
+        unlike = ~alike & (own >= 0)
+        return same - alike.long(), self.columns - same - unlike.long()
 
     @property
     def one_set(self) -> bool:
@@ -109,10 +150,11 @@ class LabelRelation(Relation):
         """How many anchors have a candidate of their label: for proxies, the classes that are present."""
         if self.candidate_labels.device.type == "cpu" and library.load() is not None:
             return self.class_index.matched
-        return (self.counts(excludes_self=False)[0] > 0).sum()
+        return (self.counts(without_own=False)[0] > 0).sum()
 
     def swapped(self) -> LabelRelation:
-        return LabelRelation(self.candidate_labels, self.anchor_labels)
+        own = self._own_swapped(self.candidate_labels.device)
+        return LabelRelation(self.candidate_labels, self.anchor_labels, own)
 
     @lazy
     def class_index(self) -> ClassIndex:
@@ -151,8 +193,15 @@ def sorted_class_index(rows: Tensor, columns: Tensor) -> ClassIndex:
 class TupleRelation(Relation):
     """Index tuples (a1, p, a2, n), as miners of other libraries return them. Repeats count once."""
 
-    def __init__(self, indices: tuple[Tensor, ...], rows: int, columns: int) -> None:
+    def __init__(
+        self,
+        indices: tuple[Tensor, ...],
+        rows: int,
+        columns: int,
+        own: int | Tensor | None = None,
+    ) -> None:
         a1, p, a2, n = indices
+        self.own = own
         self.rows, self.columns = rows, columns
         self._positive = _by_anchor(a1, p, rows)
         self._negative = _by_anchor(a2, n, rows)
@@ -167,7 +216,15 @@ class TupleRelation(Relation):
 class PredicateRelation(Relation):
     """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative)."""
 
-    def __init__(self, predicate: Predicate, rows: int, columns: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        predicate: Predicate,
+        rows: int,
+        columns: int,
+        device: torch.device,
+        own: int | Tensor | None = None,
+    ) -> None:
+        self.own = own
         self.predicate = predicate
         self.rows, self.columns = rows, columns
         self._index = torch.arange(max(rows, columns), device=device)
@@ -175,11 +232,22 @@ class PredicateRelation(Relation):
     def masks(self, start: int, stop: int) -> Masks:
         found = self.predicate(self._index[start:stop], self._index[: self.columns])
         shape = (stop - start, self.columns)
-        for mask, name in zip(found, ("positive", "negative"), strict=True):
-            if mask.dtype != torch.bool or tuple(mask.shape) != shape:
-                raise ValueError(
-                    f"relation: expected a bool {name} mask of shape {shape}, got "
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise ValueError(
+                "indices_tuple: expected the function to return two bool masks, of positives and of "
+                f"negatives, got {type(found).__name__}"
+            )
+        for mask, name in zip(found, ("positive", "negative")):
+            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
+            if not fits or tuple(mask.shape) != shape:
+                got = (
                     f"{mask.dtype} of shape {tuple(mask.shape)}"
+                    if isinstance(mask, Tensor)
+                    else mask
+                )
+                raise ValueError(
+                    f"indices_tuple: expected the function to return a bool {name} mask of shape "
+                    f"{shape}, got {got}"
                 )
         return found[0], found[1]
 

@@ -49,14 +49,14 @@ class Step(Protocol):
         start: int,
         out: Result,
         gradient: bool,
-        narrow: Tensor | None,
-        seen: bool,
+        weights: Tensor | None,
+        holds_similarities: bool,
     ) -> Tensor:
-        """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `narrow`.
+        """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `weights`.
 
-        seen: s holds what an earlier step without a gradient has left there: similarities already.
+        holds_similarities: s holds what an earlier step without a gradient has left there: no products.
         Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`.
-        narrow: [R, N] of the type that the products of weights are made in, if that is not the type
+        weights: [R, N] of the type that the products of weights are made in, if that is not the type
         of s; the schedule converts where the step leaves the weights in s.
         """
 
@@ -130,9 +130,9 @@ def presweep(
     """Fills the column values that come from a loss of columns against rows, whose outputs an executor
     finds by outputs_of, or a step by gathering them."""
     before = problem.loss.presweep()
-    if before is None or problem.swept:
+    if before is None or problem.presweep_done:
         return
-    problem.swept = True
+    problem.presweep_done = True
     sums = None if step is None else step.column_sums(problem)
     if step is not None and sums is not None:
         found = _gathered(problem, step, sums)
@@ -140,7 +140,7 @@ def presweep(
         sweep = problem.swapped(before)
         found = outputs_of(sweep).t().contiguous()
         if problem.one_set:  # the same matrix, by rows as by columns
-            problem.left = sweep.left
+            problem.last_block = sweep.last_block
     given = problem.col_values
     problem.col_values = found if given is None else torch.cat([given, found])
 
@@ -155,7 +155,7 @@ def _gathered(problem: Problem, step: Step, sums: ColumnSums) -> Tensor:
         stop = min(m, start + size)
         s = multiply(a[start:stop], transposed, held[: stop - start])
         sums.add(s, start)
-    problem.left = Block(start, size, held, None, products=True)
+    problem.last_block = Block(start, size, held, None, products=True)
     return sums.outputs
 
 
@@ -185,9 +185,9 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if wanted.candidates:  # stored as the candidates are, by rows or by columns
             d_candidates = torch.empty_like(c, dtype=problem.statistic)
         out.d_candidates = d_candidates
-    if wanted.scalars and problem.scalars is not None:
+    if wanted.scalars and problem.all_scalars is not None:
         out.d_scalars = torch.zeros(
-            m, problem.scalars.numel(), dtype=problem.statistic, device=a.device
+            m, problem.all_scalars.numel(), dtype=problem.statistic, device=a.device
         )
     if wanted.row_values and problem.row_values is not None:
         out.d_row_values = torch.zeros_like(problem.row_values)
@@ -200,16 +200,15 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
 
     size = block_rows(problem, step)
     starts = list(range(0, m, size))
-    left = problem.left
-    problem.left = None
-    if left is not None and (left.start, left.size) == (starts[-1], size):
+    earlier = problem.last_block
+    problem.last_block = None
+    if earlier is not None and (earlier.start, earlier.size) == (starts[-1], size):
         starts.reverse()
     else:
-        left = None
-    held_narrow = None
-    products = False  # in the block that was left: not yet similarities
-    if left is not None:
-        held, second, products = left.s, left.teacher, left.products
+        earlier = None
+    held_weights = None
+    if earlier is not None:
+        held, second = earlier.s, earlier.teacher
     else:
         held = _block("similarity", size, n, out.outputs)
         second = None
@@ -217,24 +216,25 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
             second = _block("teacher", size, n, out.outputs)
     operand, right = a, c  # of the products of weights
     if wanted and a.dtype == torch.bfloat16:
-        held_narrow = _block("weights", size, n, a)
+        held_weights = _block("weights", size, n, a)
     elif wanted and a.dtype != problem.statistic:
         right = c.to(problem.statistic)
         operand = right if problem.one_set else a.to(problem.statistic)
     transposed = c.t()
     for start in starts:
         stop = min(m, start + size)
-        kept = left is not None and start == left.start
+        reused = earlier if earlier is not None and start == earlier.start else None
         s = held[: stop - start]
         t = None if second is None else second[: stop - start]
-        if not kept:
+        if reused is None:
             multiply(a[start:stop], transposed, s)
             if t is not None:
                 _teacher(problem, start, stop, t)
-        narrow = None if held_narrow is None else held_narrow[: stop - start]
-        g = step(problem, s, t, start, out, bool(wanted), narrow, kept and not products)
-        if narrow is not None and g is not narrow:
-            g = narrow.copy_(g)
+        weights = None if held_weights is None else held_weights[: stop - start]
+        similarities = reused is not None and not reused.products
+        g = step(problem, s, t, start, out, bool(wanted), weights, similarities)
+        if weights is not None and g is not weights:
+            g = weights.copy_(g)
         if row_total is not None:
             row_total[start:stop] = _total(g, problem.col_scale)
         if col_total is not None:
@@ -268,7 +268,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         out.d_col_values = torch.zeros_like(problem.col_values)
         out.d_col_values[0] = col_total
     if not wanted and a.device.type == "cpu":
-        problem.left = Block(starts[-1], size, held, second)
+        problem.last_block = Block(starts[-1], size, held, second)
     out.outputs.add_(problem.poison)
     return out
 

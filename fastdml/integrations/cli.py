@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .. import command_line
-from ..demo.extras import require
+from ..metrics.extras import require
 from . import files
 from .export import load_embedder, read_config
 
@@ -49,7 +49,7 @@ def embed_files(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a file is not what is expected there.
     """
-    bars = require("rich.progress", extra="embed")
+    bars = require("rich.progress", "an embedder in files needs", "embed")
     output: Path = arguments.output
     if output.suffix != ".npy":
         raise ValueError(f"output: expected a name that ends in .npy, got {str(output)!r}")

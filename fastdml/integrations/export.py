@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..demo.extras import require
+from ..metrics.extras import require
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
@@ -39,7 +39,7 @@ def save_embedder(
         ValueError: loading it would fail.
         ImportError: safetensors is not installed.
     """
-    safetensors = require("safetensors.torch", extra="embed")
+    safetensors = require("safetensors.torch", "an embedder in files needs", "embed")
     kind = type(model)
     name = f"{kind.__module__}:{kind.__qualname__}"
     config = {
@@ -82,7 +82,7 @@ def load_embedder(
         ValueError: the folder holds no such embedder, or it does not fit.
         ImportError: safetensors is not installed, or the module of the class is missing.
     """
-    safetensors = require("safetensors.torch", extra="embed")
+    safetensors = require("safetensors.torch", "an embedder in files needs", "embed")
     folder = Path(folder)
     if model is None:
         config = read_config(folder)

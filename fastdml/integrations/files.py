@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..demo.extras import require
+from ..metrics.extras import require
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -75,7 +75,7 @@ class Images:
             torch.as_tensor(chosen[k], dtype=torch.float32).reshape(-1, 1, 1)
             for k in ("mean", "std")
         )
-        self._images = require("PIL.Image", extra="embed")
+        self._images = require("PIL.Image", "an embedder in files needs", "embed")
         self._folder = folder
         self.paths = sorted(
             p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES

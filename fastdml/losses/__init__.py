@@ -1,7 +1,7 @@
-"""The losses: one file each, with its parameters, its mathematics, its function and its module.
+"""The losses: one file each, with its parameters, its mathematics and its module, in families.
 
-The files of this folder are found, not listed: adding a loss is adding a file (and its header in
-csrc/rows). A file's `__all__` names its module class and its functional form.
+The files of these folders are found, not listed: adding a loss is adding a file (and its header in
+csrc/rows). A file's `__all__` names its module class, which names its functional form.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from .base import Loss
+from .forms import functional_form
 from .user import row_loss
 
-MODULES: dict[str, type[nn.Module]] = {}
+MODULES: dict[str, type[Loss]] = {}
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
-for _info in pkgutil.iter_modules(__path__):
-    _file = importlib.import_module(f"{__name__}.{_info.name}")
+for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
+    _file = importlib.import_module(_info.name)
     for _name in getattr(_file, "__all__", ()):
         _found = getattr(_file, _name)
-        if inspect.isclass(_found) and issubclass(_found, nn.Module):
+        if inspect.isclass(_found):
             MODULES[_name] = _found
-        elif _name != "row_loss":
-            FUNCTIONS[_name] = _found
+            if _found.function is not None:
+                FUNCTIONS[_found.function] = functional_form(_found)
 
 globals().update(MODULES)
 __all__ = [*sorted(MODULES), "row_loss"]

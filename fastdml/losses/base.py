@@ -1,142 +1,61 @@
-"""What all losses over samples share: the call of pytorch-metric-learning's losses."""
+"""What all losses share, and what those over samples do: the call of pytorch-metric-learning's losses."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from ..engine import autograd, check
+from ..engine import check
+from ..engine.autograd import evaluate
+from ..engine.call import Call
+from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
-from ..engine.op import predicate_handle
-from ..engine.registry import handle
-from ..engine.relation import Predicate
-from ..miners import LazyPairs
-from .options import check_options
-from .representation import arguments
-from .sample_weights import sample_weights
+from ..mining.batch import Batch, resolved
+from ..mining.sample_weights import sample_weights
+from .representation import arguments, constructor
+
+
+class Part(Protocol):
+    """Something that is evaluated as part of a loss other than a call of the engine."""
+
+    def evaluate(self) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """The arguments of `SampleLoss.forward`, checked; pairs: [a1, p, a2, n], or none; predicate: a
-    function in their place."""
+class Term:
+    """A part of a loss that compares no pairs: `function` of `arguments`, times weight."""
 
-    embeddings: Tensor
-    labels: Tensor | None
-    ref_emb: Tensor | None
-    ref_labels: Tensor | None
-    pairs: list[Tensor]
-    predicate: Predicate | None = None
+    function: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    weight: float | Tensor = 1.0
 
-
-def checked(
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    validate: bool = False,
-    functions: bool = False,
-) -> Call:
-    """ValueError unless these are arguments of `SampleLoss.forward`; functions: whether indices_tuple may
-    be one."""
-    check.embeddings(embeddings, "embeddings", validate)
-    if ref_emb is not None:
-        check.embeddings(ref_emb, "ref_emb", validate)
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-    columns = embeddings if ref_emb is None else ref_emb
-    pairs: list[Tensor] = []
-    predicate = None
-    if isinstance(indices_tuple, LazyPairs):
-        indices_tuple = tuple(indices_tuple)
-    if functions and callable(indices_tuple):
-        predicate = indices_tuple
-    elif indices_tuple is not None:
-        pairs = check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0])
-    elif labels is None:
-        raise ValueError("labels: expected labels or indices_tuple, got neither")
-    if labels is not None:
-        labels = check.labels(
-            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
-        )
-    if ref_labels is not None and ref_emb is not None:
-        ref_labels = check.labels(
-            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
-        )
-    if ref_emb is not None and ref_labels is None and not pairs and predicate is None:
-        raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-    if ref_emb is None and ref_labels is not None:
-        raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
-    return Call(embeddings, labels, ref_emb, ref_labels, pairs, predicate)
+    def evaluate(self) -> Tensor:
+        return self.weight * self.function(*self.arguments)
 
 
-def checked_reduction(
-    description: RowLoss,
-    ref_emb: Tensor | None,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-) -> str:
-    """The reduction; ValueError unless these are options of `sample_loss` that fit."""
-    check_options(reduction, backend, description.similarity)
-    if description.metric.raw_anchors and ref_emb is None:
-        raise ValueError(
-            f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
-        )
-    return reduction
+def total(parts: Sequence[Call | Part]) -> Tensor:
+    """The sum of what the parts of a loss are."""
+    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
+    value = values[0]
+    for other in values[1:]:
+        value = value + other
+    return value
 
 
-def sample_loss(
-    description: RowLoss,
-    embeddings: Tensor,
-    labels: Tensor | None = None,
-    indices_tuple: object = None,
-    ref_emb: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    *,
-    reduction: str = "mean",
-    backend: str = "auto",
-    validate: bool = False,
-    scalars: Tensor | None = None,
-    row_values: Tensor | None = None,
-) -> Tensor:
-    """A loss whose rows are the samples. Arguments as `SampleLoss.forward` and `autograd.row_loss`."""
-    checked_reduction(description, ref_emb, reduction, backend)
-    if isinstance(indices_tuple, LazyPairs):
-        fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
-        if fused is not None:
-            description = fused
-            _, labels, _, ref_labels = indices_tuple.mined
-            indices_tuple = None
-    weight = None
-    of_pairs = description.tuples == "pairs"
-    if not of_pairs and indices_tuple is not None:
-        if labels is None:
-            raise ValueError("labels: expected one label per row of embeddings, got None")
-        checked(embeddings, labels, None, ref_emb, ref_labels)
-        weight = sample_weights(indices_tuple, embeddings, ref_emb=ref_emb)
-        indices_tuple = None
-    call = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, validate, of_pairs)
-    return autograd.row_loss(
-        call.embeddings,
-        call.ref_emb,
-        call.labels,
-        call.ref_labels,
-        loss=handle(description),
-        scalars=scalars,
-        row_values=row_values,
-        pairs=call.pairs,
-        row_weight=weight,
-        relation="" if call.predicate is None else predicate_handle(call.predicate),
-        backend=backend,
-        reduction=reduction,
-    )
+@functools.cache
+def _arguments(module: type[nn.Module]) -> frozenset[str]:
+    return frozenset(constructor(module))
 
 
-class SampleLoss(nn.Module):
-    """A loss whose rows are the samples of the batch.
+class Loss(nn.Module):
+    """What all losses share.
+
+    A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
+    its calls and transform them before they are evaluated.
 
     Keyword arguments of every loss:
         reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a non-zero loss) or
@@ -149,7 +68,23 @@ class SampleLoss(nn.Module):
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
     """
 
-    default_similarity = "cosine"
+    # The name of the functional form, which `functional` makes of the module; None: there is none.
+    function: ClassVar[str | None] = None
+    # What describes the loss, where its fields are called as the module's arguments are.
+    describes: ClassVar[type[RowLoss] | None] = None
+    # Arguments of the functional form that are the module's own state (keywords of `calls`), each with
+    # the constructor's arguments in whose place it stands.
+    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # Their defaults in the functional form, where that is not the module's own state.
+    input_defaults: ClassVar[Mapping[str, Any]] = {}
+    # Positional arguments of the functional form; empty: those of `calls`.
+    positional: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor that may be parameters of the module.
+    learnt: ClassVar[tuple[str, ...]] = ()
+    default_similarity: ClassVar[str] = "cosine"
+    # The similarities a loss is defined on; empty: all.
+    similarities: ClassVar[tuple[str, ...]] = ()
+    reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
 
     def __init__(
         self,
@@ -160,16 +95,105 @@ class SampleLoss(nn.Module):
         validate: bool = False,
     ) -> None:
         super().__init__()
-        similarity = self.default_similarity if similarity is None else similarity
-        check_options(reduction, backend, similarity)
-        self.similarity = similarity
+        check.reduction(reduction)
+        if reduction not in self.reductions:
+            raise ValueError(
+                f"reduction: expected {' or '.join(map(repr, self.reductions))}, got {reduction!r}"
+            )
+        self.similarity = self.default_similarity if similarity is None else similarity
+        check.similarity(self.similarity)
+        if self.similarities and self.similarity not in self.similarities:
+            expected = " or ".join(map(repr, self.similarities))
+            raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
+        check_backend(backend)
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # A parameter given for a number would stand in `parameters()` and never get a gradient.
+        if param is not None and name in _arguments(type(self)) and name not in self.learnt:
+            raise ValueError(
+                f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
+            )
+        super().register_parameter(name, param)
+
     def description(self) -> RowLoss:
-        """The loss as mathematics."""
+        """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
+        assert self.describes is not None
+        fields = dataclasses.fields(self.describes)
+        return self.describes(
+            **{f.name: getattr(self, f.name) for f in fields if hasattr(self, f.name)}
+        )
+
+    def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
+        """The calls whose values add up to the loss, of the arguments of `forward`."""
         raise NotImplementedError
+
+    def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
+        """A call of the engine with this loss's reduction and backend."""
+        fields.setdefault("reduction", self.reduction)
+        fields.setdefault("backend", self.backend)
+        return Call(description, anchors, **fields)
+
+    def forward(self, *batch: Any) -> Tensor:
+        return total(self.calls(*batch))
+
+    def extra_repr(self) -> str:
+        return arguments(self)
+
+
+class SampleLoss(Loss):
+    """A loss whose rows are the samples of the batch. Keyword arguments: see `Loss`."""
+
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
+    ) -> list[Any]:
+        description, batch = self.resolved(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own
+        )
+        return [self.sample_call(description, batch)]
+
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+        """The description and the checked batch of the arguments of `forward`; an index tuple is weights
+        of samples where the loss takes it so, and is left to `weights`."""
+        description = self.description()
+        if description.metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
+            raise ValueError(
+                f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
+            )
+        if description.tuples == "weights" and len(batch) > 2 and batch[2] is not None:
+            embeddings, labels, indices, *ref = batch
+            if labels is None:
+                raise ValueError("labels: expected one label per row of embeddings, got None")
+            description, found = resolved(
+                description, embeddings, labels, None, *ref, own=own, validate=self.validate
+            )
+            weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
+            return description, found.replace(row_weight=weight)
+        return resolved(description, *batch, own=own, validate=self.validate)
+
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        """The call of a checked batch."""
+        return self.call(
+            description,
+            batch.embeddings,
+            candidates=batch.ref_emb,
+            anchor_labels=batch.labels,
+            candidate_labels=batch.ref_labels,
+            pairs=batch.pairs,
+            predicate=batch.predicate,
+            own=batch.own,
+            row_weight=batch.row_weight,
+            **fields,
+        )
 
     def forward(
         self,
@@ -178,6 +202,8 @@ class SampleLoss(nn.Module):
         indices_tuple: object = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -190,7 +216,10 @@ class SampleLoss(nn.Module):
                 of all N candidates that returns two bool masks [R, N], of positives and of negatives
                 (a sample's pair with itself is taken out): called block by block, in eager mode.
             ref_emb, ref_labels: [N, D], [N]: other candidates than the batch itself; then every pair
-                counts, a row of `embeddings` that is in `ref_emb` too like any other.
+                counts but those of a row with its own copy. `ref_emb` may be the very tensor
+                `embeddings`: one set.
+            own: where a row's own copy stands in `ref_emb`: a number k >= 0, row i is candidate i + k;
+                or int64 [B], -1 where a row has none. None: no row has one.
 
         Returns:
             float32 (float64 for float64 embeddings) scalar, or [B] with reduction="none".
@@ -198,22 +227,4 @@ class SampleLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return self.losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-
-    def losses(self, *batch: Any) -> Tensor:
-        """The loss of the arguments of `forward`, in their order; for losses that do more than rows."""
-        return sample_loss(
-            self.description(),
-            *batch,
-            reduction=self.reduction,
-            backend=self.backend,
-            validate=self.validate,
-        )
-
-    def options(self) -> dict[str, Any]:
-        """Keywords of the functional form that every loss over samples has."""
-        names = ("similarity", "reduction", "backend", "validate")
-        return {name: getattr(self, name) for name in names}
-
-    def extra_repr(self) -> str:
-        return arguments(self)
+        return total(self.calls(embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own))

@@ -5,49 +5,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.op import statistic_type
+from ..engine.call import statistic_type
 from ..engine.similarity import unit
-from .base import Call
+from ..mining.batch import Batch
 
 
-def mean_similarities(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
+def mean_similarities(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     """Differentiable means of x.y (of normalised embeddings) over positive and over negative pairs.
 
     Sums over classes replace sums over pairs: sum_ij x_i.y_j = (sum_i x_i).(sum_j y_j). O((B + N) D)
     time and memory. Over no pair the mean is 0.
     """
-    with torch.autocast(call.embeddings.device.type, enabled=False):
-        return _means(call, normalized)
+    with torch.autocast(batch.embeddings.device.type, enabled=False):
+        return _means(batch, normalized)
 
 
-def _means(call: Call, normalized: bool) -> tuple[Tensor, Tensor]:
-    kind = statistic_type(call.embeddings)
-    x = _prepared(call.embeddings, normalized, kind)
-    y = x if call.ref_emb is None else _prepared(call.ref_emb, normalized, kind)
-    if call.pairs:
-        a1, p, a2, n = call.pairs
+def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
+    kind = statistic_type(batch.embeddings)
+    x = _prepared(batch.embeddings, normalized, kind)
+    y = x if batch.ref_emb is None else _prepared(batch.ref_emb, normalized, kind)
+    if batch.pairs:
+        a1, p, a2, n = batch.pairs
         return _of_pairs(x, y, a1, p), _of_pairs(x, y, a2, n)
-    assert call.labels is not None
-    columns = call.labels if call.ref_labels is None else call.ref_labels
-    both = call.labels if call.ref_emb is None else torch.cat([call.labels, columns])
-    classes = class_numbers(both)
+    rows, cols = batch.need_labels(), batch.column_labels
+    assert cols is not None
+    classes = class_numbers(rows if batch.ref_emb is None else torch.cat([rows, cols]))
     rows, cols = classes[: x.shape[0]], classes[-y.shape[0] :]
-    of_rows = x.new_zeros(both.shape[0], x.shape[1]).index_add(0, rows, x)
+    of_rows = x.new_zeros(len(classes), x.shape[1]).index_add(0, rows, x)
     of_cols = of_rows
-    if call.ref_emb is not None:
+    if batch.ref_emb is not None:
         of_cols = torch.zeros_like(of_rows).index_add(0, cols, y)
     same = (of_rows * of_cols).sum()
     every = x.sum(0) @ y.sum(0)
     ones = x.new_ones(1).double()
-    per_row = ones.new_zeros(both.shape[0]).index_add(0, rows, ones.expand(rows.shape[0]))
-    per_col = ones.new_zeros(both.shape[0]).index_add(0, cols, ones.expand(cols.shape[0]))
+    per_row = ones.new_zeros(len(classes)).index_add(0, rows, ones.expand(rows.shape[0]))
+    per_col = ones.new_zeros(len(classes)).index_add(0, cols, ones.expand(cols.shape[0]))
     positives = (per_row * per_col).sum()
     negatives = x.shape[0] * y.shape[0] - positives
-    pull = same
-    if call.ref_emb is None:  # a sample's pair with itself is no pair
-        pull = same - x.square().sum()
+    pull, push = same, every - same
+    # A sample's pair with itself is no pair.
+    if batch.ref_emb is None:
+        pull = pull - x.square().sum()
         positives = positives - x.shape[0]
-    return pull / positives.clamp(min=1).to(kind), (every - same) / negatives.clamp(min=1).to(kind)
+    elif batch.own is not None:
+        own = batch.own_columns()
+        at = own.clamp(min=0)
+        product = (x * y[at]).sum(1)
+        alike = (own >= 0) & (rows == cols[at])
+        unlike = (own >= 0) & (rows != cols[at])
+        pull = pull - torch.where(alike, product, 0.0).sum()
+        push = push - torch.where(unlike, product, 0.0).sum()
+        positives = positives - alike.sum()
+        negatives = negatives - unlike.sum()
+    return pull / positives.clamp(min=1).to(kind), push / negatives.clamp(min=1).to(kind)
 
 
 def class_numbers(labels: Tensor) -> Tensor:

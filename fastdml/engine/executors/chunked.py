@@ -47,8 +47,8 @@ class Chunked:
         start: int,
         out: Result,
         gradient: bool,
-        narrow: Tensor | None,
-        seen: bool,
+        weights: Tensor | None,
+        holds_similarities: bool,
     ) -> Tensor:
         rows = slice(start, start + s.shape[0])
 
@@ -57,7 +57,7 @@ class Chunked:
 
         metric = problem.loss.metric
         scales = part(problem.row_scale), problem.col_scale
-        if not seen:
+        if not holds_similarities:
             metric.apply_(s, *scales, part(problem.row_square), problem.col_square, problem.epsilon)
         with torch.enable_grad():
             block = problem.rows(s.detach().requires_grad_(gradient), start, rows.stop, teacher)

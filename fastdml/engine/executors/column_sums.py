@@ -36,7 +36,7 @@ class ColumnSums:
             self.problem.col_scale,
             classes.row_class[rows],
             classes.col_class,
-            self.problem.scalars,
+            self.problem.all_scalars,
             self.state,
             self.outputs,
             first,
@@ -48,6 +48,8 @@ def of(problem: Problem) -> ColumnSums | None:
     products, by a functor that says how. Of one set, the visit of columns is one of rows anyway."""
     before, metric = problem.loss.presweep(), problem.loss.metric
     if before is None or problem.one_set or problem.device_type != "cpu":
+        return None
+    if problem.relation.own is not None:  # which rows' own copies are left out it cannot say
         return None
     if metric.kind != PRODUCT or metric.raw_anchors:
         return None

@@ -55,7 +55,7 @@ class Dense:
             a = leaf(problem.anchors, wanted.anchors)
             c = a if problem.one_set else leaf(problem.candidates, wanted.candidates)
             assert a is not None and c is not None
-            scalars = leaf(problem.scalars, wanted.scalars)
+            scalars = leaf(problem.all_scalars, wanted.scalars)
             row_values = leaf(problem.row_values, wanted.row_values)
             col_values = leaf(problem.col_values, wanted.col_values)
             outputs = outputs_of(problem, a, c, scalars, row_values, col_values)

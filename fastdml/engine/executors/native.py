@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .. import library, schedule
 from ..problem import Problem
-from ..registry import LOSSES
+from ..registry import registered
 from ..relation import LabelRelation
 from . import Result, Wanted, column_sums, one_block
+from .one_block import functor_of
 
 
 class Native:
@@ -25,14 +26,17 @@ class Native:
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
-        # A user's function may bear the name of a compiled loss.
-        known = LOSSES.get(problem.loss.name) is type(problem.loss)
-        if not known or problem.loss.name not in library.functors():
-            return f"no compiled functor is called {problem.loss.name!r}"
         if not library.runs_on(problem.device_type):
             return f"no compiled functors for {problem.device_type}"
         if not isinstance(problem.relation, LabelRelation):
             return "compiled functors take pairs from labels only"
+        own = problem.loss.functor()
+        if own is not None:
+            if problem.device_type != "cpu":
+                return f"its functor was printed for the CPU, not for {problem.device_type}"
+            return own if isinstance(own, str) else None
+        if not registered(problem.loss) or problem.loss.name not in library.functors():
+            return f"no compiled functor is called {problem.loss.name!r}"
         return None
 
     def plan(self, problem: Problem) -> str:
@@ -75,8 +79,8 @@ class Native:
         start: int,
         out: Result,
         gradient: bool,
-        narrow: Tensor | None,
-        seen: bool,
+        weights: Tensor | None,
+        holds_similarities: bool,
     ) -> Tensor:
         rows = slice(start, start + s.shape[0])
         whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
@@ -85,10 +89,10 @@ class Native:
             return x if whole or x is None else x[rows]
 
         classes = problem.classes
-        weights = narrow if gradient else None
+        weights = weights if gradient else None
         self.kernel(
             s,
-            library.functors()[problem.loss.name][0],
+            functor_of(problem.loss),
             problem.loss.members,
             teacher,
             part(problem.row_scale),
@@ -102,10 +106,11 @@ class Native:
             classes.start,
             classes.order,
             classes.longest,
-            start if problem.excludes_self else -1,
+            -1 if problem.own_offset < 0 else start + problem.own_offset,
+            part(problem.own_index),
             part(problem.row_weight),
             problem.weight,
-            problem.scalars,
+            problem.all_scalars,
             part(problem.row_values),
             problem.col_values,
             part(out.outputs),
@@ -113,6 +118,6 @@ class Native:
             part(out.d_row_values),
             gradient,
             weights,
-            seen,
+            holds_similarities,
         )
         return s if weights is None else weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .. import library
+from ..loss import RowLoss
 from ..problem import Problem
 from ..schedule import Result, Wanted
 from ..similarity import PRODUCT
@@ -20,6 +21,12 @@ _LARGEST = 1 << 18
 _LARGEST_TWICE = 1 << 16
 # Values of a matrix that costs less to allocate than to find in the workspace.
 _FRESH = 1 << 12
+
+
+def functor_of(loss: RowLoss) -> int:
+    """The id of the compiled functor of a description that has one."""
+    own = loss.functor()
+    return own if isinstance(own, int) else library.functors()[loss.name][0]
 
 
 def takes(problem: Problem) -> bool:
@@ -51,17 +58,18 @@ def run(problem: Problem, wanted: Wanted) -> Result:
         a,
         None if one_set else c,
         None if m * n <= _FRESH else buffer("similarity", m * n, a).view(m, n),
-        library.functors()[loss.name][0],
+        functor_of(loss),
         loss.members,
         metric.kind,
         metric.normalized,
         problem.epsilon,
         classes.packed,
         classes.longest,
-        problem.excludes_self,
+        problem.own_offset,
+        problem.own_index,
         problem.row_weight,
         problem.weight,
-        problem.scalars,
+        problem.all_scalars,
         problem.row_values,
         problem.col_values,
         wanted.total,

@@ -20,7 +20,6 @@ from torch import Tensor
 from .. import schedule
 from ..loss import RowLoss
 from ..problem import Problem
-from ..registry import LOSSES
 from ..relation import LabelRelation
 from . import Result, Wanted
 
@@ -41,6 +40,8 @@ class Triton:
             return "triton is not installed"
         if not isinstance(problem.relation, LabelRelation):
             return "tile functors take pairs from labels only"
+        if problem.excludes_own and not problem.one_set:
+            return "tile kernels know own copies in one set only"
         if problem.anchors.dtype not in _TYPES:
             return f"tile kernels take {', '.join(map(str, _TYPES))}, not {problem.anchors.dtype}"
         if problem.anchors.dtype == torch.float16 and loss.similarity.startswith("raw"):
@@ -63,7 +64,7 @@ class Triton:
             return f"its tile functor reads {tile.inputs} values of every row"
         swept = 0
         before = loss.presweep()
-        if before is not None and not problem.swept:
+        if before is not None and not problem.presweep_done:
             sweep = _tile(problem.swapped(before))
             if isinstance(sweep, str):
                 return sweep
@@ -96,8 +97,8 @@ class Triton:
             out.d_candidates = found.d_candidates
             total = found.candidate_sums[0] if metric.needs_totals else None
             metric.finish_(out.d_candidates, problem.candidates, problem.col_scale, total)
-        if wanted.scalars and problem.scalars is not None:
-            out.d_scalars = torch.zeros_like(problem.scalars)
+        if wanted.scalars and problem.all_scalars is not None:
+            out.d_scalars = torch.zeros_like(problem.all_scalars)
             if tile.scalars:
                 by_row = _weighted(found.scalar_rows, problem)
                 out.d_scalars[: tile.scalars] = by_row.sum(0).to(out.d_scalars.dtype)
@@ -122,10 +123,10 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     tile, module = _tile(problem), _functor(loss)
     values = module.parameters(loss)
     if getattr(module, "COUNTS_OWN", False):
-        values = (*values, float(problem.excludes_self))
+        values = (*values, float(problem.excludes_own))
     parameters = launch.parameter_tensor(values, problem.anchors.device)
-    if problem.scalars is not None:
-        parameters = torch.cat([parameters, problem.scalars.float()])
+    if problem.all_scalars is not None:
+        parameters = torch.cat([parameters, problem.all_scalars.float()])
     teacher = problem.teacher_problem
     return rows.tile_rows(
         tile,
@@ -141,7 +142,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
             0.0 if teacher is None else teacher.epsilon,
         ),
         norms=_norms(problem),
-        exclude_self=problem.excludes_self,
+        exclude_self=problem.excludes_own,
         ascending=(loss.rows == "proxies", False),
         row_weight=problem.row_weight,
         weight=problem.weight,
@@ -190,7 +191,7 @@ def _longest(problem: Problem) -> int:
     """
     found = problem.__dict__.get("longest_list")
     if found is None:
-        found = int(problem.relation.counts(excludes_self=False)[0].amax())
+        found = int(problem.relation.counts(without_own=False)[0].amax())
         problem.__dict__["longest_list"] = found
     return int(found)
 
@@ -203,8 +204,13 @@ def _too_long(problem: Problem) -> str | None:
 
 
 def _functor(loss: RowLoss) -> Any:
-    """What has the tile functor of a loss: its own, else the library's module of its name, or None."""
-    if loss.tiles is not None or LOSSES.get(loss.name) is not type(loss):
+    """What has the tile functor of a loss: its own, else the library's module of its name, or None.
+
+    A user's loss may bear the name of one of the library's, whose names belong to their classes. These
+    need not be in the table of losses: what a loss reads of its columns (`presweep`) is none.
+    """
+    ours = type(loss).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if loss.tiles is not None or not ours or vars(type(loss)).get("name") != loss.name:
         return loss.tiles
     return _module(loss.name)
 

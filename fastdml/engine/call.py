@@ -1,0 +1,153 @@
+"""One call of a loss, as a value.
+
+A loss makes calls, the engine evaluates a call, and everything else (memories, gathering over ranks,
+views) transforms calls: takes one and returns another. This is the one list of what a call consists of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .loss import RowLoss
+from .registry import description, handle, predicate, predicate_handle
+from .relation import Predicate
+
+REDUCTIONS = ("mean", "sum", "nonzero", "none")
+# What a gradient may be wanted of, in the order of the operator's results after the loss.
+LEAVES = ("anchors", "candidates", "scalars", "row_values", "col_values")
+# Further tensors, one each; index tuples and a teacher follow them in an operator's arguments.
+_SINGLE = (*LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight")
+_OWN = _SINGLE.index("own")
+_PAIRS, _TEACHER = 4, 2
+TENSORS = len(_SINGLE) + _PAIRS + _TEACHER
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """A loss and all it is asked of.
+
+    loss: the description.
+    anchors, candidates: [M, D], [N, D]; None: the anchors themselves, one set.
+    anchor_labels, candidate_labels: int64 [M], [N], or None with pairs or a predicate.
+    pairs: (a1, p, a2, n) index tensors instead of labels, or nothing.
+    predicate: a function of indices instead of labels (`relation.PredicateRelation`).
+    own: which candidate is the anchor's own copy, where there are two sets: None, no anchor has one; a
+        number k >= 0, anchor i is candidate i + k; or int64 [M], -1 where an anchor has none. Of one set
+        an anchor is its own candidate. What a pair with the own copy means is the loss's affair alone.
+    teacher: embeddings of a teacher's (anchors and candidates), or (both in one,); no gradient.
+    scalars: [n] values that every row reads. row_values: [M, k] of the rows. col_values: [k, N].
+    row_weight: [M] weights of the row losses.
+    reduction: "mean", "sum", "nonzero" or "none". backend: an executor's name or "auto".
+    weight: factor of the value: a number, or a tensor of one that may want a gradient.
+    finish: what is made of the value, before the weight; differentiable.
+    before: calls whose values this one needs, and how it takes them in.
+    """
+
+    loss: RowLoss
+    anchors: Tensor
+    candidates: Tensor | None = None
+    anchor_labels: Tensor | None = None
+    candidate_labels: Tensor | None = None
+    pairs: Sequence[Tensor] = ()
+    predicate: Predicate | None = None
+    own: int | Tensor | None = None
+    teacher: Sequence[Tensor] = ()
+    scalars: Tensor | None = None
+    row_values: Tensor | None = None
+    col_values: Tensor | None = None
+    row_weight: Tensor | None = None
+    reduction: str = "mean"
+    backend: str = "auto"
+    weight: float | Tensor = 1.0
+    finish: Callable[[Tensor], Tensor] | None = None
+    before: Before | None = None
+
+    def replace(self, **fields: Any) -> Call:
+        """The same call with other fields."""
+        return dataclasses.replace(self, **fields)
+
+    def map(self, transform: Callable[[Call], Call]) -> Call:
+        """The call transformed, and those that come before it."""
+        before = self.before
+        if before is None:
+            return transform(self)
+        mapped = tuple(c.map(transform) for c in before.calls)
+        return transform(self).replace(before=dataclasses.replace(before, calls=mapped))
+
+    @property
+    def leaves(self) -> tuple[Tensor | None, ...]:
+        """What a gradient may be wanted of, in the order of `LEAVES`."""
+        return self.anchors, self.candidates, self.scalars, self.row_values, self.col_values
+
+    def packed(self) -> tuple[list[Tensor | None], list[Any]]:
+        """As an operator takes it: tensors in one list, everything else in another."""
+        tensors: list[Tensor | None] = [getattr(self, name) for name in _SINGLE]
+        offset = None
+        if not isinstance(self.own, Tensor):  # a number goes with the words
+            offset, tensors[_OWN] = self.own, None
+        for some, room in ((self.pairs, _PAIRS), (self.teacher, _TEACHER)):
+            tensors += [*some, *[None] * (room - len(some))]
+        return tensors, [self.loss, self.predicate, offset, self.reduction, self.backend]
+
+    @staticmethod
+    def unpacked(tensors: Sequence[Tensor | None], words: Sequence[Any]) -> Call:
+        """The call that was packed."""
+        single = dict(zip(_SINGLE, tensors))
+        rest = tensors[len(_SINGLE) :]
+        pairs = tuple(t for t in rest[:_PAIRS] if t is not None)
+        teacher = tuple(t for t in rest[_PAIRS:] if t is not None)
+        loss, function, offset, reduction, backend = words
+        if single["own"] is None:
+            single["own"] = offset
+        return Call(
+            loss, pairs=pairs, teacher=teacher, predicate=function, reduction=reduction,
+            backend=backend, **single,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """Calls to be evaluated first; `fill` of the call and their values is the call without them.
+
+    slopes: not their values, but their derivatives by the scalars, as constants.
+    """
+
+    calls: tuple[Call, ...]
+    fill: Callable[[Call, list[Tensor]], Call]
+    slopes: bool = False
+
+
+def spelled(words: Sequence[Any]) -> list[str]:
+    """What is packed beside tensors, as strings."""
+    loss, function, offset, reduction, backend = words
+    return [
+        handle(loss),
+        "" if function is None else predicate_handle(function),
+        "" if offset is None else str(offset),
+        reduction,
+        backend,
+    ]
+
+
+def read(words: Sequence[str]) -> list[Any]:
+    """What was spelled."""
+    loss, function, offset, reduction, backend = words
+    return [
+        description(loss),
+        predicate(function) if function else None,
+        int(offset) if offset else None,
+        reduction,
+        backend,
+    ]
+
+
+def statistic_type(anchors: Tensor, candidates: Tensor | None = None) -> torch.dtype:
+    """float64 where an input is, else float32: the type of losses and accumulated gradients."""
+    wide = anchors.dtype == torch.float64
+    wide = wide or (candidates is not None and candidates.dtype == torch.float64)
+    return torch.float64 if wide else torch.float32

@@ -1,0 +1,115 @@
+"""Functional forms, made from modules: signature, defaults and documentation are the module's own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Loss, total
+from .representation import constructor
+
+# Sizes that a module asks for and the functional form finds in its tensors.
+_SIZES = {"num_classes": 1, "embedding_size": 1}
+
+
+def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
+    """The function of the name `module.function`: of a batch and, by keyword, of the options."""
+    batch, options = _parameters(module)
+    places, names = tuple(batch), frozenset(options)
+
+    def function(*given: Any, **keywords: Any) -> Tensor:
+        chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
+        arguments = dict(module.input_defaults)
+        if len(given) > len(places):
+            raise TypeError(
+                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
+            )
+        arguments.update(zip(places, given, strict=False))
+        for name, value in keywords.items():
+            if name not in batch:
+                raise TypeError(f"{module.function}() has no argument {name!r}")
+            if name in arguments and name not in module.input_defaults:
+                raise TypeError(f"{module.function}() got {name!r} twice")
+            arguments[name] = value
+        for name, p in batch.items():
+            if p.default is inspect.Parameter.empty and name not in arguments:
+                raise TypeError(f"{module.function}() needs the argument {name!r}")
+        made = _made(module, chosen)
+        # The batch goes by place: some losses pass it on whole.
+        first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]
+        return total(made.calls(*first, **arguments))
+
+    function.__name__ = function.__qualname__ = str(module.function)
+    function.__module__ = "fastdml.functional"
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*batch.values(), *options.values()], return_annotation="Tensor"
+    )
+    first = (inspect.getdoc(module) or "").split("\n\n")[0].rstrip(".")
+    function.__doc__ = f"{first}, as a function; arguments as `losses.{module.__name__}`."
+    return function
+
+
+@functools.cache
+def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
+    """The batch that a module is called with, in the order of `forward`."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = inspect.signature(module.forward).parameters.values()
+    return {p.name: p for p in found if p.name != "self" and p.kind is positional}
+
+
+def _parameters(
+    module: type[Loss],
+) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
+    """Parameters of the functional form: those of `calls`, and the constructor's by keyword."""
+    replaced = {name for names in module.inputs.values() for name in names}
+    plain, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    batch = dict(_forward(module))
+    for method in (module.forward, module.calls):
+        for p in inspect.signature(method).parameters.values():
+            if p.kind is keyword:
+                default = module.input_defaults.get(p.name, p.default)
+                batch.setdefault(p.name, p.replace(default=default))
+    if module.positional:
+        first = {name: batch.pop(name).replace(kind=plain) for name in module.positional}
+        batch = {**first, **{k: p.replace(kind=keyword) for k, p in batch.items()}}
+        required = module.positional.index("proxies") if "proxies" in first else -1
+        for name in module.positional[: required + 1]:
+            batch[name] = batch[name].replace(default=inspect.Parameter.empty)
+    options = {
+        name: p.replace(kind=keyword)
+        for name, p in constructor(module).items()
+        if name not in replaced and name not in batch
+    }
+    return batch, options
+
+
+def _made(module: type[Loss], options: dict[str, Any]) -> Loss:
+    """A module of these options, whose own state is not used."""
+    if torch.compiler.is_compiling():
+        return _fresh(module, options)
+    try:
+        return _kept(module, tuple(options.items()))
+    except TypeError as error:
+        if "unhashable" not in str(error):
+            raise
+        return _fresh(module, options)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
+    return _fresh(module, dict(options))
+
+
+def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
+    parameters = constructor(module)
+    needed = inspect.Parameter.empty
+    sizes = {k: v for k, v in _SIZES.items() if k in parameters and parameters[k].default is needed}
+    if "proxies" not in module.inputs:
+        return module(**sizes, **options)
+    with torch.device("meta"):  # the proxies are the caller's
+        return module(**sizes, **options)

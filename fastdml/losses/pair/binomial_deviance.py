@@ -1,0 +1,87 @@
+"""Binomial deviance loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+from ..terms import duplicate_ceiling, masked_sum, softplus
+
+__all__ = ["BinomialDevianceLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class BinomialDeviance(RowLoss):
+    """SPEC 2.11."""
+
+    name = "binomial_deviance"
+
+    alpha: float = 2.0
+    beta: float = 25.0
+    base: float = 0.5
+    max_positive: float = float("inf")
+
+    def __post_init__(self) -> None:
+        check.positive(self.alpha, "alpha")
+        check.positive(self.beta, "beta")
+        check.finite(self.base, "base")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(3.0, 10.0, 0.2, 0.97)]
+
+    def spec(self, rows: Rows) -> Tensor:
+        s = rows.s
+        positive = rows.positive & (s < self.max_positive)
+        pull = masked_sum(softplus(-self.alpha * (s - self.base)), positive)
+        push = masked_sum(softplus(self.beta * (s - self.base)), rows.negative)
+        return pull / positive.sum(1).clamp(min=1) + push / rows.negative.sum(1).clamp(min=1)
+
+
+class BinomialDevianceLoss(SampleLoss):
+    """Binomial deviance loss.
+
+    *Deep Metric Learning for Person Re-Identification*, Yi et al., ICPR 2014, on cosine similarities s,
+    with each row's positives and negatives averaged:
+
+        (1/B) sum_i mean_P log(1 + exp(-alpha (s - base))) + mean_N log(1 + exp(beta (s - base)))
+
+    Args:
+        alpha, beta: sharpness of positives and negatives, > 0.
+        base: the similarity around which pairs are weighted.
+        variant: "paper", or "released" for code that also drops positives of similarity 1 and above
+            (duplicates).
+
+    The mean over no pair is 0. Other arguments: see `SampleLoss`.
+    """
+
+    function = "binomial_deviance"
+
+    def __init__(
+        self,
+        alpha: float = 2,
+        beta: float = 25,
+        base: float = 0.5,
+        *,
+        variant: str = "paper",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.alpha = alpha
+        self.beta = beta
+        self.base = base
+        self.variant = variant
+        self.description()  # checks the parameters
+
+    def description(self) -> RowLoss:
+        ceiling = duplicate_ceiling(self.variant, 1.0)
+        return BinomialDeviance(
+            self.alpha, self.beta, self.base, ceiling, similarity=self.similarity
+        )

@@ -1,0 +1,140 @@
+"""Circle loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ...mining.batch import Batch
+from ..base import SampleLoss
+from ..terms import log_sum_exp, softplus
+
+__all__ = ["CircleLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Circle(RowLoss):
+    """SPEC 3.6, every row by itself. The pairs' own weights carry no gradient."""
+
+    name = "circle"
+    provenance = "pytorch-metric-learning"
+    detaches = True
+
+    m: float = 0.4
+    gamma: float = 80.0
+
+    def __post_init__(self) -> None:
+        check.finite(self.m, "m")
+        check.positive(self.gamma, "gamma")
+
+    def logits(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """[R] logs of the sums over positives and over negatives."""
+        s, m = rows.s, self.m
+        fixed = s.detach()
+        z_p = -self.gamma * (1 + m - fixed).relu() * (s - (1 - m))
+        z_n = self.gamma * (fixed + m).relu() * (s - m)
+        return log_sum_exp(z_p, rows.positive), log_sum_exp(z_n, rows.negative)
+
+    def spec(self, rows: Rows) -> Tensor:
+        pull, push = self.logits(rows)
+        kept = rows.positive.any(1) & rows.negative.any(1)
+        total = torch.where(kept, pull + push, torch.zeros_like(pull))
+        return torch.where(kept, softplus(total), torch.zeros_like(total))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class CircleGlobal(Circle):
+    """One pair of sums for the whole matrix; unordered: every pair is in it twice but counts once."""
+
+    name = "circle_global"
+    provenance = "unofficial port"
+    outputs = 2
+
+    m: float = 0.25
+    gamma: float = 256.0
+    unordered: bool = True
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.m, self.gamma)
+
+    def spec(self, rows: Rows) -> Tensor:
+        return torch.stack(self.logits(rows), dim=1)
+
+    def combine(self, outputs: Tensor, reduction: str) -> Tensor:
+        total = outputs.double().logsumexp(0).sum()
+        if self.unordered:
+            total = total - 2 * math.log(2)
+        return softplus(total).to(outputs.dtype)
+
+
+def _describe(
+    m: float | None, gamma: float | None, form: str, unordered: bool, similarity: str
+) -> Circle:
+    if form not in ("rows", "global"):
+        raise ValueError(f"form: expected 'rows' or 'global', got {form!r}")
+    given = {k: v for k, v in (("m", m), ("gamma", gamma)) if v is not None}
+    if form == "rows":
+        return Circle(**given, similarity=similarity)
+    return CircleGlobal(**given, unordered=unordered, similarity=similarity)
+
+
+class CircleLoss(SampleLoss):
+    """Circle loss.
+
+    *Circle Loss: A Unified Perspective of Pair Similarity Optimization*, Sun et al., CVPR 2020 (arXiv
+    2002.10857), equation 6: log(1 + sum_P exp(z_p) sum_N exp(z_n)) with
+
+        z_p = -gamma [1 + m - s]_+ (s - (1 - m)),  z_n = gamma [s + m]_+ (s - m)
+
+    in which the brackets are constants for the gradient.
+
+    Args:
+        m: margin; gamma: scale > 0. None: the values for the form, 0.4 and 80 for rows, 0.25 and 256
+            for the global one.
+        form: "rows" (the default, as in pytorch-metric-learning): one such loss per anchor; rows that
+            lack positives or negatives have 0. "global": one for all pairs of the batch, as the paper
+            writes it; without `ref_emb` a pair counts once.
+        reduction: "nonzero" (the default) averages the rows with a loss above 0. The global form has
+            nothing to reduce.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "circle"
+
+    def __init__(
+        self,
+        m: float | None = None,
+        gamma: float | None = None,
+        *,
+        form: str = "rows",
+        reduction: str = "nonzero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction=reduction, **kwargs)
+        if form == "global" and reduction == "none":
+            raise ValueError(
+                "reduction: the global form is one number; expected another kind than 'none'"
+            )
+        self.form = form
+        found = _describe(m, gamma, form, True, self.similarity)
+        self.m, self.gamma = found.m, found.gamma
+
+    def description(self) -> Circle:
+        return _describe(self.m, self.gamma, self.form, True, self.similarity)
+
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+        found, checked = super().resolved(*batch, own=own)
+        one_set = checked.ref_emb is None and not checked.pairs and checked.predicate is None
+        if isinstance(found, CircleGlobal) and not one_set:
+            found = dataclasses.replace(found, unordered=False)
+        return found, checked

@@ -1,0 +1,206 @@
+"""Contrastive loss with two margins."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+from ..terms import masked_sum
+
+__all__ = ["CalibrationLoss", "ContrastiveLoss"]
+
+AGGREGATIONS = ("active", "pairs", "rows", "batch")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Contrastive(RowLoss):
+    """Sums of the positive and the negative hinge, and how many terms each is divided by.
+
+    pos_aggregation, neg_aggregation: what a sum is divided by: its number of terms above 0 ("active"),
+        of "pairs", or the size of the "batch"; "rows": a mean per row, then over the rows with a pair.
+    squared: the hinges' squares. relative: numbers are times row_values[:, 0] first.
+    """
+
+    name = "contrastive"
+    provenance = "pytorch-metric-learning"
+    outputs = 4
+
+    pos_margin: float = 0.0
+    neg_margin: float = 1.0
+    pos_aggregation: str = "active"
+    neg_aggregation: str = "active"
+    squared: bool = False
+    pos_weight: float = 1.0
+    neg_weight: float = 1.0
+    relative: bool = False
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.finite(self.pos_margin, "pos_margin")
+        check.finite(self.neg_margin, "neg_margin")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(),
+            cls(0.3, 1.2, "pairs", "pairs", similarity="raw_squared_distance"),
+            cls(0.9, 0.1, similarity="cosine"),
+            cls(0.3, 1.0, similarity="ball_distance"),
+        ]
+
+    @property
+    def sign(self) -> float:
+        return -self.metric.sign
+
+    @property
+    def symmetric(self) -> bool:  # type: ignore[override]
+        """Unless a row weighs its terms: by its own number of them, or by its own unit."""
+        return not self.relative and "rows" not in (self.pos_aggregation, self.neg_aggregation)
+
+    @property
+    def active_only(self) -> bool:
+        """Whether both sums are divided by their numbers of terms above 0."""
+        return self.pos_aggregation == self.neg_aggregation == "active"
+
+    def parameters(self) -> tuple[float, ...]:
+        flags = (
+            self.pos_aggregation == "active",
+            self.neg_aggregation == "active",
+            self.squared,
+            self.relative,
+        )
+        return (self.pos_margin, self.neg_margin, self.sign, *map(float, flags))
+
+    def spec(self, rows: Rows) -> Tensor:
+        s = rows.s
+        if self.relative:
+            assert rows.row_values is not None
+            s = s * rows.row_values[:, :1]
+        sums, counts = [], []
+        for term, mask, aggregation in (
+            (self.sign * (s - self.pos_margin), rows.positive, self.pos_aggregation),
+            (self.sign * (self.neg_margin - s), rows.negative, self.neg_aggregation),
+        ):
+            cost = term.relu()
+            sums.append(masked_sum(cost.square() if self.squared else cost, mask))
+            counted = mask & (term > 0) if aggregation == "active" else mask
+            counts.append(counted.sum(1).to(s.dtype))
+        return torch.stack(sums + counts, dim=1)
+
+    def combine(self, outputs: Tensor, reduction: str) -> Tensor:
+        pull, push, pulls, pushes = outputs.double().unbind(1)
+        if reduction == "sum":
+            total = self.pos_weight * pull.sum() + self.neg_weight * push.sum()
+        else:
+            total = self.pos_weight * _aggregate(
+                pull, pulls, self.pos_aggregation
+            ) + self.neg_weight * _aggregate(push, pushes, self.neg_aggregation)
+        return total.to(outputs.dtype)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Calibration(Contrastive):
+    """SPEC 2.10."""
+
+    name = "calibration"
+    provenance = "released code"
+
+    pos_margin: float = 0.9
+    neg_margin: float = 0.6
+    similarity: str = dataclasses.field(default="cosine", kw_only=True)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls()]
+
+
+def _aggregate(sums: Tensor, counts: Tensor, aggregation: str) -> Tensor:
+    """One number of the rows' sums and counts [M]. Counts are constants; no term at all gives 0."""
+    counts = counts.detach()
+    if aggregation == "batch":
+        return sums.sum() / sums.shape[0]
+    if aggregation == "rows":
+        return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+    return sums.sum() / counts.sum().clamp(min=1)
+
+
+def aggregation_of(reduction: str) -> str:
+    """How each of the two sums is divided under a reduction."""
+    if reduction == "none":
+        raise ValueError(
+            "reduction: a contrastive loss has no row losses; expected 'nonzero', 'mean' or 'sum'"
+        )
+    return "active" if reduction == "nonzero" else "pairs"
+
+
+def _describe(pos_margin: float, neg_margin: float, reduction: str, similarity: str) -> Contrastive:
+    aggregation = aggregation_of(reduction)
+    return Contrastive(pos_margin, neg_margin, aggregation, aggregation, similarity=similarity)
+
+
+class ContrastiveLoss(SampleLoss):
+    """Contrastive loss with two margins.
+
+    *Dimensionality Reduction by Learning an Invariant Mapping*, Hadsell et al., CVPR 2006, in the
+    form without squares: [d - pos_margin]_+ over positives plus [neg_margin - d]_+ over negatives.
+
+    Args:
+        pos_margin, neg_margin: in units of `similarity`.
+        similarity: "distance" (Euclidean, of normalised embeddings; the default),
+            "squared_distance", "raw_distance" and "raw_squared_distance" (not normalised),
+            "ball_distance" (of x / max(|x|, 1), as *Deep Metric Learning with Chance Constraints*,
+            Gurbuz et al., 2022, arXiv 2209.09060, has it), or "cosine" and "dot", on which the loss is
+            [pos_margin - s]_+ + [s - neg_margin]_+.
+        reduction: "nonzero" (the default) divides each sum by its number of terms above 0, "mean" by
+            its number of pairs; "sum" does not divide.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "contrastive"
+    default_similarity = "distance"
+
+    def __init__(
+        self,
+        pos_margin: float = 0,
+        neg_margin: float = 1,
+        *,
+        reduction: str = "nonzero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction=reduction, **kwargs)
+        self.pos_margin = pos_margin
+        self.neg_margin = neg_margin
+        self.description()  # checks the parameters
+
+    def description(self) -> Contrastive:
+        return _describe(self.pos_margin, self.neg_margin, self.reduction, self.similarity)
+
+
+class CalibrationLoss(ContrastiveLoss):
+    """The calibration term of ROADMAP: a contrastive loss on cosine similarities.
+
+    *Robust and Decomposable Average Precision for Image Retrieval*, Ramzi et al., NeurIPS 2021 (arXiv
+    2110.01445), equation 8. Arguments as `ContrastiveLoss`.
+    """
+
+    function = "calibration"
+    default_similarity = "cosine"
+
+    def __init__(self, pos_margin: float = 0.9, neg_margin: float = 0.6, **kwargs: Any) -> None:
+        super().__init__(pos_margin, neg_margin, **kwargs)
+
+    def description(self) -> Contrastive:
+        aggregation = aggregation_of(self.reduction)
+        return Calibration(
+            self.pos_margin, self.neg_margin, aggregation, aggregation, similarity=self.similarity
+        )

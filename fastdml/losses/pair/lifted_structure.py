@@ -1,0 +1,206 @@
+"""Lifted structure loss and its generalised form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+from ..presweeps import LogSumExp
+from ..terms import log_sum_exp, masked_sum, rows_per
+
+__all__ = [
+    "GeneralizedLiftedStructureLoss",
+    "LiftedStructureLoss",
+]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class LiftedStructure(RowLoss):
+    """A positive pair (i, p) against the negatives of i and of p: half of [log sum + margin]^2.
+
+    The derivative through the log of sum L_p of the other sample does not come with the row, and is the
+    row's own business in another place: with symmetric pairs the pairs (i, p) and (p, i) are equal, and
+    what (p, i) sends through L_i is what (i, p) does. So `push` is 2 where pairs are symmetric. Where
+    they are not, two calls with rows and columns swapped have 1 each, and one of them pull = 0.
+    """
+
+    name = "lifted_structure"
+    provenance = "pytorch-metric-learning"
+    detaches = True  # other values of pull and push than 1 and 2 are half of a loss
+
+    pos_margin: float = 0.0
+    neg_margin: float = 1.0
+    pull: float = 1.0
+    push: float = 2.0
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.finite(self.pos_margin, "pos_margin")
+        check.finite(self.neg_margin, "neg_margin")
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.metric.sign, self.pos_margin, self.neg_margin, self.pull, self.push)
+
+    def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
+        return rows_per(positives)
+
+    def presweep(self) -> RowLoss:
+        sign = self.metric.sign
+        return LogSumExp(sign, -sign * self.neg_margin, True, similarity=self.similarity)
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None and rows.col_values is not None
+        sign = self.metric.sign
+        level = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)
+        own, other = level.detach()[:, None], rows.col_values[-2].detach()
+        some = torch.maximum(own, other) > 0.5 * torch.finfo(own.dtype).min
+        both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
+        excess = torch.where(some, (both - sign * (rows.s - self.pos_margin)).relu(), 0.0)
+        slope = masked_sum(excess.detach() * torch.sigmoid(own - other), rows.positive)
+        through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
+        value = masked_sum(excess.square() / 2, rows.positive)
+        return rows.scalars[0] * (self.pull * value + self.push * through)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class GeneralizedLiftedStructure(RowLoss):
+    """All positives of a row against all its negatives."""
+
+    name = "generalized_lifted_structure"
+    provenance = "pytorch-metric-learning"
+
+    pos_margin: float = 0.0
+    neg_margin: float = 1.0
+    needs_both: bool = False
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.finite(self.pos_margin, "pos_margin")
+        check.finite(self.neg_margin, "neg_margin")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.2, 1.5, True), cls(0.9, 0.1, similarity="cosine")]
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.metric.sign, self.pos_margin, self.neg_margin, float(self.needs_both))
+
+    def spec(self, rows: Rows) -> Tensor:
+        sign = self.metric.sign
+        total = torch.zeros_like(rows.s[:, 0])
+        for z, mask in (
+            (sign * (self.pos_margin - rows.s), rows.positive),
+            (sign * (rows.s - self.neg_margin), rows.negative),
+        ):
+            total = total + torch.where(mask.any(1), log_sum_exp(z, mask), 0.0)
+        if self.needs_both:
+            total = torch.where(rows.positive.any(1) & rows.negative.any(1), total, 0.0)
+        return F.relu(total)
+
+
+class LiftedStructureLoss(SampleLoss):
+    """Lifted structure loss.
+
+    *Deep Metric Learning via Lifted Structured Feature Embedding*, Oh Song et al., CVPR 2016 (arXiv
+    1511.06452), equation 4: the mean over positive pairs (i, p) of half of
+
+        [log( sum_{n in N_i} exp(neg_margin - d_in) + sum_{n in N_p} exp(neg_margin - d_pn) )
+         + d_ip - pos_margin]_+^2
+
+    With `ref_emb`, i and its positives' and negatives' partners are on different sides: N_i are the
+    candidates and N_p the anchors of another class.
+
+    Args:
+        neg_margin, pos_margin: in units of `similarity`, "distance" by default; on similarities all
+            signs turn.
+
+    Pairs come from labels; `indices_tuple` is refused. Other arguments: see `SampleLoss`.
+    """
+
+    function = "lifted_structure"
+    describes = LiftedStructure
+    reductions = ("mean", "sum")  # rows share their derivatives
+    default_similarity = "distance"
+
+    def __init__(self, neg_margin: float = 1, pos_margin: float = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.neg_margin = neg_margin
+        self.pos_margin = pos_margin
+        self.description()  # checks the parameters
+
+    def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
+        if len(batch) > 2 and batch[2] is not None:
+            raise ValueError(
+                "indices_tuple: lifted structure takes its pairs from labels; expected None"
+            )
+        description, found = self.resolved(*batch, own=own)
+        if found.ref_emb is None:
+            return [self.sample_call(description, found)]
+        call = self.sample_call(dataclasses.replace(self.description(), push=1.0), found)
+        if not found.ref_emb.requires_grad and not found.embeddings.requires_grad:
+            return [call]
+        # The same pairs seen from the other side: no value of its own, and the rest of the derivative.
+        # Both means are over positive pairs, whose number is the same.
+        far = call.replace(
+            loss=dataclasses.replace(self.description(), pull=0.0, push=1.0),
+            anchors=found.ref_emb,
+            candidates=found.embeddings,
+            anchor_labels=found.ref_labels,
+            candidate_labels=found.labels,
+            own=found.own_of_candidates(),
+            reduction="mean",
+            weight=1.0 if self.reduction == "mean" else float(found.embeddings.shape[0]),
+        )
+        return [call, far]
+
+
+class GeneralizedLiftedStructureLoss(SampleLoss):
+    """Generalised lifted structure loss.
+
+    *In Defense of the Triplet Loss for Person Re-Identification*, Hermans et al., 2017 (arXiv
+    1703.07737), equation 7, on distances d:
+
+        (1/B) sum_i [log sum_P exp(d - pos_margin) + log sum_N exp(neg_margin - d)]_+
+
+    Args:
+        neg_margin, pos_margin: in units of `similarity`, "distance" by default ("raw_distance" for
+            embeddings that are not normalised); on similarities all signs turn.
+        variant: "pml" (the default): the logarithm of an empty sum counts as 0, so that a row without
+            positives is still pushed. "paper": a row that lacks either kind has a loss of 0.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "generalized_lifted_structure"
+    default_similarity = "distance"
+
+    def __init__(
+        self,
+        neg_margin: float = 1,
+        pos_margin: float = 0,
+        *,
+        variant: str = "pml",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.neg_margin = neg_margin
+        self.pos_margin = pos_margin
+        self.variant = variant
+        self.description()  # checks the parameters
+
+    def description(self) -> GeneralizedLiftedStructure:
+        if self.variant not in ("pml", "paper"):
+            raise ValueError(f"variant: expected 'pml' or 'paper', got {self.variant!r}")
+        return GeneralizedLiftedStructure(
+            self.pos_margin, self.neg_margin, self.variant == "paper", similarity=self.similarity
+        )

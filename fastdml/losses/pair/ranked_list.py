@@ -1,0 +1,134 @@
+"""Ranked list loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+
+__all__ = ["RankedListLoss"]
+
+
+_FLOOR = 1e-5  # added to a sum of weights, once per candidate, by the ports in use
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class RankedList(RowLoss):
+    """Weighted means of the hinges of positives beyond `inner` and negatives within `outer`."""
+
+    name = "ranked_list"
+    provenance = "pytorch-metric-learning"
+
+    inner: float = 1.0
+    outer: float = 1.4
+    positive_temperature: float = 0.0
+    negative_temperature: float = 10.0
+    imbalance: float = 0.5
+    detach_weights: bool = False
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.finite(self.inner, "margin")
+        check.finite(self.outer, "alpha")
+        check.non_negative(self.positive_temperature, "Tp")
+        check.non_negative(self.negative_temperature, "Tn")
+        check.number(self.imbalance, "imbalance", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+
+    @property
+    def detaches(self) -> bool:  # type: ignore[override]
+        return self.detach_weights
+
+    def parameters(self) -> tuple[float, ...]:
+        bounds = (self.inner, self.outer, self.positive_temperature, self.negative_temperature)
+        return (*bounds, self.imbalance, float(not self.detach_weights), _FLOOR)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True)]
+
+    def spec(self, rows: Rows) -> Tensor:
+        def part(excess: Tensor, mask: Tensor, temperature: float) -> Tensor:
+            active = mask & (excess > 0)
+            excess = torch.where(active, excess, torch.zeros_like(excess))
+            top = excess.detach().amax(1, keepdim=True)
+            weight = torch.exp(temperature * (excess - top)) * active
+            if self.detach_weights:
+                weight = weight.detach()
+            floor = _FLOOR * excess.shape[1] * torch.exp(-temperature * top[:, 0])
+            total = weight.sum(1) + floor
+            # Without an active pair the floor may underflow; the sum is 0 all the same.
+            total = torch.where(active.any(1), total, torch.ones_like(total))
+            return (weight * excess).sum(1) / total
+
+        pull = part(rows.s - self.inner, rows.positive, self.positive_temperature)
+        push = part(self.outer - rows.s, rows.negative, self.negative_temperature)
+        return (1 - self.imbalance) * pull + self.imbalance * push
+
+
+class RankedListLoss(SampleLoss):
+    """Ranked list loss.
+
+    *Ranked List Loss for Deep Metric Learning*, Wang et al., CVPR 2019 (arXiv 1903.03238), equations 4
+    to 9, on Euclidean distances d of normalised embeddings. Of an anchor's positives those with d >
+    alpha - margin count, with weights exp(Tp (d - (alpha - margin))); of its negatives those with d <
+    alpha, with weights exp(Tn (alpha - d)). The loss is the mean over rows of
+
+        (1 - imbalance) * weighted mean of [d - (alpha - margin)]_+ over positives
+        + imbalance * weighted mean of [alpha - d]_+ over negatives
+
+    Args:
+        margin: between the positives' radius and the negatives'.
+        Tn, Tp: >= 0, temperatures of the weights.
+        imbalance: in [0, 1], share of the negatives.
+        alpha: the negatives' radius; None: 1 + margin / 2.
+        detach_weights: False: the gradient is that of the value, as in pytorch-metric-learning. True: the
+            weights are constants for the gradient, as in the paper. The value is the same.
+
+    A sum of weights is increased by 1e-5 per candidate, as in the ports in use. Other arguments: see
+    `SampleLoss`.
+    """
+
+    function = "ranked_list"
+    default_similarity = "distance"
+
+    def __init__(
+        self,
+        margin: float,
+        Tn: float,
+        imbalance: float = 0.5,
+        alpha: float | None = None,
+        Tp: float = 0,
+        detach_weights: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.margin = margin
+        self.Tn = Tn
+        self.imbalance = imbalance
+        self.alpha = alpha
+        self.Tp = Tp
+        self.detach_weights = detach_weights
+        self.description()  # checks the parameters
+
+    def description(self) -> RankedList:
+        if "distance" not in self.similarity:
+            raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
+        check.finite(self.margin, "margin")
+        outer = 1 + self.margin / 2 if self.alpha is None else check.finite(self.alpha, "alpha")
+        return RankedList(
+            outer - self.margin,
+            outer,
+            self.Tp,
+            self.Tn,
+            self.imbalance,
+            self.detach_weights,
+            similarity=self.similarity,
+        )

@@ -1,0 +1,97 @@
+"""Contrastive loss on signal-to-noise distances."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine.call import Call
+from ...engine.loss import RowLoss
+from ...engine.registry import register
+from ...engine.similarity import unit
+from ...mining.batch import Batch
+from ..base import SampleLoss
+from .contrastive import Contrastive, aggregation_of
+
+__all__ = ["SignalToNoiseRatioContrastiveLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SignalToNoise(Contrastive):
+    """Squared distances of centred embeddings, over the anchor's power."""
+
+    name = "signal_to_noise_contrastive"
+    provenance = "pytorch-metric-learning"
+
+    relative: bool = True
+    similarity: str = dataclasses.field(default="raw_squared_distance", kw_only=True)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls()]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.linspace(0.3, 0.05, rows)[:, None]}
+
+
+class SignalToNoiseRatioContrastiveLoss(SampleLoss):
+    """Contrastive loss on signal-to-noise distances.
+
+    *Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning*, Yuan et al., CVPR 2019
+    (arXiv 1904.02616), equation 6: d(a, b) = var(a - b) / var(a), variances over the dimensions, in
+    [d - pos_margin]_+ over positives plus [neg_margin - d]_+ over negatives. Not symmetric: a is the
+    anchor. A constant embedding has no signal: its distances as an anchor count as 0.
+
+    Args:
+        pos_margin, neg_margin: in units of d.
+        similarity: "cosine" (the default) normalises embeddings first, as pytorch-metric-learning does;
+            "dot" takes them as they are, as the paper does.
+        reduction: "nonzero" (the default) divides each sum by its number of terms above 0, "mean" by
+            its number of pairs; "sum" does not divide.
+
+    Centred copies of the embeddings are made. Other arguments: see `SampleLoss`.
+    """
+
+    similarities = ("cosine", "dot")
+    function = "signal_to_noise_contrastive"
+
+    def __init__(
+        self,
+        pos_margin: float = 0,
+        neg_margin: float = 1,
+        *,
+        reduction: str = "nonzero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction=reduction, **kwargs)
+        self.pos_margin = pos_margin
+        self.neg_margin = neg_margin
+        self.description()  # checks the parameters
+
+    def description(self) -> SignalToNoise:
+        aggregation = aggregation_of(self.reduction)
+        return SignalToNoise(self.pos_margin, self.neg_margin, aggregation, aggregation)
+
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        normalize = self.similarity == "cosine"
+        signal = _centred(batch.embeddings, normalize)
+        ref = None if batch.ref_emb is None else _centred(batch.ref_emb, normalize)
+        # var(a - b) / var(a) = |a - b|^2 / |a|^2 of centred rows.
+        power = signal.square().sum(1, keepdim=True)
+        some = power > torch.finfo(power.dtype).eps ** 2
+        inverse = torch.where(some, power, torch.ones_like(power)).reciprocal()
+        unit = torch.where(some, inverse, torch.zeros_like(inverse))
+        batch = batch.replace(embeddings=signal, ref_emb=ref)
+        return super().sample_call(description, batch, row_values=unit, **fields)
+
+
+def _centred(x: Tensor, normalize: bool) -> Tensor:
+    """Rows minus their means, in the type of statistics."""
+    x = x if x.dtype == torch.float64 else x.float()
+    if normalize:
+        x = unit(x)
+    return x - x.mean(1, keepdim=True)

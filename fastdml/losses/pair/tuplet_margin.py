@@ -1,0 +1,87 @@
+"""Tuplet margin loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+from ..terms import softplus
+
+__all__ = ["TupletMarginLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class TupletMargin(RowLoss):
+    """Every positive, its angle reduced by a slack, against all negatives of the anchor."""
+
+    name = "tuplet_margin"
+    provenance = "pytorch-metric-learning"
+    outputs = 2
+    counted = True
+
+    margin: float = math.radians(5.73)
+    scale: float = 64.0
+
+    def __post_init__(self) -> None:
+        check.finite(self.margin, "margin")
+        check.positive(self.scale, "scale")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.0, 8.0)]
+
+    def spec(self, rows: Rows) -> Tensor:
+        s = rows.s
+        # log sum over negatives; rows without any have no loss.
+        total = (self.scale * s).masked_fill(~rows.negative, -torch.inf)
+        any_negative = rows.negative.any(1)
+        total = torch.where(any_negative[:, None], total, torch.zeros_like(total)).logsumexp(1)
+        square = 1 - s * s
+        # What is left of two nearly equal numbers is rounding, and the root would magnify it.
+        some = square > 16 * torch.finfo(s.dtype).eps
+        height = torch.where(some, square, torch.ones_like(s)).sqrt() * some
+        eased = s * math.cos(self.margin) + height * math.sin(self.margin)
+        excess = softplus(total[:, None] - self.scale * eased)
+        wanted = rows.positive & any_negative[:, None]
+        loss = torch.where(wanted, excess, torch.zeros_like(excess)).sum(1)
+        return torch.stack([loss, rows.positive.sum(1).to(s.dtype)], dim=1)
+
+
+class TupletMarginLoss(SampleLoss):
+    """Tuplet margin loss.
+
+    *Deep Metric Learning with Tuplet Margin Loss*, Yu and Tao, ICCV 2019, equation 6, on cosine
+    similarities: the mean over all pairs of an anchor and a positive p of
+
+        log(1 + sum_{n in N} exp(scale (cos theta_n - cos(theta_p - margin))))
+
+    Args:
+        margin: the slack, in degrees.
+        scale: > 0.
+
+    Two embeddings that coincide have an angle of 0, whose derivative is taken to be that of its
+    cosine alone. reduction="none" returns the sum over each row's positives. Other arguments: see
+    `SampleLoss`.
+    """
+
+    function = "tuplet_margin"
+    similarities = ("cosine",)  # whose angles it needs
+
+    def __init__(self, margin: float = 5.73, scale: float = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.margin = margin
+        self.scale = scale
+        self.description()  # checks the parameters
+
+    def description(self) -> TupletMargin:
+        margin = math.radians(check.finite(self.margin, "margin"))
+        return TupletMargin(margin, self.scale)

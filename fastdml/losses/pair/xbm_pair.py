@@ -1,0 +1,74 @@
+"""The pair loss of cross-batch memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..base import SampleLoss
+from ..terms import duplicate_ceiling, masked_sum
+
+__all__ = ["XBMPairLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class XBMPair(RowLoss):
+    """SPEC 2.10: sums over pairs, no counts. A negative above the margin costs s - offset."""
+
+    name = "xbm_pair"
+    provenance = "released code"
+    symmetric = True
+
+    margin: float = 0.5
+    offset: float = 0.5
+    max_positive: float = float("inf")
+
+    def __post_init__(self) -> None:
+        check.finite(self.margin, "margin")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(), cls(0.3, 0.0, 1 - 1e-5)]
+
+    def spec(self, rows: Rows) -> Tensor:
+        positive = rows.positive & (rows.s < self.max_positive)
+        hit = rows.negative & (rows.s > self.margin)
+        return masked_sum(1 - rows.s, positive) + masked_sum(rows.s - self.offset, hit)
+
+
+class XBMPairLoss(SampleLoss):
+    """The contrastive loss on similarities of cross-batch memory.
+
+    *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798):
+
+        (1/B) sum_i ( sum_P (1 - s) + sum_N [s - margin]_+ )
+
+    Sums over pairs, not means: a larger memory (`ref_emb`) makes a larger loss.
+
+    Args:
+        margin: similarity above which a negative counts.
+        variant: "paper", or "released" for the code in use, which drops positives of similarity
+            1 - 1e-5 and above (duplicates) and adds s instead of s - margin for a negative above the
+            margin: another value, the same gradient.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "xbm_pair"
+
+    def __init__(self, margin: float = 0.5, *, variant: str = "paper", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.margin = margin
+        self.variant = variant
+        self.description()  # checks the parameters
+
+    def description(self) -> RowLoss:
+        ceiling = duplicate_ceiling(self.variant)
+        offset = 0.0 if self.variant == "released" else self.margin
+        return XBMPair(self.margin, offset, ceiling, similarity=self.similarity)

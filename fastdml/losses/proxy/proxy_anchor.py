@@ -1,0 +1,122 @@
+"""Proxy-Anchor loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ...engine.relation import LabelRelation
+from ...mining.sample_weights import sample_weights
+from ..terms import log_sum_exp_with_one
+from .proxies import ProxyLoss
+
+__all__ = ["ProxyAnchorLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ProxyAnchor(RowLoss):
+    """SPEC 1.1. Rows are proxies; the mean over rows is the published normaliser."""
+
+    name = "proxy_anchor"
+    provenance = "released code"
+    rows = "proxies"
+
+    alpha: float = 32.0
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        check.positive(self.alpha, "alpha")
+        check.finite(self.margin, "margin")
+
+    def label_scalars(self, relation: LabelRelation) -> Tensor | list[float]:
+        present = relation.matched
+        if isinstance(present, int):
+            return [relation.rows / max(1, present)]
+        return (relation.rows / present.double().clamp(min=1)).reshape(1)
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None
+        pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
+        push = log_sum_exp_with_one(self.alpha * (rows.s + self.margin), rows.negative)
+        return rows.scalars[0] * pull + push
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class WeightedProxyAnchor(ProxyAnchor):
+    """The same with a number per sample that is added to its exponents: column value 0."""
+
+    name = "weighted_proxy_anchor"
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"col_values": torch.linspace(-0.9, 0, columns)[None]}
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None and rows.col_values is not None
+        pull = rows.col_values[0] - self.alpha * (rows.s - self.margin)
+        push = rows.col_values[0] + self.alpha * (rows.s + self.margin)
+        return rows.scalars[0] * log_sum_exp_with_one(pull, rows.positive) + log_sum_exp_with_one(
+            push, rows.negative
+        )
+
+
+class ProxyAnchorLoss(ProxyLoss):
+    """Proxy-Anchor loss.
+
+    *Proxy Anchor Loss for Deep Metric Learning*, Kim et al., CVPR 2020 (arXiv 2003.13911), equation
+    4, on cosine similarities s of samples and proxies:
+
+        (1/|C+|) sum_{c in C+} log(1 + sum_{y_i = c} exp(-alpha (s - margin)))
+        + (1/C) sum_c log(1 + sum_{y_i != c} exp(alpha (s + margin)))
+
+    C+ are the classes present in the batch. One learnable proxy per class, `proxies` [C, D],
+    initialised as Kaiming-normal (fan-out). Give them a learning rate about 100 times the network's.
+
+    Args:
+        num_classes: C. Labels are 0 ... C - 1.
+        embedding_size: D.
+        margin, alpha: as above.
+
+    With reduction="none" the result has one value per proxy, [C], whose mean is the loss. With an
+    index tuple, weight - 1 is added to a sample's exponents, its weight being how often the tuple
+    names it relative to the most frequent sample. Other arguments: see `ProxyLoss`.
+    """
+
+    function = "proxy_anchor"
+    describes = ProxyAnchor
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.1,
+        alpha: float = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, **kwargs)
+        self.margin = margin
+        self.alpha = alpha
+        self.description()  # checks the parameters
+
+    @staticmethod
+    def initialize(weight: Tensor) -> Any:
+        return nn.init.kaiming_normal_(weight, mode="fan_out")
+
+    def proxy_calls(
+        self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
+    ) -> list[Any]:
+        weight = sample_weights(indices_tuple, embeddings)
+        if weight is None:
+            return [self.proxy_call(embeddings, labels, proxies)]
+        weighted = WeightedProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
+        values = weight[None] - 1
+        return [
+            self.proxy_call(embeddings, labels, proxies, description=weighted, col_values=values)
+        ]

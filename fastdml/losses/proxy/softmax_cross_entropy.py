@@ -1,0 +1,161 @@
+"""Softmax cross-entropy over proxies, and the smoothed form with a bias."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ..terms import cross_entropy
+from .proxies import ProxyLoss
+
+__all__ = ["SmoothedCrossEntropyLoss"]
+
+
+def check_smoothing(value: float) -> float:
+    return check.number(value, "smoothing", "a number in [0, 1)", lambda v: 0 <= v < 1)
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SoftmaxCrossEntropy(RowLoss):
+    """SPEC 2.6, 2.8, 2.16. Rows are samples; logits are scale * s plus the column's bias.
+
+    The target's logit is scale * (s - margin); `smoothing` of its probability is spread evenly over the
+    other classes; `constant` is added to every row's loss. With `among` false the target is not in
+    the denominator. Rows whose label no column has, or with no other class, have a loss of 0.
+    """
+
+    name = "softmax_cross_entropy"
+    provenance = "released code"
+    columns = "proxies"
+    column_bias = True
+
+    scale: float = 1.0
+    margin: float = 0.0
+    smoothing: float = 0.0
+    among: bool = True
+    constant: float = 0.0
+    biased: bool = False
+
+    def __post_init__(self) -> None:
+        check.finite(self.scale, "scale")
+        check.finite(self.margin, "margin")
+        check_smoothing(self.smoothing)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(20.0),
+            cls(18.0, smoothing=0.1),
+            cls(18.0, among=False),
+            cls(64.0, 0.35),
+            cls(smoothing=0.1, biased=True, similarity="dot"),
+        ]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"col_values": torch.linspace(-1, 1, columns)[None]} if self.biased else {}
+
+    def spec(self, rows: Rows) -> Tensor:
+        z = self.scale * rows.s
+        if self.biased:
+            assert rows.col_values is not None
+            z = z + rows.col_values[0]
+        target = (z * rows.positive).sum(1) - self.scale * self.margin
+        loss = cross_entropy(z, target, rows.positive, self.smoothing, self.among)
+        return loss + self.constant
+
+
+class SmoothedCrossEntropyLoss(ProxyLoss):
+    """Cross-entropy of a linear classifier on embeddings as they are, with label smoothing.
+
+    *A Unifying Mutual Information View of Metric Learning: Cross-Entropy vs. Pairwise Losses*, Boudiaf
+    et al., ECCV 2020 (arXiv 2003.08983), equation 1: logits z_c = x . w_c + b_c of unnormalised
+    embeddings, target probability 1 - smoothing, smoothing / (C - 1) for every other class. The
+    value is the divergence of targets and softmax, as released: cross-entropy less the targets'
+    entropy, a constant, so that a perfect fit is 0.
+
+    Args:
+        num_classes, embedding_size: C and D. `weight` [C, D] starts at 0, as released, and `bias` [C]
+            at 0.
+        smoothing: in [0, 1).
+        bias: whether there is one.
+
+    Rows are samples. Other arguments: see `ProxyLoss`.
+    """
+
+    function = "smoothed_cross_entropy"
+    learnt = ("bias",)
+    inputs = {"proxies": ("num_classes", "embedding_size"), "bias": ("bias",)}
+    positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")
+    default_similarity = "dot"
+    parameter_name = "weight"
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        smoothing: float = 0.1,
+        bias: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, **kwargs)
+        self.smoothing = smoothing
+        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if bias else None
+        self.description()  # checks the parameters
+
+    @staticmethod
+    def initialize(weight: Tensor) -> Any:
+        return nn.init.zeros_(weight)
+
+    def description(self) -> SoftmaxCrossEntropy:
+        return _describe(self.num_classes, self.smoothing, self.bias is not None, self.similarity)
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        logits = super().get_logits(embeddings)
+        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
+
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        proxies: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> list[Any]:
+        own = proxies is None
+        parts = super().calls(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, proxies=proxies
+        )
+        call = parts[0]
+        bias = self.bias if own else bias
+        classes = call.candidates.shape[0]
+        if bias is not None and (bias.dim() != 1 or bias.shape[0] != classes):
+            raise ValueError(
+                f"bias: expected shape [{classes}], one number per row of proxies, "
+                f"got {tuple(bias.shape)}"
+            )
+        description = _describe(classes, self.smoothing, bias is not None, self.similarity)
+        columns = None if bias is None else bias[None]
+        return [call.replace(loss=description, col_values=columns), *parts[1:]]
+
+
+def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> SoftmaxCrossEntropy:
+    if biased and similarity != "dot":
+        raise ValueError(f"bias: expected None with similarity {similarity!r}; only 'dot' has one")
+    entropy = 0.0
+    if check_smoothing(smoothing) > 0 and classes > 1:
+        entropy = smoothing * math.log(smoothing / (classes - 1))
+        entropy += (1 - smoothing) * math.log1p(-smoothing)
+    return SoftmaxCrossEntropy(
+        smoothing=smoothing, constant=entropy, biased=biased, similarity=similarity
+    )

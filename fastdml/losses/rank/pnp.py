@@ -1,0 +1,144 @@
+"""PNP: penalising negative instances before positive ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ...engine.relation import LabelRelation
+from ..base import SampleLoss
+from ..terms import sort_code
+
+__all__ = ["PNPLoss"]
+
+
+_VARIANTS = {"O": 0, "Ds": 1, "Dq": 2, "Iu": 3, "Ib": 4}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class PNP(RowLoss):
+    """A penalty of the smooth number of negatives ahead of each positive. A query is its own.
+
+    Scalar: how many positives make a query count. Two in one set, where it always has itself.
+    """
+
+    name = "pnp"
+    provenance = "pytorch-metric-learning"
+    self_pair = "keep"
+    outputs = 2
+    counted = True
+    threshold_list = True
+
+    variant: str = "O"
+    b: float = 2.0
+    alpha: float = 1.0
+    temperature: float = 0.01
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        sort_code(self.sort)
+        if self.variant not in _VARIANTS:
+            raise ValueError(f"variant: expected one of {list(_VARIANTS)}, got {self.variant!r}")
+        for name in ("b", "alpha"):
+            check.positive(getattr(self, name), name)
+        check.positive(self.temperature, "anneal")
+
+    def parameters(self) -> tuple[float, ...]:
+        return (
+            float(_VARIANTS[self.variant]),
+            self.b,
+            self.alpha,
+            self.temperature,
+            sort_code(self.sort),
+        )
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        sorts = (None, True, False, True, False)
+        pairs = zip(_VARIANTS, sorts)
+        return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
+
+    def label_scalars(self, relation: LabelRelation) -> list[float]:
+        return [2 if relation.one_set else 1]
+
+    def penalty(self, r: Tensor) -> Tensor:
+        if self.variant == "Ds":
+            return (1 + r).log()
+        if self.variant == "Dq":
+            return 1 - (1 + r) ** -self.alpha
+        if self.variant == "Iu":
+            return (1 + r) * (1 + r).log()
+        if self.variant == "Ib":
+            return (self.b * r - (1 + self.b * r).log()) / self.b**2
+        return r
+
+    def spec(self, rows: Rows) -> Tensor:
+        threshold, _, valid = rows.thresholds()
+        above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
+        ahead = (above * rows.negative[:, None, :]).sum(2)
+        count = valid.sum(1)
+        counts = count >= (1 if rows.scalars is None else rows.scalars[0])
+        loss = (self.penalty(ahead) * valid).sum(1) / count.clamp(min=1) * counts
+        return torch.stack([loss, counts.to(loss.dtype)], dim=1)
+
+
+class PNPLoss(SampleLoss):
+    """PNP loss: penalises the negatives before each positive.
+
+    *Rethinking the Optimization of Average Precision: Only Penalizing Negative Instances before
+    Positive Ones is Enough*, Li et al., 2021 (arXiv 2102.04640), equations 6 to 13, on cosine
+    similarities. With r_k = sum_{n in N} sigmoid((s_n - s_k) / anneal) negatives ahead of positive k,
+    the loss is the mean over a query's positives, itself among them, and over queries that have
+    another one, of
+
+        O: r    Ds: log(1 + r)    Dq: 1 - (1 + r)^-alpha    Iu: (1 + r) log(1 + r)
+        Ib: (b r - log(1 + b r)) / b^2
+
+    Args:
+        b: > 0, of variant "Ib". alpha: > 0, of variant "Dq".
+        anneal: > 0, width of the sigmoid in units of similarity.
+        variant: as above.
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for
+            that to pay, on CUDA for more than 256 candidates of one class; True always, False never.
+            The result is the same to rounding: a sigmoid is cut off where it is within 1e-13
+            (float64: 3e-20) of 0 or 1.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "pnp"
+
+    def __init__(
+        self,
+        b: float = 2,
+        alpha: float = 1,
+        anneal: float = 0.01,
+        variant: str = "O",
+        sort: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.b = b
+        self.alpha = alpha
+        self.anneal = anneal
+        self.variant = variant
+        self.sort = sort
+        self.description()  # checks the parameters
+
+    def description(self) -> PNP:
+        return PNP(
+            self.variant,
+            self.b,
+            self.alpha,
+            self.anneal,
+            similarity=self.similarity,
+            sort=self.sort,
+        )

@@ -1,0 +1,278 @@
+"""N-pair losses: one positive of every anchor against negatives of other classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ...engine.similarity import SIMILARITIES
+from ...mining.batch import checked
+from ..base import SampleLoss, Term
+from ..terms import log_sum_exp_with_one, masked_sum, softplus
+from ..twotower.paired import PairedLoss
+
+__all__ = ["NPairsLoss", "PairedNPairsLoss"]
+
+FORMS = ("mc", "ovo", "all")
+L2_KINDS = ("norm", "squared")
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class NPair(RowLoss):
+    """SPEC 2.9. row_values[:, 0]: similarity of the anchor and its positive, in a pair's own terms.
+
+    paired: the positive is among the candidates, the only one of the anchor's class, and there are no
+    row_values.
+    """
+
+    name = "n_pair"
+    provenance = "released code"
+
+    one_vs_one: bool = False
+    paired: bool = False
+    similarity: str = dataclasses.field(default="dot", kw_only=True)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(similarity="cosine"),
+            cls(True, similarity="cosine"),
+            cls(False, True, similarity="cosine"),
+            cls(True, True, similarity="distance"),
+        ]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+
+    def parameters(self) -> tuple[float, ...]:
+        return (self.metric.sign, float(self.one_vs_one), float(self.paired))
+
+    def spec(self, rows: Rows) -> Tensor:
+        if self.paired:
+            own = masked_sum(rows.s, rows.positive)[:, None]
+        else:
+            assert rows.row_values is not None
+            own = rows.row_values[:, :1]
+        gap = self.metric.sign * (rows.s - own)
+        if self.one_vs_one:
+            return masked_sum(softplus(gap), rows.negative)
+        return log_sum_exp_with_one(gap, rows.negative)
+
+
+class NPairsLoss(SampleLoss):
+    """N-pair loss.
+
+    *Improved Deep Metric Learning with Multi-class N-pair Loss Objective*, Sohn, NIPS 2016:
+
+        (1/N) sum_i log(1 + sum_n exp(s_in - s_ip(i)))  (equation 6)
+
+    The paper's s are products of embeddings as they are, `similarity="dot"`; the default is the cosine,
+    as in pytorch-metric-learning, whose DotProductSimilarity normalises embeddings.
+
+    Args:
+        form: "mc" (the default): the first two samples of every class that has two are anchor and
+            positive, and the positives of the other classes are the negatives. "ovo": the same pairs
+            one against one, sum_n log(1 + exp(s_in - s_ip)) (equation 8). "all": every sample
+            that has a positive is an anchor, its positive is drawn at random, and all samples of other
+            classes are its negatives.
+        l2_reg: weight of the penalty on the embeddings that enter. 0: none, as in
+            pytorch-metric-learning.
+        l2_kind: "norm" or "squared": the mean of |x| or |x|^2 over the batch for "all", over anchors
+            plus over positives for the others.
+        similarity: "cosine" by default; on distances, signs turn.
+
+    With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
+    negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
+    many classes have two samples, where a compiled graph breaks: torch.compile(fullgraph=True) takes form
+    "all" only. Other arguments: see `SampleLoss`.
+    """
+
+    function = "n_pairs"
+    inputs = {"anchors": (), "positives": (), "generator": ()}
+
+    def __init__(
+        self,
+        form: str = "mc",
+        *,
+        l2_reg: float = 0.0,
+        l2_kind: str = "norm",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check(form, l2_reg, l2_kind)
+        self.form = form
+        self.l2_reg = l2_reg
+        self.l2_kind = l2_kind
+
+    def description(self) -> NPair:
+        return NPair(self.form == "ovo", self.form != "all", similarity=self.similarity)
+
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
+        anchors: Tensor | None = None,
+        positives: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Any]:
+        """anchors, positives: [N] indices of the pairs, instead of those `form` chooses. generator: of the
+        random positives of form "all"."""
+        for value, name in ((ref_emb, "ref_emb"), (ref_labels, "ref_labels"), (own, "own")):
+            if value is not None:
+                raise ValueError(f"{name}: N-pair takes its pairs from one batch; expected None")
+        batch = checked(embeddings, labels, indices_tuple, validate=self.validate)
+        y = batch.need_labels()
+        if (anchors is None) != (positives is None):
+            raise ValueError("positives: expected anchors and positives together")
+        weight = None
+        # Of one pair a class, a row finds the positive among its candidates itself.
+        paired = anchors is None and self.form != "all"
+        if anchors is not None and positives is not None:
+            none = y.new_empty(0)
+            check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0])
+        elif self.form == "all":
+            anchors, positives, weight = _random_positives(y, generator)
+        else:
+            anchors, positives = _first_pairs(y, batch.pairs)
+        if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
+            return [Term(_nothing, (embeddings, self.reduction))]
+        # One gather: its derivative fills one gradient of all embeddings instead of two.
+        x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
+        every = self.form == "all"
+        description = dataclasses.replace(self.description(), paired=paired)
+        call = self.call(
+            description,
+            x,
+            candidates=embeddings if every else x_p,
+            anchor_labels=y[anchors],
+            candidate_labels=y if every else y[positives],
+            row_values=None if paired else _own(self.similarity, x, x_p),
+            row_weight=weight,
+        )
+        return [
+            call,
+            *penalties(self.l2_reg, self.l2_kind, *((embeddings,) if every else (x, x_p))),
+        ]
+
+
+class PairedNPairsLoss(PairedLoss):
+    """N-pair loss of N pairs of N different classes; see `NPairsLoss`.
+
+    Called as `loss(embeddings [N, D], ref_emb [N, D])`: row i of ref_emb is the positive of row i of
+    embeddings, and all its other rows are negatives.
+
+    Args:
+        one_vs_one: the form "ovo".
+        l2_reg, l2_kind: see `NPairsLoss`.
+        similarity: "dot" by default, as in the paper.
+    """
+
+    function = "n_pairs_mc"
+    default_similarity = "dot"
+
+    def __init__(
+        self,
+        one_vs_one: bool = False,
+        *,
+        l2_reg: float = 0.0,
+        l2_kind: str = "squared",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check("mc", l2_reg, l2_kind)
+        self.one_vs_one = one_vs_one
+        self.l2_reg = l2_reg
+        self.l2_kind = l2_kind
+
+    def description(self) -> NPair:
+        return NPair(self.one_vs_one, True, similarity=self.similarity)
+
+    def calls(self, embeddings: Tensor, ref_emb: Tensor) -> list[Any]:
+        call = self.paired_call(self.description(), embeddings, ref_emb, {})
+        return [call, *penalties(self.l2_reg, self.l2_kind, embeddings, ref_emb)]
+
+
+def _check(form: str, l2_reg: float, l2_kind: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
+    if l2_kind not in L2_KINDS:
+        raise ValueError(f"l2_kind: expected one of {L2_KINDS}, got {l2_kind!r}")
+    check.non_negative(l2_reg, "l2_reg")
+
+
+def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
+    nothing = (embeddings * 0).sum(1)
+    return nothing if reduction == "none" else nothing.sum()
+
+
+def _own(similarity: str, anchors: Tensor, positives: Tensor) -> Tensor:
+    """[N, 1] similarities of the anchors and their positives."""
+    return SIMILARITIES[similarity].paired(anchors, positives)[:, None]
+
+
+def penalties(weight: float, kind: str, *sets: Tensor) -> list[Term]:
+    """The penalty on the lengths of the embeddings, if there is one."""
+    return [Term(functools.partial(_penalty, kind), sets, weight)] if weight else []
+
+
+def _penalty(kind: str, *sets: Tensor) -> Tensor:
+    """Mean length (or its square) of the embeddings of a set, summed over sets."""
+    total = torch.zeros((), dtype=sets[0].dtype, device=sets[0].device)
+    for x in sets:
+        norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+        total = total + (norm.square() if kind == "squared" else norm).mean()
+    return total
+
+
+def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The first positive pair of every class, in the order of labels."""
+    if pairs:
+        a, p = pairs[0], pairs[1]
+        order = y[a].argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = y[a][order][1:] != y[a][order][:-1]
+        return a[order][first], p[order][first]
+    order = y.argsort(stable=True)
+    found = y[order]
+    first = torch.ones_like(found, dtype=torch.bool)
+    first[1:] = found[1:] != found[:-1]
+    again = torch.zeros_like(first)
+    again[:-1] = ~first[1:]
+    start = (first & again).nonzero()[:, 0]
+    return order[start], order[start + 1]
+
+
+def _random_positives(
+    y: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Every sample and another one of its class, drawn uniformly; weight 0 where there is none."""
+    order = y.argsort(stable=True)
+    found = y[order].contiguous()
+    start = torch.searchsorted(found, found)
+    size = torch.searchsorted(found, found, right=True) - start
+    place = torch.arange(y.shape[0], device=y.device) - start
+    # Not torch.rand: with a generator it takes no size that a graph leaves open.
+    draw = torch.empty(y.shape[0], device=y.device, dtype=torch.float64).uniform_(
+        generator=generator
+    )
+    step = 1 + (draw * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
+    other = order[start + (place + step) % size]
+    kept = (size > 1).double()
+    weight = kept * (y.shape[0] / kept.sum().clamp(min=1))
+    # From the order of labels to that of the batch.
+    place = order.argsort()
+    return torch.arange(y.shape[0], device=y.device), other[place], weight[place]

@@ -1,0 +1,75 @@
+"""List-wise self-distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from .relations import RelationalLoss
+
+__all__ = ["ListwiseSelfDistillationLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ListwiseDistillation(RowLoss):
+    """SPEC 2.12. A sample is a candidate of its own row, in both matrices."""
+
+    name = "listwise_distillation"
+    provenance = "released code"
+    self_pair = "keep"
+
+    temperature: float = 1.0
+    similarity: str = dataclasses.field(default="dot", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check.positive(self.temperature, "temperature")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(4.0), cls(0.2, similarity="cosine")]
+
+    @property
+    def teacher_similarity(self) -> str:  # type: ignore[override]
+        return self.similarity
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.teacher is not None
+        mine = (rows.s / self.temperature).log_softmax(1)
+        theirs = (rows.teacher / self.temperature).log_softmax(1)
+        return (theirs.exp() * (theirs - mine)).sum(1)
+
+
+class ListwiseSelfDistillationLoss(RelationalLoss):
+    """List-wise self-distillation.
+
+    *Improving Generalization of Metric Learning via Listwise Self-distillation*, Zeng et al., 2022
+    (arXiv 2206.08880), equation 5: the mean over samples of KL(softmax(t / temperature) || softmax(s /
+    temperature)), s the products of the sample with all samples, itself included, t the teacher's.
+    The teacher is the network as it was an epoch ago. Add it to another loss.
+
+    Args:
+        temperature: > 0.
+        similarity: of student and teacher: "dot" as released, or any other; see `SampleLoss`.
+        weight: factor of the loss; the paper's schedule is `scheduled_weight`.
+
+    Other arguments: see `RelationalLoss`.
+    """
+
+    function = "listwise_self_distillation"
+    describes = ListwiseDistillation
+    default_similarity = "dot"
+
+    def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+        self.description()  # checks the parameters
+
+    def scheduled_weight(self, epoch: int, epochs: int, alpha: float = 200.0) -> float:
+        """The paper's weight in an epoch: (epoch / epochs) alpha temperature^2."""
+        return epoch / epochs * alpha * self.temperature**2

@@ -1,0 +1,90 @@
+"""Probabilistic knowledge transfer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from .relations import RelationalLoss, check_teacher
+
+__all__ = ["PKTLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class ProbabilisticTransfer(RowLoss):
+    """SPEC 1.2. A sample is a candidate of its own row."""
+
+    name = "probabilistic_transfer"
+    provenance = "released code"
+    self_pair = "keep"
+
+    epsilon: float = 1e-7
+
+    def __post_init__(self) -> None:
+        check.positive(self.epsilon, "epsilon")
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(1e-3)]  # 1e-7 amplifies the rounding of a cosine near -1 by as much
+
+    @property
+    def teacher_similarity(self) -> str:  # type: ignore[override]
+        return self.similarity
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.teacher is not None
+        mine, theirs = (0.5 * (c + 1) for c in (rows.s, rows.teacher))
+        totals = mine.sum(1, keepdim=True), theirs.sum(1, keepdim=True)
+        valid = (totals[0] > 0) & (totals[1] > 0)
+        p, q = (
+            (k / torch.where(valid, total, torch.ones_like(total))).clamp(min=0)
+            for k, total in zip((mine, theirs), totals)
+        )
+        terms = q * ((q + self.epsilon).log() - (p + self.epsilon).log())
+        return torch.where(valid, terms, torch.zeros_like(terms)).mean(1)
+
+
+class PKTLoss(RelationalLoss):
+    """Probabilistic knowledge transfer.
+
+    *Learning Deep Representations with Probabilistic Knowledge Transfer*, Passalis and Tefas, ECCV
+    2018 (arXiv 1803.10837), equations 5 to 8: the affinities (cosine + 1) / 2 of a sample to all
+    samples, over their sum, are a distribution p; the loss is the mean over all B^2 pairs of
+    q log((q + epsilon) / (p + epsilon)), q the teacher's.
+
+    Args:
+        epsilon: > 0.
+        variant: "paper", or "released": embeddings are divided by their length plus epsilon, which takes
+            a copy of them.
+
+    Other arguments: see `RelationalLoss`.
+    """
+
+    function = "pkt"
+    similarities = ("cosine",)
+
+    def __init__(self, epsilon: float = 1e-7, *, variant: str = "paper", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check.variant(variant)
+        self.epsilon = epsilon
+        self.variant = variant
+        self.description()  # checks the parameters
+
+    def description(self) -> ProbabilisticTransfer:
+        similarity = "dot" if self.variant == "released" else "cosine"
+        return ProbabilisticTransfer(self.epsilon, similarity=similarity)
+
+    def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
+        if self.variant == "released":
+            check_teacher(embeddings, teacher, "teacher", self.validate)
+            embeddings, teacher = (
+                v / (v.norm(dim=1, keepdim=True) + self.epsilon) for v in (embeddings, teacher)
+            )
+        return super().calls(embeddings, teacher)

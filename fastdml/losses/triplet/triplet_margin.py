@@ -1,0 +1,296 @@
+"""Triplet margin loss over all triplets of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from ...mining.batch import Batch
+from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
+from ...mining.triplets import Triplets, check_per_anchor, positive_pairs
+from ..terms import masked_sum, rank_pairs, softplus, sort_code
+from .listed import Listed, TripletLoss, distances, in_blocks, rows_of, wide
+
+__all__ = ["TripletMarginLoss"]
+
+
+_COUNTED = {"active": 0, "triplets": 1, "anchors": 2}
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class TripletMargin(RowLoss):
+    """SPEC 3.8, all (positive, negative) pairs of every anchor."""
+
+    name = "triplet_margin"
+    provenance = "released code"
+    outputs = 2
+    counted = True
+    threshold_list = True
+
+    margin: float = 0.05
+    smooth: bool = False
+    normalizer: str = "active"
+    positives: str = "all"
+    negatives: str = "all"
+    k: int = 1
+    sort: bool | None = dataclasses.field(default=None, kw_only=True)
+    similarity: str = dataclasses.field(default="distance", kw_only=True)
+
+    def __post_init__(self) -> None:
+        sort_code(self.sort)
+        check.finite(self.margin, "margin")
+        if self.normalizer not in _COUNTED:
+            raise ValueError(
+                f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
+            )
+
+        check.count(self.k, "k")
+        check_strategies(self.positives, self.negatives, ("positives", "negatives"))
+
+    @property
+    def direction(self) -> float:
+        return -1.0 if "distance" in self.similarity else 1.0
+
+    def parameters(self) -> tuple[float, ...]:
+        counted = float(_COUNTED[self.normalizer])
+        chosen = (float(STRATEGIES[self.positives]), float(STRATEGIES[self.negatives]))
+        form = (float(self.smooth), sort_code(self.sort), counted)
+        return (self.margin, self.direction, *form, *chosen, float(self.k))
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [
+            cls(),
+            cls(margin=0.2, normalizer="anchors", similarity="cosine"),
+            cls(smooth=True, similarity="squared_distance", sort=True),
+            cls(similarity="cosine", sort=True),
+            cls(0.2, positives="easy", negatives="semihard"),
+            cls(0.2, negatives="nearest", k=3),
+            cls(normalizer="triplets", similarity="raw_distance"),
+        ]
+
+    def cost(self, t: Tensor) -> Tensor:
+        """The loss of triplets; t: similarity or distance of the negative less that of the positive."""
+        excess = self.direction * t + self.margin
+        return softplus(excess) if self.smooth else excess.relu()
+
+    def active(self, t: Tensor) -> Tensor:
+        """1 where a triplet has a loss, else 0."""
+        return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
+
+    def counted_ones(self, t: Tensor) -> Tensor:
+        """1 where a triplet counts in the mean, else 0, with normalizers that count triplets."""
+        return (
+            torch.ones_like(t) if self.smooth or self.normalizer == "triplets" else self.active(t)
+        )
+
+    def spec(self, rows: Rows) -> Tensor:
+        cost, active = self.cost, self.active
+        if self.negatives == "nearest":
+            negative = nearest(self.direction * rows.s, rows.negative, self.k)
+            rows = dataclasses.replace(rows, negative=negative)
+        if self.positives != "all" or self.negatives not in ("all", "nearest"):
+            return self._of_chosen(rows, cost, active)
+        total, positives, negatives = rank_pairs(rows, cost)
+        if self.negatives == "nearest":
+            total = total + poison(rows.s)
+        if self.normalizer == "anchors":
+            count = torch.ones_like(total)
+        elif self.smooth or self.normalizer == "triplets":
+            count = positives * negatives
+        else:
+            count, _, _ = rank_pairs(rows, active)
+        return torch.stack([total, count], dim=1)
+
+    def _of_chosen(
+        self, rows: Rows, cost: Callable[[Tensor], Tensor], active: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        # A strategy says nothing of "nearest", which `spec` has applied.
+        negatives = "all" if self.negatives == "nearest" else self.negatives
+        positive, negative = chosen(
+            self.direction * rows.s, rows.positive, rows.negative, self.positives, negatives
+        )
+        if self.positives != "all":
+            fixed = masked_sum(rows.s, positive)[:, None]
+            t, part = rows.s - fixed, negative & positive.any(1, keepdim=True)
+        else:
+            fixed = masked_sum(rows.s, negative)[:, None]
+            t, part = fixed - rows.s, positive & negative.any(1, keepdim=True)
+        total = masked_sum(cost(t), part) + poison(rows.s)
+        if self.normalizer == "anchors":
+            count = torch.ones_like(total)
+        elif self.smooth or self.normalizer == "triplets":
+            count = part.sum(1).to(total.dtype)
+        else:
+            count = masked_sum(active(t), part)
+        return torch.stack([total, count], dim=1)
+
+
+class TripletMarginLoss(TripletLoss):
+    """Triplet margin loss over all triplets of the batch, none of which is ever listed.
+
+    *FaceNet: A Unified Embedding for Face Recognition and Clustering*, Schroff et al., CVPR 2015
+    (arXiv 1503.03832), equation 3, over all triplets of an anchor a, a positive p and a negative n:
+    [d_ap - d_an + margin]_+ on distances, [s_an - s_ap + margin]_+ on similarities.
+
+    Args:
+        margin: in units of `similarity`.
+        swap: the negative counts from the positive instead of from the anchor where it is nearer to it:
+            min(d_an, d_pn) for d_an. Over all triplets that is one row of distances per positive pair,
+            as many products as a class has samples, in blocks of bounded memory.
+        smooth_loss: log(1 + exp(.)) in place of the hinge.
+        triplets_per_anchor: "all", or a number: that many triplets of every anchor that has both kinds,
+            drawn uniformly with replacement; O(batch * number * dim) memory. An `indices_tuple` goes
+            before it.
+        normalizer: what the mean is over. "active": the triplets above 0 (the default, as in
+            pytorch-metric-learning; every triplet with smooth_loss), "triplets": all of them,
+            "anchors": the sum of a row's triplets, averaged over the rows.
+        positives, negatives: which of an anchor's candidates take part, chosen in the pass over its row:
+            "all", "hard" (the hardest: farthest positive, nearest negative), "easy", or "semihard" (the
+            hardest that is still on the right side of the other kind's). Of negatives also "nearest":
+            the k nearest. A `BatchEasyHardMiner` or `NearestNegativeMiner` handed in as `indices_tuple`
+            sets them.
+        k: of negatives="nearest". Those that are as far as the k-th, to rounding, all take part.
+        seed: of the draws, an integer in [0, 2^24). In training mode every call takes the next numbers
+            (`step`, in the state).
+        similarity: "distance" (Euclidean, of normalised embeddings; the default),
+            "squared_distance", "raw_distance", "raw_squared_distance", "cosine" or "dot".
+        sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
+            window of a positive are evaluated one by one: None where a class is large enough for
+            that to pay, on CUDA for more than 256 candidates of one class and for negatives="nearest";
+            True always, False never. The result is the same to rounding: a sigmoid is cut off where it
+            is within 1e-13 (float64: 3e-20) of 0 or 1.
+
+    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets * dim) memory. Of
+    (a1, p, a2, n) every positive of an anchor is compared with every negative of it.
+
+    With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets. Other
+    arguments: see `SampleLoss`.
+    """
+
+    function = "triplet_margin"
+    inputs = {"step": ()}
+    default_similarity = "distance"
+
+    def __init__(
+        self,
+        margin: float = 0.05,
+        swap: bool = False,
+        smooth_loss: bool = False,
+        triplets_per_anchor: str | int = "all",
+        *,
+        normalizer: str = "active",
+        positives: str = "all",
+        negatives: str = "all",
+        k: int = 1,
+        sort: bool | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        check_per_anchor(triplets_per_anchor, "all")
+        super().__init__(triplets_per_anchor, seed, **kwargs)
+        self.margin = margin
+        self.swap = swap
+        self.smooth_loss = smooth_loss
+        self.normalizer = normalizer
+        self.positives = positives
+        self.negatives = negatives
+        self.k = k
+        self.sort = sort
+        _check_form(self.description(), swap, triplets_per_anchor)
+
+    def description(self) -> TripletMargin:
+        return TripletMargin(
+            self.margin,
+            self.smooth_loss,
+            self.normalizer,
+            self.positives,
+            self.negatives,
+            self.k,
+            similarity=self.similarity,
+            sort=self.sort,
+        )
+
+    def calls(
+        self, *batch: Any, own: int | Tensor | None = None, step: int | Tensor | None = None
+    ) -> list[Any]:
+        description, found = self.resolved(*batch, own=own)
+        triplets = self.listed(description, found, step, join=self.swap)
+        if triplets is None and not self.swap:
+            return [self.sample_call(description, found)]
+        _refuse_choice(description)
+        if triplets is None:
+            return [self.one_by_one(description, found, _of_all_swapped)]
+        function = _of_swapped if self.swap else _of_listed
+        return [self.one_by_one(description, found, function, triplets)]
+
+
+def _check_form(description: TripletMargin, swap: bool, triplets_per_anchor: str | int) -> None:
+    check_per_anchor(triplets_per_anchor, "all")
+    if swap and description.similarity == "projection":
+        raise ValueError("similarity: expected another one with swap, got 'projection'")
+    if swap or triplets_per_anchor != "all":
+        _refuse_choice(description)
+
+
+def _refuse_choice(description: TripletMargin) -> None:
+    for name in ("positives", "negatives"):
+        kind = getattr(description, name)
+        if kind != "all":
+            raise ValueError(
+                f"{name}: expected 'all' with swap, a number of triplets_per_anchor or listed triplets, "
+                f"got {kind!r}; hand a miner's tuple to the loss to choose among triplets"
+            )
+
+
+def _of_listed(
+    description: TripletMargin, batch: Batch, triplets: Triplets, swap: bool = False
+) -> Listed:
+    """[T] losses of the triplets, and 1 where they count."""
+    metric = description.metric
+    x, y = wide(batch)
+    near = distances(metric, x, y, triplets.a, triplets.p)
+    far = distances(metric, x, y, triplets.a, triplets.n)
+    if swap:
+        far = _nearer(description, far, distances(metric, y, y, triplets.p, triplets.n))
+    t = far - near
+    loss, count = description.cost(t), description.counted_ones(t)
+    return triplets.masked(loss), triplets.masked(count), triplets.a
+
+
+def _of_swapped(description: TripletMargin, batch: Batch, triplets: Triplets) -> Listed:
+    return _of_listed(description, batch, triplets, swap=True)
+
+
+def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:
+    return torch.minimum(one, other) if description.direction < 0 else torch.maximum(one, other)
+
+
+def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None) -> Listed:
+    """[T] sums over the negatives of every positive pair, how many of them count, [T] its anchor."""
+    metric = description.metric
+    x, y = wide(batch)
+    labels, columns = batch.need_labels(), batch.column_labels
+    assert columns is not None
+    anchors, positives = positive_pairs(batch)
+
+    def block(x: Tensor, y: Tensor, a: Tensor, p: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            from_anchor = metric.dense(rows_of(x, a), y, 0.0)
+            from_positive = metric.dense(rows_of(y, p), y, 0.0)
+        t = _nearer(description, from_anchor, from_positive) - from_anchor.gather(1, p[:, None])
+        negative = labels[a, None] != columns
+        loss = masked_sum(description.cost(t), negative)
+        return torch.stack([loss, masked_sum(description.counted_ones(t), negative)], dim=1)
+
+    width = max(x.shape[1], y.shape[0])
+    found = in_blocks(block, x, y, (anchors, positives), width)
+    return found[:, 0], found[:, 1].detach(), anchors

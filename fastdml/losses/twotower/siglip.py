@@ -1,0 +1,78 @@
+"""SigLIP: the sigmoid loss of image and text pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...engine import check
+from ...engine.loss import RowLoss, Rows
+from ...engine.registry import register
+from .paired import PairedLoss
+
+__all__ = ["SigLIPLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class SigLIP(RowLoss):
+    """SPEC 3.7. Learnable scalars: scale and bias."""
+
+    name = "siglip"
+    provenance = "released code"
+    learnable = (10.0, -10.0)
+    symmetric = True
+
+    def parameters(self) -> tuple[float, ...]:
+        return (0.0,)
+
+    def spec(self, rows: Rows) -> Tensor:
+        assert rows.scalars is not None
+        u = rows.scalars[0] * rows.s + rows.scalars[1]
+        # Not softplus, which torch cuts off: beyond 20 it is wrong by 1e-9.
+        terms = F.logsigmoid(u) * rows.positive + F.logsigmoid(-u) * rows.negative
+        return -terms.sum(1)
+
+
+class SigLIPLoss(PairedLoss):
+    """Sigmoid loss of image and text pairs.
+
+    *Sigmoid Loss for Language Image Pre-Training*, Zhai et al., ICCV 2023 (arXiv 2303.15343),
+    equation 1: (1/B) sum_ij softplus(-z_ij (t s_ij + b)), z = 1 for a pair and -1 otherwise.
+
+    Args:
+        init_scale, init_bias: initial t > 0 and b. Learnable as `log_scale` and `bias`.
+
+    Other arguments: see `SampleLoss`.
+    """
+
+    function = "siglip"
+    describes = SigLIP
+    positional = ("embeddings", "ref_emb", "scale", "bias")
+    inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
+
+    def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.log_scale = nn.Parameter(
+            torch.tensor(math.log(check.positive(init_scale, "init_scale")))
+        )
+        self.bias = nn.Parameter(torch.tensor(check.finite(init_bias, "init_bias")))
+
+    def calls(
+        self,
+        embeddings: Tensor,
+        ref_emb: Tensor,
+        *,
+        scale: Tensor | float | None = None,
+        bias: Tensor | float | None = None,
+    ) -> list[Any]:
+        scalars = {
+            "scale": self.log_scale.exp() if scale is None else scale,
+            "bias": self.bias if bias is None else bias,
+        }
+        return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]

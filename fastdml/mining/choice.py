@@ -1,0 +1,122 @@
+"""Candidates chosen inside the row, for specifications and miners: csrc/rows/mining.h in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .philox import gumbel, uniforms
+
+# How one of a row's positives and one of its negatives are chosen.
+STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3, "nearest": 4}
+
+
+def check_strategies(positive: str, negative: str, names: tuple[str, str]) -> None:
+    known = list(STRATEGIES)
+    for name, found, allowed in zip(names, (positive, negative), (known[:4], known), strict=True):
+        if found not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {found!r}")
+    if (positive, negative) == ("semihard", "nearest"):
+        raise ValueError(
+            f"{names[0]}: expected another strategy against nearest negatives, got {positive!r}"
+        )
+    if "semihard" in (positive, negative) and (
+        positive == negative or "all" in (positive, negative)
+    ):
+        raise ValueError(
+            f"{names[1]}: expected 'semihard' on one side, against 'hard' or 'easy' on the other, got "
+            f"{names[0]} {positive!r} and {names[1]} {negative!r}"
+        )
+
+
+def choose(key: Tensor, eligible: Tensor) -> tuple[Tensor, Tensor]:
+    """([R] first column whose key is the largest to rounding, [R] whether any is eligible).
+
+    key, eligible: [R, N].
+    """
+    low = torch.finfo(key.dtype).min
+    key = key.detach().masked_fill(~eligible, low)
+    best = key.amax(1, keepdim=True)
+    return (eligible & (key >= best - tie(best))).to(torch.uint8).argmax(1), eligible.any(1)
+
+
+def chosen(
+    near: Tensor, positive: Tensor, negative: Tensor, positives: str, negatives: str
+) -> tuple[Tensor, Tensor]:
+    """The masks of the pairs that two strategies of `STRATEGIES` other than "nearest" leave of a row.
+
+    near: [R, N], larger where nearer. positive, negative: bool [R, N]. A semi-hard one is chosen after
+    the other side's. Where one of each is chosen, a row that lacks either has none.
+    """
+
+    def one(mask: Tensor, key: Tensor) -> Tensor:
+        column, found = choose(key, mask)
+        return torch.zeros_like(mask).scatter(1, column[:, None], found[:, None])
+
+    def value(mask: Tensor, missing: float) -> Tensor:
+        return torch.where(mask, near, missing).amax(1, keepdim=True)
+
+    near = near.detach()
+    keys = {"hard": near, "easy": -near}  # of negatives; of positives the other way about
+    if positives in keys:
+        positive = one(positive, -keys[positives])
+    if negatives in keys:
+        negative = one(negative, keys[negatives])
+    if negatives == "semihard":
+        limit = value(positive, -torch.inf)
+        negative = one(negative & (near < limit - tie(limit)), near)
+    elif positives == "semihard":
+        limit = value(negative, -torch.inf)
+        positive = one(
+            positive & (near > limit + tie(limit)) & negative.any(1, keepdim=True), -near
+        )
+    if "all" not in (positives, negatives):
+        both = positive.any(1, keepdim=True) & negative.any(1, keepdim=True)
+        positive, negative = positive & both, negative & both
+    return positive, negative
+
+
+def nearest(key: Tensor, eligible: Tensor, k: int) -> Tensor:
+    """bool [R, N]: the k eligible candidates of the largest key, and those at the k-th's key to rounding.
+
+    key, eligible: [R, N]. Rows with fewer keep all.
+    """
+    key = key.detach().masked_fill(~eligible, -torch.inf)
+    kth = key.topk(min(k, key.shape[1]), dim=1).values[:, -1:]
+    least = torch.where(kth.isneginf(), kth, kth - tie(kth))
+    return eligible & (key >= least)
+
+
+def tie(x: Tensor) -> Tensor:
+    """How far from x a number must be to differ from it by more than rounding."""
+    return 8 * torch.finfo(x.dtype).eps * x.detach().abs().clamp(min=1)
+
+
+def poison(s: Tensor) -> Tensor:
+    """[R] 0, or NaN where a row of s [R, N] holds one: a choice must not pass over it."""
+    return (s.detach() * 0).sum(1)
+
+
+def pick(s: Tensor, columns: Tensor) -> Tensor:
+    """[R] values of s [R, N] at one column of each row."""
+    return s.gather(1, columns[:, None])[:, 0]
+
+
+def distance_log_weight(d: Tensor, dimension: int, nearest: float) -> Tensor:
+    """Log of the inverse density of distances d on the unit sphere: SPEC 2.14."""
+    d = d.clamp(min=nearest)
+    bend = (3 - dimension) / 2
+    return (2 - dimension) * d.log() + bend * (1 - d * d / 4).clamp(min=1e-8).log()
+
+
+def draw(log_weight: Tensor, eligible: Tensor, draws: int, stream: Tensor) -> tuple[Tensor, Tensor]:
+    """([R, draws] columns drawn by weight with replacement, [R] whether any is eligible).
+
+    log_weight, eligible: [R, N]. stream: [R, 3] a row's number and the two numbers of its stream.
+    """
+    rows, seed, step = stream.round().to(torch.int64).unbind(1)
+    columns = torch.arange(log_weight.shape[1], device=log_weight.device)
+    u = uniforms(columns, rows[:, None], draws, seed[:, None], step[:, None], log_weight.dtype)
+    found = [choose(log_weight + gumbel(u[..., k]), eligible)[0] for k in range(draws)]
+    none = torch.zeros(len(log_weight), 0, dtype=torch.int64, device=log_weight.device)
+    return (torch.stack(found, 1) if found else none), eligible.any(1)

@@ -1,0 +1,312 @@
+"""Miners: rules by which pairs are chosen, which losses apply themselves instead of a list."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import check
+from ..engine.call import statistic_type
+from ..engine.similarity import SIMILARITIES, unit
+from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
+from .lazy import LazyPairs
+from .triplets import Stream
+
+Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
+# (similarities or distances, positives, negatives, numbers of the rows) of a block
+Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
+
+
+class Miner(nn.Module):
+    """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
+
+    num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
+    """
+
+    # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
+    similarity = "cosine"
+    anchors: tuple[int, ...] = (0, 2)
+    tensors = 4
+    at_once = 1 << 22  # pairs of a block
+
+    _latest: weakref.ref[LazyPairs] | None = None
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> LazyPairs:
+        """Pairs or triplets of embeddings [B, D] with labels [B], or of these with [N, D], [N] others.
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        mined = (embeddings, labels, ref_emb, ref_labels)
+        batch = _checked(*mined)
+        stream = self.stream()
+        select = self.selection(embeddings.shape[1], stream)
+
+        def materialise() -> tuple[Tensor, ...]:
+            return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
+
+        found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream)
+        if not torch.compiler.is_compiling():
+            self._latest = weakref.ref(found)
+        return found
+
+    def _counted(self, places: dict[int, int]) -> int:
+        """Length of the latest result's tensor, by how many tensors it has: its place there."""
+        latest = None if self._latest is None else self._latest()
+        if latest is None or self.tensors not in places:
+            return 0
+        return len(latest[places[self.tensors]])
+
+    @property
+    def num_pos_pairs(self) -> int:
+        return self._counted({4: 0})
+
+    @property
+    def num_neg_pairs(self) -> int:
+        return self._counted({4: 2})
+
+    @property
+    def num_triplets(self) -> int:
+        return self._counted({3: 0})
+
+    def rule(self) -> Mapping[str, float | str]:
+        """Fields of a description that make a loss choose the same; none: the pairs are listed."""
+        return {}
+
+    def stream(self) -> Stream | None:
+        """Seed and step of the draws of a call, for miners that draw; the next call has another step."""
+        return None
+
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        """How the pairs of a block of rows of embeddings of that dimension are chosen."""
+        raise NotImplementedError
+
+
+class MultiSimilarityMiner(Miner):
+    """Pairs within epsilon of the row's hardest pair of the other kind (cosine similarity).
+
+    Wang et al., CVPR 2019 (arXiv 1904.06627), equations 11 and 12.
+
+    Args:
+        epsilon: finite width of the band.
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `MultiSimilarityLoss` then mines inside its own pass and no index exists.
+    """
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        super().__init__()
+        self.epsilon = check.finite(epsilon, "epsilon")
+
+    def rule(self) -> Mapping[str, float | str]:
+        return {"epsilon": self.epsilon}
+
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
+            hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
+            return (
+                *(positive & (s < hardest_negative + self.epsilon)).nonzero(as_tuple=True),
+                *(negative & (s > hardest_positive - self.epsilon)).nonzero(as_tuple=True),
+            )
+
+        return select
+
+
+class BatchEasyHardMiner(Miner):
+    """One positive and one negative of each anchor, by distance (Euclidean, of normalised embeddings).
+
+    *Improved Embeddings with Easy Positive Triplet Mining*, Xuan et al., WACV 2020 (arXiv 1904.04370).
+
+    Args:
+        pos_strategy, neg_strategy: "hard" (farthest positive, nearest negative), "easy", "semihard"
+            (the hardest that is on the right side of the other kind's choice) or "all".
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists. Of
+    distances that are equal to rounding the first candidate's counts.
+    """
+
+    similarity = "distance"
+
+    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
+        super().__init__()
+        check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
+        self.pos_strategy = pos_strategy
+        self.neg_strategy = neg_strategy
+
+    def rule(self) -> Mapping[str, float | str]:
+        return {"positives": self.pos_strategy, "negatives": self.neg_strategy}
+
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        return self._choose
+
+    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+        kept = chosen(-d, positive, negative, self.pos_strategy, self.neg_strategy)
+        return (*kept[0].nonzero(as_tuple=True), *kept[1].nonzero(as_tuple=True))
+
+
+class BatchHardMiner(BatchEasyHardMiner):
+    """The farthest positive and the nearest negative of each anchor, as triplets `(a, p, n)`.
+
+    *In Defense of the Triplet Loss for Person Re-Identification*, Hermans et al., 2017 (arXiv
+    1703.07737). See `BatchEasyHardMiner`.
+    """
+
+    anchors = (0,)
+    tensors = 3
+
+    def __init__(self) -> None:
+        super().__init__("hard", "hard")
+
+    def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
+        a, p, _, n = super()._choose(d, positive, negative, number)
+        return a, p, n
+
+
+class DistanceWeightedMiner(Miner):
+    """For every positive of an anchor one negative, drawn inversely to the density of its distance.
+
+    *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
+
+    Args:
+        cutoff: distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
+            are not drawn.
+        seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
+            those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily triplets
+    `(a, p, n)`; `MarginLoss` then draws the same inside its own pass and no index exists. An anchor
+    without an admissible negative has no triplet.
+    """
+
+    similarity = "distance"
+    anchors = (0,)
+    tensors = 3
+    at_once = 1 << 18  # a draw is several 64-bit numbers per pair
+
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.cutoff = check.positive(cutoff, "cutoff")
+        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        self.seed = check.seed(seed, "seed")
+        # A number of Python would be a constant of a compiled graph.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def rule(self) -> Mapping[str, float | str]:
+        cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
+        return {"drawn": True, **cutoffs}
+
+    def stream(self) -> Stream:
+        step = self.step % check.STREAMS  # a tensor of its own
+        self.step += 1
+        return int(self.seed), step
+
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        assert stream is not None
+        seed, step = stream
+
+        def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
+            longest = int(positive.sum(1).max()) if positive.numel() else 0
+            rows, columns = positive.nonzero(as_tuple=True)
+            weight = distance_log_weight(d, dimension, self.cutoff)
+            eligible = negative & (d < self.nonzero_loss_cutoff)
+            parts = [torch.full_like(number, seed), torch.zeros_like(number) + step]
+            drawn, some = draw(weight, eligible, longest, torch.stack([number, *parts], dim=1))
+            rank = positive.cumsum(1)[rows, columns] - 1
+            kept = some[rows]
+            rows, columns, rank = rows[kept], columns[kept], rank[kept]
+            return rows, columns, drawn[rows, rank]
+
+        return select
+
+
+class NearestNegativeMiner(Miner):
+    """All positives and the k nearest negatives of each anchor (of normalised embeddings).
+
+    Args:
+        k: >= 1; anchors with fewer negatives keep all. Negatives as near as the k-th, to rounding, are
+            all in.
+
+    Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
+    `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists.
+    """
+
+    similarity = "distance"
+
+    def __init__(self, k: int = 1) -> None:
+        super().__init__()
+        self.k = check.count(k, "k")
+
+    def rule(self) -> Mapping[str, float | str]:
+        return {"negatives": "nearest", "k": self.k}
+
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            kept = nearest(-d, negative, self.k)
+            return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
+
+        return select
+
+
+def _checked(
+    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
+) -> Batch:
+    """The arguments of a miner's call, or a ValueError."""
+    check.embeddings(embeddings, "embeddings")
+    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+    if ref_emb is not None:
+        check.embeddings(ref_emb, "ref_emb")
+        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+        if ref_labels is None:
+            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+        ref_labels = check.labels(
+            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
+        )
+    return embeddings, labels, ref_emb, ref_labels
+
+
+@torch.no_grad()
+def _by_rows(
+    batch: Batch,
+    select: Select,
+    anchors: tuple[int, ...],
+    similarity: str,
+    at_once: int,
+) -> tuple[Tensor, ...]:
+    """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
+
+    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
+    the tensors are rows of the block. at_once: how many pairs a block has at most.
+    """
+    embeddings, labels, ref_emb, ref_labels = batch
+    kind = statistic_type(embeddings, ref_emb)
+    x = unit(embeddings.to(kind))
+    y = x if ref_emb is None else unit(ref_emb.to(kind))
+    columns = labels if ref_labels is None else ref_labels
+    metric = SIMILARITIES[similarity]
+    found: list[list[Tensor]] = []
+    step = max(1, at_once // max(1, y.shape[0]))
+    for start in range(0, x.shape[0], step):
+        block = x[start : start + step]
+        s = metric.dense(block, y, 0.0)
+        positive = labels[start : start + step, None] == columns[None, :]
+        negative = ~positive
+        number = torch.arange(start, start + block.shape[0], device=s.device)
+        if ref_emb is None:
+            positive[number - start, number] = False
+        chosen = select(s, positive, negative, number)
+        found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])
+    return tuple(torch.cat(part) for part in zip(*found, strict=True))
