@@ -31,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_demo, _add_bench, _add_eval, _add_explain, _add_show, _add_info):
+    for add in (
+        _add_demo, _add_bench, _add_eval, _add_embed, _add_explain, _add_show, _add_info,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -65,6 +67,12 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     commands.add_parser("bench", help="measure losses (fastdml bench --help)", add_help=False)
+
+
+def _add_embed(commands: argparse._SubParsersAction) -> None:
+    from .integrations.cli import add_command
+
+    add_command(commands)
 
 
 def _add_eval(commands: argparse._SubParsersAction) -> None:
