@@ -77,39 +77,36 @@ FASTDML_FN std::int64_t pick(const T* s, std::int64_t count, T low, T* to) {
 }
 
 // Counts s[0, count), all at least the first threshold, in cells: 2 u + 1 at threshold u, 2 u + 2 behind it.
+// bins: room for their bins. Few bins hold more than two thresholds; for the others nothing branches on a score.
 template <class T>
-FASTDML_FN void count_cells(const T* s, std::int64_t count, const Ladder<T>& ladder, std::uint32_t* cells) {
-  constexpr int W = kWidth<T>;
-  const T low = ladder.theta[0], last = static_cast<T>(ladder.cells - 1);
-  T rest[W];
-  typename Lane<T>::I at[W];
-  for (std::int64_t j = 0; j < count; j += W) {
-    const int lanes = count - j < W ? static_cast<int>(count - j) : W;
-    const Vector<T> t = max(Vector<T>{}, (load(s + j, lanes) - low) * ladder.by);
-    const Mask<T> cell = __builtin_convertvector(min(t, last), Mask<T>);
-    const Vector<T> left = min(t - __builtin_convertvector(cell, Vector<T>), T(1) - epsilon<T>());
-    std::memcpy(at, &cell, sizeof at);
-    std::memcpy(rest, &left, sizeof rest);
-    for (int i = 0; i < lanes; ++i) {
-      const T v = s[j + i];
-      const GridCell<T> g = ladder.grid[at[i]];
-      const std::int32_t b = g.first_bin + static_cast<std::int32_t>(rest[i] * g.bins);
-      const std::int32_t first = ladder.bin[b];
-      const T* theta = ladder.theta + first;
-      if (__builtin_expect(first >= 0, 1)) {
-        ++cells[2 * first + (theta[0] <= v) + (theta[0] < v) + (theta[1] <= v) + (theta[1] < v)];
-        continue;
-      }
-      std::int32_t from = first & ~kCrowded, to = ladder.bin[b + 1] & ~kCrowded;
-      while (from < to) {
-        const std::int32_t middle = from + (to - from) / 2;
-        if (ladder.theta[middle] <= v)
-          from = middle + 1;
-        else
-          to = middle;
-      }
-      ++cells[2 * from - (from > 0 && ladder.theta[from - 1] == v)];
+FASTDML_FN void count_cells(const T* s, std::int64_t count, const Ladder<T>& ladder, std::uint32_t* cells,
+                            T* bins) {
+  using I = typename Lane<T>::I;
+  const T low = ladder.theta[0], last = static_cast<T>(ladder.bins - 1);
+  for (std::int64_t j = 0; j < count; j += kWidth<T>) {  // `s` and `bins` have room for a vector more
+    const Mask<T> b = __builtin_convertvector(max(Vector<T>{}, min((load(s + j) - low) * ladder.by, last)),
+                                              Mask<T>);
+    std::memcpy(bins + j, &b, sizeof b);
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    I b;
+    std::memcpy(&b, bins + j, sizeof b);
+    const T v = s[j];
+    const std::int32_t first = ladder.bin[b];
+    if (__builtin_expect(first >= 0, 1)) {
+      const T t = ladder.theta[first], next = ladder.theta[first + 1];
+      ++cells[2 * first + (t <= v) + (t < v) + (next <= v) + (next < v)];
+      continue;
     }
+    std::int32_t from = first & ~kCrowded, to = ladder.bin[b + 1] & ~kCrowded;
+    while (from < to) {
+      const std::int32_t middle = from + (to - from) / 2;
+      if (ladder.theta[middle] <= v)
+        from = middle + 1;
+      else
+        to = middle;
+    }
+    ++cells[2 * from - (from > 0 && ladder.theta[from - 1] == v)];
   }
 }
 
@@ -198,7 +195,7 @@ FASTDML_FN void fold_row(const Task<T>& task, std::int64_t i, T* s, std::int64_t
   const std::int64_t from = !task.half || own < 0 ? 0 : own + 1 < count ? own + 1 : count;
   if (task.pairs.count > 0) {
     const std::int64_t found = pick(s + from, count - from, task.pairs.theta[0], picked);
-    count_cells(picked, found, task.pairs, cells);
+    count_cells(picked, found, task.pairs, cells, picked + kPickedSize / 2);
   }
   if (task.spread) task.spread[i] += spread(task, s + from, count - from);
 }

@@ -18,7 +18,8 @@ namespace fastdml {
 
 namespace {
 
-constexpr std::int64_t kGridCells = 4096;  // 32 KiB in float32
+// Of the thresholds of all pairs.
+constexpr std::int64_t kBinsPerThreshold = 4, kMostBins = 1 << 18;
 
 template <class T>
 const SweepOf<T>& kernel() {
@@ -35,25 +36,20 @@ bool nearer(const Neighbour<T>& a, const Neighbour<T>& b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
-// The factor from a score, less the first threshold, to a grid of some cells between first and last.
-template <class T>
-T cells_by(const T* theta, std::int64_t count, std::int64_t cells) {
-  const T range = theta[count - 1] - theta[0], by = static_cast<T>(cells) / range;
-  return range > T(0) && std::isfinite(by) ? by : T(0);
-}
-
-// bin[b]: the first of ascending thresholds in bin b or later, [count + 1]. Returns the factor from a score,
+// bin[b]: the first of ascending thresholds in bin b or later, [bins + 1]. Returns the factor from a score,
 // less the first threshold, to its bin.
 template <class T>
-T fill_bins(const T* theta, std::int64_t count, std::int32_t* bin) {
-  const T low = theta[0], by = cells_by(theta, count, count);
-  const T last = static_cast<T>(static_cast<std::int32_t>(count - 1));
+T fill_bins(const T* theta, std::int64_t count, std::int32_t* bin, std::int64_t bins) {
+  const T low = theta[0], range = theta[count - 1] - low;
+  T by = range > T(0) ? static_cast<T>(bins) / range : T(0);
+  if (!std::isfinite(by)) by = T(0);
+  const T last = static_cast<T>(static_cast<std::int32_t>(bins - 1));
   std::int64_t b = 0;
   for (std::int64_t k = 0; k < count; ++k) {
-    const auto at = static_cast<std::int64_t>(std::max(std::min((theta[k] - low) * by, last), T(0)));
+    const auto at = static_cast<std::int64_t>(std::max(T(0), std::min((theta[k] - low) * by, last)));
     for (; b <= at; ++b) bin[b] = static_cast<std::int32_t>(k);
   }
-  for (; b <= count; ++b) bin[b] = static_cast<std::int32_t>(count);
+  for (; b <= bins; ++b) bin[b] = static_cast<std::int32_t>(count);
   return by;
 }
 
@@ -134,44 +130,18 @@ template <class T>
 PairCounts<T>::PairCounts(std::vector<T> thresholds)
     : count_(static_cast<std::int64_t>(thresholds.size())),
       thresholds_(std::move(thresholds)),
+      bin_(std::min(kBinsPerThreshold * count_, kMostBins) + 1),
       cells_(2 * count_ + 1) {
   thresholds_.resize(count_ + 2, std::numeric_limits<T>::infinity());
-  const T* theta = thresholds_.data();
-  const auto cells = static_cast<std::int32_t>(std::min<std::int64_t>(kGridCells, count_));
-  by_ = cells_by(theta, count_, cells);
-  grid_.resize(cells);
-  const T last = static_cast<T>(cells - 1);
-  // As count_cells does: the same rounding is what makes bins and values agree.
-  const auto grid_of = [&](T s) {
-    const T t = std::max(T(0), (s - theta[0]) * by_);
-    const auto cell = static_cast<std::int32_t>(std::min(t, last));
-    return std::pair{cell, std::min(t - static_cast<T>(cell), T(1) - std::numeric_limits<T>::epsilon())};
-  };
-  std::vector<std::int32_t> members(cells);
-  for (std::int64_t k = 0; k < count_; ++k) ++members[grid_of(theta[k]).first];
-  std::int32_t bins = 0;
-  for (std::int32_t c = 0; c < cells; ++c) {
-    const std::int32_t here = std::max(1, 2 * members[c]);
-    grid_[c] = {bins, static_cast<T>(here)};
-    bins += here;
-  }
-  bin_.resize(bins + 1);
-  std::vector<std::int32_t> held(bins);
-  std::int32_t b = 0;
-  for (std::int64_t k = 0; k < count_; ++k) {
-    const auto [cell, rest] = grid_of(theta[k]);
-    const std::int32_t at = grid_[cell].first_bin + static_cast<std::int32_t>(rest * grid_[cell].bins);
-    for (; b <= at; ++b) bin_[b] = static_cast<std::int32_t>(k);
-    ++held[at];
-  }
-  for (; b <= bins; ++b) bin_[b] = static_cast<std::int32_t>(count_);
-  for (b = 0; b < bins; ++b)
-    if (held[b] > 2) bin_[b] |= kCrowded;
+  const auto bins = static_cast<std::int64_t>(bin_.size()) - 1;
+  by_ = fill_bins(thresholds_.data(), count_, bin_.data(), bins);
+  for (std::int64_t b = 0; b < bins; ++b)
+    if (bin_[b + 1] - bin_[b] > 2) bin_[b] |= kCrowded;
 }
 
 template <class T>
 Ladder<T> PairCounts<T>::ladder() const {
-  return {thresholds_.data(), count_, grid_.data(), static_cast<std::int32_t>(grid_.size()), bin_.data(), by_};
+  return {thresholds_.data(), count_, bin_.data(), static_cast<std::int32_t>(bin_.size()) - 1, by_};
 }
 
 template <class T>
@@ -235,7 +205,7 @@ void Sweep<T>::want_ranks(const float* gains) {
         std::sort(theta_.begin() + at, theta_.begin() + at + count);
       }
       if (count > kFewThresholds)
-        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i);
+        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i, count);
     }
   });
   task_.start = start_.data();

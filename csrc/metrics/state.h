@@ -22,7 +22,6 @@ class PairCounts {
  private:
   std::int64_t count_;
   std::vector<T> thresholds_;  // as a ladder has them
-  std::vector<GridCell<T>> grid_;
   std::vector<std::int32_t> bin_;
   std::vector<std::uint64_t> cells_;
   T by_;

@@ -21,23 +21,16 @@ struct Neighbour {
 };
 
 // Ascending distinct thresholds, two values to read behind them, and bins that find a value's place among
-// them. A value's cell of a uniform grid is the whole part of t = (s - theta[0]) * by, cut to the grid; the
-// rest of t, times the cell's `bins`, is its bin there. So bins are fine where thresholds are dense, and what
-// is looked up where most scores are, which is elsewhere for a trained network, stays in the cache. Neither
-// ever falls as s rises: thresholds of earlier bins are below s, those of later ones above it.
+// them: bin[b] is the first threshold in bin b or later, [bins + 1]. The bin of s is (s - theta[0]) * by, cut to
+// the bins there are: it never falls as s rises, so that thresholds of earlier bins are below s and those of
+// later ones above.
 constexpr std::int32_t kCrowded = static_cast<std::int32_t>(0x80000000);  // mark of a bin of three or more
-template <class T>
-struct GridCell {
-  std::int32_t first_bin;
-  T bins;
-};
 template <class T>
 struct Ladder {
   const T* theta = nullptr;
   std::int64_t count = 0;
-  const GridCell<T>* grid = nullptr;
-  std::int32_t cells = 0;
-  const std::int32_t* bin = nullptr;  // the first threshold in a bin or later
+  const std::int32_t* bin = nullptr;
+  std::int32_t bins = 0;
   T by = T(0);
 };
 
@@ -110,7 +103,7 @@ constexpr std::int64_t strip_columns(std::int64_t dim, std::int64_t panel) {
   return panel * (fit < 1 ? 1 : fit > 1024 / panel ? 1024 / panel : fit);
 }
 constexpr std::int64_t kBufferSize = 8 * 1024;  // scores of a panel of queries and a strip,
-constexpr std::int64_t kPickedSize = 1024 + 16;  // and those of a row that are picked of them
+constexpr std::int64_t kPickedSize = 2 * (1024 + 16);  // those of a row that are picked of them, and their bins
 
 // Keeps the k nearest of a row; ties go to the lower index. Returns the score to be exceeded.
 template <class T>

@@ -153,8 +153,8 @@ def test_many_right_pairs_are_counted_to_a_known_resolution(backend, monkeypatch
     x, y = clustered(200, 4)
     exact = evaluate(x, y, metrics=("auc", "tar@far"), far=0.1, backend=backend)
     assert exact.pairs.auc_resolution() == 0
-    monkeypatch.setattr(pairs, "EXACT", 500)
-    monkeypatch.setattr(pairs, "SAMPLED", 100)
+    monkeypatch.setattr(pairs, "SAMPLE", 500)
+    monkeypatch.setattr(pairs, "THRESHOLDS", 100)
     coarse = evaluate(x, y, metrics=("auc", "tar@far"), far=0.1, backend=backend)
     assert len(coarse.pairs.thresholds) == 100
     assert coarse.pairs.right.sum() == exact.pairs.right.sum()
