@@ -50,7 +50,7 @@ def test_weights_of_samples_are_no_function():
 
 def test_masks_are_checked():
     x = torch.randn(4, 3)
-    with pytest.raises(ValueError, match="indices_tuple: .* a bool positive mask of shape"):
+    with pytest.raises(ValueError, match=r"indices_tuple: .* a bool positive mask of shape"):
         F.multi_similarity(x, None, lambda a, c: (torch.ones(2, 2), torch.ones(2, 2)))
 
 
