@@ -6,7 +6,7 @@ sweep of the retrieval metrics (csrc/metrics/kernel.h) is compiled the same way.
 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
 machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
-(default "80+PTX;90a"). FASTDML_LOSSES="smooth_ap,siglip" compiles these losses only; the others run
+(default "80+PTX;90a"). FASTDML_LOSSES="one,another" compiles these losses only; the others run
 through the chunked executor. FASTDML_ISAS="v3" compiles these instruction sets only, for a quick
 build that stays on this machine.
 """

@@ -259,9 +259,9 @@ def train_small(name="multi_similarity", **changes):
     return result
 
 
-@pytest.mark.parametrize("name", ["multi_similarity", "proxy_anchor", "smooth_ap"])
-def test_training_learns_unseen_classes(name):
-    result = train_small(name)
+def test_training_learns_unseen_classes():
+    """Of one loss, whose proxies learn too; the leaderboard has all."""
+    result = train_small("proxy_anchor")
     start, end = result.losses[:5], result.losses[-5:]
     assert sum(end) < 0.95 * sum(start)
     assert list(result.curve) == [0, 2, 4, 6]

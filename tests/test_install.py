@@ -7,13 +7,12 @@ WITHOUT = "import sys; sys.modules['fastdml._C'] = None\n"
 
 
 def test_import_is_quick():
-    """Processor time beyond torch's own, middle of five processes; 0.02 s when this was written."""
+    """Processor time beyond torch's own, least of three processes; 0.02 s when this was written."""
     code = (
         "import time, torch; start = time.process_time(); import fastdml; "
         "print(time.process_time() - start)"
     )
-    times = sorted(float(python(code)) for _ in range(5))
-    assert times[2] < 0.3
+    assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
 def test_import_loads_nothing_heavy():

@@ -9,10 +9,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .softmax import KINDS, OWN, finish, gain, shared, sums_of, weight_of
 
 PARAMETERS = OWN + 3
+USUAL = Usual({"sub_centers": 1}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

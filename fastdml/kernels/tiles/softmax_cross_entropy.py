@@ -13,10 +13,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .softmax import KINDS, OWN, finish, gain, shared, sums_of, weight_of
 
 PARAMETERS = OWN + 1
+USUAL = Usual({"among": True}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
