@@ -133,6 +133,7 @@ def presweep(
     if before is None or problem.presweep_done:
         return
     problem.presweep_done = True
+    problem.condition()
     sums = None if step is None else step.column_sums(problem)
     if step is not None and sums is not None:
         found = _gathered(problem, step, sums)
@@ -166,6 +167,7 @@ def outputs_by(step: Step) -> Callable[[Problem], Tensor]:
 
 def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     """Outputs of the rows and the wanted derivatives of their weighted sum."""
+    problem.condition()
     presweep(problem, outputs_by(step), step)
     a, c = problem.anchors, problem.candidates
     m, n = a.shape[0], c.shape[0]
@@ -283,6 +285,10 @@ def _total(weights: Tensor, scale: Tensor | None) -> Tensor:
 def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:
     teacher = problem.teacher_problem
     assert teacher is not None
+    if teacher.loss.metric.from_differences:
+        return teacher.loss.metric.differences(
+            teacher.anchors[start:stop], teacher.candidates, held
+        )
     t = multiply(teacher.anchors[start:stop], teacher.candidates.t(), held)
     rows = slice(start, stop)
     return teacher.loss.metric.apply_(
@@ -292,4 +298,5 @@ def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:
         None if teacher.row_square is None else teacher.row_square[rows],
         teacher.col_square,
         teacher.epsilon,
+        *teacher.embeddings_of(start, stop - start),
     )
