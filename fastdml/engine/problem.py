@@ -11,6 +11,7 @@ from . import conditioning
 from .call import Call, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
+from .products import multiply
 from .relation import ClassIndex, LabelRelation, PredicateRelation, Relation, TupleRelation
 from .similarity import PRODUCT
 
@@ -117,7 +118,9 @@ class Problem:
             return
 
         def fit(x: Tensor) -> tuple[Tensor, Tensor | None]:
-            return conditioning.in_range(x, not metric.clipped) if conditioning.fits(x) else (x, None)
+            return (
+                conditioning.in_range(x, not metric.clipped) if conditioning.fits(x) else (x, None)
+            )
 
         if not metric.raw_anchors:
             self.anchors, self.anchor_factor = fit(self.anchors)
@@ -282,6 +285,25 @@ class Problem:
         if self.loss.metric.kind == PRODUCT or self.device_type != "cpu":
             return None, None
         return self.anchors[start : start + rows], self.candidates
+
+    def similarities(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """[R, N] what the pairs of rows [start, stop) are, in `out`; for what no functor sees."""
+        self.condition()
+        a, c, metric = self.anchors[start:stop], self.candidates, self.loss.metric
+        if out is None:
+            out = torch.empty(a.shape[0], c.shape[0], dtype=self.statistic, device=a.device)
+        if metric.from_differences:
+            return metric.differences(a, c, out)
+        rows = slice(start, stop)
+        return metric.apply_(
+            multiply(a, c.t(), out),
+            None if self.row_scale is None else self.row_scale[rows],
+            self.col_scale,
+            None if self.row_square is None else self.row_square[rows],
+            self.col_square,
+            self.epsilon,
+            *self.embeddings_of(start, stop - start),
+        )
 
     @lazy
     def classes(self) -> ClassIndex:

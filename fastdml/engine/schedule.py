@@ -231,7 +231,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if reused is None:
             multiply(a[start:stop], transposed, s)
             if t is not None:
-                _teacher(problem, start, stop, t)
+                assert problem.teacher_problem is not None
+                problem.teacher_problem.similarities(start, stop, t)
         weights = None if held_weights is None else held_weights[: stop - start]
         similarities = reused is not None and not reused.products
         g = step(problem, s, t, start, out, bool(wanted), weights, similarities)
@@ -280,23 +281,3 @@ def _total(weights: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return weights.sum(1, dtype=torch.promote_types(weights.dtype, torch.float32))
     return torch.mv(weights.to(scale.dtype), scale.reciprocal())
-
-
-def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:
-    teacher = problem.teacher_problem
-    assert teacher is not None
-    if teacher.loss.metric.from_differences:
-        return teacher.loss.metric.differences(
-            teacher.anchors[start:stop], teacher.candidates, held
-        )
-    t = multiply(teacher.anchors[start:stop], teacher.candidates.t(), held)
-    rows = slice(start, stop)
-    return teacher.loss.metric.apply_(
-        t,
-        None if teacher.row_scale is None else teacher.row_scale[rows],
-        teacher.col_scale,
-        None if teacher.row_square is None else teacher.row_square[rows],
-        teacher.col_square,
-        teacher.epsilon,
-        *teacher.embeddings_of(start, stop - start),
-    )

@@ -172,7 +172,11 @@ class Metric:
             a, c = _in_ball(a), _in_ball(c)
         if self.kind == PRODUCT:
             return (a * c).sum(1)
-        d2 = (a - c).square().sum(1) + epsilon
+        d2 = (a - c).square().sum(1)
+        if self.normalized or self.clipped:
+            squares = [x.detach().square().sum(1) for x in (a, c)]
+            d2 = d2.masked_fill(d2.detach() < _scaled_alike(kind) * (squares[0] + squares[1]), 0.0)
+        d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
@@ -180,7 +184,6 @@ class Metric:
         kind = a.dtype
         if self.kind != PRODUCT:
             a, c = a.double(), c.double()
-        given_a, given_c = a, c
         if self.normalized:
             a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
@@ -190,8 +193,8 @@ class Metric:
         d2 = torch.cdist(a, c, compute_mode="donot_use_mm_for_euclid_dist").square()
         if self.normalized or self.clipped:
             # What normalising leaves of a difference of embeddings of one direction.
-            long = [x.detach().square().sum(1) for x in (a, c)]
-            alike = d2.detach() < _scaled_alike(kind) * (long[0][:, None] + long[1])
+            squares = [x.detach().square().sum(1) for x in (a, c)]
+            alike = d2.detach() < _scaled_alike(kind) * (squares[0][:, None] + squares[1])
             d2 = d2.masked_fill(alike, 0.0)
         d2 = d2 + epsilon
         return (d2 if self.kind == SQUARED_DISTANCE else _root(d2)).to(kind)
@@ -243,14 +246,29 @@ def unit(x: Tensor) -> Tensor:
     """x [rows, D] at length 1, differentiable; 0 where it has no direction. NaN stays."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return unit(x.float()).to(x.dtype)
-    # A power of two takes the length off a row: squares of long ones overflow, those of short ones vanish.
-    largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
-    most = 1000 if x.dtype == torch.float64 else 120
-    exponent = torch.frexp(largest).exponent.clamp(-most, most)
-    x = x * power_of_two(-exponent, x.dtype)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    near_one, exponent = _near_one(x)
+    norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
     none = norm * power_of_two(exponent, x.dtype) <= EPSILON
-    return torch.where(none, torch.zeros_like(x), x / torch.where(none, torch.ones_like(norm), norm))
+    safe = torch.where(none, torch.ones_like(norm), norm)
+    return torch.where(none, torch.zeros_like(x), near_one / safe)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """[rows, 1] lengths of the rows of x [rows, D], differentiable; in float32, or float64 for such rows."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    near_one, exponent = _near_one(x)
+    norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
+    return norm * power_of_two(exponent, x.dtype)
+
+
+def _near_one(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over the powers of two [rows, 1] of their largest values, and the exponents of these: squares of
+    long rows overflow, and those of short ones vanish."""
+    if x.shape[1] == 0:
+        return x, torch.zeros(x.shape[0], 1, dtype=torch.int32, device=x.device)
+    most = 1000 if x.dtype == torch.float64 else 120
+    exponent = torch.frexp(x.detach().abs().amax(1, keepdim=True)).exponent.clamp(-most, most)
+    return x * power_of_two(-exponent, x.dtype), exponent
 
 
 def _root(d2: Tensor) -> Tensor:
@@ -260,9 +278,8 @@ def _root(d2: Tensor) -> Tensor:
 
 
 def _in_ball(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # On the sphere itself nothing is normalised, and nothing along x is taken out of the gradient.
-    return torch.where(norm > 1, unit(x), x)
+    return torch.where(torch.linalg.vector_norm(x, dim=1, keepdim=True) > 1, unit(x), x)
 
 
 def power_of_two(exponent: Tensor, kind: torch.dtype) -> Tensor:
