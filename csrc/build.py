@@ -230,6 +230,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     edges += [
         (csrc / "cpu" / "registry.cpp", rows),
         (csrc / "cpu" / "class_index.cpp", rows),
+        (csrc / "cpu" / "differences.cpp", rows),
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
         (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),

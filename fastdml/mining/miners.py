@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
-from ..engine.call import statistic_type
-from ..engine.similarity import SIMILARITIES, unit
+from ..engine.call import Call, statistic_type
+from ..engine.loss import RowLoss
+from ..engine.problem import Problem
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
 from .lazy import LazyPairs
 from .triplets import Stream
@@ -293,18 +294,19 @@ def _by_rows(
     """
     embeddings, labels, ref_emb, ref_labels = batch
     kind = statistic_type(embeddings, ref_emb)
-    x = unit(embeddings.to(kind))
-    y = x if ref_emb is None else unit(ref_emb.to(kind))
+    x, y = (None if v is None else v.to(kind) for v in (embeddings, ref_emb))
+    call = Call(
+        RowLoss(similarity=similarity), x, y, anchor_labels=labels, candidate_labels=ref_labels
+    )
+    problem = Problem.of(call)
     columns = labels if ref_labels is None else ref_labels
-    metric = SIMILARITIES[similarity]
     found: list[list[Tensor]] = []
-    step = max(1, at_once // max(1, y.shape[0]))
-    for start in range(0, x.shape[0], step):
-        block = x[start : start + step]
-        s = metric.dense(block, y, 0.0)
+    step = max(1, at_once // max(1, columns.shape[0]))
+    for start in range(0, labels.shape[0], step):
+        s = problem.similarities(start, min(labels.shape[0], start + step))
         positive = labels[start : start + step, None] == columns[None, :]
         negative = ~positive
-        number = torch.arange(start, start + block.shape[0], device=s.device)
+        number = torch.arange(start, start + s.shape[0], device=s.device)
         if ref_emb is None:
             positive[number - start, number] = False
         chosen = select(s, positive, negative, number)

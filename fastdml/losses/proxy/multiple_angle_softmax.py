@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
+from ...engine.similarity import lengths
 from ...mining.sample_weights import sample_weights
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
@@ -109,13 +109,11 @@ class SphereFaceLoss(ProxyLoss):
         self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
     ) -> list[Any]:
         weight = sample_weights(indices_tuple, embeddings)
-        lengths = _lengths(embeddings)
+        row_values = lengths(embeddings)
         if self.similarity == "dot":
-            lengths = lengths * _lengths(proxies)[labels]
+            row_values = row_values * lengths(proxies)[labels]
         return [
-            self.proxy_call(
-                embeddings, labels, proxies, row_weight=weight, row_values=lengths[:, None]
-            )
+            self.proxy_call(embeddings, labels, proxies, row_weight=weight, row_values=row_values)
         ]
 
 
@@ -136,8 +134,3 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     function = "large_margin_softmax"
     default_similarity = "dot"
     similarities = ("dot",)
-
-
-def _lengths(x: Tensor) -> Tensor:
-    kind = statistic_type(x)
-    return torch.linalg.vector_norm(x.to(kind), dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import SIMILARITIES
+from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
 from ..base import SampleLoss, Term
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
@@ -231,7 +231,7 @@ def _penalty(kind: str, *sets: Tensor) -> Tensor:
     """Mean length (or its square) of the embeddings of a set, summed over sets."""
     total = torch.zeros((), dtype=sets[0].dtype, device=sets[0].device)
     for x in sets:
-        norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+        norm = lengths(x)
         total = total + (norm.square() if kind == "squared" else norm).mean()
     return total
 

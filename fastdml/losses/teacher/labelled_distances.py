@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.call import Call, statistic_type
+from ...engine.call import Call
 from ...engine.loss import RowLoss
 from ..base import total
 from .relations import RelationalLoss, check_teacher
@@ -38,6 +38,14 @@ def _rounded_share(embeddings: Tensor, variant: str) -> float:
     if variant == "paper":
         return 1.0
     return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
+
+
+def _in_double(labels: Tensor) -> Tensor:
+    """Labels in double precision, in which their differences are taken; integers from the first one on,
+    as large ones (times in nanoseconds) have more digits than that."""
+    if not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool:
+        labels = labels.to(torch.int64) - labels[:1].to(torch.int64)
+    return labels if labels.is_complex() else labels.double()
 
 
 class LabelledLoss(RelationalLoss):
@@ -82,8 +90,7 @@ class LabelledLoss(RelationalLoss):
             )
         if labels.dim() == 1:
             labels = labels[:, None]
-        if not labels.is_floating_point():
-            labels = labels.to(statistic_type(embeddings))
+        labels = _in_double(labels)
         check_teacher(embeddings, labels, "labels", self.validate)
         return [self.relational_call(self.description(), embeddings, labels, weight=self.weight)]
 
