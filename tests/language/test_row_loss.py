@@ -1,6 +1,7 @@
 """fastdml.row_loss of functions of the row language: the examples of docs/language.md, and what happens
 without a compiler, without a folder and with words that are none."""
 
+import copy
 import dataclasses
 import pathlib
 import re
@@ -114,6 +115,15 @@ def test_another_word_runs_in_torch_and_explain_names_it():
     with pytest.raises(ValueError, match="special_entr"):
         loss.backend = "native"
         loss(x, y)
+
+
+def test_a_copy_of_the_module():
+    x, y, _ = batch()
+    loss = fastdml.row_loss(hinge, parameters={"margin": torch.nn.Parameter(torch.tensor(0.2))})
+    again = copy.deepcopy(loss)
+    with torch.no_grad():
+        loss.margin += 0.5
+    assert again(x, y) > loss(x, y)
 
 
 def test_a_branch_on_a_number_is_no_word():

@@ -59,8 +59,12 @@ class Symmetric:
         return members if isinstance(members, str) else None
 
     def prefers(self, problem: Problem) -> bool:
-        """Whether this is expected to cost less than the compiled rows."""
-        return problem.device_type == "cpu" and problem.one_set and problem.relation.rows > _SMALL
+        """Whether this can run the problem and is expected to cost less than the compiled rows: a sweep
+        for statistics multiplies again, which small batches feel."""
+        if problem.relation.rows <= _SMALL or self.refuses(problem) is not None:
+            return False
+        form: Any = problem.loss.stream()
+        return problem.relation.rows > _SMALL * len(form.statistics)
 
     def plan(self, problem: Problem) -> str:
         form = problem.loss.stream()
