@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..loss import RowLoss
 from ..problem import Problem
 from ..relation import LabelRelation
 from ..similarity import DISTANCE, PRODUCT
@@ -77,6 +78,8 @@ class Symmetric:
 
 def _streamed(problem: Problem) -> Any:
     """The loss's streamed form and its members for this call, or why there is none, or None."""
+    if type(problem.loss).streamed is RowLoss.streamed:
+        return None
     if "streamed" not in problem.__dict__:
         metric = problem.loss.metric
         low, high = 0.0, 2.0 if metric.kind == DISTANCE else 4.0
