@@ -10,7 +10,12 @@ TORCH ?= torch==2.13.0
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
-.PHONY: demo test lint bench gpu-check docs setup clean
+# Releases of torch that `make test-oldest` compiles against: the oldest that pyproject.toml claims, and
+# the one that GPU machines had when this was written.
+OLDEST ?= 2.10.0 2.11.0
+OLDEST_TRITON ?= 3.6.0
+
+.PHONY: demo test test-oldest mutants lint bench leaderboard gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -34,16 +39,33 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto -m "not slow" tests/tiles
 
+# Plants faults in a copy of the tree, one at a time, and reports the share that the tests notice. An
+# interrupted run goes on where it was; MUTANTS="--sample 40" and the like: tests/mutants/run.py.
+MUTANTS ?=
+mutants: setup
+	$(PY) tests/mutants/run.py $(MUTANTS)
+
+# Against the headers of older torch and with the oldest Triton, which are fetched once (800 MB).
+test-oldest: setup
+	$(PY) tests/oldest/fetch.py build/oldest $(OLDEST) --triton $(OLDEST_TRITON)
+	$(PY) -m pytest tests/oldest
+
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(PY) tests/mutants/run.py --check
 	$(PY) -m mypy fastdml
 
 bench: setup
-	$(PY) -m fastdml bench --preset issue
+	$(PY) benchmarks/bench.py --preset issue
+
+# Every loss and method at equal budget on real images; hours, resumable. MINUTES bounds it; see --help.
+MINUTES ?= inf
+leaderboard: setup
+	$(PY) benchmarks/leaderboard.py --minutes $(MINUTES)
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check
-STAGES ?= build,test,sanitize,bench
+STAGES ?= build,first,test,sanitize,bench
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py "$(OUT)" --stages "$(STAGES)"
 

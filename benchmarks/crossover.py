@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 import fastdml  # noqa: F401
-from fastdml.engine import autograd
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.loss import RowLoss
-from fastdml.engine.op import problem_of
-from fastdml.engine.registry import LOSSES, handle
+from fastdml.engine.problem import Problem
+from fastdml.engine.registry import LOSSES
 
 FIRST = (
     "multi_similarity",
@@ -36,8 +37,8 @@ FIRST = (
 DIMENSIONS = (64, 128, 256, 512, 1024)
 
 
-def inputs(loss: RowLoss, batch: int, d: int, device: str) -> dict[str, object]:
-    """Arguments of `autograd.row_loss`: four samples a class, a proxy for each class."""
+def example(loss: RowLoss, batch: int, d: int, device: str) -> Call:
+    """A call of a loss: four samples a class, a proxy for each class."""
     g = torch.Generator(device).manual_seed(0)
 
     def draw(rows: int) -> torch.Tensor:
@@ -47,33 +48,28 @@ def inputs(loss: RowLoss, batch: int, d: int, device: str) -> dict[str, object]:
     labels = torch.arange(batch, device=device) // 4
     classes = torch.arange(batch // 4, device=device)
     own = classes.repeat_interleave(loss.columns_per_class)
-    sides: list[torch.Tensor | None] = [draw(batch), None, labels, None]
+    call = Call(loss, draw(batch), None, labels)
     if loss.columns == "proxies":
-        sides = [draw(batch), draw(len(own)), labels, own]
+        call = Call(loss, draw(batch), draw(len(own)), labels, own)
     elif loss.rows == "proxies":
-        sides = [draw(len(classes)), draw(batch), classes, labels]
-    m = len(sides[0])  # type: ignore[arg-type]
-    n = m if sides[1] is None else len(sides[1])
+        call = Call(loss, draw(len(classes)), draw(batch), classes, labels)
+    m = call.anchors.shape[0]
+    n = m if call.candidates is None else call.candidates.shape[0]
     values = {name: v.to(device) for name, v in loss.example_values(m, n).items()}
-    if loss.teacher_similarity is not None:
-        values["teacher"] = [draw(m).detach()]
-    names = ("anchors", "candidates", "anchor_labels", "candidate_labels")
-    return {**dict(zip(names, sides)), **values}
+    teacher = () if loss.teacher_similarity is None else (draw(m).detach(),)
+    return call.replace(teacher=teacher, **values)
 
 
-def refused(loss: RowLoss, given: dict[str, object]) -> bool:
-    sides = [given[k] for k in ("anchors", "candidates", "anchor_labels", "candidate_labels")]
-    values = [given.get(k) for k in ("scalars", "row_values", "col_values")]
-    problem = problem_of(*sides, [], given.get("teacher", []), *values, None, handle(loss), "")  # type: ignore[arg-type]
+def refused(call: Call) -> bool:
+    problem = Problem.of(call)
     return any(EXECUTORS[name].refuses(problem) is not None for name in ("native", "triton"))
 
 
-def milliseconds(loss: RowLoss, given: dict[str, object], backend: str) -> float:
+def milliseconds(call: Call) -> float:
     """Median of a step: forward and backward."""
 
     def step() -> None:
-        value = autograd.row_loss(loss=handle(loss), backend=backend, **given)  # type: ignore[arg-type]
-        value.backward()
+        evaluate(call).backward()
 
     def wait() -> None:
         if torch.cuda.is_available():
@@ -93,10 +89,10 @@ def milliseconds(loss: RowLoss, given: dict[str, object], backend: str) -> float
 
 def compare(loss: RowLoss, batch: int, d: int, device: str) -> dict[str, object] | None:
     """One line of the table, or None where one of the executors refuses."""
-    given = inputs(loss, batch, d, device)
-    if refused(loss, given):
+    call = example(loss, batch, d, device)
+    if refused(call):
         return None
-    found = {name: milliseconds(loss, given, name) for name in ("native", "triton")}
+    found = {name: milliseconds(call.replace(backend=name)) for name in ("native", "triton")}
     return {
         "loss": loss.name,
         "batch": batch,

@@ -1,23 +1,28 @@
 """Builds, tests, sanitizes and measures fastdml on the CUDA machine it is run on. No network.
 
-    make gpu-check OUT=folder STAGES=build,test,sanitize,bench
-    python benchmarks/gpu_check.py [OUTPUT] [--stages ...] [--budget STAGE=SECONDS]
+    make gpu-check OUT=folder STAGES=build,first,test,sanitize,bench
+    python benchmarks/gpu_check.py [OUTPUT] [--stages ...] [--limit SECONDS] [--resume ARCHIVE]
+        [--budget STAGE=SECONDS]
 
-Stages run in order, each within its own time, so that a window of ten minutes can take one:
+Stages run in order, each within its own time and all of them within --limit; docs/gpu.md has the
+commands for a machine that is there for a quarter of an hour.
 
     build     the extension, for the architecture of this device, with this python's torch
+    first     benchmarks/first_light.py: every loss against float64, then times; no pytest
     test      every test marked gpu, in groups so that what ran counts where time runs out; the tile
               kernels' tests, compiled instead of interpreted
-    sanitize  compute-sanitizer memcheck and racecheck over small problems of every loss
-    bench     losses against three bare products, plain torch, torch.compile, pytorch-metric-learning
+    sanitize  compute-sanitizer memcheck over small problems of every loss's row functor
+    bench     losses against three bare products: row functors and tiles first, in one process; then
+              plain torch and torch.compile beside them, checked against float64
 
-OUTPUT (default ./gpu-check) gets a log per stage, a junit file per group of tests, CSV, tables and plots,
-summary.txt with device and versions, and gpu-verified.txt: the losses and executors whose tests all
-passed. Copied to fastdml/engine/gpu-verified.txt, it is what `explain` and the status table go by.
-What cannot run here is skipped and said so. The exit status is 1 where something failed.
+OUTPUT (default ./gpu-check) gets three files: summary.txt with device and versions; gpu-verified.txt,
+the losses and executors whose tests all passed (copied to fastdml/engine/gpu-verified.txt, it is what
+`explain` and the status table go by); and gpu-check.tar.gz with everything else: a log per stage, a junit
+file per group of tests, CSV and tables. What cannot run here is skipped and said so. The exit status is 1
+where something failed.
 
-Where time runs out, run it again into the same folder: groups of tests, sanitizers and benchmarks that
-passed there, of the same sources on the same device, are not repeated.
+Where time runs out, run it again: groups of tests and benchmarks that passed, of the same sources on the
+same device, are not repeated. What passed is in the archive: the one in OUTPUT, or that of --resume.
 """
 
 from __future__ import annotations
@@ -33,13 +38,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGET = {"build": 480, "test": 540, "sanitize": 300, "bench": 540}
+# Each fits into a command of ten minutes.
+BUDGET = {"build": 300, "first": 360, "test": 540, "sanitize": 300, "bench": 540}
 BASE_ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 
 # Loss, dimensions, samples per class, and what its time may be, in times of the three products (None:
@@ -69,12 +77,14 @@ BENCHES: list[tuple[str, int, list[int], int, dict[int, float]]] = [
     ("smooth_ap", 4096, [128], 4, {}),
     ("multi_similarity:epsilon=0.1", 1024, [128], 4, {}),
 ]
-CONTENDERS = ("native", "triton", "chunked", "torch", "torch-hand", "torch-compiled", "pml")
+# Beside them, where there is time left. pytorch-metric-learning is not on such a machine.
+CONTENDERS = ("native", "triton", "chunked", "torch-hand", "torch-compiled")
 # Memory of a step beyond inputs and gradients, in MiB; accumulating gradients in float32 comes on top.
 WORKSPACE = 256
 # Packages without which a stage cannot run.
 NEEDED = {
     "build": ("setuptools", "ninja", "pybind11"),
+    "first": ("pytest", "hypothesis"),
     "test": ("pytest", "hypothesis"),
     "sanitize": ("pytest", "hypothesis"),
     "bench": ("rich",),
@@ -86,7 +96,7 @@ class Line:
     """One line of the closing table."""
 
     what: str
-    status: str  # pass, FAIL, skipped
+    status: str  # pass, FAIL, skipped, measured
     seconds: float = 0.0
     note: str = ""
 
@@ -109,6 +119,36 @@ class Done:
             file.write(f"{what}\n")
 
 
+ARCHIVE = "gpu-check.tar.gz"
+PLAIN = ("summary.txt", "gpu-verified.txt")  # also beside the archive
+
+
+def pack(folder: Path, output: Path) -> None:
+    """Everything in `folder` as one file, and what is looked at first. Whole at any moment."""
+    output.mkdir(parents=True, exist_ok=True)
+    made = output / f".{ARCHIVE}"
+    with tarfile.open(made, "w:gz") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    made.rename(output / ARCHIVE)
+    for name in PLAIN:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, output / name)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as held:
+        held.extractall(folder, filter="data")
+
+
+def workers() -> int:
+    """Processes that test at once: compiling the tiles' kernels is most of the work. Two cores are left."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, cores - 2)
+
+
 def fingerprint(device: Device) -> str:
     """Of everything that results depend on."""
     found = hashlib.sha256(f"{device.name} {device.versions}".encode())
@@ -125,7 +165,7 @@ class Run:
     def __init__(self, stage: str, output: Path, budget: float, done: Done) -> None:
         self.done = done
         self.log = output / f"{stage}.log"
-        self.log.write_text("")
+        self.log.touch()
         self.output = output
         self.end = time.monotonic() + budget
 
@@ -163,6 +203,7 @@ class Device:
     name: str
     capability: str  # "90"
     versions: str
+    torch: str = "cuda"  # torch's name for it
 
     @staticmethod
     def find() -> Device | None:
@@ -179,9 +220,12 @@ class Device:
         return Device(*fields) if len(fields) == 3 else None
 
     def describe(self) -> str:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-        ).stdout.strip()
+        try:
+            commit = subprocess.run(
+                ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+            ).stdout.strip()
+        except OSError:  # a machine that only runs things need not have it
+            commit = ""
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         return f"{self.name}, sm_{self.capability}, {self.versions}, commit {commit or 'unknown'}, {when}"
 
@@ -214,14 +258,54 @@ def build(run: Run, device: Device) -> Iterator[Line]:
         yield Line("kernels without spills (four losses)", "pass" if code == 0 else "FAIL")
 
 
+def first(run: Run, device: Device) -> Iterator[Line]:
+    """Most of the time for whether results are right; the rest for times."""
+    yield from light(run, device, "right", run.left() * 0.65)
+    yield from light(run, device, "fast", run.left())
+
+
+def light(run: Run, device: Device, what: str, limit: float) -> Iterator[Line]:
+    """A half of benchmarks/first_light.py."""
+    name = f"first light: {what}"
+    if name in run.done:
+        yield Line(name, "pass", note="earlier")
+        return
+    if limit < 30:
+        yield Line(name, "skipped", note="out of time")
+        return
+    start = time.monotonic()
+    code, text = run(
+        [sys.executable, "benchmarks/first_light.py", what, f"--device={device.torch}",
+         f"--seconds={limit - 20:.0f}",  # it finishes what it has begun
+         f"--workers={workers()}", f"--output={run.output}"],
+        limit=limit,
+    )  # fmt: skip
+    took = time.monotonic() - start
+    wrong = re.findall(r"^(?:WRONG|BITS|FAIL).*|^.*\| \w+ FAIL .*", text, re.M)
+    late = re.findall(r"^out of time.*", text, re.M)
+    for line in re.findall(r"^.*\| gemm .*", text, re.M):
+        yield Line(f"  {line}", "measured")
+    for line in wrong[:40]:
+        yield Line(f"  {line}", "FAIL")
+    for line in late:
+        yield Line(f"  {line}", "skipped")
+    if code == 0 and not late:
+        run.done.add(name)
+    note = "out of time" if code is None or late else f"{len(wrong)} wrong" if wrong else ""
+    yield Line(name, "pass" if code == 0 else "FAIL", took, note)
+
+
 NATIVE = "tests/cuda/test_gpu_native.py"
 TILES = "tests/tiles"
 # (name, executor that it speaks for, arguments of pytest). What matters most comes first.
 GROUPS: list[tuple[str, str, list[str]]] = [
     ("native against float64", "native", [NATIVE, "-k", "float64_is_the_dense_form"]),
     ("native in float32, float16, bfloat16", "native", [NATIVE, "-k", "narrow_types"]),
-    ("tile kernels, compiled", "triton", [f"{TILES}/test_gpu_losses.py", f"{TILES}/test_tiles.py",
-                                         f"{TILES}/test_executor.py"]),
+    (
+        "tile kernels, compiled",
+        "triton",
+        [f"{TILES}/test_gpu_losses.py", f"{TILES}/test_tiles.py", f"{TILES}/test_executor.py"],
+    ),
     ("tile kernels on a GPU", "", [f"{TILES}/test_gpu.py"]),
     (
         "native: bits, sizes, graphs, memory, streams",
@@ -232,7 +316,7 @@ GROUPS: list[tuple[str, str, list[str]]] = [
 
 
 def test(run: Run, device: Device) -> Iterator[Line]:
-    workers = ["-n", "4"] if importlib.util.find_spec("xdist") else ["-p", "no:xdist"]
+    spread = ["-n", str(workers())] if importlib.util.find_spec("xdist") else ["-p", "no:xdist"]
     verified: dict[str, dict[str, bool]] = {"native": {}, "triton": {}}
     stopped: set[str] = set()
     for k, (name, executor, arguments) in enumerate(GROUPS):
@@ -251,8 +335,8 @@ def test(run: Run, device: Device) -> Iterator[Line]:
             report.unlink(missing_ok=True)
             code, _ = run(
                 [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                 f"--junitxml={report}", *workers, "--maxfail=60", *arguments],
-                OMP_NUM_THREADS="4",
+                 f"--junitxml={report}", *spread, "--maxfail=60", *arguments],
+                OMP_NUM_THREADS="1",
             )  # fmt: skip
         took = time.monotonic() - start
         if code is None or not report.exists():
@@ -301,37 +385,37 @@ def sanitize(run: Run, device: Device) -> Iterator[Line]:
     if not Path(tool).exists():
         yield Line("sanitize", "skipped", note="compute-sanitizer is not installed")
         return
-    for check in ("memcheck", "racecheck"):
-        for backend in ("native", "triton"):
-            if f"{check} {backend}" in run.done:
-                yield Line(f"{check} {backend}", "pass", note="earlier")
-                continue
-            start = time.monotonic()
-            code, text = run(
-                [tool, f"--tool={check}", "--error-exitcode=9", "--print-limit=20", sys.executable,
-                 str(Path(__file__).resolve()), "--small-problems", backend],
-                limit=run.left() / 2,
-                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-            )  # fmt: skip
-            took = time.monotonic() - start
-            note = "; ".join(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text))
-            if "Device not supported" in text or "Failed to initialize" in text:
-                yield Line(f"{check} {backend}", "skipped", took, "the tool refuses this machine")
-            elif code == 5:
-                yield Line(f"{check} {backend}", "skipped", took, "the executor is not there")
-            else:
-                passed = "pass" if code == 0 else "FAIL"
-                if code == 0:
-                    run.done.add(f"{check} {backend}")
-                yield Line(
-                    f"{check} {backend}", passed, took, "out of time" if code is None else note
-                )
+    # Row functors alone: Triton would compile inside the sanitizer.
+    what = "memcheck native"
+    if what in run.done:
+        yield Line(what, "pass", note="earlier")
+        return
+    start = time.monotonic()
+    code, text = run(
+        [tool, "--tool=memcheck", "--error-exitcode=9", "--print-limit=20", sys.executable,
+         str(Path(__file__).resolve()), "--small-problems", "native"],
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )  # fmt: skip
+    took = time.monotonic() - start
+    note = "; ".join(re.findall(r"ERROR SUMMARY: (.*)", text))
+    if "Device not supported" in text or "Failed to initialize" in text:
+        yield Line(what, "skipped", took, "the tool refuses this machine")
+    elif code == 5:
+        yield Line(what, "skipped", took, "no compiled functors for CUDA")
+    else:
+        if code == 0:
+            run.done.add(what)
+        yield Line(
+            what, "pass" if code == 0 else "FAIL", took, "out of time" if code is None else note
+        )
 
 
 def bench(run: Run, device: Device) -> Iterator[Line]:
     from fastdml.bench.contenders import CONTENDERS as known
     from fastdml.engine.registry import LOSSES
 
+    # A few seconds a line, in one process. Below, every contender has one of its own.
+    yield from light(run, device, "fast", run.left() / 3)
     options = [f"--contender={c}" for c in CONTENDERS if c in known]
     for loss, size, dims, per_class, _ in BENCHES:
         name = loss.partition(":")[0]
@@ -415,6 +499,7 @@ def against_floor(path: Path, loss: str, size: int, per_class: int) -> Iterator[
 
 STAGES: dict[str, Callable[[Run, Device], Iterator[Line]]] = {
     "build": build,
+    "first": first,
     "test": test,
     "sanitize": sanitize,
     "bench": bench,
@@ -452,6 +537,40 @@ def table(lines: list[Line]) -> str:
     )
 
 
+def carried_out(
+    device: Device, stages: list[str], budget: dict[str, int], options: argparse.Namespace
+) -> list[Line]:
+    """The lines of all stages. What there is of results is in OUTPUT after each of them."""
+    output = options.output.resolve()
+    end = time.monotonic() + (options.limit or sum(budget.values()))
+    print(f"{device.describe()}; results go to {output}")
+    sys.path.insert(0, str(ROOT))
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        earlier = options.resume or output / ARCHIVE
+        if earlier.exists():
+            unpack(earlier, folder)
+        elif options.resume:
+            print(f"--resume: there is no {earlier}; nothing counts as done")
+        done = Done(folder / "done.txt", fingerprint(device))
+        for stage in stages:
+            seconds = min(float(budget[stage]), end - time.monotonic())
+            if lacking := [m for m in NEEDED[stage] if not importlib.util.find_spec(m)]:
+                lines.append(Line(stage, "skipped", note=f"needs {', '.join(lacking)}"))
+                continue
+            if seconds < 10:
+                lines.append(Line(stage, "skipped", note="out of time"))
+                continue
+            print(f"{stage}, {seconds:.0f} s at most", flush=True)
+            for line in STAGES[stage](Run(stage, folder, seconds, done), device):
+                lines.append(line)
+                # A window may close at any time.
+                (folder / "summary.txt").write_text(f"{device.describe()}\n{table(lines)}\n")
+                pack(folder, output)
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -459,6 +578,9 @@ def main() -> int:
     parser.add_argument("output", nargs="?", type=Path, default=Path("gpu-check"))
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--budget", action="append", default=[], metavar="STAGE=SECONDS")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="of all stages together")
+    parser.add_argument("--resume", type=Path, metavar="ARCHIVE",
+                        help="what an earlier call has left (default: the one in OUTPUT)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="say what would run")
     parser.add_argument("--without-device", metavar="ARCH", help=argparse.SUPPRESS)
     parser.add_argument("--small-problems", metavar="BACKEND", help=argparse.SUPPRESS)
@@ -477,7 +599,7 @@ def main() -> int:
 
     found = Device.find() if importlib.util.find_spec("torch") else None
     if found is None and options.without_device:
-        found = Device("no device", options.without_device, "a trial of this script")
+        found = Device("no device", options.without_device, "a trial of this script", "cpu")
     if found is None:
         lines = [Line(stage, "skipped", note="no GPU") for stage in stages]
     elif options.dry_run:
@@ -485,21 +607,7 @@ def main() -> int:
             Line(stage, "skipped", note=f"would run, {budget[stage]} s at most") for stage in stages
         ]
     else:
-        output = options.output.resolve()
-        output.mkdir(parents=True, exist_ok=True)
-        sys.path.insert(0, str(ROOT))
-        print(f"{found.describe()}; results go to {output}")
-        lines = []
-        done = Done(output / "done.txt", fingerprint(found))
-        for stage in stages:
-            if lacking := [m for m in NEEDED[stage] if not importlib.util.find_spec(m)]:
-                lines.append(Line(stage, "skipped", note=f"needs {', '.join(lacking)}"))
-                continue
-            print(f"{stage}, {budget[stage]} s at most", flush=True)
-            lines += STAGES[stage](Run(stage, output, budget[stage], done), found)
-            # After every stage: a window may close at any time.
-            with open(output / "summary.txt", "w") as summary:
-                summary.write(f"{found.describe()}\n{table(lines)}\n")
+        lines = carried_out(found, stages, budget, options)
     print(table(lines))
     return int(any(line.status == "FAIL" for line in lines))
 

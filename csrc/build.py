@@ -1,12 +1,14 @@
 """Writes and runs the ninja build of the extension.
 
 Every loss header in csrc/rows is compiled once per instruction set, from a generated source file of
-a few lines; the table of losses is generated from the same list. So a new loss is a new header.
+a few lines; the table of losses is generated from the same list. So a new loss is a new header. The
+sweep of the retrieval metrics (csrc/metrics/kernel.h) is compiled the same way.
 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
 machine, and uses its CUDA kernels where torch has CUDA. FASTDML_CUDA_ARCH chooses the architectures
-(default "80+PTX;90a"). FASTDML_LOSSES="smooth_ap,siglip" compiles these losses only; the others run
-through the chunked executor.
+(default "80+PTX;90a"). FASTDML_LOSSES="one,another" compiles these losses only; the others run
+through the chunked executor. FASTDML_ISAS="v3" compiles these instruction sets only, for a quick
+build that stays on this machine.
 """
 
 import dataclasses
@@ -33,12 +35,20 @@ PLAIN = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDE
 # order of sums have a meaning here.
 ROWS = f"{PLAIN} -ffp-contract=fast -fno-math-errno -fno-trapping-math"
 
+LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
+
 
 def instruction_sets() -> list[tuple[str, int, str]]:
-    return X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
-
-
-LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
+    """(name, vector bytes, flags) of what this processor's family has; of FASTDML_ISAS if that is set."""
+    found = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    if chosen := set(filter(None, os.environ.get("FASTDML_ISAS", "").split(","))):
+        names = [name for name, _, _ in found]
+        if unknown := chosen - set(names):
+            raise SystemExit(
+                f"FASTDML_ISAS: expected some of {', '.join(names)}, got {', '.join(sorted(unknown))}"
+            )
+        found = [isa for isa in found if isa[0] in chosen]
+    return found
 
 
 def losses(rows: Path) -> list[tuple[str, str, Path]]:
@@ -77,6 +87,18 @@ def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]
                 f'#include "cpu/instantiate.h"\n#include "rows/{header.name}"\n',
             )
             sources.append((source, isa, flags))
+    for isa, width, flags in isas:
+        source = folder / f"sweep.{isa}.cpp"
+        write(
+            source,
+            f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+            '#include "metrics/kernel.h"\n',
+        )
+        sources.append((source, isa, flags))
+    sweeps = [f"extern const SweepKernel sweep_kernel_{isa};" for isa, _, _ in isas]
+    pointers = ", ".join(f"&sweep_kernel_{isa}" for isa, _, _ in isas)
+    sweeps.append(f"const SweepKernel* const kSweepKernels[] = {{{pointers}}};")
+    write(folder / "sweeps.inc", "\n".join(sweeps) + "\n")
     names = ", ".join(f'"{isa}"' for isa, _, _ in isas)
     table = [f"const int kIsaCount = {len(isas)};", f"const char* const kIsa[] = {{{names}}};"]
     for name, _, _ in found:
@@ -208,8 +230,11 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     edges += [
         (csrc / "cpu" / "registry.cpp", rows),
         (csrc / "cpu" / "class_index.cpp", rows),
+        (csrc / "cpu" / "differences.cpp", rows),
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
+        (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),
+        (csrc / "metrics" / "python.cpp", python_flags),
         (csrc / "stream.cpp", torch_flags),
         (csrc / "module.cpp", python_flags),
     ]

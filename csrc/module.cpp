@@ -16,6 +16,7 @@
 #include "cpu/class_index.h"
 #include "cpu/further.h"
 #include "cpu/stream.h"
+#include "metrics/python.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
 #endif
@@ -185,4 +186,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("own_offset") = -1, py::arg("scalars") = std::vector<double>(),
         py::arg("row_values") = py::none(), py::arg("col_values") = py::none(),
         py::arg("teacher") = py::none());
+  fastdml::bind_metrics(m);
 }

@@ -6,8 +6,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -26,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Below this norm an embedding has no direction: fastdml/engine/similarity.py.
-constexpr double kEpsilon = 1e-12;
+constexpr double kEpsilon = std::numeric_limits<float>::min();
 
 struct Call {
   Tensor anchors;
@@ -48,12 +50,14 @@ struct Call {
 };
 
 // Outputs, their weighted sum, and the derivatives by anchors, candidates, scalars and row values: what of
-// them was asked for.
+// them was asked for. Outputs [0, 0] and nothing else where rows are too long or too short for products: the
+// caller brings them into range.
 using Results =
     std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  // Torch's newer macro of this kind is not in the headers of the oldest torch that is supported.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 template <class T>
@@ -120,6 +124,9 @@ Results run(const Call& c) {
   if (c.normalized) {
     row_scale = inverse_norms<T>(c.anchors);
     if (!one_set) col_scale = inverse_norms<T>(columns);
+    if (!fastdml::in_range(data<const T>(c.anchors), dim, row_scale) ||
+        !fastdml::in_range(data<const T>(columns), dim, col_scale))
+      return {empty({0, 0}), std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt};
   }
   const std::vector<T>& of_columns = one_set ? row_scale : col_scale;
 
@@ -137,6 +144,7 @@ Results run(const Call& c) {
     col_square = squares(of_columns);
     b.row_square = row_square.data();
     b.col_square = col_square.data();
+    fastdml::embeddings_of(b, c.anchors, columns);
   }
   b.epsilon = static_cast<T>(c.epsilon);
   const fastdml::PackedClasses at(m, n);

@@ -22,12 +22,19 @@ using fastdml::RowArguments;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+template <class T>
+void rows_of(const fastdml::Functor& f, const RowArguments& a) {
+  fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
+  fastdml::embeddings_of(b, a.anchors, a.candidates);
+  fastdml::run_rows(f, b, a.longest);
+}
+
 void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
   STD_TORCH_CHECK(!a.weights.has_value(), "fastdml: weights go into s on the CPU");
   if (a.s.scalar_type() == ScalarType::Float)
-    fastdml::run_rows(f, fastdml::block_of<float>(a, f.weights()), a.longest);
+    rows_of<float>(f, a);
   else
-    fastdml::run_rows(f, fastdml::block_of<double>(a, f.weights()), a.longest);
+    rows_of<double>(f, a);
 }
 
 // Dense class numbers for arbitrary labels, and the columns of every class: (col_class, row_class, start
@@ -88,16 +95,25 @@ void columns_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTens
 template <class T>
 void similarities(Tensor& s, const OptionalTensor& row_scale, const OptionalTensor& col_scale,
                   int64_t metric, const OptionalTensor& row_square, const OptionalTensor& col_square,
-                  double epsilon) {
-  const int64_t rows = s.size(0), cols = s.size(1);
-  fastdml::similarities(static_cast<T*>(s.mutable_data_ptr()), rows, cols, s.stride(0),
-                        fastdml::pointer<T>(row_scale, rows), fastdml::pointer<T>(col_scale, cols),
-                        static_cast<fastdml::Metric>(metric), fastdml::pointer<T>(row_square, rows),
-                        fastdml::pointer<T>(col_square, cols), static_cast<T>(epsilon));
+                  double epsilon, const OptionalTensor& anchors, const OptionalTensor& candidates) {
+  fastdml::Block<T> b;
+  b.s = static_cast<T*>(s.mutable_data_ptr());
+  b.rows = s.size(0);
+  b.cols = s.size(1);
+  b.ld = s.stride(0);
+  b.row_scale = fastdml::pointer<T>(row_scale, b.rows);
+  b.col_scale = fastdml::pointer<T>(col_scale, b.cols);
+  b.metric = static_cast<fastdml::Metric>(metric);
+  b.row_square = fastdml::pointer<T>(row_square, b.rows);
+  b.col_square = fastdml::pointer<T>(col_square, b.cols);
+  b.epsilon = static_cast<T>(epsilon);
+  fastdml::embeddings_of(b, anchors, candidates);
+  fastdml::similarities(b);
 }
 
 void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale, int64_t metric,
-                   OptionalTensor row_square, OptionalTensor col_square, double epsilon) {
+                   OptionalTensor row_square, OptionalTensor col_square, double epsilon,
+                   OptionalTensor anchors, OptionalTensor candidates) {
   STD_TORCH_CHECK(s.dim() == 2 && (s.size(1) <= 1 || s.stride(1) == 1) && metric >= 0 && metric <= 2 &&
                       row_scale.has_value() == col_scale.has_value() &&
                       (metric == 0 || (row_square.has_value() && col_square.has_value())),
@@ -106,10 +122,12 @@ void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale,
     STD_TORCH_CHECK(!t->has_value() || (*t)->scalar_type() == s.scalar_type(),
                     "fastdml: similarities_ takes tensors of one type");
   if (s.scalar_type() == ScalarType::Float) {
-    similarities<float>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+    similarities<float>(s, row_scale, col_scale, metric, row_square, col_square, epsilon, anchors,
+                        candidates);
   } else {
     STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
-    similarities<double>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+    similarities<double>(s, row_scale, col_scale, metric, row_square, col_square, epsilon, anchors,
+                         candidates);
   }
 }
 
@@ -167,7 +185,8 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
       "bool first) -> ()");
   m.def(
       "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
-      "Tensor? row_square, Tensor? col_square, float epsilon) -> ()");
+      "Tensor? row_square, Tensor? col_square, float epsilon, Tensor? anchors=None, "
+      "Tensor? candidates=None) -> ()");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
 }

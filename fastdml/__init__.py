@@ -6,11 +6,13 @@ from . import functional, losses, miners
 from .engine.library import build_info
 from .engine.workspace import set_workspace
 from .explain import explain
+from .large_batch import cached_step
 from .losses import row_loss
 
 __version__ = "0.1.0"
 __all__ = [
     "build_info",
+    "cached_step",
     "explain",
     "functional",
     "losses",

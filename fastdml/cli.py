@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__, command_line
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
@@ -19,16 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
-    return arguments.command(arguments) or 0
+    return command_line.end(parser.prog, lambda: arguments.command(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastdml", description="Fused losses for deep metric learning."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_demo, _add_bench, _add_explain, _add_show, _add_info):
+    for add in (
+        _add_demo, _add_bench, _add_eval, _add_embed, _add_explain, _add_show, _add_info,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -54,7 +59,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
             parser.error(str(error))
         try:
             run(chosen)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, FloatingPointError) as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
 
     parser.set_defaults(command=command)
@@ -64,13 +69,28 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     commands.add_parser("bench", help="measure losses (fastdml bench --help)", add_help=False)
 
 
+def _add_embed(commands: argparse._SubParsersAction) -> None:
+    from .integrations.cli import add_command
+
+    add_command(commands)
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    from .metrics.cli import add_command
+
+    add_command(commands)
+
+
 def _add_explain(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("explain", help="say what would compute a loss, and why")
+    size = command_line.integer(1)
     parser.add_argument("loss", help="such as multi_similarity")
-    parser.add_argument("rows", type=int, help="samples in the batch, or proxies")
-    parser.add_argument("--columns", type=int, help="candidates (default: the rows themselves)")
-    parser.add_argument("--dim", type=int, default=128, help="of the embeddings (default 128)")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("rows", type=size, help="samples in the batch, or proxies")
+    parser.add_argument("--columns", type=size, help="candidates (default: the rows themselves)")
+    parser.add_argument("--dim", type=size, default=128, help="of the embeddings (default 128)")
+    parser.add_argument(
+        "--device", type=command_line.device, default="cpu", help="cpu (default), cuda, ..."
+    )
 
     def command(arguments: argparse.Namespace) -> None:
         import fastdml

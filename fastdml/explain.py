@@ -67,7 +67,7 @@ def explain(
             of a description, such as "multi_similarity", or a description.
         M, *batch: what the loss would be called with: the calls that it makes of these very tensors are
             explained. Or numbers: M rows (samples, or proxies for proxy losses), then N and D.
-        N: candidates; None: the rows themselves.
+        N: candidates; None: the rows themselves. Of several proxies a class, rounded up to whole classes.
         D: dimension of the embeddings.
         device: "cpu", "cuda", ...; need not exist here. None: that of the batch, or "cpu".
         per_class: samples per class, which sizes the threshold lists.
@@ -135,12 +135,12 @@ class _Sizes:
             samples, proxies = rows, columns or rows
             if module.description().rows == "proxies":
                 samples, proxies = proxies, samples
-            labels = self.labels(samples) % proxies
-            size = module.proxies_per_class
+            labels, size = self.labels(samples), module.proxies_per_class
+            classes = -(-proxies // size)
             return module.calls(
                 self.embeddings(samples),
-                labels.clamp(max=proxies - 1),
-                proxies=self.embeddings(proxies * size),
+                labels % classes,
+                proxies=self.embeddings(classes * size),
             )
         x = self.embeddings(rows)
         if "teacher" in names:

@@ -1,5 +1,6 @@
 """The miners, by the name under which users of other libraries look for them."""
 
+from .mining.lazy import LazyPairs
 from .mining.miners import (
     BatchEasyHardMiner,
     BatchHardMiner,
@@ -12,6 +13,7 @@ __all__ = [
     "BatchEasyHardMiner",
     "BatchHardMiner",
     "DistanceWeightedMiner",
+    "LazyPairs",
     "MultiSimilarityMiner",
     "NearestNegativeMiner",
 ]

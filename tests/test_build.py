@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import CASES, COMPILED, EXAMPLES, ROOT, call, distance, needs_compiled
+from conftest import CASES, COMPILED, KINDS, ROOT, call, distance, needs_compiled
 
 import fastdml
 from fastdml import losses
@@ -55,12 +55,12 @@ def test_explain_other_choices():
     assert fastdml.explain(LOSSES["smooth_ap"](), 8).loss == "smooth_ap"
 
 
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", KINDS)
 @pytest.mark.parametrize("backend", ["chunked", "native"] if COMPILED else ["chunked"])
 def test_the_workspace_changes_blocks_not_results(description, backend):
     case = CASES["long"]()
     true = call(description, case, backend)
-    for size in (64 << 10, 100_000, 1 << 20, 256 << 20):
+    for size in (100_000, 1 << 20, 256 << 20):
         fastdml.set_workspace(size)
         for a, b in zip(call(description, case, backend), true):
             assert distance(a, b) < 1e-12

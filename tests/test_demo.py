@@ -212,7 +212,8 @@ def test_later_losses_need_no_change_here(monkeypatch):
         ({"per_class": 1}, "per_class: expected at least 2"),
         ({"epochs": 0}, "epochs: expected at least 1"),
         ({"threads": 0}, "threads: expected at least 1"),
-        ({"seed": -1}, "seed: expected a non-negative"),
+        ({"seed": -1}, "seed: expected an integer from 0"),
+        ({"threads": 1025}, "threads: expected at most 1024"),
         ({"backend": "abacus"}, "backend: expected one of auto"),
     ],
 )
@@ -258,9 +259,9 @@ def train_small(name="multi_similarity", **changes):
     return result
 
 
-@pytest.mark.parametrize("name", ["multi_similarity", "proxy_anchor", "smooth_ap"])
-def test_training_learns_unseen_classes(name):
-    result = train_small(name)
+def test_training_learns_unseen_classes():
+    """Of one loss, whose proxies learn too; the leaderboard has all."""
+    result = train_small("proxy_anchor")
     start, end = result.losses[:5], result.losses[-5:]
     assert sum(end) < 0.95 * sum(start)
     assert list(result.curve) == [0, 2, 4, 6]
@@ -297,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(monkeypatch):
             return embeddings.sum() * torch.nan
 
     monkeypatch.setitem(fastdml.losses.MODULES, "BrokenLoss", BrokenLoss)
-    with pytest.raises(RuntimeError, match="broken: the loss is nan in epoch 1"):
+    with pytest.raises(FloatingPointError, match="broken: the loss is nan in epoch 1"):
         train_small("broken")
 
 

@@ -149,8 +149,8 @@ def test_definition(name: str, backend: str) -> None:
 
 
 @every
-def test_twenty_draws_in_float32(name: str) -> None:
-    for seed in range(20):
+def test_draws_in_float32(name: str) -> None:
+    for seed in range(5):
         torch.manual_seed(seed)
         size = int(torch.randint(3, 40, ()))
         x, t = torch.randn(size, 5), torch.randn(size, 7)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import BACKENDS, CASES, EXAMPLES, call
+from conftest import BACKENDS, CASES, EXAMPLES, call, needs_compiled
 
 from fastdml import functional as F
 
@@ -21,11 +21,12 @@ def lse0(*z: float) -> float:
     return math.log(1 + sum(math.exp(v) for v in z))
 
 
-@backends
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@needs_compiled
+@pytest.mark.parametrize("name", ["zeros", "one_class", "all_singletons", "single", "duplicates"])
 @pytest.mark.parametrize("description", EXAMPLES)
-def test_every_problem_has_a_finite_loss_and_gradient(description, dtype, backend, case):
-    for found in call(description, case.to(dtype), backend):
+def test_every_problem_has_a_finite_loss_and_gradient(description, name):
+    """In half precision; in float64 whatever is compared with the dense form is finite."""
+    for found in call(description, CASES[name]().to(torch.float16), "native"):
         assert torch.isfinite(found).all()
 
 

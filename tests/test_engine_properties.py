@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import BACKENDS, EXAMPLES, Case, call, distance, inputs, of_batch
+from conftest import BACKENDS, EXAMPLES, FIRST_EXAMPLES, Case, call, distance, inputs, of_batch
 
 from fastdml import functional as F
 
@@ -34,7 +34,7 @@ def with_teacher_of(description) -> bool:
     return description.teacher_similarity is not None
 
 
-@pytest.mark.parametrize("description", EXAMPLES)
+@pytest.mark.parametrize("description", FIRST_EXAMPLES)
 @SETTINGS
 @hypothesis.given(case=batches())
 def test_executors_agree(description, case):

@@ -6,9 +6,9 @@ from conftest import BACKENDS
 from test_golden import FULL, HERE, load
 
 from fastdml import functional as F
-from fastdml.mining.choice import distance_log_weight
 from fastdml.engine.similarity import SIMILARITIES
 from fastdml.losses import SOPRCLoss
+from fastdml.mining.choice import distance_log_weight
 
 
 def without_radial(g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,17 @@
-"""`make gpu-check` where there is no GPU: everything is skipped, said so, and nothing has failed."""
+"""`make gpu-check` where there is no GPU: everything is skipped, said so, and nothing has failed. And the
+script itself, tried on the CPU."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import ROOT
 
-STAGES = ("build", "test", "sanitize", "bench")
+STAGES = ("build", "first", "test", "sanitize", "bench")
 
 
 def check(*arguments, **environment):
@@ -55,3 +58,74 @@ def test_what_would_run_is_said(tmp_path):
 def test_what_it_does_not_know_is_refused(arguments, tmp_path):
     done = check(tmp_path / "out", *arguments)
     assert done.returncode == 2 and "expected" in done.stderr
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def members(output):
+    with tarfile.open(output / "gpu-check.tar.gz") as archive:
+        return {m.name: archive.extractfile(m).read().decode() for m in archive if m.isfile()}
+
+
+def test_on_a_machine_without_git_and_sanitizer(tmp_path):
+    """A stage runs to its end, and what it leaves is few files, one of them with all the others."""
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    out = tmp_path / "out"
+    done = check(out, "--without-device", "90", "--stages", "sanitize", PATH=str(empty))
+    assert done.returncode == 0, done.stderr
+    assert "commit unknown" in done.stdout and "compute-sanitizer is not installed" in done.stdout
+    assert {p.name for p in out.iterdir()} == {"gpu-check.tar.gz", "summary.txt"}
+    assert members(out)["summary.txt"] == (out / "summary.txt").read_text()
+
+
+def test_what_passed_before_is_not_repeated(tmp_path):
+    """... in a folder of results, or in an archive from another call that left no folder."""
+    made = script()
+    device = made.Device("no device", "90", "a trial of this script", "cpu")
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    made.Done(work / "done.txt", made.fingerprint(device)).add("first light: right")
+    made.pack(work, out)
+    arguments = ("--without-device", "90", "--stages", "first", "--limit", "20")
+    again = check(out, *arguments)
+    assert "earlier" in again.stdout and "first light: fast   skipped" in again.stdout, again.stdout
+    other = tmp_path / "other"
+    resumed = check(other, *arguments, "--resume", out / "gpu-check.tar.gz")
+    assert "earlier" in resumed.stdout
+    assert "first light: right" in members(other)["done.txt"]
+    assert "earlier" not in check(tmp_path / "third", *arguments).stdout
+
+
+def test_every_stage_fits_into_a_call_of_ten_minutes(monkeypatch):
+    made = script()
+    assert max(made.BUDGET.values()) <= 560 and set(made.BUDGET) == set(made.STAGES) == set(STAGES)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert made.workers() == 14
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert made.workers() == 1
+    assert made.CONTENDERS[:2] == ("native", "triton") and "pml" not in made.CONTENDERS
+
+
+@pytest.mark.parametrize("what", ["right", "fast"])
+def test_first_light_on_the_cpu(what, tmp_path):
+    """The script of the first minutes is right about where it stands when its time is up."""
+    done = subprocess.run(
+        [sys.executable, "benchmarks/first_light.py", what, "--device=cpu", "--seconds=7",
+         f"--output={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of time at" in done.stdout
+    if what == "right":
+        assert "0 bad" in done.stdout
+    else:
+        lines = (tmp_path / "first-light.csv").read_text().splitlines()
+        assert lines[0].startswith("loss,batch,dim,per_class,contender,ms,times_floor,mib")
+        assert {line.split(",")[4] for line in lines[1:]} >= {"gemm", "native"}

@@ -38,7 +38,7 @@ def scalars_of(description, rows, columns, same) -> list[float]:
     t = torch.tensor(same)
     parts = [
         description.example_values(*same.shape).get("scalars"),
-        description.scalars(LabelRelation(torch.tensor(rows), torch.tensor(columns))),
+        description.label_scalars(LabelRelation(torch.tensor(rows), torch.tensor(columns))),
         description.count_scalars(t.sum(1), (~t).sum(1)),
     ]
     return [float(v) for part in parts if part is not None for v in part]

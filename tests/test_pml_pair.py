@@ -13,7 +13,7 @@ if pml.__version__ != "2.9.0":
     pytest.skip("compared with 2.9.0", allow_module_level=True)
 from pytorch_metric_learning import losses as theirs  # noqa: E402
 
-DRAWS = range(20)
+DRAWS = range(4)
 KINDS = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
 
 # name of the class, arguments; all with the defaults first.

@@ -40,7 +40,7 @@ def close(found: torch.Tensor, true: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NAMES)
 def test_value_gradients_and_logits(name: str, dtype: torch.dtype) -> None:
-    for seed in range(20):
+    for seed in range(8):  # every kind of tuple, full and empty
         torch.manual_seed(seed)
         reference, loss = pair(name, dtype)
         x = torch.randn(BATCH, DIM, dtype=torch.float64).to(dtype)

@@ -8,9 +8,9 @@ from conftest import BACKENDS, needs_compiled
 import fastdml
 from fastdml import functional as F
 from fastdml import losses, miners
+from fastdml.engine.similarity import SIMILARITIES
 from fastdml.mining.choice import distance_log_weight, draw
 from fastdml.mining.philox import philox, uniforms
-from fastdml.engine.similarity import SIMILARITIES
 from fastdml.mixing import pairs_within, similarity_mixup
 
 STRATEGIES = [
@@ -215,28 +215,28 @@ def test_draws_follow_the_distribution(source):
     labels = torch.cat([torch.ones(negatives), torch.zeros(copies)]).long()
     counts = np.zeros(negatives)
     one = torch.zeros(1, dtype=torch.long)
-    for step in range(steps):
-        if source == "fused":
-            r = ref_all.float().requires_grad_()
-            value = F.margin(
-                anchor.float(), one, ref_emb=r, ref_labels=labels, margin=10.0, seed=77, step=step,
-                triplets_per_anchor="distance_weighted", reduction="sum", backend="native",
-            )  # fmt: skip
-            (d_ref,) = torch.autograd.grad(value, r)
-            # |d distance / d candidate| = sin(angle) / (distance * length)
-            u = torch.nn.functional.normalize(torch.cat([anchor, ref]), dim=1)
-            s = u[1:] @ u[0]
-            per_draw = (1 - s * s).sqrt() / (2 - 2 * s).sqrt() / ref.norm(dim=1)
-            found = (d_ref[:negatives].double().norm(dim=1) / per_draw).numpy()
-            assert np.abs(found - found.round()).max() < 1e-2
-            counts += found.round()
-        else:
-            d = SIMILARITIES["distance"].dense(
-                torch.nn.functional.normalize(anchor, dim=1), torch.nn.functional.normalize(ref, dim=1), 0.0
-            )
-            weight, eligible = distance_log_weight(d, dim, 0.5), d < 1.4
-            drawn, _ = draw(weight, eligible, copies, torch.tensor([[0, 77, step]]))
-            counts += np.bincount(drawn[0].numpy(), minlength=negatives)
+    if source == "listed":  # every row has a stream of its own
+        d = SIMILARITIES["distance"].dense(
+            torch.nn.functional.normalize(anchor, dim=1), torch.nn.functional.normalize(ref, dim=1), 0.0
+        ).expand(steps, -1)
+        number = torch.arange(steps)[:, None]
+        stream = torch.cat([number, torch.tensor([[77, 3]]).expand(steps, -1)], dim=1)
+        drawn, _ = draw(distance_log_weight(d, dim, 0.5), d < 1.4, copies, stream)
+        counts += np.bincount(drawn.reshape(-1).numpy(), minlength=negatives)
+    for step in range(steps if source == "fused" else 0):
+        r = ref_all.float().requires_grad_()
+        value = F.margin(
+            anchor.float(), one, ref_emb=r, ref_labels=labels, margin=10.0, seed=77, step=step,
+            triplets_per_anchor="distance_weighted", reduction="sum", backend="native",
+        )  # fmt: skip
+        (d_ref,) = torch.autograd.grad(value, r)
+        # |d distance / d candidate| = sin(angle) / (distance * length)
+        u = torch.nn.functional.normalize(torch.cat([anchor, ref]), dim=1)
+        s = u[1:] @ u[0]
+        per_draw = (1 - s * s).sqrt() / (2 - 2 * s).sqrt() / ref.norm(dim=1)
+        found = (d_ref[:negatives].double().norm(dim=1) / per_draw).numpy()
+        assert np.abs(found - found.round()).max() < 1e-2
+        counts += found.round()
     assert counts.sum() == copies * steps == 1e5
     both = torch.cat([anchor, ref])
     p = probabilities(both, torch.tensor([0] + [1] * negatives))[0, 1:]
@@ -324,6 +324,17 @@ def test_the_miner_draws_inside_the_loss(backend, reference, dtype, tolerance, m
             z = x.clone().requires_grad_()
             value = loss(z, y, fuser(z, y, ref, ref_y), ref, ref_y)
         same((value.detach(), *torch.autograd.grad(value, z)), expected, tolerance)
+
+
+def test_a_miner_draws_anew_with_every_call():
+    """... and another one with its seed draws the same."""
+    x, y = problem(rows=120)
+    miner, other = (miners.DistanceWeightedMiner(seed=3) for _ in range(2))
+    calls = [tuple(miner(x, y)) for _ in range(3)]
+    assert all(torch.equal(calls[0][k], call[k]) for call in calls for k in (0, 1))  # all positive pairs
+    assert not any(torch.equal(calls[a][2], calls[b][2]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    for call in calls:
+        assert all(map(torch.equal, call, tuple(other(x, y))))
 
 
 def test_the_miner_lists_where_the_loss_measures_otherwise():

@@ -39,8 +39,10 @@ def run(name, x, y, **options):
 # temperature of 0.01) and 45 (float64: 2e-17): below the rounding of the terms, which are of the size of
 # 1 / temperature and cancel where classes are separated. `distance` measures against 1e-3 there.
 @needs_compiled
-@pytest.mark.parametrize("spread", [0.2, 1.0, 4.0])
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(
+    "dtype, bound, spread",
+    [(torch.float64, 1e-12, 0.2), (torch.float64, 1e-12, 4.0), (torch.float32, 2e-5, 1.0)],
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_form_of_a_row_does_not_matter(name, dtype, bound, spread):
     x, y = problem([150, 3, 220, 97, 1, 29], spread, dtype)

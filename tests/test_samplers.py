@@ -1,14 +1,39 @@
+"""Samplers: what a batch holds, how draws are distributed, ranks, seeds, and resuming."""
+
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
+from torch.utils.data import DataLoader, TensorDataset
 
-from fastdml.samplers import MPerClassSampler
+from fastdml.samplers import (
+    FixedSetOfTriplets,
+    HierarchicalSampler,
+    MPerClassSampler,
+    TuplesToWeightsSampler,
+)
 
 
 def ragged_labels() -> np.ndarray:
     """Unsorted, unequal classes with arbitrary ids; class -5 has 2 items, class 7 one."""
     labels = np.repeat([3, -5, 10**12, 7, 42, 8], [9, 2, 6, 1, 30, 4])
     return np.random.default_rng(0).permutation(labels)
+
+
+def two_levels() -> np.ndarray:
+    """5 super-classes of 6 classes of 4 items; class names recur under every super-class."""
+    supers, classes = np.repeat(np.arange(5), 24), np.tile(np.repeat(np.arange(6), 4), 5)
+    return np.random.default_rng(0).permutation(np.stack([classes, supers], axis=1))
+
+
+def uniform(counts, p: float = 1e-4) -> bool:
+    """Chi-square: not told from equal chances."""
+    return chisquare(counts).pvalue > p
+
+
+# What a batch holds.
 
 
 @pytest.mark.parametrize("m,batch_size", [(1, 4), (3, 12), (4, 24), (2, 2)])
@@ -22,8 +47,8 @@ def test_batches_hold_m_of_each_class(m, batch_size):
         assert (counts == m).all() and len(classes) == batch_size // m
         for c in classes:
             items, size = batch[labels[batch] == c], (labels == c).sum()
-            if size >= m:
-                assert len(set(items)) == m, "repeated an item of a class that is large enough"
+            times = np.bincount(items)[labels[: items.max() + 1] == c]
+            assert len(set(items)) == min(m, size) and times.max() <= -(-m // size)
 
 
 def test_without_batch_size_every_pass_visits_every_class_once():
@@ -41,67 +66,348 @@ def test_a_pass_is_never_cut_short():
     assert len(list(sampler)) == len(sampler) == 18
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 5])
-def test_items_and_classes_are_drawn_uniformly(m):
-    labels = np.repeat(np.arange(8), 5)
-    draws = 40000
-    sampler = MPerClassSampler(labels, m, 2 * m, length_before_new_iter=draws, seed=3)
-    counts = np.bincount(list(sampler), minlength=40)
-    expected = len(sampler) / 40
-    # Without replacement only lowers the variance: five standard deviations of the binomial.
-    assert abs(counts - expected).max() < 5 * expected**0.5
+def test_a_batch_of_the_hierarchy_holds_classes_of_few_super_classes():
+    labels = two_levels()
+    sampler = HierarchicalSampler(labels, 24, 3, 4, 2, seed=0)
+    batches = list(sampler)
+    assert len(sampler) == len(batches) == 4 * 10
+    combinations = Counter()
+    for batch in batches:
+        supers, parts = np.unique(labels[batch, 1], return_counts=True)
+        assert len(set(batch)) == 24 and (parts == 12).all()
+        assert set(Counter(map(tuple, labels[batch])).values()) == {3}
+        combinations[tuple(supers)] += 1
+    assert len(combinations) == 10 and set(combinations.values()) == {4}
 
 
-def test_pairs_within_a_class_are_drawn_uniformly():
-    labels = np.zeros(5, dtype=int)
-    sampler = MPerClassSampler(labels, 2, 2, length_before_new_iter=40000, seed=3)
-    pairs = np.sort(np.array(list(sampler)).reshape(-1, 2), axis=1)
-    _, counts = np.unique(pairs, axis=0, return_counts=True)
-    assert len(counts) == 10 and abs(counts - 2000).max() < 5 * 2000**0.5
+def test_the_hierarchy_takes_what_a_small_super_class_has():
+    labels = [[0, 0], [0, 0], [1, 0], [2, 1], [3, 1], [4, 1]]
+    for batch in HierarchicalSampler(labels, 6, 1, seed=0):
+        assert sorted(batch) in ([0, 2, 3, 4, 5], [1, 2, 3, 4, 5])
 
 
-def test_small_class_is_sampled_with_replacement():
-    labels = np.array([0, 1, 1, 1, 1])
-    for batch in np.array(list(MPerClassSampler(labels, 4, 8, 800, seed=0))).reshape(-1, 8):
-        assert (batch[labels[batch] == 0] == 0).sum() == 4
+def test_the_hierarchy_takes_whole_classes():
+    sizes = {0: [2, 3, 4, 9], 1: [1, 1, 5]}
+    labels = np.array([[c, s] for s, own in sizes.items() for c, n in enumerate(own) for _ in range(n)])
+    seen = Counter()
+    for batch in HierarchicalSampler(labels, 12, "all", 300, seed=0):
+        for (c, s), count in Counter(map(tuple, labels[batch].tolist())).items():
+            assert count == sizes[s][c]
+            seen[s, c] += 1
+        assert (np.bincount(labels[batch, 1]) <= 6).all()
+    assert set(seen) == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)}  # a class of 9 never fits
+    # 2 + 3, 2 + 4 or 3 alone or with 2: each comes in turn.
+    assert min(seen.values()) >= 100
 
 
-def test_seed_and_epoch_fix_the_sequence():
+def test_triplets_are_fixed_and_right():
     labels = ragged_labels()
-    one, two = (MPerClassSampler(labels, 2, 8, 400, seed=11) for _ in range(2))
+    sampler = FixedSetOfTriplets(labels, 500, seed=0)
+    anchor, positive, negative = sampler.fixed_set_of_triplets.T
+    assert (labels[anchor] == labels[positive]).all() and (anchor != positive).all()
+    assert (labels[anchor] != labels[negative]).all()
+    want = sorted(map(tuple, sampler.fixed_set_of_triplets.tolist()))
+    first, second = (np.array(list(sampler)).reshape(-1, 3) for _ in range(2))
+    assert len(sampler) == 1500 and (first != second).any()
+    for drawn in (first, second):
+        assert sorted(map(tuple, drawn.tolist())) == want
+
+
+# How draws are distributed.
+
+
+@pytest.mark.parametrize("m,batch_size", [(1, 3), (2, 6), (3, 9), (7, 21)])
+def test_the_first_and_the_last_batch_are_uniform(m, batch_size):
+    """Over epochs: classes, sets of classes, items, and the pairs of items of a class."""
+    labels = np.repeat(np.arange(5), 5)
+    sampler = MPerClassSampler(labels, m, batch_size, 6 * batch_size, seed=3)
+    epochs = np.array([list(sampler) for _ in range(1500)])
+    for batches in (epochs[:, :batch_size], epochs[:, -batch_size:]):
+        classes = np.sort(labels[batches[:, ::m]], axis=1)
+        _, counts = np.unique(classes, axis=0, return_counts=True)
+        assert len(counts) == 10 and uniform(counts)
+        assert uniform(np.bincount(batches[:, 0])) and uniform(np.bincount(batches[:, -1]))
+        if m in (2, 3):
+            pairs = np.sort(batches[:, :2] % 5, axis=1)
+            _, counts = np.unique(pairs, axis=0, return_counts=True)
+            assert len(counts) == 10 and uniform(counts)
+
+
+def test_triplets_are_uniform():
+    labels = np.repeat([0, 1, 2], [4, 2, 1])
+    triplets = FixedSetOfTriplets(labels, 20000, seed=1).fixed_set_of_triplets
+    _, counts = np.unique(triplets, axis=0, return_counts=True)
+    chances = []
+    for a, _, n in np.unique(triplets, axis=0):
+        own, other = labels[a], labels[n]
+        size = {0: 4, 1: 2, 2: 1}
+        chances.append(1 / 2 / size[own] / (size[own] - 1) / 2 / size[other])
+    assert sum(chances) == pytest.approx(1)  # every triplet there is
+    assert chisquare(counts, 20000 * np.array(chances)).pvalue > 1e-4
+
+
+def weights_sampler(dataset_size=12, **arguments):
+    """Embeddings 0, 1, ...; a miner that names item i as often as i, to a given end."""
+    data = TensorDataset(
+        torch.arange(float(dataset_size))[:, None].repeat(1, 2), torch.arange(dataset_size)
+    )
+
+    def miner(embeddings, labels):
+        index = torch.arange(len(labels)).repeat_interleave(labels)
+        return index, index, index
+
+    return TuplesToWeightsSampler(torch.nn.Identity(), miner, data, **arguments)
+
+
+def test_weights_are_what_the_miner_names():
+    sampler = weights_sampler(seed=0)
+    assert len(sampler) == 12 and sampler.weights is None
+    drawn = np.bincount([i for _ in range(1000) for i in sampler], minlength=12)
+    torch.testing.assert_close(sampler.weights, torch.arange(12.0) / 11)
+    assert drawn[0] == 0
+    assert chisquare(drawn[1:], 12000 * np.arange(1, 12) / 66).pvalue > 1e-4
+
+
+def test_weights_of_a_subset():
+    sampler = weights_sampler(subset_size=5, seed=0)
+    subsets = set()
+    for _ in range(20):
+        drawn = list(sampler)
+        subset = torch.nonzero(sampler.weights)[:, 0].tolist()
+        assert len(sampler) == len(drawn) == 5 and set(drawn) <= set(subset) and len(subset) <= 5
+        subsets.add(tuple(subset))
+    assert len(subsets) > 10
+
+
+def test_weights_are_as_in_pytorch_metric_learning():
+    from pytorch_metric_learning.miners import MultiSimilarityMiner, TripletMarginMiner
+    from pytorch_metric_learning.utils import loss_and_miner_utils
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Dropout(0.5)).double()
+    x, y = torch.randn(40, 6).double(), torch.arange(40) // 4
+    with torch.no_grad():
+        embeddings = torch.nn.functional.normalize(model[0](x))
+    for miner in (MultiSimilarityMiner(), TripletMarginMiner(0.1)):
+        sampler = TuplesToWeightsSampler(model, miner, TensorDataset(x, y), batch_size=7, seed=0)
+        list(sampler)
+        want = loss_and_miner_utils.convert_to_weights(miner(embeddings, y), y, torch.float32)
+        torch.testing.assert_close(sampler.weights, want)
+        assert model.training, "the model was left in evaluation mode"
+
+
+def test_where_the_miner_finds_nothing_all_weigh_the_same():
+    data = TensorDataset(torch.randn(6, 2), torch.arange(6))
+    nothing = torch.zeros(0, dtype=torch.long)
+    sampler = TuplesToWeightsSampler(torch.nn.Identity(), lambda e, y: (nothing,) * 3, data)
+    assert len(list(sampler)) == 6 and sampler.weights.tolist() == [1.0] * 6
+
+
+# Coverage and ranks.
+
+
+@pytest.mark.parametrize("m,batch_size", [(4, 32), (3, 21), (1, 100)])
+def test_an_epoch_covers_classes_and_items_evenly(m, batch_size):
+    labels = np.arange(1000) // 10
+    drawn = np.array(list(MPerClassSampler(labels, m, batch_size, 5000, seed=0)))
+    visits = np.bincount(labels[drawn], minlength=100) / m
+    assert visits.max() - visits.min() <= 1
+    times = np.bincount(drawn, minlength=1000).reshape(100, 10)
+    assert (times.max(1) - times.min(1)).max() <= 2
+    before_any_repeats = np.array(list(MPerClassSampler(labels, 5, 50, 1000, seed=0)))
+    assert (np.bincount(before_any_repeats) == 1).all()
+
+
+def test_the_hierarchy_covers_classes_and_items_evenly():
+    labels = two_levels()
+    drawn = np.concatenate(list(HierarchicalSampler(labels, 16, 2, 6, 2, seed=0)))
+    _, times = np.unique(labels[drawn], axis=0, return_counts=True)
+    assert len(times) == 30 and times.max() - times.min() <= 2 * 2
+    items = np.bincount(drawn, minlength=len(labels))
+    assert items.min() >= 1 and items.max() - items.min() <= 2
+
+
+MAKERS = {
+    "m per class": lambda **a: MPerClassSampler(np.arange(240) // 6, 3, 12, 480, **a),
+    "in batches": lambda **a: MPerClassSampler(np.arange(240) // 6, 3, 12, 480, batches=True, **a),
+    "passes": lambda **a: MPerClassSampler(np.arange(240) // 6, 2, None, 480, **a),
+    "hierarchical": lambda **a: HierarchicalSampler(two_levels(), 16, 2, **a),
+    "whole classes": lambda **a: HierarchicalSampler(two_levels(), 16, "all", **a),
+    "triplets": lambda **a: FixedSetOfTriplets(np.arange(60) // 6, 30, **a),
+    "weights": lambda **a: weights_sampler(**a),
+}
+every_sampler = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@every_sampler
+def test_ranks_share_what_one_process_would_draw(make):
+    ranks = [list(make(seed=4, rank=r, num_replicas=3)) for r in range(3)]
+    lengths = {len(drawn) for drawn in ranks} | {len(make(seed=4, rank=0, num_replicas=3))}
+    assert len(lengths) == 1 and lengths != {0}
+    assert ranks[0] != ranks[1] != ranks[2] != ranks[0]
+
+
+def test_ranks_have_no_item_and_no_class_in_common():
+    labels = np.arange(240) // 6
+    ranks = [
+        np.array(list(MPerClassSampler(labels, 3, 12, 960, rank=r, num_replicas=4))).reshape(-1, 12)
+        for r in range(4)
+    ]
+    for batches in zip(*ranks, strict=True):
+        step = np.concatenate(batches)
+        assert len(set(step)) == 48 and len(set(labels[step])) == 16
+    assert (np.bincount(np.concatenate([r[:5] for r in ranks]).reshape(-1)) == 1).all()
+    # More visits than classes: classes recur among ranks, items do not.
+    few = np.arange(60) // 20
+    ranks = [list(MPerClassSampler(few, 4, 12, 960, rank=r, num_replicas=4)) for r in range(4)]
+    for step in np.array(ranks).reshape(4, -1, 12).transpose(1, 0, 2):
+        assert len(set(step.reshape(-1))) == 48
+    # Whole batches of the hierarchy go to one rank each, and triplets.
+    whole = [tuple(sorted(b)) for b in HierarchicalSampler(two_levels(), 12, 3, seed=0)]
+    parts = [
+        tuple(sorted(b))
+        for r in range(2)
+        for b in HierarchicalSampler(two_levels(), 12, 3, seed=0, rank=r, num_replicas=2)
+    ]
+    assert len(set(parts)) == len(parts) == len(whole)
+    triplets = [
+        tuple(t)
+        for r in range(3)
+        for t in np.reshape(list(FixedSetOfTriplets(labels, 30, seed=0, rank=r, num_replicas=3)), (-1, 3))
+    ]
+    assert len(set(triplets)) == 30
+
+
+def test_ranks_that_are_not_told_apart_are_warned(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    with pytest.warns(UserWarning, match=r"MPerClassSampler without rank= .* 4 processes"):
+        MPerClassSampler([0, 1], 1)
+    MPerClassSampler([0, 1], 1, rank=0, num_replicas=4)
+    MPerClassSampler([0, 1], 1, num_replicas=1)
+
+
+# Seeds, epochs, states.
+
+
+@every_sampler
+def test_seed_and_epoch_fix_the_sequence(make):
+    one, two = make(seed=11), make(seed=11)
     first, second = list(one), list(one)
+    assert len(first) == len(one)
     assert first != second, "two epochs must not repeat each other"
     assert list(two) == first and list(two) == second
     two.set_epoch(5)
     fifth = list(two)
     one.set_epoch(5)
     assert list(one) == fifth and fifth not in (first, second)
-    assert list(MPerClassSampler(labels, 2, 8, 400, seed=12)) != first
+    assert list(make(seed=12)) != first
 
 
-def test_global_torch_seed_governs_the_default():
-    labels = ragged_labels()
+@every_sampler
+def test_a_global_torch_seed_governs_the_default(make):
     sequences = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        sequences.append(list(MPerClassSampler(labels, 2, 8, 400)))
+        sequences.append(list(make()))
     assert sequences[0] == sequences[1] != sequences[2]
 
 
-def test_block_boundaries_do_not_change_the_contract(monkeypatch):
-    monkeypatch.setattr("fastdml.samplers._BLOCK_ENTRIES", 1)
-    labels = ragged_labels()
-    drawn = np.array(list(MPerClassSampler(labels, 2, 8, 80, seed=1))).reshape(-1, 8)
-    assert len(drawn) == 10 and all(len(set(labels[batch])) == 4 for batch in drawn)
+@every_sampler
+@pytest.mark.parametrize("ranks", [{}, {"rank": 1, "num_replicas": 2}], ids=["alone", "rank 1"])
+def test_a_state_resumes_within_an_epoch(make, ranks, tmp_path):
+    sampler = make(seed=7, **ranks)
+    list(sampler)
+    running = iter(sampler)
+    before = [next(running) for _ in range(len(sampler) // 3)]
+    torch.save(sampler.state_dict(), tmp_path / "state.pt")
+    after, following = list(running), list(sampler)
+
+    resumed = make(seed=0, **ranks)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert resumed.state_dict()["position"] == len(before)
+    resumed.set_epoch(1)  # as a training loop does at the start of every epoch
+    assert list(resumed) == after
+    assert list(resumed) == following
+
+
+def test_states_at_the_ends_of_epochs():
+    sampler = MAKERS["in batches"](seed=0)
+    epochs = [list(sampler) for _ in range(3)]
+    sampler.set_epoch(0)
+
+    def resumed(state):
+        other = MAKERS["in batches"](seed=5)
+        other.load_state_dict(state)
+        return list(other)
+
+    assert resumed(sampler.state_dict()) == epochs[0]
+    list(sampler)
+    assert resumed(sampler.state_dict()) == epochs[1]
+    next(iter(sampler))  # left early: the next iteration is the next epoch all the same
+    assert list(sampler) == epochs[2]
+
+
+def test_a_loader_that_fetches_ahead_says_what_it_has_used():
+    labels = torch.arange(240) // 6
+    sampler = MAKERS["in batches"](seed=0)
+    whole = list(MAKERS["in batches"](seed=0))
+    loader = DataLoader(TensorDataset(torch.arange(240), labels), batch_sampler=sampler, num_workers=1)
+    used = 0
+    for items, _ in loader:
+        assert items.tolist() == whole[used]
+        used += 1
+        if used == 3:
+            break
+    state = sampler.state_dict(consumed=used)
+    other = MAKERS["in batches"](seed=1)
+    other.load_state_dict(state)
+    assert list(other) == whole[3:]
+    # And where all was fetched while the loop is still at work.
+    sampler.set_epoch(2)
+    whole = list(sampler)
+    other.load_state_dict(sampler.state_dict(consumed=7))
+    assert list(other) == whole[7:]
+
+
+def test_a_state_of_something_else_is_refused():
+    sampler = MPerClassSampler(ragged_labels(), 2, 8, 80, seed=0)
+    with pytest.raises(ValueError, match=r"state: expected one of m=1, as here, got 2"):
+        MPerClassSampler(ragged_labels(), 1, 6, 80).load_state_dict(sampler.state_dict())
+    next(iter(sampler))
+    state = sampler.state_dict()
+    two = MPerClassSampler(ragged_labels(), 2, 8, 80, rank=0, num_replicas=2)
+    with pytest.raises(ValueError, match=r"state: expected one of num_replicas=2, as here, or"):
+        two.load_state_dict(state)
+    list(sampler)
+    two.load_state_dict(sampler.state_dict())  # at the end of an epoch it has a meaning
+
+
+# Loaders and labels.
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([1, 1, 2, 2]), [1, 1, 2, 2], ["b", "b", "a", "a"]])
-def test_any_labels_and_the_data_loader(labels):
-    sampler = MPerClassSampler(labels, 2, 4, 40, seed=0)
-    loader = torch.utils.data.DataLoader(range(4), batch_size=4, sampler=sampler)
-    batches = list(loader)
-    assert len(batches) == 10
-    assert all(sorted(batch.tolist()) == [0, 1, 2, 3] for batch in batches)
+@pytest.mark.parametrize("batches", [False, True])
+def test_any_labels_and_the_data_loader(labels, batches):
+    sampler = MPerClassSampler(labels, 2, 4, 40, seed=0, batches=batches)
+    passed = {"batch_sampler": sampler} if batches else {"batch_size": 4, "sampler": sampler}
+    loader = DataLoader(range(4), **passed)
+    drawn = list(loader)
+    assert len(drawn) == len(loader) == 10
+    assert all(sorted(batch.tolist()) == [0, 1, 2, 3] for batch in drawn)
+
+
+def test_single_indices_as_batches_are_refused_in_words():
+    loader = DataLoader(range(4), batch_sampler=MPerClassSampler([0, 0, 1, 1], 2, 4))
+    with pytest.raises(TypeError, match=r"single indices.*batches=True.*batch_sampler="):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64, [1], float("nan")])
+@every_sampler
+def test_bad_seeds_are_refused_at_construction(make, seed):
+    with pytest.raises(ValueError, match=r"seed: expected an integer from 0"):
+        make(seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -109,16 +415,23 @@ def test_any_labels_and_the_data_loader(labels):
     [
         ({"labels": [], "m": 2}, "labels: expected a non-empty 1-D"),
         ({"labels": [[1, 2]], "m": 2}, "labels: expected a non-empty 1-D"),
+        ({"labels": [[1, 2], [1]], "m": 2}, "labels: expected a 1-D sequence"),
+        ({"labels": [1, float("nan")], "m": 2}, "labels: expected classes, got NaN"),
         ({"labels": [1, 2], "m": 0}, "m: expected an integer of at least 1"),
         ({"labels": [1, 2], "m": 1.5}, "m: expected an integer of at least 1"),
+        ({"labels": [1, 2], "m": "2"}, "m: expected an integer of at least 1, got '2'"),
         ({"labels": [1, 2], "m": 2, "batch_size": 0}, "batch_size: expected an integer"),
         ({"labels": [1, 2], "m": 2, "batch_size": 3}, "batch_size: expected a multiple of m=2"),
         ({"labels": [1, 2], "m": 2, "batch_size": 6}, r"batch_size: expected at most .* = 4, got 6"),
+        ({"labels": [1, 2], "m": 2, "batches": True}, "batch_size: expected with batches=True"),
         (
             {"labels": [1, 2], "m": 2, "batch_size": 4, "length_before_new_iter": 3},
             "length_before_new_iter: expected at least batch_size=4, got 3",
         ),
         ({"labels": [1, 2], "m": 2, "length_before_new_iter": 0}, "length_before_new_iter: expected"),
+        ({"labels": [1, 2], "m": 2, "rank": 1}, "num_replicas: expected with rank=1"),
+        ({"labels": [1, 2], "m": 2, "num_replicas": 2}, "rank: expected with num_replicas=2"),
+        ({"labels": [1, 2], "m": 2, "num_replicas": 2, "rank": 2}, "rank: expected .* from 0 to 1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -126,6 +439,25 @@ def test_bad_arguments_are_named(arguments, message):
         MPerClassSampler(**arguments)
 
 
-def test_negative_epoch_is_named():
-    with pytest.raises(ValueError, match="epoch: expected a non-negative"):
-        MPerClassSampler([1, 2], 1).set_epoch(-1)
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: HierarchicalSampler([0, 1], 4, 2), "labels: expected a non-empty 2-D array"),
+        (lambda: HierarchicalSampler(two_levels(), 7, 2), "batch_size: expected a multiple of super"),
+        (lambda: HierarchicalSampler(two_levels(), 8, 3), "samples_per_class: expected a divisor"),
+        (lambda: HierarchicalSampler(two_levels(), 8, "some"), "samples_per_class: .* 'all' takes"),
+        (lambda: HierarchicalSampler(two_levels(), 12, 2, 4, 6), "super_classes_per_batch: .* most the 5"),
+        (lambda: HierarchicalSampler(two_levels(), 8, 2, outer_label=2), "outer_label: expected"),
+        (lambda: HierarchicalSampler(two_levels(), 6, "all"), "batch_size: .* has 4 items and the part 3"),
+        (lambda: FixedSetOfTriplets([0, 1], 3), "labels: expected two classes or more"),
+        (lambda: FixedSetOfTriplets([0, 0], 3), "labels: expected two classes or more"),
+        (lambda: FixedSetOfTriplets([0, 0, 1], 0), "num_triplets: expected"),
+        (lambda: weights_sampler(subset_size=13), "subset_size: expected an integer from 1 to 12"),
+        (lambda: TuplesToWeightsSampler(1, 2, range(3)), "model: expected something to call"),
+        (lambda: MPerClassSampler([1, 2], 1).set_epoch(-1), "epoch: expected an integer of at least 0"),
+        (lambda: MPerClassSampler([1, 2], 1).state_dict(1.5), "consumed: expected"),
+    ],
+)
+def test_other_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

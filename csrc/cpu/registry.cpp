@@ -1,5 +1,4 @@
 // The table of compiled losses, and the choice of instruction set.
-#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <string>
@@ -30,10 +29,9 @@ bool supported(const char* isa) {
 }
 
 int best() {
-  const char* wanted = std::getenv("FASTDML_ISA");
   int found = 0;
   for (int i = 0; i < kIsaCount; ++i)
-    if (supported(kIsa[i]) && (!wanted || !std::strcmp(wanted, kIsa[i]))) found = i;
+    if (supported(kIsa[i])) found = i;
   return found;
 }
 

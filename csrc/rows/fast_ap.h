@@ -44,20 +44,24 @@ struct HistogramAP {
     const auto strangers = row.compare(centres, negative_ramp);
     const auto friends = positives.compare(centres, ramp);
     // 1 - AP = (1/own) sum_l (P_l - P_{l-1}) N_l / (P_l + N_l): positives and negatives up to bin l.
+    // One thread: what a bin adds to the one before it needs that one's.
     auto push = row.array(m), pull = row.array(m);
-    T loss = T(0), before = T(0);
-    for (int l = 0; l <= m; ++l) {
-      const T p = l < m ? friends[l][0] : own, n = l < m ? strangers[l][0] : opposed;
-      const T share = p + n > T(0) ? T(1) / (p + n) : T(0);
-      const T lost = n * share, count = p - before;
-      loss += count * lost;
-      if (l > 0) pull[l - 1] -= lost / own;
-      if (l < m) {
-        pull[l] = (T(1) - count * share) * lost / own;
-        push[l] = count * p * share * share / own;
+    const T loss = row.list(1, [&](int) {
+      T sum = T(0), before = T(0);
+      for (int l = 0; l <= m; ++l) {
+        const T p = l < m ? friends[l][0] : own, n = l < m ? strangers[l][0] : opposed;
+        const T share = p + n > T(0) ? T(1) / (p + n) : T(0);
+        const T lost = n * share, count = p - before;
+        sum += count * lost;
+        if (l > 0) pull[l - 1] -= lost / own;
+        if (l < m) {
+          pull[l] = (T(1) - count * share) * lost / own;
+          push[l] = count * p * share * share / own;
+        }
+        before = p;
       }
-      before = p;
-    }
+      return sum;
+    })[0];
     row.map_compare(centres, push, negative_slope);
     positives.add_compare(centres, pull, slope);
     return {loss / own, T(1)};

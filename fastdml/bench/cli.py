@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..command_line import device as device_name
+from ..command_line import end, integer, make_folder, number, several
 from ..demo.extras import require
 from . import catalogue, contenders, kernels, plot, presets, record, report
 from .device import device
 from .measure import Settings, measure
 from .presets import Case
 from .record import Record
+from .requirement import Requirement
 from .workload import Workload, parse_loss
 
 _ABOUT = """\
@@ -28,15 +31,15 @@ reported of a wrong one, and the exit status is then 1.
 """
 
 
-def _list(kind: Any) -> Any:
-    def parse(text: str) -> list[Any]:
-        return [kind(part) for part in text.split(",") if part]
-
-    parse.__name__ = f"comma-separated {kind.__name__}"
-    return parse
+# Presets with what judges their records.
+Judged = Mapping[str, tuple[Callable[[], list[Case]], Callable[[Sequence[Record]], list[Requirement]]]]
 
 
-def parser() -> argparse.ArgumentParser:
+def _presets(judged: Judged | None) -> dict[str, Callable[[], list[Case]]]:
+    return {**presets.PRESETS, **{name: make for name, (make, _) in (judged or {}).items()}}
+
+
+def parser(judged: Judged | None = None) -> argparse.ArgumentParser:
     who = "\n".join(f"  {name:15}{text}" for name, text in contenders.MEANING.items())
     found = argparse.ArgumentParser(
         prog="python -m fastdml bench",
@@ -45,8 +48,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"contenders:\n{who}\n\nlosses:\n  {', '.join(catalogue.measurable())}",
     )
     what = found.add_argument_group("what")
-    about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in presets.PRESETS.items())
-    what.add_argument("--preset", choices=sorted(presets.PRESETS), help=f"problems. {about}")
+    known = _presets(judged)
+    about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in known.items())
+    what.add_argument("--preset", choices=sorted(known), help=f"problems. {about}")
     what.add_argument(
         "--loss", action="append", metavar="NAME[:KEY=VALUE,...]",
         help="a registered loss, with arguments; repeatable; 'all'. Example: "
@@ -57,32 +61,32 @@ def parser() -> argparse.ArgumentParser:
         help="who is measured beside the floor; repeatable (default: native chunked torch "
         "torch-hand pml, or what the preset says)",
     )  # fmt: skip
-    what.add_argument("--batch", type=_list(int), default=[4096], metavar="B,...",
+    what.add_argument("--batch", type=several(integer(1)), default=[4096], metavar="B,...",
                       help="batch sizes (default 4096)")  # fmt: skip
-    what.add_argument("--candidates", type=int, metavar="N", help="compare with N other embeddings")
-    what.add_argument("--dim", type=_list(int), default=[128], metavar="D,...",
+    what.add_argument("--candidates", type=integer(1), metavar="N", help="compare with N other embeddings")
+    what.add_argument("--dim", type=several(integer(1)), default=[128], metavar="D,...",
                       help="embedding dimensions (default 128)")  # fmt: skip
-    what.add_argument("--per-class", type=_list(int), default=[4], metavar="K,...",
+    what.add_argument("--per-class", type=several(integer(1)), default=[4], metavar="K,...",
                       help="samples per class (default 4)")  # fmt: skip
-    what.add_argument("--classes", type=int, default=1000, metavar="C",
+    what.add_argument("--classes", type=integer(1), default=1000, metavar="C",
                       help="proxies of proxy losses (default 1000)")  # fmt: skip
     what.add_argument("--dtype", default="float32",
                       choices=["float64", "float32", "float16", "bfloat16"])  # fmt: skip
-    what.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
-    what.add_argument("--spread", type=float, default=2.0,
+    what.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda or cuda:1 (default cpu)")
+    what.add_argument("--spread", type=number(0, finite=False), default=2.0,
                       help="distance of embeddings from their class centre: 0.5 is well trained, 2 "
                       "(default) early in training, inf random")  # fmt: skip
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=integer(0), default=0)
     what.add_argument("--kernels", action="store_true",
                       help="instead: the compiled row functors alone")  # fmt: skip
     how = found.add_argument_group("how")
-    how.add_argument("--threads", type=int, help="of torch (default: torch's; --kernels: 1)")
-    how.add_argument("--budget", type=float, metavar="SECONDS",
+    how.add_argument("--threads", type=integer(1, 1024), help="of torch (default: torch's; --kernels: 1)")
+    how.add_argument("--budget", type=number(0, above=True), metavar="SECONDS",
                      help="of timing per problem (default 10, or what the preset says; up to three "
                      "times that while the spread is large)")  # fmt: skip
-    how.add_argument("--memory-limit", type=float, metavar="GIB",
+    how.add_argument("--memory-limit", type=number(0, above=True), metavar="GIB",
                      help="of one step (default: two thirds of what is available)")  # fmt: skip
-    how.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
+    how.add_argument("--timeout", type=number(0, above=True), default=60.0, metavar="SECONDS",
                      help="of one step (default 60)")  # fmt: skip
     out = found.add_argument_group("results")
     out.add_argument("--output", type=Path, default=Path("bench-output"), metavar="FOLDER",
@@ -94,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def cases(options: argparse.Namespace) -> list[Case]:
+def cases(options: argparse.Namespace, judged: Judged | None = None) -> list[Case]:
     """The problems asked for. Raises ValueError for unknown names."""
     for name in options.contender or ():
         if name not in contenders.CONTENDERS:
@@ -109,7 +113,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
         kept = {name for name, _ in asked}
         return [
             (_on(w, options), tuple(options.contender or names))
-            for w, names in presets.PRESETS[options.preset]()
+            for w, names in _presets(judged)[options.preset]()
             if not kept or "all" in kept or w.loss in kept
         ]
     if not asked or ("all", ()) in asked:
@@ -138,24 +142,32 @@ def _on(workload: Workload, options: argparse.Namespace) -> Workload:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options_parser = parser()
+def main(argv: Sequence[str] | None = None, judged: Judged | None = None) -> int:
+    """The command line. judged: further presets, each with what judges its records."""
+    options_parser = parser(judged)
     options = options_parser.parse_args(argv)
-    try:
-        if options.replot:
-            return _replot(options)
-        if options.kernels:
-            return _kernels(options)
-        return _bench(options)
-    except (ValueError, OSError) as error:
-        options_parser.error(str(error))
+
+    def command() -> int:
+        try:
+            if options.replot:
+                return _replot(options)
+            if options.kernels:
+                return _kernels(options)
+            return _bench(options, judged)
+        except ValueError as error:
+            options_parser.error(str(error))
+        except ImportError as error:  # rich, matplotlib
+            options_parser.exit(1, f"{options_parser.prog}: {error}\n")
+
+    return end(options_parser.prog, command)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _bench(options: argparse.Namespace, judged: Judged | None = None) -> int:
     console = _console()
     bars = require("rich.progress")
-    chosen = cases(options)
+    chosen = cases(options, judged)
     on = device(options.device)
+    make_folder(options.output, "--output")
     if options.threads:
         torch.set_num_threads(options.threads)
     limit = options.memory_limit * 2**30 if options.memory_limit else on.available() * 2 / 3
@@ -179,6 +191,10 @@ def _bench(options: argparse.Namespace) -> int:
 
             try:
                 found = measure(workload, names, settings, tell)
+            except KeyboardInterrupt:
+                if groups:
+                    console.print(f"measured so far: {options.output / name}.csv")
+                raise
             except Exception as error:  # one problem must not cost the results of the others
                 console.print(f"[bold red]{workload.title}, B={workload.batch}: {error!r}[/]")
                 failures += 1
@@ -193,7 +209,7 @@ def _bench(options: argparse.Namespace) -> int:
     records = list(itertools.chain(*groups))
     if not records:
         return 1
-    demanded = presets.demanded(options.preset, records)
+    demanded = judged[options.preset][1](records) if judged and options.preset in judged else []
     if demanded:
         console.print(report.requirements_table(demanded))
     (options.output / f"{name}.md").write_text(report.markdown(groups, demanded))

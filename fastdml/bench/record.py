@@ -118,6 +118,8 @@ def read(path: Path) -> list[Record]:
                 found.append(Record(**known, environment=rest))
             except TypeError as error:
                 raise ValueError(f"{path}: expected a file of fastdml bench ({error})") from error
+    if not found:
+        raise ValueError(f"{path}: expected a file of fastdml bench, got one without results")
     return found
 
 

@@ -39,8 +39,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected a non-negative integer, got {self.seed}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: expected an integer from 0 to 2147483647, got {self.seed}")
+        if self.threads is not None and self.threads > 1024:
+            raise ValueError(f"threads: expected at most 1024, got {self.threads}")
         if self.per_class < 2:
             raise ValueError(
                 f"per_class: expected at least 2, or no anchor has a positive; got {self.per_class}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..command_line import make_folder
 from ..engine.library import build_info
 from ..metrics import nearest_neighbours, retrieval_metrics
 from ..samplers import MPerClassSampler
@@ -48,7 +49,7 @@ def run(options: Options) -> dict[str, Any]:
     console = require("rich.console").Console()
     require("matplotlib")  # fail before training rather than after
     names = [canonical_name(name) for name in options.losses]
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output, "output")
     threads = torch.get_num_threads()
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -57,7 +57,7 @@ def train(
 
     Raises:
         ValueError: the batch holds more classes than there are.
-        RuntimeError: the loss is not finite.
+        FloatingPointError: the loss is not finite.
     """
     model = new_model(options.seed)
     loss_fn = build_loss(name, len(images.names), EMBEDDING_SIZE, options.backend)
@@ -96,7 +96,9 @@ def train(
             trained.losses.append(loss.item())
             trained.images += len(labels)
             if not math.isfinite(trained.losses[-1]):
-                raise RuntimeError(f"{name}: the loss is {loss.item()} in epoch {epoch}")
+                raise FloatingPointError(
+                    f"{name}: the loss is {loss.item()} in epoch {epoch}"
+                )
             progress.step(trained.losses[-1], len(labels))
         if epoch % every == 0 or epoch == options.epochs:
             with progress.paused():

@@ -18,7 +18,7 @@ EXECUTORS: dict[str, Executor] = {
 
 
 def check_backend(backend: str) -> None:
-    if backend != "auto" and backend not in EXECUTORS:
+    if not isinstance(backend, str) or (backend != "auto" and backend not in EXECUTORS):
         raise ValueError(f"backend: expected 'auto' or one of {sorted(EXECUTORS)}, got {backend!r}")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .lazy import lazy
 from .relation import LabelRelation
-from .similarity import SIMILARITIES, Metric
+from .similarity import METRICS, Metric
 
 
 @dataclasses.dataclass
@@ -115,8 +115,14 @@ class RowLoss:
         return 1
 
     @property
+    def teacher_from_differences(self) -> bool:
+        """Whether the teacher's pairs are exact differences, of numbers in double precision."""
+        kind = self.teacher_similarity
+        return kind is not None and METRICS[kind].from_differences
+
+    @property
     def metric(self) -> Metric:
-        return SIMILARITIES[self.similarity]
+        return METRICS[self.similarity]
 
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -14,10 +15,10 @@ from typing import Any
 
 import torch
 
-from . import configs
+from . import configs, tiles
 from .launch import AnyLoss
 from .list_loss import ListLoss
-from .tile import Pass
+from .tile import Pass, Usual
 
 # Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
@@ -44,48 +45,37 @@ class Compiled:
     stream: int
 
 
-# What a loss is usually called with; attributes that its description has.
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "multi_similarity": {"epsilon": 0.1},
-    "softmax_cross_entropy": {"among": True},
-    "arc_face": {"sub_centers": 1},
-    "sup_con": {"push": 1.0, "pull": 1.0},
-    "n_pair": {"one_vs_one": False},
-    "info_nce": {"columns_weight": 0.5},
-    "log_sum_exp": {"negatives_only": False, "learnable_scale": True},
-    "triplet_margin": {"smooth": False, "positives": "all", "negatives": "all"},
-    "recall_at_k": {"exclude_self": False},
-}
-METRICS = {"contrastive": "distance", "relaxed_contrastive": "raw_distance",
-           "log_ratio": "raw_distance", "triplet_margin": "distance"}  # fmt: skip
-CENTRES = {"soft_triple": 4}
-LOSSES = (
-    "multi_similarity", "sup_con", "proxy_anchor", "nt_xent", "siglip", "contrastive", "circle",
-    "binomial_deviance", "contrastive_bayesian", "n_pair", "softmax_cross_entropy", "arc_face",
-    "soft_triple", "listwise_distillation",
-    "relaxed_contrastive", "log_ratio", "info_nce", "log_sum_exp", "smooth_ap", "sup_ap",
-    "triplet_margin", "recall_at_k", "weighted_proxy_anchor",
-)  # fmt: skip
-# Losses between two sets of embeddings: no sweep sums both directions.
-_TWO_SETS = (
-    "proxy_anchor", "siglip", "n_pair", "softmax_cross_entropy", "arc_face", "soft_triple", "info_nce",
-    "log_sum_exp", "weighted_proxy_anchor",
-)  # fmt: skip
+def _module(name: str) -> Any:
+    return importlib.import_module(f"fastdml.kernels.tiles.{name}")
+
+
+# The tile functors, which are found, not listed; other files there are what they share.
+LOSSES = tuple(
+    info.name
+    for info in pkgutil.iter_modules(tiles.__path__)
+    if hasattr(_module(info.name), "PARAMETERS")
+)
+
+
+def usual(name: str) -> Usual:
+    """How the loss is usually called."""
+    found: Usual = getattr(_module(name), "USUAL", Usual())
+    return found
 
 
 def example(name: str) -> tuple[AnyLoss, int]:
     """A tile loss as usually called, and its number of parameters."""
-    module = importlib.import_module(f"fastdml.kernels.tiles.{name}")
-    return module.tile(SimpleNamespace(**EXAMPLES.get(name, {}))), module.PARAMETERS
+    module = _module(name)
+    return module.tile(SimpleNamespace(**usual(name).options)), module.PARAMETERS
 
 
 def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32") -> Any:
     """Yields (kernel, Compiled) for every kernel that a call of the loss launches."""
     tile, parameters = example(name)
-    metric, centres = METRICS.get(name, "cosine"), CENTRES.get(name, 1)
+    call = usual(name)
+    metric, centres, two = call.metric, call.centres, call.two_sets
     given = (tile, parameters, arch, dtype, d)
     common: dict[str, Any] = {"precision": precision, "metric": metric, "centres": centres}
-    two = name in _TWO_SETS
     if isinstance(tile, ListLoss):
         yield "thresholds", thresholds(tile, arch, dtype, d, precision=precision, metric=metric)
         yield "statistics 1", statistics(*given, exclude_self=tile.own, **common)
@@ -94,7 +84,7 @@ def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "
         return
     for i in range(len(tile.passes)):
         yield f"statistics {i + 1}", statistics(*given, number=i, exclude_self=not two, **common)
-    if name == "log_sum_exp":  # has no gradient
+    if not call.gradient:
         return
     if two:
         yield "weights, rows", weights(*given, **common)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Loss, total
+from .representation import constructor
 
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # Sizes that a module asks for and the functional form finds in its tensors.
 _SIZES = {"num_classes": 1, "embedding_size": 1}
 
@@ -20,14 +20,29 @@ _SIZES = {"num_classes": 1, "embedding_size": 1}
 def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     """The function of the name `module.function`: of a batch and, by keyword, of the options."""
     batch, options = _parameters(module)
-    names = frozenset(options)
+    places, names = tuple(batch), frozenset(options)
 
     def function(*given: Any, **keywords: Any) -> Tensor:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
-        if module.positional:
-            keywords.update(zip(module.positional, given, strict=False))
-            given = ()
-        return total(_made(module, chosen).calls(*given, **keywords))
+        arguments = dict(module.input_defaults)
+        if len(given) > len(places):
+            raise TypeError(
+                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
+            )
+        arguments.update(zip(places, given, strict=False))
+        for name, value in keywords.items():
+            if name not in batch:
+                raise TypeError(f"{module.function}() has no argument {name!r}")
+            if name in arguments and name not in module.input_defaults:
+                raise TypeError(f"{module.function}() got {name!r} twice")
+            arguments[name] = value
+        for name, p in batch.items():
+            if p.default is inspect.Parameter.empty and name not in arguments:
+                raise TypeError(f"{module.function}() needs the argument {name!r}")
+        made = _made(module, chosen)
+        # The batch goes by place: some losses pass it on whole.
+        first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]
+        return total(made.parts(*first, **arguments))
 
     function.__name__ = function.__qualname__ = str(module.function)
     function.__module__ = "fastdml.functional"
@@ -39,20 +54,12 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     return function
 
 
-def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a module's constructor, those that it passes on to its bases among them."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in module.__mro__:
-        made = vars(cls).get("__init__")
-        if cls is nn.Module or made is None:
-            continue
-        parameters = inspect.signature(made).parameters.values()
-        for p in parameters:
-            if p.name != "self" and p.kind in _NAMED:
-                found.setdefault(p.name, p)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return found
+@functools.cache
+def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
+    """The batch that a module is called with, in the order of `forward`."""
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    found = inspect.signature(module.forward).parameters.values()
+    return {p.name: p for p in found if p.name != "self" and p.kind is positional}
 
 
 def _parameters(
@@ -60,14 +67,14 @@ def _parameters(
 ) -> tuple[dict[str, inspect.Parameter], dict[str, inspect.Parameter]]:
     """Parameters of the functional form: those of `calls`, and the constructor's by keyword."""
     replaced = {name for names in module.inputs.values() for name in names}
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    batch = {
-        p.name: p
-        for p in inspect.signature(module.calls).parameters.values()
-        if p.name != "self" and p.kind in _NAMED
-    }
+    plain, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    batch = dict(_forward(module))
+    for method in (module.forward, module.calls):
+        for p in inspect.signature(method).parameters.values():
+            if p.kind is keyword:
+                default = module.input_defaults.get(p.name, p.default)
+                batch.setdefault(p.name, p.replace(default=default))
     if module.positional:
-        plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
         first = {name: batch.pop(name).replace(kind=plain) for name in module.positional}
         batch = {**first, **{k: p.replace(kind=keyword) for k, p in batch.items()}}
         required = module.positional.index("proxies") if "proxies" in first else -1
@@ -99,8 +106,10 @@ def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
 
 
 def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
-    sizes = {k: v for k, v in _SIZES.items() if k in constructor(module)}
-    if not sizes:
-        return module(**options)
-    with torch.device("meta"):
+    parameters = constructor(module)
+    needed = inspect.Parameter.empty
+    sizes = {k: v for k, v in _SIZES.items() if k in parameters and parameters[k].default is needed}
+    if "proxies" not in module.inputs:
+        return module(**sizes, **options)
+    with torch.device("meta"):  # the proxies are the caller's
         return module(**sizes, **options)

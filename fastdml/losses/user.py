@@ -215,7 +215,7 @@ class DescribedRowLoss(SampleLoss):
     def forward(self, *batch: Any, **further: Any) -> Tensor:
         """The loss, of the arguments of `SampleLoss.forward`, and where fn reads p.teacher of
         teacher [B, any dimension] (and ref_teacher of ref_emb), embeddings that get no gradient."""
-        return total(self.calls(*batch, **further))
+        return total(self.parts(*batch, **further))
 
 
 def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) -> bool:

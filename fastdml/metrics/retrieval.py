@@ -1,32 +1,41 @@
-"""Recall@k and MAP@R, exact, one block of queries at a time: no N x N matrix ever exists.
+"""One metric at a time: functions over :func:`fastdml.metrics.evaluate`.
 
-Every function takes either one set (each item queries all the others, itself excluded) or
-queries plus a gallery in ``ref_emb`` and ``ref_labels`` (every gallery item is a candidate).
-Queries whose class has no candidate cannot be answered and are left out of the mean.
+Every function takes either one set (each item queries all the others, itself excluded) or queries plus a
+gallery in ``ref_emb`` and ``ref_labels``. Embeddings may be tensors, arrays or lists. Queries without a right
+candidate cannot be answered and are left out of the mean.
 
-A tie between a right and a wrong candidate counts against the query: an embedding that maps
-everything to one point scores 0, not 1. Low-precision embeddings (bf16, fp16) are compared in
-float32, float64 ones in float64.
+A tie between a right and a wrong candidate counts against the query: an embedding that maps everything to one
+point scores 0, not 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
-_BLOCK_BYTES = 32 << 20  # of similarities held at once, unless the caller says otherwise
+from . import definitions, inputs
+from .evaluation import UNIFORMITY_T, _setup, alignment_of, run, uniformity_of
+from .problem import problem as make_problem
+from .sweep import BLOCK_BYTES, Wanted, sweep
+
+Relevance = Callable[[Any, Any], Any]
 
 
 def recall_at_k(
-    embeddings: torch.Tensor,
-    labels: torch.Tensor,
+    embeddings: Any,
+    labels: Any,
     k: int | Iterable[int] = (1, 4),
-    ref_emb: torch.Tensor | None = None,
-    ref_labels: torch.Tensor | None = None,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
     *,
-    distance: str = "cosine",
-    block_bytes: int = _BLOCK_BYTES,
+    similarity: str = "cosine",
+    distance: str | None = None,
+    own_index: Any = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
 ) -> dict[int, float]:
     """Share of queries with an item of their class among their ``k`` nearest candidates.
 
@@ -38,19 +47,66 @@ def recall_at_k(
     Returns:
         ``{k: recall}``, each in [0, 1].
     """
-    ks = _as_ks(k)
-    values = _evaluate(embeddings, labels, ks, False, ref_emb, ref_labels, distance, block_bytes)
-    return {k: values[f"recall@{k}"] for k in ks}
+    given = (ref_emb, ref_labels, similarity, distance, own_index, None, backend, block_bytes)
+    return _at_ks("recall", embeddings, labels, k, given)
+
+
+def precision_at_k(
+    embeddings: Any,
+    labels: Any,
+    k: int | Iterable[int] = (1, 4),
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[int, float]:
+    """Mean share of the ``k`` nearest candidates that is right, ``{k: precision}``.
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    return _at_ks("precision", embeddings, labels, k, given)
+
+
+def ndcg_at_k(
+    embeddings: Any,
+    labels: Any,
+    k: int | Iterable[int] = (1, 4),
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[int, float]:
+    """Mean normalised discounted cumulative gain of the ``k`` nearest, ``{k: nDCG}``.
+
+    Järvelin, Kekäläinen, TOIS 2002, discounts 1 / log2(1 + place). The gain of a right candidate is 1; with
+    sets of labels, how many it shares with the query; with ``relevance``, what the function says.
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    return _at_ks("ndcg", embeddings, labels, k, given)
 
 
 def map_at_r(
-    embeddings: torch.Tensor,
-    labels: torch.Tensor,
-    ref_emb: torch.Tensor | None = None,
-    ref_labels: torch.Tensor | None = None,
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
     *,
-    distance: str = "cosine",
-    block_bytes: int = _BLOCK_BYTES,
+    similarity: str = "cosine",
+    distance: str | None = None,
+    own_index: Any = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
 ) -> float:
     r"""Mean average precision at R (Musgrave, Belongie, Lim, ECCV 2020, eq. 4 and 5).
 
@@ -62,30 +118,195 @@ def map_at_r(
     Returns:
         A number in [0, 1].
     """
-    values = _evaluate(embeddings, labels, [], True, ref_emb, ref_labels, distance, block_bytes)
-    return values["map@r"]
+    given = (ref_emb, ref_labels, similarity, distance, own_index, None, backend, block_bytes)
+    return _one("map@r", embeddings, labels, given)
+
+
+def r_precision(
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Mean share of the R nearest candidates that is right, R being how many there are.
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    return _one("r_precision", embeddings, labels, given)
+
+
+def mean_average_precision(
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    k: int | None = None,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Mean average precision over all candidates, or of the first ``k``, over min(R, k).
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    name = "map" if k is None else f"map@{inputs.integer(k, 'k', 1)}"
+    return _one(name, embeddings, labels, given)
+
+
+def mean_reciprocal_rank(
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Mean of 1 / place of the first right candidate.
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    return _one("mrr", embeddings, labels, given)
+
+
+def pair_auc(
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Area under the ROC curve of all pairs: the chance that a right pair is more alike than a wrong one.
+
+    Exact up to 2^15 different scores of right pairs; with more, to within 2^-16 of the true value
+    (``Evaluation.pairs.auc_resolution()`` says how close; usually it is far closer).
+
+    Args and errors as in :func:`fastdml.metrics.evaluate`.
+    """
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    return _one("auc", embeddings, labels, given)
+
+
+def tar_at_far(
+    embeddings: Any,
+    labels: Any,
+    far: float | Iterable[float] = (1e-3, 1e-2),
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    similarity: str = "cosine",
+    own_index: Any = None,
+    relevance: Relevance | None = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[float, float]:
+    """Share of right pairs accepted by the threshold that accepts at most a share ``far`` of wrong ones.
+
+    The verification rate of face recognition (Grother, NIST FRVT). Args and errors as in
+    :func:`fastdml.metrics.evaluate`.
+    """
+    fars = inputs.fractions(far, "far")
+    asked = definitions.asked("tar@far", [1], fars)
+    given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
+    values = _run(asked, embeddings, labels, given)
+    return {f: values[a.key] for f, a in zip(fars, asked, strict=True)}
+
+
+def alignment(
+    embeddings: Any,
+    labels: Any,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
+    *,
+    alpha: float = 2.0,
+    own_index: Any = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Mean of |x - y|^alpha over right pairs, of rows brought to length 1 (Wang, Isola, ICML 2020, eq. 2)."""
+    power = _positive(alpha, "alpha")
+    problem, relation = _setup(
+        embeddings, labels, ref_emb, ref_labels, "cosine", None, own_index, None, backend
+    )
+    if not relation.count.any():
+        raise ValueError("labels: expected at least one query with a candidate of its own class")
+    return alignment_of(problem, relation, power, inputs.integer(block_bytes, "block_bytes", 1))
+
+
+def uniformity(
+    embeddings: Any,
+    ref_emb: Any = None,
+    *,
+    t: float = UNIFORMITY_T,
+    own_index: Any = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> float:
+    """Logarithm of the mean of exp(-t |x - y|^2) over all pairs, of rows brought to length 1
+    (Wang, Isola, ICML 2020, eq. 3)."""
+    rate = _positive(t, "t")
+    problem = make_problem(embeddings, ref_emb, "cosine", None, own_index, backend)
+    return uniformity_of(problem, rate, inputs.integer(block_bytes, "block_bytes", 1))
+
+
+def nmi(embeddings: Any, labels: Any, *, similarity: str = "cosine", seed: int = 0) -> float:
+    """Normalised mutual information of k-means clusters and classes; needs scikit-learn."""
+    given = (None, None, similarity, None, None, None, "auto", BLOCK_BYTES)
+    return _one("nmi", embeddings, labels, given, inputs.integer(seed, "seed", 0))
+
+
+def ami(embeddings: Any, labels: Any, *, similarity: str = "cosine", seed: int = 0) -> float:
+    """The same, adjusted for chance (Vinh, Epps, Bailey, JMLR 2010)."""
+    given = (None, None, similarity, None, None, None, "auto", BLOCK_BYTES)
+    return _one("ami", embeddings, labels, given, inputs.integer(seed, "seed", 0))
 
 
 def retrieval_metrics(
-    embeddings: torch.Tensor,
-    labels: torch.Tensor,
+    embeddings: Any,
+    labels: Any,
     k: int | Iterable[int] = (1, 4),
-    ref_emb: torch.Tensor | None = None,
-    ref_labels: torch.Tensor | None = None,
+    ref_emb: Any = None,
+    ref_labels: Any = None,
     *,
-    distance: str = "cosine",
-    block_bytes: int = _BLOCK_BYTES,
+    similarity: str = "cosine",
+    distance: str | None = None,
+    own_index: Any = None,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
 ) -> dict[str, float]:
     """:func:`recall_at_k` and :func:`map_at_r` from one sweep over the similarities.
 
     Args:
-        embeddings: ``[N, D]`` floating point queries, of any norm.
-        labels: ``[N]`` integer classes, any values.
+        embeddings: ``[N, D]`` floating point queries, of any norm: a tensor, an array or nested lists.
+        labels: ``[N]`` integers or strings, any values.
         k: one or several neighbour counts, each at least 1 (more than there are candidates is
             allowed and means all of them).
         ref_emb: ``[M, D]`` gallery; None searches ``embeddings`` itself without the query.
         ref_labels: ``[M]`` classes of the gallery; given exactly when ``ref_emb`` is.
-        distance: ``"cosine"``, ``"euclidean"`` or ``"dot"`` (largest product is nearest).
+        similarity: one of the losses' names; distances rank the nearest first.
+        distance: the former name of that argument: ``"cosine"``, ``"euclidean"`` (raw_distance) or ``"dot"``.
+        own_index: ``[N]`` row of the gallery that is the query itself, -1: none.
+        backend: "auto", "native" or "chunked".
         block_bytes: upper bound of the similarities held at once, at least one row of them.
 
     Returns:
@@ -95,165 +316,79 @@ def retrieval_metrics(
         ValueError: shapes, types or devices do not fit, an embedding is not finite, or no query
             has a candidate of its own class.
     """
-    return _evaluate(
-        embeddings, labels, _as_ks(k), True, ref_emb, ref_labels, distance, block_bytes
-    )
+    asked = definitions.asked(("recall", "map@r"), inputs.integers(k, "k"), [1])
+    given = (ref_emb, ref_labels, similarity, distance, own_index, None, backend, block_bytes)
+    return _run(asked, embeddings, labels, given)
 
 
 def nearest_neighbours(
-    embeddings: torch.Tensor,
+    embeddings: Any,
     k: int,
-    ref_emb: torch.Tensor | None = None,
+    ref_emb: Any = None,
     *,
-    distance: str = "cosine",
-    block_bytes: int = _BLOCK_BYTES,
-) -> torch.Tensor:
+    similarity: str = "cosine",
+    distance: str | None = None,
+    own_index: Any = None,
+    with_similarities: bool = False,
+    backend: str = "auto",
+    block_bytes: int = BLOCK_BYTES,
+) -> Any:
     """Indices ``[N, k]`` of the ``k`` nearest candidates of every query, nearest first.
 
-    Arguments and errors as in :func:`retrieval_metrics`; ``k`` may not exceed the number of
-    candidates.
+    Of equally near candidates the one of the lower index comes first.
+
+    Args:
+        embeddings, ref_emb, similarity, distance, own_index, backend, block_bytes: as in
+            :func:`retrieval_metrics`.
+        k: how many, at most the number of candidates.
+        with_similarities: return (indices, similarities) instead.
+
+    Returns:
+        int64, a tensor on the device of ``embeddings`` where that is a tensor, else an array. Where
+        ``own_index`` leaves a query fewer than k candidates, -1 (and NaN) fills up.
+
+    Raises:
+        ValueError: as in :func:`retrieval_metrics`.
     """
-    _check_embeddings("embeddings", embeddings)
-    if ref_emb is not None:
-        _check_gallery(embeddings, ref_emb)
-    candidates = len(embeddings) - 1 if ref_emb is None else len(ref_emb)
-    if not 1 <= k <= candidates:
-        raise ValueError(f"k: expected 1 to {candidates} (the candidates), got {k}")
-    blocks = _score_blocks(embeddings, ref_emb, distance, block_bytes)
-    return torch.cat([scores.topk(k, dim=1).indices for _, scores in blocks])
+    problem = make_problem(embeddings, ref_emb, similarity, distance, own_index, backend)
+    k = inputs.integer(k, "k", 1, len(problem.gallery) - int(problem.one_set))
+    block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
+    index = np.empty((len(problem.queries), k), dtype=np.int64)
+    numbers: np.ndarray = np.empty((len(problem.queries), k), dtype=problem.dtype)
+    for found in sweep(problem, Wanted(k=k), block_bytes):
+        assert found.index is not None and found.index_scores is not None
+        index[found.queries] = found.index
+        numbers[found.queries] = problem.similarity(found.index_scores)
+    if isinstance(embeddings, torch.Tensor):
+        found_index = torch.from_numpy(index).to(embeddings.device)
+        if not with_similarities:
+            return found_index
+        return found_index, torch.from_numpy(numbers).to(embeddings.device)
+    return (index, numbers) if with_similarities else index
 
 
-@torch.no_grad()
-def _evaluate(
-    embeddings: torch.Tensor,
-    labels: torch.Tensor,
-    ks: list[int],
-    want_map: bool,
-    ref_emb: torch.Tensor | None,
-    ref_labels: torch.Tensor | None,
-    distance: str,
-    block_bytes: int,
-) -> dict[str, float]:
-    _check_embeddings("embeddings", embeddings)
-    _check_labels("labels", labels, embeddings)
-    if (ref_emb is None) != (ref_labels is None):
-        raise ValueError("ref_labels: expected exactly when ref_emb is given, and only then")
-    gallery_labels = labels
-    if ref_emb is not None and ref_labels is not None:
-        _check_gallery(embeddings, ref_emb)
-        _check_labels("ref_labels", ref_labels, ref_emb)
-        gallery_labels = ref_labels
-
-    relevant = _count_candidates(labels, gallery_labels) - (1 if ref_emb is None else 0)
-    answerable = int((relevant > 0).sum())
-    if not answerable:
-        raise ValueError("labels: expected at least one query with a candidate of its own class")
-
-    hits = torch.zeros(len(ks), dtype=torch.int64, device=labels.device)
-    precision = torch.zeros((), dtype=torch.float64, device=labels.device)
-    for rows, scores in _score_blocks(embeddings, ref_emb, distance, block_bytes):
-        query, r = labels[rows, None], relevant[rows]
-        same = query == gallery_labels
-        # One step down for every right candidate: it now ranks below a wrong one of equal score.
-        scores[same] = torch.nextafter(scores[same], scores.new_tensor(-torch.inf))
-        depth = max([*ks, int(r.max()) if want_map else 1])
-        found = scores.topk(min(depth, scores.shape[1]), dim=1).indices
-        right = gallery_labels[found] == query
-        if ref_emb is None:  # the query itself comes last, and is seen when all are asked for
-            right &= found != torch.arange(rows.start, rows.stop, device=found.device)[:, None]
-        for slot, k in enumerate(ks):
-            hits[slot] += right[:, :k].any(dim=1).sum()
-        if want_map:
-            place = torch.arange(1, right.shape[1] + 1, device=right.device)
-            counted = right & (place <= r[:, None])
-            share = counted.cumsum(dim=1).to(torch.float64) / place * counted
-            precision += (share.sum(dim=1) / r.clamp(min=1)).sum()
-
-    values = {f"recall@{k}": int(hit) / answerable for k, hit in zip(ks, hits, strict=True)}
-    if want_map:
-        values["map@r"] = float(precision) / answerable
-    return values
+def _run(asked: list[definitions.Asked], embeddings: Any, labels: Any, given: tuple, seed: int = 0) -> dict:
+    *about, block_bytes = given
+    ref_emb, ref_labels, similarity, distance, own_index, relevance, backend = about
+    problem, relation = _setup(
+        embeddings, labels, ref_emb, ref_labels, similarity, distance, own_index, relevance, backend
+    )
+    block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
+    return run(problem, relation, asked, seed=seed, block_bytes=block_bytes).means
 
 
-@torch.no_grad()
-def _score_blocks(
-    embeddings: torch.Tensor, ref_emb: torch.Tensor | None, distance: str, block_bytes: int
-) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yields (rows, scores ``[rows, M]``), larger is nearer; the self pair scores -inf."""
-    if distance not in ("cosine", "euclidean", "dot"):
-        raise ValueError(f"distance: expected 'cosine', 'euclidean' or 'dot', got {distance!r}")
-    if block_bytes < 1:
-        raise ValueError(f"block_bytes: expected a positive number, got {block_bytes}")
-    queries = _compute_type(embeddings)
-    gallery = queries if ref_emb is None else _compute_type(ref_emb).to(queries.dtype)
-    offset = None
-    if distance == "cosine":
-        queries = torch.nn.functional.normalize(queries)
-        gallery = queries if ref_emb is None else torch.nn.functional.normalize(gallery)
-    elif distance == "euclidean":
-        # -|x - y|^2 / 2 = x.y - |y|^2 / 2 - |x|^2 / 2, whose last term no ranking sees. Distances
-        # do not change with the origin; near the data, less is lost to cancellation.
-        origin = gallery.mean(dim=0)
-        queries = queries - origin
-        gallery = queries if ref_emb is None else gallery - origin
-        offset = gallery.square().sum(dim=1) / -2
-    step = max(1, block_bytes // (len(gallery) * queries.element_size()))
-    for start in range(0, len(queries), step):
-        rows = slice(start, min(start + step, len(queries)))
-        scores = queries[rows] @ gallery.T
-        if offset is not None:
-            scores += offset
-        if ref_emb is None:
-            scores.diagonal(start).fill_(-torch.inf)
-        yield rows, scores
+def _one(name: str, embeddings: Any, labels: Any, given: tuple, seed: int = 0) -> float:
+    asked = [a for a in definitions.asked(name, [1], [1.0]) if a.key == name]
+    return _run(asked, embeddings, labels, given, seed)[name]
 
 
-def _compute_type(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+def _at_ks(name: str, embeddings: Any, labels: Any, k: Any, given: tuple) -> dict[int, float]:
+    ks = inputs.integers(k, "k")
+    values = _run([definitions.Asked(f"{name}@{n}", name, n) for n in ks], embeddings, labels, given)
+    return {n: values[f"{name}@{n}"] for n in ks}
 
 
-def _count_candidates(labels: torch.Tensor, gallery_labels: torch.Tensor) -> torch.Tensor:
-    """Number of gallery items of each query's class."""
-    classes, counts = gallery_labels.unique(return_counts=True)
-    at = torch.searchsorted(classes, labels).clamp(max=len(classes) - 1)
-    return torch.where(classes[at] == labels, counts[at], 0)
-
-
-def _as_ks(k: int | Iterable[int]) -> list[int]:
-    ks = [k] if isinstance(k, int) else list(k)
-    if not ks or any(not isinstance(v, int) or v < 1 for v in ks):
-        raise ValueError(f"k: expected one or more integers of at least 1, got {k!r}")
-    return ks
-
-
-def _check_embeddings(name: str, x: torch.Tensor) -> None:
-    if x.ndim != 2 or 0 in x.shape or not x.is_floating_point():
-        raise ValueError(
-            f"{name}: expected a non-empty floating point [N, D] tensor, "
-            f"got {x.dtype} of shape {tuple(x.shape)}"
-        )
-    if not bool(_compute_type(x).square().sum(dim=1).isfinite().all()):
-        raise ValueError(
-            f"{name}: expected finite rows, found NaN, infinity or a squared norm that overflows"
-        )
-
-
-def _check_gallery(embeddings: torch.Tensor, ref_emb: torch.Tensor) -> None:
-    _check_embeddings("ref_emb", ref_emb)
-    if ref_emb.shape[1] != embeddings.shape[1] or ref_emb.device != embeddings.device:
-        raise ValueError(
-            f"ref_emb: expected dimension {embeddings.shape[1]} on {embeddings.device} as in "
-            f"embeddings, got {ref_emb.shape[1]} on {ref_emb.device}"
-        )
-
-
-def _check_labels(name: str, labels: torch.Tensor, embeddings: torch.Tensor) -> None:
-    if labels.ndim != 1 or len(labels) != len(embeddings) or labels.is_floating_point():
-        raise ValueError(
-            f"{name}: expected {len(embeddings)} integers, "
-            f"got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
-    if labels.device != embeddings.device:
-        raise ValueError(
-            f"{name}: expected on {embeddings.device} like the embeddings, got {labels.device}"
-        )
+def _positive(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)

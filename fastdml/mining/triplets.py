@@ -34,8 +34,8 @@ class Triplets:
 
 def check_per_anchor(value: str | int, *names: str) -> None:
     """ValueError unless value is one of the names or a number of triplets."""
-    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if not number and value not in names:
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+    if not number and not (isinstance(value, str) and value in names):
         raise ValueError(
             f"triplets_per_anchor: expected one of {names} or a positive integer, got {value!r}"
         )

@@ -125,17 +125,6 @@ class Threads {
   int current_ = 0;
 };
 
-// What csrc/cuda/team.cuh asks of the device.
-struct Team {
-  Threads& threads;
-  int thread() const { return threads.current(); }
-  int size() const { return threads.size(); }
-  void sync() const { threads.wait_block(); }
-  template <class T>
-  T from_lane(T v, int mask) const {
-    return static_cast<T>(threads.exchange(v, mask));
-  }
-  bool any(bool m) const { return threads.any(m); }
-};
-
 }  // namespace emulator
+
+#include "emulated_team.h"

@@ -6,26 +6,19 @@ arithmetic, alignment faults, launch limits.
 """
 
 import dataclasses
-import fcntl
-import os
-import re
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import CASES, EXAMPLES, ROOT, call, distance, inputs, needs_compiled
+from emulated import COMPILER, HERE, Emulated, build_once, named
 
 from fastdml.engine import library, schedule
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
-from fastdml.engine.executors.native import Native
 from fastdml.engine.problem import Problem
 from fastdml.engine.relation import LabelRelation
 
-HERE = Path(__file__).resolve().parent
-COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 pytestmark = [
     needs_compiled,
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler was found"),
@@ -50,65 +43,9 @@ SORTED = [p for p in EXAMPLES if is_sorted(p.values[0])]
 SORTING = {p.values[0].name for p in SORTED}
 
 
-def build_emulator(folder: Path) -> Path:
-    """The emulator as a torch library; compiled again only when a source is newer."""
-    from torch.utils import cpp_extension
-
-    csrc = ROOT / "csrc"
-    folder.mkdir(parents=True, exist_ok=True)
-    headers = [
-        h for h in sorted((csrc / "rows").glob("*.h")) if "FASTDML_ROW_LOSS(" in h.read_text()
-    ]
-    headers = [h for h in headers if h.name != "row.h"]
-    # The list is part of the file's name: a loss that is removed changes it too.
-    listed = "".join(f'#include "rows/{h.name}"\n' for h in headers)
-    (folder / "losses.inc").write_text(listed)
-    target = folder / f"emulator-{torch.__version__}-{len(headers)}.so"
-    sources = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), HERE / "emulate.cpp", HERE / "emulator.h"]
-    newest = max(path.stat().st_mtime for path in sources)
-    if not target.exists() or target.stat().st_mtime < newest:
-        # As little optimised as is bearable to run: compiling takes most of the time.
-        include = [f"-isystem{p}" for p in cpp_extension.include_paths()]
-        command = [
-            *COMPILER.split(), "-std=c++20", "-Og", "-fPIC", "-shared", "-fvisibility=hidden",
-            "-U_FORTIFY_SOURCE",  # which takes a jump to another stack for an attack
-            "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized",
-            # A functor that negates a bool with ~ would be right on vectors and wrong here.
-            "-Werror=bool-operation",
-            f'-DFASTDML_EMULATED_FLOATS=" {" ".join(KIND)} "',
-            "-DTORCH_TARGET_VERSION=0x020a000000000000", *include,
-            f"-I{csrc}", f"-I{HERE}", f"-I{folder}",
-            str(HERE / "emulate.cpp"), "-o", str(target),
-            f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-    return target
-
-
-def build_once(folder: Path) -> Path:
-    """The same where several processes test at once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return build_emulator(folder)
-
-
-class Emulated(Native):
-    name = "emulated"
-
-    @property
-    def kernel(self):
-        return torch.ops.fastdml_emulated.rows_
-
-    def run(self, problem, wanted):
-        """In blocks at every size: one call for the whole problem would be the CPU's own row."""
-        return schedule.run(problem, self, wanted)
-
-
 @pytest.fixture(scope="session")
 def emulator():
-    torch.ops.load_library(str(build_once(ROOT / "build" / "emulator")))
+    torch.ops.load_library(str(build_once(ROOT / "build" / "emulator", floats=KIND)))
     EXECUTORS["emulated"] = Emulated()
     yield torch.ops.fastdml_emulated
     del EXECUTORS["emulated"]
@@ -409,10 +346,10 @@ def test_proxy_losses_and_distances_are_among_the_examples():
     )
 
 
-def test_every_header_is_emulated(emulator):
-    text = "".join(h.read_text() for h in (ROOT / "csrc" / "rows").glob("*.h"))
-    named = set(re.findall(r"^FASTDML_ROW_LOSS\((\w+)", text, re.M))
-    assert named == set(library.functors())
+def test_every_compiled_loss_has_a_header():
+    """... and so is emulated."""
+    headers = (ROOT / "csrc" / "rows").glob("*.h")
+    assert set(library.functors()) <= set().union(*map(named, headers))
 
 
 def test_a_missing_barrier_shows():
@@ -439,7 +376,7 @@ int main(int argc, char**) {
     folder.mkdir(parents=True, exist_ok=True)
     source, binary = folder / "race.cpp", folder / "race"
     source.write_text(program)
-    subprocess.run([COMPILER, "-std=c++20", "-O1", f"-I{HERE}", source, "-o", binary], check=True)
+    subprocess.run([*COMPILER.split(), "-std=c++20", "-O1", f"-I{HERE}", source, "-o", binary], check=True)
 
     def output(*arguments: str) -> str:
         return subprocess.run([binary, *arguments], capture_output=True, text=True).stdout.strip()

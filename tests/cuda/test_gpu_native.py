@@ -7,17 +7,17 @@ import functools
 
 import pytest
 import torch
-from conftest import CASES, EXAMPLES, call, distance, inputs, scales
+from conftest import CASES, EXAMPLES, call, distance, inputs, long_rows, scales
 from test_engine_executors import shaken
 
 import fastdml
 import fastdml.functional as F
 from fastdml.engine import library
-from fastdml.engine.autograd import row_loss
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
-from fastdml.engine.registry import handle
 
 # Thousands of tests: not even collected where none of them can run.
 if not torch.cuda.is_available():
@@ -99,13 +99,27 @@ def test_narrow_types_err_at_most_twice_as_torch(description, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("columns", [301, 4099, 16389])
 @pytest.mark.parametrize("description", list(dict.fromkeys([*FIRST, *SORTED])))
-def test_bits_repeat(description, dtype):
-    on = given_on_gpu(description, CASES["long"]().to(dtype))
+def test_bits_repeat(description, columns, dtype):
+    """Rows of one warp and of eight: threads of several warps are in no order."""
+    case = CASES["long"]() if columns == 301 else long_rows(columns, 40 if columns < 10000 else 12)
+    on = given_on_gpu(description, case.to(dtype))
     first = call(description, on, "native")
-    for _ in range(100):
+    for _ in range(100 if columns == 301 else 30):
         again = call(description, on, "native")
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("columns", [4099, 16389])
+@pytest.mark.parametrize("description", FIRST)
+def test_rows_of_several_warps(description, columns):
+    """... hold what the CPU finds; every loss."""
+    case = long_rows(columns, 40 if columns < 10000 else 12)
+    true = call(description, case, "native")
+    found = cpu(call(description, given_on_gpu(description, case), "native"))
+    for f, t in zip(found, true, strict=True):
+        assert distance(f, t) <= 1e-9
 
 
 @pytest.mark.parametrize("columns", [1, 3, 31, 32, 33, 1023, 1024, 1025, 4096, 4099, 16385, 33000])
@@ -316,17 +330,11 @@ def test_candidates_stored_by_columns(dtype, classes):
     found = []
     for d in (dtype, torch.float64):
         a, w = x.to(d).requires_grad_(), weight.to(d).requires_grad_()
-        given = [None] * 3
+        kind = torch.float64 if d == torch.float64 else torch.float32
         values = description.example_values(64, classes)
-        for k, name in enumerate(("scalars", "row_values", "col_values")):
-            if name in values:
-                given[k] = values[name].to(
-                    "cuda", torch.float64 if d == torch.float64 else torch.float32
-                )
-        value = row_loss(
-            a, w.t(), y, columns, loss=handle(description), scalars=given[0], row_values=given[1],
-            col_values=given[2], backend="native" if d == dtype else "dense",
-        )  # fmt: skip
+        values = {name: v.to("cuda", kind) for name, v in values.items()}
+        backend = "native" if d == dtype else "dense"
+        value = evaluate(Call(description, a, w.t(), y, columns, backend=backend, **values))
         found.append([value.detach(), *torch.autograd.grad(value, (a, w))])
     bound = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     for mine, true in zip(*found, strict=True):

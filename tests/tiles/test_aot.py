@@ -60,10 +60,43 @@ def check(kernels, arch):
         )
 
 
-@pytest.mark.parametrize("arch", SHARED_LIMIT)
-@pytest.mark.parametrize("name", FAST)
+def one_exponential_per_pair(kernels):
+    """Special functions cost as much as the products at D=128: they are counted."""
+    sums = kernels["statistics 2"]
+    per_thread = sums["stay"] * sums["stream"] / (32 * sums["warps"])
+    assert 1.0 <= sums["counts"]["mufu"] / per_thread <= 1.2
+    assert kernels["statistics 1"]["counts"]["mufu"] == 0
+
+
+def two_functions_per_threshold(kernels):
+    """A sigmoid of every pair and threshold, for the rows and for the columns: two special functions."""
+    weights = kernels["weights, one set"]
+    per_thread = weights["stay"] * weights["stream"] / (32 * weights["warps"])
+    assert weights["counts"]["mufu"] / per_thread == 2 * 16 * 2
+
+
+# What is looked at besides, of a loss and an architecture: compiling takes all the time, and is done once.
+COUNTED = {
+    ("multi_similarity", 90): one_exponential_per_pair,
+    ("smooth_ap", 80): two_functions_per_threshold,
+    ("smooth_ap", 90): two_functions_per_threshold,
+}
+QUICK = {("multi_similarity", 100), ("proxy_anchor", 90), *COUNTED}
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        pytest.param(name, arch, marks=() if (name, arch) in QUICK else pytest.mark.slow)
+        for name in FAST
+        for arch in SHARED_LIMIT
+    ],
+)
 def test_compiles(name, arch):
-    check(compiled(name, arch), arch)
+    kernels = compiled(name, arch)
+    check(kernels, arch)
+    if (name, arch) in COUNTED:
+        COUNTED[name, arch](kernels)
 
 
 @pytest.mark.slow
@@ -77,21 +110,3 @@ def test_compiles_others(name, arch):
 @pytest.mark.parametrize("d", [64, 96, 256, 512, 1024])
 def test_compiles_dimensions(d):
     check(compiled("multi_similarity", 90, d=d), 90)
-
-
-def test_plain_loop_has_one_exponential_per_pair():
-    """Special functions cost as much as the products at D=128: they are counted."""
-    kernels = compiled("multi_similarity", 90)
-    sums = kernels["statistics 2"]
-    per_thread = sums["stay"] * sums["stream"] / (32 * sums["warps"])
-    assert 1.0 <= sums["counts"]["mufu"] / per_thread <= 1.2
-    hardest = kernels["statistics 1"]
-    assert hardest["counts"]["mufu"] == 0
-
-
-@pytest.mark.parametrize("arch", [80, 90])
-def test_loop_over_thresholds_is_counted(arch):
-    """A sigmoid of every pair and threshold, for the rows and for the columns: two special functions."""
-    weights = compiled("smooth_ap", arch)["weights, one set"]
-    per_thread = weights["stay"] * weights["stream"] / (32 * weights["warps"])
-    assert weights["counts"]["mufu"] / per_thread == 2 * 16 * 2

@@ -8,8 +8,7 @@ import triton_mode  # noqa: F401  (before triton is imported)
 from conftest import CASES, EXAMPLES, call, distance, inputs, on_device, scales
 
 from fastdml.engine.executors.triton import Triton
-from fastdml.engine.op import problem_of
-from fastdml.engine.registry import handle
+from fastdml.engine.problem import Problem
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -17,12 +16,7 @@ pytestmark = pytest.mark.gpu
 
 
 def refuses(description, given) -> bool:
-    values = (given.scalars, given.row_values, given.col_values)
-    problem = problem_of(
-        given.anchors, given.candidates, given.anchor_labels, given.candidate_labels, [],
-        given.teacher, *values, None, handle(description), "",
-    )  # fmt: skip
-    return Triton().refuses(problem) is not None
+    return Triton().refuses(Problem.of(given.call(description, "triton"))) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -13,10 +13,13 @@ from triton_mode import DEVICE
 from fastdml.kernels import launch
 from fastdml.kernels.rows import tile_rows
 
-# In the interpreter float32 and float16 only: its bfloat16 products are wrong.
-TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-# M, N, D: ragged against every tile size, one beyond a block of D.
+# M, N, D: ragged against every tile size, the second beyond a block of D.
 SIZES = [(37, 53, 24), (70, 45, 72)]
+# The interpreter is slow, and its bfloat16 products are wrong: one size in float32 there. test_half.py has
+# every loss in float16, test_public_losses.py smaller dimensions.
+TRIED = [(SIZES[1], torch.float32)]
+if DEVICE == "cuda":
+    TRIED = [(s, t) for s in SIZES for t in (torch.float32, torch.float16, torch.bfloat16)]
 # Many blocks of D in both products, the last one ragged.
 LONG = (35, 41, 700)
 
@@ -190,8 +193,7 @@ def compare(found, truth, plain, dtype, exponent=0.0):
         close(mine, exact, theirs, dtype, "gradient", exponent)
 
 
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "dtype"), TRIED, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_matches_float64(name, size, dtype):
     compare(*run(name, size, dtype), dtype, CASES[name].exponent)

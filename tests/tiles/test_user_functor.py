@@ -12,15 +12,16 @@ import torch
 from triton_mode import DEVICE
 
 import fastdml
+from fastdml.engine.autograd import evaluate
 from fastdml.kernels.tile import TileLoss
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "triton-functors.md"
 IMPORTS = """import dataclasses
 import triton, triton.language as tl
 from torch.nn.functional import softplus
-from fastdml.engine import autograd
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.engine.loss import RowLoss
-from fastdml.engine.registry import handle
 from fastdml.kernels.tile import Pass, TileLoss
 """
 LIFTED, *SCALED = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
@@ -115,9 +116,8 @@ def test_a_name_of_a_tile_means_nothing():
 def test_values_of_rows_and_columns_have_gradients(module, one_set, reduction, monkeypatch):
     """Scale and bias of every row and of every column, all learnable, against float64 autograd."""
     made = module(IMPORTS + "".join(SCALED))
-    row_loss = made.autograd.row_loss
     monkeypatch.setattr(
-        made.autograd, "row_loss", lambda *a, **k: row_loss(*a, **k, reduction=reduction)
+        made, "evaluate", lambda call: evaluate(call.replace(reduction=reduction))
     )
     x, labels = batch(45, 20)
     y, y_labels = (x, labels) if one_set else batch(38, 20, 1)

@@ -50,7 +50,12 @@ class Native:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if one_block.takes(problem):
             schedule.presweep(problem, schedule.outputs_by(self))
-            return one_block.run(problem, wanted)
+            found = one_block.run(problem, wanted)
+            if found is None:
+                problem.condition()
+                found = one_block.run(problem, wanted)
+            if found is not None:
+                return found
         return schedule.run(problem, self, wanted)
 
     def column_sums(self, problem: Problem) -> column_sums.ColumnSums | None:
@@ -119,5 +124,6 @@ class Native:
             gradient,
             weights,
             holds_similarities,
+            *problem.embeddings_of(start, s.shape[0]),
         )
         return s if weights is None else weights

@@ -48,8 +48,9 @@ def takes(problem: Problem) -> bool:
     )
 
 
-def run(problem: Problem, wanted: Wanted) -> Result:
-    """Outputs of the rows and the wanted derivatives of their weighted sum."""
+def run(problem: Problem, wanted: Wanted) -> Result | None:
+    """Outputs of the rows and the wanted derivatives of their weighted sum; None where embeddings have to be
+    conditioned first."""
     a, c, loss = problem.anchors, problem.candidates, problem.loss
     m, n = a.shape[0], c.shape[0]
     metric, classes = loss.metric, problem.classes
@@ -78,6 +79,8 @@ def run(problem: Problem, wanted: Wanted) -> Result:
         wanted.scalars,
         wanted.row_values,
     )
+    if outputs.shape[0] != m:
+        return None
     d_anchors, d_candidates, d_scalars, d_row_values = found
     if d_scalars is not None:
         d_scalars = d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)

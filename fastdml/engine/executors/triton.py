@@ -20,7 +20,6 @@ from torch import Tensor
 from .. import schedule
 from ..loss import RowLoss
 from ..problem import Problem
-from ..registry import registered
 from ..relation import LabelRelation
 from . import Result, Wanted
 
@@ -83,6 +82,7 @@ class Triton:
         return f"Triton tiles: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, then the weights"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
+        problem.condition()
         schedule.presweep(problem, lambda swept: _rows(swept, Wanted()).outputs)
         tile = _tile(problem)
         given = problem.col_values if wanted.col_values else None
@@ -205,8 +205,13 @@ def _too_long(problem: Problem) -> str | None:
 
 
 def _functor(loss: RowLoss) -> Any:
-    """What has the tile functor of a loss: its own, else the library's module of its name, or None."""
-    if loss.tiles is not None or not registered(loss):
+    """What has the tile functor of a loss: its own, else the library's module of its name, or None.
+
+    A user's loss may bear the name of one of the library's, whose names belong to their classes. These
+    need not be in the table of losses: what a loss reads of its columns (`presweep`) is none.
+    """
+    ours = type(loss).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if loss.tiles is not None or not ours or vars(type(loss)).get("name") != loss.name:
         return loss.tiles
     return _module(loss.name)
 

@@ -9,10 +9,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .softmax import KINDS, OWN, finish, gain, shared, sums_of, weight_of
 
 PARAMETERS = OWN + 3
+USUAL = Usual({"sub_centers": 1}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
@@ -55,5 +56,5 @@ def weight(s, t, positive, state, p):
     return weight_of(_logit(s, positive, p) * p[0], positive, state) * slope
 
 
-ONE = TileLoss("arc_face", (Pass(KINDS, sums),), finish, weight, 3, gain)
+ONE = TileLoss("arc_face", (Pass(KINDS, sums),), finish, weight, 3, gain, heavy=129)
 NEAREST = dataclasses.replace(ONE, groups="max")

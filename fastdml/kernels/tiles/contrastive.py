@@ -11,9 +11,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 
 PARAMETERS = 4
+USUAL = Usual(metric="distance")
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

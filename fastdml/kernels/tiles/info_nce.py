@@ -13,10 +13,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 6
+USUAL = Usual({"columns_weight": 0.5}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
@@ -100,7 +101,7 @@ ROWS = TileLoss(
     weight_of_rows,
     states=1,
     gain=gain,
-    heavy=True,
+    heavy=1,
     scalars=1,
 )
 BOTH = dataclasses.replace(

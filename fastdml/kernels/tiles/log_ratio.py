@@ -11,10 +11,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2
 
 PARAMETERS = 2
+USUAL = Usual(metric="raw_distance")
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

@@ -11,10 +11,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 5
+USUAL = Usual({"negatives_only": False, "learnable_scale": True}, two_sets=True, gradient=False)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
@@ -47,4 +48,6 @@ def weight(s, t, positive, state, p):
     return s * 0.0
 
 
-TILE = TileLoss("log_sum_exp", (Pass(("lse_mean", "sum"), sums),), finish, weight, 0, outputs=3)
+TILE = TileLoss(
+    "log_sum_exp", (Pass(("lse_mean", "sum"), sums),), finish, weight, 0, outputs=3, heavy=257
+)

@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 
 from ..reductions import softplus2
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 8
+USUAL = Usual({"epsilon": 0.1})
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

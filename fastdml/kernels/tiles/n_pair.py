@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 
 from ..reductions import sigmoid2, softplus2
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 3
+USUAL = Usual({"paired": False, "one_vs_one": False}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

@@ -11,10 +11,11 @@ import triton
 import triton.language as tl
 
 from ..reductions import softplus2
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 5
+USUAL = Usual(two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

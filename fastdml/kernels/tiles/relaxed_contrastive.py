@@ -11,10 +11,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LOG2E
 
 PARAMETERS = 3
+USUAL = Usual(metric="raw_distance")
 # The mean is over all samples, the row's own among them: the last parameter is 1 if it is left out.
 COUNTS_OWN = True
 

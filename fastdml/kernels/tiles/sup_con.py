@@ -7,10 +7,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from .common import LN2, LOG2E
 
 PARAMETERS = 3
+USUAL = Usual({"push": 1.0, "pull": 1.0})
 
 
 def parameters(loss: Any) -> tuple[float, ...]:
@@ -57,5 +58,5 @@ TILE = TileLoss(
     weight,
     states=2,
     gain=gain,
-    heavy=True,
+    heavy=1,
 )

@@ -8,11 +8,12 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss
+from ..tile import Pass, TileLoss, Usual
 from . import proxy_anchor
 from .proxy_anchor import PARAMETERS, exponent, parameters
 
-__all__ = ["PARAMETERS", "TILE", "parameters", "tile"]
+__all__ = ["PARAMETERS", "TILE", "USUAL", "parameters", "tile"]
+USUAL = Usual(two_sets=True)
 
 
 def tile(loss: Any) -> TileLoss:

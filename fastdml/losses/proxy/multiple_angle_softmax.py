@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
+from ...engine.similarity import lengths
 from ...mining.sample_weights import sample_weights
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
@@ -83,6 +83,7 @@ class SphereFaceLoss(ProxyLoss):
     """
 
     function = "sphere_face"
+    describes = MultipleAngleSoftmax
     default_similarity = "projection"
     similarities = ("projection",)
     parameter_name = "W"
@@ -101,9 +102,6 @@ class SphereFaceLoss(ProxyLoss):
         self.scale = scale
         self.description()  # checks the parameters
 
-    def description(self) -> MultipleAngleSoftmax:
-        return MultipleAngleSoftmax(self.scale, self.margin, similarity=self.similarity)
-
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale
 
@@ -111,13 +109,11 @@ class SphereFaceLoss(ProxyLoss):
         self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
     ) -> list[Any]:
         weight = sample_weights(indices_tuple, embeddings)
-        lengths = _lengths(embeddings)
+        row_values = lengths(embeddings)
         if self.similarity == "dot":
-            lengths = lengths * _lengths(proxies)[labels]
+            row_values = row_values * lengths(proxies)[labels]
         return [
-            self.proxy_call(
-                embeddings, labels, proxies, row_weight=weight, row_values=lengths[:, None]
-            )
+            self.proxy_call(embeddings, labels, proxies, row_weight=weight, row_values=row_values)
         ]
 
 
@@ -138,8 +134,3 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     function = "large_margin_softmax"
     default_similarity = "dot"
     similarities = ("dot",)
-
-
-def _lengths(x: Tensor) -> Tensor:
-    kind = statistic_type(x)
-    return torch.linalg.vector_norm(x, dim=1, dtype=kind)

@@ -91,6 +91,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
     """
 
     function = "smoothed_cross_entropy"
+    learnt = ("bias",)
     inputs = {"proxies": ("num_classes", "embedding_size"), "bias": ("bias",)}
     positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")
     default_similarity = "dot"

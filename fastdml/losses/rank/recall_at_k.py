@@ -108,6 +108,7 @@ class RecallAtKLoss(SampleLoss):
     """
 
     function = "recall_at_k"
+    describes = RecallAtK
 
     def __init__(
         self,
@@ -129,16 +130,6 @@ class RecallAtKLoss(SampleLoss):
         self.exclude_self = exclude_self
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> RecallAtK:
-        return RecallAtK(
-            self.k,
-            self.rank_temperature,
-            self.recall_temperature,
-            self.exclude_self,
-            similarity=self.similarity,
-            sort=self.sort,
-        )
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         if not (self.simix and self.training):

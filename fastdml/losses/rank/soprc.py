@@ -188,13 +188,10 @@ class SOPRCLoss(SampleLoss):
         check.count(num_classes, "num_classes")
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
-        if update not in ("last", "mean"):
-            raise ValueError(f"update: expected 'last' or 'mean', got {update!r}")
-        counts = torch.ones(num_classes) if class_counts is None else class_counts.float()
-        if counts.shape != (num_classes,) or not bool((counts > 0).all()):
-            raise ValueError(
-                f"class_counts: expected {num_classes} positive numbers, got {class_counts}"
-            )
+        check.one_of(update, "update", ("last", "mean"))
+        counts = torch.ones(num_classes)
+        if class_counts is not None:
+            counts = check.numbers(class_counts, "class_counts", num_classes)
         self.tau1 = tau1
         self.tau2 = tau2
         self.table_size = table_size
@@ -234,7 +231,9 @@ class SOPRCLoss(SampleLoss):
         )
         labels = batch.need_labels()
         odds = self._odds(embeddings, labels, self.prior if prior is None else prior)
-        scores = self._scores(embeddings, labels, self.table if table is None else table)
+        if table is None and prior is None:
+            table = self.table
+        scores = self._scores(embeddings, labels, table)
         description = dataclasses.replace(description, table=scores.shape[1])
         values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
         parts: list[Any] = [self.sample_call(description, batch, row_values=values)]
@@ -274,8 +273,11 @@ class SOPRCLoss(SampleLoss):
         check.class_range(labels, odds.shape[0], "labels", self.validate, "one prior per class")
         return odds[labels]
 
-    def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor) -> Tensor:
-        """[B, V] table of every row's class."""
+    def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor | None) -> Tensor:
+        """[B, V] table of every row's class; None: the initial one."""
+        if table is None:
+            initial = torch.arange(self.table_size, device=embeddings.device) / self.table_size
+            return initial.to(statistic_type(embeddings)).expand(labels.shape[0], -1)
         if table.dim() != 2:
             raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
         check.class_range(labels, table.shape[0], "labels", self.validate, "one table per class")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import SIMILARITIES
+from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
 from ..base import SampleLoss, Term
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
@@ -110,7 +110,7 @@ class NPairsLoss(SampleLoss):
         super().__init__(**kwargs)
         _check(form, l2_reg, l2_kind)
         self.form = form
-        self.l2_reg = l2_reg
+        self.l2_reg = float(l2_reg)
         self.l2_kind = l2_kind
 
     def description(self) -> NPair:
@@ -195,7 +195,7 @@ class PairedNPairsLoss(PairedLoss):
         super().__init__(**kwargs)
         _check("mc", l2_reg, l2_kind)
         self.one_vs_one = one_vs_one
-        self.l2_reg = l2_reg
+        self.l2_reg = float(l2_reg)
         self.l2_kind = l2_kind
 
     def description(self) -> NPair:
@@ -207,10 +207,8 @@ class PairedNPairsLoss(PairedLoss):
 
 
 def _check(form: str, l2_reg: float, l2_kind: str) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
-    if l2_kind not in L2_KINDS:
-        raise ValueError(f"l2_kind: expected one of {L2_KINDS}, got {l2_kind!r}")
+    check.one_of(form, "form", FORMS)
+    check.one_of(l2_kind, "l2_kind", L2_KINDS)
     check.non_negative(l2_reg, "l2_reg")
 
 
@@ -233,7 +231,7 @@ def _penalty(kind: str, *sets: Tensor) -> Tensor:
     """Mean length (or its square) of the embeddings of a set, summed over sets."""
     total = torch.zeros((), dtype=sets[0].dtype, device=sets[0].device)
     for x in sets:
-        norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+        norm = lengths(x)
         total = total + (norm.square() if kind == "squared" else norm).mean()
     return total
 

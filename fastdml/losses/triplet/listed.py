@@ -53,9 +53,9 @@ class OneByOne:
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
-        if backend in ("auto", "chunked"):
+        if backend in ("auto", "chunked", "dense"):
             return None
-        return "triplets one by one run in torch; expected backend 'auto' or 'chunked'"
+        return "triplets one by one run in torch; expected backend 'auto', 'chunked' or 'dense'"
 
     @property
     def plan(self) -> str:

@@ -47,11 +47,7 @@ class TripletMargin(RowLoss):
     def __post_init__(self) -> None:
         sort_code(self.sort)
         check.finite(self.margin, "margin")
-        if self.normalizer not in _COUNTED:
-            raise ValueError(
-                f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
-            )
-
+        check.one_of(self.normalizer, "normalizer", sorted(_COUNTED))
         check.count(self.k, "k")
         check_strategies(self.positives, self.negatives, ("positives", "negatives"))
 

@@ -52,6 +52,8 @@ class SigLIPLoss(PairedLoss):
     """
 
     function = "siglip"
+    describes = SigLIP
+    positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
 
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
@@ -60,9 +62,6 @@ class SigLIPLoss(PairedLoss):
             torch.tensor(math.log(check.positive(init_scale, "init_scale")))
         )
         self.bias = nn.Parameter(torch.tensor(check.finite(init_bias, "init_bias")))
-
-    def description(self) -> SigLIP:
-        return SigLIP(similarity=self.similarity)
 
     def calls(
         self,

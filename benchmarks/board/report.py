@@ -1,0 +1,301 @@
+"""Tables and plots of what the leaderboard has measured."""
+
+from __future__ import annotations
+
+import collections
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastdml.demo.extras import require
+
+from .entries import SETTINGS
+from .methods import HOSTS
+
+Record = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = (("recall@1", "Recall@1"), ("map@r", "MAP@R"), ("ndcg@10", "nDCG@10"))
+COLOURS = {"pairs": "C0", "proxies": "C1", "teacher": "C2", "two sets": "C4", "method": "C3"}
+# Why an entry stays below 70 Recall@1 on the icons, once that is known.
+WHY: dict[str, str] = {}
+
+
+def commit() -> str:
+    """Of the tree, with + where files differ from it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+def write(session: Any, docs: Path) -> list[Path]:
+    """leaderboard.md and its plots; only what there are results for."""
+    found, sizes, costs = (
+        session.read(f"leaderboard{part}") for part in ("", "-sizes", "-costs")
+    )
+    docs.mkdir(parents=True, exist_ok=True)
+    paths, text = [], _head(found, sizes)
+    if session.quick:
+        text.append("**A smoke run: these figures mean nothing.**\n")
+    for task in dict.fromkeys(r["task"] for r in found):
+        text += _task_section(task, [r for r in found if r["task"] == task])
+    if found:
+        paths.append(docs / "leaderboard-time.png")
+        _plot_time(found, paths[-1])
+        text.append(f"![Recall@1 against time per step]({paths[-1].name})\n")
+    if sizes:
+        paths.append(docs / "leaderboard-batch.png")
+        _plot_sizes(sizes, costs, paths[-1])
+        text += _size_section(sizes, costs, paths[-1].name)
+    paths.append(docs / "leaderboard.md")
+    paths[-1].write_text("\n".join(text))
+    return paths
+
+
+def _head(found: list[Record], sizes: list[Record]) -> list[str]:
+    every = found + sizes
+    some = every[0] if every else {}
+    settings = ", ".join(
+        f"{name} {'; '.join(f'{k} = {v}' for k, v in own.items())}" for name, own in SETTINGS.items()
+    )
+    commits = sorted({r["commit"] for r in every})
+    return [
+        "# Leaderboard\n",
+        "Written by `make leaderboard`; see `benchmarks/leaderboard.py`.\n",
+        f"Machine: {platform.processor() or platform.machine()}, {some.get('threads', '?')} threads "
+        f"a process; Python {platform.python_version()}, torch {some.get('torch', '?')}, commit "
+        f"{', '.join(commits) or '?'}.\n",
+        "Every entry trains the same small network (five convolutions, 128 dimensions) from nothing for the "
+        "same number of steps and images a step, with AdamW, warmed up and annealed. Learning rates, and "
+        "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes "
+        "(classes neither trained nor tested on), with half the steps and another seed. Otherwise "
+        f"settings are the library's defaults, but: {settings}. Losses over proxies see one or two images a "
+        "class in a batch, others four. What a teacher knows was learnt before, with multi-similarity and "
+        "the same budget, and is not counted.\n",
+        "Figures are means over seeds, with the largest difference from the mean. Step: the median time of a "
+        "training step. Objective: of that, what is not the network's forward and backward; memory: what "
+        "torch's allocator gave out for it at most (a teacher's network included; without the block "
+        "of similarities that the engine keeps between calls).\n",
+    ]
+
+
+def _mean(records: list[Record], key: str) -> float:
+    return statistics.mean(r[key] for r in records)
+
+
+def _spread(records: list[Record], key: str) -> str:
+    """Mean and largest difference from it, in percent."""
+    values = [100 * r[key] for r in records]
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {max(abs(v - mean) for v in values):.1f}"
+
+
+def _by_entry(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups = collections.defaultdict(list)
+    for r in records:
+        groups[r["entry"]].append(r)
+    return groups
+
+
+def _task_section(task: str, records: list[Record]) -> list[str]:
+    good = _by_entry(r for r in records if "error" not in r)
+    order = sorted(good, key=lambda e: -_mean(good[e], "recall@1"))
+    some = records[0]
+    lines = [
+        f"## {task.capitalize()}\n",
+        f"{some['steps']} steps of {some['batch']} images.\n",
+        "| | kind | Recall@1 | MAP@R | nDCG@10 | step, ms | objective, ms | memory, MiB | rate | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in order:
+        own = good[entry]
+        lines.append(
+            f"| {entry} | {own[0]['kind']} | "
+            + " | ".join(_spread(own, key) for key, _ in METRICS)
+            + f" | {_mean(own, 'mean_step_ms'):.0f} | {_mean(own, 'objective_ms'):.1f} | "
+            f"{_mean(own, 'objective_mib'):.1f} | {own[0]['rate']:.2g} | {len(own)} |"
+        )
+    lines.append("")
+    for entry, own in _by_entry(r for r in records if "error" in r).items():
+        lines.append(f"- {entry}: {own[0]['error']} (seeds {[r['seed'] for r in own]})")
+    if order:
+        lines += _facts(task, order, good)
+    return [*lines, *_methods(good)]
+
+
+def _facts(task: str, order: list[str], good: dict[str, list[Record]]) -> list[str]:
+    """What the issue asks of the setting."""
+    losses = [e for e in order if good[e][0]["kind"] != "method"]
+    lines = []
+    if losses:
+        best, worst = (100 * _mean(good[e], "recall@1") for e in (losses[0], losses[-1]))
+        lines.append(f"Best and worst loss differ by {best - worst:.1f} points of Recall@1.")
+    spreads = {}
+    for entry in order:
+        values = [100 * r["recall@1"] for r in good[entry]]
+        spreads[entry] = max(values) - min(values)
+    wide = max(spreads, key=spreads.__getitem__)
+    lines.append(f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}).")
+    if task == "icons":
+        low = [e for e in losses if _mean(good[e], "recall@1") < 0.7]
+        lines.append(
+            "Every loss reaches 70 Recall@1."
+            if not low
+            else "Below 70 Recall@1: " + "; ".join(f"{e} ({WHY[e]})" if e in WHY else e for e in low) + "."
+        )
+    return ["\n".join(lines), ""]
+
+
+def _methods(good: dict[str, list[Record]]) -> list[str]:
+    """Whether a method helps its host."""
+    pairs = [(m, h) for m, h in HOSTS.items() if m in good and h in good]
+    if not pairs:
+        return []
+    lines = [
+        "| method | host | Recall@1, points | MAP@R, points | step, times the host's | helps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for method, host in pairs:
+        mine, theirs = good[method], good[host]
+        gains = [100 * (_mean(mine, k) - _mean(theirs, k)) for k in ("recall@1", "map@r")]
+        noise = max(100 * abs(r["map@r"] - _mean(g, "map@r")) for g in (mine, theirs) for r in g)
+        helps = "yes" if gains[1] > noise else "no" if gains[1] < -noise else "within the seeds' spread"
+        slower = _mean(mine, "mean_step_ms") / _mean(theirs, "mean_step_ms")
+        lines.append(
+            f"| {method} | {host} | {gains[0]:+.1f} | {gains[1]:+.1f} | {slower:.2f} | {helps} |"
+        )
+    return [*lines, ""]
+
+
+def _plot_time(found: list[Record], path: Path) -> None:
+    Figure = require("matplotlib.figure").Figure
+    tasks = list(dict.fromkeys(r["task"] for r in found))
+    figure = Figure(figsize=(6.4 * len(tasks), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for task, axis in zip(tasks, axes, strict=True):
+        good = _by_entry(r for r in found if r["task"] == task and "error" not in r)
+        ranked = sorted(good, key=lambda e: -_mean(good[e], "recall@1"))
+        for place, entry in enumerate(ranked):
+            own = good[entry]
+            x, y = _mean(own, "mean_step_ms"), 100 * _mean(own, "recall@1")
+            values = [100 * r["recall@1"] for r in own]
+            axis.errorbar(
+                x,
+                y,
+                yerr=[[y - min(values)], [max(values) - y]],
+                fmt="o",
+                ms=4,
+                color=COLOURS[own[0]["kind"]],
+            )
+            if place < 6 or place >= len(ranked) - 4 or own[0]["kind"] == "method":
+                axis.annotate(entry, (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points")
+        axis.set(title=task, xlabel="time per step, ms", ylabel="Recall@1", xscale="log")
+        axis.grid(alpha=0.3)
+        shown = dict.fromkeys(g[0]["kind"] for g in good.values())
+        axis.legend(
+            handles=[
+                require("matplotlib.lines").Line2D([], [], marker="o", ls="", color=COLOURS[k], label=k)
+                for k in shown
+            ]
+        )
+    figure.savefig(path, dpi=150)
+
+
+def _plot_sizes(sizes: list[Record], costs: list[Record], path: Path) -> None:
+    """Recall@1, then time and memory of the loss's step, against batch size; theirs dashed, a cross where
+    it ran out of memory or time."""
+    Figure = require("matplotlib.figure").Figure
+    figure = Figure(figsize=(14, 4.4), layout="constrained")
+    recall, clock, memory = figure.subplots(1, 3)
+    entries = list(dict.fromkeys(r["entry"] for r in sizes))
+    for k, entry in enumerate(entries):
+        own = [r for r in sizes if r["entry"] == entry and "error" not in r]
+        batches = sorted({r["batch"] for r in own})
+        means = [100 * _mean([r for r in own if r["batch"] == b], "recall@1") for b in batches]
+        recall.plot(batches, means, "o-", color=f"C{k}", label=entry, ms=4)
+        for axis, key in ((clock, "ms"), (memory, "extra_mib")):
+            for contender, style in (("auto", "-"), ("pml", "--")):
+                known = [
+                    r
+                    for r in costs
+                    if r["loss"].partition(":")[0] == entry and r["contender"] == contender
+                ]
+                there = [(r["batch"], r[key]) for r in known if r.get(key) not in (None, "", -1)]
+                if there:
+                    axis.plot(*zip(*sorted(there), strict=True), style, color=f"C{k}", marker="o", ms=3)
+                failed = sorted(
+                    r["batch"] for r in known if r["status"] in ("out of memory", "timed out")
+                )
+                if failed:
+                    top = max((v for _, v in there), default=1.0)
+                    axis.plot(failed[0], 2 * top, "x", color=f"C{k}", ms=9)
+    for axis, label in (
+        (recall, "Recall@1 at equal images seen"),
+        (clock, "loss's step, ms"),
+        (memory, "memory beyond inputs and gradients, MiB"),
+    ):
+        axis.set(xscale="log", xlabel="batch size", ylabel=label)
+        axis.set_xscale("log", base=2)
+        axis.grid(alpha=0.3)
+    clock.set_yscale("log")
+    memory.set_yscale("log")
+    recall.legend(fontsize=7)
+    words = "solid: fastdml, dashed: pytorch-metric-learning,\ncross: out of memory or time"
+    clock.set_title(words, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def _size_section(sizes: list[Record], costs: list[Record], plot: str) -> list[str]:
+    batches = sorted({r["batch"] for r in sizes})
+    seen = sizes[0]["steps"] * sizes[0]["batch"]
+    lines = [
+        "## Batch size\n",
+        f"Recall@1 on the glyphs after about {seen:,} images, whatever the batch size; the rate goes "
+        "with its root (at most 0.03).\n",
+        "| | " + " | ".join(map(str, batches)) + " |",
+        "|---|" + "---|" * len(batches),
+    ]
+    for entry in dict.fromkeys(r["entry"] for r in sizes):
+        cells = []
+        for b in batches:
+            own = [
+                r for r in sizes if r["entry"] == entry and r["batch"] == b and "error" not in r
+            ]
+            cells.append(_spread(own, "recall@1") if own else "")
+        lines.append(f"| {entry} | " + " | ".join(cells) + " |")
+    lines.append("")
+    known = sorted({r["batch"] for r in costs})
+    if known:
+        lines += [
+            "A step of the loss alone: ours, and pytorch-metric-learning's (time; memory beyond inputs and "
+            "gradients).\n",
+            "| | " + " | ".join(map(str, known)) + " |",
+            "|---|" + "---|" * len(known),
+        ]
+        for entry in dict.fromkeys(r["loss"] for r in costs):
+            for contender, words in (("auto", "ours"), ("pml", "theirs")):
+                cells = []
+                for b in known:
+                    own = [
+                        r
+                        for r in costs
+                        if (r["loss"], r["batch"], r["contender"]) == (entry, b, contender)
+                    ]
+                    cells.append(_cost(own[0]) if own else "")
+                lines.append(f"| {entry}, {words} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return [*lines, f"![Recall@1, time and memory against batch size]({plot})\n"]
+
+
+def _cost(record: Record) -> str:
+    if record["status"] in ("out of memory", "timed out", "unavailable", "failed", "wrong"):
+        return record["status"]
+    note = ", another result" if record["status"] == "differs" else ""
+    return f"{record['ms']:.1f} ms, {max(0.0, record['extra_mib']):.0f} MiB{note}"

@@ -1,0 +1,328 @@
+"""Trains every loss and every method at equal budget on real images, and writes docs/leaderboard.md.
+
+    python benchmarks/leaderboard.py [--minutes M] [--stages tune,runs,sizes,costs,report]
+
+Stages, each resumable: what is in the output folder is not done again, and after `--minutes` no training
+begins. With `--part 1/2` and `--part 2/2` two processes share the work.
+
+tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
+        validation classes, with half the steps and a seed of its own
+runs    every entry, three seeds, both sets of images
+sizes   six losses against batch size, at equal numbers of images seen
+costs   time and memory of a step of these at those sizes, and pytorch-metric-learning's
+report  tables and plots of what is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own messages
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from board import data, report  # noqa: E402
+from board.entries import entries  # noqa: E402
+from board.plan import Budget, Plan  # noqa: E402
+from board.run import fit, measure  # noqa: E402
+
+from fastdml.demo.extras import require  # noqa: E402
+from fastdml.methods import Coordinate, balance_search  # noqa: E402
+
+STAGES = ("tune", "runs", "sizes", "costs", "report")
+STEPS = 220
+BATCH = 256
+SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SEEN = 131_072  # images that a run of `sizes` sees
+TUNING_SEED = 100
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Session:
+    """Where results go, when to stop, and what to show."""
+
+    output: Path
+    deadline: float
+    part: tuple[int, int]
+    quick: bool
+    steps: int = STEPS
+    bars: Any = None
+    done: int = 0
+
+    def read(self, name: str) -> list[Record]:
+        path = self.output / f"{name}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:  # of an interrupted run
+                continue
+        return found
+
+    def append(self, name: str, record: Record) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        with (self.output / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def over(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def mine(self, jobs: list[Any]) -> list[Any]:
+        """This process's share."""
+        k, n = self.part
+        return jobs[k - 1 :: n]
+
+    @contextmanager
+    def each(self, title: str, jobs: list[Any]) -> Iterator[Iterator[tuple[Any, Callable]]]:
+        """Jobs until time is up, each with a function to tell of its steps."""
+        whole = self.bars.add_task(title, total=len(jobs), note="")
+        inner = self.bars.add_task("", total=1, note="", visible=False)
+
+        def going() -> Iterator[tuple[Any, Callable]]:
+            for job in jobs:
+                if self.over():
+                    break
+
+                def tick(step: int, loss: float, of: str = str(job[0]), steps: int = job[1]) -> None:
+                    self.bars.update(
+                        inner,
+                        description=of[:28],
+                        total=steps,
+                        completed=step + 1,
+                        note=f"loss {loss:.4f}",
+                        visible=True,
+                    )
+
+                yield job[2:], tick
+                self.bars.advance(whole)
+
+        yield going()
+        self.bars.remove_task(inner)
+
+
+def _budget(session: Session, rates: dict[str, float], **changes: Any) -> Budget:
+    steps, batch = (4, 32) if session.quick else (session.steps, BATCH)
+    chosen = {k: v for k, v in rates.items() if k in ("rate", "proxy_rate")}
+    settings = {"steps": steps, "batch": batch, "shared": session.output / "sources", **chosen}
+    return Budget(**{**settings, **changes})
+
+
+def _task(session: Session, name: str) -> data.Task:
+    return data.load(name, 40 if session.quick else None)
+
+
+def _tuning_file(session: Session, task: str, entry: str) -> Path:
+    safe = "".join(c if c.isalnum() else "-" for c in entry)
+    return session.output / "tuning" / f"{task}-{safe}.jsonl"
+
+
+def _rates(session: Session, task: str, entry: str) -> dict[str, float]:
+    """The best of what tuning saw; nothing: the defaults."""
+    path = _tuning_file(session, task, entry)
+    if not path.exists():
+        return {}
+    trials = [json.loads(line) for line in path.read_text().splitlines()]
+    best = max(trials, key=lambda t: t["score"])
+    return best["setting"] if best["score"] > -math.inf else {}
+
+
+def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
+    known = entries()
+    jobs = [(f"{e}, {t}", 1, t, e) for t in tasks for e in chosen]
+    with session.each("tune", session.mine(jobs)) as going:
+        for (task, entry), tick in going:
+            plan_of = known[entry][1]
+            half = _budget(session, {}).steps // 2
+
+            def evaluate(
+                setting: dict[str, float],
+                seed: int,
+                task: str = task,
+                plan_of: Callable[..., Plan] = plan_of,
+                half: int = half,
+                tick: Callable = tick,
+            ) -> float:
+                budget = _budget(session, setting, steps=half)
+                plan = plan_of(_task(session, task), budget, seed)
+                try:
+                    fit(plan, lambda step, loss: tick(step * 1 / half, loss))
+                except RuntimeError:  # the loss is not finite
+                    return -math.inf
+                return plan.validation()
+
+            probe = plan_of(_task(session, task), _budget(session, {}, steps=half), TUNING_SEED)
+            space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
+            if any(True for part in probe.learnt for _ in part.parameters()):
+                space["proxy_rate"] = Coordinate(10, 0.1, 1000)
+            path = _tuning_file(session, task, entry)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            balance_search(
+                evaluate,
+                space,
+                budget=2 if session.quick else 7,
+                seeds=(TUNING_SEED,),
+                ratios=(10**0.5,),
+                cache=path,
+            )
+
+
+def runs(session: Session, tasks: list[str], chosen: list[str], seeds: int) -> None:
+    known = entries()
+    there = {(r["task"], r["entry"], r["seed"]) for r in session.read("leaderboard")}
+    # A seed of everything before the next one: an interrupted board is whole, with less of a spread.
+    jobs = []
+    for seed in range(seeds):
+        for task in tasks:
+            for entry in chosen:
+                budget = _budget(session, _rates(session, task, entry))
+                jobs.append((f"{entry}, {task}", budget.steps, task, entry, seed, budget))
+    jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
+    with session.each("runs", jobs) as going:
+        for (task, entry, seed, budget), tick in going:
+            record = _settings(task, entry, seed, budget) | {"kind": known[entry][0]}
+            try:
+                record |= measure(known[entry][1](_task(session, task), budget, seed), tick)
+            except RuntimeError as error:
+                record["error"] = str(error)
+            session.append("leaderboard", record)
+
+
+def sizes(session: Session, seeds: int) -> None:
+    """On the glyphs, which have classes enough. The rate goes with the root of the batch size."""
+    known = entries()
+    there = {(r["entry"], r["batch"], r["seed"]) for r in session.read("leaderboard-sizes")}
+    jobs = []
+    for seed in range(seeds):
+        for entry in SIZED:
+            for batch in SIZES[: 2 if session.quick else None]:
+                seen = 256 if session.quick else SEEN
+                rates = _rates(session, "glyphs", entry)
+                rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
+                budget = _budget(session, rates, steps=seen // batch, batch=batch)
+                budget = dataclasses.replace(budget, rate=rate)
+                jobs.append((f"{entry}, {batch}", budget.steps, entry, batch, seed, budget))
+    jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
+    with session.each("batch sizes", jobs) as going:
+        for (entry, _, seed, budget), tick in going:
+            record = _settings("glyphs", entry, seed, budget)
+            try:
+                record |= measure(known[entry][1](_task(session, "glyphs"), budget, seed), tick)
+            except RuntimeError as error:
+                record["error"] = str(error)
+            session.append("leaderboard-sizes", record)
+
+
+def costs(session: Session, timeout: float) -> None:
+    """By fastdml's benchmark: contenders in turn, each checked against float64, memory in a process."""
+    from fastdml.bench.device import device
+    from fastdml.bench.measure import Settings
+    from fastdml.bench.measure import measure as compare
+    from fastdml.bench.presets import USUAL
+    from fastdml.bench.workload import Workload
+
+    limit = int(device("cpu").available() * 2 / 3)
+    settings = Settings(torch.get_num_threads(), 2.0, limit, timeout)
+    there = {(r["loss"].partition(":")[0], r["batch"]) for r in session.read("leaderboard-costs")}
+    jobs = [
+        (f"{loss}, {b}", 1, loss, b)
+        for loss in SIZED
+        for b in SIZES[: 1 if session.quick else None]
+        if (loss, b) not in there
+    ]
+    with session.each("costs", session.mine(jobs)) as going:
+        for (loss, batch), tick in going:
+            workload = Workload(loss, batch, options=USUAL.get(loss, ()))
+            found = compare(workload, ("auto", "pml"), settings, lambda what, share, t=tick: t(share - 1, 0))
+            for record in found:
+                session.append("leaderboard-costs", dataclasses.asdict(record))
+
+
+def _settings(task: str, entry: str, seed: int, budget: Budget) -> Record:
+    return {
+        "task": task,
+        "entry": entry,
+        "seed": seed,
+        "steps": budget.steps,
+        "batch": budget.batch,
+        "rate": budget.rate,
+        "proxy_rate": budget.proxy_rate,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": report.commit(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--minutes", type=float, default=math.inf, help="after which no training begins")
+    add("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
+    add("--tasks", default=",".join(data.NAMES))
+    add("--entry", action="append", help="one of them; repeat it (default: all)")
+    add("--seeds", type=int, default=3)
+    add("--steps", type=int, default=STEPS, help="of every run")
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--timeout", type=float, default=60.0, help="seconds of one step in `costs`")
+    add("--part", default="1/1", help="K/N: this process's share of the jobs")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / "leaderboard")
+    add("--docs", type=Path, default=ROOT / "docs", help="where leaderboard.md goes")
+    add("--quick", action="store_true", help="a smoke run on few classes; its figures mean nothing")
+    options = parser.parse_args()
+    known = entries()
+    chosen = options.entry or list(known)
+    stages, tasks = options.stages.split(","), options.tasks.split(",")
+    for given, allowed, name in (
+        (chosen, known, "--entry"),
+        (stages, STAGES, "--stages"),
+        (tasks, data.NAMES, "--tasks"),
+    ):
+        for value in given:
+            if value not in allowed:
+                parser.error(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    k, n = (int(x) for x in options.part.split("/"))
+    if not 1 <= k <= n:
+        parser.error(f"--part: expected K/N with 1 <= K <= N, got {options.part}")
+    torch.set_num_threads(options.threads)
+    session = Session(
+        options.output, time.monotonic() + 60 * options.minutes, (k, n), options.quick, options.steps
+    )
+    bar = require("rich.progress")
+    with bar.Progress(
+        bar.TextColumn("{task.description:<28}"),
+        bar.BarColumn(bar_width=20),
+        bar.MofNCompleteColumn(),
+        bar.TextColumn("{task.fields[note]}"),
+        bar.TimeElapsedColumn(),
+        bar.TimeRemainingColumn(),
+    ) as session.bars:
+        if "tune" in stages:
+            tune(session, tasks, chosen)
+        if "runs" in stages:
+            runs(session, tasks, chosen, options.seeds)
+        if "sizes" in stages:
+            sizes(session, 1)
+        if "costs" in stages:
+            costs(session, options.timeout)
+    if "report" in stages:
+        for path in report.write(session, options.docs):
+            print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""What a second pass through a network needs to be the first one again: random numbers and buffers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RandomState:
+    """The generators of torch (CPU and the devices given), Python and numpy, as they stand.
+
+    Networks draw from all of them: dropout from torch's, layer-drop and augmentation from any.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._torch = torch.get_rng_state()
+        self._devices = {
+            device: torch.get_device_module(device).get_rng_state(device) for device in devices
+        }
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._torch)
+        for device, state in self._devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+
+def generators(tensors: Iterable[Tensor], model: Callable[..., Any]) -> set[torch.device]:
+    """Devices whose generator a network may draw from: those of its inputs and parameters."""
+    found = {t.device for t in tensors}
+    if isinstance(model, nn.Module):
+        found |= {p.device for p in model.parameters()}
+    return {device for device in found if device.type not in ("cpu", "meta")}
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Afterwards all generators are where they were."""
+    before = RandomState(devices)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+class Buffers:
+    """Buffers of modules as they stand: running statistics, power iterations, counters."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def save(self, model: Callable[..., Any]) -> None:
+        """Those of one more module; what is there already stays as it was."""
+        if isinstance(model, nn.Module):
+            for buffer in model.buffers():
+                if id(buffer) not in self._saved:
+                    self._saved[id(buffer)] = (buffer, buffer.detach().clone())
+
+    def restore(self) -> None:
+        for buffer, saved in self._saved.values():
+            # .data: most buffers have not changed and may be part of somebody's graph, which a write
+            # would make useless; batch-norm writes past autograd too.
+            buffer.data.copy_(saved)

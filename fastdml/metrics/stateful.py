@@ -1,0 +1,138 @@
+"""Metrics that grow batch by batch, in torchmetrics' form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import definitions, inputs
+from .evaluation import evaluate
+from .problem import metric_of
+from .result import Evaluation
+
+if TYPE_CHECKING:
+    from ._metric import Metric
+else:
+    try:
+        from torchmetrics import Metric
+    except ImportError:
+        from ._metric import Metric
+
+
+class RetrievalMetrics(Metric):
+    """Retrieval metrics of all the embeddings that were shown to it since the last reset.
+
+    A :class:`torchmetrics.Metric` where torchmetrics is installed, so that it goes into a MetricCollection
+    and Lightning moves, resets and logs it (``self.log_dict(metric.compute())`` at the end of an epoch); the
+    same form without. States are gathered over the ranks of a process group before they are computed; ranks
+    may hold different numbers.
+
+    Args:
+        metrics, k, far, similarity: as in :func:`fastdml.metrics.evaluate`.
+        storage: type in which embeddings are kept, such as ``torch.float16``; None: as they come.
+        gallery: whether queries and gallery are told apart: ``update(..., is_query=...)`` then says which
+            of the two every row is. False: every item queries all the others.
+        prefix: put before the keys of the result.
+        kwargs: those of torchmetrics, such as ``dist_sync_on_step``.
+
+    Raises:
+        ValueError: an argument is not as described.
+
+    Example::
+
+        metric = RetrievalMetrics(("recall", "map@r"), k=(1, 10))
+        for images, labels in loader:
+            metric.update(network(images), labels)
+        metric.compute()  # {"recall@1": ..., "recall@10": ..., "map@r": ...}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    embeddings: list[Tensor]
+    labels: list[Tensor]
+    queries: list[Tensor]
+
+    def __init__(
+        self,
+        metrics: str | Iterable[str] | None = ("recall", "map@r"),
+        k: int | Iterable[int] = (1, 4),
+        far: float | Iterable[float] = (1e-3, 1e-2),
+        similarity: str = "cosine",
+        storage: torch.dtype | None = None,
+        gallery: bool = False,
+        prefix: str = "",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.ks, self.fars = inputs.integers(k, "k"), inputs.fractions(far, "far")
+        self.metrics = [a.key for a in definitions.asked(metrics, self.ks, self.fars)]
+        self.similarity = metric_of(similarity, None).name
+        if storage is not None and not (isinstance(storage, torch.dtype) and storage.is_floating_point):
+            raise ValueError(f"storage: expected a floating point type, got {storage!r}")
+        self.storage, self.gallery, self.prefix = storage, bool(gallery), str(prefix)
+        for state in ("embeddings", "labels", "queries"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Tensor, labels: Tensor, is_query: Tensor | bool | None = None) -> None:
+        """Adds a batch.
+
+        Args:
+            embeddings: ``[B, D]`` floating point.
+            labels: ``[B]`` integers, a tensor, array or list.
+            is_query: with ``gallery=True``, a bool for the batch or ``[B]`` bools: queries, or else gallery.
+        """
+        given = inputs.embeddings(embeddings, "embeddings")
+        found = torch.from_numpy(inputs.labels(labels, len(given), "labels"))
+        if (is_query is not None) != self.gallery:
+            raise ValueError("is_query: expected exactly with gallery=True")
+        x = given.tensor(0, len(given), self.storage or _type(given.data), given.device)
+        mark = torch.as_tensor(False if is_query is None else is_query)
+        if mark.dtype != torch.bool or mark.shape not in ((), (len(x),)):
+            raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {mark.dtype}")
+        # The caller may write to a tensor once it was handed over.
+        self.embeddings.append(x.clone() if x.data_ptr() == _pointer(given.data) else x)
+        self.labels.append(found.to(x.device))
+        self.queries.append(mark.to(x.device).expand(len(x)).clone())
+
+    def evaluate(self) -> Evaluation:
+        """The whole :class:`fastdml.metrics.Evaluation` of what this process holds."""
+        if not len(self.embeddings):
+            raise ValueError("embeddings: expected at least one batch before compute")
+        embeddings, labels, queries = (
+            torch.cat(list(held)) if isinstance(held, (list, tuple)) else held
+            for held in (self.embeddings, self.labels, self.queries)
+        )
+        chosen: dict[str, Any] = {
+            "metrics": self.metrics,
+            "k": self.ks,
+            "far": self.fars,
+            "similarity": self.similarity,
+        }
+        if not self.gallery:
+            return evaluate(embeddings, labels, **chosen)
+        others = ~queries
+        if not queries.any() or not others.any():
+            raise ValueError("is_query: expected at least one query and one row of the gallery")
+        return evaluate(
+            embeddings[queries], labels[queries], embeddings[others], labels[others], **chosen
+        )
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metrics as float64 tensors, of all ranks' batches."""
+        device = self.embeddings[0].device if len(self.embeddings) else torch.device("cpu")
+        return {
+            self.prefix + key: torch.tensor(value, dtype=torch.float64, device=device)
+            for key, value in self.evaluate().items()
+        }
+
+
+def _type(x: Any) -> torch.dtype:
+    return x.dtype if isinstance(x, Tensor) else torch.from_numpy(x[:0]).dtype
+
+
+def _pointer(x: Any) -> int:
+    return x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data

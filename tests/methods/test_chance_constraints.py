@@ -1,0 +1,180 @@
+"""CCP: relocation and the loss against the release's golden values, the schedule against a loop."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from method_tools import batches, randn, same_state, saved
+from torch import nn
+
+from fastdml import losses
+from fastdml.methods import ChanceConstraints, ProximalTerm, draw_each_class, greedy_k_centers
+
+GOLDEN, FULL = ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"
+C, D, K = 5, 6, 3
+
+
+def load(case):
+    with np.load(GOLDEN / f"{case}.npz") as stored:
+        return {name: torch.from_numpy(np.array(stored[name])) for name in stored}
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="the full set of golden values is not here")
+def test_copy_equals_the_full_set():
+    name = "ccp_greedy_k_center.npz"
+    assert (GOLDEN / name).read_bytes() == (FULL / name).read_bytes()
+
+
+def test_golden_k_center_picks():
+    stored = load("ccp_greedy_k_center")
+    found = greedy_k_centers(stored["pool"], stored["init"], 4)
+    assert torch.equal(found.transpose(0, 1), stored["picks"])
+
+
+def test_golden_loss():
+    stored = load("ccp_contrastive")
+    host = losses.ContrastiveLoss(0, 0.5, similarity="ball_distance")
+    per_class = int((stored["proxy_labels"] == 0).sum())
+    ccp = ChanceConstraints(
+        nn.Linear(2, 2), len(stored["proxies"]) // per_class, 16, host, proxies_per_class=per_class
+    ).double()
+    ccp.proxy_labels = stored["proxy_labels"]
+    ccp.proxies.data = stored["proxies"].clone()
+    x = stored["x"].clone().requires_grad_()
+    loss = ccp(x, stored["y"])
+    loss.backward()
+    assert loss.item() == pytest.approx(stored["loss"].item(), rel=1e-9)
+    assert torch.allclose(x.grad, stored["grad_x"], rtol=1e-8, atol=1e-12)
+    assert torch.allclose(ccp.proxies.grad, stored["grad_proxies"], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_k_centers_one_class_at_a_time(normalize):
+    pool, centers = randn(C, 7, D), randn(C, 2, D, seed=1)
+    found = greedy_k_centers(pool, centers, 4, normalize=normalize)
+    for c in range(C):
+        at, have = pool[c], list(centers[c])
+        if normalize:
+            at, have = at / at.norm(dim=1, keepdim=True), [v / v.norm() for v in have]
+        for k in range(4):
+            far = [min(float((p - h).square().sum()) for h in have) for p in at]
+            pick = far.index(max(far))
+            have.append(at[pick])
+            assert torch.equal(found[c, k], pool[c, pick])
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, D)).double()
+
+
+def new(model, **kwargs):
+    torch.manual_seed(1)
+    settings = {"proxies_per_class": K, "pool_size": 4, "proximal_weight": 0.01, "decay": 0.5, "patience": 2}
+    return ChanceConstraints(model, C, D, **{**settings, **kwargs}).double()
+
+
+def test_patience_snapshots_and_the_next_problem():
+    """Scores and what is expected after each: problem, relocated, weight of the proximal term."""
+    model = network()
+    ccp, pools = new(model), []
+
+    def draw(b):
+        assert b == 4
+        pools.append(randn(C, b, D, seed=len(pools) + 10))
+        return pools[-1]
+
+    before = ccp.proxies.detach().clone()
+    ccp.relocate(draw)
+    existing = before.view(K, C, D).transpose(0, 1)
+    assert torch.equal(
+        ccp.proxies.view(K, C, D).transpose(0, 1), greedy_k_centers(pools[0], existing, K)
+    )
+    snapshots = []
+    scores = [0.5, 0.6, 0.6, 0.6 + 5e-6, 0.1, 0.2, 0.2, 0.1]
+    expected = [False, False, False, True, False, False, False, True]
+    for score, relocated in zip(scores, expected):
+        with torch.no_grad():
+            for p in [*model.parameters(), ccp.proxies]:
+                p.add_(randn(*p.shape, seed=len(snapshots)))
+        snapshots.append([p.detach().clone() for p in [*model.parameters(), ccp.proxies]])
+        assert ccp.evaluated(score, draw) == relocated
+        if relocated:
+            best = snapshots[1] if ccp.problem == 1 else snapshots[5]
+            assert all(torch.equal(a, b) for a, b in zip(ccp.proximal.origin, best))
+            existing = best[-1].view(K, C, D).transpose(0, 1)
+            chosen = greedy_k_centers(pools[-1], existing, K).transpose(0, 1).reshape(K * C, D)
+            assert torch.equal(ccp.proxies, chosen)
+            assert all(torch.equal(p, q) for p, q in zip(model.parameters(), snapshots[-1]))
+            assert ccp.proximal.weight == 0.01 * 0.5**ccp.problem
+    assert ccp.problem == 2 and len(pools) == 3
+
+
+def test_small_pools():
+    ccp = new(network(), pool_size=2)
+    assert ccp.drawn == 2 * K  # below K
+    one = new(network(), pool_size=1)
+    pool = randn(C, K, D)
+    one.relocate(lambda b: pool[:, :b])
+    assert torch.equal(one.proxies.view(K, C, D), pool.transpose(0, 1))
+    with pytest.raises(ValueError, match="draw: expected a tensor of shape"):
+        one.relocate(lambda b: pool[:, :1])
+
+
+def test_proximal_term_in_the_loss_or_in_the_gradients():
+    one, two = network(), network()
+    first, second = ProximalTerm(one, 0.3), ProximalTerm(two, 0.3)
+    assert first().item() == 0
+    origin = [p.detach().clone() for p in one.parameters()]
+    first.move(), second.move()
+    with torch.no_grad():
+        for p, q in zip(one.parameters(), two.parameters()):
+            p.add_(randn(*p.shape)), q.copy_(p)
+    x = randn(3, 4)
+    (one(x).sum() + first()).backward()
+    two(x).sum().backward()
+    second.add_to_gradients()
+    plain = sum(((p - o) ** 2).sum() for p, o in zip(one.parameters(), origin))
+    assert torch.allclose(first(), 0.15 * plain)
+    assert all(torch.allclose(p.grad, q.grad) for p, q in zip(one.parameters(), two.parameters()))
+
+
+def test_resumes_bit_for_bit_in_the_middle_of_a_problem():
+    """Trained, saved and loaded after a few steps, both go on alike, through a relocation."""
+
+    def steps(model, ccp, optimizer, first, last):
+        for step in range(first, last):
+            x, y = batches(1, 12, 4, C, seed=step)[0]
+            optimizer.zero_grad()
+            ccp(model(x), y).backward()
+            ccp.proximal.add_to_gradients()
+            optimizer.step()
+            pool = randn(C, ccp.drawn, D, seed=step)
+            ccp.evaluated([0.3, 0.2, 0.1][step % 3], lambda b, pool=pool: pool[:, :b])
+
+    def start():
+        model = network()
+        ccp = new(model)
+        return model, ccp, torch.optim.Adam([*model.parameters(), ccp.proxies], 0.01)
+
+    one = start()
+    steps(*one, 0, 4)
+    two = start()
+    for mine, theirs in zip(two[:2], one[:2]):
+        mine.load_state_dict(saved(theirs))
+    two[2].load_state_dict(copy.deepcopy(one[2].state_dict()))
+    steps(*one, 4, 10)
+    steps(*two, 4, 10)
+    assert one[1].problem >= 2
+    assert same_state(one[0], two[0]) and same_state(one[1], two[1])
+
+
+def test_draw_each_class():
+    labels = torch.tensor([2, 0, 1, 1, 0, 1])
+    found = draw_each_class(labels, 50, torch.Generator().manual_seed(0))
+    assert torch.equal(labels[found], torch.arange(3)[:, None].expand(3, 50))
+    assert set(found[1].tolist()) == {2, 3, 5}
+    with pytest.raises(ValueError, match="labels: expected a sample of every class"):
+        draw_each_class(torch.tensor([0, 2]), 3)

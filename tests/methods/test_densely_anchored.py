@@ -1,0 +1,163 @@
+"""DAS against the algorithm written out sample by sample."""
+
+import pytest
+import torch
+from method_tools import batches, randn, same_state, saved
+
+from fastdml import losses
+from fastdml.methods import DASLoss, DenselyAnchoredSampling, NormConstraint
+
+C, D, Z, K = 5, 7, 3, 2
+
+
+class Restated:
+    """Python dictionaries and lists, as in the paper's algorithm."""
+
+    def __init__(self):
+        self.frequency = [[0] * D for _ in range(C)]
+        self.queue = {c: [] for c in range(C)}
+
+    def remember(self, x, y):
+        for v, c in zip(x, y.tolist()):
+            for d in v.topk(K).indices.tolist():
+                self.frequency[c][d] += 1
+        for c in sorted(set(y.tolist())):
+            rows = [v for v, label in zip(x, y.tolist()) if label == c]
+            found = [a - b for a in rows for b in rows if not torch.equal(a, b)]
+            self.queue[c] = (self.queue[c] + found)[-Z:]
+
+
+def new(**kwargs):
+    return DenselyAnchoredSampling(C, D, 4, K, Z, (0.5, 2.0), 0.1, **kwargs).double()
+
+
+def test_the_memory_holds_what_the_algorithm_says():
+    das, plain = new(), Restated()
+    for x, y in batches(6, 17, D, C):
+        das.remember(x, y)
+        plain.remember(x, y)
+        assert das.frequency.tolist() == plain.frequency
+        for c in range(C):
+            queue = plain.queue[c]
+            assert int(das.stored[c]) == len(queue)
+            # FIFO: the oldest is where the next one goes, once the buffer is full.
+            oldest = int(das.next[c]) if len(queue) == Z else 0
+            mine = [das.differences[c, (oldest + k) % Z] for k in range(len(queue))]
+            assert all(torch.equal(a, b) for a, b in zip(mine, queue))
+
+
+def test_a_class_of_one_point_stores_nothing_and_a_large_class_its_last_differences():
+    das, plain = new(), Restated()
+    x = randn(60, D)
+    x[20:40] = x[19]
+    y = torch.tensor([0] * 20 + [1] * 20 + [0] * 20)
+    das.remember(x, y)
+    plain.remember(x, y)
+    assert das.stored.tolist() == [Z, 0, 0, 0, 0]
+    in_order = das.differences[0].roll(-int(das.next[0]), 0)
+    assert torch.equal(in_order, torch.stack(plain.queue[0]))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_is_produced(normalize):
+    """Every produced row is the source rescaled in the class's frequent channels plus a stored difference."""
+    das = new(normalize=normalize)
+    for x, y in batches(3, 17, D, C):
+        das.remember(x, y)
+    x, y = batches(1, 17, D, C, seed=1)[0]
+    made = das.produce(x, y).view(4, 17, D)
+    scales = []
+    for i, c in enumerate(y.tolist()):
+        order = sorted(range(D), key=lambda d: (-int(das.frequency[c, d]), d))
+        frequent, rest = order[:K], order[K:]
+        stored = das.differences[c, : max(1, int(das.stored[c]))]
+        for v in made[:, i]:
+            fits = []
+            for t in stored:
+                moved = x[i] + 0.1 * t
+                length = (v[rest] @ moved[rest]) / (moved[rest] @ moved[rest]) if normalize else 1.0
+                gamma = (v[frequent] / length - 0.1 * t[frequent]) / x[i, frequent]
+                if torch.allclose(v[rest], length * moved[rest], atol=1e-12):
+                    fits.append(gamma)
+            assert any(((g >= 0.5) & (g < 2.0)).all() for g in fits)
+            scales += [float(g.mean()) for g in fits[:1]]
+        if normalize:
+            assert torch.allclose(made[:, i].norm(dim=1), x.new_ones(4))
+    assert len(set(scales)) == len(scales)  # every sample and copy has draws of its own
+
+
+def test_gradient_flows_through_the_production_or_not():
+    x, y = batches(1, 9, D, C)[0]
+    for detach in (False, True):
+        das = new(detach=detach)
+        das.remember(x, y)
+        das.draws.step = 5
+
+        def produced(v, das=das):
+            das.draws.step = 5
+            return das.produce(v, y)
+
+        leaf = x.clone().requires_grad_()
+        if detach:
+            assert not produced(leaf).requires_grad
+        else:
+            assert torch.autograd.gradcheck(produced, leaf)
+
+
+def test_resumes_bit_for_bit_and_evaluation_leaves_the_memory():
+    run = batches(6, 17, D, C)
+    one = new(seed=3)
+    for x, y in run[:3]:
+        one(x, y)
+    two = new()
+    two.load_state_dict(saved(one))
+    torch.rand(7)  # the global stream does not matter
+    for x, y in run[3:]:
+        assert all(torch.equal(a, b) for a, b in zip(one(x, y), two(x, y)))
+    assert same_state(one, two)
+    one.eval()
+    before = one.frequency.clone()
+    one(*run[0])
+    assert torch.equal(before, one.frequency)
+
+
+def test_loss_with_an_auxiliary_term():
+    host = losses.MultiSimilarityLoss()
+    x, y = batches(1, 17, D, C)[0]
+    for auxiliary in (None, 0.5):
+        das = new()
+        found = DASLoss(host, das, auxiliary)(x, y)
+        das.draws.step, expected = 0, 0.0
+        v = torch.cat([x, das.produce(x, y)])
+        expected = host(v, y.repeat(5)) * (1 if auxiliary is None else auxiliary)
+        expected = expected + (0 if auxiliary is None else host(x, y))
+        assert torch.equal(found, expected)
+
+
+def test_norm_constraint():
+    term = NormConstraint(0.5, 0.9).double()
+    mean = None
+    for x, _ in batches(3, 6, D, C):
+        lengths = x.norm(dim=1)
+        mean = lengths.mean() if mean is None else 0.9 * mean + 0.1 * lengths.mean()
+        assert torch.allclose(term(x), 0.5 * ((lengths - mean) ** 2).mean())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"channels": D + 1}, "channels: expected an integer from 1 to 7, got 8"),
+        ({"scale": (1.0, 0.5)}, "scale: expected"),
+        ({"produced": 0}, "produced: expected"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DenselyAnchoredSampling(C, D, **arguments)
+
+
+def test_refuses_labels_and_dimensions():
+    with pytest.raises(ValueError, match="labels: expected values in"):
+        new()(torch.randn(2, D), torch.tensor([0, C]))
+    with pytest.raises(ValueError, match="embeddings: expected 7 dimensions, got 6"):
+        new()(torch.randn(2, D - 1), torch.tensor([0, 1]))

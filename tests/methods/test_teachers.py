@@ -1,0 +1,125 @@
+"""Embedding transfer and self-distillation against steps written out."""
+
+import pytest
+import torch
+from method_tools import batches, randn, same_state, saved
+from torch import nn
+from torch.nn import functional as F
+
+from fastdml import losses
+from fastdml.methods import EmbeddingTransfer, SelfDistillation, views
+
+
+def network(outputs=4, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs)).double()
+
+
+def test_transfer_of_two_views_to_a_smaller_dimension():
+    source, target = network(7), network(3, 1)
+    transfer = EmbeddingTransfer(source)
+    x = randn(6, 5)
+    both = views(x, lambda t: t + 0.1, lambda t: 2 * t)
+    assert torch.equal(both, torch.cat([x + 0.1, 2 * x]))
+    embeddings = target(both)
+    found = transfer(embeddings, both)
+
+    t = F.normalize(network(7).eval()(both))
+    d = torch.cdist(embeddings, embeddings)
+    r = d / d.mean(1, keepdim=True)
+    w = (-torch.cdist(t, t).square()).exp()
+    terms = w * r**2 + (1 - w) * (1 - r).relu() ** 2
+    true = terms[~torch.eye(12, dtype=torch.bool)].sum() / 12
+    assert torch.allclose(found, true)
+    assert torch.equal(found, transfer(embeddings, teacher=transfer.relations(both)))
+    assert not list(transfer.parameters()) and not saved(transfer)
+    transfer.train()
+    assert not source.training
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.RKDDistanceLoss(), losses.PKTLoss(), losses.DarkRankLoss()]
+)
+def test_any_relational_loss(loss):
+    transfer = EmbeddingTransfer(network(7), loss)
+    leaf = randn(8, 3).requires_grad_()
+    transfer(leaf, randn(8, 5, seed=1)).backward()
+    assert leaf.grad.abs().sum() > 0
+
+
+def test_transfer_refuses():
+    with pytest.raises(ValueError, match="images: expected either"):
+        EmbeddingTransfer(network())(randn(2, 4))
+    with pytest.raises(ValueError, match="augmentations: expected at least one"):
+        views(randn(2, 4))
+
+
+def kl(student, teacher, tau=2.0):
+    t, s = (teacher @ teacher.T / tau).log_softmax(1), (student @ student.T / tau).log_softmax(1)
+    return (t.exp() * (t - s)).sum(1).mean()
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_distillation_over_epochs(average, variant):
+    """Every value of two epochs of three steps, with a teacher kept by hand."""
+    model, host = network(), losses.MultiSimilarityLoss()
+    lists = losses.ListwiseSelfDistillationLoss(2.0)
+    lsd = SelfDistillation(
+        model, host, 4, 50, distillation=lists, average=average, variant=variant
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    teacher = network()
+    for epoch in range(3):
+        lsd.begin_epoch(epoch)
+        if average is None or epoch == 0:
+            teacher.load_state_dict(model.state_dict())
+        teacher.train(variant == "released")
+        for x, y in batches(3, 12, 5, 4, seed=epoch):
+            embeddings = F.normalize(model(x))
+            loss = lsd(embeddings, y, x)
+            with torch.no_grad():
+                expected = host(embeddings, y)
+                if epoch:
+                    expected = expected + epoch / 4 * 50 * 4 * kl(embeddings, teacher(x))
+            assert torch.allclose(loss, expected, rtol=1e-9)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            lsd.step()
+            if average is not None:
+                for mine, theirs in zip(teacher.parameters(), model.parameters()):
+                    mine.data = 0.9 * mine.data + 0.1 * theirs.data
+                for mine, theirs in zip(teacher.buffers(), model.buffers()):
+                    mine.copy_(theirs)
+
+
+def test_distillation_resumes_in_the_middle_of_an_epoch():
+    def start():
+        model = network()
+        lsd = SelfDistillation(model, losses.MultiSimilarityLoss(), 3, average=0.8)
+        return model, lsd, torch.optim.SGD(model.parameters(), 0.01)
+
+    def steps(model, lsd, optimizer, run):
+        for x, y in run:
+            optimizer.zero_grad()
+            lsd(model(x), y, x).backward()
+            optimizer.step()
+            lsd.step()
+
+    run = batches(4, 12, 5, 4)
+    one, two = start(), start()
+    one[1].begin_epoch(1)
+    steps(*one, run[:2])
+    for mine, theirs in zip(two[:2], one[:2]):
+        mine.load_state_dict(saved(theirs))
+    steps(*one, run[2:]), steps(*two, run[2:])
+    assert same_state(one[0], two[0]) and same_state(one[1], two[1])
+    assert two[1].epoch == 1 and not any(p.requires_grad for p in two[1].teacher.parameters())
+
+
+def test_distillation_refuses():
+    with pytest.raises(ValueError, match="average: expected None or a number"):
+        SelfDistillation(network(), nn.Identity(), 3, average=1.0)
+    with pytest.raises(ValueError, match="epoch: expected an integer from 0 to 3"):
+        SelfDistillation(network(), nn.Identity(), 3).begin_epoch(4)
