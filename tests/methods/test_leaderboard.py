@@ -55,7 +55,7 @@ def test_two_steps(entry, tmp_path):
 
 
 def test_report_of_what_is_there(tmp_path):
-    class Session:
+    class Work:
         quick = False
 
         def read(self, name):
@@ -76,7 +76,7 @@ def test_report_of_what_is_there(tmp_path):
             found.append({**common, **failed})
             return json.loads(json.dumps(found))
 
-    paths = report.write(Session(), tmp_path)
+    paths = report.write(Work(), tmp_path)
     assert all(p.stat().st_size > 0 for p in paths)
     text = (tmp_path / "leaderboard.md").read_text()
     assert "| multi_similarity | pairs | 91.0 ± 1.0 | 52.0 ± 2.0 |" in text
