@@ -50,7 +50,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "softmax_cross_entropy": {"among": True},
     "arc_face": {"sub_centers": 1},
     "sup_con": {"push": 1.0, "pull": 1.0},
-    "n_pair": {"one_vs_one": False, "paired": False},
+    "n_pair": {"one_vs_one": False, "paired": False, "padded": False},
     "info_nce": {"columns_weight": 0.5},
     "log_sum_exp": {"negatives_only": False, "learnable_scale": True},
     "triplet_margin": {"smooth": False, "positives": "all", "negatives": "all"},

@@ -30,6 +30,7 @@ class NPair(RowLoss):
 
     paired: the positive is among the candidates, the only one of the anchor's class, and there are no
     row_values.
+    padded: col_values [1, N] are 0 for candidates that are none, and 1.
     """
 
     name = "n_pair"
@@ -37,6 +38,7 @@ class NPair(RowLoss):
 
     one_vs_one: bool = False
     paired: bool = False
+    padded: bool = False
     similarity: str = dataclasses.field(default="dot", kw_only=True)
 
     @classmethod
@@ -46,13 +48,18 @@ class NPair(RowLoss):
             cls(True, similarity="cosine"),
             cls(False, True, similarity="cosine"),
             cls(True, True, similarity="distance"),
+            cls(padded=True, similarity="cosine"),
+            cls(True, padded=True, similarity="distance"),
         ]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
-        return {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+        found = {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+        if self.padded:
+            found["col_values"] = (torch.arange(columns) % 3 > 0).float()[None]
+        return found
 
     def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, float(self.one_vs_one), float(self.paired))
+        return (self.metric.sign, float(self.one_vs_one), float(self.paired), float(self.padded))
 
     def spec(self, rows: Rows) -> Tensor:
         if self.paired:
@@ -60,10 +67,14 @@ class NPair(RowLoss):
         else:
             assert rows.row_values is not None
             own = rows.row_values[:, :1]
+        negative = rows.negative
+        if self.padded:
+            assert rows.col_values is not None
+            negative = negative & (rows.col_values[0] > 0)
         gap = self.metric.sign * (rows.s - own)
         if self.one_vs_one:
-            return masked_sum(softplus(gap), rows.negative)
-        return log_sum_exp_with_one(gap, rows.negative)
+            return masked_sum(softplus(gap), negative)
+        return log_sum_exp_with_one(gap, negative)
 
 
 class NPairsLoss(SampleLoss):
@@ -89,9 +100,10 @@ class NPairsLoss(SampleLoss):
         similarity: "cosine" by default; on distances, signs turn.
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
-    negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
-    many classes have two samples, where a compiled graph breaks: torch.compile(fullgraph=True) takes form
-    "all" only. Other arguments: see `SampleLoss`.
+    negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" ask how many classes have two
+    samples, where a compiled graph breaks: torch.compile(fullgraph=True) takes form "all" only. On a GPU
+    that is a wait, which "mean" and "sum" without `indices_tuple` do not need: there the pairs are padded to
+    half the batch. Other arguments: see `SampleLoss`.
     """
 
     def __init__(
@@ -174,12 +186,17 @@ def n_pairs(
     assert y is not None
     if (anchors is None) != (positives is None):
         raise ValueError("positives: expected anchors and positives together")
-    weight, paired = None, False
+    weight, kept, paired = None, None, False
     if anchors is not None and positives is not None:
         rows = y.new_empty(2, 0)
         check.pairs((anchors, positives, rows[0], rows[1]), y.shape[0], y.shape[0])
     elif form == "all":
         anchors, positives, weight = _random_positives(y, generator)
+    elif not call.pairs and _padded(embeddings, reduction):
+        anchors, positives, kept = _padded_pairs(y)
+        weight = kept.double()
+        if reduction == "mean":
+            weight = weight * (kept.shape[0] / weight.sum().clamp(min=1))
     else:
         anchors, positives = _first_pairs(y, call.pairs)
         paired = _in_row(embeddings, backend)
@@ -188,22 +205,25 @@ def n_pairs(
         return nothing if reduction == "none" else nothing.sum()
     # One gather: its derivative fills one gradient of all embeddings instead of two.
     x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
+    if kept is not None:  # nothing of what is in a pair that is none
+        x, x_p = (torch.where(kept[:, None], side, torch.zeros_like(side)) for side in (x, x_p))
     candidates = embeddings if form == "all" else x_p
     value = _loss(
-        NPair(form == "ovo", paired, similarity=similarity),
+        NPair(form == "ovo", paired, kept is not None, similarity=similarity),
         x,
         x_p,
         candidates,
         y[anchors],
         y if form == "all" else y[positives],
         weight=weight,
+        kept=kept,
         reduction=reduction,
         backend=backend,
     )
     if l2_reg == 0:
         return value
     sets = (embeddings,) if form == "all" else (x, x_p)
-    return value + l2_reg * _penalty(l2_kind, *sets)
+    return value + l2_reg * _penalty(l2_kind, *sets, count=None if kept is None else kept.sum())
 
 
 def n_pairs_mc(
@@ -252,6 +272,7 @@ def _loss(
     candidate_labels: Tensor,
     *,
     weight: Tensor | None = None,
+    kept: Tensor | None = None,
     reduction: str,
     backend: str,
 ) -> Tensor:
@@ -267,17 +288,22 @@ def _loss(
         loss=handle(description),
         row_values=own,
         row_weight=weight,
+        col_values=None if kept is None else kept.to(anchors.dtype)[None],
         backend=backend,
         reduction=reduction,
     )
 
 
-def _penalty(kind: str, *sets: Tensor) -> Tensor:
-    """Mean length (or its square) of the embeddings of a set, summed over sets."""
+def _penalty(kind: str, *sets: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean length (or its square) of the embeddings of a set, summed over sets.
+
+    count: how many embeddings of a set count; the others are 0.
+    """
     total = torch.zeros((), dtype=sets[0].dtype, device=sets[0].device)
     for x in sets:
         norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
-        total = total + (norm.square() if kind == "squared" else norm).mean()
+        size = norm.square() if kind == "squared" else norm
+        total = total + (size.mean() if count is None else size.sum() / count.clamp(min=1))
     return total
 
 
@@ -297,6 +323,26 @@ def _first_pairs(y: Tensor, pairs: list[Tensor]) -> tuple[Tensor, Tensor]:
     again[:-1] = ~first[1:]
     start = (first & again).nonzero()[:, 0]
     return order[start], order[start + 1]
+
+
+def _padded(embeddings: Tensor, reduction: str) -> bool:
+    """Whether pairs are padded, as their number would be a question to the device."""
+    waits = embeddings.device.type != "cpu" and embeddings.shape[0] > 1
+    return waits and reduction in ("mean", "sum")
+
+
+def _padded_pairs(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first two samples of every class that has two, in the order of labels, among B // 2 pairs; and
+    which of these they are."""
+    order = y.argsort(stable=True)
+    found = y[order]
+    same = found[1:] == found[:-1]
+    starts = torch.cat([same, torch.zeros_like(same[:1])])
+    starts[1:].logical_and_(same.logical_not())
+    half = y.shape[0] // 2
+    at = starts.logical_not().to(torch.uint8).argsort(stable=True)[:half]
+    kept = torch.arange(half, device=y.device) < starts.sum()
+    return order[at], order[(at + 1).clamp(max=y.shape[0] - 1)], kept
 
 
 def _random_positives(
