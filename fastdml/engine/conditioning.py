@@ -9,10 +9,12 @@ any origin.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from .similarity import EPSILON, power_of_two
+from .similarity import EPSILON, lengths, power_of_two
 
 # Beyond 2^this and below its inverse a row's largest value is brought near 1.
 _FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
@@ -84,3 +86,30 @@ def centre(a: Tensor, c: Tensor) -> Tensor | None:
     if a.device.type != "cpu":
         return torch.where(gains, mean, 0.0).to(a.dtype)
     return mean.to(a.dtype) if bool(gains) else None
+
+
+def refuse_overflow(*squares: Tensor | None) -> None:
+    """ValueError where squared lengths of embeddings, on the CPU, overflow though they are finite."""
+    for q in squares:
+        if q is None or q.device.type != "cpu" or q.numel() == 0:
+            continue
+        if float(q.max()) > torch.finfo(q.dtype).max / 4:
+            raise ValueError(
+                f"embeddings: expected rows whose squared distances fit {q.dtype}, got one whose squared "
+                f"length is {float(q.max()):.3g}; use float64 or a normalised similarity"
+            )
+
+
+def refuse_products(a: Tensor, c: Tensor) -> None:
+    """ValueError where products of embeddings, on the CPU, overflow though they are finite."""
+    if a.device.type != "cpu" or a.numel() == 0 or c.numel() == 0:
+        return
+    largest = [float(torch.linalg.vector_norm(x, torch.inf)) for x in (a, c)]
+    if math.inf in largest or largest[0] * largest[1] * a.shape[1] <= torch.finfo(a.dtype).max / 4:
+        return
+    longest = [float(lengths(x.double()).max()) for x in (a, c)]
+    if longest[0] * longest[1] > torch.finfo(a.dtype).max / 4:
+        raise ValueError(
+            f"embeddings: expected rows whose products fit {a.dtype}, got some of lengths "
+            f"{longest[0]:.3g} and {longest[1]:.3g}; use float64 or similarity 'cosine'"
+        )

@@ -105,6 +105,9 @@ class Problem:
                 a, c = self.anchors, self.candidates
                 self.anchors = a - origin
                 self.candidates = self.anchors if c is a else c - origin
+            conditioning.refuse_overflow(self.row_square, self.col_square)
+        elif not metric.from_differences:
+            conditioning.refuse_products(self.anchors, self.candidates)
         if self.teacher_problem is not None:
             self.teacher_problem.condition()
 
@@ -201,8 +204,7 @@ class Problem:
 
     @lazy
     def poison(self) -> Tensor:
-        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity; infinity where a squared
-        distance of raw embeddings may overflow.
+        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity, or is too long.
 
         Added to the outputs of every executor: minima, comparisons and hinges would lose a NaN, and a
         network that has diverged would seem to have a loss of 0.
@@ -214,15 +216,14 @@ class Problem:
 
     @property
     def _own_poison(self) -> list[Tensor]:
-        metric = self.loss.metric
-        raw = metric.needs_totals and not (metric.clipped or metric.from_differences)
-        # A sum of large values must not overflow where their distances, below, tell of it.
-        kind = torch.float64 if raw or metric.from_differences else self.statistic
+        double = self.anchors.dtype == torch.float64
         sets = {id(x): x for x in (self.anchors, self.candidates)}.values()
+        kind = torch.float64 if double else self.statistic
         parts = [(x.sum(dtype=kind) * 0).to(self.statistic) for x in sets]
-        squares = (self.row_square, self.col_square) if raw else ()
-        for q in {id(q): q for q in squares if q is not None}.values():
-            parts.append(torch.where((q == torch.inf).any(), torch.inf, 0.0).to(self.statistic))
+        metric = self.loss.metric
+        if metric.kind != PRODUCT and not (metric.normalized or metric.from_differences):
+            # Where nobody can look (`conditioning.refuse_overflow`).
+            parts += [q.sum() * 0 for q in (self.row_square, self.col_square) if q is not None]
         return parts
 
     @lazy
