@@ -1,7 +1,7 @@
-"""What numbers may do to a loss: nothing, whatever the length of a row, its origin, its order or its name.
+"""A loss is the same whatever the length of rows, their origin, their order and the labels' names.
 
-Expected values are the same loss in float64, where nothing here is near the end of the type, or an independent
-formula.
+Expected values are the same loss in float64, where nothing here is near the end of the type, or an
+independent formula.
 """
 
 import inspect

@@ -270,7 +270,7 @@ def _by_rows(
     """
     embeddings, labels, ref_emb, ref_labels = batch
     kind = statistic_type(embeddings, ref_emb)
-    x, y = (None if v is None else v.to(kind) for v in (embeddings, ref_emb))
+    x, y = embeddings.to(kind), None if ref_emb is None else ref_emb.to(kind)
     call = Call(
         RowLoss(similarity=similarity), x, y, anchor_labels=labels, candidate_labels=ref_labels
     )
