@@ -10,10 +10,12 @@ any origin.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from . import library
 from .similarity import EPSILON, lengths, power_of_two
 
 # Beyond 2^this and below its inverse a row's largest value is brought near 1.
@@ -76,6 +78,10 @@ def fits(x: Tensor) -> bool:
 def centre(a: Tensor, c: Tensor) -> Tensor | None:
     """[D] what to take out of the rows of a [M, D] and c [N, D] before distances are made of their products:
     their mean, near enough; None where that gains nothing (on an accelerator, 0)."""
+    by_rows = all(x.shape[1] <= 1 or x.stride(1) == 1 for x in (a, c))
+    if a.device.type == "cpu" and by_rows and library.load() is not None:
+        mean, share = torch.ops.fastdml_native.common_mean(a, None if a is c else c, _SAMPLE)
+        return mean if share > _OFF_CENTRE else None
     sets = (a,) if a is c else (a, c)
     some = torch.cat([x[:: -(-x.shape[0] // _SAMPLE) or 1].double() for x in sets])
     if some.numel() == 0:
@@ -88,15 +94,13 @@ def centre(a: Tensor, c: Tensor) -> Tensor | None:
     return mean.to(a.dtype) if bool(gains) else None
 
 
-def refuse_overflow(*squares: Tensor | None) -> None:
-    """ValueError where squared lengths of embeddings, on the CPU, overflow though they are finite."""
+def refuse_distances(squares: Iterable[Tensor]) -> None:
+    """ValueError for squared lengths of finite embeddings that overflow."""
     for q in squares:
-        if q is None or q.device.type != "cpu" or q.numel() == 0:
-            continue
-        if float(q.max()) > torch.finfo(q.dtype).max / 4:
+        if float(q.max()) == math.inf:
             raise ValueError(
                 f"embeddings: expected rows whose squared distances fit {q.dtype}, got one whose squared "
-                f"length is {float(q.max()):.3g}; use float64 or a normalised similarity"
+                "length does not; use float64 or a normalised similarity"
             )
 
 
