@@ -281,8 +281,8 @@ def _by_rows(
     the tensors are rows of the block. at_once: how many pairs a block has at most.
     """
     kind = statistic_type(batch.embeddings, batch.ref_emb)
-    x, y = (None if v is None else v.to(kind) for v in (batch.embeddings, batch.ref_emb))
-    assert x is not None
+    x = batch.embeddings.to(kind)
+    y = None if batch.ref_emb is None else batch.ref_emb.to(kind)
     call = Call(
         RowLoss(similarity=similarity),
         x,
