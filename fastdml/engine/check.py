@@ -237,7 +237,7 @@ def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
     """[count] positive numbers, as a tensor or a list."""
     try:
         found = torch.as_tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.empty(0)
     if tuple(found.shape) != (count,) or not bool(((found > 0) & (found < torch.inf)).all()):
         raise ValueError(f"{name}: expected {count} positive numbers, got {values!r}")

@@ -147,11 +147,10 @@ class Loss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        if name not in self.learnt and not isinstance(value, (float, str)):
-            if name in _flags(type(self)):
-                check.flag(value, name)
-            elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
-                value = _number(value)
+        if name in _flags(type(self)) and name not in self.learnt:
+            check.flag(value, name)
+        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
+            value = _number(value)
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:

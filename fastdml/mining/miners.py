@@ -14,6 +14,7 @@ from ..engine.loss import RowLoss
 from ..engine.problem import Problem
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
 from .lazy import LazyPairs
+from .steps import Steps
 from .triplets import Stream
 
 Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -50,7 +51,7 @@ class Miner(nn.Module):
         """
         mined = (embeddings, labels, ref_emb, ref_labels)
         batch = _checked(*mined)
-        stream = self.stream()
+        stream = self.stream(batch[1])
         select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
@@ -84,7 +85,7 @@ class Miner(nn.Module):
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
         return {}
 
-    def stream(self) -> Stream | None:
+    def stream(self, labels: Tensor) -> Stream | None:
         """Seed and step of the draws of a call, for miners that draw; the next call has another step."""
         return None
 
@@ -205,15 +206,14 @@ class DistanceWeightedMiner(Miner):
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = Steps()
 
     def rule(self) -> Mapping[str, float | str]:
         cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
         return {"drawn": True, **cutoffs}
 
-    def stream(self) -> Stream:
-        step = self.step % check.STREAMS  # a tensor of its own
-        self.step += 1
-        return int(self.seed), step
+    def stream(self, labels: Tensor) -> Stream:
+        return int(self.seed), self._steps.take(self.step, labels)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None
