@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .call import REDUCTIONS
 from .similarity import PRODUCT, SIMILARITIES
+
+F = TypeVar("F")
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ def positive(value: float, name: str) -> float:
 
 
 def count(value: float, name: str) -> int:
-    return int(number(value, name, "a positive integer", lambda v: v >= 1 and int(v) == v))
+    return int(number(value, name, "a positive integer", lambda v: 1 <= v < 1 << 31 and int(v) == v))
 
 
 def integer(value: float, name: str, low: int, high: int) -> int:
@@ -167,11 +170,19 @@ def number(value: float, name: str, expected: str, is_right: Callable[[float], b
     if isinstance(value, Tensor):
         value = _one_number(value, name, expected)
     try:
-        if is_right(value):
-            return float(value)
+        if not isinstance(value, bool) and is_right(value):
+            found = float(value)
+            # Beyond, it would be another number in the kernels: 0 or infinity.
+            if found == 0 or _SMALLEST <= abs(found) <= _LARGEST or abs(found) == float("inf"):
+                return found
+            expected += " in the range of float32"
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
-    raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge integer"
+    raise ValueError(f"{name}: expected {expected}, got {shown}")
+
+
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 def _one_number(value: Tensor, name: str, expected: str) -> float:
@@ -210,6 +221,12 @@ def one_of(value: str, name: str, known: Sequence[str]) -> str:
     return value
 
 
+def function(value: F, name: str) -> F:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: expected a function or None, got {value!r}")
+    return value
+
+
 def flag(value: bool, name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}: expected True or False, got {value!r}")
@@ -220,7 +237,7 @@ def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
     """[count] positive numbers, as a tensor or a list."""
     try:
         found = torch.as_tensor(values, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.empty(0)
     if tuple(found.shape) != (count,) or not bool(((found > 0) & (found < torch.inf)).all()):
         raise ValueError(f"{name}: expected {count} positive numbers, got {values!r}")

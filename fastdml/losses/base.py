@@ -54,6 +54,19 @@ def _arguments(module: type[nn.Module]) -> frozenset[str]:
     return frozenset(constructor(module))
 
 
+@functools.cache
+def _flags(module: type[nn.Module]) -> frozenset[str]:
+    return frozenset(k for k, p in constructor(module).items() if isinstance(p.default, bool))
+
+
+def _number(value: Tensor | int) -> Any:
+    """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
+    if isinstance(value, Tensor):
+        constant = value.numel() == 1 and not value.requires_grad and not value.is_complex()
+        return value.item() if constant else value
+    return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
+
+
 class Loss(nn.Module):
     """What all losses share.
 
@@ -129,8 +142,16 @@ class Loss(nn.Module):
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
-        self.embedding_regularizer = embedding_regularizer
+        self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An argument is kept under its name: flags are flags, and numbers Python's own.
+        if name in _flags(type(self)) and name not in self.learnt:
+            check.flag(value, name)
+        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
+            value = _number(value)
+        super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..engine.similarity import SIMILARITIES
+
 # Euclidean distances, by whether embeddings are normalised and by their power.
 _LP = {
     (True, 1): "distance",
@@ -23,7 +25,7 @@ def similarity_of(distance: object, loss: str) -> str:
     Raises:
         ValueError: naming the loss, where there is none.
     """
-    if isinstance(distance, str):
+    if isinstance(distance, str) and distance in SIMILARITIES:
         return distance
     kind = type(distance).__name__
     normalised = bool(getattr(distance, "normalize_embeddings", True))

@@ -15,6 +15,7 @@ from ..engine.problem import Problem
 from .batch import Batch, checked
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
 from .lazy import LazyPairs
+from .steps import Steps
 from .triplets import Stream
 
 Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
@@ -54,8 +55,7 @@ class Miner(nn.Module):
         """
         mined = (embeddings, labels, ref_emb, ref_labels)
         batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
-        batch.need_labels()
-        stream = self.stream()
+        stream = self.stream(batch.need_labels())
         select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
@@ -89,7 +89,7 @@ class Miner(nn.Module):
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
         return {}
 
-    def stream(self) -> Stream | None:
+    def stream(self, labels: Tensor) -> Stream | None:
         """Seed and step of the draws of a call, for miners that draw; the next call has another step."""
         return None
 
@@ -210,15 +210,14 @@ class DistanceWeightedMiner(Miner):
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = Steps()
 
     def rule(self) -> Mapping[str, float | str]:
         cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
         return {"drawn": True, **cutoffs}
 
-    def stream(self) -> Stream:
-        step = self.step % check.STREAMS  # a tensor of its own
-        self.step += 1
-        return int(self.seed), step
+    def stream(self, labels: Tensor) -> Stream:
+        return int(self.seed), self._steps.take(self.step, labels)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None

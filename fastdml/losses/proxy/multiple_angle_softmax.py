@@ -20,6 +20,8 @@ from .proxies import ProxyLoss
 
 __all__ = ["LargeMarginSoftmaxLoss", "SphereFaceLoss"]
 
+_LARGEST_MARGIN = 64  # a sample's time grows with it; papers take 1 to 4
+
 
 @register
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class MultipleAngleSoftmax(RowLoss):
 
     def __post_init__(self) -> None:
         check.positive(self.scale, "scale")
-        check.count(self.margin, "margin")
+        check.integer(self.margin, "margin", 1, _LARGEST_MARGIN)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -77,7 +79,7 @@ class SphereFaceLoss(ProxyLoss):
 
     Args:
         num_classes, embedding_size: C and D; the parameter is `W` [D, C], normally distributed.
-        margin: factor of the angle, a positive integer. scale: > 0.
+        margin: factor of the angle, an integer from 1 to 64. scale: > 0.
 
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
@@ -98,7 +100,7 @@ class SphereFaceLoss(ProxyLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
-        self.margin = check.count(margin, "margin")
+        self.margin = check.integer(margin, "margin", 1, _LARGEST_MARGIN)
         self.scale = scale
         self.description()  # checks the parameters
 
@@ -126,7 +128,7 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
 
     Args:
         num_classes, embedding_size: C and D; the parameter is `W` [D, C], normally distributed.
-        margin: factor of the angle, a positive integer. scale: > 0.
+        margin: factor of the angle, an integer from 1 to 64. scale: > 0.
 
     Rows are samples. Other arguments: see `ProxyLoss`.
     """

@@ -53,8 +53,8 @@ class ProxyLoss(Loss):
         self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
         if self.reduction == "none" and weight_regularizer:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
-        self.weight_init_func = weight_init_func
-        self.weight_regularizer = weight_regularizer
+        self.weight_init_func = check.function(weight_init_func, "weight_init_func")
+        self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")
         shape = (self.num_classes * self.proxies_per_class, self.embedding_size)
         weight = nn.Parameter(torch.empty(shape[::-1] if self.by_columns else shape))

@@ -121,9 +121,9 @@ class RecallAtKLoss(SampleLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.simix = simix
         if simix and self.similarity != "cosine":
             raise ValueError(f"similarity: expected 'cosine' with simix, got {self.similarity!r}")
-        self.simix = simix
         self.k = _several(k)
         self.rank_temperature = rank_temperature
         self.recall_temperature = recall_temperature
@@ -146,4 +146,5 @@ class RecallAtKLoss(SampleLoss):
 
 
 def _several(k: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(k) if isinstance(k, Iterable) else (k,)
+    one = not isinstance(k, Iterable) or (isinstance(k, Tensor) and k.dim() == 0)
+    return tuple(check.count(number, "k") for number in ((k,) if one else k))  # type: ignore
