@@ -13,8 +13,9 @@ export FASTDML_BUILD ?= cpu
 # Releases of torch that `make test-oldest` compiles against: the oldest that pyproject.toml claims, and
 # the one that GPU machines had when this was written.
 OLDEST ?= 2.10.0 2.11.0
+OLDEST_TRITON ?= 3.6.0
 
-.PHONY: demo test test-oldest mutants lint bench gpu-check docs setup clean
+.PHONY: demo test test-oldest mutants lint bench leaderboard gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
 # this package, compiled and editable. Rerun when what it installs changes.
@@ -44,9 +45,9 @@ MUTANTS ?=
 mutants: setup
 	$(PY) tests/mutants/run.py $(MUTANTS)
 
-# Against the headers of older torch, which are fetched once (600 MB).
+# Against the headers of older torch and with the oldest Triton, which are fetched once (800 MB).
 test-oldest: setup
-	$(PY) tests/oldest/fetch.py build/oldest $(OLDEST)
+	$(PY) tests/oldest/fetch.py build/oldest $(OLDEST) --triton $(OLDEST_TRITON)
 	$(PY) -m pytest tests/oldest
 
 lint: setup
@@ -55,7 +56,12 @@ lint: setup
 	$(PY) -m mypy fastdml
 
 bench: setup
-	$(PY) -m fastdml bench --preset issue
+	$(PY) benchmarks/bench.py --preset issue
+
+# Every loss and method at equal budget on real images; hours, resumable. MINUTES bounds it; see --help.
+MINUTES ?= inf
+leaderboard: setup
+	$(PY) benchmarks/leaderboard.py --minutes $(MINUTES)
 
 # On a machine with a CUDA device, with the python that has its torch; nothing is fetched.
 OUT ?= gpu-check

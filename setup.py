@@ -42,6 +42,17 @@ class NinjaBuild(build_ext):
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build(ROOT, Path(self.build_temp).resolve(), target, mode=MODE)
+        if not self.inplace:
+            self.add_headers(target.parent / "csrc")
+
+    @staticmethod
+    def add_headers(folder: Path) -> None:
+        """What users' own losses are compiled with, at their first use."""
+        csrc = ROOT / "csrc"
+        for source in [csrc / "build.py", csrc / "rows" / "row.h", *csrc.glob("cpu/*.h")]:
+            to = folder / source.relative_to(csrc)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, to)
 
 
 extensions = []

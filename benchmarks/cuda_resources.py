@@ -30,11 +30,12 @@ COLUMNS = (
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:, used (\d+) barriers)?")
-# rows_kernel<float, fastdml::cuda::SmoothAP, false>, mangled: f or d, the length and name of the functor,
-# whether it reads sorted rows; and keys_kernel<float, fastdml::cuda::SmoothAP>
+# rows_kernel<float, fastdml::cuda::SmoothAP, false, ...>, mangled: f or d, the length and name of the
+# functor, whether it reads sorted rows, and its form; and keys_kernel<float, fastdml::cuda::SmoothAP>
 _KERNEL = re.compile(r"(rows|keys)_kernelI([fd])NS0_(\d+)(\w+)")
 # (anonymous)::remove_radial<float, ...>
 _RADIAL = re.compile(r"\d(remove_radial)I([fd])")
+FORMS = {"WeightTypeE0": " cosine", "WeightTypeE1": " cosine bfloat16"}  # see csrc/cuda/row.cuh
 REGISTERS = 65536  # of a multiprocessor
 
 
@@ -66,6 +67,7 @@ def parse(source: str, text: str) -> list[dict[str, object]]:
                 name += (
                     " keys" if kernel[1] == "keys" else " sorted" if rest.startswith("ELb1") else ""
                 )
+                name += next((form for key, form in FORMS.items() if key in rest), "")
                 kind = {"f": "float32", "d": "float64"}[kernel[2]]
             elif radial := _RADIAL.search(name):
                 name, kind = radial[1], {"f": "float32", "d": "float64"}[radial[2]]
@@ -113,7 +115,8 @@ def write(lines: list[dict[str, object]]) -> None:
         "Registers a thread as ptxas assigns them, and how many threads a multiprocessor then holds (of",
         "2,048; registers only). Made without a GPU by `python benchmarks/cuda_resources.py`. Kernels that",
         f"spill: {len(spilled)}. The sort of rows is CUB's and not among them. A kernel called sorted reads",
-        "sorted rows, in blocks of at most 256 threads; one called keys writes what they are sorted by.",
+        "sorted rows; one called keys writes what they are sorted by; one called cosine is for scaled",
+        "products alone, with weights in float32 or bfloat16. Blocks have at most 256 threads.",
         "",
         "| loss | functor | type | registers, sm_80 | registers, sm_90a | threads, sm_90a |",
         "|---|---|---|--:|--:|--:|",

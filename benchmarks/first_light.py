@@ -3,8 +3,8 @@
     python benchmarks/first_light.py right [--seconds 240] [--workers 14]
     python benchmarks/first_light.py fast  [--seconds 120] [--output FOLDER]
 
-right: every loss, row functors and tiles, against float64 torch, on a small batch and on rows that 4, 8
-and 16 warps share, and again for the same bits. Several processes, as compiling tiles takes most of it.
+right: every loss, row functors and tiles, against float64 torch, on a small batch and on rows that 4 and
+8 warps share, and again for the same bits. Several processes, as compiling tiles takes most of it.
 fast: milliseconds of a step in bfloat16 beside the bare products of the same problem (the floor), what
 the step holds beyond inputs and gradients, and which kernels take the time; FOLDER/first-light.csv.
 

@@ -5,8 +5,8 @@
     python benchmarks/metrics.py --out FOLDER         where metrics.csv and metrics.md go
 
 Contenders take turns in one process, so that a ratio compares neighbours in time; each turn is written to
-metrics.csv at once, and a run that was stopped goes on where it stood (--fresh begins anew). Memory is that of
-a process of its own: the most it held during the work beyond what it held before, its inputs in memory.
+metrics.csv at once, and a run that was stopped goes on where it stood (--fresh begins anew). Memory is that
+of a process of its own: the most it held during the work beyond what it held before, its inputs in memory.
 What a mapped file occupies of the page cache is the system's to reclaim and is given apart.
 """
 

@@ -30,6 +30,11 @@ X86 = [
 ]
 OTHER = [("baseline", 16, "")]
 
+PLAIN = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDEBUG"
+# fp-contract: multiply-adds are fused where the instruction set has them. No fast-math: infinities and the
+# order of sums have a meaning here.
+ROWS = f"{PLAIN} -ffp-contract=fast -fno-math-errno -fno-trapping-math"
+
 LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
 
 
@@ -210,17 +215,12 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     generated = generate(work / "generated", csrc / "rows", isas)
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    plain = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -DNDEBUG"
-    # fp-contract: multiply-adds are fused where the instruction set has them. No fast-math: infinities
-    # and the order of sums have a meaning here.
-    rows = (
-        f"{plain} -ffp-contract=fast -fno-math-errno -fno-trapping-math -I{csrc} -I{work}/generated"
-    )
+    rows = f"{ROWS} -I{csrc} -I{work}/generated"
     torch_includes = " ".join(f"-isystem {p}" for p in cpp_extension.include_paths())
     # Stable ABI of the oldest torch that is supported: 2.10.
-    torch_flags = f"{plain} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
+    torch_flags = f"{PLAIN} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
     python_flags = (
-        f"{plain} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
+        f"{PLAIN} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
     )
 
     if cuda is not None:
@@ -230,10 +230,12 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     edges += [
         (csrc / "cpu" / "registry.cpp", rows),
         (csrc / "cpu" / "class_index.cpp", rows),
+        (csrc / "cpu" / "differences.cpp", rows),
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
         (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),
         (csrc / "metrics" / "python.cpp", python_flags),
+        (csrc / "stream.cpp", torch_flags),
         (csrc / "module.cpp", python_flags),
     ]
     lib = Path(torch.__file__).parent / "lib"

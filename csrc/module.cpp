@@ -14,6 +14,8 @@
 
 #include "cpu/block.h"
 #include "cpu/class_index.h"
+#include "cpu/further.h"
+#include "cpu/stream.h"
 #include "metrics/python.h"
 #ifdef FASTDML_WITH_CUDA
 #include "cuda/launch.h"
@@ -138,6 +140,23 @@ PYBIND11_MODULE(_C, m) {
   m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
+  m.def(
+      "add_stream",
+      [](std::uintptr_t stream) {
+        const int id = fastdml::add_stream(reinterpret_cast<const fastdml::Stream*>(stream));
+        if (id < 0) throw py::value_error("stream: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds the streamed form of a loss, by its address; returns its id.", py::arg("stream"));
+  m.def(
+      "add_functor",
+      [](const std::string& name, std::uintptr_t kernel) {
+        const int id = fastdml::add_functor(name.c_str(), reinterpret_cast<const fastdml::Kernel*>(kernel));
+        if (id < 0) throw py::value_error("name: too many losses were compiled in this process");
+        return id;
+      },
+      "Adds a kernel, by its address, that was compiled for this processor; returns its id.",
+      py::arg("name"), py::arg("kernel"));
   m.def("cuda_sort_bytes", &cuda_sort_bytes, "Bytes per pair that CUDA takes for sorting rows.",
         py::arg("functor"), py::arg("parameters"), py::arg("size"));
   m.def("isas", &isas, "Instruction sets this library was compiled for, plainest first.");

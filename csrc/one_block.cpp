@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -27,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Below this norm an embedding has no direction: fastdml/engine/similarity.py.
-constexpr double kEpsilon = 1e-12;
+constexpr double kEpsilon = std::numeric_limits<float>::min();
 
 struct Call {
   Tensor anchors;
@@ -49,7 +50,8 @@ struct Call {
 };
 
 // Outputs, their weighted sum, and the derivatives by anchors, candidates, scalars and row values: what of
-// them was asked for.
+// them was asked for. Outputs [0, 0] and nothing else where rows are too long or too short for products: the
+// caller brings them into range, or refuses them.
 using Results =
     std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
@@ -107,6 +109,9 @@ Results run(const Call& c) {
   const auto empty = [&](std::vector<int64_t> shape) {
     return torch::stable::new_empty(c.anchors, shape);
   };
+  const auto declined = [&]() -> Results {
+    return {empty({0, 0}), std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt};
+  };
   // [M, values of a row]: what a functor leaves alone is 0.
   const auto zeros = [&](const OptionalTensor& like, bool wanted) -> OptionalTensor {
     if (!wanted || !like.has_value()) return std::nullopt;
@@ -122,6 +127,9 @@ Results run(const Call& c) {
   if (c.normalized) {
     row_scale = inverse_norms<T>(c.anchors);
     if (!one_set) col_scale = inverse_norms<T>(columns);
+    if (!fastdml::in_range(data<const T>(c.anchors), dim, row_scale) ||
+        !fastdml::in_range(data<const T>(columns), dim, col_scale))
+      return declined();
   }
   const std::vector<T>& of_columns = one_set ? row_scale : col_scale;
 
@@ -139,6 +147,7 @@ Results run(const Call& c) {
     col_square = squares(of_columns);
     b.row_square = row_square.data();
     b.col_square = col_square.data();
+    fastdml::embeddings_of(b, c.anchors, columns);
   }
   b.epsilon = static_cast<T>(c.epsilon);
   const fastdml::PackedClasses at(m, n);
@@ -163,6 +172,8 @@ Results run(const Call& c) {
   b.parameters = c.parameters.data();
 
   multiply(c.s, c.anchors, torch::stable::transpose(columns, 0, 1));
+  // Of normalised rows in range no product overflows.
+  if (!c.normalized && fastdml::poison(b.s, m * n) != T(0)) return declined();
   fastdml::run_rows(c.functor, b, c.longest);
   T poison = fastdml::poison(data<const T>(c.anchors), m * dim);
   if (!one_set) poison += fastdml::poison(data<const T>(columns), n * dim);

@@ -5,8 +5,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/class_index.h"
 #include "cpu/norms.h"
@@ -22,12 +25,19 @@ using fastdml::RowArguments;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+template <class T>
+void rows_of(const fastdml::Functor& f, const RowArguments& a) {
+  fastdml::Block<T> b = fastdml::block_of<T>(a, f.weights());
+  fastdml::embeddings_of(b, a.anchors, a.candidates);
+  fastdml::run_rows(f, b, a.longest);
+}
+
 void rows_cpu(const fastdml::Functor& f, const RowArguments& a) {
   STD_TORCH_CHECK(!a.weights.has_value(), "fastdml: weights go into s on the CPU");
   if (a.s.scalar_type() == ScalarType::Float)
-    fastdml::run_rows(f, fastdml::block_of<float>(a, f.weights()), a.longest);
+    rows_of<float>(f, a);
   else
-    fastdml::run_rows(f, fastdml::block_of<double>(a, f.weights()), a.longest);
+    rows_of<double>(f, a);
 }
 
 // Dense class numbers for arbitrary labels, and the columns of every class: (col_class, row_class, start
@@ -88,16 +98,25 @@ void columns_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTens
 template <class T>
 void similarities(Tensor& s, const OptionalTensor& row_scale, const OptionalTensor& col_scale,
                   int64_t metric, const OptionalTensor& row_square, const OptionalTensor& col_square,
-                  double epsilon) {
-  const int64_t rows = s.size(0), cols = s.size(1);
-  fastdml::similarities(static_cast<T*>(s.mutable_data_ptr()), rows, cols, s.stride(0),
-                        fastdml::pointer<T>(row_scale, rows), fastdml::pointer<T>(col_scale, cols),
-                        static_cast<fastdml::Metric>(metric), fastdml::pointer<T>(row_square, rows),
-                        fastdml::pointer<T>(col_square, cols), static_cast<T>(epsilon));
+                  double epsilon, const OptionalTensor& anchors, const OptionalTensor& candidates) {
+  fastdml::Block<T> b;
+  b.s = static_cast<T*>(s.mutable_data_ptr());
+  b.rows = s.size(0);
+  b.cols = s.size(1);
+  b.ld = s.stride(0);
+  b.row_scale = fastdml::pointer<T>(row_scale, b.rows);
+  b.col_scale = fastdml::pointer<T>(col_scale, b.cols);
+  b.metric = static_cast<fastdml::Metric>(metric);
+  b.row_square = fastdml::pointer<T>(row_square, b.rows);
+  b.col_square = fastdml::pointer<T>(col_square, b.cols);
+  b.epsilon = static_cast<T>(epsilon);
+  fastdml::embeddings_of(b, anchors, candidates);
+  fastdml::similarities(b);
 }
 
 void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale, int64_t metric,
-                   OptionalTensor row_square, OptionalTensor col_square, double epsilon) {
+                   OptionalTensor row_square, OptionalTensor col_square, double epsilon,
+                   OptionalTensor anchors, OptionalTensor candidates) {
   STD_TORCH_CHECK(s.dim() == 2 && (s.size(1) <= 1 || s.stride(1) == 1) && metric >= 0 && metric <= 2 &&
                       row_scale.has_value() == col_scale.has_value() &&
                       (metric == 0 || (row_square.has_value() && col_square.has_value())),
@@ -106,11 +125,54 @@ void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale,
     STD_TORCH_CHECK(!t->has_value() || (*t)->scalar_type() == s.scalar_type(),
                     "fastdml: similarities_ takes tensors of one type");
   if (s.scalar_type() == ScalarType::Float) {
-    similarities<float>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+    similarities<float>(s, row_scale, col_scale, metric, row_square, col_square, epsilon, anchors,
+                        candidates);
   } else {
     STD_TORCH_CHECK(s.scalar_type() == ScalarType::Double, "fastdml: s must be float32 or float64");
-    similarities<double>(s, row_scale, col_scale, metric, row_square, col_square, epsilon);
+    similarities<double>(s, row_scale, col_scale, metric, row_square, col_square, epsilon, anchors,
+                         candidates);
   }
+}
+
+template <class T>
+double mean_of(Tensor& out, std::initializer_list<const Tensor*> sets, int64_t sample) {
+  const int64_t dim = out.numel();
+  std::vector<double> sum(dim);
+  double square = 0;
+  int64_t count = 0;
+  for (const Tensor* x : sets) {
+    const int64_t rows = x->size(0), step = std::max<int64_t>(1, (rows + sample - 1) / sample);
+    square += fastdml::add_rows(static_cast<const T*>(x->const_data_ptr()), rows, dim, x->stride(0), step,
+                                sum.data());
+    count += (rows + step - 1) / step;
+  }
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  double own = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double mean = sum[d] / count;
+    own += mean * mean;
+    to[d] = static_cast<T>(mean);
+  }
+  return own * count / square;
+}
+
+// The mean of up to `sample` rows, evenly spaced, of each set, and the share that its squared length has of
+// the mean of theirs. fastdml/engine/conditioning.py.
+std::tuple<Tensor, double> common_mean(Tensor a, OptionalTensor c, int64_t sample) {
+  const Tensor& other = c.has_value() ? *c : a;
+  STD_TORCH_CHECK(a.dim() == 2 && other.dim() == 2 && a.size(1) == other.size(1) &&
+                      (a.size(1) <= 1 || (a.stride(1) == 1 && other.stride(1) == 1)) &&
+                      a.scalar_type() == other.scalar_type(),
+                  "fastdml: common_mean takes matrices of one type stored by rows");
+  Tensor out = torch::stable::new_empty(a, {a.size(1)});
+  double share = 0;
+  if (a.scalar_type() == ScalarType::Float) {
+    share = c.has_value() ? mean_of<float>(out, {&a, &other}, sample) : mean_of<float>(out, {&a}, sample);
+  } else {
+    STD_TORCH_CHECK(a.scalar_type() == ScalarType::Double, "fastdml: x must be float32 or float64");
+    share = c.has_value() ? mean_of<double>(out, {&a, &other}, sample) : mean_of<double>(out, {&a}, sample);
+  }
+  return {out, share};
 }
 
 void inverse_norm_(Tensor out, Tensor x, double epsilon) {
@@ -167,7 +229,9 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
       "bool first) -> ()");
   m.def(
       "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
-      "Tensor? row_square, Tensor? col_square, float epsilon) -> ()");
+      "Tensor? row_square, Tensor? col_square, float epsilon, Tensor? anchors=None, "
+      "Tensor? candidates=None) -> ()");
+  m.def("common_mean(Tensor a, Tensor? c, int sample) -> (Tensor, float)");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
 }
@@ -178,6 +242,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("total", TORCH_BOX(&fastdml::total));
   m.impl("columns_", TORCH_BOX(&columns_));
   m.impl("similarities_", TORCH_BOX(&similarities_));
+  m.impl("common_mean", TORCH_BOX(&common_mean));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));
 }

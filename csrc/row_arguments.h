@@ -41,11 +41,29 @@ struct RowArguments {
   bool gradient;
   OptionalTensor weights;  // where weights go, if not into s
   bool seen;               // s holds what an earlier call without a gradient has left there
+  OptionalTensor anchors, candidates;  // for distances of near pairs, on the CPU
 };
 
 template <class T>
 T* writable(const OptionalTensor& t, int64_t count) {
   return const_cast<T*>(pointer<T>(t, count));
+}
+
+// The embeddings that a block of distances is of.
+template <class T>
+void embeddings_of(Block<T>& b, const OptionalTensor& anchors, const OptionalTensor& candidates) {
+  if (!anchors.has_value() || b.metric == Metric::product) return;
+  const auto stored = [&](const Tensor& x, int64_t rows) {
+    STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == rows &&
+                        x.element_size() == static_cast<int64_t>(sizeof(T)),
+                    "fastdml: embeddings must have the rows and the type of the block");
+    return Embeddings<T>{static_cast<const T*>(x.const_data_ptr()), x.stride(0), x.stride(1)};
+  };
+  STD_TORCH_CHECK(candidates.has_value() && anchors->size(1) == candidates->size(1),
+                  "fastdml: embeddings must have one dimension");
+  b.anchors = stored(*anchors, b.rows);
+  b.candidates = stored(*candidates, b.cols);
+  b.dim = anchors->size(1);
 }
 
 template <class T>
@@ -109,7 +127,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
            int64_t longest, int64_t own_offset, OptionalTensor own, OptionalTensor row_weight, double weight,
            OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
            OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient,
-           OptionalTensor weights, bool seen) {
+           OptionalTensor weights, bool seen, OptionalTensor anchors, OptionalTensor candidates) {
   const Functor& f = checked_functor(id, parameters);
   STD_TORCH_CHECK(s.dim() == 2, "fastdml: s must be a matrix");
   STD_TORCH_CHECK(loss.numel() >= s.size(0) * f.outputs(), "fastdml: loss is too short");
@@ -119,7 +137,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
                        col_square,  metric,      epsilon,    row_class,   col_class,  class_start,
                        class_order, longest,     own_offset, own,         row_weight, weight,     scalars,
                        row_values,  col_values,  loss,       d_scalars,   d_row_values, gradient,
-                       weights,     seen};
+                       weights,     seen,        anchors,    candidates};
   STD_TORCH_CHECK(s.scalar_type() == ScalarType::Float || s.scalar_type() == ScalarType::Double,
                   "fastdml: s must be float32 or float64");
   run(f, a);
@@ -131,6 +149,7 @@ inline constexpr char kRowsSchema[] =
     "Tensor? row_class, Tensor? col_class, Tensor? class_start, Tensor? class_order, int longest, "
     "int own_offset, Tensor? own, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
     "Tensor? col_values, Tensor(b!) loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values, "
-    "bool gradient, Tensor(e!)? weights=None, bool seen=False) -> ()";
+    "bool gradient, Tensor(e!)? weights=None, bool seen=False, Tensor? anchors=None, "
+    "Tensor? candidates=None) -> ()";
 
 }  // namespace fastdml

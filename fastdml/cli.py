@@ -31,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_demo, _add_bench, _add_eval, _add_explain, _add_info):
+    for add in (
+        _add_demo, _add_bench, _add_eval, _add_embed, _add_explain, _add_show, _add_info,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -67,6 +69,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     commands.add_parser("bench", help="measure losses (fastdml bench --help)", add_help=False)
 
 
+def _add_embed(commands: argparse._SubParsersAction) -> None:
+    from .integrations.cli import add_command
+
+    add_command(commands)
+
+
 def _add_eval(commands: argparse._SubParsersAction) -> None:
     from .metrics.cli import add_command
 
@@ -97,6 +105,23 @@ def _add_explain(commands: argparse._SubParsersAction) -> None:
                     arguments.device,
                 )
             )
+        except ValueError as error:
+            parser.error(str(error))
+
+    parser.set_defaults(command=command)
+
+
+def _add_show(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("show", help="print the code that computes a loss")
+    parser.add_argument("loss", help="such as multi_similarity, or FILE.py:FUNCTION of the row language")
+    forms = ("torch", "cpp", "cuda", "triton")
+    parser.add_argument("--as", dest="form", choices=forms, default="cpp", help="default: cpp")
+
+    def command(arguments: argparse.Namespace) -> None:
+        from .language.show import shown
+
+        try:
+            print(shown(arguments.loss, arguments.form))
         except ValueError as error:
             parser.error(str(error))
 

@@ -37,6 +37,8 @@ def similarity_mixup(
     x = unit(embeddings)
     if share is None:
         share = torch.rand(first.shape[0], generator=generator, dtype=x.dtype, device=x.device)
+    elif not isinstance(share, Tensor):
+        raise ValueError(f"share: expected a tensor of numbers, got {type(share).__name__}")
     elif share.shape != first.shape:
         raise ValueError(
             f"share: expected one number for each of {first.shape[0]} pairs, got {tuple(share.shape)}"

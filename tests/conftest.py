@@ -199,7 +199,7 @@ def _long() -> Case:
 
 def long_rows(columns: int, rows: int) -> Case:
     """Rows of many candidates, six a class, all with positives. On CUDA four warps share a row from 1,025
-    columns on, eight from 4,097 and sixteen from 16,385."""
+    columns on, and eight from 4,097."""
     g = torch.Generator().manual_seed(columns)
     x, ref = (torch.randn(n, 24, generator=g, dtype=torch.float64) for n in (rows, columns))
     of_columns = torch.randint(0, columns // 6, (columns,), generator=g)

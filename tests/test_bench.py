@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,11 @@ from fastdml.bench.timing import interleave, quantiles
 from fastdml.bench.workload import Workload, parse_loss
 from fastdml.engine import library
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from requirements import issue, ranks
+from requirements import losses as of_losses
+
+JUDGED = {"issue": issue, "ranks": ranks, "losses": of_losses}
 SETTINGS = measuring.Settings(threads=1, budget=0.01, memory_limit=1 << 30, timeout=30)
 GIB = 1 << 30
 compiled = pytest.mark.skipif(library.load() is None, reason="needs the compiled library")
@@ -229,7 +236,7 @@ def test_help_names_contenders_and_losses(capsys):
         bench.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for word in (*contenders.CONTENDERS, *catalogue.measurable(), "--preset", "paper", "issue"):
+    for word in (*contenders.CONTENDERS, *catalogue.measurable(), "--preset", "paper"):
         assert word in text
 
 
@@ -315,7 +322,7 @@ def test_a_batch_of_more_classes_than_proxies():
 
 
 def test_every_preset_names_known_things():
-    for preset in presets.PRESETS.values():
+    for preset in (*presets.PRESETS.values(), *(module.cases for module in JUDGED.values())):
         for workload, names in preset():
             catalogue.check_loss(workload.loss)
             assert set(names) <= set(contenders.CONTENDERS)
@@ -350,7 +357,7 @@ def test_requirements_are_judged():
 
     mined = "multi_similarity:epsilon=0.1"
     rows = [of(mined, 4096, "native", 10, 1.25), of(mined, 4096, "pml", 100, 12.5)]
-    found = {r.text: r for r in presets.requirements(rows)}
+    found = {r.text: r for r in JUDGED["issue"].judged(rows)}
     assert found["multi_similarity, B=4096, native / products"].met is True
     assert found["multi_similarity, B=4096, pytorch-metric-learning / native"].met is False
     assert found["smooth_ap, B=4096, native / products"].met is None
@@ -366,7 +373,7 @@ def test_requirements_of_ranks_are_judged():
 
     rows = [of(4096, 4, "native", 9, 1.9), of(4096, 64, "native", 30, 6.5)]
     rows += [of(512, 4, "native", 1, 2), of(512, 4, "pml", 500, 900)]
-    found = {r.text: r for r in presets.demanded("ranks", rows)}
+    found = {r.text: r for r in JUDGED["ranks"].judged(rows)}
     assert found["smooth_ap, B=4096, 4 per class, native / products"].met is True
     assert found["smooth_ap, B=4096, 64 per class, native / products"].met is False
     assert found["smooth_ap, B=512, time of the dense form (pml) / native"].measured == "500x"
@@ -383,7 +390,7 @@ def test_requirements_of_losses_are_judged():
         )  # fmt: skip
 
     rows = [of("contrastive", 4096, 4, 1.2), of("log_ratio", 4096, 4, 1.4), of("nca", 4096, 3, 1.6)]
-    found = {r.text: r for r in presets.demanded("losses", [*rows, of("ArcFaceLoss", 256, 3, 9.0)])}
+    found = {r.text: r for r in JUDGED["losses"].judged([*rows, of("ArcFaceLoss", 256, 3, 9.0)])}
     assert found["contrastive, native / its 4 products"].met is True
     assert found["contrastive, native / 3 products"].met is False  # 1.6
     assert found["log_ratio, native / its 4 products"].met is True
@@ -392,7 +399,7 @@ def test_requirements_of_losses_are_judged():
     assert found["nca, workspace"].met is False
     assert found["ArcFaceLoss, 1000000 classes, seconds of a step"].met is True
     assert found["ArcFaceLoss, native / its 3 products"].met is None
-    judged = {w.loss for w, _ in presets.PRESETS["losses"]()}
+    judged = {w.loss for w, _ in JUDGED["losses"].cases()}
     assert {"relaxed_contrastive", "circle", "SoftTripleLoss"} <= judged and "smooth_ap" not in judged
 
 

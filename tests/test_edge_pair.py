@@ -211,17 +211,28 @@ def generalized_lifted(x, y):
     )
 
 
-def n_pairs_ovo(x, y):
-    pairs = []
-    for c in y.unique():
-        found = torch.where(y == c)[0]
-        if len(found) > 1:
-            pairs.append((found[0], found[1]))
-    terms = []
-    for k, (a, p) in enumerate(pairs):
-        gaps = [x[a] @ x[other] - x[a] @ x[p] for m, (_, other) in enumerate(pairs) if m != k]
-        terms.append(sum((1 + gap.exp()).log() for gap in gaps))
-    return mean(terms)
+def n_pairs(one_vs_one, alike):
+    """alike(x, z): larger where two embeddings are nearer."""
+
+    def loss(x, y):
+        pairs = []
+        for c in y.unique():
+            found = torch.where(y == c)[0]
+            if len(found) > 1:
+                pairs.append((found[0], found[1]))
+        terms = []
+        for k, (a, p) in enumerate(pairs):
+            others = [other for m, (_, other) in enumerate(pairs) if m != k]
+            gaps = [alike(x[a], x[n]) - alike(x[a], x[p]) for n in others]
+            gaps = torch.stack(gaps) if gaps else x.sum() * x.new_zeros(0)
+            terms.append((1 + gaps.exp()).log().sum() if one_vs_one else (1 + gaps.exp().sum()).log())
+        return mean(terms)
+
+    return loss
+
+
+def near(x, z):
+    return -(x - z).norm()
 
 
 CBML = {"neg_b": 0.1, "mining_margin": 0.3, "variance_weight": 0.7}
@@ -263,7 +274,11 @@ DEFINITIONS = {
         for form in ("log", "sqrt", "constant")
     },
     "generalized_lifted": (generalized_lifted, F.generalized_lifted_structure, {"variant": "paper"}),
-    "n_pairs_ovo": (n_pairs_ovo, F.n_pairs, {"form": "ovo", "similarity": "dot"}),
+    "n_pairs_ovo": (n_pairs(True, torch.dot), F.n_pairs, {"form": "ovo", "similarity": "dot"}),
+    "n_pairs_distance": (n_pairs(False, near), F.n_pairs, {"similarity": "raw_distance"}),
+    "n_pairs_ovo_distance": (
+        n_pairs(True, near), F.n_pairs, {"form": "ovo", "similarity": "raw_distance"},
+    ),
 }  # fmt: skip
 # Their pairs' own weights are constants for the gradient.
 DETACHED = ("circle", "circle_global")

@@ -73,6 +73,23 @@ def test_instruction_set_can_be_chosen_by_the_environment():
 
 
 @needs_compiled
+@pytest.mark.parametrize("name", ["bogus", "V4", "", "v3 "])
+def test_an_instruction_set_that_does_not_exist_is_refused(name):
+    """Not taken for the plainest, which is several times slower."""
+    code = """
+import torch, fastdml
+for use in (fastdml.build_info, lambda: fastdml.losses.SupConLoss()(torch.randn(8, 4), torch.arange(8) // 2)):
+    try:
+        use()
+    except ValueError as error:
+        print(error)
+"""
+    said = python(code, FASTDML_ISA=name).splitlines()
+    assert len(said) == 2 and set(said) == {said[0]}
+    assert said[0].startswith("FASTDML_ISA: expected one of baseline") and f"got {name!r}" in said[0]
+
+
+@needs_compiled
 def test_build_info():
     import fastdml
 
@@ -91,3 +108,28 @@ def test_every_module_and_function_is_public():
         assert getattr(fastdml.functional, name).__doc__
     with pytest.raises(AttributeError, match=r"fastdml.functional has no loss 'l2'; it has .*smooth_ap"):
         fastdml.functional.l2  # noqa: B018
+
+
+def test_workers_of_a_data_loader_may_compute_losses():
+    """Forked after the parent has computed on several threads, which they do not have."""
+    code = """
+import torch, fastdml
+from torch.utils.data import DataLoader
+torch.set_num_threads(2)
+
+def value(seed):
+    x = torch.randn(600, 16, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    found = fastdml.losses.SupConLoss()(x, torch.arange(600) // 3)
+    found.backward()
+    return torch.stack([found.detach(), x.grad.norm()])
+
+class Mined(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): return value(i)
+
+own = [value(i) for i in range(4)]
+loaded = list(DataLoader(Mined(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60))
+torch.testing.assert_close(loaded, own)
+print("equal")
+"""
+    assert python(code).strip() == "equal"

@@ -68,6 +68,6 @@ def test_the_table_names_survivors():
         for f, s in zip(faults, status)
     }
     text = table(faults, results, 5, "Here.")
-    assert "**2 of 3 faults turned a test red: 66.7 %.**" in text and "A sample: 3 of 5" in text
+    assert "**2 of 3 faults turned a test red: 66.7 %; of the 2 that" in text and "A sample: 3 of 5" in text
     survivors = text.partition("## Survivors")[2].partition("## All faults")[0]
     assert "`one two`" in survivors and "it is the same" in survivors and "b + c" not in survivors

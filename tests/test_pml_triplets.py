@@ -369,9 +369,10 @@ def test_arguments_are_where_theirs_are(name):
 def test_ranked_list(seed, dtype, tolerance):
     """Margin and temperature have no default."""
     x, y = draw(seed, dtype)
-    compare(
-        losses.RankedListLoss(0.4, 5), theirs.RankedListLoss(0.4, 5), [x], lambda f, z: f(z, y), tolerance
-    )
+    # Half of each kind, and not: which of the two shares is whose.
+    for given in ((0.4, 5), (0.4, 5, 0.2)):
+        ours, other = losses.RankedListLoss(*given), theirs.RankedListLoss(*given)
+        compare(ours, other, [x], lambda f, z: f(z, y), tolerance)
 
 
 @pytest.mark.parametrize("dtype,tolerance", KINDS)

@@ -326,6 +326,17 @@ def test_the_miner_draws_inside_the_loss(backend, reference, dtype, tolerance, m
         same((value.detach(), *torch.autograd.grad(value, z)), expected, tolerance)
 
 
+def test_a_miner_draws_anew_with_every_call():
+    """... and another one with its seed draws the same."""
+    x, y = problem(rows=120)
+    miner, other = (miners.DistanceWeightedMiner(seed=3) for _ in range(2))
+    calls = [tuple(miner(x, y)) for _ in range(3)]
+    assert all(torch.equal(calls[0][k], call[k]) for call in calls for k in (0, 1))  # all positive pairs
+    assert not any(torch.equal(calls[a][2], calls[b][2]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    for call in calls:
+        assert all(map(torch.equal, call, tuple(other(x, y))))
+
+
 def test_the_miner_lists_where_the_loss_measures_otherwise():
     """With an epsilon inside the distances other negatives could be drawn."""
     x, y = problem()

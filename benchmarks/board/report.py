@@ -33,14 +33,14 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
-def write(session: Any, docs: Path) -> list[Path]:
+def write(work: Any, docs: Path) -> list[Path]:
     """leaderboard.md and its plots; only what there are results for."""
     found, sizes, costs = (
-        session.read(f"leaderboard{part}") for part in ("", "-sizes", "-costs")
+        work.read(f"leaderboard{part}") for part in ("", "-sizes", "-costs")
     )
     docs.mkdir(parents=True, exist_ok=True)
     paths, text = [], _head(found, sizes)
-    if session.quick:
+    if work.quick:
         text.append("**A smoke run: these figures mean nothing.**\n")
     for task in dict.fromkeys(r["task"] for r in found):
         text += _task_section(task, [r for r in found if r["task"] == task])
@@ -247,7 +247,8 @@ def _plot_sizes(sizes: list[Record], costs: list[Record], path: Path) -> None:
     clock.set_yscale("log")
     memory.set_yscale("log")
     recall.legend(fontsize=7)
-    clock.set_title("solid: fastdml, dashed: pytorch-metric-learning,\ncross: out of memory or time", fontsize=8)
+    words = "solid: fastdml, dashed: pytorch-metric-learning,\ncross: out of memory or time"
+    clock.set_title(words, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
@@ -256,7 +257,7 @@ def _size_section(sizes: list[Record], costs: list[Record], plot: str) -> list[s
     seen = sizes[0]["steps"] * sizes[0]["batch"]
     lines = [
         "## Batch size\n",
-        f"Recall@1 on the glyphs after about {seen:,} images, whatever the batch size; the learning rate goes "
+        f"Recall@1 on the glyphs after about {seen:,} images, whatever the batch size; the rate goes "
         "with its root (at most 0.03).\n",
         "| | " + " | ".join(map(str, batches)) + " |",
         "|---|" + "---|" * len(batches),

@@ -7,6 +7,13 @@ namespace fastdml {
 // How a product x.y becomes what the functor sees, and the functor's derivative a weight of x.y.
 enum class Metric : int { product = 0, squared_distance = 1, distance = 2 };
 
+// Embeddings as they are stored: row i begins at x + i * row, its values are `step` apart.
+template <class T>
+struct Embeddings {
+  const T* x = nullptr;
+  std::int64_t row = 0, step = 1;
+};
+
 template <class T>
 struct Block {
   T* s = nullptr;               // [rows, cols], leading dimension ld: products in, weights out
@@ -19,6 +26,10 @@ struct Block {
   const T* row_square = nullptr;  // distances: squared norms of the (scaled) embeddings, [rows]
   const T* col_square = nullptr;  // and [cols]
   T epsilon = T(0);               // distances: added under the root
+  // Distances: the embeddings [rows, dim] and [cols, dim], from whose differences those of near pairs are
+  // made again (differences.h), or null.
+  Embeddings<T> anchors, candidates;
+  std::int64_t dim = 0;
   const std::int32_t* row_class = nullptr;    // [rows]
   const std::int32_t* col_class = nullptr;    // [cols]; equal classes make a positive pair
   const std::int32_t* class_start = nullptr;  // [classes + 1] into class_order: the columns of each
@@ -85,7 +96,7 @@ constexpr std::int64_t sorting_size(std::int64_t longest, std::int64_t cols) {
 
 int functor_count();
 const Functor& functor(int id);
-int active_isa();                  // chosen once from the processor, or by the environment: FASTDML_ISA
+int active_isa();                  // the processor's best, or what was forced (FASTDML_ISA)
 int isa_count();
 const char* isa_name(int isa);
 bool force_isa(const char* name);  // false where this processor or build lacks it

@@ -2,6 +2,7 @@
 // FASTDML_VECTOR_BYTES, includes this file, then the loss's header, which ends in FASTDML_ROW_LOSS.
 #pragma once
 #include "columns.h"
+#include "differences.h"
 #include "row.h"
 
 namespace fastdml {
@@ -61,12 +62,14 @@ struct Prologue {
     }
     const T own = b.row_square[i];
     const bool root = b.metric == Metric::distance;
-    // What is left of two nearly equal numbers is rounding: it counts as 0.
-    const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
     each(s, [&](Vector<T> v, std::int64_t j, int n) {
       const Vector<T> total = own + load(b.col_square + j, n);
       Vector<T> d2 = total - T(2) * v * scale(j, n, by);
-      d2 = select(d2 < tiny * total, T(0), d2) + b.epsilon;
+      const Mask<T> near = d2 < T(kNear) * total;
+      if (any(near))
+        for (int l = 0; l < n; ++l)
+          if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
+      d2 += b.epsilon;
       return root ? sqrt(d2) : d2;
     });
   }

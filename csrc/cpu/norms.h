@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 namespace fastdml {
 
@@ -33,6 +34,30 @@ void inverse_norm(const T* x, T* out, int64_t rows, int64_t dim, int64_t ldx, T 
       out[i] = norm > epsilon ? T(1) / norm : T(0);
     }
   });
+}
+
+// Whether products of rows with these inverse norms, squares of norms and what gradients are made of stay
+// within the type: fastdml/engine/conditioning.py.
+template <class T>
+bool in_range(const T* x, int64_t dim, const std::vector<T>& inverse_norm) {
+  constexpr T far = sizeof(T) == 4 ? T(1099511627776.0) : T(1.157920892373162e77);  // 2^40, 2^256
+  for (const T v : inverse_norm) {
+    if (v < 1 / far ? std::any_of(x, x + dim, [](T w) { return w != T(0); }) : v > far) return false;
+    x += dim;
+  }
+  return true;
+}
+
+// Adds every step-th row of x to sum [dim], and returns the sum of their squared lengths.
+template <class T>
+double add_rows(const T* x, int64_t rows, int64_t dim, int64_t ldx, int64_t step, double* sum) {
+  double square = 0;
+  for (int64_t i = 0; i < rows; i += step) {
+    const T* xi = x + i * ldx;
+    for (int64_t d = 0; d < dim; ++d) sum[d] += xi[d];
+    square += partial_sums<double>(dim, [=](int64_t d) { return static_cast<double>(xi[d]) * xi[d]; });
+  }
+  return square;
 }
 
 // 0, or NaN where a value is NaN or infinite.

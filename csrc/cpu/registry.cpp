@@ -1,8 +1,11 @@
 // The table of compiled losses, and the choice of instruction set.
-#include <cstdlib>
 #include <cstring>
+#include <mutex>
+#include <string>
 
 #include "block.h"
+#include "further.h"
+#include "stream.h"
 
 namespace fastdml {
 
@@ -26,19 +29,53 @@ bool supported(const char* isa) {
 }
 
 int best() {
-  const char* wanted = std::getenv("FASTDML_ISA");
   int found = 0;
   for (int i = 0; i < kIsaCount; ++i)
-    if (supported(kIsa[i]) && (!wanted || !std::strcmp(wanted, kIsa[i]))) found = i;
+    if (supported(kIsa[i])) found = i;
   return found;
 }
 
 int active = -1;
 
+// Functors that were loaded later. What is counted stays where it is.
+struct Further {
+  std::string name;
+  const Kernel* kernels[kIsaCount];
+  Functor functor;
+};
+Further* further[kMostFurther];
+int further_count = 0;
+std::mutex further_mutex;
+
 }  // namespace
 
-int functor_count() { return kFunctorCount; }
-const Functor& functor(int id) { return kFunctors[id]; }
+int functor_count() { return kFunctorCount + further_count; }
+const Functor& functor(int id) {
+  return id < kFunctorCount ? kFunctors[id] : further[id - kFunctorCount]->functor;
+}
+
+namespace {
+const Stream* streams[kMostFurther];
+int stream_count = 0;
+}  // namespace
+
+int add_stream(const Stream* stream) {
+  const std::lock_guard<std::mutex> lock(further_mutex);
+  if (stream_count == kMostFurther) return -1;
+  streams[stream_count] = stream;
+  return stream_count++;
+}
+const Stream* stream_of(std::int64_t id) { return id >= 0 && id < stream_count ? streams[id] : nullptr; }
+
+int add_functor(const char* name, const Kernel* kernel) {
+  const std::lock_guard<std::mutex> lock(further_mutex);
+  if (further_count == kMostFurther) return -1;
+  Further* made = new Further{name, {}, {}};
+  for (const Kernel*& k : made->kernels) k = kernel;
+  made->functor = {made->name.c_str(), made->kernels};
+  further[further_count] = made;
+  return kFunctorCount + further_count++;
+}
 int isa_count() { return kIsaCount; }
 const char* isa_name(int isa) { return kIsa[isa]; }
 

@@ -7,30 +7,34 @@
 #include <cstdint>
 
 #include "block.h"
+#include "differences.h"
 
 namespace fastdml {
 
-// s [rows, cols], rows ld apart. Scales: both or neither; squares: for distances.
 template <class T>
-void similarities(T* s, std::int64_t rows, std::int64_t cols, std::int64_t ld, const T* row_scale,
-                  const T* col_scale, Metric metric, const T* row_square, const T* col_square,
-                  T epsilon) {
-  // What is left of two nearly equal numbers is rounding: it counts as 0.
-  const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
-  const std::int64_t grain = 1 + 16384 / (cols + 1);
-  torch::stable::parallel_for(0, rows, grain, [&](std::int64_t begin, std::int64_t end) {
+void similarities(const Block<T>& b) {
+  const std::int64_t grain = 1 + 16384 / (b.cols + 1);
+  torch::stable::parallel_for(0, b.rows, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      T* const row = s + i * ld;
-      if (row_scale)
-        for (std::int64_t j = 0; j < cols; ++j) row[j] *= row_scale[i] * col_scale[j];
-      if (metric == Metric::product) continue;
-      const T own = row_square[i];
-      for (std::int64_t j = 0; j < cols; ++j) {
-        const T total = own + col_square[j], d2 = total - T(2) * row[j];
-        row[j] = (d2 < tiny * total ? T(0) : d2) + epsilon;
+      T* const row = b.s + i * b.ld;
+      if (b.row_scale)
+        for (std::int64_t j = 0; j < b.cols; ++j) row[j] *= b.row_scale[i] * b.col_scale[j];
+      if (b.metric == Metric::product) continue;
+      const T own = b.row_square[i];
+      bool some = false;
+      for (std::int64_t j = 0; j < b.cols; ++j) {
+        const T total = own + b.col_square[j];
+        row[j] = total - T(2) * row[j];
+        some |= row[j] < T(kNear) * total;
       }
-      if (metric == Metric::distance)
-        for (std::int64_t j = 0; j < cols; ++j) row[j] = std::sqrt(row[j]);
+      for (std::int64_t j = 0; some && j < b.cols; ++j) {
+        const T total = own + b.col_square[j];
+        if (row[j] < T(kNear) * total) row[j] = near_distance(b, i, j, row[j], total);
+      }
+      if (b.epsilon != T(0))
+        for (std::int64_t j = 0; j < b.cols; ++j) row[j] += b.epsilon;
+      if (b.metric == Metric::distance)
+        for (std::int64_t j = 0; j < b.cols; ++j) row[j] = std::sqrt(row[j]);
     }
   });
 }

@@ -9,23 +9,23 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// Reading sorted rows takes more registers than a block of the largest size leaves a thread.
-constexpr int most_threads(bool sorted) { return sorted ? kMaxThreads / 2 : kMaxThreads; }
+// Reading sorted rows takes more registers than two blocks of a multiprocessor leave a thread.
+constexpr int least_blocks(bool sorted) { return sorted ? 1 : 2; }
 
-template <class T, template <class> class Loss, bool kSorted>
-__global__ void __launch_bounds__(most_threads(kSorted), 1)
+template <class T, template <class> class Loss, bool kSorted, class Form>
+__global__ void __launch_bounds__(kMaxThreads, least_blocks(kSorted))
     rows_kernel(const __grid_constant__ Block<T> b, const __grid_constant__ Target target,
                 const __grid_constant__ Loss<T> loss, const __grid_constant__ SortedRows<T> sorted,
                 const __grid_constant__ Lengths<T> lengths) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* scratch = reinterpret_cast<T*>(shared);
   BlockTeam team;
-  run_rows<kSorted>(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch, lengths,
+  run_rows<kSorted, Form>(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch, lengths,
                     sorted);
 }
 
 template <class T, template <class> class Loss>
-__global__ void __launch_bounds__(kMaxThreads, 1)
+__global__ void __launch_bounds__(kMaxThreads, 2)
     keys_kernel(const __grid_constant__ Block<T> b, const __grid_constant__ Loss<T> loss,
                 const __grid_constant__ SortedRows<T> to) {
   __shared__ T scratch[kScratch];
@@ -34,9 +34,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 }
 
 // One warp for a short row, so that its folds need no barrier; more threads for a long one, so that
-// the rows in flight on all multiprocessors fit in the cache between two visits.
+// the rows in flight on all multiprocessors fit in the cache between two visits. No more than 256: then
+// three blocks are on a multiprocessor, and one computes while another waits.
 inline int threads_for(std::int64_t cols) {
-  return cols <= 1024 ? 32 : cols <= 4096 ? 128 : cols <= 16384 ? 256 : kMaxThreads;
+  return cols <= 1024 ? 32 : cols <= 4096 ? 128 : kMaxThreads;
 }
 
 template <class T, template <class> class Loss>
@@ -82,25 +83,31 @@ template <class T, template <class> class Loss, bool kSorted>
 const char* launch_rows(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
                         const SortedRows<T>& sorted, const Lengths<T>& lengths, std::int64_t blocks,
                         int threads) {
-  const auto kernel = rows_kernel<T, Loss, kSorted>;
   const std::size_t bytes = (kScratch + kArena) * sizeof(T);
-  if (bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-  }
-  kernel<<<static_cast<unsigned>(blocks), threads, bytes, static_cast<cudaStream_t>(call.stream)>>>(
-      b, call.target, loss, sorted, lengths);
-  return nullptr;
+  const auto with = [&](auto kernel) -> const char* {
+    if (bytes > 48 * 1024) {
+      const cudaError_t error = cudaFuncSetAttribute(
+          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+      if (error != cudaSuccess) return cudaGetErrorString(error);
+    }
+    kernel<<<static_cast<unsigned>(blocks), threads, bytes, static_cast<cudaStream_t>(call.stream)>>>(
+        b, call.target, loss, sorted, lengths);
+    return nullptr;
+  };
+  // Sorted rows have one form: their kernels are many already, and visit a row but once.
+  if constexpr (kSorted)
+    return with(rows_kernel<T, Loss, true, AnyForm>);
+  else
+    return by_form(b, call.target, [&](auto form) {
+      return with(rows_kernel<T, Loss, false, decltype(form)>);
+    });
 }
 
 // Rows whose lists are short, and then the others; either sorted or not.
 template <class T, template <class> class Loss, bool kSorted>
 const char* launch_short(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
                          const SortedRows<T>& sorted) {
-  constexpr int most = most_threads(kSorted);
-  const int threads = threads_for(b.cols) < most ? threads_for(b.cols) : most;
-  return launch_rows<T, Loss, kSorted>(b, call, loss, sorted, {}, b.rows, threads);
+  return launch_rows<T, Loss, kSorted>(b, call, loss, sorted, {}, b.rows, threads_for(b.cols));
 }
 template <class T, template <class> class Loss, bool kSorted>
 const char* launch_long(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
@@ -112,7 +119,7 @@ const char* launch_long(const Block<T>& b, const CudaCall& call, const Loss<T>& 
     if (launch.blocks == 0) continue;
     lengths = {lengths.upto, launch.most, static_cast<T*>(call.arena), launch.values, room};
     if (const char* error = launch_rows<T, Loss, kSorted>(b, call, loss, sorted, lengths, launch.blocks,
-                                                          most_threads(kSorted)))
+                                                          kMaxThreads))
       return error;
   }
   return nullptr;

@@ -67,10 +67,44 @@ FASTDML_FN std::uint16_t to_bfloat16(float x) {
              : static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Two of them, the first in the lower half: one instruction on the device, whose NaN is another.
+FASTDML_FN std::uint32_t to_bfloat16(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+#else
+  return to_bfloat16(low) | static_cast<std::uint32_t>(to_bfloat16(high)) << 16;
+#endif
+}
+
 struct Unsorted {};
 
+// What the executor puts between products and pairs, and where weights go: known when a row is compiled, or
+// (AnyForm) asked for every pair. Fixed is what most calls have: cosines in float32.
+struct AnyForm {
+  static constexpr bool fixed = false;
+  static constexpr WeightType type = WeightType::same;  // unused
+};
+template <WeightType kType>
+struct Cosine {
+  static constexpr bool fixed = true;
+  static constexpr WeightType type = kType;
+};
+
+// f(form) with the form of a call.
+template <class T, class F>
+auto by_form(const Block<T>& b, const Target& target, F f) {
+  if constexpr (sizeof(T) == 4) {
+    if (b.metric == Metric::product && b.row_scale && b.col_scale && b.row_class && b.col_class)
+      return target.weights && target.type == WeightType::bfloat16 ? f(Cosine<WeightType::bfloat16>{})
+                                                                   : f(Cosine<WeightType::same>{});
+  }
+  return f(AnyForm{});
+}
+
 // kSorted: the row has been sorted by the keys that the functor asked for.
-template <class T, class Team, bool kSorted = false>
+template <class T, class Team, bool kSorted = false, class Form = AnyForm>
 class Row {
  public:
   using Sorted = std::conditional_t<kSorted, SortedRow<T>, Unsorted>;
@@ -91,14 +125,16 @@ class Row {
         n_(static_cast<int>(block.cols)),
         i_(i),
         self_(static_cast<int>(own_column(block, i))),
-        class_(block.row_class ? block.row_class[i] : 0),
-        row_scale_(block.row_scale ? block.row_scale[i] : T(1)),
+        class_(Form::fixed || block.row_class ? block.row_class[i] : 0),
+        row_scale_(Form::fixed || block.row_scale ? block.row_scale[i] : T(1)),
         own_weight_(own_weight),
         teacher_(block.teacher ? block.teacher + i * block.teacher_ld : nullptr),
-        type_(target.weights ? target.type : WeightType::same) {
+        type_(Form::fixed        ? Form::type
+              : target.weights ? target.type
+                               : WeightType::same) {
     weights_ld_ = target.weights ? target.ld : block.ld;
     weights_ = target.weights ? static_cast<char*>(target.weights) +
-                                    i * target.ld * (type_ == WeightType::same ? sizeof(T) : 2)
+                                    i * target.ld * (type() == WeightType::same ? sizeof(T) : 2)
                               : reinterpret_cast<char*>(s_);
     whole_ = aligned() ? n_ / W * W : 0;
     self_vector_ = self_ >= 0 && self_ < whole_ ? self_ / W * W : -1;
@@ -645,9 +681,13 @@ class Row {
     const auto on = [](const void* p, int bytes) {
       return reinterpret_cast<std::uintptr_t>(p) % bytes == 0;
     };
-    return on(s_, 16) && on(weights_, type_ == WeightType::same ? 16 : 2 * W) &&
+    return on(s_, 16) && on(weights_, type() == WeightType::same ? 16 : 2 * W) &&
            on(block_.col_class, 4 * W) && on(block_.col_scale, 16) && on(block_.col_square, 16);
   }
+
+  FASTDML_FN Metric metric() const { return Form::fixed ? Metric::product : block_.metric; }
+  FASTDML_FN bool scaled() const { return Form::fixed || block_.col_scale; }
+  FASTDML_FN WeightType type() const { return Form::fixed ? Form::type : type_; }
 
   // A product as the functor sees it. `scale` and `square` are those of its column.
   FASTDML_FN T transform(T product, T scale, T square) const {
@@ -655,35 +695,35 @@ class Row {
   }
   // The scaled product of row i.
   FASTDML_FN T transform(T scaled, T square, int i) const {
-    if (block_.metric == Metric::product) return scaled;
+    if (metric() == Metric::product) return scaled;
     // What is left of two nearly equal numbers is rounding: it counts as 0.
     const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
     const T total = block_.row_square[i] + square;
     T d2 = total - T(2) * scaled;
     d2 = (d2 < tiny * total ? T(0) : d2) + block_.epsilon;
-    return block_.metric == Metric::distance ? sqrt(d2) : d2;
+    return metric() == Metric::distance ? sqrt(d2) : d2;
   }
   FASTDML_FN T in(T product, int j) const {
-    return transform(product, block_.col_scale ? block_.col_scale[j] : T(1),
-                     block_.metric == Metric::product ? T(0) : block_.col_square[j]);
+    return transform(product, scaled() ? block_.col_scale[j] : T(1),
+                     metric() == Metric::product ? T(0) : block_.col_square[j]);
   }
   // The weight of the product of a pair that the functor saw as x and gave the derivative g.
   FASTDML_FN T out(T g, T x, T scale) const { return out_scaled(g, x, scale * (row_scale_ * own_weight_)); }
   FASTDML_FN T out_scaled(T g, T x, T scale) const {
     const T by = g * scale;
-    if (block_.metric == Metric::product) return by;
-    if (block_.metric == Metric::squared_distance) return T(-2) * by;
+    if (metric() == Metric::product) return by;
+    if (metric() == Metric::squared_distance) return T(-2) * by;
     return x > T(0) ? -by / x : T(0);
   }
-  FASTDML_FN T scale_of(int j) const { return block_.col_scale ? block_.col_scale[j] : T(1); }
+  FASTDML_FN T scale_of(int j) const { return scaled() ? block_.col_scale[j] : T(1); }
 
   // The same of the row r below this one, in a stack. Its weights are this row's loss's.
   FASTDML_FN T row_scale_of(int r) const {
-    return r == 0 ? row_scale_ : block_.row_scale ? block_.row_scale[i_ + r] : T(1);
+    return r == 0 ? row_scale_ : Form::fixed || block_.row_scale ? block_.row_scale[i_ + r] : T(1);
   }
   FASTDML_FN T in_of(int r, int j) const {
     return transform(s_[r * block_.ld + j] * (scale_of(j) * row_scale_of(r)),
-                     block_.metric == Metric::product ? T(0) : block_.col_square[j], i_ + r);
+                     metric() == Metric::product ? T(0) : block_.col_square[j], i_ + r);
   }
   FASTDML_FN T out_of(int r, T g, T x, T scale) const {
     return out_scaled(g, x, scale * (row_scale_of(r) * own_weight_));
@@ -719,7 +759,7 @@ class Row {
     Vector<std::int32_t, W> c[V];
 #pragma unroll
     for (int u = 0; u < V; ++u) x[u] = read<T, W>(s_ + at[u]);
-    if (block_.col_class) {
+    if (Form::fixed || block_.col_class) {
 #pragma unroll
       for (int u = 0; u < V; ++u) c[u] = read<std::int32_t, W>(block_.col_class + at[u]);
     } else {
@@ -728,14 +768,14 @@ class Row {
 #pragma unroll
         for (int l = 0; l < W; ++l) c[u].v[l] = 0;
     }
-    if (block_.col_scale || block_.metric != Metric::product) {
+    if (scaled() || metric() != Metric::product) {
 #pragma unroll
       for (int u = 0; u < V; ++u) {
         Vector<T, W> scale, square;
 #pragma unroll
         for (int l = 0; l < W; ++l) scale.v[l] = T(1), square.v[l] = T(0);
-        if (block_.col_scale) scale = read<T, W>(block_.col_scale + at[u]);
-        if (block_.metric != Metric::product) square = read<T, W>(block_.col_square + at[u]);
+        if (scaled()) scale = read<T, W>(block_.col_scale + at[u]);
+        if (metric() != Metric::product) square = read<T, W>(block_.col_square + at[u]);
 #pragma unroll
         for (int l = 0; l < W; ++l) x[u].v[l] = transform(x[u].v[l], scale.v[l], square.v[l]);
       }
@@ -747,7 +787,7 @@ class Row {
         pack.v[u * W + l] = pair(x[u].v[l], c[u].v[l] == class_, at[u] + l);
   }
   FASTDML_FN Pairs<T> load(int j) const {
-    return pair(in(s_[j], j), !block_.col_class || block_.col_class[j] == class_, j);
+    return pair(in(s_[j], j), (!Form::fixed && !block_.col_class) || block_.col_class[j] == class_, j);
   }
 
   // The pairs that whole vectors leave over: those beside the row's own pair and those at the end.
@@ -794,12 +834,12 @@ class Row {
         Vector<T, W> scale, w;
 #pragma unroll
         for (int l = 0; l < W; ++l) scale.v[l] = T(1);
-        if (block_.col_scale) scale = read<T, W>(block_.col_scale + at);
+        if (scaled()) scale = read<T, W>(block_.col_scale + at);
 #pragma unroll
         for (int l = 0; l < W; ++l)
           w.v[l] = out(g.v[u * W + l], pack.v[u * W + l].s, scale.v[l]);
         store(at, w);
-        if (FASTDML_LISTS && type_ != WeightType::same)
+        if (FASTDML_LISTS && type() != WeightType::same)
 #pragma unroll
           for (int l = 0; l < W; ++l)
             if (pack.v[u * W + l].positive) s_[at + l] = w.v[l];
@@ -824,18 +864,19 @@ class Row {
   }
 
   FASTDML_FN void store(int j, const Vector<T, W>& w) {
-    if (type_ == WeightType::same) {
+    if (type() == WeightType::same) {
       reinterpret_cast<Vector<T, W>*>(weights_)[j / W] = w;
       return;
     }
-    Vector<std::uint16_t, W> h;
+    Vector<std::uint32_t, W / 2> h;
 #pragma unroll
-    for (int l = 0; l < W; ++l) h.v[l] = to_bfloat16(static_cast<float>(w.v[l]));
-    reinterpret_cast<Vector<std::uint16_t, W>*>(weights_)[j / W] = h;
+    for (int l = 0; l < W / 2; ++l)
+      h.v[l] = to_bfloat16(static_cast<float>(w.v[2 * l]), static_cast<float>(w.v[2 * l + 1]));
+    reinterpret_cast<Vector<std::uint32_t, W / 2>*>(weights_)[j / W] = h;
   }
   template <class Index>
   FASTDML_FN void store(Index j, T w) {
-    if (type_ == WeightType::same)
+    if (type() == WeightType::same)
       reinterpret_cast<T*>(weights_)[j] = w;
     else
       reinterpret_cast<std::uint16_t*>(weights_)[j] = to_bfloat16(static_cast<float>(w));
@@ -846,7 +887,7 @@ class Row {
   FASTDML_FN void add_weight(int j, T g, T x) {
     const T total = s_[j] + out(g, x, scale_of(j));
     s_[j] = total;
-    if (type_ != WeightType::same) store(j, total);
+    if (type() != WeightType::same) store(j, total);
   }
 
   template <int N, bool Full, class F>
@@ -1018,11 +1059,11 @@ struct Lengths {
 
 // The share of one team, number `first` of `step`, in a block of rows: stacks first, first + step, ...
 // sorted: of the whole block; where lengths has room for it, a team sorts its rows, of one key, itself.
-template <bool kSorted, class T, class Loss, class Team>
+template <bool kSorted, class Form = AnyForm, class T, class Loss, class Team>
 FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
                          int first, int step, T* scratch, T* shared, const Lengths<T>& lengths,
                          const SortedRows<T>& sorted) {
-  using Here = Row<T, Team, kSorted>;
+  using Here = Row<T, Team, kSorted, Form>;
   using Out = decltype(loss(std::declval<Here&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
   const int together = rows_together(loss);

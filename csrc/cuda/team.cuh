@@ -6,7 +6,7 @@ namespace fastdml {
 inline namespace FASTDML_ISA {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 256;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kMaxFold = 16;  // values folded at once
 // Shared values a team needs for folding, twice: while one half is read the other may be written.

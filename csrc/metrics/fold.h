@@ -8,10 +8,13 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// The number of thresholds <= s, for s >= the first of them and not beyond the bins' order. b: bin of s.
+// The number of thresholds <= s. b: bin of s. Few bins hold more than two thresholds; for the others this has
+// no branch that depends on s, which would be foreseen as seldom as s itself.
 template <class T>
 FASTDML_FN std::int32_t place(const T* theta, const std::int32_t* bin, std::int32_t b, T s) {
   std::int32_t from = bin[b], to = bin[b + 1];
+  if (__builtin_expect(to - from <= 2, 1))
+    return from + ((from < to) & (theta[from] <= s)) + ((from + 1 < to) & (theta[from + 1] <= s));
   while (to - from > 8) {
     const std::int32_t middle = from + (to - from) / 2;
     if (theta[middle] <= s)
@@ -23,26 +26,88 @@ FASTDML_FN std::int32_t place(const T* theta, const std::int32_t* bin, std::int3
   return from;
 }
 
-// Calls take(s, place of s) for all values of s[0, count) that are at least the first threshold.
+// Calls take(s, place of s) for the values of s[0, count), but for runs of those below the first threshold.
 template <class T, class F>
 FASTDML_FN void each_place(const T* s, std::int64_t count, const T* theta, const std::int32_t* bin,
-                           std::int32_t bins, T low, T by, F take) {
+                           std::int32_t bins, T by, F take) {
   constexpr int W = kWidth<T>;
-  const T last = static_cast<T>(bins - 1);
+  const T low = theta[0], last = static_cast<T>(bins - 1);
+  typename Lane<T>::I at[W];
   std::int64_t j = 0;
   for (; j + W <= count; j += W) {
     const Vector<T> v = load(s + j);
     if (!any(v >= low)) continue;
-    // In the range of the bins even where s is below the first threshold.
-    const Mask<T> b = __builtin_convertvector(max(min((v - low) * by, last), T(0)), Mask<T>);
+    // In the range of the bins whatever s is: of 0 and NaN, which is -infinity times 0, max takes its first.
+    const Mask<T> b =
+        __builtin_convertvector(max(Vector<T>{}, min((v - low) * by, last)), Mask<T>);
+    std::memcpy(at, &b, sizeof at);
     for (int i = 0; i < W; ++i)
-      if (v[i] >= low) take(v[i], place(theta, bin, static_cast<std::int32_t>(b[i]), v[i]));
+      take(s[j + i], place(theta, bin, static_cast<std::int32_t>(at[i]), s[j + i]));
   }
-  for (; j < count; ++j)
-    if (s[j] >= low) {
-      const auto b = static_cast<std::int32_t>(max(min((s[j] - low) * by, last), T(0)));
-      take(s[j], place(theta, bin, b, s[j]));
+  for (; j < count; ++j) {
+    const auto b = static_cast<std::int32_t>(max(T(0), min((s[j] - low) * by, last)));
+    take(s[j], place(theta, bin, b, s[j]));
+  }
+}
+
+// Moves the values of s[0, count) that are at least `low` to the front of `to`; returns how many.
+// `to` has room for a vector more than `count`.
+template <class T>
+FASTDML_FN std::int64_t pick(const T* s, std::int64_t count, T low, T* to) {
+  std::int64_t found = 0, j = 0;
+#if defined(__AVX512F__) && FASTDML_VECTOR_BYTES == 64
+  for (; j + kWidth<T> <= count; j += kWidth<T>) {
+    const Vector<T> v = load(s + j);
+    if constexpr (sizeof(T) == 4) {
+      const __mmask16 m = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(low), _CMP_GE_OQ);
+      store(to + found, (Vector<T>)_mm512_maskz_compress_ps(m, (__m512)v));
+      found += __builtin_popcount(m);
+    } else {
+      const __mmask8 m = _mm512_cmp_pd_mask((__m512d)v, _mm512_set1_pd(low), _CMP_GE_OQ);
+      store(to + found, (Vector<T>)_mm512_maskz_compress_pd(m, (__m512d)v));
+      found += __builtin_popcount(m);
     }
+  }
+#endif
+  for (; j < count; ++j) {
+    to[found] = s[j];
+    found += s[j] >= low;
+  }
+  return found;
+}
+
+// Counts s[0, count), all at least the first threshold, in cells: 2 u + 1 at threshold u, 2 u + 2 behind it.
+// bins: room for their bins. Few bins hold more than two thresholds; for the others nothing branches on a score.
+template <class T>
+FASTDML_FN void count_cells(const T* s, std::int64_t count, const Ladder<T>& ladder, std::uint32_t* cells,
+                            T* bins) {
+  using I = typename Lane<T>::I;
+  const T low = ladder.theta[0], last = static_cast<T>(ladder.bins - 1);
+  for (std::int64_t j = 0; j < count; j += kWidth<T>) {  // `s` and `bins` have room for a vector more
+    const Mask<T> b = __builtin_convertvector(max(Vector<T>{}, min((load(s + j) - low) * ladder.by, last)),
+                                              Mask<T>);
+    std::memcpy(bins + j, &b, sizeof b);
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    I b;
+    std::memcpy(&b, bins + j, sizeof b);
+    const T v = s[j];
+    const std::int32_t first = ladder.bin[b];
+    if (__builtin_expect(first >= 0, 1)) {
+      const T t = ladder.theta[first], next = ladder.theta[first + 1];
+      ++cells[2 * first + (t <= v) + (t < v) + (next <= v) + (next < v)];
+      continue;
+    }
+    std::int32_t from = first & ~kCrowded, to = ladder.bin[b + 1] & ~kCrowded;
+    while (from < to) {
+      const std::int32_t middle = from + (to - from) / 2;
+      if (ladder.theta[middle] <= v)
+        from = middle + 1;
+      else
+        to = middle;
+    }
+    ++cells[2 * from - (from > 0 && ladder.theta[from - 1] == v)];
+  }
 }
 
 // Adds to above[k] how many of s[0, count) are at least theta[k].
@@ -109,27 +174,28 @@ FASTDML_FN double spread(const Task<T>& task, const T* s, std::int64_t count) {
   return total;
 }
 
-// Row i of the block: its scores s of gallery rows first, first + 1, ...
+// Row i of the block: its scores s of gallery rows first, first + 1, ... picked: scratch.
 template <class T>
 FASTDML_FN void fold_row(const Task<T>& task, std::int64_t i, T* s, std::int64_t count, std::int64_t first,
-                         std::uint32_t* cells) {
+                         std::uint32_t* cells, T* picked) {
   const std::int64_t own = task.own[i] - first;
   if (own >= 0 && own < count) s[own] = -std::numeric_limits<T>::infinity();
   if (task.k > 0) collect_nearest(task, i, s, count, first);
   if (task.theta) {
     const std::int64_t at = task.start[i], thresholds = task.start[i + 1] - at;
-    if (thresholds > kFewThresholds)
+    if (thresholds > kFewThresholds) {
+      std::int32_t below = 0;
       each_place(s, count, task.theta + at, task.bin + at + i, static_cast<std::int32_t>(thresholds),
-                 task.theta[at], task.bin_by[i], [&](T, std::int32_t u) { ++task.above[at + u - 1]; });
-    else
+                 task.bin_by[i],
+                 [&](T, std::int32_t u) { ++*(u > 0 ? task.above + at + u - 1 : &below); });
+    } else {
       count_above(s, count, task.theta + at, thresholds, task.above + at);
+    }
   }
   const std::int64_t from = !task.half || own < 0 ? 0 : own + 1 < count ? own + 1 : count;
   if (task.pairs.count > 0) {
-    const Ladder<T>& p = task.pairs;
-    each_place(s + from, count - from, p.theta, p.bin, p.bins, p.low, p.by, [&](T v, std::int32_t u) {
-      ++cells[2 * u - (p.theta[u - 1] == v)];
-    });
+    const std::int64_t found = pick(s + from, count - from, task.pairs.theta[0], picked);
+    count_cells(picked, found, task.pairs, cells, picked + kPickedSize / 2);
   }
   if (task.spread) task.spread[i] += spread(task, s + from, count - from);
 }
@@ -146,7 +212,8 @@ FASTDML_FN void fold_panels(const Task<T>& task, const Tile<T>& tile, std::int64
         panel_scores<T, kDifference, kQueryRows>(queries, kQueryRows, tile.panels + (from + j) * task.dim,
                                                  task.dim, buffer + j, strip);
       for (std::int64_t i = panel * kQueryRows; i < task.rows && i < (panel + 1) * kQueryRows; ++i)
-        fold_row(task, i, buffer + (i - panel * kQueryRows) * strip, count, tile.first + from, cells);
+        fold_row(task, i, buffer + (i - panel * kQueryRows) * strip, count, tile.first + from, cells,
+                 buffer + kBufferSize);
     }
   }
 }

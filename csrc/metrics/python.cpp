@@ -94,7 +94,7 @@ void bind_sweep(py::module_& m, const char* name, const char* counts_name) {
       .def(
           "want_ranks",
           [](Sweep<T>& s, const std::optional<Array<float>>& gains) {
-            if (gains && gains->size() != static_cast<py::ssize_t>(s.right().size()))
+            if (gains && gains->size() != s.right_count())
               throw py::value_error("gains: expected one per right candidate");
             py::gil_scoped_release release;
             s.want_ranks(gains ? gains->data() : nullptr);
@@ -113,12 +113,12 @@ void bind_sweep(py::module_& m, const char* name, const char* counts_name) {
             s.fold(rows, by, from, to);
           },
           py::arg("gallery"), py::arg("scale"), py::arg("start"), py::arg("stop"))
-      .def_property_readonly("right", [](const Sweep<T>& s) { return array_of(s.right()); })
+      .def_property_readonly("right", [](const Sweep<T>& s) { return Array<T>(s.right_count(), s.right()); })
       .def_property_readonly("gains", [](const Sweep<T>& s) { return array_of(s.gains()); })
       .def_property_readonly("spread", [](const Sweep<T>& s) { return array_of(s.spread()); })
       .def("ranks",
            [](const Sweep<T>& s) {
-             Array<std::int32_t> out(static_cast<py::ssize_t>(s.right().size()));
+             Array<std::int32_t> out(s.right_count());
              s.ranks(out.mutable_data());
              return out;
            })

@@ -18,6 +18,9 @@ namespace fastdml {
 
 namespace {
 
+// Of the thresholds of all pairs.
+constexpr std::int64_t kBinsPerThreshold = 4, kMostBins = 1 << 18;
+
 template <class T>
 const SweepOf<T>& kernel() {
   const SweepKernel& found = *kSweepKernels[active_isa()];
@@ -33,20 +36,20 @@ bool nearer(const Neighbour<T>& a, const Neighbour<T>& b) {
   return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
-// bin[b]: the first of ascending thresholds in bin b or later, [count + 1]. Returns the factor from a score,
+// bin[b]: the first of ascending thresholds in bin b or later, [bins + 1]. Returns the factor from a score,
 // less the first threshold, to its bin.
 template <class T>
-T fill_bins(const T* theta, std::int64_t count, std::int32_t* bin) {
+T fill_bins(const T* theta, std::int64_t count, std::int32_t* bin, std::int64_t bins) {
   const T low = theta[0], range = theta[count - 1] - low;
-  T by = range > T(0) ? static_cast<T>(count) / range : T(0);
+  T by = range > T(0) ? static_cast<T>(bins) / range : T(0);
   if (!std::isfinite(by)) by = T(0);
-  const T last = static_cast<T>(static_cast<std::int32_t>(count - 1));
+  const T last = static_cast<T>(static_cast<std::int32_t>(bins - 1));
   std::int64_t b = 0;
   for (std::int64_t k = 0; k < count; ++k) {
-    const auto at = static_cast<std::int64_t>(std::max(std::min((theta[k] - low) * by, last), T(0)));
+    const auto at = static_cast<std::int64_t>(std::max(T(0), std::min((theta[k] - low) * by, last)));
     for (; b <= at; ++b) bin[b] = static_cast<std::int32_t>(k);
   }
-  for (; b <= count; ++b) bin[b] = static_cast<std::int32_t>(count);
+  for (; b <= bins; ++b) bin[b] = static_cast<std::int32_t>(count);
   return by;
 }
 
@@ -125,15 +128,20 @@ void row_norms(const Rows& x, double* norms) {
 
 template <class T>
 PairCounts<T>::PairCounts(std::vector<T> thresholds)
-    : thresholds_(std::move(thresholds)),
-      bin_(thresholds_.size() + 1),
-      cells_(2 * thresholds_.size() + 1),
-      by_(fill_bins(thresholds_.data(), static_cast<std::int64_t>(thresholds_.size()), bin_.data())) {}
+    : count_(static_cast<std::int64_t>(thresholds.size())),
+      thresholds_(std::move(thresholds)),
+      bin_(std::min(kBinsPerThreshold * count_, kMostBins) + 1),
+      cells_(2 * count_ + 1) {
+  thresholds_.resize(count_ + 2, std::numeric_limits<T>::infinity());
+  const auto bins = static_cast<std::int64_t>(bin_.size()) - 1;
+  by_ = fill_bins(thresholds_.data(), count_, bin_.data(), bins);
+  for (std::int64_t b = 0; b < bins; ++b)
+    if (bin_[b + 1] - bin_[b] > 2) bin_[b] |= kCrowded;
+}
 
 template <class T>
 Ladder<T> PairCounts<T>::ladder() const {
-  const auto count = static_cast<std::int64_t>(thresholds_.size());
-  return {thresholds_.data(), count, bin_.data(), static_cast<std::int32_t>(count), thresholds_[0], by_};
+  return {thresholds_.data(), count_, bin_.data(), static_cast<std::int32_t>(bin_.size()) - 1, by_};
 }
 
 template <class T>
@@ -158,7 +166,7 @@ template <class T>
 void Sweep<T>::find_right(const Rows& gallery, const T* scale, const std::int64_t* ids,
                           const std::vector<PairJob>& jobs, std::vector<std::int64_t> start) {
   start_ = std::move(start);
-  theta_.resize(start_.back());
+  theta_.resize(start_.back() + 2);  // two to read behind the last
   std::vector<std::int64_t> next(start_.begin(), start_.end() - 1);
   // A packed panel serves some queries; more of them are several threads' work.
   constexpr std::int64_t together = 64;
@@ -177,10 +185,10 @@ void Sweep<T>::find_right(const Rows& gallery, const T* scale, const std::int64_
 template <class T>
 void Sweep<T>::want_ranks(const float* gains) {
   const std::int64_t rows = task_.rows;
-  above_.assign(theta_.size(), 0);
-  bin_.resize(theta_.size() + rows);
+  above_.assign(right_count(), 0);
+  bin_.resize(right_count() + rows);
   bin_by_.resize(rows);
-  if (gains) gains_.assign(gains, gains + theta_.size());
+  if (gains) gains_.assign(gains, gains + right_count());
   torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
     std::vector<std::pair<T, float>> both;
     for (int64_t i = begin; i < end; ++i) {
@@ -197,7 +205,7 @@ void Sweep<T>::want_ranks(const float* gains) {
         std::sort(theta_.begin() + at, theta_.begin() + at + count);
       }
       if (count > kFewThresholds)
-        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i);
+        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i, count);
     }
   });
   task_.start = start_.data();
@@ -251,7 +259,7 @@ void Sweep<T>::fold(const Rows& gallery, const T* scale, std::int64_t from, std:
   const std::int64_t grain = 1 + 131072 / (some.count * (task_.dim + 16) + 1);
   const std::int64_t query_panels = panels(task_.rows, k.query_rows);
   torch::stable::parallel_for(0, query_panels, grain, [&](int64_t begin, int64_t end) {
-    std::unique_ptr<T[]> buffer(new T[kBufferSize]);
+    std::unique_ptr<T[]> buffer(new T[kBufferSize + kPickedSize]);
     std::vector<std::uint32_t> cells(counts_ ? counts_->cells().size() : 0);
     k.fold(task_, tile, begin, end, cells.data(), buffer.get());
     const std::lock_guard<std::mutex> lock(counting);  // whole numbers: in any order

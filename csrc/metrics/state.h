@@ -15,13 +15,13 @@ template <class T>
 class PairCounts {
  public:
   explicit PairCounts(std::vector<T> thresholds);
-  const std::vector<T>& thresholds() const { return thresholds_; }
   const std::vector<std::uint64_t>& cells() const { return cells_; }  // [2 * thresholds + 1]
   std::vector<std::uint64_t>& cells() { return cells_; }
   Ladder<T> ladder() const;
 
  private:
-  std::vector<T> thresholds_;
+  std::int64_t count_;
+  std::vector<T> thresholds_;  // as a ladder has them
   std::vector<std::int32_t> bin_;
   std::vector<std::uint64_t> cells_;
   T by_;
@@ -49,7 +49,8 @@ class Sweep {
 
   std::int64_t rows() const { return task_.rows; }
   std::int64_t neighbours_of_a_row() const { return task_.k; }
-  const std::vector<T>& right() const { return theta_; }
+  std::int64_t right_count() const { return start_.empty() ? 0 : start_.back(); }
+  const T* right() const { return theta_.data(); }
   const std::vector<float>& gains() const { return gains_; }
   const std::vector<double>& spread() const { return spread_; }
   // Place of every right candidate among all, from 1, ascending within a query. Candidates of equal score

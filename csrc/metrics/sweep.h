@@ -20,16 +20,18 @@ struct Neighbour {
   std::int32_t index;
 };
 
-// Ascending thresholds, and bins that find a value's place among them: bin[b] is the first threshold in bin
-// b or later, [bins + 1]. The bin of s is (s - low) * by, cut to the bins there are: it never falls as s
-// rises, so that thresholds of earlier bins are below s and those of later ones above.
+// Ascending distinct thresholds, two values to read behind them, and bins that find a value's place among
+// them: bin[b] is the first threshold in bin b or later, [bins + 1]. The bin of s is (s - theta[0]) * by, cut to
+// the bins there are: it never falls as s rises, so that thresholds of earlier bins are below s and those of
+// later ones above.
+constexpr std::int32_t kCrowded = static_cast<std::int32_t>(0x80000000);  // mark of a bin of three or more
 template <class T>
 struct Ladder {
   const T* theta = nullptr;
   std::int64_t count = 0;
   const std::int32_t* bin = nullptr;
   std::int32_t bins = 0;
-  T low = T(0), by = T(0);
+  T by = T(0);
 };
 
 // Rows with more right candidates than this find places through bins; fewer are compared with one by one.
@@ -48,7 +50,7 @@ struct Task {
   T* bar = nullptr;                   // [rows] scores that do not exceed it are out
 
   const std::int64_t* start = nullptr;  // [rows + 1] into theta: scores of the right candidates, ascending;
-  const T* theta = nullptr;             // null: no ranks are wanted
+  const T* theta = nullptr;             // two more to read at the end; null: no ranks are wanted
   std::int32_t* above = nullptr;        // candidates at theta or higher; where there are bins, only those
                                         // below the next threshold
   const std::int32_t* bin = nullptr;    // one more a row than thresholds
@@ -79,7 +81,7 @@ struct SweepOf {
   // Panels [begin, end) of queries against the tile; cells [2 * thresholds + 1] count pairs: at threshold u
   // (2 u + 1) and between thresholds (2 u).
   void (*fold)(const Task<T>&, const Tile<T>&, std::int64_t begin, std::int64_t end, std::uint32_t* cells,
-               T* buffer);  // buffer: kBufferSize values
+               T* buffer);  // buffer: kBufferSize + kPickedSize values
   // Packs panels [begin, end) of rows, of queries or of the gallery.
   void (*pack)(const Rows&, const T* scale, bool queries, std::int64_t begin, std::int64_t end, T* to);
   // Scores of right pairs, but for those of a query with itself: of query i to theta[next[i]++].
@@ -100,7 +102,8 @@ constexpr std::int64_t strip_columns(std::int64_t dim, std::int64_t panel) {
   const std::int64_t fit = (128 << 10) / (dim < 1 ? 1 : dim) / panel;
   return panel * (fit < 1 ? 1 : fit > 1024 / panel ? 1024 / panel : fit);
 }
-constexpr std::int64_t kBufferSize = 8 * 1024;  // scores of a panel of queries and a strip
+constexpr std::int64_t kBufferSize = 8 * 1024;  // scores of a panel of queries and a strip,
+constexpr std::int64_t kPickedSize = 2 * (1024 + 16);  // those of a row that are picked of them, and their bins
 
 // Keeps the k nearest of a row; ties go to the lower index. Returns the score to be exceeded.
 template <class T>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .device import device
 from .measure import Settings, measure
 from .presets import Case
 from .record import Record
+from .requirement import Requirement
 from .workload import Workload, parse_loss
 
 _ABOUT = """\
@@ -30,7 +31,15 @@ reported of a wrong one, and the exit status is then 1.
 """
 
 
-def parser() -> argparse.ArgumentParser:
+# Presets with what judges their records.
+Judged = Mapping[str, tuple[Callable[[], list[Case]], Callable[[Sequence[Record]], list[Requirement]]]]
+
+
+def _presets(judged: Judged | None) -> dict[str, Callable[[], list[Case]]]:
+    return {**presets.PRESETS, **{name: make for name, (make, _) in (judged or {}).items()}}
+
+
+def parser(judged: Judged | None = None) -> argparse.ArgumentParser:
     who = "\n".join(f"  {name:15}{text}" for name, text in contenders.MEANING.items())
     found = argparse.ArgumentParser(
         prog="python -m fastdml bench",
@@ -39,8 +48,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"contenders:\n{who}\n\nlosses:\n  {', '.join(catalogue.measurable())}",
     )
     what = found.add_argument_group("what")
-    about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in presets.PRESETS.items())
-    what.add_argument("--preset", choices=sorted(presets.PRESETS), help=f"problems. {about}")
+    known = _presets(judged)
+    about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in known.items())
+    what.add_argument("--preset", choices=sorted(known), help=f"problems. {about}")
     what.add_argument(
         "--loss", action="append", metavar="NAME[:KEY=VALUE,...]",
         help="a registered loss, with arguments; repeatable; 'all'. Example: "
@@ -88,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def cases(options: argparse.Namespace) -> list[Case]:
+def cases(options: argparse.Namespace, judged: Judged | None = None) -> list[Case]:
     """The problems asked for. Raises ValueError for unknown names."""
     for name in options.contender or ():
         if name not in contenders.CONTENDERS:
@@ -103,7 +113,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
         kept = {name for name, _ in asked}
         return [
             (_on(w, options), tuple(options.contender or names))
-            for w, names in presets.PRESETS[options.preset]()
+            for w, names in _presets(judged)[options.preset]()
             if not kept or "all" in kept or w.loss in kept
         ]
     if not asked or ("all", ()) in asked:
@@ -132,8 +142,9 @@ def _on(workload: Workload, options: argparse.Namespace) -> Workload:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options_parser = parser()
+def main(argv: Sequence[str] | None = None, judged: Judged | None = None) -> int:
+    """The command line. judged: further presets, each with what judges its records."""
+    options_parser = parser(judged)
     options = options_parser.parse_args(argv)
 
     def command() -> int:
@@ -142,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _replot(options)
             if options.kernels:
                 return _kernels(options)
-            return _bench(options)
+            return _bench(options, judged)
         except ValueError as error:
             options_parser.error(str(error))
         except ImportError as error:  # rich, matplotlib
@@ -151,10 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return end(options_parser.prog, command)
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _bench(options: argparse.Namespace, judged: Judged | None = None) -> int:
     console = _console()
     bars = require("rich.progress")
-    chosen = cases(options)
+    chosen = cases(options, judged)
     on = device(options.device)
     make_folder(options.output, "--output")
     if options.threads:
@@ -198,7 +209,7 @@ def _bench(options: argparse.Namespace) -> int:
     records = list(itertools.chain(*groups))
     if not records:
         return 1
-    demanded = presets.demanded(options.preset, records)
+    demanded = judged[options.preset][1](records) if judged and options.preset in judged else []
     if demanded:
         console.print(report.requirements_table(demanded))
     (options.output / f"{name}.md").write_text(report.markdown(groups, demanded))

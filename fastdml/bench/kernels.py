@@ -79,8 +79,8 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
     native = Native()
     schedule.presweep(problem, schedule.outputs_by(native))
     teacher = None
-    if problem.teacher is not None:
-        teacher = schedule._teacher(problem, 0, rows, torch.empty_like(source))
+    if problem.teacher_problem is not None:
+        teacher = problem.teacher_problem.similarities(0, rows)
     if problem.row_weight is None and problem.loss.outputs > 1:
         problem.row_weight = torch.ones_like(out.outputs)
 

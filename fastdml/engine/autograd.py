@@ -137,12 +137,13 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.wanted
+        saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
-            leaves = ctx.saved_tensors[::2]
-            found = _scaled(ctx.saved_tensors[1::2], leaves, upstream)
+            leaves = saved[::2]
+            found = _scaled(saved[1::2], leaves, upstream)
         else:
-            leaves = [x for x, w in zip(ctx.saved_tensors, wanted) if w]
-            found = _of_rows(ctx.saved_tensors, ctx.words, upstream, wanted)
+            leaves = [x for x, w in zip(saved, wanted) if w]
+            found = _of_rows(saved, ctx.words, upstream, wanted)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         each = iter(once(found, leaves))
         return (*(next(each) if w else None for w in wanted), None, None, None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .call import REDUCTIONS
 from .similarity import PRODUCT, SIMILARITIES
+
+F = TypeVar("F")
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -18,10 +21,11 @@ def _wide(x: Tensor) -> Tensor:
 def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: expected a tensor [batch, dim], got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise ValueError(f"{name}: expected a dense tensor, got {kind}")
     if x.dim() != 2:
         raise ValueError(f"{name}: expected shape [batch, dim], got {tuple(x.shape)}")
-    if x.layout != torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor, got layout {x.layout}")
     if not x.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.shape[1] == 0:
@@ -41,6 +45,8 @@ def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> T
     """The labels as int64; they must be 1-D integers on the device of the embeddings."""
     if not isinstance(y, Tensor):
         raise ValueError(f"{name}: expected a tensor of {count} integers, got {type(y).__name__}")
+    if y.layout != torch.strided or y.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor of {count} integers, got layout {y.layout}")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"{name}: expected integer labels, got {y.dtype}")
     if y.dim() != 1 or y.shape[0] != count:
@@ -102,12 +108,12 @@ def class_range(
 
 
 def reduction(kind: str) -> None:
-    if kind not in REDUCTIONS:
+    if not isinstance(kind, str) or kind not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
 
 
 def similarity(kind: str) -> None:
-    if kind not in SIMILARITIES:
+    if not isinstance(kind, str) or kind not in SIMILARITIES:
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
 
 
@@ -124,7 +130,7 @@ def positive(value: float, name: str) -> float:
 
 
 def count(value: float, name: str) -> int:
-    return int(number(value, name, "a positive integer", lambda v: v >= 1 and int(v) == v))
+    return int(number(value, name, "a positive integer", lambda v: 1 <= v < 1 << 31 and int(v) == v))
 
 
 def integer(value: float, name: str, low: int, high: int) -> int:
@@ -159,13 +165,35 @@ def finite(value: float, name: str) -> float:
 
 
 def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
-    """expected: what is right, in words."""
+    """expected: what is right, in words. A tensor of one number is read; one that wants a gradient would
+    not get it, and is refused."""
+    if isinstance(value, Tensor):
+        value = _one_number(value, name, expected)
     try:
-        if is_right(value):
-            return float(value)
+        if not isinstance(value, bool) and is_right(value):
+            found = float(value)
+            # Beyond, it would be another number in the kernels: 0 or infinity.
+            if found == 0 or _SMALLEST <= abs(found) <= _LARGEST or abs(found) == float("inf"):
+                return found
+            expected += " in the range of float32"
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
-    raise ValueError(f"{name}: expected {expected}, got {value}")
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge integer"
+    raise ValueError(f"{name}: expected {expected}, got {shown}")
+
+
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+def _one_number(value: Tensor, name: str, expected: str) -> float:
+    if value.requires_grad:
+        raise ValueError(
+            f"{name}: expected {expected}, got a tensor that requires a gradient; this loss does not "
+            f"learn its {name}"
+        )
+    if value.numel() != 1 or value.is_complex():
+        raise ValueError(f"{name}: expected {expected}, got a tensor of shape {tuple(value.shape)}")
+    return float(value.detach())
 
 
 def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
@@ -185,10 +213,40 @@ def distances(x: Tensor, name: str, validate: bool) -> None:
         raise ValueError(f"{name}: expected finite distances of at least 0")
 
 
+def one_of(value: str, name: str, known: Sequence[str]) -> str:
+    """A name among those that are known."""
+    if not isinstance(value, str) or value not in known:
+        words = " or ".join(map(repr, known)) if len(known) == 2 else f"one of {known}"
+        raise ValueError(f"{name}: expected {words}, got {value!r}")
+    return value
+
+
+def function(value: F, name: str) -> F:
+    if value is not None and not callable(value):
+        raise ValueError(f"{name}: expected a function or None, got {value!r}")
+    return value
+
+
+def flag(value: bool, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
+    """[count] positive numbers, as a tensor or a list."""
+    try:
+        found = torch.as_tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = torch.empty(0)
+    if tuple(found.shape) != (count,) or not bool(((found > 0) & (found < torch.inf)).all()):
+        raise ValueError(f"{name}: expected {count} positive numbers, got {values!r}")
+    return found
+
+
 def variant(kind: str) -> None:
     """Which of two forms of a loss, where the released code departs from its paper."""
-    if kind not in ("paper", "released"):
-        raise ValueError(f"variant: expected 'paper' or 'released', got {kind!r}")
+    one_of(kind, "variant", ("paper", "released"))
 
 
 def _readable(t: Tensor) -> bool:
@@ -208,7 +266,8 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
         found = [found[0], found[1], found[0], found[2]]
     for k, name in enumerate(("a1", "p", "a2", "n")):
         t = found[k]
-        if not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point():
+        wrong = not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point()
+        if wrong or t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"indices_tuple: expected {name} to be a 1-D tensor of integers")
         limit = columns if k % 2 else rows
         if _readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < limit:

@@ -7,14 +7,18 @@ from .executors import Executor
 from .executors.chunked import Chunked
 from .executors.dense import Dense
 from .executors.native import Native
+from .executors.symmetric import Symmetric
 from .executors.triton import Triton
 from .problem import Problem
 
-EXECUTORS: dict[str, Executor] = {e.name: e for e in (Dense(), Chunked(), Native(), Triton())}
+SYMMETRIC = Symmetric()
+EXECUTORS: dict[str, Executor] = {
+    e.name: e for e in (Dense(), Chunked(), Native(), SYMMETRIC, Triton())
+}
 
 
 def check_backend(backend: str) -> None:
-    if backend != "auto" and backend not in EXECUTORS:
+    if not isinstance(backend, str) or (backend != "auto" and backend not in EXECUTORS):
         raise ValueError(f"backend: expected 'auto' or one of {sorted(EXECUTORS)}, got {backend!r}")
 
 
@@ -27,6 +31,8 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         if reason is not None:
             raise ValueError(f"backend: {backend!r} cannot run {problem.loss.name!r}: {reason}")
         return executor, "asked for"
+    if SYMMETRIC.prefers(problem):
+        return SYMMETRIC, "one set: two products instead of three"
     native = EXECUTORS["native"].refuses(problem)
     if problem.device_type == "cuda":
         wanted = native is not None or crossover.prefers_tiles(problem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import warnings
 from types import ModuleType
 
@@ -12,13 +13,26 @@ import torch
 
 @functools.cache
 def load() -> ModuleType | None:
-    """The compiled module, or None where the package was installed without a compiler."""
+    """The compiled module, or None where the package was installed without a compiler.
+
+    Raises:
+        ValueError: FASTDML_ISA names no instruction set of this library and this processor.
+    """
     try:
-        return importlib.import_module("fastdml._C")
+        library = importlib.import_module("fastdml._C")
     except ImportError as error:
         global _why
         _why = str(error)
         return None
+    if (wanted := os.environ.get("FASTDML_ISA")) is not None:
+        try:
+            library.force_isa(wanted)
+        except ValueError:
+            known = ", ".join(library.isas())
+            raise ValueError(
+                f"FASTDML_ISA: expected one of {known} that this processor has, or unset, got {wanted!r}"
+            ) from None
+    return library
 
 
 _why = ""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .lazy import lazy
 from .relation import LabelRelation
-from .similarity import SIMILARITIES, Metric
+from .similarity import METRICS, Metric
 
 
 @dataclasses.dataclass
@@ -115,8 +115,14 @@ class RowLoss:
         return 1
 
     @property
+    def teacher_from_differences(self) -> bool:
+        """Whether the teacher's pairs are exact differences, of numbers in double precision."""
+        kind = self.teacher_similarity
+        return kind is not None and METRICS[kind].from_differences
+
+    @property
     def metric(self) -> Metric:
-        return SIMILARITIES[self.similarity]
+        return METRICS[self.similarity]
 
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
@@ -136,6 +142,19 @@ class RowLoss:
         """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not."""
         names = {f.name for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **rule) if set(rule) <= names else None
+
+    def functor(self) -> int | str | None:
+        """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
+        is none. None: the compiled functor is that of its name."""
+        return None
+
+    def streamed(
+        self, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[Any, tuple[float, ...]] | str | None:
+        """For the symmetric schedule (executors/symmetric.py): a streamed form and its members, or why
+        there is none; None: the loss has none. Numbers of pairs are from low to high, in a type of `size`
+        bytes; scalars are those of the call."""
+        return None
 
     @classmethod
     def examples(cls) -> list[RowLoss]:

@@ -114,6 +114,7 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     summed = call.reduction in ("mean", "sum") and problem.loss.outputs == 1
     with _own_world(device):
         value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, total=summed))
+    problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:
         # Computed scalars come after those of the call.
         result.d_scalars = result.d_scalars[: call.scalars.numel()]

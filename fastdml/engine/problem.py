@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
+from . import conditioning
 from .call import Call, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
+from .products import multiply
 from .relation import ClassIndex, LabelRelation, PredicateRelation, Relation, TupleRelation
+from .similarity import PRODUCT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Problem:
     last_block: Block | None = None  # what a visit of the matrix has in the workspace, for the next
     # Of a presweep: whether the problem that it serves visits the same matrix.
     serves_same_matrix: bool | None = None
+    # Whether embeddings have been made fit for products, and by which powers of two [M], [N] their rows were
+    # multiplied for that.
+    conditioned: bool = False
+    anchor_factor: Tensor | None = None
+    candidate_factor: Tensor | None = None
 
     @staticmethod
     def of(call: Call, device: torch.device | None = None) -> Problem:
@@ -66,7 +75,8 @@ class Problem:
         # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
         a = plain(anchors if device is not None else anchors.contiguous())
         c = a if candidates is None else plain(candidates)
-        theirs = [plain(t.contiguous()) for t in call.teacher]
+        exact = call.loss.teacher_from_differences
+        theirs = [t.detach() if exact else plain(t.contiguous()) for t in call.teacher]
         return Problem(
             loss=call.loss,
             anchors=a,
@@ -80,6 +90,56 @@ class Problem:
             col_values=values(call.col_values),
             device=device,
         )
+
+    def condition(self) -> None:
+        """Makes the embeddings fit for products (`conditioning`), the teacher's too, once. Derivatives by
+        them become those by the given ones through `unconditioned`."""
+        if self.conditioned:
+            return
+        self.conditioned = True
+        metric = self.loss.metric
+        if metric.normalized or metric.clipped:
+            self._bring_into_range()
+        elif metric.kind != PRODUCT and not metric.from_differences:
+            origin = conditioning.centre(self.anchors, self.candidates)
+            if origin is not None:
+                a, c = self.anchors, self.candidates
+                self.anchors = a - origin
+                self.candidates = self.anchors if c is a else c - origin
+        elif not metric.from_differences:
+            conditioning.refuse_products(self.anchors, self.candidates)
+        if self.teacher_problem is not None:
+            self.teacher_problem.condition()
+
+    def _bring_into_range(self) -> None:
+        metric, one_set = self.loss.metric, self.one_set
+        scales = [] if metric.raw_anchors else [self.row_scale]
+        scales += [] if one_set else [self.col_scale]
+        if self.device_type == "cpu" and not any(
+            s is not None and conditioning.outside(s) for s in scales
+        ):
+            return
+
+        def fit(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            return (
+                conditioning.in_range(x, not metric.clipped) if conditioning.fits(x) else (x, None)
+            )
+
+        if not metric.raw_anchors:
+            self.anchors, self.anchor_factor = fit(self.anchors)
+        if one_set:
+            self.candidates, self.candidate_factor = self.anchors, self.anchor_factor
+        else:
+            self.candidates, self.candidate_factor = fit(self.candidates)
+        if self.anchor_factor is not None or self.candidate_factor is not None:
+            for name in ("row_scale", "col_scale", "row_square", "col_square"):
+                self.__dict__.pop(name, None)
+
+    def unconditioned(self, d_anchors: Tensor | None, d_candidates: Tensor | None) -> None:
+        """Turns derivatives by the conditioned embeddings into those by the given ones, in place."""
+        for d, factor in ((d_anchors, self.anchor_factor), (d_candidates, self.candidate_factor)):
+            if d is not None and factor is not None:
+                d.mul_(factor[:, None])
 
     @property
     def device_type(self) -> str:
@@ -144,14 +204,46 @@ class Problem:
 
     @lazy
     def poison(self) -> Tensor:
-        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity.
+        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity, or is too long.
 
         Added to the outputs of every executor: minima, comparisons and hinges would lose a NaN, and a
         network that has diverged would seem to have a loss of 0.
         """
-        sets = {id(x): x for x in (self.anchors, self.candidates, *(self.teacher or ()))}
-        parts = [x.sum(dtype=self.statistic) for x in sets.values()]
-        return (parts[0] if len(parts) == 1 else torch.stack(parts).sum()) * 0
+        parts = self._own_poison
+        if self.teacher_problem is not None:
+            parts = parts + self.teacher_problem._own_poison
+        poison = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        self._refuse_long_rows(poison)
+        return poison
+
+    def _refuse_long_rows(self, poison: Tensor) -> None:
+        """ValueError where it is the squared length of a finite embedding that is poison, on the CPU."""
+        if poison.device.type != "cpu" or not math.isnan(float(poison)):
+            return
+        for problem in (self, self.teacher_problem):
+            if problem is None or not all(bool(x.isfinite().all()) for x in problem._sets):
+                continue
+            conditioning.refuse_distances(problem._raw_squares)
+
+    @property
+    def _sets(self) -> list[Tensor]:
+        return [self.anchors] if self.one_set else [self.anchors, self.candidates]
+
+    @property
+    def _raw_squares(self) -> list[Tensor]:
+        """Squared lengths of which those of distances are made, where they may overflow."""
+        metric = self.loss.metric
+        if metric.kind == PRODUCT or metric.normalized or metric.from_differences:
+            return []
+        squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
+        return [q for q in squares if q is not None]
+
+    @property
+    def _own_poison(self) -> list[Tensor]:
+        double = self.anchors.dtype == torch.float64
+        kind = torch.float64 if double else self.statistic
+        parts = [x.sum(dtype=kind) for x in self._sets] + [q.sum() for q in self._raw_squares]
+        return [part.to(self.statistic) * 0 for part in parts]
 
     @lazy
     def epsilon(self) -> float:
@@ -185,11 +277,9 @@ class Problem:
         if self.teacher is None:
             return None
         a, c = self.teacher
-        kind = self.loss.teacher_similarity or self.loss.similarity
-        described = dataclasses.replace(self.loss, similarity=kind)
-        theirs = Problem(described, a, c, self.relation, self.statistic)
-        theirs.epsilon = 0.0  # `distance_epsilon` is for distances that are differentiated
-        return theirs
+        # No loss, and so no `distance_epsilon`, which is for distances that are differentiated.
+        described = RowLoss(similarity=self.loss.teacher_similarity or self.loss.similarity)
+        return Problem(described, a, c, self.relation, self.statistic)
 
     def swapped(self, loss: RowLoss) -> Problem:
         """Candidates against anchors."""
@@ -207,6 +297,33 @@ class Problem:
             scalars=self.scalars,
             device=self.device,
             serves_same_matrix=self.one_set,
+            conditioned=self.conditioned,
+        )
+
+    def embeddings_of(self, start: int, rows: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Those of a block's rows and of its columns, for the distances of near pairs, on the CPU."""
+        if self.loss.metric.kind == PRODUCT or self.device_type != "cpu":
+            return None, None
+        whole = rows == self.anchors.shape[0]  # a small batch feels every slice
+        return self.anchors if whole else self.anchors[start : start + rows], self.candidates
+
+    def similarities(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """[R, N] what the pairs of rows [start, stop) are, in `out`; for what no functor sees."""
+        self.condition()
+        a, c, metric = self.anchors[start:stop], self.candidates, self.loss.metric
+        if out is None:
+            out = torch.empty(a.shape[0], c.shape[0], dtype=self.statistic, device=a.device)
+        if metric.from_differences:
+            return metric.differences(a, c, out)
+        rows = slice(start, stop)
+        return metric.apply_(
+            multiply(a, c.t(), out),
+            None if self.row_scale is None else self.row_scale[rows],
+            self.col_scale,
+            None if self.row_square is None else self.row_square[rows],
+            self.col_square,
+            self.epsilon,
+            *self.embeddings_of(start, stop - start),
         )
 
     @lazy

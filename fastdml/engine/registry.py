@@ -71,7 +71,10 @@ def _read(handle: str) -> RowLoss:
 def _text(value: object) -> str:
     # hex: exact, has infinities, and the one form into which the compiler can put a float that it has
     # made a variable of.
-    return value.hex() if isinstance(value, float) else repr(value)
+    if isinstance(value, float):
+        return value.hex()
+    # Nor does repr() take an integer that is a variable there.
+    return f"{value}" if isinstance(value, int) else repr(value)
 
 
 def _value(text: str) -> object:

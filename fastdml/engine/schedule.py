@@ -133,6 +133,7 @@ def presweep(
     if before is None or problem.presweep_done:
         return
     problem.presweep_done = True
+    problem.condition()
     sums = None if step is None else step.column_sums(problem)
     if step is not None and sums is not None:
         found = _gathered(problem, step, sums)
@@ -166,6 +167,7 @@ def outputs_by(step: Step) -> Callable[[Problem], Tensor]:
 
 def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     """Outputs of the rows and the wanted derivatives of their weighted sum."""
+    problem.condition()
     presweep(problem, outputs_by(step), step)
     a, c = problem.anchors, problem.candidates
     m, n = a.shape[0], c.shape[0]
@@ -229,7 +231,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if reused is None:
             multiply(a[start:stop], transposed, s)
             if t is not None:
-                _teacher(problem, start, stop, t)
+                assert problem.teacher_problem is not None
+                problem.teacher_problem.similarities(start, stop, t)
         weights = None if held_weights is None else held_weights[: stop - start]
         similarities = reused is not None and not reused.products
         g = step(problem, s, t, start, out, bool(wanted), weights, similarities)
@@ -278,18 +281,3 @@ def _total(weights: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return weights.sum(1, dtype=torch.promote_types(weights.dtype, torch.float32))
     return torch.mv(weights.to(scale.dtype), scale.reciprocal())
-
-
-def _teacher(problem: Problem, start: int, stop: int, held: Tensor) -> Tensor:
-    teacher = problem.teacher_problem
-    assert teacher is not None
-    t = multiply(teacher.anchors[start:stop], teacher.candidates.t(), held)
-    rows = slice(start, stop)
-    return teacher.loss.metric.apply_(
-        t,
-        None if teacher.row_scale is None else teacher.row_scale[rows],
-        teacher.col_scale,
-        None if teacher.row_square is None else teacher.row_square[rows],
-        teacher.col_square,
-        teacher.epsilon,
-    )

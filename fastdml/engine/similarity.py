@@ -14,14 +14,25 @@ from torch import Tensor
 
 from . import library
 
-# Below this norm an embedding has no direction: its similarities and its gradient are 0.
-EPSILON = 1e-12
+# Up to this norm, the smallest normal number of float32, an embedding has no direction: its similarities
+# and its gradient are 0.
+EPSILON = torch.finfo(torch.float32).tiny
+# Squared distances below this share of the squared norms are made again from differences: csrc/cpu/
+# differences.h.
+NEAR = 1 / 1024
+# Numbers of one temporary.
+_AT_ONCE = 1 << 18
 PRODUCT, SQUARED_DISTANCE, DISTANCE = 0, 1, 2  # csrc/cpu/block.h: Metric
 
 
 def _tiny(dtype: torch.dtype) -> float:
-    """Squared distances below this share of the squared norms are rounding: they count as 0."""
+    """Squared distances from products below this share of the squared norms are rounding: they count as 0."""
     return 4 * torch.finfo(dtype).eps
+
+
+def _scaled_alike(dtype: torch.dtype) -> float:
+    """The same of squared distances from differences of scaled embeddings: the rounding of their scales."""
+    return 64 * torch.finfo(dtype).eps ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +40,11 @@ class Metric:
     """What the number of a pair is.
 
     kind: PRODUCT x.y, SQUARED_DISTANCE |x - y|^2 or DISTANCE |x - y|.
-    normalized: of x/|x| and y/|y|; an embedding shorter than 1e-12 is then the zero vector.
+    normalized: of x/|x| and y/|y|; an embedding no longer than `EPSILON` is then the zero vector.
     clipped: of x/max(|x|, 1): only embeddings outside the unit ball are brought to its surface.
     raw_anchors: the anchor x is taken as it is all the same.
+    from_differences: exact, from differences of numbers in double precision: of labels, for which there is
+        no gradient.
     """
 
     name: str
@@ -39,6 +52,7 @@ class Metric:
     normalized: bool
     clipped: bool = False
     raw_anchors: bool = False
+    from_differences: bool = False
 
     @property
     def sign(self) -> float:
@@ -84,12 +98,19 @@ class Metric:
         row_square: Tensor | None,
         col_square: Tensor | None,
         epsilon: float,
+        anchors: Tensor | None = None,
+        candidates: Tensor | None = None,
     ) -> Tensor:
-        """Products to similarities or distances, in place. s [R, N]; vectors [R] and [N]."""
+        """Products to similarities or distances, in place. s [R, N]; vectors [R] and [N].
+
+        anchors, candidates: the embeddings [R, D] and [N, D], on the CPU: distances of near pairs are made
+            again from their differences.
+        """
         if s.device.type == "cpu" and library.load() is not None:
             torch.ops.fastdml_native.similarities_(
-                s, row_scale, col_scale, self.kind, row_square, col_square, epsilon
-            )
+                s, row_scale, col_scale, self.kind, row_square, col_square, epsilon, anchors,
+                candidates,
+            )  # fmt: skip
             return s
         if row_scale is not None and col_scale is not None:
             s.mul_(row_scale[:, None]).mul_(col_scale)
@@ -98,7 +119,11 @@ class Metric:
         assert row_square is not None and col_square is not None
         total = row_square[:, None] + col_square
         s.mul_(-2).add_(total)
-        s.masked_fill_(s < _tiny(s.dtype) * total, 0.0).add_(epsilon)
+        if anchors is None or candidates is None:
+            s.masked_fill_(s < _tiny(s.dtype) * total, 0.0)
+        else:
+            _from_differences_(s, total, anchors, candidates, row_scale, col_scale)
+        s.add_(epsilon)
         return s.sqrt_() if self.kind == DISTANCE else s
 
     def weigh_(
@@ -147,44 +172,103 @@ class Metric:
             a, c = _in_ball(a), _in_ball(c)
         if self.kind == PRODUCT:
             return (a * c).sum(1)
-        d2 = (a - c).square().sum(1) + epsilon
+        d2 = (a - c).square().sum(1)
+        if self.normalized or self.clipped:
+            squares = [x.detach().square().sum(1) for x in (a, c)]
+            d2 = d2.masked_fill(d2.detach() < _scaled_alike(kind) * (squares[0] + squares[1]), 0.0)
+        d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
-        """[M, N] differentiable, the whole matrix at once."""
-        given_a, given_c = a, c
+        """[M, N] differentiable, the whole matrix at once; distances from differences, in float64."""
+        kind = a.dtype
+        if self.kind != PRODUCT:
+            a, c = a.double(), c.double()
         if self.normalized:
             a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
         if self.kind == PRODUCT:
-            return a @ c.t()
-        s = products(a, c)
-        squares = [x.square().sum(1) for x in (a, c)]
-        if self.normalized:
-            # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
-            squares = [(q > 0.5).to(q.dtype) for q in squares]
-        elif self.clipped:
-            long = [torch.linalg.vector_norm(x, dim=1) > 1 for x in (given_a, given_c)]
-            squares = [q.masked_fill(m, 1.0) for q, m in zip(squares, long)]
-        total = squares[0][:, None] + squares[1]
-        d2 = total - 2 * s
-        d2 = torch.where(d2 < _tiny(s.dtype) * total, torch.zeros_like(d2), d2) + epsilon
-        if self.kind == SQUARED_DISTANCE:
-            return d2
-        return _root(d2)
+            return products(a, c)
+        d2 = torch.cdist(a, c, compute_mode="donot_use_mm_for_euclid_dist").square()
+        if self.normalized or self.clipped:
+            # What normalising leaves of a difference of embeddings of one direction.
+            squares = [x.detach().square().sum(1) for x in (a, c)]
+            alike = d2.detach() < _scaled_alike(kind) * (squares[0][:, None] + squares[1])
+            d2 = d2.masked_fill(alike, 0.0)
+        d2 = d2 + epsilon
+        return (d2 if self.kind == SQUARED_DISTANCE else _root(d2)).to(kind)
+
+    def differences(self, a: Tensor, c: Tensor, out: Tensor) -> Tensor:
+        """[R, N] distances of numbers a [R, E] and c [N, E], in `out`, by blocks of double precision."""
+        step = max(1, _AT_ONCE // max(1, c.shape[0]))
+        for start in range(0, a.shape[0], step):
+            x = a[start : start + step].double()
+            d = _differences(x, c.double())
+            out[start : start + step] = d if self.kind == DISTANCE else d.square_()
+        return out
+
+
+def _differences(a: Tensor, c: Tensor) -> Tensor:
+    if a.shape[1] == 1:
+        return (a - c.t()).abs_()
+    return torch.cdist(a, c, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _from_differences_(
+    d2: Tensor,
+    total: Tensor,
+    a: Tensor,
+    c: Tensor,
+    row_scale: Tensor | None,
+    col_scale: Tensor | None,
+) -> None:
+    """Squared distances d2 [R, N] from products, where they are near beside the squared norms' sum: from
+    differences in double precision. As csrc/cpu/differences.cpp does."""
+    rows, columns = (d2 < NEAR * total).nonzero(as_tuple=True)
+    size = max(1, _AT_ONCE // max(1, a.shape[1]))
+    for i, j in zip(rows.split(size), columns.split(size)):
+        x, y = a[i].double(), c[j].double()
+        if row_scale is not None and col_scale is not None:
+            x, y = x * row_scale[i, None].double(), y * col_scale[j, None].double()
+        found = (x - y).square().sum(1).to(d2.dtype)
+        if row_scale is not None:
+            found.masked_fill_(found < _scaled_alike(d2.dtype) * total[i, j], 0.0)
+        d2[i, j] = found
 
 
 def products(a: Tensor, c: Tensor) -> Tensor:
-    """[M, N] products of the rows of a and c, from which the reference makes distances."""
+    """[M, N] products of the rows of a and c, from which the reference makes similarities."""
     return a @ c.t()
 
 
 def unit(x: Tensor) -> Tensor:
     """x [rows, D] at length 1, differentiable; 0 where it has no direction. NaN stays."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    safe = torch.where(norm <= EPSILON, torch.ones_like(norm), norm)
-    return torch.where(norm <= EPSILON, torch.zeros_like(x), x / safe)
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return unit(x.float()).to(x.dtype)
+    near_one, exponent = _near_one(x)
+    norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
+    none = norm * power_of_two(exponent, x.dtype) <= EPSILON
+    safe = torch.where(none, torch.ones_like(norm), norm)
+    return torch.where(none, torch.zeros_like(x), near_one / safe)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """[rows, 1] lengths of the rows of x [rows, D], differentiable; in float32, or float64 for such rows."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    near_one, exponent = _near_one(x)
+    norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
+    return norm * power_of_two(exponent, x.dtype)
+
+
+def _near_one(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over the powers of two [rows, 1] of their largest values, and the exponents of these: squares of
+    long rows overflow, and those of short ones vanish."""
+    if x.shape[1] == 0:
+        return x, torch.zeros(x.shape[0], 1, dtype=torch.int32, device=x.device)
+    most = 1000 if x.dtype == torch.float64 else 120
+    exponent = torch.frexp(x.detach().abs().amax(1, keepdim=True)).exponent.clamp(-most, most)
+    return x * power_of_two(-exponent, x.dtype), exponent
 
 
 def _root(d2: Tensor) -> Tensor:
@@ -194,10 +278,15 @@ def _root(d2: Tensor) -> Tensor:
 
 
 def _in_ball(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # On the sphere itself nothing is normalised, and nothing along x is taken out of the gradient.
-    outside = norm > 1
-    return torch.where(outside, x / torch.where(outside, norm, torch.ones_like(norm)), x)
+    return torch.where(torch.linalg.vector_norm(x, dim=1, keepdim=True) > 1, unit(x), x)
+
+
+def power_of_two(exponent: Tensor, kind: torch.dtype) -> Tensor:
+    """2^exponent in float32 or float64, of normal numbers, exactly: by its bits."""
+    if kind == torch.float64:
+        return (exponent.to(torch.int64) + 1023 << 52).view(kind)
+    return (exponent.to(torch.int32) + 127 << 23).view(kind)
 
 
 def _compiled_takes(gradient: Tensor, x: Tensor) -> bool:
@@ -235,4 +324,13 @@ SIMILARITIES: dict[str, Metric] = {
         Metric("raw_squared_distance", SQUARED_DISTANCE, False),
         Metric("ball_distance", DISTANCE, False, clipped=True),
     )
+}
+
+# What a teacher's pairs may be besides.
+METRICS: dict[str, Metric] = {
+    **SIMILARITIES,
+    "label_distance": Metric("label_distance", DISTANCE, False, from_differences=True),
+    "label_squared_distance": Metric(
+        "label_squared_distance", SQUARED_DISTANCE, False, from_differences=True
+    ),
 }

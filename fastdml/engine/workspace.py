@@ -46,10 +46,12 @@ def set_workspace(size: int | None, device: str = "cpu") -> None:
     Raises:
         ValueError: for a size under 64 KiB or an unknown device.
     """
-    if device not in _DEFAULT:
+    if not isinstance(device, str) or device not in _DEFAULT:
         raise ValueError(f"device: expected one of {sorted(_DEFAULT)}, got {device!r}")
-    if size is not None and size < 64 << 10:
-        raise ValueError(f"size: expected at least 65536 bytes, got {size}")
+    if size is not None:
+        number = isinstance(size, (int, float)) and not isinstance(size, bool)
+        if not number or not 64 << 10 <= size < 1 << 62:
+            raise ValueError(f"size: expected at least 65536 bytes, got {size!r}")
     _limits[device] = _DEFAULT[device] if size is None else int(size)
     _local.buffers.clear()
 

@@ -40,7 +40,7 @@ def interpreted() -> bool:
 
 
 def statistics_config(
-    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: bool = False,
+    arch: int, dtype: torch.dtype, d: int, precision: str, heavy: int = 0,
     slots: int = 0,
 ) -> Config:  # fmt: skip
     """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss; slots: of a ListLoss."""
@@ -52,7 +52,7 @@ def statistics_config(
     if slots and arch < 90:  # products are made in registers, which are full of sums
         return Config(128, 16, depth, 0, 8, 2)
     # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
-    stream = 32 if heavy or arch >= 100 or slots else 64
+    stream = 32 if 0 < heavy <= d or arch >= 100 or slots else 64
     return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
 
 
@@ -76,7 +76,9 @@ def weights_config(
         # Before Hopper products are made in registers, which many states do not leave room for.
         narrow = teacher or arch >= 100 or (arch < 90 and states > 3)
         return Config(128, 32 if narrow else 64, depth, output, 8, 3 if arch != 80 else 2)
-    return Config(128 if arch != 80 else 64, 32, depth, output, 8, 2)
+    # Two chunks of D, and many states beside them.
+    stream = 16 if states > 3 and width > 256 else 32
+    return Config(128 if arch != 80 else 64, stream, depth, output, 8, 2)
 
 
 def interpreter_config(d: int, output: int = 16) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .lists import list_finish_kernel, thresholds_kernel
 from .tile import TileLoss
 
 AnyLoss = TileLoss | ListLoss
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _MERGE_ROWS = 64
 LIST_ROWS = 16
@@ -98,10 +101,25 @@ class Lists:
         return Lists(first, stop - first)
 
 
-@functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Parameters on the device. Kept, because a copy from the host cannot be captured in a graph."""
-    return torch.tensor(values or (0.0,), dtype=torch.float32, device=device)
+    """Parameters on the device; kept between calls. While a graph is captured the graph fills a tensor of its
+    own: what is kept may be dropped before a replay, and what a capture fills is not there before one."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _filled(values, device)
+    return _kept(values, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return _filled(values, device)
+
+
+def _filled(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """By the device: a copy from the host would wait for it, and no graph can hold one."""
+    made = torch.zeros(max(1, len(values)), dtype=torch.float32, device=device)
+    for k, value in enumerate(values):
+        made[k].fill_(value)
+    return made
 
 
 def parameter_tensor(parameters: Sequence[float] | Tensor, device: torch.device) -> Tensor:
@@ -126,6 +144,22 @@ def near_columns(stay: Side, stream: Side, block: int) -> Tensor:
     return (torch.stack([low, high], 1) * stream.padded).to(torch.int32)
 
 
+def on_its_device(launches: Callable[P, R]) -> Callable[P, R]:
+    """Triton launches on the current device, wherever its arguments lie. Those of the decorated function
+    lie where its second one's `x` does."""
+
+    @functools.wraps(launches)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = args[1].x.device  # type: ignore[attr-defined]
+        if device.type != "cuda":
+            return launches(*args, **kwargs)
+        with torch.cuda.device(device):
+            return launches(*args, **kwargs)
+
+    return guarded
+
+
+@on_its_device
 def statistics(
     loss: TileLoss,
     rows: Side,
@@ -176,6 +210,7 @@ def statistics(
     return results, known
 
 
+@on_its_device
 def list_statistics(
     loss: ListLoss,
     rows: Side,
@@ -249,6 +284,7 @@ def _sweep(
     return partial
 
 
+@on_its_device
 def weights(
     loss: AnyLoss,
     stay: Side,

@@ -206,7 +206,7 @@ def _norms(x: Tensor, metric: str) -> Tensor | None:
     if metric == "dot":
         return None
     norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-    inverse = torch.where(norm > 1e-12, norm.reciprocal(), torch.zeros_like(norm))
+    inverse = torch.where(norm > torch.finfo(norm.dtype).tiny, norm.reciprocal(), 0.0)
     square = norm.square() if metric.startswith("raw") else (inverse > 0).float()
     return torch.stack([inverse, square])
 

@@ -92,7 +92,7 @@ class TileLoss:
         their mean under the softmax of s * p[-1] (in base 2; the last parameter), "max" by the largest.
         None: one column per class or sample.
     sparse: most weights are exactly 0, so tiles without any are skipped.
-    heavy: its folds need many registers: their tiles are narrower.
+    heavy: its folds need many registers: from this dimension on their tiles are narrower; 0: nowhere.
     teacher: whether there is a second matrix `t`.
     column_values: how many values every column has; `t` is then their tuple.
     outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
@@ -116,7 +116,7 @@ class TileLoss:
     inputs: int = 0
     groups: str | None = None
     sparse: bool = False
-    heavy: bool = False
+    heavy: int = 0
     teacher: bool = False
     column_values: int = 0
     outputs: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,10 @@ from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import arguments
+from .foreign import reduction_of, similarity_of
+from .representation import arguments, constructor
+
+Regularizer = Callable[[Tensor], Tensor]
 
 
 class Part(Protocol):
@@ -45,6 +49,24 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     return value
 
 
+@functools.cache
+def _arguments(module: type[nn.Module]) -> frozenset[str]:
+    return frozenset(constructor(module))
+
+
+@functools.cache
+def _flags(module: type[nn.Module]) -> frozenset[str]:
+    return frozenset(k for k, p in constructor(module).items() if isinstance(p.default, bool))
+
+
+def _number(value: Tensor | int) -> Any:
+    """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
+    if isinstance(value, Tensor):
+        constant = value.numel() == 1 and not value.requires_grad and not value.is_complex()
+        return value.item() if constant else value
+    return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
+
+
 class Loss(nn.Module):
     """What all losses share.
 
@@ -60,10 +82,16 @@ class Loss(nn.Module):
             defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
+        distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
+            these have their like.
+        embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
+            times `embedding_reg_weight`.
     """
 
     # The name of the functional form, which `functional` makes of the module; None: there is none.
     function: ClassVar[str | None] = None
+    # What describes the loss, where its fields are called as the module's arguments are.
+    describes: ClassVar[type[RowLoss] | None] = None
     # Arguments of the functional form that are the module's own state (keywords of `calls`), each with
     # the constructor's arguments in whose place it stands.
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -71,6 +99,8 @@ class Loss(nn.Module):
     input_defaults: ClassVar[Mapping[str, Any]] = {}
     # Positional arguments of the functional form; empty: those of `calls`.
     positional: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor that may be parameters of the module.
+    learnt: ClassVar[tuple[str, ...]] = ()
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -83,8 +113,19 @@ class Loss(nn.Module):
         similarity: str | None = None,
         backend: str = "auto",
         validate: bool = False,
+        distance: object = None,
+        reducer: object = None,
+        embedding_regularizer: Regularizer | None = None,
+        embedding_reg_weight: float = 1,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        if distance is not None:
+            if similarity is not None:
+                raise ValueError("distance: expected None with similarity, which says the same")
+            similarity = similarity_of(distance, name)
+        if reducer is not None:
+            reduction = reduction_of(reducer, name, self.reductions)
         check.reduction(reduction)
         if reduction not in self.reductions:
             raise ValueError(
@@ -96,26 +137,62 @@ class Loss(nn.Module):
             expected = " or ".join(map(repr, self.similarities))
             raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
         check_backend(backend)
+        if reduction == "none" and embedding_regularizer is not None:
+            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
+        self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
+        self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An argument is kept under its name: flags are flags, and numbers Python's own.
+        if name in _flags(type(self)) and name not in self.learnt:
+            check.flag(value, name)
+        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
+            value = _number(value)
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # A parameter given for a number would stand in `parameters()` and never get a gradient.
+        if param is not None and name in _arguments(type(self)) and name not in self.learnt:
+            raise ValueError(
+                f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
+            )
+        super().register_parameter(name, param)
 
     def description(self) -> RowLoss:
-        """The loss as mathematics."""
-        raise NotImplementedError
+        """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
+        assert self.describes is not None
+        fields = dataclasses.fields(self.describes)
+        return self.describes(
+            **{f.name: getattr(self, f.name) for f in fields if hasattr(self, f.name)}
+        )
 
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls whose values add up to the loss, of the arguments of `forward`."""
         raise NotImplementedError
 
+    def parts(self, *batch: Any, **inputs: Any) -> list[Any]:
+        """The calls, and what else the loss adds up."""
+        found = self.calls(*batch, **inputs)
+        if self.embedding_regularizer is not None:
+            embeddings = batch[0] if batch else inputs["embeddings"]
+            found.append(Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight))
+        return found
+
     def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
         """A call of the engine with this loss's reduction and backend."""
         fields.setdefault("reduction", self.reduction)
         fields.setdefault("backend", self.backend)
+        if description.combined and fields["reduction"] == "none":
+            raise ValueError(
+                f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
+            )
         return Call(description, anchors, **fields)
 
     def forward(self, *batch: Any) -> Tensor:
-        return total(self.calls(*batch))
+        return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
         return arguments(self)
@@ -206,4 +283,4 @@ class SampleLoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own))
+        return total(self.parts(embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Loss, total
+from .representation import constructor
 
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 # Sizes that a module asks for and the functional form finds in its tensors.
 _SIZES = {"num_classes": 1, "embedding_size": 1}
 
@@ -26,7 +26,9 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
         arguments = dict(module.input_defaults)
         if len(given) > len(places):
-            raise TypeError(f"{module.function}() takes {len(places)} positional arguments, got {len(given)}")
+            raise TypeError(
+                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
+            )
         arguments.update(zip(places, given, strict=False))
         for name, value in keywords.items():
             if name not in batch:
@@ -40,7 +42,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         made = _made(module, chosen)
         # The batch goes by place: some losses pass it on whole.
         first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]
-        return total(made.calls(*first, **arguments))
+        return total(made.parts(*first, **arguments))
 
     function.__name__ = function.__qualname__ = str(module.function)
     function.__module__ = "fastdml.functional"
@@ -58,22 +60,6 @@ def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
     found = inspect.signature(module.forward).parameters.values()
     return {p.name: p for p in found if p.name != "self" and p.kind is positional}
-
-
-def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The parameters of a module's constructor, those that it passes on to its bases among them."""
-    found: dict[str, inspect.Parameter] = {}
-    for cls in module.__mro__:
-        made = vars(cls).get("__init__")
-        if cls is nn.Module or made is None:
-            continue
-        parameters = inspect.signature(made).parameters.values()
-        for p in parameters:
-            if p.name != "self" and p.kind in _NAMED:
-                found.setdefault(p.name, p)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return found
 
 
 def _parameters(

@@ -1,4 +1,4 @@
-"""How a loss module shows itself."""
+"""The constructor's arguments of a module, and how it shows them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,25 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 _SHOWN = (bool, int, float, str, tuple)
 
 
-def arguments(module: nn.Module) -> str:
-    """The constructor's arguments as the module keeps them, own ones first: "name=value, ..."."""
-    found: dict[str, object] = {}
-    for cls in type(module).__mro__:
+def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The parameters of a module's constructor, own ones first, then those passed on to its bases."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in module.__mro__:
+        made = vars(cls).get("__init__")
         if cls is nn.Module:
             break
-        constructor = vars(cls).get("__init__")
-        if constructor is None:
+        if made is None:
             continue
-        for p in inspect.signature(constructor).parameters.values():
-            value = getattr(module, p.name, None)
-            if p.name != "self" and p.kind in _NAMED and isinstance(value, _SHOWN):
-                found.setdefault(p.name, value)
-    return ", ".join(f"{name}={value!r}" for name, value in found.items())
+        parameters = inspect.signature(made).parameters.values()
+        for p in parameters:
+            if p.name != "self" and p.kind in _NAMED:
+                found.setdefault(p.name, p)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def arguments(module: nn.Module) -> str:
+    """The constructor's arguments as the module keeps them: "name=value, ..."."""
+    values = {name: getattr(module, name, None) for name in constructor(type(module))}
+    return ", ".join(f"{k}={v!r}" for k, v in values.items() if isinstance(v, _SHOWN))

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.call import statistic_type
 from ..engine.loss import RowLoss, Rows
 from ..engine.registry import remember
+from ..engine.similarity import SIMILARITIES
 from ..kernels.tile import TileLoss
-from .base import SampleLoss
+from ..language.described import DescribedLoss, Learnt, is_number
+from .base import SampleLoss, total
+from .teacher.relations import check_teacher
 
 __all__ = ["row_loss"]
 
-RowFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+TorchFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,7 @@ def _check_tile(tile: TileLoss | None, parameters: Sequence[float]) -> tuple[flo
 class UserLoss(RowLoss):
     """A user's function as a description; equal only to itself (functions need not be hashable)."""
 
-    fn: RowFunction
+    fn: TorchFunction
     tile: TileLoss | None = None
     tile_parameters: tuple[float, ...] = ()
     __eq__ = object.__eq__
@@ -90,19 +96,17 @@ class UserLoss(RowLoss):
 
 
 class UserRowLoss(SampleLoss):
-    """Module made by `row_loss`."""
+    """Module made by `row_loss` of a function of tensors."""
 
     def __init__(
         self,
-        fn: RowFunction,
+        fn: TorchFunction,
         similarity: str = "cosine",
         *,
         tile: TileLoss | None = None,
         tile_parameters: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
-        if not callable(fn):
-            raise ValueError(f"fn: expected a function of (s, positive, negative), got {fn!r}")
         super().__init__(similarity=similarity, **kwargs)
         parameters = _check_tile(tile, tile_parameters)
         self._description = UserLoss(fn, tile, parameters, similarity=similarity)
@@ -112,26 +116,157 @@ class UserRowLoss(SampleLoss):
         return self._description
 
 
+class DescribedRowLoss(SampleLoss):
+    """Module made by `row_loss` of a function of the row language."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        similarity: str = "cosine",
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        teacher: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(similarity=similarity, **kwargs)
+        if teacher is not None and teacher not in SIMILARITIES:
+            raise ValueError(f"teacher: expected one of {sorted(SIMILARITIES)}, got {teacher!r}")
+        self.learnt: list[str] = []
+        arguments = dict(parameters or {})
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                if value.numel() != 1:
+                    raise ValueError(
+                        f"parameters: expected one number as {name!r}, got shape {tuple(value.shape)}"
+                    )
+                self._keep(name, value)
+                arguments[name] = Learnt(len(self.learnt))
+                self.learnt.append(name)
+            elif is_number(value):
+                arguments[name] = check.finite(value, f"parameters[{name!r}]")
+        self._description = DescribedLoss(fn, arguments, teacher, similarity=similarity)
+        self._check_inputs(teacher)
+        remember(self._description)
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        if hasattr(self, name):
+            raise ValueError(f"parameters: a loss has a {name!r} already; expected another name")
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, value)
+        else:
+            setattr(self, name, value)
+
+    def _check_inputs(self, teacher: str | None) -> None:
+        """ValueError where the function reads what no argument hands in."""
+        found = self._description.forms.program
+        if isinstance(found, str):
+            return
+        if found.reads("teacher") and teacher is None:
+            raise ValueError(
+                "teacher: expected the similarity of the teacher that fn reads, got None"
+            )
+        for op in ("row_value", "column"):
+            if found.reads(op):
+                raise ValueError(f"fn: expected no p.{op}, which row_loss has nothing for")
+        if unknown := [k for k in found.inputs("scalar") if k >= len(self.learnt)]:
+            raise ValueError(f"fn: expected p.scalar below {len(self.learnt)}, got {unknown[0]}")
+
+    def description(self) -> DescribedLoss:
+        return self._description
+
+    def calls(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
+        teacher: Tensor | None = None,
+        ref_teacher: Tensor | None = None,
+    ) -> list[Any]:
+        fields: dict[str, Any] = {}
+        if (teacher is None) != (self._description.taught is None):
+            expected = "embeddings of the teacher" if teacher is None else "None"
+            raise ValueError(f"teacher: expected {expected}, got {type(teacher).__name__}")
+        if teacher is not None:
+            check_teacher(embeddings, teacher, "teacher", self.validate)
+            theirs = [teacher.detach()]
+            if ref_emb is not None and ref_emb is not embeddings:
+                if ref_teacher is None:
+                    raise ValueError("ref_teacher: expected the teacher's of ref_emb, got None")
+                check_teacher(ref_emb, ref_teacher, "ref_teacher", self.validate)
+                theirs.append(ref_teacher.detach())
+            fields["teacher"] = tuple(theirs)
+            if labels is None and indices_tuple is None and ref_emb is None:
+                labels = torch.zeros(
+                    embeddings.shape[0], dtype=torch.int64, device=embeddings.device
+                )
+        description, batch = self.resolved(
+            embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own
+        )
+        if self.learnt:
+            kind = statistic_type(embeddings, batch.ref_emb)
+            values = [getattr(self, n).to(embeddings.device, kind).reshape(()) for n in self.learnt]
+            fields["scalars"] = torch.stack(values)
+        return [self.sample_call(description, batch, **fields)]
+
+    def forward(self, *batch: Any, **further: Any) -> Tensor:
+        """The loss, of the arguments of `SampleLoss.forward`, and where fn reads p.teacher of
+        teacher [B, any dimension] (and ref_teacher of ref_emb), embeddings that get no gradient."""
+        return total(self.parts(*batch, **further))
+
+
+def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) -> bool:
+    """Whether fn is a function of the row (its other arguments are parameters), not of tensors."""
+    try:
+        found = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    empty = inspect.Parameter.empty
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = parameters or {}
+    needed = [p for p in found if p.kind in kinds and p.default is empty and p.name not in given]
+    return len(needed) == 1
+
+
 def row_loss(
-    fn: RowFunction,
+    fn: Callable[..., Any],
     similarity: str = "cosine",
     *,
+    parameters: Mapping[str, Any] | None = None,
+    teacher: str | None = None,
     tile: TileLoss | None = None,
     tile_parameters: Sequence[float] = (),
     **kwargs: Any,
-) -> UserRowLoss:
-    """Turns a function of one block of rows into a loss in linear memory, on any device.
+) -> UserRowLoss | DescribedRowLoss:
+    """Turns a function of one row into a loss in linear memory, on any device.
 
     Args:
-        fn: `fn(s, positive, negative)` -> [R], differentiable torch. s [R, N] are the similarities of
-            R anchors and all N candidates; positive and negative are bool [R, N] masks. A sample's
-            pair with itself is in neither mask: use the masks. The function is called once per block
-            and must treat rows independently; rows may have no positives or no negatives. Only the
-            embeddings get a gradient: a parameter that it reads must be detached (ValueError).
-        similarity: "cosine" or "dot".
-        tile: the same loss as Triton functions of a pair, which then run on CUDA (or wherever
-            backend="triton" may): docs/triton-functors.md. Everywhere else, and for index tuples and
-            float64, fn runs.
+        fn: `fn(p, **parameters)` -> a number of the row, in the words of `fastdml.language`
+            (docs/language.md): p.s are similarities, p.positive, p.negative and p.pair masks. It is traced,
+            differentiated and, on a CPU with a C++ compiler, compiled at its first use (some seconds,
+            then kept in a folder: FASTDML_CACHE, else fastdml in the user's cache). With other functions
+            of torch, or without a compiler, it runs block by block as it is: `fastdml.explain` says which
+            word stopped it.
+
+            Or `fn(s, positive, negative)` -> [R], differentiable torch on the similarities [R, N] of R
+            anchors and all N candidates and bool masks [R, N]. A sample's pair with itself is in neither
+            mask: use the masks. Only the embeddings get a gradient: a parameter that it reads must be
+            detached (ValueError).
+
+            Either is called once per block of rows and must treat rows independently; rows may have no
+            positives or no negatives.
+        similarity: what a pair is compared by: see `losses.base.Loss`.
+        parameters: keyword arguments of fn. Numbers may differ between losses without compiling again;
+            a tensor of one number is read at every call and gets a gradient if it wants one (an
+            `nn.Parameter` becomes one of the module); flags and names choose what is traced.
+        teacher: the similarity of p.teacher, where fn reads that: the loss then takes `teacher=`,
+            embeddings [B, any dimension] of the same samples.
+        tile: the same loss as Triton functions of a pair, for fn of tensors, which then run on CUDA (or
+            wherever backend="triton" may): docs/triton-functors.md. Everywhere else, and for index
+            tuples and float64, fn runs.
         tile_parameters: numbers that those functions read as p.
         **kwargs: reduction, backend, validate: see `SampleLoss`.
 
@@ -139,11 +274,24 @@ def row_loss(
         A module `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)` with
         exact gradients, never holding more than a block of the matrix.
 
+    Raises:
+        ValueError: naming the argument and what was expected of it.
+
     Example:
-        >>> def lifted(s, positive, negative):
-        ...     return (s.masked_fill(~negative, -9).logsumexp(1)
-        ...             - s.masked_fill(~positive, -9).logsumexp(1)).relu()
-        >>> loss = fastdml.row_loss(lifted)
+        >>> from fastdml.language import log_sum_exp, relu
+        >>> def lifted(p, margin):
+        ...     return relu(log_sum_exp(p.s + margin, where=p.negative)
+        ...                 + log_sum_exp(-p.s, where=p.positive))
+        >>> loss = fastdml.row_loss(lifted, parameters={"margin": 0.5})
         >>> loss(embeddings, labels).backward()
     """
-    return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
+    if not callable(fn):
+        raise ValueError(f"fn: expected a function of p, or of (s, positive, negative), got {fn!r}")
+    if not _is_described(fn, parameters):
+        for value, name in ((parameters, "parameters"), (teacher, "teacher")):
+            if value is not None:
+                raise ValueError(f"{name}: expected None for a function of (s, positive, negative)")
+        return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
+    if tile is not None or len(tile_parameters):
+        raise ValueError("tile: expected None for a function of the row language, which is printed")
+    return DescribedRowLoss(fn, similarity, parameters=parameters, teacher=teacher, **kwargs)

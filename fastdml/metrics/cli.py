@@ -70,7 +70,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     for path in (arguments.html, arguments.json):
         _check_writable(path)
-    if arguments.html:  # before the work, not after it
+    if arguments.json != "-":  # before the work, not after it
+        require("rich.table", "the table needs", "metrics")
+    if arguments.html:
         require("matplotlib", "the page needs", "metrics")
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence: expected a number between 0 and 1, got {arguments.confidence}")

@@ -214,9 +214,9 @@ def _pairs(problem: Problem) -> int:
 
 def _tally(problem: Problem, relation: Relation, block_bytes: int, edges: bool) -> PairTally:
     right = int(relation.count.sum())
-    every = -(-right // pairs.EXACT)
+    every = -(-right // pairs.SAMPLE)
     scores = [s for s in right_scores(problem, relation, block_bytes, every)]
-    thresholds = pairs.thresholds_of(np.concatenate(scores), right)
+    thresholds = pairs.thresholds_of(np.concatenate(scores))
     if not edges:
         return PairTally(thresholds)
     low, high = float(thresholds[0]), float(thresholds[-1])

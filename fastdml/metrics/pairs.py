@@ -9,9 +9,10 @@ import torch
 
 from ..engine import library
 
-# Scores of up to so many right pairs are thresholds, and counts are exact; of more, quantiles of a sample.
-EXACT = 1 << 20
-SAMPLED = 1 << 16
+# Different scores of right pairs are thresholds, and counts are exact, up to so many; of more, so many
+# quantiles are. More would not fit in the cache.
+THRESHOLDS = 1 << 15
+SAMPLE = 1 << 20  # right pairs whose scores are looked at for that
 
 
 class PairTally:
@@ -94,7 +95,7 @@ class PairCounts:
     def auc(self) -> float:
         """Share of (right, wrong) pairs of pairs of which the right one scores higher; ties count half.
 
-        Exact to `auc_resolution`, which is 0 up to 2^20 right pairs.
+        Exact to `auc_resolution`, which is 0 up to 2^15 different scores of right pairs.
         """
         self.check("auc")
         below = np.cumsum(self.wrong) - self.wrong
@@ -138,9 +139,10 @@ class PairCounts:
         return np.append(false[at], 1.0), np.append(true[at], 1.0)
 
 
-def thresholds_of(scores: np.ndarray, right_pairs: int) -> np.ndarray:
-    """Distinct ascending thresholds: the scores, or a sample's quantiles where there are too many."""
+def thresholds_of(scores: np.ndarray) -> np.ndarray:
+    """Distinct ascending thresholds: the scores of right pairs, or quantiles where there are too many."""
     found = np.unique(scores)
-    if right_pairs > EXACT and len(found) > SAMPLED:
-        found = found[np.linspace(0, len(found) - 1, SAMPLED).astype(np.int64)]
+    if len(found) > THRESHOLDS:
+        ordered = np.sort(scores)
+        found = np.unique(ordered[np.linspace(0, len(ordered) - 1, THRESHOLDS).astype(np.int64)])
     return found

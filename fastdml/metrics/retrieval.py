@@ -198,7 +198,8 @@ def pair_auc(
 ) -> float:
     """Area under the ROC curve of all pairs: the chance that a right pair is more alike than a wrong one.
 
-    Exact up to 2^20 right pairs; with more, within 2^-17 (``Evaluation.pairs.auc_resolution()`` says).
+    Exact up to 2^15 different scores of right pairs; with more, to within 2^-16 of the true value
+    (``Evaluation.pairs.auc_resolution()`` says how close; usually it is far closer).
 
     Args and errors as in :func:`fastdml.metrics.evaluate`.
     """

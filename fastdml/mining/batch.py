@@ -11,6 +11,7 @@ from torch import Tensor
 from ..engine import check
 from ..engine.loss import RowLoss
 from ..engine.relation import LabelRelation, Predicate
+from .identity import equal_labels, same_memory
 from .lazy import LazyPairs
 
 
@@ -31,7 +32,7 @@ class Batch:
     listed: int = 0
     predicate: Predicate | None = None
     own: int | Tensor | None = None
-    stream: tuple[int, int] | None = None
+    stream: tuple[int | Tensor, int | Tensor] | None = None
     row_weight: Tensor | None = None  # [B] of the rows' losses
 
     def replace(self, **fields: Any) -> Batch:
@@ -131,28 +132,11 @@ def checked(
         raise ValueError("own: expected None without ref_emb, as every sample is its own copy then")
     if own is not None:
         own = check.own(own, embeddings, columns.shape[0])
-    elif ref_emb is not None and _same(embeddings, ref_emb):
+    elif ref_emb is not None and same_memory(embeddings, ref_emb):
         own = 0
-        if ref_emb is embeddings and _alike(labels, ref_labels):
+        if ref_emb is embeddings and equal_labels(labels, ref_labels):
             ref_emb, ref_labels, own = None, None, None
     return Batch(embeddings, labels, ref_emb, ref_labels, pairs, listed, predicate, own)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one piece of memory: the same samples."""
-    if a is b:
-        return True
-    if torch.compiler.is_compiling() or type(a) is not type(b) or a.device.type == "meta":
-        return False
-    return a.shape == b.shape and a.stride() == b.stride() and a.data_ptr() == b.data_ptr()
-
-
-def _alike(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two labels are known to be equal, without waiting for a device."""
-    if a is None or b is None or a is b or _same(a, b):
-        return True
-    readable = a.device.type == "cpu" and not torch.compiler.is_compiling()
-    return readable and torch.equal(a, b)
 
 
 def resolved(
@@ -171,6 +155,7 @@ def resolved(
         fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:
             description, stream = fused, indices_tuple.stream
+            own = indices_tuple.own if own is None else own
             _, labels, _, ref_labels = indices_tuple.mined
             indices_tuple = None
     batch = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, validate)

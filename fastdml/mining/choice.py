@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine import check
 from .philox import gumbel, uniforms
 
 # How one of a row's positives and one of its negatives are chosen.
@@ -14,8 +15,7 @@ STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3, "nearest": 4}
 def check_strategies(positive: str, negative: str, names: tuple[str, str]) -> None:
     known = list(STRATEGIES)
     for name, found, allowed in zip(names, (positive, negative), (known[:4], known), strict=True):
-        if found not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {found!r}")
+        check.one_of(found, name, allowed)
     if (positive, negative) == ("semihard", "nearest"):
         raise ValueError(
             f"{names[0]}: expected another strategy against nearest negatives, got {positive!r}"

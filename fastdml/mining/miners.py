@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..engine import check
-from ..engine.call import statistic_type
-from ..engine.similarity import SIMILARITIES, unit
+from ..engine.call import Call, statistic_type
+from ..engine.loss import RowLoss
+from ..engine.problem import Problem
+from .batch import Batch, checked
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
 from .lazy import LazyPairs
+from .steps import Steps
+from .triplets import Stream
 
-Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 # (similarities or distances, positives, negatives, numbers of the rows) of a block
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 
 
-class Miner:
-    """What all miners share: the call of pytorch-metric-learning's, whose result is lazy."""
+class Miner(nn.Module):
+    """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
+
+    num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
+    """
 
     # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
     similarity = "cosine"
@@ -28,38 +35,65 @@ class Miner:
     tensors = 4
     at_once = 1 << 22  # pairs of a block
 
-    def __call__(
+    _latest: weakref.ref[LazyPairs] | None = None
+
+    def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
     ) -> LazyPairs:
         """Pairs or triplets of embeddings [B, D] with labels [B], or of these with [N, D], [N] others.
+
+        own: where a row's own copy stands among the others (see `SampleLoss.forward`), which is no pair.
 
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
         mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(*mined)
-        select = self.selection(embeddings.shape[1])
+        batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
+        stream = self.stream(batch.need_labels())
+        select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
             return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
 
-        return LazyPairs(
-            self.rule(), mined, materialise, self.similarity, self.tensors, self.stream()
-        )
+        found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream, batch.own)
+        if not torch.compiler.is_compiling():
+            self._latest = weakref.ref(found)
+        return found
+
+    def _counted(self, places: dict[int, int]) -> int:
+        """Length of the latest result's tensor, by how many tensors it has: its place there."""
+        latest = None if self._latest is None else self._latest()
+        if latest is None or self.tensors not in places:
+            return 0
+        return len(latest[places[self.tensors]])
+
+    @property
+    def num_pos_pairs(self) -> int:
+        return self._counted({4: 0})
+
+    @property
+    def num_neg_pairs(self) -> int:
+        return self._counted({4: 2})
+
+    @property
+    def num_triplets(self) -> int:
+        return self._counted({3: 0})
 
     def rule(self) -> Mapping[str, float | str]:
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
         return {}
 
-    def stream(self) -> tuple[int, int] | None:
-        """Seed and step of the draws of a call, for miners that draw."""
+    def stream(self, labels: Tensor) -> Stream | None:
+        """Seed and step of the draws of a call, for miners that draw; the next call has another step."""
         return None
 
-    def selection(self, dimension: int) -> Select:
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
         """How the pairs of a block of rows of embeddings of that dimension are chosen."""
         raise NotImplementedError
 
@@ -77,12 +111,13 @@ class MultiSimilarityMiner(Miner):
     """
 
     def __init__(self, epsilon: float = 0.1) -> None:
+        super().__init__()
         self.epsilon = check.finite(epsilon, "epsilon")
 
     def rule(self) -> Mapping[str, float | str]:
         return {"epsilon": self.epsilon}
 
-    def selection(self, dimension: int) -> Select:
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
             hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
             hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
@@ -111,6 +146,7 @@ class BatchEasyHardMiner(Miner):
     similarity = "distance"
 
     def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
+        super().__init__()
         check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
         self.pos_strategy = pos_strategy
         self.neg_strategy = neg_strategy
@@ -118,7 +154,7 @@ class BatchEasyHardMiner(Miner):
     def rule(self) -> Mapping[str, float | str]:
         return {"positives": self.pos_strategy, "negatives": self.neg_strategy}
 
-    def selection(self, dimension: int) -> Select:
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
         return self._choose
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
@@ -168,40 +204,32 @@ class DistanceWeightedMiner(Miner):
     def __init__(
         self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
     ) -> None:
+        super().__init__()
         self.cutoff = check.positive(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
-        self.step = 0
-
-    def __call__(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        ref_emb: Tensor | None = None,
-        ref_labels: Tensor | None = None,
-    ) -> LazyPairs:
-        found = super().__call__(embeddings, labels, ref_emb, ref_labels)
-        self.step += 1
-        return found
+        # A number of Python would be a constant of a compiled graph.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = Steps()
 
     def rule(self) -> Mapping[str, float | str]:
         cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
         return {"drawn": True, **cutoffs}
 
-    def stream(self) -> tuple[int, int]:
-        return int(self.seed), self.step % check.STREAMS
+    def stream(self, labels: Tensor) -> Stream:
+        return int(self.seed), self._steps.take(self.step, labels)
 
-    def selection(self, dimension: int) -> Select:
-        seed, step = self.stream()
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
+        assert stream is not None
+        seed, step = stream
 
         def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
             longest = int(positive.sum(1).max()) if positive.numel() else 0
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)
-            part = torch.tensor([seed, step], device=d.device).expand(len(number), 2)
-            stream = torch.cat([number[:, None], part], dim=1)
-            drawn, some = draw(weight, eligible, longest, stream)
+            parts = [torch.full_like(number, seed), torch.zeros_like(number) + step]
+            drawn, some = draw(weight, eligible, longest, torch.stack([number, *parts], dim=1))
             rank = positive.cumsum(1)[rows, columns] - 1
             kept = some[rows]
             rows, columns, rank = rows[kept], columns[kept], rank[kept]
@@ -224,34 +252,18 @@ class NearestNegativeMiner(Miner):
     similarity = "distance"
 
     def __init__(self, k: int = 1) -> None:
+        super().__init__()
         self.k = check.count(k, "k")
 
     def rule(self) -> Mapping[str, float | str]:
         return {"negatives": "nearest", "k": self.k}
 
-    def selection(self, dimension: int) -> Select:
+    def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
             kept = nearest(-d, negative, self.k)
             return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
 
         return select
-
-
-def _checked(
-    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
-) -> Batch:
-    """The arguments of a miner's call, or a ValueError."""
-    check.embeddings(embeddings, "embeddings")
-    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    if ref_emb is not None:
-        check.embeddings(ref_emb, "ref_emb")
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-        if ref_labels is None:
-            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-        ref_labels = check.labels(
-            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
-        )
-    return embeddings, labels, ref_emb, ref_labels
 
 
 @torch.no_grad()
@@ -267,22 +279,29 @@ def _by_rows(
     s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
     the tensors are rows of the block. at_once: how many pairs a block has at most.
     """
-    embeddings, labels, ref_emb, ref_labels = batch
-    kind = statistic_type(embeddings, ref_emb)
-    x = unit(embeddings.to(kind))
-    y = x if ref_emb is None else unit(ref_emb.to(kind))
-    columns = labels if ref_labels is None else ref_labels
-    metric = SIMILARITIES[similarity]
+    kind = statistic_type(batch.embeddings, batch.ref_emb)
+    x = batch.embeddings.to(kind)
+    y = None if batch.ref_emb is None else batch.ref_emb.to(kind)
+    call = Call(
+        RowLoss(similarity=similarity),
+        x,
+        y,
+        anchor_labels=batch.labels,
+        candidate_labels=batch.ref_labels,
+        own=batch.own,
+    )
+    problem = Problem.of(call)
+    relation = problem.relation
     found: list[list[Tensor]] = []
-    step = max(1, at_once // max(1, y.shape[0]))
-    for start in range(0, x.shape[0], step):
-        block = x[start : start + step]
-        s = metric.dense(block, y, 0.0)
-        positive = labels[start : start + step, None] == columns[None, :]
-        negative = ~positive
-        number = torch.arange(start, start + block.shape[0], device=s.device)
-        if ref_emb is None:
-            positive[number - start, number] = False
+    step = max(1, at_once // max(1, relation.columns))
+    for start in range(0, relation.rows, step):
+        stop = min(relation.rows, start + step)
+        s = problem.similarities(start, stop)
+        positive, negative = relation.masks(start, stop)
+        own = relation.own_pairs(start, stop, s.device)
+        if own is not None:
+            positive, negative = positive & ~own, negative & ~own
+        number = torch.arange(start, stop, device=s.device)
         chosen = select(s, positive, negative, number)
         found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])
     return tuple(torch.cat(part) for part in zip(*found, strict=True))

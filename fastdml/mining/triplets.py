@@ -34,8 +34,8 @@ class Triplets:
 
 def check_per_anchor(value: str | int, *names: str) -> None:
     """ValueError unless value is one of the names or a number of triplets."""
-    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if not number and value not in names:
+    number = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+    if not number and not (isinstance(value, str) and value in names):
         raise ValueError(
             f"triplets_per_anchor: expected one of {names} or a positive integer, got {value!r}"
         )
@@ -92,18 +92,3 @@ def drawn(batch: Batch, count: int, stream: Stream) -> Triplets:
     return Triplets(
         row[:, None].expand_as(p).reshape(-1), p.reshape(-1), n.reshape(-1), valid.reshape(-1)
     )
-
-
-def positive_pairs(batch: Batch) -> tuple[Tensor, Tensor]:
-    """All pairs of equal labels, without those of samples with their own copies."""
-    labels, columns = batch.need_labels(), batch.column_labels
-    assert columns is not None
-    copy = batch.own_columns()
-    found = []
-    step = max(1, (1 << 22) // columns.shape[0])
-    for start in range(0, labels.shape[0], step):
-        a, p = (labels[start : start + step, None] == columns).nonzero(as_tuple=True)
-        found.append(torch.stack([a + start, p]))
-    a, p = torch.cat(found, dim=1)
-    other = copy[a] != p
-    return a[other], p[other]

@@ -91,10 +91,17 @@ void launch_rows(const Block<T>& b, const Target& target, const Loss<T>& loss, c
     memory[block * values + values] = scratch.back() = shared.back() = fence;
     if (of_lists) lengths.memory = memory.data();
     emulator::Threads fibers(threads, seed + block);
-    fibers.run([&](int) {
-      emulator::Team team{fibers};
-      run_rows<kSorted>(b, target, loss, team, block, blocks, scratch.data(), shared.data(), lengths, sorted);
-    });
+    const auto run = [&](auto form) {
+      fibers.run([&](int) {
+        emulator::Team team{fibers};
+        run_rows<kSorted, decltype(form)>(b, target, loss, team, block, blocks, scratch.data(), shared.data(),
+                                          lengths, sorted);
+      });
+    };
+    if constexpr (kSorted)  // as csrc/cuda/instantiate.cuh does
+      run(AnyForm{});
+    else
+      by_form(b, target, run);
     STD_TORCH_CHECK(scratch.back() == fence && shared.back() == fence &&
                         memory[block * values + values] == fence,
                     "wrote beyond shared memory");

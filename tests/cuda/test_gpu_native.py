@@ -102,7 +102,7 @@ def test_narrow_types_err_at_most_twice_as_torch(description, name, dtype):
 @pytest.mark.parametrize("columns", [301, 4099, 16389])
 @pytest.mark.parametrize("description", list(dict.fromkeys([*FIRST, *SORTED])))
 def test_bits_repeat(description, columns, dtype):
-    """Rows of one warp, of eight and of sixteen: threads of several warps are in no order."""
+    """Rows of one warp and of eight: threads of several warps are in no order."""
     case = CASES["long"]() if columns == 301 else long_rows(columns, 40 if columns < 10000 else 12)
     on = given_on_gpu(description, case.to(dtype))
     first = call(description, on, "native")

@@ -54,7 +54,7 @@ def test_transfer_refuses():
         views(randn(2, 4))
 
 
-def kl(student, teacher, tau=1.0):
+def kl(student, teacher, tau=2.0):
     t, s = (teacher @ teacher.T / tau).log_softmax(1), (student @ student.T / tau).log_softmax(1)
     return (t.exp() * (t - s)).sum(1).mean()
 
@@ -64,7 +64,10 @@ def kl(student, teacher, tau=1.0):
 def test_distillation_over_epochs(average, variant):
     """Every value of two epochs of three steps, with a teacher kept by hand."""
     model, host = network(), losses.MultiSimilarityLoss()
-    lsd = SelfDistillation(model, host, 4, 50, average=average, variant=variant)
+    lists = losses.ListwiseSelfDistillationLoss(2.0)
+    lsd = SelfDistillation(
+        model, host, 4, 50, distillation=lists, average=average, variant=variant
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     teacher = network()
     for epoch in range(3):
@@ -74,12 +77,11 @@ def test_distillation_over_epochs(average, variant):
         teacher.train(variant == "released")
         for x, y in batches(3, 12, 5, 4, seed=epoch):
             embeddings = F.normalize(model(x))
-            # The copy made of a deep copy has an unnormalised output of its own.
             loss = lsd(embeddings, y, x)
             with torch.no_grad():
                 expected = host(embeddings, y)
                 if epoch:
-                    expected = expected + epoch / 4 * 50 * kl(embeddings, teacher(x))
+                    expected = expected + epoch / 4 * 50 * 4 * kl(embeddings, teacher(x))
             assert torch.allclose(loss, expected, rtol=1e-9)
             optimizer.zero_grad()
             loss.backward()

@@ -111,6 +111,22 @@ class TestTorchmetrics:
     def test_their_map_drops_right_candidates_of_negative_similarity(self):
         assert abs(self.theirs("RetrievalMAP", preds=self.RAW) - GOT["map"]) > 0.005
 
+    def test_their_precision_divides_by_k_beyond_the_candidates(self):
+        count = len(X) - 1
+        got = M.evaluate(X, Y, metrics="precision@500", similarity="dot")["precision@500"]
+        theirs = self.theirs("RetrievalPrecision", top_k=500)
+        assert theirs == pytest.approx(got * count / 500, abs=1e-6)
+        adaptive = self.theirs("RetrievalPrecision", top_k=500, adaptive_k=True)
+        assert adaptive == pytest.approx(got, abs=1e-6)
+
+    def test_they_count_queries_without_a_right_candidate_as_zero(self):
+        every = np.arange(len(X))
+        preds = torch.sigmoid(torch.from_numpy(S[OTHERS] / 8))
+        right = torch.from_numpy((Y[:, None] == Y)[OTHERS])
+        query = torch.from_numpy(np.repeat(every, len(X) - 1))
+        theirs = float(self.tm.RetrievalMRR()(preds, right, indexes=query))
+        assert theirs == pytest.approx(GOT["mrr"] * len(KNOWN) / len(X), abs=1e-6) and len(KNOWN) < len(X)
+
 
 def theirs(*data, include=(), **options):
     pytest.importorskip("pytorch_metric_learning")
@@ -240,6 +256,36 @@ def test_accuracy_calculator_alone():
     clustered = ours(x, y, include=("NMI", "AMI"), exclude=())
     assert 0 < clustered["AMI"] < clustered["NMI"] < 1
     assert clustered["NMI"] == pytest.approx(M.nmi(x, y, similarity="raw_distance"), abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_their_calculator_differs():
+    pytest.importorskip("faiss")
+    x, y = torch.from_numpy(X).float(), torch.from_numpy(Y)
+    mrr = ("mean_reciprocal_rank",)
+    with pytest.raises(TypeError):  # neighbours are searched for other metrics only
+        theirs(x, y, include=mrr, exclude=())
+    # Labels become float32.
+    huge = torch.arange(len(x)) // 2 + 2**25
+    assert theirs(x, huge)["r_precision"] != pytest.approx(ours(x, huge)["r_precision"], abs=1e-3)
+    # Neighbours that are not there are the last reference.
+    some = x[:20], y[:20], x[20:50], torch.cat([y[20:49], y[:1]])
+    beyond = {"k": 100, "include": ("mean_average_precision",)}
+    assert ours(*some, **beyond) == ours(*some, include=beyond["include"])
+    assert theirs(*some, **beyond) != pytest.approx(theirs(*some, include=beyond["include"]), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_their_r_of_labels_that_do_not_match_themselves():
+    x, y = torch.from_numpy(X[:60]).float(), torch.from_numpy(Y[:60])
+
+    def unlike(a, b):
+        return (a % 3 == b % 3) & (a != b)
+
+    options = {"label_comparison_fn": unlike, "include": ("mean_average_precision",), "k": 59}
+    known = np.array([(unlike(v, y)).sum() for v in y])
+    one, two = (f(x, y, **options)["mean_average_precision"] for f in (ours, theirs))
+    assert two > one * (1 + 0.9 / known.max())
 
 
 def test_accuracy_calculator_without_any_right_candidate(caplog):

@@ -19,7 +19,11 @@ def table(faults: list[Fault], results: dict[str, dict], total: int, about: str)
     lines = [HEAD + f"{about}\n"]
     if len(faults) < total:
         lines.append(f"A sample: {len(faults)} of {total} faults.\n")
-    lines.append(f"**{red} of {len(faults)} faults turned a test red: {_share(red, len(faults))}.**\n")
+    visible = [f for f in faults if not f.excuse or results[f.key]["status"] == "red"]
+    lines.append(
+        f"**{red} of {len(faults)} faults turned a test red: {_share(red, len(faults))}; of the "
+        f"{len(visible)} that are not explained below, {_share(red, len(visible))}.**\n"
+    )
     lines += ["| where | faults | red | share |", "|---|---|---|---|"]
     for area in dict.fromkeys(f.area for f in faults):
         some = [f for f in faults if f.area == area]

@@ -1,14 +1,15 @@
 """Fetches what compiling against older releases of torch needs: `make test-oldest`.
 
-    python tests/oldest/fetch.py FOLDER VERSION...
+    python tests/oldest/fetch.py FOLDER VERSION... [--triton VERSION]
 
-Headers and the names that its libraries export, from the wheel for another processor: there it is for the
-CPU only, while the wheel for this one would bring several gigabytes of CUDA packages. A few hundred
-megabytes are downloaded once, and not kept.
+Of torch the headers and the names that its libraries export, from the wheel for another processor: there
+it is for the CPU only, while the wheel for this one would bring several gigabytes of CUDA packages. A few
+hundred megabytes are downloaded once, and not kept. Triton whole.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -49,9 +50,27 @@ def fetch(version: str, to: Path) -> None:
         (to / "symbols.txt").write_text("\n".join(sorted(set(symbols))) + "\n")
 
 
+def fetch_triton(version: str, to: Path) -> None:
+    """Leaves the package in a folder to put on PYTHONPATH."""
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", f"--target={to}",
+         f"triton=={version}"],
+        check=True,
+    )  # fmt: skip
+    (to / "complete").touch()
+
+
 if __name__ == "__main__":
-    for version in sys.argv[2:]:
-        folder = Path(sys.argv[1]) / version
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("torch", nargs="*")
+    parser.add_argument("--triton")
+    options = parser.parse_args()
+    if options.triton and not (options.folder / "triton" / "complete").exists():
+        print(f"fetching triton {options.triton}", flush=True)
+        fetch_triton(options.triton, options.folder / "triton")
+    for version in options.torch:
+        folder = options.folder / version
         if not (folder / "symbols.txt").exists():
             print(f"fetching the headers of torch {version}", flush=True)
             fetch(version, folder)

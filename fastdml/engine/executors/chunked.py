@@ -58,7 +58,14 @@ class Chunked:
         metric = problem.loss.metric
         scales = part(problem.row_scale), problem.col_scale
         if not holds_similarities:
-            metric.apply_(s, *scales, part(problem.row_square), problem.col_square, problem.epsilon)
+            metric.apply_(
+                s,
+                *scales,
+                part(problem.row_square),
+                problem.col_square,
+                problem.epsilon,
+                *problem.embeddings_of(start, s.shape[0]),
+            )
         with torch.enable_grad():
             block = problem.rows(s.detach().requires_grad_(gradient), start, rows.stop, teacher)
             inputs = [block.s]

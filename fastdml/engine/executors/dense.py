@@ -22,9 +22,9 @@ def outputs_of(
     teacher = None
     if problem.teacher_problem is not None:
         t = problem.teacher_problem
-        teacher = t.loss.metric.dense(
-            t.anchors.to(t.statistic), t.candidates.to(t.statistic), t.epsilon
-        )
+        kind = torch.float64 if t.loss.metric.from_differences else t.statistic
+        teacher = t.loss.metric.dense(t.anchors.to(kind), t.candidates.to(kind), t.epsilon)
+        teacher = teacher.to(t.statistic)
     rows = problem.rows(s, 0, a.shape[0], teacher)
     rows.scalars, rows.row_values, rows.col_values = scalars, row_values, col_values
     before = problem.loss.presweep()
@@ -48,6 +48,8 @@ class Dense:
         return f"the whole {m} x {n} matrix in autograd: the reference, for small inputs"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
+        problem.condition()
+
         def leaf(x: Tensor | None, needed: bool) -> Tensor | None:
             return None if x is None else x.detach().to(problem.statistic).requires_grad_(needed)
 

@@ -12,6 +12,7 @@ from ..problem import Problem
 from ..registry import registered
 from ..relation import LabelRelation
 from . import Result, Wanted, column_sums, one_block
+from .one_block import functor_of
 
 
 class Native:
@@ -25,12 +26,17 @@ class Native:
     def refuses(self, problem: Problem) -> str | None:
         if library.load() is None:
             return "the compiled library is not installed"
-        if not registered(problem.loss) or problem.loss.name not in library.functors():
-            return f"no compiled functor is called {problem.loss.name!r}"
         if not library.runs_on(problem.device_type):
             return f"no compiled functors for {problem.device_type}"
         if not isinstance(problem.relation, LabelRelation):
             return "compiled functors take pairs from labels only"
+        own = problem.loss.functor()
+        if own is not None:
+            if problem.device_type != "cpu":
+                return f"its functor was printed for the CPU, not for {problem.device_type}"
+            return own if isinstance(own, str) else None
+        if not registered(problem.loss) or problem.loss.name not in library.functors():
+            return f"no compiled functor is called {problem.loss.name!r}"
         return None
 
     def plan(self, problem: Problem) -> str:
@@ -44,7 +50,12 @@ class Native:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if one_block.takes(problem):
             schedule.presweep(problem, schedule.outputs_by(self))
-            return one_block.run(problem, wanted)
+            found = one_block.run(problem, wanted)
+            if found is None:
+                problem.condition()
+                found = one_block.run(problem, wanted)
+            if found is not None:
+                return found
         return schedule.run(problem, self, wanted)
 
     def column_sums(self, problem: Problem) -> column_sums.ColumnSums | None:
@@ -86,7 +97,7 @@ class Native:
         weights = weights if gradient else None
         self.kernel(
             s,
-            library.functors()[problem.loss.name][0],
+            functor_of(problem.loss),
             problem.loss.members,
             teacher,
             part(problem.row_scale),
@@ -113,5 +124,6 @@ class Native:
             gradient,
             weights,
             holds_similarities,
+            *problem.embeddings_of(start, s.shape[0]),
         )
         return s if weights is None else weights

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .. import library
+from ..loss import RowLoss
 from ..problem import Problem
 from ..schedule import Result, Wanted
 from ..similarity import PRODUCT
@@ -20,6 +21,12 @@ _LARGEST = 1 << 18
 _LARGEST_TWICE = 1 << 16
 # Values of a matrix that costs less to allocate than to find in the workspace.
 _FRESH = 1 << 12
+
+
+def functor_of(loss: RowLoss) -> int:
+    """The id of the compiled functor of a description that has one."""
+    own = loss.functor()
+    return own if isinstance(own, int) else library.functors()[loss.name][0]
 
 
 def takes(problem: Problem) -> bool:
@@ -41,8 +48,9 @@ def takes(problem: Problem) -> bool:
     )
 
 
-def run(problem: Problem, wanted: Wanted) -> Result:
-    """Outputs of the rows and the wanted derivatives of their weighted sum."""
+def run(problem: Problem, wanted: Wanted) -> Result | None:
+    """Outputs of the rows and the wanted derivatives of their weighted sum; None where embeddings have to be
+    conditioned first."""
     a, c, loss = problem.anchors, problem.candidates, problem.loss
     m, n = a.shape[0], c.shape[0]
     metric, classes = loss.metric, problem.classes
@@ -51,7 +59,7 @@ def run(problem: Problem, wanted: Wanted) -> Result:
         a,
         None if one_set else c,
         None if m * n <= _FRESH else buffer("similarity", m * n, a).view(m, n),
-        library.functors()[loss.name][0],
+        functor_of(loss),
         loss.members,
         metric.kind,
         metric.normalized,
@@ -71,6 +79,8 @@ def run(problem: Problem, wanted: Wanted) -> Result:
         wanted.scalars,
         wanted.row_values,
     )
+    if outputs.shape[0] != m:
+        return None
     d_anchors, d_candidates, d_scalars, d_row_values = found
     if d_scalars is not None:
         d_scalars = d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)

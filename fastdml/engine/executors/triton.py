@@ -82,6 +82,7 @@ class Triton:
         return f"Triton tiles: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, then the weights"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
+        problem.condition()
         schedule.presweep(problem, lambda swept: _rows(swept, Wanted()).outputs)
         tile = _tile(problem)
         given = problem.col_values if wanted.col_values else None

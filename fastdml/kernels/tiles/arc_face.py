@@ -56,5 +56,5 @@ def weight(s, t, positive, state, p):
     return weight_of(_logit(s, positive, p) * p[0], positive, state) * slope
 
 
-ONE = TileLoss("arc_face", (Pass(KINDS, sums),), finish, weight, 3, gain)
+ONE = TileLoss("arc_face", (Pass(KINDS, sums),), finish, weight, 3, gain, heavy=129)
 NEAREST = dataclasses.replace(ONE, groups="max")

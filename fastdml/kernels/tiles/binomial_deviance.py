@@ -50,5 +50,5 @@ def weight(s, t, positive, state, p):
 
 
 TILE = TileLoss(
-    "binomial_deviance", (Pass(("sum",) * 4, sums),), finish, weight, states=2, heavy=True
+    "binomial_deviance", (Pass(("sum",) * 4, sums),), finish, weight, states=2, heavy=1
 )

@@ -99,5 +99,5 @@ TILE = TileLoss(
     finish,
     weight,
     states=7,
-    heavy=True,
+    heavy=1,
 )

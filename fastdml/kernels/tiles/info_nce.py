@@ -101,7 +101,7 @@ ROWS = TileLoss(
     weight_of_rows,
     states=1,
     gain=gain,
-    heavy=True,
+    heavy=1,
     scalars=1,
 )
 BOTH = dataclasses.replace(

@@ -64,5 +64,5 @@ TILE = TileLoss(
     weight,
     states=2,
     gain=gain,
-    heavy=True,
+    heavy=1,
 )

@@ -70,8 +70,8 @@ def biased_weight(s, t, positive, state, p):
 
 
 NAME = "softmax_cross_entropy"
-AMONG = TileLoss(NAME, (Pass(KINDS, among_sums),), finish, among_weight, 3, gain)
-OUTSIDE = TileLoss(NAME, (Pass(KINDS, outside_sums),), finish, outside_weight, 3, gain)
+AMONG = TileLoss(NAME, (Pass(KINDS, among_sums),), finish, among_weight, 3, gain, heavy=257)
+OUTSIDE = TileLoss(NAME, (Pass(KINDS, outside_sums),), finish, outside_weight, 3, gain, heavy=257)
 BIASED = dataclasses.replace(
     AMONG, passes=(Pass(KINDS, biased_sums),), weight=biased_weight, column_values=1
 )

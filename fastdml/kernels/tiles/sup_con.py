@@ -58,5 +58,5 @@ TILE = TileLoss(
     weight,
     states=2,
     gain=gain,
-    heavy=True,
+    heavy=1,
 )

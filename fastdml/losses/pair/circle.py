@@ -79,8 +79,7 @@ class CircleGlobal(Circle):
 def _describe(
     m: float | None, gamma: float | None, form: str, unordered: bool, similarity: str
 ) -> Circle:
-    if form not in ("rows", "global"):
-        raise ValueError(f"form: expected 'rows' or 'global', got {form!r}")
+    check.one_of(form, "form", ("rows", "global"))
     given = {k: v for k, v in (("m", m), ("gamma", gamma)) if v is not None}
     if form == "rows":
         return Circle(**given, similarity=similarity)

@@ -167,6 +167,7 @@ class ContrastiveLoss(SampleLoss):
     """
 
     function = "contrastive"
+    reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
     default_similarity = "distance"
 
     def __init__(

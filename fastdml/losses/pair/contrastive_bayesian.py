@@ -42,8 +42,7 @@ class ContrastiveBayesian(RowLoss):
         check.positive(self.neg_b, "neg_b")
         for name in ("pos_a", "neg_a", "mining_margin", "variance_weight", "mean_mix"):
             check.finite(getattr(self, name), name)
-        if self.form not in FORMS:
-            raise ValueError(f"form: expected one of {FORMS}, got {self.form!r}")
+        check.one_of(self.form, "form", FORMS)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:

@@ -68,15 +68,13 @@ class IntraPairVarianceLoss(SampleLoss):
 
     similarities = ("cosine", "dot")
     function = "intra_pair_variance"
+    describes = IntraPairVariance
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pos_eps = pos_eps
         self.neg_eps = neg_eps
         self.description()  # checks the parameters
-
-    def description(self) -> IntraPairVariance:
-        return IntraPairVariance(self.pos_eps, self.neg_eps, similarity=self.similarity)
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         means = mean_similarities(batch, normalized=self.similarity == "cosine")

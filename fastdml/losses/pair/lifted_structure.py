@@ -128,6 +128,7 @@ class LiftedStructureLoss(SampleLoss):
     """
 
     function = "lifted_structure"
+    describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"
 
@@ -136,9 +137,6 @@ class LiftedStructureLoss(SampleLoss):
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
         self.description()  # checks the parameters
-
-    def description(self) -> LiftedStructure:
-        return LiftedStructure(self.pos_margin, self.neg_margin, similarity=self.similarity)
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         if len(batch) > 2 and batch[2] is not None:
@@ -201,8 +199,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> GeneralizedLiftedStructure:
-        if self.variant not in ("pml", "paper"):
-            raise ValueError(f"variant: expected 'pml' or 'paper', got {self.variant!r}")
+        check.one_of(self.variant, "variant", ("pml", "paper"))
         return GeneralizedLiftedStructure(
             self.pos_margin, self.neg_margin, self.variant == "paper", similarity=self.similarity
         )

@@ -45,10 +45,8 @@ class SPCELoss(SampleLoss):
     """
 
     function = "spce"
+    describes = SPCE
     default_similarity = "dot"
-
-    def description(self) -> SPCE:
-        return SPCE(similarity=self.similarity)
 
 
 class PCELoss(Loss):
@@ -117,4 +115,4 @@ class PCELoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, probabilities))
+        return total(self.parts(embeddings, labels, probabilities))

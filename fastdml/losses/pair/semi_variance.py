@@ -80,15 +80,13 @@ class SemiVarianceLoss(SampleLoss):
     reductions = ("mean", "sum")
     similarities = ("cosine", "dot")
     function = "semi_variance"
+    describes = SemiVariance
 
     def __init__(self, pos_weight: float = 1.0, neg_weight: float = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pos_weight = pos_weight
         self.neg_weight = neg_weight
         self.description()  # checks the parameters
-
-    def description(self) -> SemiVariance:
-        return SemiVariance(self.pos_weight, self.neg_weight, similarity=self.similarity)
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         means = mean_similarities(batch, normalized=self.similarity == "cosine")

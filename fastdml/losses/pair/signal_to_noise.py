@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engine.call import Call
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...engine.similarity import unit
+from ...engine.similarity import power_of_two, unit
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from .contrastive import Contrastive, aggregation_of
@@ -57,6 +57,7 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     """
 
     similarities = ("cosine", "dot")
+    reductions = ("nonzero", "mean", "sum")
     function = "signal_to_noise_contrastive"
 
     def __init__(
@@ -80,6 +81,8 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
         normalize = self.similarity == "cosine"
         signal = _centred(batch.embeddings, normalize)
         ref = None if batch.ref_emb is None else _centred(batch.ref_emb, normalize)
+        if not normalize:
+            signal, ref = _in_common_range(signal, ref)
         # var(a - b) / var(a) = |a - b|^2 / |a|^2 of centred rows.
         power = signal.square().sum(1, keepdim=True)
         some = power > torch.finfo(power.dtype).eps ** 2
@@ -87,6 +90,15 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
         unit = torch.where(some, inverse, torch.zeros_like(inverse))
         batch = batch.replace(embeddings=signal, ref_emb=ref)
         return super().sample_call(description, batch, row_values=unit, **fields)
+
+
+def _in_common_range(x: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both sets over one power of two, which ratios of squares do not see: squares of long rows overflow,
+    those of short ones vanish."""
+    both = [x] if ref is None else [x, ref]
+    largest = torch.stack([v.detach().abs().amax() for v in both]).amax()
+    factor = power_of_two(-torch.frexp(largest).exponent.clamp(-120, 120), x.dtype)
+    return x * factor, None if ref is None else ref * factor
 
 
 def _centred(x: Tensor, normalize: bool) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...engine.similarity import unit
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
@@ -178,9 +179,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         check.class_range(labels, self.num_classes, "labels", self.validate)
         size, classes = self.proxies_per_class, self.num_classes
         centers = self.all_proxies.detach().to(embeddings.dtype).unflatten(0, (classes, size))
-        own = torch.nn.functional.normalize(centers[labels], dim=2)
-        unit = torch.nn.functional.normalize(embeddings, dim=1)
-        s = torch.einsum("bkd,bd->bk", own, unit)
+        own = unit(centers.flatten(0, 1)).view_as(centers)[labels]
+        s = torch.einsum("bkd,bd->bk", own, unit(embeddings))
         votes = torch.zeros(classes, size, device=embeddings.device)
         votes.index_put_((labels, s.argmax(1)), torch.ones_like(labels, dtype=votes.dtype), True)
         dominant = votes.argmax(1)

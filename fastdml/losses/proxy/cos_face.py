@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ...engine import check
 from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
@@ -28,6 +27,7 @@ class CosFaceLoss(ProxyLoss):
     """
 
     function = "cos_face"
+    describes = SoftmaxCrossEntropy
     parameter_name = "W"
     by_columns = True
 
@@ -43,10 +43,6 @@ class CosFaceLoss(ProxyLoss):
         self.margin = margin
         self.scale = scale
         self.description()  # checks the parameters
-
-    def description(self) -> SoftmaxCrossEntropy:
-        check.positive(self.scale, "scale")
-        return SoftmaxCrossEntropy(self.scale, self.margin, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
+from ...engine.similarity import lengths
 from ...mining.sample_weights import sample_weights
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
 __all__ = ["LargeMarginSoftmaxLoss", "SphereFaceLoss"]
+
+_LARGEST_MARGIN = 64  # a sample's time grows with it; papers take 1 to 4
 
 
 @register
@@ -36,7 +38,7 @@ class MultipleAngleSoftmax(RowLoss):
 
     def __post_init__(self) -> None:
         check.positive(self.scale, "scale")
-        check.count(self.margin, "margin")
+        check.integer(self.margin, "margin", 1, _LARGEST_MARGIN)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -77,12 +79,13 @@ class SphereFaceLoss(ProxyLoss):
 
     Args:
         num_classes, embedding_size: C and D; the parameter is `W` [D, C], normally distributed.
-        margin: factor of the angle, a positive integer. scale: > 0.
+        margin: factor of the angle, an integer from 1 to 64. scale: > 0.
 
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
 
     function = "sphere_face"
+    describes = MultipleAngleSoftmax
     default_similarity = "projection"
     similarities = ("projection",)
     parameter_name = "W"
@@ -97,12 +100,9 @@ class SphereFaceLoss(ProxyLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
-        self.margin = check.count(margin, "margin")
+        self.margin = check.integer(margin, "margin", 1, _LARGEST_MARGIN)
         self.scale = scale
         self.description()  # checks the parameters
-
-    def description(self) -> MultipleAngleSoftmax:
-        return MultipleAngleSoftmax(self.scale, self.margin, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return super().get_logits(embeddings) * self.scale
@@ -111,13 +111,11 @@ class SphereFaceLoss(ProxyLoss):
         self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object
     ) -> list[Any]:
         weight = sample_weights(indices_tuple, embeddings)
-        lengths = _lengths(embeddings)
+        row_values = lengths(embeddings)
         if self.similarity == "dot":
-            lengths = lengths * _lengths(proxies)[labels]
+            row_values = row_values * lengths(proxies)[labels]
         return [
-            self.proxy_call(
-                embeddings, labels, proxies, row_weight=weight, row_values=lengths[:, None]
-            )
+            self.proxy_call(embeddings, labels, proxies, row_weight=weight, row_values=row_values)
         ]
 
 
@@ -130,7 +128,7 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
 
     Args:
         num_classes, embedding_size: C and D; the parameter is `W` [D, C], normally distributed.
-        margin: factor of the angle, a positive integer. scale: > 0.
+        margin: factor of the angle, an integer from 1 to 64. scale: > 0.
 
     Rows are samples. Other arguments: see `ProxyLoss`.
     """
@@ -138,8 +136,3 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     function = "large_margin_softmax"
     default_similarity = "dot"
     similarities = ("dot",)
-
-
-def _lengths(x: Tensor) -> Tensor:
-    kind = statistic_type(x)
-    return torch.linalg.vector_norm(x, dim=1, dtype=kind)

@@ -12,9 +12,7 @@ from ...engine import check
 from ...engine.call import Call
 from ...engine.similarity import SIMILARITIES
 from ...mining.sample_weights import sample_weights
-from ..base import Loss, Term, total
-
-Regularizer = Callable[[Tensor], Tensor]
+from ..base import Loss, Regularizer, Term, total
 
 
 class ProxyLoss(Loss):
@@ -26,7 +24,6 @@ class ProxyLoss(Loss):
         weight_init_func: called with the parameter to fill it; None: the loss's own way.
         weight_regularizer: called with the proxies [C, D], for a scalar that is added to the loss
             times `weight_reg_weight`.
-        embedding_regularizer: the same for the embeddings, times `embedding_reg_weight`.
         reduction: over rows (samples, or proxies in Proxy-Anchor).
         similarity, backend, validate: see `Loss`.
     """
@@ -48,21 +45,17 @@ class ProxyLoss(Loss):
         weight_init_func: Callable[[Tensor], Any] | None = None,
         weight_regularizer: Regularizer | None = None,
         weight_reg_weight: float = 1,
-        embedding_regularizer: Regularizer | None = None,
-        embedding_reg_weight: float = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
-        if self.reduction == "none" and (weight_regularizer or embedding_regularizer):
+        if self.reduction == "none" and weight_regularizer:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
-        self.weight_init_func = weight_init_func
-        self.weight_regularizer = weight_regularizer
+        self.weight_init_func = check.function(weight_init_func, "weight_init_func")
+        self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")
-        self.embedding_regularizer = embedding_regularizer
-        self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
         shape = (self.num_classes * self.proxies_per_class, self.embedding_size)
         weight = nn.Parameter(torch.empty(shape[::-1] if self.by_columns else shape))
         self.register_parameter(self.parameter_name, weight)
@@ -107,12 +100,8 @@ class ProxyLoss(Loss):
         proxies = self.all_proxies if proxies is None else proxies
         labels = self.checked(embeddings, labels, proxies)
         parts = self.proxy_calls(embeddings, labels, proxies, indices_tuple)
-        for function, of, weight in (
-            (self.weight_regularizer, proxies, self.weight_reg_weight),
-            (self.embedding_regularizer, embeddings, self.embedding_reg_weight),
-        ):
-            if function is not None:
-                parts.append(Term(function, (of,), weight))
+        if self.weight_regularizer is not None:
+            parts.append(Term(self.weight_regularizer, (proxies,), self.weight_reg_weight))
         return parts
 
     def proxy_calls(
@@ -178,4 +167,4 @@ class ProxyLoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, indices_tuple, ref_emb, ref_labels))
+        return total(self.parts(embeddings, labels, indices_tuple, ref_emb, ref_labels))

@@ -90,6 +90,7 @@ class ProxyAnchorLoss(ProxyLoss):
     """
 
     function = "proxy_anchor"
+    describes = ProxyAnchor
 
     def __init__(
         self,
@@ -107,9 +108,6 @@ class ProxyAnchorLoss(ProxyLoss):
     @staticmethod
     def initialize(weight: Tensor) -> Any:
         return nn.init.kaiming_normal_(weight, mode="fan_out")
-
-    def description(self) -> ProxyAnchor:
-        return ProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
 
     def proxy_calls(
         self, embeddings: Tensor, labels: Tensor, proxies: Tensor, indices_tuple: object

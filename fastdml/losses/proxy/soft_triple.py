@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...engine.similarity import unit
 from ..base import Term
 from ..terms import cross_entropy, softmax_mean
 from .proxies import ProxyLoss
@@ -131,8 +132,8 @@ def center_distance(proxies: Tensor, size: int) -> Tensor:
     """
     if size == 1:
         return proxies.sum() * 0
-    unit = nn.functional.normalize(proxies, dim=1).unflatten(0, (-1, size))
-    s = torch.bmm(unit, unit.transpose(1, 2))
+    directions = unit(proxies).unflatten(0, (-1, size))
+    s = torch.bmm(directions, directions.transpose(1, 2))
     first, second = torch.triu_indices(size, size, 1, device=proxies.device)
     d = (2 + 1e-5 - 2 * s[:, first, second]).clamp(min=1e-5).sqrt()
     return d.sum() / (proxies.shape[0] * (size - 1))

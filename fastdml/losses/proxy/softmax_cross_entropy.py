@@ -91,6 +91,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
     """
 
     function = "smoothed_cross_entropy"
+    learnt = ("bias",)
     inputs = {"proxies": ("num_classes", "embedding_size"), "bias": ("bias",)}
     positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")
     default_similarity = "dot"
@@ -106,7 +107,8 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
         self.smoothing = smoothing
-        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if bias else None
+        biased = check.flag(bias, "bias")
+        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if biased else None
         self.description()  # checks the parameters
 
     @staticmethod

@@ -39,8 +39,7 @@ class AUC(RowLoss):
 
     def __post_init__(self) -> None:
         sort_code(self.sort)
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind: expected one of {sorted(_KINDS)}, got {self.kind!r}")
+        check.one_of(self.kind, "kind", sorted(_KINDS))
         check.positive(self.temperature, "temperature")
 
     def parameters(self) -> tuple[float, ...]:
@@ -98,6 +97,7 @@ class AUCLoss(SampleLoss):
     """
 
     function = "auc"
+    describes = AUC
 
     def __init__(
         self, kind: str = "huber", temperature: float = 0.1, sort: bool | None = None, **kwargs: Any
@@ -107,6 +107,3 @@ class AUCLoss(SampleLoss):
         self.temperature = temperature
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> AUC:
-        return AUC(self.kind, self.temperature, similarity=self.similarity, sort=self.sort)

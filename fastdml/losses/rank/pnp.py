@@ -45,8 +45,7 @@ class PNP(RowLoss):
 
     def __post_init__(self) -> None:
         sort_code(self.sort)
-        if self.variant not in _VARIANTS:
-            raise ValueError(f"variant: expected one of {list(_VARIANTS)}, got {self.variant!r}")
+        check.one_of(self.variant, "variant", list(_VARIANTS))
         for name in ("b", "alpha"):
             check.positive(getattr(self, name), name)
         check.positive(self.temperature, "anneal")

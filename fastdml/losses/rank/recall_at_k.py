@@ -108,6 +108,7 @@ class RecallAtKLoss(SampleLoss):
     """
 
     function = "recall_at_k"
+    describes = RecallAtK
 
     def __init__(
         self,
@@ -120,25 +121,15 @@ class RecallAtKLoss(SampleLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.simix = simix
         if simix and self.similarity != "cosine":
             raise ValueError(f"similarity: expected 'cosine' with simix, got {self.similarity!r}")
-        self.simix = simix
         self.k = _several(k)
         self.rank_temperature = rank_temperature
         self.recall_temperature = recall_temperature
         self.exclude_self = exclude_self
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> RecallAtK:
-        return RecallAtK(
-            self.k,
-            self.rank_temperature,
-            self.recall_temperature,
-            self.exclude_self,
-            similarity=self.similarity,
-            sort=self.sort,
-        )
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         if not (self.simix and self.training):
@@ -155,4 +146,5 @@ class RecallAtKLoss(SampleLoss):
 
 
 def _several(k: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(k) if isinstance(k, Iterable) else (k,)
+    one = not isinstance(k, Iterable) or (isinstance(k, Tensor) and k.dim() == 0)
+    return tuple(check.count(number, "k") for number in ((k,) if one else k))  # type: ignore

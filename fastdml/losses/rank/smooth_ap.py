@@ -80,12 +80,10 @@ class SmoothAPLoss(SampleLoss):
     """
 
     function = "smooth_ap"
+    describes = SmoothAP
 
     def __init__(self, temperature: float = 0.01, sort: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> SmoothAP:
-        return SmoothAP(self.temperature, similarity=self.similarity, sort=self.sort)

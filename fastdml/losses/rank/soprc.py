@@ -13,6 +13,7 @@ from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.similarity import unit
+from ...mining.steps import recomputing
 from ..base import SampleLoss
 from ..pair.semi_variance import SemiVarianceLoss
 from ..terms import sort_code
@@ -139,7 +140,8 @@ class SOPRCLoss(SampleLoss):
     positive k, a_k is the mean over negatives of the Huber surrogate l1(s_k - s_j), b_k the share of
     the class's table above s_k (a constant for the gradient), and the loss the mean of r_k / (1 + r_k)
     with r_k = (1 - prior) / prior * a_k / b_k. In training mode every call first moves the tables of
-    the batch's classes towards the scores of their positives.
+    the batch's classes towards the scores of their positives; a call that activation checkpointing
+    computes again in the backward pass does not.
 
     Args:
         num_classes: C; labels are 0 ... C - 1. State: `table` [C, table_size], `prior` [C].
@@ -188,13 +190,10 @@ class SOPRCLoss(SampleLoss):
         check.count(num_classes, "num_classes")
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
-        if update not in ("last", "mean"):
-            raise ValueError(f"update: expected 'last' or 'mean', got {update!r}")
-        counts = torch.ones(num_classes) if class_counts is None else class_counts.float()
-        if counts.shape != (num_classes,) or not bool((counts > 0).all()):
-            raise ValueError(
-                f"class_counts: expected {num_classes} positive numbers, got {class_counts}"
-            )
+        check.one_of(update, "update", ("last", "mean"))
+        counts = torch.ones(num_classes)
+        if class_counts is not None:
+            counts = check.numbers(class_counts, "class_counts", num_classes)
         self.tau1 = tau1
         self.tau2 = tau2
         self.table_size = table_size
@@ -255,7 +254,7 @@ class SOPRCLoss(SampleLoss):
         )
         classes = self.table.shape[0]
         check.class_range(labels, classes, "labels", self.validate, "one table per class")
-        if self.training:
+        if self.training and not recomputing():
             torch.ops.fastdml.soprc_table_(
                 self.table, embeddings.detach(), labels, self.momentum, self.update == "last"
             )

@@ -100,6 +100,7 @@ class SupAPLoss(SampleLoss):
     """
 
     function = "sup_ap"
+    describes = SupAP
 
     def __init__(
         self,
@@ -119,14 +120,3 @@ class SupAPLoss(SampleLoss):
         self.start = start
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> SupAP:
-        return SupAP(
-            self.temperature,
-            self.rho,
-            self.delta,
-            self.offset,
-            self.start,
-            similarity=self.similarity,
-            sort=self.sort,
-        )

@@ -79,8 +79,7 @@ def _describe_nt_xent(
     negatives_only: bool,
     similarity: str,
 ) -> BalancedNTXent:
-    if aggregation not in _PER:
-        raise ValueError(f"aggregation: expected one of {sorted(_PER)}, got {aggregation!r}")
+    check.one_of(aggregation, "aggregation", sorted(_PER))
     check.positive(temperature, "temperature")
     factor = temperature if decoupled else 1.0
     w = _weight(entropy_weight)
@@ -162,9 +161,9 @@ def _describe_contrastive(
     squared: bool,
     similarity: str,
 ) -> BalancedContrastive:
-    for value, name in ((pos_aggregation, "pos_aggregation"), (neg_aggregation, "neg_aggregation")):
-        if value not in AGGREGATIONS:
-            raise ValueError(f"{name}: expected one of {AGGREGATIONS}, got {value!r}")
+    check.one_of(pos_aggregation, "pos_aggregation", AGGREGATIONS)
+    check.one_of(neg_aggregation, "neg_aggregation", AGGREGATIONS)
+    check.flag(squared, "squared")
     w = _weight(entropy_weight)
     return BalancedContrastive(
         pos_margin,
@@ -197,6 +196,7 @@ class BalancedContrastiveLoss(SampleLoss):
     """
 
     function = "balanced_contrastive"
+    reductions = ("mean", "sum")  # of two sums of the batch, which are no rows
     default_similarity = "distance"
 
     def __init__(

@@ -71,12 +71,10 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    describes = NCA
     default_similarity = "squared_distance"
 
     def __init__(self, softmax_scale: float = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.softmax_scale = softmax_scale
         self.description()  # checks the parameters
-
-    def description(self) -> NCA:
-        return NCA(self.softmax_scale, similarity=self.similarity)

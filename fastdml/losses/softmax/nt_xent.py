@@ -68,11 +68,9 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    describes = NTXent
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.temperature = temperature
         self.description()  # checks the parameters
-
-    def description(self) -> NTXent:
-        return NTXent(self.temperature, similarity=self.similarity)

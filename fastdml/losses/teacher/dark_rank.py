@@ -78,6 +78,7 @@ class DarkRankLoss(RelationalLoss):
     """
 
     function = "dark_rank"
+    describes = DarkRank
     default_similarity = "squared_distance"
     similarities = ("squared_distance",)
 
@@ -89,6 +90,3 @@ class DarkRankLoss(RelationalLoss):
         self.beta = beta
         self.neighbors = neighbors
         self.description()  # checks the parameters
-
-    def description(self) -> DarkRank:
-        return DarkRank(self.alpha, self.beta, self.neighbors)

@@ -44,7 +44,7 @@ class DenseTriplet(RowLoss):
 
     @property
     def teacher_similarity(self) -> str | None:  # type: ignore[override]
-        return None if self.given else "raw_distance"
+        return None if self.given else "label_distance"
 
     def distance_epsilon(self, dimension: int) -> float:
         return 1e-4 / dimension

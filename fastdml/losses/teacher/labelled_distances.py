@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.call import Call, statistic_type
+from ...engine.call import Call
 from ...engine.loss import RowLoss
 from ..base import total
 from .relations import RelationalLoss, check_teacher
@@ -38,6 +38,14 @@ def _rounded_share(embeddings: Tensor, variant: str) -> float:
     if variant == "paper":
         return 1.0
     return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
+
+
+def _in_double(labels: Tensor) -> Tensor:
+    """Labels in double precision, in which their differences are taken; integers from the first one on,
+    as large ones (times in nanoseconds) have more digits than that."""
+    if not labels.is_floating_point() and not labels.is_complex() and labels.dtype != torch.bool:
+        labels = labels.to(torch.int64) - labels[:1].to(torch.int64)
+    return labels if labels.is_complex() else labels.double()
 
 
 class LabelledLoss(RelationalLoss):
@@ -75,11 +83,14 @@ class LabelledLoss(RelationalLoss):
             raise ValueError("labels: expected either labels or label_distance")
         if label_distance is not None:
             return [self._of_one_anchor(embeddings, label_distance)]
-        if isinstance(labels, Tensor) and labels.dim() == 1:
+        if not isinstance(labels, Tensor) or labels.is_complex() or labels.dtype == torch.bool:
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(
+                f"labels: expected a tensor of numbers [batch] or [batch, any], got {got}"
+            )
+        if labels.dim() == 1:
             labels = labels[:, None]
-        if isinstance(labels, Tensor) and not labels.is_floating_point():
-            labels = labels.to(statistic_type(embeddings))
-        assert labels is not None
+        labels = _in_double(labels)
         check_teacher(embeddings, labels, "labels", self.validate)
         return [self.relational_call(self.description(), embeddings, labels, weight=self.weight)]
 
@@ -114,4 +125,4 @@ class LabelledLoss(RelationalLoss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, labels, label_distance))
+        return total(self.parts(embeddings, labels, label_distance))

@@ -62,6 +62,7 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
     """
 
     function = "listwise_self_distillation"
+    describes = ListwiseDistillation
     default_similarity = "dot"
 
     def __init__(self, temperature: float = 1.0, **kwargs: Any) -> None:
@@ -72,6 +73,3 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
     def scheduled_weight(self, epoch: int, epochs: int, alpha: float = 200.0) -> float:
         """The paper's weight in an epoch: (epoch / epochs) alpha temperature^2."""
         return epoch / epochs * alpha * self.temperature**2
-
-    def description(self) -> ListwiseDistillation:
-        return ListwiseDistillation(self.temperature, similarity=self.similarity)

@@ -56,7 +56,7 @@ class LogRatio(RowLoss):
     def teacher_similarity(self) -> str | None:  # type: ignore[override]
         if self.given:
             return None
-        return "raw_squared_distance" if self.squared_label else "raw_distance"
+        return "label_squared_distance" if self.squared_label else "label_distance"
 
     def distance_epsilon(self, dimension: int) -> float:
         if self.floor is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...engine.similarity import lengths
 from .relations import RelationalLoss, check_teacher
 
 __all__ = ["PKTLoss"]
@@ -84,7 +85,5 @@ class PKTLoss(RelationalLoss):
     def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
         if self.variant == "released":
             check_teacher(embeddings, teacher, "teacher", self.validate)
-            embeddings, teacher = (
-                v / (v.norm(dim=1, keepdim=True) + self.epsilon) for v in (embeddings, teacher)
-            )
+            embeddings, teacher = (v / (lengths(v) + self.epsilon) for v in (embeddings, teacher))
         return super().calls(embeddings, teacher)

@@ -109,11 +109,9 @@ class RKDDistanceLoss(RelationalLoss):
     """
 
     function = "rkd_distance"
+    describes = RKDDistance
     default_similarity = "raw_distance"
     similarities = ("raw_distance",)
-
-    def description(self) -> RKDDistance:
-        return RKDDistance()
 
     def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
         check_teacher(embeddings, teacher, "teacher", self.validate)
@@ -146,11 +144,9 @@ class RKDAngleLoss(RelationalLoss):
     """
 
     function = "rkd_angle"
+    describes = RKDAngle
     reductions = ("mean",)
     similarities = ("cosine",)
-
-    def description(self) -> RKDAngle:
-        return RKDAngle()
 
     def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
         check_teacher(embeddings, teacher, "teacher", self.validate)

@@ -66,4 +66,4 @@ class RelationalLoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, teacher))
+        return total(self.parts(embeddings, teacher))

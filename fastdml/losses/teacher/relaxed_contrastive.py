@@ -73,6 +73,7 @@ class RelaxedContrastiveLoss(RelationalLoss):
     """
 
     function = "relaxed_contrastive"
+    describes = RelaxedContrastive
     default_similarity = "raw_distance"
 
     def __init__(self, sigma: float = 1.0, delta: float = 1.0, **kwargs: Any) -> None:
@@ -80,6 +81,3 @@ class RelaxedContrastiveLoss(RelationalLoss):
         self.sigma = sigma
         self.delta = delta
         self.description()  # checks the parameters
-
-    def description(self) -> RelaxedContrastive:
-        return RelaxedContrastive(self.sigma, self.delta, similarity=self.similarity)

@@ -16,6 +16,7 @@ from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.similarity import Metric
 from ...mining.batch import Batch
+from ...mining.steps import Steps
 from ...mining.triplets import Stream, Triplets, drawn, listed
 from ..base import SampleLoss
 
@@ -53,9 +54,9 @@ class OneByOne:
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
-        if backend in ("auto", "chunked"):
+        if backend in ("auto", "chunked", "dense"):
             return None
-        return "triplets one by one run in torch; expected backend 'auto' or 'chunked'"
+        return "triplets one by one run in torch; expected backend 'auto', 'chunked' or 'dense'"
 
     @property
     def plan(self) -> str:
@@ -137,7 +138,7 @@ class TripletLoss(SampleLoss):
         zero = torch.zeros((), dtype=torch.int64)
         self.register_buffer("step", zero, persistent=self.draws)
         self.register_load_state_dict_pre_hook(_keep_the_step)
-        self._drawn: dict[tuple[Any, ...], Tensor] = {}
+        self._steps = Steps()
 
     @property
     def draws(self) -> bool:
@@ -149,17 +150,9 @@ class TripletLoss(SampleLoss):
             return self.seed, check.seed(step, "step")
         if not self.draws:
             return self.seed, 0
-        now = self.step % check.STREAMS
         if not self.training:
-            return self.seed, now
-        labels = batch.need_labels()
-        if _recomputing():
-            return self.seed, self._drawn.get(_key(labels), now)
-        self._drawn[_key(labels)] = now = now.clone()
-        while len(self._drawn) > _REMEMBERED:
-            del self._drawn[next(iter(self._drawn))]
-        self.step += 1
-        return self.seed, now
+            return self.seed, self.step % check.STREAMS
+        return self.seed, self._steps.take(self.step, batch.need_labels())
 
     def listed(
         self, description: RowLoss, batch: Batch, step: int | Tensor | None, join: bool = False
@@ -184,22 +177,6 @@ class TripletLoss(SampleLoss):
         return OneByOne(
             description, batch, triplets, function, self.reduction, self.backend, by_rows
         )
-
-
-# Steps of the latest calls, by their labels: activation checkpointing computes a call again in the
-# backward pass, and it must draw what it drew before.
-_REMEMBERED = 64
-
-
-def _recomputing() -> bool:
-    """Whether a forward runs inside a backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _key(labels: Tensor) -> tuple[Any, ...]:
-    if torch.compiler.is_compiling():
-        return ()
-    return labels.data_ptr(), labels._version if not labels.is_inference() else 0, labels.shape[0]
 
 
 def _keep_the_step(module: TripletLoss, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -53,10 +53,7 @@ class Margin(RowLoss):
         check.positive(self.cutoff, "cutoff")
         check.positive(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
         check.non_negative(self.epsilon, "epsilon")
-        if self.normalizer not in _NORMALIZERS:
-            raise ValueError(
-                f"normalizer: expected one of {sorted(_NORMALIZERS)}, got {self.normalizer!r}"
-            )
+        check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
         # A miner's distances have no epsilon, and only draws by distance are known.
@@ -221,6 +218,7 @@ class MarginLoss(TripletLoss):
     """
 
     function = "margin"
+    learnt = ("beta",)
     inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
 
@@ -249,7 +247,8 @@ class MarginLoss(TripletLoss):
         self.cutoff = cutoff
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon
-        self.initial_beta = check.finite(beta, "beta")
+        within = "a number in the range of float32"
+        self.initial_beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
         classes = 1 if num_classes is None else check.count(num_classes, "num_classes")
         initial = torch.full((classes,), float(self.initial_beta))
         if learn_beta:

@@ -14,9 +14,10 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
-from ...mining.triplets import Triplets, check_per_anchor, positive_pairs
+from ...mining.triplets import Triplets, check_per_anchor
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
-from .listed import Listed, TripletLoss, distances, in_blocks, rows_of, wide
+from .listed import Listed, TripletLoss, distances, wide
+from .swapped import swapped_sums
 
 __all__ = ["TripletMarginLoss"]
 
@@ -47,11 +48,7 @@ class TripletMargin(RowLoss):
     def __post_init__(self) -> None:
         sort_code(self.sort)
         check.finite(self.margin, "margin")
-        if self.normalizer not in _COUNTED:
-            raise ValueError(
-                f"normalizer: expected one of {sorted(_COUNTED)}, got {self.normalizer!r}"
-            )
-
+        check.one_of(self.normalizer, "normalizer", sorted(_COUNTED))
         check.count(self.k, "k")
         check_strategies(self.positives, self.negatives, ("positives", "negatives"))
 
@@ -144,8 +141,8 @@ class TripletMarginLoss(TripletLoss):
     Args:
         margin: in units of `similarity`.
         swap: the negative counts from the positive instead of from the anchor where it is nearer to it:
-            min(d_an, d_pn) for d_an. Over all triplets that is one row of distances per positive pair,
-            as many products as a class has samples, in blocks of bounded memory.
+            min(d_an, d_pn) for d_an. Over all triplets these are compared one by one, class by class in
+            blocks of bounded memory.
         smooth_loss: log(1 + exp(.)) in place of the hinge.
         triplets_per_anchor: "all", or a number: that many triplets of every anchor that has both kinds,
             drawn uniformly with replacement; O(batch * number * dim) memory. An `indices_tuple` goes
@@ -275,22 +272,15 @@ def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:
 
 
 def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None) -> Listed:
-    """[T] sums over the negatives of every positive pair, how many of them count, [T] its anchor."""
-    metric = description.metric
+    """[B] sums of every anchor's triplets, how many of them count, and the anchors."""
     x, y = wide(batch)
     labels, columns = batch.need_labels(), batch.column_labels
     assert columns is not None
-    anchors, positives = positive_pairs(batch)
-
-    def block(x: Tensor, y: Tensor, a: Tensor, p: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            from_anchor = metric.dense(rows_of(x, a), y, 0.0)
-            from_positive = metric.dense(rows_of(y, p), y, 0.0)
-        t = _nearer(description, from_anchor, from_positive) - from_anchor.gather(1, p[:, None])
-        negative = labels[a, None] != columns
-        loss = masked_sum(description.cost(t), negative)
-        return torch.stack([loss, masked_sum(description.counted_ones(t), negative)], dim=1)
-
-    width = max(x.shape[1], y.shape[0])
-    found = in_blocks(block, x, y, (anchors, positives), width)
-    return found[:, 0], found[:, 1].detach(), anchors
+    loss, count = swapped_sums(
+        x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
+        description.margin, description.smooth,
+    )  # fmt: skip
+    if description.smooth or description.normalizer == "triplets":
+        own, others = batch.counts()
+        count = (own * others).to(loss.dtype)
+    return loss, count, torch.arange(x.shape[0], device=x.device)

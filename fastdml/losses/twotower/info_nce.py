@@ -103,11 +103,12 @@ class InfoNCELoss(PairedLoss):
         super().__init__(**kwargs)
         self.symmetric = symmetric
         self.learnable = learnable
-        value = torch.tensor(-math.log(check.positive(temperature, "temperature")))
+        value = -math.log(check.positive(temperature, "temperature"))
         if learnable:
-            self.log_scale = nn.Parameter(value)
+            self.log_scale = nn.Parameter(torch.tensor(value))
         else:
-            self.register_buffer("log_scale", value)
+            # In double precision: float32 would round what the caller gave.
+            self.register_buffer("log_scale", torch.tensor(value, dtype=torch.float64))
 
     def description(self) -> InfoNCE:
         share = 0.5 if self.symmetric else 0.0

@@ -63,4 +63,4 @@ class PairedLoss(Loss):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        return total(self.calls(embeddings, ref_emb))
+        return total(self.parts(embeddings, ref_emb))

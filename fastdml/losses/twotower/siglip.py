@@ -52,6 +52,7 @@ class SigLIPLoss(PairedLoss):
     """
 
     function = "siglip"
+    describes = SigLIP
     positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
 
@@ -61,9 +62,6 @@ class SigLIPLoss(PairedLoss):
             torch.tensor(math.log(check.positive(init_scale, "init_scale")))
         )
         self.bias = nn.Parameter(torch.tensor(check.finite(init_bias, "init_bias")))
-
-    def description(self) -> SigLIP:
-        return SigLIP(similarity=self.similarity)
 
     def calls(
         self,

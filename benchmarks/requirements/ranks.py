@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from .record import Record
-from .requirement import Requirement, completes, judge
-from .workload import Workload
+from fastdml.bench.record import Record
+from fastdml.bench.requirement import Requirement, completes, judge
+from fastdml.bench.workload import Workload
 
 # A loss's largest ratio to the three products with 4 images per class, and its published form: who
 # computes it here, on the whole matrix or cube, and the largest batch (a power of two) it holds in 15 GB.

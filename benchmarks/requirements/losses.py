@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import catalogue
+from fastdml.bench import catalogue
+from fastdml.bench.record import Record
+from fastdml.bench.requirement import Requirement, completes, judge
+from fastdml.bench.workload import Workload
+
 from .ranks import LOSSES as RANKS
-from .record import Record
-from .requirement import Requirement, completes, judge
-from .workload import Workload
 
 BATCH, CLASSES = 4096, 10_000
 # Times the products of the loss's own problem, and times the three of one similarity matrix.

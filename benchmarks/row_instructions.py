@@ -1,0 +1,151 @@
+"""Writes benchmarks/results/row-instructions.csv and .md: instructions a pair of the CUDA row kernels.
+
+No GPU is needed and nothing is timed. A row is visited by loops over its vectors; the instructions of a
+loop are counted in the machine code, taken branches or not, and divided by the pairs of an iteration. The
+row kernel is bound by issuing them.
+
+    python benchmarks/row_instructions.py [--csrc FOLDER] [--label NAME]
+
+--csrc: sources to count, those of another commit say; --label: lines of that name are replaced in the
+table and the others are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from csrc.build import Cuda, generate_cuda  # noqa: E402
+from fastdml.kernels.aot import _tool  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+LOSSES = ("multi_similarity", "info_nce", "proxy_anchor", "contrastive", "siglip", "smooth_ap")
+COLUMNS = ("label", "source", "functor", "form", "registers", "blocks", "visits", "visit_pairs")
+_SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)", re.M)
+_KERNEL = re.compile(r"rows_kernelIfNS0_(\d+)(\w+)")
+_LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+_USED = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", re.S)
+FORMS = {"": "any", "WeightTypeE0": "cosine", "WeightTypeE1": "cosine, bfloat16 weights"}
+
+
+def loops(code: list[tuple[str, str]], labels: dict[str, int]) -> list[list[str]]:
+    """The innermost loops that read vectors of 16 bytes."""
+    found = []
+    for at, (name, rest) in enumerate(code):
+        target = re.search(r"\.L_x_\d+", rest) if name.startswith("BRA") else None
+        if target and labels.get(target[0], at + 1) <= at:
+            inside = [n for n, _ in code[labels[target[0]] : at + 1]]
+            if any(n.startswith("LDG.E.128") for n in inside):
+                found.append((labels[target[0]], at, inside))
+    return [
+        inside
+        for first, last, inside in sorted(found)
+        if not any((first, last) != (f, b) and first <= f and b <= last for f, b, _ in found)
+    ]
+
+
+def kernels(sass: str) -> Iterator[tuple[str, str, str, list[tuple[float, int]]]]:
+    """(symbol, functor, form, [(instructions a pair, pairs of an iteration)]) of unsorted float32 kernels."""
+    starts = [*_SECTION.finditer(sass)]
+    for start, stop in zip(starts, [*(m.start() for m in starts[1:]), len(sass)], strict=True):
+        kernel = _KERNEL.search(start[1])
+        if kernel is None:
+            continue
+        length = int(kernel[1])
+        functor, rest = kernel[2][:length], kernel[2][length:]
+        if not rest.startswith("ELb0"):
+            continue
+        form = next(f for key, f in reversed(FORMS.items()) if key in rest)
+        code: list[tuple[str, str]] = []
+        labels: dict[str, int] = {}
+        for line in sass[start.start() : stop].splitlines():
+            if label := _LABEL.match(line):
+                labels[label[1]] = len(code)
+            elif found := _INSTRUCTION.search(line):
+                code.append((found[1], found[2]))
+        visits = []
+        for inside in loops(code, labels):
+            vectors = sum(n.startswith("LDG.E.128") for n in inside)
+            # Two vectors of four a thread, or one; of each there are two to five to read.
+            pairs = 8 if vectors >= (8 if form == "any" else 5) else 4
+            visits.append((len(inside) / pairs, pairs))
+        yield start[1], functor, form, visits
+
+
+def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
+    cuda = Cuda.find()
+    if cuda is None:
+        raise SystemExit("no CUDA toolkit with nvcc was found")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = {s.name.split(".")[0]: s for s in generate_cuda(folder, csrc / "rows")}
+        command = [
+            str(cuda.nvcc), "-std=c++20", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a",
+            "-Xptxas=-v", f"-I{csrc}", "-cubin", str(made[loss]), "-o", str(folder / "out.cubin"),
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        used = {symbol: int(n) for symbol, n in _USED.findall(done.stderr)}
+        sass = subprocess.run(
+            [_tool("nvdisasm"), "-c", str(folder / "out.cubin")],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+    threads = int(re.findall(r"kMaxThreads = (\d+)", (csrc / "cuda" / "team.cuh").read_text())[0])
+    for symbol, functor, form, visits in kernels(sass):
+        registers = used[symbol]
+        yield {
+            "label": label, "source": loss, "functor": functor, "form": form, "registers": registers,
+            "blocks": 65536 // (-(-registers // 8) * 8 * threads),
+            "visits": " ".join(f"{n:.1f}" for n, _ in visits),
+            "visit_pairs": " ".join(str(p) for _, p in visits),
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csrc", type=Path, default=ROOT / "csrc")
+    parser.add_argument("--label", default="now")
+    parser.add_argument("--losses", nargs="*", default=list(LOSSES))
+    options = parser.parse_args()
+    path = RESULTS / "row-instructions.csv"
+    rows: list[dict[str, object]] = []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [r for r in csv.DictReader(file) if r["label"] != options.label]
+    for loss in options.losses:
+        rows += count(loss, options.csrc.resolve(), options.label)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = [
+        "# Instructions a pair of the CUDA row kernels",
+        "",
+        "Of unsorted float32 rows, sm_90a, by `python benchmarks/row_instructions.py`: static instructions",
+        "of each loop over a row, divided by its pairs, in the order of the code. Counted, not timed;",
+        "nothing of this has run on a GPU. The last loop of multi-similarity and of smooth AP is that of a",
+        "row without anything to do; smooth AP's loop over thresholds is counted once. `blocks`: of the",
+        "largest size that registers let a multiprocessor hold.",
+        "",
+        "| sources | functor | form | registers | blocks | instructions a pair |",
+        "|---|---|---|--:|--:|---|",
+    ]
+    for r in rows:
+        cells = (r["label"], r["functor"], r["form"], r["registers"], r["blocks"], r["visits"])
+        text.append("| " + " | ".join(map(str, cells)) + " |")
+    (RESULTS / "row-instructions.md").write_text("\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+// Losses over one set, fed by rows and by columns: a pair is visited once for both its ends.
+//
+// A block is a trapezoid: rows [first, first + rows) against all columns from `first` on, of which those
+// beyond a row's own count. The statistics of row i gather from its columns, those of column j, which is a
+// row too, from the rows that pass.
+#pragma once
+#include "block.h"
+
+namespace fastdml {
+
+template <class T>
+struct Trapezoid {
+  T* s = nullptr;  // [rows, cols], leading dimension ld: products in, weights out
+  std::int64_t rows = 0, cols = 0, ld = 0;
+  std::int64_t first = 0;          // row 0 and column 0 are sample `first`
+  std::int64_t samples = 0;        // N
+  const T* scale = nullptr;        // [N] or null, as Block's
+  Metric metric = Metric::product;
+  const T* square = nullptr;       // [N] or null
+  T epsilon = T(0);
+  const std::int32_t* classes = nullptr;  // [N]
+  const T* known = nullptr;        // [reads, N]: what the pass, or the weight, reads of a row
+  T* partial = nullptr;            // [pieces, statistics, N]: what each piece has gathered so far
+  std::int64_t pieces = 1;
+  const T* row_weight = nullptr;   // [N] or null: of the rows in the result
+  T weight = T(1);                 // times this
+  const T* scalars = nullptr;
+  const double* parameters = nullptr;
+};
+
+// The rows' side of it: statistics [all, N] to what a pass reads of a row, or to the results.
+template <class T>
+struct RowNumbers {
+  std::int64_t samples = 0;
+  const T* statistics = nullptr;
+  const T* scalars = nullptr;
+  const T* row_values = nullptr;  // [N, row_count]
+  std::int64_t row_count = 0;
+  const T* weights = nullptr;     // [N, outputs] of several outputs
+  T weight = T(1);                // times this
+  T candidates = T(0);
+  const double* parameters = nullptr;
+  T* known = nullptr;             // out [reads, N]
+  T* loss = nullptr;              // out [N, outputs]
+  T* d_scalars = nullptr;         // out [N, scalar_count], or null
+  std::int64_t scalar_count = 0;
+  T* d_row_values = nullptr;      // out [N, row_count], or null
+};
+
+constexpr int kMostPasses = 4;
+
+template <class T>
+struct StreamOf {
+  void (*fold)(const Trapezoid<T>&, int pass, std::int64_t piece);
+  void (*merge)(const T* partial, std::int64_t pieces, std::int64_t samples, int pass, T* statistics);
+  void (*begin)(T* partial, std::int64_t pieces, std::int64_t samples, int pass);
+  void (*next)(const RowNumbers<T>&, int pass, std::int64_t from, std::int64_t to);
+  void (*result)(const RowNumbers<T>&, std::int64_t from, std::int64_t to);
+  void (*weigh)(const Trapezoid<T>&, std::int64_t piece);
+};
+
+struct Stream {
+  StreamOf<float> f32;
+  StreamOf<double> f64;
+  int parameters, outputs, passes;
+  int statistics[kMostPasses];  // of each pass
+  int reads[kMostPasses + 1];   // of each pass, and of the weight
+};
+
+// The number of a stream that lives as long as the process; -1 where there are too many.
+int add_stream(const Stream* stream);
+const Stream* stream_of(std::int64_t id);  // null: none has that number
+
+}  // namespace fastdml

@@ -1,0 +1,99 @@
+"""``fastdml embed``: embeddings of files, into a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import command_line
+from ..metrics.extras import require
+from . import files
+from .export import load_embedder, read_config
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds the sub-command."""
+    parser = commands.add_parser(
+        "embed",
+        help="embed an array or a folder of images with a saved embedder",
+        description="Writes float32 embeddings [N, D] of an npy or npz file, or of all images below a "
+        "folder; of these also OUTPUT.files.txt and OUTPUT.labels.txt (the folder each image is in), "
+        "one a line.",
+    )
+    add = parser.add_argument
+    add("embedder", type=Path, help="folder that fastdml.integrations.save_embedder wrote")
+    add("inputs", type=Path, help="npy, npz, or a folder of images")
+    add("output", type=Path, help="npy file to write")
+    add("--key", metavar="NAME", help="array of an npz file")
+    add("--batch-size", type=command_line.integer(1), default=256, metavar="N", help="default 256")
+    add("--device", type=command_line.device, default="cpu", help="default cpu")
+
+    def command(arguments: argparse.Namespace) -> None:
+        try:
+            embed_files(arguments)
+        except ValueError as error:
+            parser.error(str(error))
+        except ImportError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
+
+    parser.set_defaults(command=command)
+
+
+@torch.inference_mode()
+def embed_files(arguments: argparse.Namespace) -> None:
+    """What the command does.
+
+    Raises:
+        ValueError: a file is not what is expected there.
+    """
+    bars = require("rich.progress", "an embedder in files needs", "embed")
+    output: Path = arguments.output
+    if output.suffix != ".npy":
+        raise ValueError(f"output: expected a name that ends in .npy, got {str(output)!r}")
+    command_line.make_folder(output.parent, "output")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: expected one that is here, got {arguments.device!r}")
+    model = load_embedder(arguments.embedder, device=device)
+    inputs: files.Inputs
+    if arguments.inputs.is_dir():
+        inputs = files.Images(arguments.inputs, read_config(arguments.embedder)["image"])
+    else:
+        inputs = files.Array(arguments.inputs, arguments.key)
+    kind = next((p.dtype for p in model.parameters()), torch.float32)
+
+    written: np.memmap | None = None
+    columns = (
+        bars.TextColumn("embedding"), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )  # fmt: skip
+    with bars.Progress(*columns) as progress:
+        task = progress.add_task("", total=len(inputs))
+        for start in range(0, len(inputs), arguments.batch_size):
+            stop = min(start + arguments.batch_size, len(inputs))
+            found = model(inputs.part(start, stop).to(device, kind))
+            if (
+                not isinstance(found, torch.Tensor)
+                or found.dim() != 2
+                or len(found) != stop - start
+            ):
+                raise ValueError(
+                    "embedder: expected a network that returns embeddings [batch, dim]"
+                )
+            if written is None:  # mapped: never more than a batch in memory
+                written = np.lib.format.open_memmap(
+                    output, mode="w+", dtype=np.float32, shape=(len(inputs), found.shape[1])
+                )
+            written[start:stop] = found.float().cpu().numpy()
+            progress.advance(task, stop - start)
+    assert written is not None
+    written.flush()
+    print(f"{output}: {written.shape[0]} x {written.shape[1]}")
+    if isinstance(inputs, files.Images):
+        for name, lines in (("files", inputs.paths), ("labels", inputs.labels)):
+            path = output.with_suffix(f".{name}.txt")
+            path.write_text("".join(f"{line}\n" for line in lines))
+            print(path)

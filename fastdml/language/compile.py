@@ -1,0 +1,205 @@
+"""Printed functors compiled at their first use, into a folder that processes share."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from ..engine import library
+from .cpp import functor
+from .program import Program
+
+
+class CannotCompile(RuntimeError):
+    """Why a printed functor cannot be compiled or loaded here."""
+
+
+@functools.cache
+def sources() -> Path:
+    """The folder of the row language's headers: in the package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "rows" / "row.h").exists():
+            return folder
+    raise CannotCompile("the headers of the row language are not installed")
+
+
+def cache_folder() -> Path:
+    """FASTDML_CACHE, or a folder `fastdml` in the user's cache."""
+    if chosen := os.environ.get("FASTDML_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fastdml"
+
+
+@functools.cache
+def _build() -> ModuleType:
+    """csrc/build.py, which knows how functors are compiled."""
+    spec = importlib.util.spec_from_file_location("fastdml_build", sources() / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def _versions() -> str:
+    """Of everything but a functor's own text that a compiled functor depends on."""
+    found = hashlib.sha256()
+    for header in sorted([*sources().glob("rows/row.h"), *sources().glob("cpu/*.h")]):
+        found.update(header.read_bytes())
+    for part in (_build().ROWS, " ".join(compiler()), _compiler_version()):
+        found.update(part.encode())
+    return found.hexdigest()
+
+
+@functools.cache
+def compiler() -> tuple[str, ...]:
+    """The C++ compiler as a command: CXX, c++, g++ or clang++."""
+    if given := os.environ.get("CXX", "").split():
+        return tuple(given)
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return (path,)
+    raise CannotCompile("no C++ compiler was found (CXX, c++, g++, clang++)")
+
+
+@functools.cache
+def _compiler_version() -> str:
+    asked = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False)
+    return asked.stdout
+
+
+@functools.cache
+def load(texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False) -> tuple[int, ...]:
+    """The ids, in the compiled library, of functors of these texts: one shared library, compiled where
+    this machine has not seen it. stream: they are streamed forms.
+
+    Raises:
+        CannotCompile: saying why.
+    """
+    module = library.load()
+    if module is None:
+        raise CannotCompile("the compiled library is not installed")
+    isa = module.active_isa()
+    key = hashlib.sha256("\n".join([*texts, str(stream), isa, _versions()]).encode()).hexdigest()[
+        :24
+    ]
+    path = cache_folder() / f"{names[0]}-{key}.so"
+    if not path.exists():
+        _compile(texts, names, isa, path, "stream" if stream else "kernel")
+    try:
+        loaded = ctypes.CDLL(str(path))  # for good: nothing unloads it
+    except OSError as error:
+        raise CannotCompile(f"{path} cannot be loaded: {error}") from error
+    ids = []
+    for name in names:
+        kernel = getattr(loaded, f"fastdml_{name}")
+        kernel.restype = ctypes.c_void_p
+        if stream:
+            ids.append(int(module.add_stream(kernel())))
+        else:
+            ids.append(int(module.add_functor(f"{name}@{key}", kernel())))
+    return tuple(ids)
+
+
+def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int, kind: str) -> str:
+    head = f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+    exports = [
+        f'extern "C" __attribute__((visibility("default"))) const void* fastdml_{name}() {{\n'
+        f"  return &fastdml::{kind}_{name}_{isa};\n}}\n"
+        for name in names
+    ]
+    form = {"kernel": "instantiate.h", "stream": "stream_instantiate.h"}[kind]
+    return "\n".join([f'{head}#include "cpu/{form}"', *texts, *exports])
+
+
+def _workplace(folder: Path) -> Path:
+    """A new folder in the cache."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder))
+    except OSError as error:
+        raise CannotCompile(
+            f"the folder for compiled losses, {folder}, cannot be written to ({error.strerror}); "
+            "FASTDML_CACHE names another"
+        ) from error
+
+
+def stored(text: str, name: str, suffix: str) -> Path:
+    """A file of the cache that holds the text.
+
+    Raises:
+        CannotCompile: where the cache cannot be written to.
+    """
+    key = hashlib.sha256(text.encode()).hexdigest()[:24]
+    path = cache_folder() / f"{name}_{key}{suffix}"
+    if not path.exists():
+        work = _workplace(path.parent)
+        try:
+            (work / path.name).write_text(text)
+            os.replace(work / path.name, path)
+        except OSError as error:
+            raise CannotCompile(f"{path} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str) -> None:
+    """Compiles beside the place and moves there: another process sees all of it or nothing."""
+    width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
+    work = _workplace(path.parent)
+    try:
+        written, made = work / "functor.cpp", work / "functor.so"
+        written.write_text(_source(texts, names, isa, width, kind))
+        command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
+        # In two steps, as compiler caches know them.
+        _run([*command, "-c", written.name, "-o", "functor.o"], work, names[0])
+        _run([*compiler(), "-shared", "functor.o", "-o", made.name], work, names[0])
+        os.replace(written, path.with_suffix(".cpp"))  # for those who want to read it
+        os.replace(made, path)
+    except OSError as error:
+        raise CannotCompile(f"{names[0]} could not be compiled: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(command: Sequence[str], folder: Path, name: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CannotCompile(f"the compiler failed on {name}: {done.stderr.strip()[:2000]}")
+
+
+def compiled(program: Program, name: str) -> int:
+    """The id of the program's functor in the compiled library, compiled if this machine has not seen it.
+
+    Raises:
+        CannotCompile: saying why.
+    """
+    safe = identifier(name)
+    return load((functor(program, safe),), (safe,))[0]
+
+
+def identifier(name: str) -> str:
+    """A name for a user's functor, whatever its function is called."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
+    return f"user_{kept or 'loss'}"
+
+
+@functools.cache
+def notice(reason: str) -> None:
+    """Says once why a loss runs without its compiled form."""
+    warnings.warn(
+        f"fastdml runs a loss through the chunked executor, which is slower: {reason}", stacklevel=3
+    )

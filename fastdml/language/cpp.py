@@ -1,0 +1,344 @@
+"""A program as a row functor in the words of csrc/rows/row.h."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from .affine import folded
+from .graph import (
+    CONSTANT,
+    FALSE,
+    HIGHEST,
+    LOWEST,
+    PAIR,
+    POSITIVE,
+    REDUCTIONS,
+    ROW,
+    ZERO,
+    Node,
+    both,
+    conjuncts,
+    either,
+    topological,
+    where,
+)
+from .kinds import COSTLY, bounded, joined, specialised
+from .program import Program
+
+_OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
+IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
+# How tightly the text of an expression binds.
+_OR, _AND, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
+_INFIX = {
+    "add": (" + ", _SUM), "mul": (" * ", _PRODUCT), "lt": (" < ", _COMPARE), "le": (" <= ", _COMPARE),
+    "eq": (" == ", _COMPARE), "and": (" & ", _AND), "or": (" | ", _OR),
+}  # fmt: skip
+
+
+def pair_forms(nodes: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair, one expression for both kinds of pairs: what a reduction folds, or
+    the expression itself."""
+    roots = [
+        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
+    ]
+    kinds = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
+    return folded(joined(*kinds))
+
+
+class Text:
+    """Expressions as text, with names for what is used more than once."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.names: dict[Node, str] = {}
+        self.lines: list[str] = []
+        self._count = count
+
+    def name(self, node: Node, hint: str) -> str:
+        """A new name for a node, which is defined by a line of its own."""
+        self.names[node] = f"{hint}{self._count}"
+        self._count += 1
+        return self.names[node]
+
+    def expression(self, node: Node, within: int = _OR) -> str:
+        text, binds = self._text(node)
+        return f"({text})" if binds < within else text
+
+    def _text(self, node: Node) -> tuple[str, int]:
+        if node in self.names:
+            return self.names[node], _ATOM
+        if node.op in _INFIX:
+            return self._infix(node)
+        args = node.args
+        of_row = node.level < PAIR
+        match node.op:
+            case "constant":
+                return literal(node.value), _ATOM
+            case "lowest":
+                return "lowest<T>()", _ATOM
+            case "neg" if node is HIGHEST:
+                return "highest<T>()", _ATOM
+            case "neg":
+                return f"-{self.expression(args[0], _UNARY)}", _UNARY
+            case "not":
+                return f"{'!' if of_row else '~'}{self._mask(args[0], node, _UNARY)}", _UNARY
+            case "div":
+                low, high = self.expression(args[0], _PRODUCT), self.expression(args[1], _UNARY)
+                return f"{low} / {high}", _PRODUCT
+            case "slack":
+                return f"T(8) * epsilon<T>() * {self.expression(args[0], _UNARY)}", _PRODUCT
+            case "where":
+                a, b = (self.expression(x, _OR) for x in args[1:])
+                condition = self._mask(args[0], node, _OR)
+                if of_row:
+                    return f"({condition} ? {a} : {b})", _ATOM
+                return f"select({condition}, {a}, {b})", _ATOM
+            case "max":
+                pair, other = sorted(args, key=lambda x: -x.level)
+                return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
+            case "s" | "positive":
+                return f"p.{node.op}", _ATOM
+            case "negative":
+                return "p.negative", _ATOM
+            case "teacher":
+                return "p.teacher()", _ATOM
+            case "column":
+                return f"p.column({node.value})", _ATOM
+            case "detach":
+                return self._text(args[0])
+        return f"{node.op}({self.expression(args[0])})", _ATOM
+
+    def _infix(self, node: Node) -> tuple[str, int]:
+        sign, binds = _INFIX[node.op]
+        a, b = node.args
+        if node.op == "add":
+            if b.op != "neg" and a.op == "neg":
+                a, b = b, a
+            if b.op == "neg" and b is not HIGHEST and b not in self.names:
+                return f"{self.expression(a, _SUM)} - {self.expression(b.args[0], _PRODUCT)}", _SUM
+        if node.op in ("and", "or"):
+            sign = sign if node.level == PAIR else sign.replace("&", "&&").replace("|", "||")
+            parts = conjuncts(node) if node.op == "and" else node.args
+            return sign.join(self._mask(x, node, _SUM) for x in parts), binds
+        return f"{self.expression(a, binds)}{sign}{self.expression(b, binds + 1)}", binds
+
+    def _mask(self, mask: Node, within: Node, binds: int) -> str:
+        """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
+        text = self.expression(mask, binds)
+        if within.level < PAIR or mask.level == PAIR:
+            return text
+        return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
+
+
+def literal(x: float | bool) -> str:
+    if isinstance(x, bool):
+        return "true" if x else "false"
+    if x in (float("inf"), float("-inf")):
+        return "highest<T>()" if x > 0 else "lowest<T>()"
+    return f"T({x:g})" if float(f"{x:g}") == x else f"T({x!r})"
+
+
+class RowPrinter(Text):
+    """The body of the functor. Numbers of the row are defined when a pass, or the result, needs them."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.bounds = [n for n in topological(program.roots) if n.op == "bound"]
+        self.uses: dict[Node, int] = {}
+        for node in topological(program.roots):
+            for a in set(node.args):
+                self.uses[a] = self.uses.get(a, 0) + 1
+
+    def define(self, nodes: Iterable[Node]) -> None:
+        """Gives the inputs and shared expressions of the row in these nodes a name."""
+        for node in topological(nodes):
+            if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
+                continue
+            made = self._input(node) if not node.args or node.op == "bound" else None
+            if made is not None:
+                hint, text = made
+                self.names[node] = hint
+                self.lines.append(f"const T {hint} = {text};")
+            elif self.uses.get(node, 0) > 1 and node.args and node.op != "neg":
+                self._define(node)
+
+    def _define(self, node: Node) -> None:
+        text = self.expression(node)
+        kind = "bool" if node.is_mask else "T"
+        self.lines.append(
+            f"const {kind} {self.name(node, 'is' if node.is_mask else 'v')} = {text};"
+        )
+
+    def _input(self, node: Node) -> tuple[str, str] | None:
+        k = node.value
+        match node.op:
+            case "parameter":
+                return k[0], f"this->{k[0]}"
+            case "scalar" | "row_value":
+                call = "scalar" if node.op == "scalar" else "value"
+                return f"{call}_{k}", f"row.{call}({k})"
+            case "weight":
+                return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
+            case "candidates":
+                return "candidates", "T(row.candidates())"
+            case "bound":
+                name = f"bound_{self.bounds.index(node)}"
+                return name, f"this->{name}"
+        return None
+
+    def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
+        """A pass; needed: also where only the loss is asked for."""
+        roots = pair_forms(nodes)
+        self._hoist(roots)
+        names = [
+            self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
+            for node in nodes
+        ]
+        empty = [IDENTITY[n.op] for n in nodes]
+        body = lambda_of(self, roots, "values", guard(roots, empty), empty)
+        operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
+        fold = f"row.reduce({body}, {operations})"
+        if not needed:
+            fold = f"row.wants_weights() ? {fold} : Values<T, {len(nodes)}>{{}}"
+        self.lines.append(f"const auto [{', '.join(names)}] = {fold};")
+
+    def _hoist(self, roots: Sequence[Node]) -> None:
+        """Defines what the pairs' expressions read of the row."""
+        nodes = topological(roots, pairs=True)
+        read = [x for n in nodes if n.level == PAIR for x in n.args]
+        read = [x for x in (*read, *roots) if CONSTANT < x.level < PAIR]
+        self.define(read)
+        for node in read:
+            if node not in self.names and node.args:
+                self._define(node)
+
+    def map(self) -> None:
+        roots = pair_forms([self.program.weight])
+        self._hoist(roots)
+        body = lambda_of(self, roots, "", guard(roots, [ZERO]), [ZERO])
+        self.lines.append(f"row.map({body});")
+
+    def derivatives(self) -> None:
+        for word, found in (
+            ("d_scalar", self.program.d_scalars),
+            ("d_value", self.program.d_values),
+        ):
+            self.define([d for _, d in found])
+            for k, d in found:
+                self.lines.append(f"row.{word}({k}, {self.expression(d)});")
+
+    def result(self) -> None:
+        outputs = self.program.outputs
+        self.define(outputs)
+        texts = [self.expression(x) for x in outputs]
+        if self.program.trace.counted:
+            self.lines.append(f"return Counted<T>{{{texts[0]}, {texts[1]}}};")
+        elif len(texts) > 1:
+            self.lines.append(f"return values({', '.join(f'T({t})' for t in texts)});")
+        else:
+            self.lines.append(f"return {texts[0]};")
+
+
+def guard(roots: Sequence[Node], empty: Sequence[Node]) -> Node | None:
+    """The mask of the pairs that count for anything, where most vectors of pairs have none and what they
+    would compute is costly: they are passed over."""
+    mask = FALSE
+    for root, nothing in zip(roots, empty):
+        if root is nothing:
+            continue
+        if root.op != "where" or root.args[2] is not nothing:
+            return None
+        mask = either(mask, root.args[0])
+    if mask is not POSITIVE and mask is not both(POSITIVE, mask):
+        return None
+    costly = any(n.op in COSTLY and n.level == PAIR for n in topological(roots, pairs=True))
+    return mask if costly and mask.level == PAIR else None
+
+
+def lambda_of(
+    row: Text,
+    roots: Sequence[Node],
+    wrap: str,
+    guard: Node | None = None,
+    empty: Sequence[Node] = (),
+) -> str:
+    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`."""
+    pair = Text(row._count)
+    pair.names = dict(row.names)
+    uses: dict[Node, int] = {}
+    nodes = topological(roots, pairs=True)
+    for node in nodes:
+        for a in node.args:
+            uses[a] = uses.get(a, 0) + 1
+    lines = []
+    if guard is not None:
+        nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
+        nothing = f"{wrap}({nothing})" if wrap else nothing
+        lines.append(
+            f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", "")
+        )
+    for node in nodes:
+        if node.level < PAIR or not node.args or node in pair.names:
+            continue
+        if uses.get(node, 0) > 1 or (node.op in COSTLY and node not in roots):
+            text = pair.expression(node)
+            lines.append(f"auto {pair.name(node, 'm' if node.is_mask else 'x')} = {text};")
+    row._count = pair._count
+    texts = []
+    for root in roots:
+        text = pair.expression(root)
+        texts.append(text if root.level == PAIR else f"p.s * T(0) + {text}")
+    found = f"{wrap}({', '.join(texts)})" if wrap else texts[0]
+    if not lines:
+        return f"[=](auto p) {{ return {found}; }}"
+    body = "\n".join(f"  {line}" for line in [*lines, f"return {found};"])
+    return f"[=](auto p) {{\n{body}\n}}"
+
+
+def functor(program: Program, name: str, comment: str = "") -> str:
+    """The text of a header as in csrc/rows: a functor called `name`, registered as such."""
+    printer = RowPrinter(program)
+    needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
+    for nodes in program.passes:
+        printer.sweep(nodes, any(n in needed for n in nodes))
+    printer.derivatives()
+    printer.result()
+    result = printer.lines.pop()
+    printer.map()
+    printer.lines.append(result)
+    members = ", ".join(program.trace.parameters) or "unused"
+    kind = camel(name)
+    body = indented(printer.lines, 4)
+    return f"""// {comment or f"{name}, printed from its description."}
+#pragma once
+
+namespace fastdml {{
+inline namespace FASTDML_ISA {{
+
+template <class T>
+struct {kind} {{
+  T {members};
+
+  template <class Row>
+  FASTDML_FN auto operator()(Row& row) const {{
+{body}
+  }}
+}};
+
+}}  // namespace FASTDML_ISA
+}}  // namespace fastdml
+FASTDML_ROW_LOSS({name}, {kind})
+"""
+
+
+def indented(lines: Sequence[str], by: int) -> str:
+    return "\n".join(" " * by + part for line in lines for part in line.split("\n"))
+
+
+def camel(name: str) -> str:
+    """The name of a functor's type."""
+    return "".join(part.capitalize() for part in re.split(r"\W|_", name))
+
+
+__all__ = ["ROW", "Text", "functor", "pair_forms"]

@@ -1,0 +1,137 @@
+"""Derivatives of a row's loss, as expressions: reverse differentiation of the graph.
+
+What a pair contributes to the derivative by something of its row (a statistic, a value, a scalar) is summed
+over the row's pairs: a reduction more. Factors of the row come out of that sum (`graph.total`), so that it
+needs no more passes than the row's own statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import statistics
+from .graph import (
+    EVERY,
+    HIGHEST,
+    LOWEST,
+    ONE,
+    PAIR,
+    ZERO,
+    Node,
+    add,
+    both,
+    constant,
+    div,
+    make,
+    mul,
+    neg,
+    topological,
+    total,
+    where,
+)
+
+CONSTANT_OPS = ("lt", "le", "eq", "and", "or", "not", "detach", "positive", "negative")
+
+
+def gradient(
+    outputs: tuple[Node, ...],
+    counted: bool,
+    wanted: Iterable[Node],
+    reference: statistics.Reference,
+) -> list[Node]:
+    """The derivatives of the row's part of the result by the wanted inputs: a pair's input (s, a column's
+    value) gives an expression of the pair, a row's or the call's one of the row.
+
+    The result is the row's loss, or the sum of its outputs with `weight(k)`. reference: see
+    `statistics`.
+    """
+    several = len(outputs) > 1 and not counted
+    bars: dict[Node, list[Node]] = {}
+    for k, output in enumerate(outputs if several else outputs[:1]):
+        seed = make("weight", value=k) if several else ONE
+        bars.setdefault(output, []).append(seed)
+    wanted = list(wanted)
+    order = topological(outputs)
+    needed = _depends(order, wanted)
+    for node in reversed(order):
+        if node not in bars or node not in needed or not node.args:
+            continue
+        bar = _collected(node, bars[node])
+        if node.op in CONSTANT_OPS or bar is ZERO:
+            continue
+        for argument, part in _parts(node, bar, reference):
+            if argument in needed and part is not ZERO:
+                bars.setdefault(argument, []).append(part)
+    return [_collected(x, bars.get(x, [])) for x in wanted]
+
+
+def _depends(order: list[Node], wanted: list[Node]) -> set[Node]:
+    found = set(wanted)
+    for node in order:
+        if node.op not in CONSTANT_OPS and any(a in found for a in node.args):
+            found.add(node)
+    return found
+
+
+def _collected(node: Node, parts: list[Node]) -> Node:
+    """The sum of the parts; those of pairs summed over the row for what the row has once."""
+    found = ZERO
+    for part in parts:
+        if node.level < PAIR <= part.level:
+            part = total(part, EVERY, spread=True)
+        found = add(found, part)
+    return found
+
+
+def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple[Node, Node]]:
+    """What the derivative `bar` by a node gives each of its arguments."""
+    a = node.args[0]
+    b = node.args[1] if len(node.args) > 1 else a
+    match node.op:
+        case "add":
+            return [(a, bar), (b, bar)]
+        case "neg":
+            return [(a, neg(bar))]
+        case "mul":
+            return [(a, mul(bar, b)), (b, mul(bar, a))]
+        case "div":
+            share = div(bar, b)
+            return [(a, share), (b, neg(mul(share, node)))]
+        case "exp":
+            return [(a, mul(bar, node))]
+        case "log":
+            return [(a, div(bar, a))]
+        case "sqrt":
+            safe = where(node > ZERO, node, ONE)
+            return [(a, where(node > ZERO, mul(constant(0.5), div(bar, safe)), ZERO))]
+        case "abs":
+            return [(a, where(a > ZERO, bar, where(a < ZERO, neg(bar), ZERO)))]
+        case "softplus":
+            return [(a, mul(bar, make("sigmoid", a)))]
+        case "sigmoid":
+            return [(a, mul(bar, mul(node, ONE - node)))]
+        case "max":
+            return [(a, where(b < a, bar, ZERO)), (b, where(b < a, ZERO, bar))]
+        case "where":
+            return [(b, where(a, bar, ZERO)), (node.args[2], where(a, ZERO, bar))]
+        case "sum":
+            return [(a, where(b, bar, ZERO))]
+        case "amax" | "amin":
+            return [(a, _of_extreme(node, bar))]
+        case "log_sum_exp":
+            return [(a, where(b, mul(*statistics.softmax(node, bar, reference)), ZERO))]
+    raise NotImplementedError(node.op)
+
+
+def _of_extreme(node: Node, bar: Node) -> Node:
+    """Shared by the pairs that are largest (or smallest); computed twice, a number may differ in its last
+    digits."""
+    x, mask = node.args
+    slack = make("slack", make("max", make("abs", node), ONE)) if x.args else ZERO
+    if node.op == "amax":
+        ties, some = node - slack <= x, node > LOWEST
+    else:
+        ties, some = x <= node + slack, node < HIGHEST
+    ties = both(mask, ties)
+    share = div(bar, make("max", total(ONE, ties), ONE))
+    return where(both(ties, some), share, ZERO)

@@ -1,0 +1,115 @@
+"""A program on tensors, pass by pass, in the order and with the derivatives of the printed forms: the
+differentiation checked without a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.loss import Rows
+from . import words
+from .graph import Node, topological
+from .program import Program
+from .row import TensorRow
+
+
+@dataclasses.dataclass
+class Evaluated:
+    """outputs [R, outputs]; weight [R, N]; derivatives by scalars and values of the row [R], and of the
+    pairs by values of their candidates [R, N], by index."""
+
+    outputs: Tensor
+    weight: Tensor
+    d_scalars: dict[int, Tensor]
+    d_values: dict[int, Tensor]
+    d_columns: dict[int, Tensor]
+
+
+def evaluate(
+    program: Program,
+    rows: Rows,
+    parameters: Mapping[str, float] | None = None,
+    weights: Tensor | None = None,
+) -> Evaluated:
+    """weights [R, outputs]: of several outputs in the result."""
+    p = TensorRow(rows)
+    known: dict[Node, Tensor] = {}
+    like = rows.s
+    r, n = like.shape
+
+    def number(x: float) -> Tensor:
+        return torch.tensor(x, dtype=like.dtype, device=like.device)
+
+    def leaf(node: Node) -> Tensor:
+        match node.op:
+            case "constant":
+                if isinstance(node.value, bool):
+                    return torch.tensor(node.value, device=like.device)
+                return number(node.value)
+            case "lowest":
+                return number(torch.finfo(like.dtype).min)
+            case "parameter":
+                return number((parameters or {})[node.value[0]])
+            case "candidates":
+                return p.pair.sum(1, keepdim=True).to(like.dtype)
+            case "weight":
+                assert weights is not None
+                return weights[:, node.value : node.value + 1]
+            case "scalar" | "row_value" | "column":
+                return getattr(p, node.op)(node.value)  # type: ignore[no-any-return]
+        return getattr(p, node.op)  # type: ignore[no-any-return]
+
+    def value(node: Node) -> Tensor:
+        args = [known[a] for a in node.args]
+        match node.op:
+            case "sum":
+                return words.sum(args[0], where=args[1].expand(r, n)).to(like.dtype)
+            case "amax" | "amin":
+                reduce = getattr(words, node.op)
+                return reduce(args[0].expand(r, n), where=args[1].expand(r, n))  # type: ignore[no-any-return]
+            case "slack":
+                return 8 * torch.finfo(like.dtype).eps * args[0]
+        return _POINTWISE[node.op](*args)
+
+    for node in topological(program.roots):
+        known[node] = value(node) if node.args else leaf(node)
+
+    def of_row(x: Node) -> Tensor:
+        return known[x].expand(r, 1)[:, 0]
+
+    return Evaluated(
+        torch.stack([of_row(x) for x in program.outputs], dim=1),
+        known[program.weight].expand(r, n),
+        {k: of_row(x) for k, x in program.d_scalars},
+        {k: of_row(x) for k, x in program.d_values},
+        {k: known[x].expand(r, n) for k, x in program.d_columns},
+    )
+
+
+def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
+    """The value of an expression of parameters alone, in double precision."""
+    known: dict[Node, Tensor] = {}
+    for n in topological([node]):
+        if n.args:
+            known[n] = _POINTWISE[n.op](*(known[a] for a in n.args))
+        else:
+            value = parameters[n.value[0]] if n.op == "parameter" else n.value
+            if n.op == "lowest":
+                value = torch.finfo(torch.float32).min
+            known[n] = torch.tensor(value, dtype=torch.float64)
+    return float(known[node])
+
+
+_POINTWISE: dict[str, Callable[..., Any]] = {
+    "add": torch.add, "neg": torch.neg, "mul": torch.mul, "div": torch.div, "exp": torch.exp,
+    "log": torch.log, "sqrt": words.sqrt, "abs": torch.abs, "softplus": words.softplus,
+    "sigmoid": torch.sigmoid, "max": words.maximum, "where": words.where, "detach": lambda x: x,
+    "lt": torch.lt, "le": torch.le, "eq": torch.eq, "and": torch.logical_and, "or": torch.logical_or,
+    "not": torch.logical_not, "exp2": torch.exp2, "log2": torch.log2,
+    "softplus2": lambda x: torch.logaddexp2(x, torch.zeros_like(x)),
+    "sigmoid2": lambda x: torch.sigmoid(x * 0.6931471805599453),
+}  # fmt: skip

@@ -1,0 +1,387 @@
+"""Expressions of the row language: nodes of a graph in which equal expressions are one node.
+
+Constructors simplify as they build: constants are folded, masks and factors that are the same for the whole
+row are moved outwards, where sums and sweeps can make use of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# What an expression may differ by: nothing, the call, the row, the pair.
+CONSTANT, CALL, ROW, PAIR = range(4)
+
+LEAVES = {
+    "constant": CONSTANT,
+    "lowest": CONSTANT,  # the most negative number of the type
+    "parameter": CALL,
+    "scalar": CALL,
+    "row_value": ROW,
+    "weight": ROW,  # of an output of the row in the result
+    "candidates": ROW,
+    "s": PAIR,
+    "positive": PAIR,
+    "negative": PAIR,
+    "teacher": PAIR,
+    "column": PAIR,
+}
+FIXED = {"bound": CALL}  # whatever their arguments vary by
+REDUCTIONS = ("sum", "amax", "amin", "log_sum_exp", "softmax_mean")
+MASKS = ("positive", "negative", "lt", "le", "eq", "and", "or", "not")
+
+
+class NotInLanguage(TypeError):
+    """A function of the row uses something that is no word of the row language."""
+
+
+class Node:
+    """One expression. value: a constant's number, an input's index or name, or a reduction's option."""
+
+    __slots__ = ("__weakref__", "args", "is_mask", "level", "op", "serial", "value")
+
+    op: str
+    args: tuple[Node, ...]
+    value: Any
+    level: int
+    is_mask: bool
+    serial: int
+
+    def __add__(self, other: Operand) -> Node:
+        return add(self, lift(other))
+
+    def __radd__(self, other: Operand) -> Node:
+        return add(lift(other), self)
+
+    def __sub__(self, other: Operand) -> Node:
+        return add(self, neg(lift(other)))
+
+    def __rsub__(self, other: Operand) -> Node:
+        return add(lift(other), neg(self))
+
+    def __mul__(self, other: Operand) -> Node:
+        return mul(self, lift(other))
+
+    def __rmul__(self, other: Operand) -> Node:
+        return mul(lift(other), self)
+
+    def __truediv__(self, other: Operand) -> Node:
+        return div(self, lift(other))
+
+    def __rtruediv__(self, other: Operand) -> Node:
+        return div(lift(other), self)
+
+    def __neg__(self) -> Node:
+        return neg(self)
+
+    def __pow__(self, power: object) -> Node:
+        if power != 2:
+            raise NotInLanguage(f"a power of {power!r}: only squares are words")
+        return mul(self, self)
+
+    def __lt__(self, other: Operand) -> Node:
+        return make("lt", self, lift(other))
+
+    def __gt__(self, other: Operand) -> Node:
+        return make("lt", lift(other), self)
+
+    def __le__(self, other: Operand) -> Node:
+        return make("le", self, lift(other))
+
+    def __ge__(self, other: Operand) -> Node:
+        return make("le", lift(other), self)
+
+    def __and__(self, other: Operand) -> Node:
+        return both(self, lift(other))
+
+    def __or__(self, other: Operand) -> Node:
+        return either(self, lift(other))
+
+    def __invert__(self) -> Node:
+        return invert(self)
+
+    def __bool__(self) -> bool:
+        raise NotInLanguage("a branch on a traced value: use where(condition, a, b)")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NotInLanguage(f"a tensor's {name!r}: use the words of fastdml.language")
+
+    def __deepcopy__(self, memo: object) -> Node:
+        return self  # equal expressions are one node, in copies of a module too
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> Any:
+        raise NotInLanguage(f"torch's {getattr(function, '__name__', function)!r}")
+
+    def __repr__(self) -> str:
+        shown = [] if self.value is None else [str(self.value)]
+        return f"{self.op}({', '.join(shown + [repr(a) for a in self.args])})"
+
+
+Operand = Node | float
+_known: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
+_serials = itertools.count()
+
+
+def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> Node:
+    """The node of an operation, which is made only once."""
+    key = (op, *(a.serial for a in args), repr(value))
+    found = _known.get(key)
+    if found is not None:
+        return found
+    node = object.__new__(Node)
+    node.op, node.args, node.value = op, args, value
+    if level is None:
+        level = FIXED.get(op, LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT))
+        if op not in REDUCTIONS and op not in FIXED:
+            level = max([level, *(a.level for a in args)])
+    node.level = level
+    masks = op in MASKS or (op == "constant" and isinstance(value, bool))
+    node.is_mask = masks or (op in ("where", "detach") and args[-1].is_mask)
+    node.serial = next(_serials)
+    _known[key] = node
+    return node
+
+
+def constant(value: float | bool) -> Node:
+    return make("constant", value=value if isinstance(value, bool) else float(value) + 0.0)
+
+
+def lift(x: object) -> Node:
+    """A number as a node."""
+    if isinstance(x, Node):
+        return x
+    if isinstance(x, (bool, int, float)):
+        return constant(x)
+    raise NotInLanguage(
+        f"a {type(x).__name__} that the function brings along: hand it in as a parameter"
+    )
+
+
+ZERO, ONE, TRUE, FALSE = (constant(v) for v in (0.0, 1.0, True, False))
+LOWEST = make("lowest")
+HIGHEST = make("neg", LOWEST)
+S, POSITIVE, NEGATIVE = (make(op) for op in ("s", "positive", "negative"))
+CANDIDATES = make("candidates")  # how many pairs the row has
+# Every pair that counts is either positive or negative.
+EVERY = make("or", POSITIVE, NEGATIVE)
+
+
+def number_of(x: Node) -> float | None:
+    return x.value if x.op == "constant" else None
+
+
+def _sorted(a: Node, b: Node) -> tuple[Node, Node]:
+    return (a, b) if a.serial <= b.serial else (b, a)
+
+
+def add(a: Node, b: Node) -> Node:
+    x, y = number_of(a), number_of(b)
+    if x is not None and y is not None:
+        return constant(x + y)
+    if x == 0:
+        return b
+    if y == 0:
+        return a
+    if a is neg(b):
+        return ZERO
+    return make("add", *_sorted(a, b))
+
+
+def neg(a: Node) -> Node:
+    if (x := number_of(a)) is not None:
+        return constant(-x)
+    if a.op == "neg":
+        return a.args[0]
+    if a.op == "mul" and a.args[0].level < PAIR <= a.level:
+        return mul(neg(a.args[0]), a.args[1])
+    if a.op == "where" and a.args[2] is ZERO:
+        return where(a.args[0], neg(a.args[1]), ZERO)
+    return make("neg", a)
+
+
+def mul(a: Node, b: Node) -> Node:
+    """Masks and factors of the row come out of a product of pairs, the factors first."""
+    x, y = number_of(a), number_of(b)
+    if x is not None and y is not None:
+        return constant(x * y)
+    for one, other, v in ((a, b, x), (b, a, y)):
+        if v == 0:
+            return ZERO
+        if v == 1:
+            return other
+        if v == -1:
+            return neg(other)
+        if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
+            return where(one.args[0], mul(one.args[1], other), ZERO)
+    for other, v in ((b, x), (a, y)):
+        inner = number_of(other.args[0]) if other.op == "mul" else None
+        if v is not None and inner is not None:
+            return mul(constant(v * inner), other.args[1])
+    if a.level < PAIR and b.level < PAIR:
+        if a.op == "neg" or b.op == "neg":
+            flipped = (a.op == "neg") != (b.op == "neg")
+            product = mul(*(v.args[0] if v.op == "neg" else v for v in (a, b)))
+            return neg(product) if flipped else product
+        return make(
+            "mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b))
+        )
+    for one, other in ((a, b), (b, a)):
+        if one.level == PAIR and one.op == "neg":
+            if other.level < PAIR:
+                return mul(neg(other), one.args[0])
+            return neg(mul(one.args[0], other))
+        if one.level == PAIR and one.op == "mul" and one.args[0].level < PAIR:
+            factor, rest = one.args
+            if other.level < PAIR:
+                return mul(mul(other, factor), rest)
+            return mul(factor, mul(rest, other))
+    if a.level < PAIR or b.level < PAIR:
+        return make("mul", *((a, b) if a.level < PAIR else (b, a)))
+    return make("mul", *_sorted(a, b))
+
+
+def div(a: Node, b: Node) -> Node:
+    x, y = number_of(a), number_of(b)
+    if x == 0:
+        return ZERO
+    if y is not None and y != 0:
+        return constant(x / y) if x is not None else mul(constant(1 / y), a)
+    if a.level == PAIR and b.level < PAIR:
+        return mul(make("div", ONE, b), a)
+    return make("div", a, b)
+
+
+def both(a: Node, b: Node) -> Node:
+    if a is FALSE or b is FALSE or a is invert(b):
+        return FALSE
+    if a is TRUE or a is b:
+        return b
+    return a if b is TRUE else make("and", *_sorted(a, b))
+
+
+def either(a: Node, b: Node) -> Node:
+    if a is TRUE or b is TRUE or a is invert(b):
+        return TRUE
+    if a is FALSE or a is b:
+        return b
+    return a if b is FALSE else make("or", *_sorted(a, b))
+
+
+def invert(a: Node) -> Node:
+    if a.op == "constant":
+        return constant(not a.value)
+    return a.args[0] if a.op == "not" else make("not", a)
+
+
+def where(condition: Node, a: Node, b: Node) -> Node:
+    if condition is TRUE or a is b:
+        return a
+    if condition is FALSE:
+        return b
+    if a is ZERO:
+        return where(invert(condition), b, ZERO)
+    if condition.op == "not" and b is not ZERO:
+        return where(condition.args[0], b, a)
+    if b is ZERO and max(a.level, condition.level) == PAIR:
+        # A condition of the row becomes a factor of the row.
+        if condition.level < PAIR:
+            own = a.op == "mul" and a.args[0].level < PAIR
+            factor, rest = a.args if own else (ONE, a)
+            return mul(where(condition, factor, ZERO), rest)
+        of_row, of_pair = split(condition)
+        if of_row is not TRUE:
+            return where(of_pair, where(of_row, a, ZERO), ZERO)
+    if a.op == "where" and a.args[2] is b and a.level >= condition.level:
+        return where(both(condition, a.args[0]), a.args[1], b)
+    return make("where", condition, a, b)
+
+
+def split(mask: Node) -> tuple[Node, Node]:
+    """A mask as a condition of the row and one of the pair."""
+    of_row = of_pair = TRUE
+    for part in conjuncts(mask):
+        if part.level < PAIR:
+            of_row = both(of_row, part)
+        else:
+            of_pair = both(of_pair, part)
+    return of_row, of_pair
+
+
+def conjuncts(mask: Node) -> list[Node]:
+    return [c for a in mask.args for c in conjuncts(a)] if mask.op == "and" else [mask]
+
+
+def detach(a: Node) -> Node:
+    return a if a.level == CONSTANT else make("detach", a)
+
+
+def total(x: Node, mask: Node, spread: bool = False) -> Node:
+    """The sum over the pairs of a mask, with what is the same for all of them taken out; spread: term by
+    term, which derivatives are (cancelling terms would lose digits)."""
+    if x is ZERO or mask is FALSE:
+        return ZERO
+    if x.op == "neg":
+        return neg(total(x.args[0], mask, spread))
+    if x.op == "where" and x.args[2] is ZERO:
+        return total(x.args[1], both(mask, x.args[0]), spread)
+    if x.op == "mul" and x.args[0].level < PAIR:
+        return mul(x.args[0], total(x.args[1], mask, spread))
+    if x.op == "add" and spread:
+        return add(*(total(a, mask, True) for a in x.args))
+    if x.level < PAIR and x is not ONE:
+        return mul(x, total(ONE, mask))
+    if x is ONE and mask in (EVERY, TRUE):
+        return CANDIDATES
+    if x is ONE and mask is NEGATIVE:
+        return CANDIDATES - make("sum", ONE, POSITIVE)
+    return make("sum", x, mask)
+
+
+_POINTWISE: dict[str, Callable[..., Node]] = {
+    "add": add, "neg": neg, "mul": mul, "div": div, "and": both, "or": either, "not": invert,
+    "where": where, "detach": detach, "sum": total,
+}  # fmt: skip
+
+
+def rebuild(node: Node, args: Iterable[Node]) -> Node:
+    """The node with other arguments, simplified again."""
+    args = tuple(args)
+    if all(a is b for a, b in zip(args, node.args)):
+        return node
+    maker = _POINTWISE.get(node.op)
+    return maker(*args) if maker is not None else make(node.op, *args, value=node.value)
+
+
+def topological(roots: Iterable[Node], pairs: bool = False) -> list[Node]:
+    """All nodes of the roots, arguments first; pairs: without what a number of the row is made of."""
+    order: dict[Node, None] = {}
+    stack = [(root, False) for root in reversed(list(roots))]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order[node] = None
+        elif node not in order:
+            stack.append((node, True))
+            if not pairs or node.level == PAIR:
+                stack += [(a, False) for a in reversed(node.args) if a not in order]
+    return list(order)
+
+
+def rewrite(
+    roots: Iterable[Node], rule: Callable[[Node], Node | None], pairs: bool = False
+) -> list[Node]:
+    """The roots with every node replaced by what the rule makes of it, its arguments first; None: as it
+    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole."""
+    roots = list(roots)
+    made: dict[Node, Node] = {}
+    for node in topological(roots, pairs):
+        whole = pairs and node.level < PAIR
+        again = node if whole else rebuild(node, [made[a] for a in node.args])
+        replaced = rule(again)
+        made[node] = again if replaced is None else replaced
+    return [made[root] for root in roots]

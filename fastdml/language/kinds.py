@@ -1,0 +1,192 @@
+"""A pass over pairs as one expression per result: positives and negatives side by side.
+
+Where pairs are known to be positive or negative (labels say so), an expression is simpler: masks vanish, and
+of two terms one. So each is specialised to both kinds, and the two are joined again, costly functions of the
+one sharing an evaluation with those of the other: exp(select(positive, a, b)) instead of two exponentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from .affine import affine, rebuilt
+from .graph import (
+    FALSE,
+    NEGATIVE,
+    ONE,
+    PAIR,
+    POSITIVE,
+    TRUE,
+    Node,
+    both,
+    conjuncts,
+    div,
+    either,
+    invert,
+    make,
+    neg,
+    rebuild,
+    rewrite,
+    topological,
+    where,
+)
+
+COSTLY = (
+    "exp", "softplus", "sigmoid", "log", "sqrt", "div", "exp2", "softplus2", "sigmoid2", "log2",
+)  # fmt: skip
+_SAME_SHAPE = ("add", "mul", "neg", "max", "abs", *COSTLY)
+
+
+def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
+    """The roots for pairs of one kind."""
+    kind = {POSITIVE: TRUE if positive else FALSE, NEGATIVE: FALSE if positive else TRUE}
+    return rewrite(roots, kind.get, pairs=True)
+
+
+def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
+    """One expression for each two of pairs of both kinds."""
+    return _Join(positives, negatives).roots()
+
+
+def bounded(roots: Iterable[Node]) -> list[Node]:
+    """The roots with several bounds on one number, s < a and s < b, made one: s < min(a, b)."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "and" or node.level < PAIR:
+            return None
+        above: dict[Node, Node] = {}
+        below: dict[Node, Node] = {}
+        rest = TRUE
+        for part in conjuncts(node):
+            low, high = part.args if part.op == "lt" else (part, part)
+            if low.level == PAIR > high.level:
+                other = neg(below[low]) if low in below else None
+                below[low] = high if other is None else neg(make("max", other, neg(high)))
+            elif high.level == PAIR > low.level:
+                above[high] = make("max", above[high], low) if high in above else low
+            else:
+                rest = both(rest, part)
+        for x, bound in below.items():
+            rest = both(rest, x < bound)
+        for x, bound in above.items():
+            rest = both(rest, bound < x)
+        return rest
+
+    return rewrite(roots, rule, pairs=True)
+
+
+class _Join:
+    def __init__(self, positives: Sequence[Node], negatives: Sequence[Node]) -> None:
+        self.of_p, self.of_n = positives, negatives
+        self.shared: dict[tuple[Node, Node], Node] = {}
+        self.in_p: dict[Node, Node] = {}
+        self.in_n: dict[Node, Node] = {}
+        self._pair_up()
+
+    def _costly(self, roots: Sequence[Node], others: set[Node]) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {}
+        for node in topological(roots, pairs=True):
+            if node.level == PAIR and node.op in COSTLY and node not in others:
+                found.setdefault(node.op, []).append(node)
+        return found
+
+    def _pair_up(self) -> None:
+        """Gives costly nodes of the one kind a partner of the other; arguments come before."""
+        all_p, all_n = (
+            set(topological(self.of_p, pairs=True)),
+            set(topological(self.of_n, pairs=True)),
+        )
+        # A sigmoid can share the exponential of the other kind.
+        for mine, theirs in ((all_p, all_n), (all_n, all_p)):
+            own = {n.op for n in mine if n.level == PAIR}
+            others = {n.op for n in theirs if n.level == PAIR}
+            if others & _EXP and own & _SIGMOID and not others & _SIGMOID and not own & _EXP:
+                roots = self.of_p if mine is all_p else self.of_n
+                lowered = rewrite(roots, _sigmoid_by_exp, pairs=True)
+                if mine is all_p:
+                    self.of_p = lowered
+                else:
+                    self.of_n = lowered
+        all_p, all_n = (
+            set(topological(self.of_p, pairs=True)),
+            set(topological(self.of_n, pairs=True)),
+        )
+        costly_p, costly_n = self._costly(self.of_p, all_n), self._costly(self.of_n, all_p)
+        partner: dict[Node, Node] = {}
+        for op, nodes in costly_p.items():
+            for a, b in zip(nodes, costly_n.get(op, [])):
+                partner[a] = b
+        for node in topological(self.of_p, pairs=True):
+            if node in partner:
+                other = partner[node]
+                args = [
+                    self.join(rebuilt_in(a, self.in_p), rebuilt_in(b, self.in_n))
+                    for a, b in zip(node.args, other.args)
+                ]
+                self.in_p[node] = self.in_n[other] = rebuild(node, args)
+
+    def roots(self) -> list[Node]:
+        return [
+            self.join(rebuilt_in(p, self.in_p), rebuilt_in(n, self.in_n))
+            for p, n in zip(self.of_p, self.of_n)
+        ]
+
+    def join(self, a: Node, b: Node) -> Node:
+        """What is a for positives and b for negatives."""
+        key = (a, b)
+        if key not in self.shared:
+            self.shared[key] = self._join(a, b)
+        return self.shared[key]
+
+    def _join(self, a: Node, b: Node) -> Node:
+        if a is b:
+            return a
+        if a.is_mask or b.is_mask:
+            return either(both(POSITIVE, a), both(invert(POSITIVE), b))
+        if a.level < PAIR and b.level < PAIR:
+            return where(POSITIVE, a, b)
+        zero = make("constant", value=0.0)
+        masks = [
+            x.args[0] if x.op == "where" and x.args[2] is zero and x.args[0].level == PAIR else None
+            for x in (a, b)
+        ]
+        if a is not zero and b is not zero and any(m is not None for m in masks):
+            mask = self.join(*(TRUE if m is None else m for m in masks))
+            values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]
+            return where(mask, self.join(*values), zero)
+        linear_a, linear_b = affine(a), affine(b)
+        if linear_a and linear_b and set(linear_a[0]) == set(linear_b[0]):
+            terms = {x: self.join(c, linear_b[0][x]) for x, c in linear_a[0].items()}
+            return rebuilt(terms, self.join(linear_a[1], linear_b[1]))
+        if a.op == b.op and a.op in _SAME_SHAPE:
+            one, two = a.args, b.args
+            if a.op in ("add", "mul") and _alike(one[0], two[1]) > _alike(one[0], two[0]):
+                two = two[::-1]
+            return rebuild(a, [self.join(x, y) for x, y in zip(one, two)])
+        return where(POSITIVE, a, b)
+
+
+def _alike(a: Node, b: Node) -> int:
+    return 2 if a is b else int(a.op == b.op and a.level == b.level)
+
+
+_EXP, _SIGMOID = {"exp", "exp2"}, {"sigmoid", "sigmoid2"}
+
+
+def _sigmoid_by_exp(node: Node) -> Node | None:
+    if node.op not in _SIGMOID or node.level < PAIR:
+        return None
+    return div(ONE, ONE + make(node.op.replace("sigmoid", "exp"), neg(node.args[0])))
+
+
+def rebuilt_in(root: Node, replaced: dict[Node, Node]) -> Node:
+    """The root with nodes replaced, wherever they occur."""
+    if not replaced:
+        return root
+    made: dict[Node, Node] = {}
+    for node in topological([root], pairs=True):
+        if node in replaced or node.level < PAIR:
+            made[node] = replaced.get(node, node)
+        else:
+            made[node] = rebuild(node, [made[a] for a in node.args])
+    return made[root]

@@ -1,0 +1,157 @@
+"""A loss's row as passes over its pairs: what every executor and printer starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from . import statistics
+from .differentiate import gradient
+from .graph import (
+    EVERY,
+    REDUCTIONS,
+    ROW,
+    ZERO,
+    Node,
+    S,
+    add,
+    make,
+    neg,
+    rebuild,
+    rewrite,
+    topological,
+    where,
+)
+from .row import Trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """passes: the reductions of each sweep over the row's pairs; one depends on earlier ones only.
+    outputs: of a row. weight: the derivative by s of a pair. d_scalars, d_values: (index, derivative of
+    the row) by values of the call and of the row. d_columns: (index, derivative of the pair) by values
+    of its candidate.
+    """
+
+    trace: Trace
+    passes: tuple[tuple[Node, ...], ...]
+    outputs: tuple[Node, ...]
+    weight: Node
+    d_scalars: tuple[tuple[int, Node], ...]
+    d_values: tuple[tuple[int, Node], ...]
+    d_columns: tuple[tuple[int, Node], ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether the result weighs several outputs of a row."""
+        return len(self.outputs) > 1 and not self.trace.counted
+
+    def inputs(self, op: str) -> list[int]:
+        """The indices that occur of an input such as "scalar" or "column"."""
+        return sorted({n.value for n in topological(self.roots) if n.op == op})
+
+    def reads(self, op: str) -> bool:
+        return any(n.op == op for n in topological(self.roots))
+
+    @property
+    def roots(self) -> list[Node]:
+        derived = [d for _, d in (*self.d_scalars, *self.d_values, *self.d_columns)]
+        return [*self.outputs, self.weight, *derived]
+
+
+def program(
+    trace: Trace, scalars: int | None = None, reference: statistics.Reference = "largest"
+) -> Program:
+    """The passes of a traced function and of its derivatives.
+
+    scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
+    reference: how log-sum-exps are computed: see `statistics`.
+    """
+    first_outputs = (
+        tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
+    )
+    read = {n for n in topological(trace.outputs) if not n.args}
+
+    def of(op: str) -> list[Node]:
+        return sorted((n for n in read if n.op == op), key=lambda n: n.value)
+
+    learnt = [n for n in of("scalar") if scalars is None or n.value < scalars]
+    values, columns = of("row_value"), of("column")
+    wanted = [S, *learnt, *values, *columns]
+    found = gradient(first_outputs, trace.counted, wanted, reference)
+    roots = [*first_outputs, *found]
+    roots = (
+        statistics.means(roots)
+        if reference == "whole"
+        else statistics.spelled_out(roots, reference)
+    )
+    roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
+    roots = _merged(roots)
+    outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
+
+    def indexed(nodes: list[Node], start: int) -> tuple[tuple[int, Node], ...]:
+        return tuple((n.value, derived[start + i]) for i, n in enumerate(nodes))
+
+    first = 1 + len(learnt)
+    return Program(
+        trace,
+        passes_of(roots),
+        tuple(outputs),
+        derived[0],
+        indexed(learnt, 1),
+        indexed(values, first),
+        indexed(columns, first + len(values)),
+    )
+
+
+def _merged(roots: list[Node]) -> list[Node]:
+    """The roots with sums over pairs that are only added to each other made one sum."""
+    uses: dict[Node, int] = {}
+    for node in [*topological(roots)]:
+        for a in node.args:
+            uses[a] = uses.get(a, 0) + 1
+    for root in roots:
+        uses[root] = uses.get(root, 0) + 1
+    depth = _depths(roots)
+
+    def own(x: Node) -> Node | None:
+        inner = x.args[0] if x.op == "neg" and uses[x] == 1 else x
+        return inner if inner.op == "sum" and uses[inner] == 1 else None
+
+    merged: dict[Node, Node] = {}
+    for node in topological(roots):
+        if node.op == "add" and node.level == ROW:
+            first, second = (own(a) for a in node.args)
+            if first is None or second is None or depth[first] != depth[second]:
+                continue
+            terms = [
+                where(s.args[1], neg(s.args[0]) if x.op == "neg" else s.args[0], ZERO)
+                for s, x in zip((first, second), node.args)
+            ]
+            merged[node] = make("sum", add(*terms), EVERY)
+    if not merged:
+        return roots
+    made: dict[Node, Node] = {}
+    for node in topological(roots):
+        made[node] = rebuild(
+            merged.get(node, node), [made.get(a, a) for a in merged.get(node, node).args]
+        )
+    return [made[root] for root in roots]
+
+
+def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
+    """The reductions of the roots, each in the earliest sweep that its dependences allow."""
+    depth = _depths(roots)
+    found: list[list[Node]] = [[] for _ in range(max(depth.values(), default=0))]
+    for node in depth:
+        if node.op in REDUCTIONS:
+            found[depth[node] - 1].append(node)
+    return tuple(tuple(nodes) for nodes in found)
+
+
+def _depths(roots: list[Node]) -> dict[Node, int]:
+    """How many sweeps each node needs."""
+    depth: dict[Node, int] = {}
+    for node in topological(roots):
+        below = max((depth[a] for a in node.args), default=0)
+        depth[node] = below + (node.op in REDUCTIONS)
+    return depth

@@ -1,0 +1,146 @@
+"""The row that a function of the language sees: of tensors, or traced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine.loss import Rows
+from .graph import EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
+
+
+class Row:
+    """What a function of the language reads of a row: `p` in this page's examples.
+
+    s: similarity (or distance) of the pair. positive, negative: its kind; pair: either of them. (A
+    sample's pair with itself is neither, unless the loss keeps it, and then it is a positive.)
+    teacher: the same pair in a second matrix, a constant.
+    """
+
+    s: Any
+    positive: Any
+    negative: Any
+    pair: Any
+    teacher: Any
+
+    def scalar(self, k: int) -> Any:
+        """Value k of the call."""
+        raise NotImplementedError
+
+    def row_value(self, k: int) -> Any:
+        """Value k of the row."""
+        raise NotImplementedError
+
+    def column(self, k: int) -> Any:
+        """Value k of the pair's candidate."""
+        raise NotImplementedError
+
+
+class TensorRow(Row):
+    """A block of rows: pairs are [R, N], rows [R, 1]."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.s, self.positive, self.negative = rows.s, rows.positive, rows.negative
+        self.pair = rows.positive | rows.negative
+        self._rows = rows
+
+    @property
+    def teacher(self) -> Tensor:  # type: ignore[override]
+        return _given(self._rows.teacher, "teacher")
+
+    def scalar(self, k: int) -> Tensor:
+        return _given(self._rows.scalars, "scalars")[k]
+
+    def row_value(self, k: int) -> Tensor:
+        return _given(self._rows.row_values, "row_values")[:, k : k + 1]
+
+    def column(self, k: int) -> Tensor:
+        return _given(self._rows.col_values, "col_values")[k]
+
+
+def _given(x: Tensor | None, name: str) -> Tensor:
+    if x is None:
+        raise ValueError(f"{name}: expected a tensor for a loss that reads it, got None")
+    return x
+
+
+class TracedRow(Row):
+    s = S
+    positive = POSITIVE
+    negative = NEGATIVE
+    pair = EVERY
+    teacher = make("teacher")
+
+    def scalar(self, k: int) -> Node:
+        return make("scalar", value=k)
+
+    def row_value(self, k: int) -> Node:
+        return make("row_value", value=k)
+
+    def column(self, k: int) -> Node:
+        return make("column", value=k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What a function of the row returns, as expressions.
+
+    outputs: of a row. counted: the second is how many things the first is a sum over (`Counted`).
+    parameters: names of the numbers that stay open, in their order.
+    """
+
+    outputs: tuple[Node, ...]
+    counted: bool = False
+    parameters: tuple[str, ...] = ()
+
+
+RowFunction = Callable[..., Any]
+
+
+def outputs_of(found: Any, rows: int) -> Tensor:
+    """[R] or [R, outputs] of what a function of the language returned for a block of tensors."""
+    parts = [_column(x, rows) for x in (found if isinstance(found, tuple) else (found,))]
+    return parts[0][:, 0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _column(x: Any, rows: int) -> Tensor:
+    x = torch.as_tensor(x)
+    if tuple(x.shape) not in ((), (1,), (rows, 1)):
+        raise ValueError(
+            f"fn: expected a number of every row, [{rows}, 1], got {tuple(x.shape)}: reduce pairs by "
+            "sum, mean, amax or log_sum_exp"
+        )
+    return x.expand(rows, 1)
+
+
+def trace(
+    function: RowFunction,
+    parameters: tuple[str, ...] = (),
+    bound: Mapping[str, Any] | None = None,
+    counted: bool = False,
+    positive: Collection[str] = (),
+) -> Trace:
+    """The expressions that function(p, **parameters, **bound) returns.
+
+    parameters: names of keyword arguments that are numbers of the call and stay open; positive: those of
+    them that are above 0 for sure, which may save a pass. bound: the other arguments.
+
+    Raises:
+        NotInLanguage: saying which word of the function is not one of the language's.
+    """
+    opened = {name: make("parameter", value=(name, name in positive)) for name in parameters}
+    try:
+        found = function(TracedRow(), **opened, **(bound or {}))
+    except (TypeError, AttributeError) as error:
+        if isinstance(error, NotInLanguage):
+            raise
+        raise NotInLanguage(str(error)) from error
+    outputs = tuple(lift(x) for x in (found if isinstance(found, tuple) else (found,)))
+    for output in outputs:
+        if output.level > 2 or output.is_mask:
+            raise NotInLanguage("a result that is no number of the row: reduce it over pairs")
+    return Trace(outputs, counted, parameters)

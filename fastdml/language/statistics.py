@@ -1,0 +1,166 @@
+"""Log-sum-exp in terms of sums: what is taken out of its exponents first is its `reference`.
+
+"largest": the largest exponent, found in a pass before. "bound": a number of the call that no exponent
+exceeds; where similarities are bounded and exponents lie within what the type holds. "whole": it stays a
+statistic of its own, which whoever runs the pass keeps with a running maximum.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .graph import (
+    LOWEST,
+    ONE,
+    PAIR,
+    REDUCTIONS,
+    TRUE,
+    ZERO,
+    Node,
+    S,
+    both,
+    conjuncts,
+    div,
+    make,
+    neg,
+    number_of,
+    rewrite,
+    topological,
+    total,
+    where,
+)
+
+Reference = Literal["largest", "bound", "whole"]
+
+
+def _parts(node: Node, reference: Reference) -> tuple[Node, Node, Node, Node]:
+    """Of a log-sum-exp: its reference, the exponential of a pair, their sum (with the one), and whether
+    there is anything in it: where not, the sum is 1."""
+    x, mask = node.args
+    wider = mask
+    if reference == "bound":
+        top = make("bound", x, value=node.value)
+    else:
+        wider = _relaxed(x, mask)
+        largest = _largest(x, wider)
+        top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
+    exponential = make("exp", x - top)
+    of_pairs = total(exponential, mask)
+    # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
+    sure = node.value and wider is mask and reference == "largest"
+    some = TRUE if sure else of_pairs > ZERO
+    sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
+    return top, exponential, where(some, sum_, ONE), some
+
+
+def softmax(node: Node, bar: Node, reference: Reference) -> tuple[Node, Node]:
+    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp."""
+    if reference == "whole":
+        return bar, make("exp", node.args[0] - node)
+    _, exponential, sum_, _ = _parts(node, reference)
+    return div(bar, sum_), exponential
+
+
+def without_one(roots: list[Node]) -> list[Node]:
+    """The roots with log(1 + sum of exp) as softplus of a log-sum-exp."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "log_sum_exp" or not node.value:
+            return None
+        return make("softplus", make("log_sum_exp", *node.args, value=False))
+
+    return rewrite(roots, rule)
+
+
+def means(roots: list[Node]) -> list[Node]:
+    """The roots with sums of exp(x - log-sum-exp of x) v as means of v under the softmax of x."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "sum":
+            return None
+        terms = node.args[0].args if node.args[0].op == "mul" else (node.args[0], ONE)
+        for share, v in (terms, terms[::-1]):
+            if share.op == "exp" and share.args[0].op == "add":
+                for level, x in (share.args[0].args, share.args[0].args[::-1]):
+                    whole = level.op == "neg" and level.args[0].op == "log_sum_exp"
+                    if whole and level.args[0].args == (x, node.args[1]):
+                        return make("softmax_mean", x, node.args[1], v)
+        return None
+
+    return rewrite(roots, rule)
+
+
+def spelled_out(roots: list[Node], reference: Reference) -> list[Node]:
+    """The roots without log-sum-exps."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op != "log_sum_exp":
+            return None
+        top, _, sum_, some = _parts(node, reference)
+        return where(some, top + make("log", sum_), ZERO if node.value else LOWEST)
+
+    # Arguments first, so a log-sum-exp within another's exponent is spelled out before it.
+    return rewrite(roots, rule)
+
+
+def _largest(x: Node, mask: Node) -> Node:
+    """The largest x over a mask; of an x that rises (or falls) with s from the largest (smallest) s, which
+    other terms of the row may need too. Over no pair: at most the most negative number."""
+    slope = _slope(x)
+    if slope == 0:
+        return make("amax", x, mask)
+    extreme = make("amax" if slope > 0 else "amin", S, mask)
+    return rewrite([x], lambda node: extreme if node is S else None)[0]
+
+
+def _relaxed(x: Node, mask: Node) -> Node:
+    """A mask that holds no larger x than the given one, but depends on fewer statistics: without its
+    conditions `s < t` where x falls with s (or `s > t` where it rises). If any pair passes such a
+    condition, then so does the one of the largest x. Found in an earlier pass, with fewer passes in all.
+    """
+    slope = _slope(x)
+    if mask.op != "and" or slope == 0:
+        return mask
+    kept = TRUE
+    for part in conjuncts(mask):
+        if part.op in ("lt", "le") and _reduces(part):
+            low, high = part.args
+            falls = low.op == "s" and high.level < PAIR and slope < 0
+            rises = high.op == "s" and low.level < PAIR and slope > 0
+            if falls or rises:
+                continue
+        kept = both(kept, part)
+    return kept
+
+
+def _reduces(node: Node) -> bool:
+    return any(n.op in REDUCTIONS for n in topological([node]))
+
+
+def _slope(x: Node) -> int:
+    """1 where x surely rises with s, -1 where it falls, 0 where that is not known (or neither)."""
+    if x.op == "s":
+        return 1
+    if x.op == "neg":
+        return -_slope(x.args[0])
+    if x.op == "add":
+        a, b = x.args
+        if b.level < PAIR:
+            return _slope(a)
+        return _slope(b) if a.level < PAIR else 0
+    if x.op == "mul" and x.args[0].level < PAIR:
+        return _sign(x.args[0]) * _slope(x.args[1])
+    return 0
+
+
+def _sign(x: Node) -> int:
+    """The sign of a number of the row where it is known, else 0."""
+    if (value := number_of(x)) is not None:
+        return (value > 0) - (value < 0)
+    if x.op == "neg":
+        return -_sign(x.args[0])
+    if x.op in ("mul", "div"):
+        return _sign(x.args[0]) * _sign(x.args[1])
+    if x.op == "exp" or (x.op == "parameter" and x.value[1]):
+        return 1
+    return 0

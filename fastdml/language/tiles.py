@@ -1,0 +1,402 @@
+"""A program as Triton functions of a tile, in the form of fastdml/kernels/tile.py.
+
+Exponents are to base 2. What depends on parameters alone is computed on the host, what a pair's weight reads
+of its row once per row (`states`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import compile
+from .affine import folded
+from .cpp import Text, camel
+from .evaluate import number_on_host
+from .graph import (
+    CALL,
+    HIGHEST,
+    LOWEST,
+    ONE,
+    PAIR,
+    ROW,
+    TRUE,
+    ZERO,
+    Node,
+    constant,
+    make,
+    mul,
+    rewrite,
+    topological,
+    where,
+)
+from .kinds import COSTLY, bounded, joined, specialised
+from .program import Program, passes_of, program
+from .row import Trace
+
+LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
+_NOTHING = constant(float("-inf"))
+_IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": _NOTHING}
+
+
+def _in_base_two(node: Node) -> Node | None:
+    match node.op:
+        case "exp" | "softplus" | "sigmoid":
+            found = make(f"{node.op}2", mul(LOG2E, node.args[0]))
+            return mul(LN2, found) if node.op == "softplus" else found
+        case "log":
+            return mul(LN2, make("log2", node.args[0]))
+        case "log_sum_exp":
+            # Of no pair: the kernels leave minus infinity.
+            found = make("log_sum_exp", mul(LOG2E, node.args[0]), node.args[1], value="2")
+            return make("max", mul(LN2, found), LOWEST)
+        case "softmax_mean":
+            x, mask, v = node.args
+            return make("softmax_mean", mul(LOG2E, x), mask, v, value="2")
+        case "candidates":
+            return make("sum", ONE, TRUE)
+    return None
+
+
+class _Tile(Text):
+    """Functions of tiles; `known`: how numbers of the row and the call are read in the function."""
+
+    def _text(self, node: Node) -> tuple[str, int]:
+        args = node.args
+        if node not in self.names:
+            match node.op:
+                case "constant":
+                    value = node.value
+                    return ("float('-inf')" if value == float("-inf") else repr(value)), 6
+                case "lowest":
+                    return "-3.4028234663852886e38", 5
+                case "neg" if node is HIGHEST:
+                    return "3.4028234663852886e38", 6
+                case "not":
+                    return f"{self.expression(args[0], 4)} == 0", 2
+                case "where":
+                    parts = ", ".join(self.expression(a) for a in args)
+                    return f"tl.where({parts})", 6
+                case "max":
+                    a, b = sorted(args, key=lambda x: -x.level)
+                    return f"tl.maximum({self.expression(a)}, {self.expression(b)})", 6
+                case "softplus2" | "sigmoid2":
+                    return f"{node.op}({self.expression(args[0])})", 6
+                case "slack":
+                    return f"9.5e-07 * {self.expression(args[0], 5)}", 4
+                case "s" | "positive":
+                    return node.op, 6
+                case "negative":
+                    return "positive == 0", 2
+                case "teacher":
+                    return "t", 6
+                case "column":
+                    return f"t[{node.value}]", 6
+                case "exp2" | "log2" | "sqrt" | "abs":
+                    return f"tl.{node.op}({self.expression(args[0])})", 6
+        return super()._text(node)
+
+    def _infix(self, node: Node) -> tuple[str, int]:
+        text, binds = super()._infix(node)
+        return text.replace("&&", "&").replace("||", "|"), binds
+
+    def _mask(self, mask: Node, within: Node, binds: int) -> str:
+        return self.expression(mask, binds)
+
+    def function(
+        self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True
+    ) -> str:
+        """A jitted function that returns the results."""
+        uses: dict[Node, int] = {}
+        nodes = self._within(results)
+        for node in nodes:
+            for a in node.args:
+                uses[a] = uses.get(a, 0) + 1
+        lines = []
+        for node in nodes:
+            shared = uses.get(node, 0) > 1 or (node.op in COSTLY and node not in results)
+            if node.args and node not in self.names and shared and node is not HIGHEST:
+                text = self.expression(node)
+                lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
+        # Every result has the shape of what comes in.
+        like, level = ("s", PAIR) if arguments.startswith("s,") else ("stats[0]", ROW)
+        texts = []
+        for result in results:
+            text = self.expression(result)
+            texts.append(text if result.level >= level else f"{like} * 0.0 + {text}")
+        found = texts[0]
+        if wrap:
+            found = "(" + "".join(f"\n        {text}," for text in texts) + "\n    )"
+        return "\n".join(
+            ["@triton.jit", f"def {name}({arguments}):", *lines, f"    return {found}"]
+        )
+
+    def _within(self, roots: Sequence[Node]) -> list[Node]:
+        """The nodes that have to be computed here: not what known numbers are made of."""
+        order: dict[Node, None] = {}
+
+        def visit(node: Node) -> None:
+            if node in order:
+                return
+            if node not in self.names:
+                for a in node.args:
+                    visit(a)
+            order[node] = None
+
+        for root in roots:
+            visit(root)
+        return list(order)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrintedTiles:
+    """A printed tile functor, as the executor asks for it (`RowLoss.tiles`)."""
+
+    printer: Printer
+    functor: Any
+
+    def tile(self, loss: Any) -> Any:
+        return self.functor
+
+    def parameters(self, loss: Any) -> tuple[float, ...]:
+        return self.printer.parameters(loss.open_arguments)
+
+
+def printed(trace: Trace, name: str, scalars: int | None = None) -> PrintedTiles:
+    """The tile functor of a traced function, from a module in the cache folder: Triton reads the source of
+    its functions from files.
+
+    Raises:
+        NoTile: saying why there is none.
+    """
+    printer = Printer(program(trace, scalars, reference="whole"), name)
+    try:
+        path = compile.stored(printer.text, name, ".py")
+    except compile.CannotCompile as error:
+        raise NoTile(str(error)) from error
+    spec = importlib.util.spec_from_file_location(f"fastdml_printed_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return PrintedTiles(printer, module.TILE)
+
+
+class NoTile(NotImplementedError):
+    """Why a program has no tile functor."""
+
+
+class Printer:
+    """text: the module's source. host: what is handed in as parameters, numbers of the call."""
+
+    def __init__(self, program: Program, name: str) -> None:
+        roots = rewrite(program.roots, _in_base_two)
+        count = len(program.outputs)
+        self.program, self.kind = program, name
+        self.outputs = roots[:count]
+        self.weight, *derived = roots[count:]
+        indices = [*program.d_scalars, *program.d_values, *program.d_columns]
+        of = dict(zip(indices, derived))
+        learnt = [k for k, _ in program.d_scalars]
+        self.scalars = max(learnt, default=-1) + 1
+        self.inputs = max(program.inputs("row_value"), default=-1) + 1
+        self.columns = max(program.inputs("column"), default=-1) + 1
+        self.derivatives = [
+            of.get(self._find(program.d_scalars, k), ZERO) for k in range(self.scalars)
+        ]
+        self.derivatives += [
+            of.get(self._find(program.d_values, k), ZERO) for k in range(self.inputs)
+        ]
+        self.column_slopes = [
+            of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)
+        ]
+        self.host = self._host(roots)
+        self.passes = passes_of(roots)
+        if not self.passes:
+            raise NoTile("it reduces nothing over the row")
+        if self.columns and program.reads("teacher"):
+            raise NoTile("a teacher beside values of the candidates")
+        self.text = self._module()
+
+    @staticmethod
+    def _find(found: Sequence[tuple[int, Node]], k: int) -> tuple[int, Node]:
+        return next((x for x in found if x[0] == k), (k, ZERO))
+
+    def _host(self, roots: Sequence[Node]) -> list[Node]:
+        """Expressions of parameters alone that the functions read."""
+
+        def alone(node: Node) -> bool:
+            leaves = (n for n in topological([node]) if not n.args)
+            return node.level == CALL and all(n.op != "scalar" for n in leaves)
+
+        forms = list(roots)
+        for nodes in passes_of(list(roots)):
+            forms += [x for n in nodes for x in _forms(n)]
+        forms += _pair_forms([self.weight, *self.column_slopes])
+        found: dict[Node, None] = {}
+        for node in topological(forms):
+            for a in node.args if not alone(node) else ():
+                if alone(a):
+                    found[a] = None
+        return [*found, *(r for r in roots if alone(r))]
+
+    def _reader(self) -> _Tile:
+        made = _Tile()
+        for k, node in enumerate(self.host):
+            made.names[node] = f"p[{k}]"
+        for k in range(max(self.program.inputs("scalar"), default=-1) + 1):
+            made.names[make("scalar", value=k)] = f"p[{max(1, len(self.host)) + k}]"
+        return made
+
+    def _module(self) -> str:
+        functions, passes, known = [], [], {}
+        for k in range(self.inputs):
+            known[make("row_value", value=k)] = k
+        place = self.inputs
+        for k, nodes in enumerate(self.passes):
+            kinds, folds, left, positives_only = _statistics(nodes)
+            fold = self._reader()
+            fold.names |= {n: f"row[{at}]" for n, at in known.items()}
+            functions.append(fold.function(f"fold_{k}", "s, t, positive, row, p", folds))
+            only = ", positives_only=True" if positives_only else ""
+            passes.append(f"Pass(({', '.join(map(repr, kinds))},), fold_{k}{only})")
+            for node in left:
+                if node is not None:
+                    known[node] = place
+                place += 1
+        weights = _pair_forms([self.weight, *self.column_slopes])
+        several = self.program.several
+        states = _states(weights)
+        finish = self._reader()
+        finish.names |= {n: f"stats[{at}]" for n, at in known.items()}
+        results = [*self.outputs, *self.derivatives, *states]
+        functions.append(finish.function("finish", "stats, p", results))
+        first = len(self.outputs) if several else 0
+        read = {n: f"state[{first + k}]" for k, n in enumerate(states)}
+        read |= {make("weight", value=k): f"state[{k}]" for k in range(first)}
+        weight = self._reader()
+        weight.names |= read
+        functions.append(
+            weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
+        )
+        options = [f"states={len(states)}"]
+        if any(len(nodes) > 3 and _costs(nodes) for nodes in self.passes):
+            options.append("heavy=True")
+        if self.columns:
+            slopes = self._reader()
+            slopes.names |= read
+            functions.append(
+                slopes.function("column_slopes", "s, t, positive, state, p", weights[1:])
+            )
+            options += [f"column_values={self.columns}", "column_slopes=column_slopes"]
+        if several:
+            options.append(f"outputs={len(self.outputs)}")
+        for option in ("scalars", "inputs"):
+            if getattr(self, option):
+                options.append(f"{option}={getattr(self, option)}")
+        if self.inputs:
+            options.append(f"slopes={self.inputs}")
+        if self.program.reads("teacher"):
+            options.append("teacher=True")
+        return "\n\n\n".join([
+            f'"""{camel(self.kind)}, printed from its description."""\n\nimport triton\n'
+            "import triton.language as tl\n\nfrom fastdml.kernels.reductions import sigmoid2, softplus2\n"
+            "from fastdml.kernels.tile import Pass, TileLoss",
+            *functions,
+            f"TILE = TileLoss(\n    {self.kind!r},\n    ({', '.join(passes)},),\n    finish,\n    weight,\n"
+            f"    {', '.join(options)},\n)\n",
+        ])  # fmt: skip
+
+    def parameters(self, given: Mapping[str, float]) -> tuple[float, ...]:
+        """The numbers of the call that the functions read as p, from the loss's parameters."""
+        return tuple(number_on_host(node, given) for node in self.host) or (0.0,)
+
+
+def _forms(node: Node) -> list[Node]:
+    """What a reduction folds of a pair."""
+    if node.op == "softmax_mean":
+        x, mask, v = node.args
+        return _pair_forms([where(mask, x, _NOTHING), where(mask, v, ZERO)])
+    return _pair_forms([where(node.args[1], node.args[0], _IDENTITY[node.op])])
+
+
+def _split(roots: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    positives, negatives = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
+    return positives, negatives
+
+
+def _pair_forms(roots: Sequence[Node]) -> list[Node]:
+    return folded(joined(*_split(roots)))
+
+
+def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node | None], bool]:
+    """(kinds, what a fold returns, which reduction each value left is, whether negatives give nothing)"""
+    kinds: list[str] = []
+    roots: list[Node] = []
+    left: list[Node | None] = []
+    means = {n.args[:2]: n for n in nodes if n.op == "softmax_mean"}
+    sums = [n for n in nodes if n.op == "log_sum_exp" and n.args not in means]
+    halves: dict[bool, Node] = {}
+    for node in sums:
+        p, n = _split([where(node.args[1], node.args[0], _NOTHING)])
+        if p[0] is _NOTHING or n[0] is _NOTHING:
+            halves.setdefault(n[0] is _NOTHING, node)
+    positives: list[Node] = []
+    negatives: list[Node] = []
+
+    def put(kind: str, values: Sequence[Node], leaves: Sequence[Node | None]) -> None:
+        kinds.append(kind)
+        p, n = _split(values)
+        positives.extend(p)
+        negatives.extend(n)
+        left.extend(leaves)
+
+    if len(halves) == 2:
+        both = [where(n.args[1], n.args[0], _NOTHING) for n in (halves[True], halves[False])]
+        split_p, split_n = _split(both)
+        kinds.append("lse_split")
+        positives.append(split_p[0])
+        negatives.append(split_n[1])
+        left.extend([halves[True], halves[False]])
+    split = set(halves.values()) if len(halves) == 2 else set()
+    for node in nodes:
+        if node.op == "softmax_mean":
+            x, mask, v = node.args
+            of = next((n for n in nodes if n.op == "log_sum_exp" and n.args == (x, mask)), None)
+            values = [where(mask, x, _NOTHING), where(mask, v, ZERO)]
+            put("lse_mean", values, [of if means[node.args[:2]] is node else None, node])
+        elif node.op == "log_sum_exp":
+            if node not in split and node.args not in means:
+                put("lse", [where(node.args[1], node.args[0], _NOTHING)], [node])
+        else:
+            value = where(node.args[1], node.args[0], _IDENTITY[node.op])
+            put({"sum": "sum", "amax": "max", "amin": "min"}[node.op], [value], [node])
+    roots = folded(joined(positives, negatives))
+    empty = {"sum": ZERO, "max": LOWEST, "min": HIGHEST}
+    nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
+    only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))
+    return kinds, roots, left, only
+
+
+def _costs(nodes: Sequence[Node]) -> bool:
+    """Whether a pass computes costly functions of a pair beside the exponentials of its log-sum-exps."""
+    forms = [x for n in nodes for x in _forms(n)]
+    return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
+
+
+def _states(weights: Sequence[Node]) -> list[Node]:
+    """Numbers of the row that the weights read and that are known once the row is."""
+    found: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        of_output = any(n.op == "weight" for n in topological([node]))
+        if CALL < node.level < PAIR and not of_output:
+            found[node] = None
+        elif node.level == PAIR or (node.level > CALL and of_output):
+            for a in node.args:
+                visit(a)
+
+    for weight in weights:
+        visit(weight)
+    return list(found)

@@ -1,0 +1,201 @@
+"""The words of the row language, on tensors and on traced expressions alike.
+
+A pair's numbers and masks are [R, N], a row's [R, 1], the call's []. Every reduction says which pairs it is
+over: `where=p.positive`, `where=p.pair & (p.s > level)`. Nothing here is NaN or infinite on a row without
+such pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import graph
+from .graph import LOWEST, ONE, Node, lift, make
+
+V = TypeVar("V", Tensor, Node)
+Value = Any  # a Tensor, a Node or a number; the words keep to one of the former two
+
+__all__ = [
+    "absolute", "amax", "amin", "count", "detach", "equal", "exp", "log", "log_sum_exp", "maximum", "mean",
+    "minimum", "relu", "sigmoid", "softplus", "sqrt", "square", "sum", "where",
+]  # fmt: skip
+
+
+def _tensor(x: Value) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+
+
+def _traced(*xs: Value) -> bool:
+    return any(isinstance(x, Node) for x in xs)
+
+
+def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
+    if isinstance(x, Node):
+        return make(op, x)
+    return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
+
+
+def _masked(x: Value, mask: Tensor, otherwise: float) -> Tensor:
+    x = _tensor(x)
+    kind = x.dtype if x.dim() else torch.get_default_dtype()
+    return torch.where(mask, x, torch.tensor(otherwise, dtype=kind, device=mask.device))
+
+
+# Reductions: over the pairs of a row.
+
+
+def sum(x: Value, *, where: Value) -> Any:
+    """The sum of x over the pairs of `where`; 0 over none."""
+    if _traced(x, where):
+        return graph.total(lift(x), where)
+    return _masked(x, where, 0.0).sum(1, keepdim=True)
+
+
+def count(*, where: Value) -> Any:
+    """How many pairs `where` holds; no derivative."""
+    if _traced(where):
+        return graph.total(ONE, where)
+    return where.sum(1, keepdim=True, dtype=torch.float64)
+
+
+def mean(x: Value, *, where: Value) -> Any:
+    """The mean of x over the pairs of `where`; 0 over none."""
+    return sum(x, where=where) / maximum(count(where=where), 1.0)
+
+
+def amax(x: Value, *, where: Value) -> Any:
+    """The largest x over the pairs of `where`; over none the most negative number of the type.
+
+    Pairs that are equal share its derivative.
+    """
+    if _traced(x, where):
+        return make("amax", lift(x), where)
+    x = _tensor(x)
+    return _masked(x, where, torch.finfo(x.dtype).min).amax(1, keepdim=True)
+
+
+def amin(x: Value, *, where: Value) -> Any:
+    """The smallest x over the pairs of `where`; over none the largest number of the type."""
+    if _traced(x, where):
+        return make("amin", lift(x), where)
+    x = _tensor(x)
+    return _masked(x, where, torch.finfo(x.dtype).max).amin(1, keepdim=True)
+
+
+def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
+    """log of the sum of exp(x) over the pairs of `where`; one: log(1 + that sum).
+
+    Over none the most negative number of the type (one: 0), with a derivative of 0.
+    """
+    if _traced(x, where):
+        return make("log_sum_exp", lift(x), where, value=one)
+    z = _masked(x, where, torch.finfo(_tensor(x).dtype).min)
+    if one:
+        z = torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1)
+    return z.logsumexp(dim=1, keepdim=True)
+
+
+# Pointwise words, beside + - * / ** 2, < <= > >= and & | ~.
+
+
+def exp(x: Value) -> Any:
+    return _pointwise("exp", torch.exp, x)
+
+
+def log(x: Value) -> Any:
+    """The natural logarithm, of positive numbers."""
+    return _pointwise("log", torch.log, x)
+
+
+def sqrt(x: Value) -> Any:
+    """The root; its derivative at 0 is taken to be 0."""
+
+    def root(x: Tensor) -> Tensor:
+        safe = torch.where(x > 0, x, torch.ones_like(x))
+        return torch.where(x > 0, safe.sqrt(), torch.zeros_like(x))
+
+    return _pointwise("sqrt", root, x)
+
+
+def square(x: Value) -> Any:
+    return x * x
+
+
+def absolute(x: Value) -> Any:
+    """|x|; its derivative at 0 is 0."""
+    return _pointwise("abs", torch.abs, x)
+
+
+def softplus(x: Value) -> Any:
+    """log(1 + exp(x)), exact at both ends."""
+    return _pointwise("softplus", lambda x: torch.logaddexp(x, torch.zeros_like(x)), x)
+
+
+def sigmoid(x: Value) -> Any:
+    return _pointwise("sigmoid", torch.sigmoid, x)
+
+
+def relu(x: Value) -> Any:
+    """max(x, 0), the hinge; its derivative at 0 is 0."""
+    return maximum(x, 0.0)
+
+
+def maximum(a: Value, b: Value) -> Any:
+    """The larger of two; where they are equal the derivative is b's."""
+    if _traced(a, b):
+        return make("max", lift(a), lift(b))
+    if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
+        return max(a, b)
+    a, b = torch.broadcast_tensors(*_alike(a, b))
+    return torch.where(a > b, a, b)
+
+
+def minimum(a: Value, b: Value) -> Any:
+    """The smaller of two; where they are equal the derivative is b's."""
+    return -maximum(-a, -b)
+
+
+def where(condition: Value, a: Value, b: Value) -> Any:
+    """a where the condition holds, else b."""
+    if _traced(condition, a, b):
+        return graph.where(lift(condition), lift(a), lift(b))
+    if isinstance(condition, bool):
+        return a if condition else b
+    return torch.where(condition, *_alike(a, b))
+
+
+def equal(a: Value, b: Value) -> Any:
+    """Whether a and b are equal: a mask. (== of traced values asks whether they are one expression.)"""
+    if _traced(a, b):
+        return make("eq", lift(a), lift(b))
+    return a == b
+
+
+def detach(x: Value) -> Any:
+    """x as a constant for the gradient."""
+    if isinstance(x, Node):
+        return graph.detach(x)
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def lowest(like: Value) -> Any:
+    """The most negative number of the type of x."""
+    return LOWEST if isinstance(like, Node) else torch.finfo(like.dtype).min
+
+
+def _alike(a: Value, b: Value) -> tuple[Tensor, Tensor]:
+    """Two tensors, a number in the type of the other."""
+    if isinstance(a, Tensor):
+        b = b if isinstance(b, Tensor) else torch.tensor(b, dtype=a.dtype, device=a.device)
+    elif isinstance(b, Tensor):
+        a = torch.tensor(a, dtype=b.dtype, device=b.device)
+    else:
+        a, b = _tensor(a), _tensor(b)
+    if a.is_floating_point() != b.is_floating_point():
+        kind = a.dtype if a.is_floating_point() else b.dtype
+        a, b = a.to(kind), b.to(kind)
+    return a, b

@@ -1,0 +1,55 @@
+"""Objects of pytorch-metric-learning in arguments of losses: what they mean in our words."""
+
+from __future__ import annotations
+
+from ..engine.similarity import SIMILARITIES
+
+# Euclidean distances, by whether embeddings are normalised and by their power.
+_LP = {
+    (True, 1): "distance",
+    (True, 2): "squared_distance",
+    (False, 1): "raw_distance",
+    (False, 2): "raw_squared_distance",
+}
+_REDUCERS = {
+    "MeanReducer": "mean",
+    "SumReducer": "sum",
+    "AvgNonZeroReducer": "nonzero",
+    "DoNothingReducer": "none",
+}
+
+
+def similarity_of(distance: object, loss: str) -> str:
+    """The similarity of a distance object, told by its class's name and its attributes.
+
+    Raises:
+        ValueError: naming the loss, where there is none.
+    """
+    if isinstance(distance, str) and distance in SIMILARITIES:
+        return distance
+    kind = type(distance).__name__
+    normalised = bool(getattr(distance, "normalize_embeddings", True))
+    p, power = getattr(distance, "p", 2), getattr(distance, "power", 1)
+    found = None
+    if kind in ("CosineSimilarity", "DotProductSimilarity"):
+        found = "cosine" if normalised else "dot"
+    elif kind == "LpDistance" and p == 2:
+        found = _LP.get((normalised, power))
+    if found is not None:
+        return found
+    raise ValueError(
+        f"distance: {loss} has no form for {distance!r}; expected CosineSimilarity, DotProductSimilarity "
+        "or LpDistance with p=2 and power 1 or 2, or use similarity= with a name (fastdml.losses.base.Loss); "
+        "signal-to-noise distances are SignalToNoiseRatioContrastiveLoss"
+    )
+
+
+def reduction_of(reducer: object, loss: str, known: tuple[str, ...]) -> str:
+    """The reduction of a reducer object; ValueError naming the loss, where there is none."""
+    found = reducer if isinstance(reducer, str) else _REDUCERS.get(type(reducer).__name__)
+    if found in known:
+        return found
+    raise ValueError(
+        f"reducer: {loss} has no form for {reducer!r}; expected one of {sorted(_REDUCERS)} where it has that "
+        f"reduction, or use reduction= with one of {known}, 'none' among them for rows to reduce yourself"
+    )

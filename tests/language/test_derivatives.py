@@ -1,0 +1,77 @@
+"""The differentiated program against autograd through the words, in float64."""
+
+import pytest
+import torch
+from blocks import block
+from described import examples
+from expressions import functions, run
+from hypothesis import given, settings
+
+from fastdml.language.evaluate import evaluate
+from fastdml.language.graph import lift
+from fastdml.language.program import program
+from fastdml.language.row import TensorRow, Trace, TracedRow, outputs_of, trace
+
+ALPHA = 0.9
+CASES = list(examples())
+
+
+def close(found, expected, scale=1.0):
+    atol = 1e-11 * max(scale, 1.0)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=atol)
+
+
+def compare(traced, direct, rows, parameters, weights):
+    """All derivatives of the traced function against autograd's of the direct one."""
+    found = evaluate(program(traced), rows, parameters, weights)
+    outputs = direct.reshape(rows.s.shape[0], -1)
+    close(found.outputs.detach(), outputs.detach(), float(outputs.detach().abs().max()))
+    leaves = [rows.s, rows.scalars, rows.row_values, rows.col_values]
+    if not outputs.requires_grad:
+        assert (found.weight == 0).all()
+        return
+    weights = torch.ones_like(outputs) if weights is None else weights
+    g, scalars, values, columns = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
+    size = 1.0 if g is None else float(g.abs().max())
+    close(found.weight.detach(), torch.zeros_like(rows.s) if g is None else g, size)
+    for got, expected, at in (
+        (found.d_scalars, scalars, lambda x, k: x[k]),
+        (found.d_values, values, lambda x, k: x[:, k]),
+        (found.d_columns, columns, lambda x, k: x[k]),
+    ):
+        for k, x in got.items():
+            of = at(expected, k) if expected is not None else None
+            total = x.detach().sum(0) if of is None or of.dim() < x.dim() else x.detach()
+            if of is not None and of.shape == rows.col_values[0].shape:
+                total = x.detach().sum(0)
+            close(
+                total, torch.zeros_like(total) if of is None else of, float(x.detach().abs().max())
+            )
+
+
+@given(functions)
+@settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False
+)
+def test_random_expressions(tree):
+    rows = block()
+    alpha = trace(lambda p, alpha: alpha, ("alpha",)).outputs[0]
+    traced = Trace((lift(run(tree, TracedRow(), alpha)),), parameters=("alpha",))
+    direct = outputs_of(run(tree, TensorRow(rows), ALPHA), rows.s.shape[0])
+    compare(traced, direct, rows, {"alpha": ALPHA}, None)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{name}-{k}" for name, k, _, _ in CASES])
+def test_described_losses(case):
+    """Against autograd, and the words on tensors against the library's specification."""
+    name, _, described, description = case
+    rows = block(single=name == "softmax_cross_entropy")
+    opened, bound = described.arguments(description)
+    above = [k for k, v in opened.items() if v > 0]
+    traced = trace(described.function, tuple(opened), bound, positive=above)
+    direct = outputs_of(described.function(TensorRow(rows), **opened, **bound), rows.s.shape[0])
+    close(direct.detach(), description.spec(rows).detach(), 10.0)
+    weights = None
+    if description.outputs > 1:
+        weights = torch.linspace(-1, 2, direct.numel(), dtype=torch.float64).view_as(direct)
+    compare(traced, direct, rows, opened, weights)

@@ -1,0 +1,250 @@
+"""fastdml.row_loss of functions of the row language: the examples of docs/language.md, and what happens
+without a compiler, without a folder and with words that are none."""
+
+import copy
+import dataclasses
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from described import multi_similarity
+
+import fastdml
+from fastdml.engine import library
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
+from fastdml.engine.registry import LOSSES as LIBRARY
+from fastdml.language import compile, log_sum_exp, relu, sum
+from fastdml.language.described import Described
+
+needs_library = pytest.mark.skipif(library.load() is None, reason="no compiled library")
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "language.md"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def documented():
+    """The losses of the document, by the names of their functions."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
+    world, found = {}, {}
+    for block in blocks:
+        exec(block, world)
+        found[world["loss"].description().name] = world["loss"]
+    return found
+
+
+LOSSES = documented()
+
+
+def batch(dtype=torch.float64):
+    g = torch.Generator().manual_seed(3)
+    y = torch.randint(0, 6, (41,), generator=g) ** 2 // 4
+    y[0] = 99
+    return (
+        torch.randn(41, 12, generator=g, dtype=dtype),
+        y,
+        torch.randn(41, 5, generator=g, dtype=dtype),
+    )
+
+
+def gradients(loss, backend, other=None):
+    x, y, t = batch()
+    loss.backend = backend
+    x.requires_grad_()
+    leaves = [x, *loss.parameters()]
+    further = {"teacher": t} if loss.description().taught else {}
+    if other is None:
+        value = loss(x, y, **further)
+    else:
+        r = other.clone().requires_grad_()
+        leaves.append(r)
+        if further:
+            further["ref_teacher"] = torch.linspace(-1, 1, 150).view(30, 5).sin().double()
+        value = loss(x, y, None, r, torch.arange(30) % 7, **further)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+def test_five_examples():
+    assert len(LOSSES) == 5
+
+
+@needs_library
+@pytest.mark.parametrize("name", LOSSES)
+def test_native_equals_the_dense_specification(name):
+    loss = LOSSES[name].double()
+    for other in (None, torch.linspace(-1, 1, 360, dtype=torch.float64).view(30, 12).cos()):
+        value, found = gradients(loss, "native", other)
+        truth, expected = gradients(loss, "dense", other)
+        torch.testing.assert_close(value, truth, rtol=1e-11, atol=1e-12)
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@needs_library
+def test_auto_runs_the_printed_functor():
+    x, y, _ = batch()
+    found = fastdml.explain(LOSSES["multi_similarity"], x, y, backend="auto")
+    assert "native (compiled for this device)" in str(found)
+
+
+def hinge(p, margin):
+    return sum(relu(p.s - margin), where=p.negative)
+
+
+def test_symmetric_is_read_off_the_weight():
+    symmetric = fastdml.row_loss(hinge, parameters={"margin": 0.1}).description()
+    assert symmetric.symmetric
+    assert not LOSSES["multi_similarity"].description().symmetric
+
+
+def test_another_word_runs_in_torch_and_explain_names_it():
+    x, y, _ = batch()
+    loss = fastdml.row_loss(lambda p: torch.special.entr(sum(p.s, where=p.positive) + 9))
+    assert torch.isfinite(loss(x, y))
+    assert "'special_entr' is no word of the row language" in str(fastdml.explain(loss, x, y))
+    with pytest.raises(ValueError, match="special_entr"):
+        loss.backend = "native"
+        loss(x, y)
+
+
+def test_a_copy_of_the_module():
+    x, y, _ = batch()
+    loss = fastdml.row_loss(hinge, parameters={"margin": torch.nn.Parameter(torch.tensor(0.2))})
+    again = copy.deepcopy(loss)
+    with torch.no_grad():
+        loss.margin += 0.5
+    assert again(x, y) > loss(x, y)
+
+
+def test_a_branch_on_a_number_is_no_word():
+    x, y, _ = batch()
+    loss = fastdml.row_loss(lambda p: sum(p.s, where=p.positive) if sum(p.s, where=p.pair) else 0.0)
+    assert "use where(condition, a, b)" in str(fastdml.explain(loss, x, y))
+
+
+@needs_library
+@pytest.mark.parametrize("way", ["folder", "compiler", "broken compiler"])
+def test_falls_back_with_one_notice(way, monkeypatch, tmp_path):
+    x, y, _ = batch()
+    if way == "folder":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("FASTDML_CACHE", str(tmp_path / "file" / "cache"))
+        expected = "cannot be written to"
+    elif way == "compiler":
+
+        def none():
+            raise compile.CannotCompile("no C++ compiler was found (CXX, c++, g++, clang++)")
+
+        monkeypatch.setattr(compile, "compiler", none)
+        monkeypatch.setattr(compile, "_versions", lambda: none())
+        expected = "no C\\+\\+ compiler was found"
+    else:
+        monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+        monkeypatch.setattr(compile, "compiler", lambda: ("false",))
+        expected = "the compiler failed on"
+    compile.notice.cache_clear()
+    shift = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13}[way]
+    made = [fastdml.row_loss(lambda p: sum(p.s + shift, where=p.positive)) for _ in range(2)]
+    with pytest.warns(UserWarning, match=expected) as caught:
+        first, second = (loss(x, y) for loss in made)
+    assert first == second and len(caught) == 1
+    assert expected.replace("\\", "") in str(fastdml.explain(made[0], x, y))
+
+
+_PROGRAM = """
+import torch, fastdml
+from fastdml.language import log_sum_exp
+loss = fastdml.row_loss(lambda p: log_sum_exp(3.5 * p.s, where=p.negative), backend="native")
+x = torch.eye(6)[:, :4].contiguous() + 0.1
+print(float(loss(x, torch.arange(6) // 2)))
+"""
+
+
+@pytest.mark.slow
+@needs_library
+def test_two_processes_at_once_and_a_killed_compile(tmp_path, monkeypatch):
+    """Both compile, one result is kept, and what a killed compiler left behind disturbs nobody."""
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    (tmp_path / ".compiling-killed").mkdir()
+    (tmp_path / ".compiling-killed" / "functor.so").write_text("half")
+    found = []
+
+    def run():
+        command = [sys.executable, "-W", "error", "-c", _PROGRAM]
+        found.append(subprocess.run(command, capture_output=True, text=True, check=False))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(f.returncode == 0 for f in found), found
+    assert found[0].stdout == found[1].stdout
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"fn": lambda p: sum(p.teacher, where=p.pair)}, "teacher: expected the similarity"),
+        ({"fn": lambda p: p.row_value(0)}, r"fn: expected no p.row_value"),
+        ({"fn": lambda p: p.scalar(0)}, "fn: expected p.scalar below 0, got 0"),
+        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "expected one number as 'margin'"),
+        ({"fn": hinge, "parameters": {"margin": float("nan")}}, "margin"),
+        ({"fn": hinge, "parameters": {"margin": 0.1}, "teacher": "cosines"}, "teacher: expected one of"),
+        ({"fn": lambda s, p, n: s.sum(1), "parameters": {"a": 1.0}}, "parameters: expected None"),
+    ],
+)  # fmt: skip
+def test_errors(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        fastdml.row_loss(**arguments)
+
+
+def test_a_result_that_is_not_of_the_row():
+    x, y, _ = batch()
+    with pytest.raises(ValueError, match=r"fn: expected a number of every row, \[\d+, 1\], got"):
+        fastdml.row_loss(lambda p: log_sum_exp(p.s, where=p.pair) + p.s)(x, y)
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiSimilarity(Described):
+    """As the library's own will read."""
+
+    name = "described_multi_similarity"
+
+    alpha: float = 2.0
+    beta: float = 50.0
+    base: float = 0.5
+    epsilon: float | None = None
+    max_positive: float = float("inf")
+
+    def row(self, p):
+        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del arguments["similarity"]
+        return multi_similarity(p, **arguments)
+
+
+@needs_library
+def test_a_class_with_a_row():
+    """The same value and gradient as the library's, one functor for all values of its floats."""
+    x, y, _ = batch()
+    for fields in ({"epsilon": 0.1}, {"epsilon": 0.1, "alpha": 3.0, "max_positive": 0.9}):
+        found = []
+        for description in (MultiSimilarity(**fields), LIBRARY["multi_similarity"](**fields)):
+            z = x.clone().requires_grad_()
+            value = evaluate(Call(description, z, anchor_labels=y, backend="native"))
+            found.append((value.detach(), *torch.autograd.grad(value, z)))
+        for a, b in zip(*found):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    one, other = MultiSimilarity(epsilon=0.1), MultiSimilarity(epsilon=0.2, alpha=3.0)
+    assert one.forms is other.forms and one.forms is not MultiSimilarity().forms

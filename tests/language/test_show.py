@@ -1,0 +1,52 @@
+"""python -m fastdml show."""
+
+import pathlib
+
+import pytest
+
+from fastdml.cli import main
+
+HERE = pathlib.Path(__file__).parent
+DESCRIBED = f"{HERE / 'described.py'}:"
+
+
+def shown(capsys, loss, form):
+    assert main(["show", loss, "--as", form]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("torch", "def multi_similarity(p"),
+        ("cpp", "FASTDML_ROW_LOSS(user_multi_similarity, UserMultiSimilarity)"),
+        ("cuda", "row.map("),
+        ("triton", "lse_split"),
+    ],
+)
+def test_a_function_in_all_forms(capsys, form, expected):
+    assert expected in shown(capsys, DESCRIBED + "multi_similarity", form)
+
+
+def test_one_exponential_a_pair_and_one_multiply_add_an_exponent(capsys):
+    """Multi-similarity: one sweep for the extremes, one for both sums, one for the weights."""
+    text = shown(capsys, DESCRIBED + "multi_similarity", "cpp")
+    of_pairs = [line for line in text.splitlines() if "p.s" in line]
+    assert text.count("row.reduce(") == 2 and text.count("row.map(") == 1
+    exponentials = [line for line in of_pairs if "exp(" in line]
+    assert len(exponentials) == 2
+    assert all(line.count(" * ") == 1 and line.count("exp(") == 1 for line in exponentials)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("torch", "def spec"), ("cpp", "struct NTXent"), ("triton", "@triton.jit")],
+)
+def test_a_loss_written_by_hand(capsys, form, expected):
+    assert expected in shown(capsys, "nt_xent", form)
+
+
+def test_unknown(capsys):
+    with pytest.raises(SystemExit):
+        main(["show", "nothing"])
+    assert "loss: expected FILE:FUNCTION or one of" in capsys.readouterr().err

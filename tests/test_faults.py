@@ -1,0 +1,261 @@
+"""Kinds of faults that were found once, each with the right value or the refusal: hostile arguments, every
+reduction of every loss, draws that repeat, strings of descriptions that nobody shares and nothing leaks
+through, miners' results that are tuples."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import BACKENDS
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fastdml import losses, miners
+from fastdml.losses.representation import constructor
+
+NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0}
+x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 0])
+
+
+def build(name, **arguments):
+    module = losses.MODULES[name]
+    known = constructor(module)
+    needed = {k: v for k, v in NEEDED.items() if k in known and known[k].default is inspect.Parameter.empty}
+    torch.manual_seed(3)
+    return module(**{**needed, **arguments})
+
+
+def batch(module, embeddings=x):
+    """What a loss is called with."""
+    g = torch.Generator().manual_seed(1)
+    given = {
+        "embeddings": embeddings,
+        "labels": y,
+        "ref_emb": torch.randn(embeddings.shape, generator=g),
+        "teacher": torch.randn(len(embeddings), 7, generator=g),
+        "probabilities": torch.rand(len(embeddings), 3, generator=g).softmax(1),
+    }
+    names = inspect.signature(module.forward).parameters
+    if "indices_tuple" in names:
+        given = {k: given[k] for k in ("embeddings", "labels")}
+    return {k: v for k, v in given.items() if k in names}
+
+
+def step(module, embeddings=x):
+    """Value and gradient of a step."""
+    leaf = embeddings.clone().requires_grad_()
+    value = module(**batch(module, leaf))
+    return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+
+# ---- arguments
+
+
+HOSTILE = {
+    "a list": [],
+    "a dictionary": {},
+    "a string": "a",
+    "names": ["cosine"],
+    "bytes": b"a",
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "-1": -1,
+    "1e300": 1e300,
+    "1e-320": 1e-320,
+    "a huge integer": 10**400,
+    "10^30": 10**30,
+    "2^40": 1 << 40,
+    "two numbers": torch.ones(2),
+    "a parameter": nn.Parameter(torch.tensor(0.5)),
+    "an object": object(),
+}
+MINERS = {name: m for name, m in vars(miners).items() if inspect.isclass(m) and issubclass(m, nn.Module)}
+CONSTRUCTED = {**losses.MODULES, **MINERS}
+
+
+def tried(name, argument, value):
+    """None where the value is taken and runs; else what went wrong."""
+    module = CONSTRUCTED[name]
+    try:
+        if name in losses.MODULES:
+            step(build(name, **{argument: value}))
+        else:
+            tuple(module(**{argument: value})(x, y))
+    except ValueError as error:
+        return None if str(error).startswith(f"{argument}: ") else f"{error}"
+    except Exception as error:
+        set_by_class = isinstance(error, TypeError) and "multiple values" in str(error)
+        return None if set_by_class else f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("name", CONSTRUCTED)
+def test_a_hostile_argument_is_refused_by_name_or_taken(name):
+    wrong = {
+        (argument, kind): found
+        for argument in constructor(CONSTRUCTED[name])
+        for kind, value in HOSTILE.items()
+        if (found := tried(name, argument, value)) is not None
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", losses.MODULES)
+def test_a_number_may_come_as_a_tensor(name):
+    """Of one number, that wants no gradient; integers too, and numbers of numpy."""
+    for argument, p in constructor(losses.MODULES[name]).items():
+        default = NEEDED.get(argument) if p.default is inspect.Parameter.empty else p.default
+        if isinstance(default, bool) or not isinstance(default, (int, float)):
+            continue
+        if argument in ("seed", "triplets_per_anchor", "proxies_per_class"):
+            continue
+        true = step(build(name, **{argument: default}))
+        given = torch.tensor(default, dtype=torch.float64 if isinstance(default, float) else None)
+        for a, b in zip(step(build(name, **{argument: given})), true):
+            assert torch.equal(a, b), argument
+
+
+@pytest.mark.parametrize("name", losses.MODULES)
+def test_a_parameter_that_is_not_learnt_is_refused(name):
+    """It would stand in `parameters()` and never get a gradient."""
+    for argument, p in constructor(losses.MODULES[name]).items():
+        if not isinstance(p.default, float) or argument in losses.MODULES[name].learnt:
+            continue
+        with pytest.raises(ValueError, match=f"^{argument}: expected"):
+            build(name, **{argument: nn.Parameter(torch.tensor(p.default))})
+
+
+@pytest.mark.parametrize("name", ["SphereFaceLoss", "LargeMarginSoftmaxLoss"])
+def test_a_multiple_of_the_angle_is_bounded(name):
+    assert torch.isfinite(step(build(name, margin=64))[1]).all()
+    for wrong in (65, 10**19, 1e19, 0, 2.5):
+        with pytest.raises(ValueError, match="^margin: expected an integer from 1 to 64, got"):
+            build(name, margin=wrong)
+
+
+# ---- reductions
+
+REDUCED = [(name, backend) for name in losses.MODULES for backend in BACKENDS]
+
+
+@pytest.mark.parametrize("name, backend", REDUCED)
+def test_reductions_are_those_of_the_rows(name, backend):
+    """Each that is accepted runs forward and backward: "sum" and "nonzero" are those of the rows that
+    "none" returns, and "mean" is a positive multiple of the sum. Others are refused by name."""
+    found = {}
+    for kind in ("mean", "sum", "nonzero", "none"):
+        try:
+            module = build(name, reduction=kind, backend=backend).eval()
+        except ValueError as error:
+            assert str(error).startswith("reduction: expected"), error
+            assert kind not in losses.MODULES[name].reductions
+            continue
+        try:
+            found[kind] = step(module)
+        except ValueError as error:
+            if not str(error).startswith("backend:"):
+                raise
+            return
+    close = {"rtol": 2e-5, "atol": 2e-6}
+    if "sum" in found:
+        (mean, d_mean), (total, d_total) = found["mean"], found["sum"]
+        assert mean * total >= 0
+        if mean != 0:
+            torch.testing.assert_close(d_mean * (total / mean), d_total, **close)
+    if "none" not in found:
+        return
+    rows, d_rows = found["none"]
+    assert rows.dim() == 1
+    torch.testing.assert_close(rows.sum(), found["sum"][0], **close)
+    torch.testing.assert_close(d_rows, found["sum"][1], **close)
+    if "nonzero" in found:
+        share = 1 / (rows > 0).sum().clamp(min=1)
+        torch.testing.assert_close(found["nonzero"][0], rows.sum() * share, **close)
+        torch.testing.assert_close(found["nonzero"][1], d_rows * share, **close)
+
+
+# ---- draws under activation checkpointing
+
+DRAWING = {
+    "margin, 2 of each": lambda: losses.MarginLoss(triplets_per_anchor=2),
+    "margin, by distance": lambda: losses.MarginLoss(triplets_per_anchor="distance_weighted"),
+    "triplets, 2 of each": lambda: losses.TripletMarginLoss(triplets_per_anchor=2),
+    "SOPRC": lambda: losses.SOPRCLoss(3, momentum=0.5),
+    "mixtures": lambda: losses.RecallAtKLoss(simix=True),
+    "miner": lambda: Mined(),
+}
+
+
+class Mined(nn.Module):
+    """A miner that draws, and its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.miner, self.loss = miners.DistanceWeightedMiner(), losses.MarginLoss()
+
+    def forward(self, embeddings, labels):
+        return self.loss(embeddings, labels, self.miner(embeddings, labels))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_step_is_the_same_under_activation_checkpointing(name, reentrant):
+    found = []
+    for checkpointed in (False, True):
+        module = DRAWING[name]().train()
+        steps = []
+        for k in range(2):  # the second with what the first has left
+            torch.manual_seed(k)
+            leaf = x.clone().requires_grad_()
+            if checkpointed:
+                value = checkpoint(lambda e, m=module: m(e * 1, y), leaf, use_reentrant=reentrant)
+            else:
+                value = module(leaf * 1, y)
+            value.backward()
+            steps += [value.detach(), leaf.grad]
+        found.append([*steps, *module.state_dict().values()])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+# ---- swapped triplets
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("similarity", ["distance", "cosine", "raw_squared_distance"])
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_swapped_triplets_are_those_listed(rectangular, similarity, smooth, monkeypatch):
+    """Every triplet (a, p, n) one by one, with the nearer of both distances; blocks of every size."""
+    g = torch.Generator().manual_seed(4)
+    e = torch.randn(14, 5, generator=g, dtype=torch.float64)
+    e[3], e[8] = e[2], e[2]  # equal ones: of one class and of two
+    labels = torch.tensor([4, 4, 4, 4, 4, 4, 1, 1, 1, 7, 7, 7, 9, 4])
+    ref, ref_labels, own = None, None, None
+    columns, copies = labels, torch.arange(14)
+    if rectangular:
+        ref = torch.cat([torch.randn(6, 5, generator=g, dtype=torch.float64), e])
+        ref_labels = columns = torch.cat([torch.tensor([4, 1, 7, 7, 3, 3]), labels])
+        own, copies = 6, copies + 6
+    loss = losses.TripletMarginLoss(0.3, swap=True, smooth_loss=smooth, similarity=similarity)
+    i, j = torch.arange(14)[:, None], torch.arange(len(columns))
+    a, p = ((labels[:, None] == columns) & (copies[i] != j)).nonzero(as_tuple=True)
+    t, n = (labels[a, None] != columns).nonzero(as_tuple=True)
+    listed = (a[t], p[t], n)
+
+    def step(*batch, **more):
+        leaf = e.clone().requires_grad_()
+        value = loss(leaf, *batch, **more)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+    true = step(labels, listed, ref, ref_labels, own=own)
+    for size in (1, 60, 1 << 20):
+        monkeypatch.setattr("fastdml.losses.triplet.swapped._AT_ONCE", size)
+        for reduction in ("mean", "sum", "nonzero"):
+            loss.reduction = reduction
+            if reduction != "mean" and size > 1:
+                continue
+            true = step(labels, listed, ref, ref_labels, own=own)
+            for f, r in zip(step(labels, None, ref, ref_labels, own=own), true):
+                torch.testing.assert_close(f, r, rtol=1e-10, atol=1e-12)
+        loss.reduction = "mean"

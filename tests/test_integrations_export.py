@@ -1,0 +1,179 @@
+"""A trained embedder saved, loaded, and embedding files."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from fastdml import cli
+from fastdml.demo.data import load_icons
+from fastdml.demo.model import SmallCNN
+from fastdml.integrations import load_embedder, save_embedder
+
+IMAGE = {"size": 32, "channels": 1}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Weights and running statistics that no fresh network has."""
+    torch.manual_seed(0)
+    model = SmallCNN(embedding_size=16, width=4)
+    model(torch.rand(8, 1, 32, 32))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedder")
+    save_embedder(trained, folder, arguments={"embedding_size": 16, "width": 4}, image=IMAGE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def icons():
+    return load_icons(max_classes=4)[0]
+
+
+def embed(*argv, capsys=None) -> tuple[int, str]:
+    try:
+        status = cli.main(["embed", *map(str, argv)])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    said = capsys.readouterr()
+    return status, said.out + said.err
+
+
+def test_what_is_loaded_is_what_was_saved(trained, saved, icons):
+    with torch.inference_mode():
+        want = trained(icons.pixels)
+        loaded = load_embedder(saved)
+        assert not loaded.training and torch.equal(loaded(icons.pixels), want)
+        given = SmallCNN(16, 4)
+        assert load_embedder(saved, model=given) is given
+        assert torch.equal(given(icons.pixels), want)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_arrays_and_a_folder_of_images(trained, saved, icons, tmp_path, capsys):
+    from PIL import Image
+
+    with torch.inference_mode():
+        want = trained(icons.pixels).numpy()
+    np.save(tmp_path / "inputs.npy", icons.pixels.numpy())
+    np.savez(tmp_path / "inputs.npz", pixels=icons.pixels.numpy(), other=np.zeros(3))
+    for i, (pixels, label) in enumerate(zip(icons.pixels, icons.labels)):
+        folder = tmp_path / "images" / icons.names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels[0] * 255).round().byte().numpy()).save(folder / f"{i:03}.png")
+
+    out = tmp_path / "made" / "out.npy"
+    for inputs, more in (("inputs.npy", ()), ("inputs.npz", ("--key", "pixels"))):
+        status, said = embed(saved, tmp_path / inputs, out, "--batch-size", 7, *more, capsys=capsys)
+        assert status == 0 and f"{len(want)} x 16" in said
+        np.testing.assert_allclose(np.load(out), want, rtol=1e-5, atol=1e-6)
+
+    assert embed(saved, tmp_path / "images", out, capsys=capsys)[0] == 0
+    files = out.with_suffix(".files.txt").read_text().splitlines()
+    labels = out.with_suffix(".labels.txt").read_text().splitlines()
+    order = [int(name.rpartition("/")[2].removesuffix(".png")) for name in files]
+    assert sorted(order) == list(range(len(want))) and files == sorted(files)
+    np.testing.assert_allclose(np.load(out), want[order], rtol=1e-4, atol=1e-5)
+    assert labels == [icons.names[icons.labels[i]] for i in order]
+
+
+def test_images_of_other_shapes_are_fitted(tmp_path):
+    from PIL import Image
+
+    from fastdml.integrations.files import Images
+
+    Image.new("RGB", (100, 50), (255, 0, 0)).save(tmp_path / "wide.png")
+    inputs = Images(tmp_path, {"size": 10, "mean": [0.5, 0.5, 0.5], "std": 0.5})
+    (found,) = inputs.part(0, 1)
+    assert found.shape == (3, 10, 10) and inputs.labels == ["."]
+    assert (found[1:] == -1).all() and (found[0, 3:7] == 1).all() and (found[0, :2] == -1).all()
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda f: (f / "config.json").unlink(), r"folder: expected config.json in"),
+        (lambda f: (f / "model.safetensors").unlink(), r"folder: expected model.safetensors in"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json: expected JSON"),
+        (lambda f: (f / "config.json").write_text("{}"), "config.json: expected format 1"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "expected safetensors"),
+        (lambda f: edit(f, model="os:system"), "expected the name of a class of networks, got 'os:system'"),
+        (lambda f: edit(f, arguments={"width": 8}), "expected those of a network with the same weights"),
+        (lambda f: edit(f, arguments={"depth": 8}), "arguments: expected those of SmallCNN"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(change, message, trained, tmp_path):
+    save_embedder(trained, tmp_path, arguments={"embedding_size": 16, "width": 4})
+    change(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_embedder(tmp_path)
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_what_could_not_be_loaded_is_not_saved(trained, tmp_path):
+    class Local(nn.Module):
+        pass
+
+    for call, message in (
+        (lambda f: save_embedder(trained, f), "arguments: expected those of a network with the same"),
+        (lambda f: save_embedder(trained, f, arguments={"embedding_size": {1}}), "expected what JSON has"),
+        (lambda f: save_embedder(Local(), f), "model: expected one of a class that can be imported"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "inputs,output,more,message",
+    [
+        ("flat.npy", "out.npy", (), "expected numbers [N, ...]"),
+        ("text.npy", "out.npy", (), "expected an npy or npz file"),
+        ("two.npz", "out.npy", (), "--key: expected one of a, b, got None"),
+        ("flat.npy", "out.txt", (), "output: expected a name that ends in .npy"),
+        ("empty", "out.npy", (), "expected images"),
+        ("flat.npy", "out.npy", ("--device", "cuda:99"), "--device: expected one that is here"),
+        ("flat.npy", "out.npy", ("--batch-size", "0"), "--batch-size: expected an integer"),
+    ],
+)
+def test_wrong_files_are_named(inputs, output, more, message, saved, tmp_path, capsys):
+    np.save(tmp_path / "flat.npy", np.zeros(3))
+    (tmp_path / "text.npy").write_text("text")
+    np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
+    (tmp_path / "empty").mkdir()
+    if "cuda:99" in more and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    status, said = embed(saved, tmp_path / inputs, tmp_path / output, *more, capsys=capsys)
+    assert status == 2 and message in " ".join(said.split())
+    assert not (tmp_path / output).exists()
+
+
+def test_the_document_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "embedders.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    pixels = np.random.default_rng(0).random((5, 1, 32, 32), dtype=np.float32)
+    np.save("inputs.npy", pixels)
+    np.savez("images.npz", pixels=pixels)
+    from PIL import Image
+
+    (tmp_path / "photographs" / "some").mkdir(parents=True)
+    Image.new("L", (40, 30)).save("photographs/some/one.jpg")
+    commands = re.findall(r"^    fastdml (embed .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert cli.main(command.split()) == 0
+    assert "embeddings.npy: 1 x 64" in capsys.readouterr().out

@@ -1,0 +1,95 @@
+"""Printed tile functors against the specification in double precision."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from triton_mode import DEVICE
+
+import fastdml
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "language"))
+import described  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def documented():
+    world, found = {}, {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/language.md").read_text(), re.S):
+        exec(block, world)
+        found[world["loss"].description().name] = world["loss"]
+    return found
+
+
+def siglip_like(p, scale, bias):
+    u = scale * p.s + bias
+    return described.sum(described.softplus(-u), where=p.positive) + described.sum(
+        described.softplus(u), where=p.negative
+    )
+
+
+def nt_xent(p, scale):
+    level = described.log_sum_exp(scale * p.s, where=p.negative)
+    return described.sum(described.softplus(level - scale * p.s), where=p.positive)
+
+
+def losses():
+    made = documented()
+    learnt = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in (("scale", 5.0), ("bias", -1.0))}
+    made["siglip"] = fastdml.row_loss(siglip_like, parameters=learnt)
+    made["nt_xent"] = fastdml.row_loss(nt_xent, parameters={"scale": 12.0})
+    for name, parameters in (
+        (
+            "binomial_deviance",
+            {"alpha": 2.0, "beta": 25.0, "base": 0.5, "max_positive": float("1e9")},
+        ),
+        ("circle", {"m": 0.4, "gamma": 20.0}),
+        ("sup_con", {"scale": 10.0, "pull": 1.0, "push": 1.0}),
+    ):
+        made[name] = fastdml.row_loss(getattr(described, name), parameters=parameters)
+    return made
+
+
+LOSSES = losses()
+
+
+def gradients(loss, backend, dtype, other):
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(37, 20, generator=g).to(DEVICE, dtype).requires_grad_()
+    y = torch.randint(0, 5, (37,), generator=g).to(DEVICE)
+    t = torch.randn(37, 7, generator=g).to(DEVICE, dtype)
+    loss = loss.to(dtype)
+    loss.backend = backend
+    leaves, further = [x, *loss.parameters()], {}
+    if loss.description().taught:
+        further["teacher"] = t
+    if other and not further:
+        r = torch.randn(50, 20, generator=g).to(DEVICE, dtype).requires_grad_()
+        leaves.append(r)
+        value = loss(x, y, None, r, torch.arange(50, device=DEVICE) % 6)
+    else:
+        value = loss(x, y, **further)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["one set", "two sets"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_printed_tiles(name, other):
+    exact = gradients(LOSSES[name], "dense", torch.float64, other)
+    plain = gradients(LOSSES[name], "dense", torch.float32, other)
+    found = gradients(LOSSES[name], "triton", torch.float32, other)
+    for a, b, c in zip(found, plain, exact):
+        assert torch.isfinite(a).all()
+        bound = 6 * (b - c).abs().max() + 4e-7 * c.abs().max() + 1e-9
+        assert (a - c).abs().max() <= bound
