@@ -224,7 +224,8 @@ class SampleLoss(Loss):
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
             )
-        if description.tuples == "weights" and len(batch) > 2 and batch[2] is not None:
+        listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
+        if description.tuples == "weights" and listed:
             embeddings, labels, indices, *ref = batch
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")
