@@ -15,6 +15,7 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
+from ...mining.places import places
 from ..base import SampleLoss, Term
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
 from ..twotower.paired import PairedLoss
@@ -92,8 +93,7 @@ class NPairsLoss(SampleLoss):
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
     negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
-    many classes have two samples, where a compiled graph breaks: torch.compile(fullgraph=True) takes form
-    "all" only. Other arguments: see `SampleLoss`.
+    many classes have two samples. Other arguments: see `SampleLoss`.
     """
 
     function = "n_pairs"
@@ -148,10 +148,12 @@ class NPairsLoss(SampleLoss):
             anchors, positives, weight = _random_positives(y, generator)
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
-        if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
+        # A graph holds the case of pairs alone, whose number it does not know.
+        if not torch.compiler.is_compiling() and anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
             return [Term(_nothing, (embeddings, self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
-        x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
+        both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
+        x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
         every = self.form == "all"
         description = dataclasses.replace(self.description(), paired=paired)
         call = self.call(
@@ -243,14 +245,15 @@ def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         order = y[a].argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = y[a][order][1:] != y[a][order][:-1]
-        return a[order][first], p[order][first]
+        kept = order[places(first)]
+        return a[kept], p[kept]
     order = y.argsort(stable=True)
     found = y[order]
     first = torch.ones_like(found, dtype=torch.bool)
     first[1:] = found[1:] != found[:-1]
     again = torch.zeros_like(first)
     again[:-1] = ~first[1:]
-    start = (first & again).nonzero()[:, 0]
+    start = places(first & again)
     return order[start], order[start + 1]
 
 
