@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .engine import check
+from .engine.places import pairs_within
 from .engine.similarity import unit
-from .mining.places import pairs_within
 
 
 def similarity_mixup(

@@ -118,6 +118,8 @@ def test_a_number_may_come_as_a_tensor(name):
             continue
         if argument in ("seed", "triplets_per_anchor", "proxies_per_class"):
             continue
+        if name == "ProxyNCAPlusPlusLoss" and argument == "softmax_scale":
+            continue  # its temperature says it
         true = step(build(name, **{argument: default}))
         given = torch.tensor(default, dtype=torch.float64 if isinstance(default, float) else None)
         for a, b in zip(step(build(name, **{argument: given})), true):
@@ -166,7 +168,7 @@ def test_reductions_are_those_of_the_rows(name, backend):
                 raise
             return
     close = {"rtol": 2e-5, "atol": 2e-6}
-    if "sum" in found:
+    if "sum" in found and not module.description().combined:
         (mean, d_mean), (total, d_total) = found["mean"], found["sum"]
         assert mean * total >= 0
         if mean != 0:

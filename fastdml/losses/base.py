@@ -13,11 +13,11 @@ from ..engine import check
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
+from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .foreign import reduction_of, similarity_of
 from .representation import arguments, constructor
 
 Regularizer = Callable[[Tensor], Tensor]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
+from ...engine.places import places
 from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
-from ...mining.places import places
 from ..base import SampleLoss, Term
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
 from ..twotower.paired import PairedLoss
