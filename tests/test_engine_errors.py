@@ -90,7 +90,7 @@ WRONG = {
     # arguments of functions
     "scales": (lambda: F.info_nce(x, x, torch.ones(3)), r"scale: expected one number, got torch.float32 \(3,\)"),
     "scale NaN": (lambda: F.info_nce(x, x, float("nan")), "scale: expected a finite number, got nan"),
-    "scale type": (lambda: F.siglip(x, x, "a"), "scale: expected a finite number, got a"),
+    "scale type": (lambda: F.siglip(x, x, "a"), "scale: expected a finite number, got 'a'"),
     "biases": (lambda: F.siglip(x, x, bias=torch.ones(2)), r"bias: expected one number, got torch.float32 \(2,\)"),
     "probabilities": (lambda: F.pce(x, y * 0, x.to("meta")), "probabilities: expected device cpu, that of embeddings, got meta"),
     "label distances": (lambda: F.log_ratio(x, label_distance=x[1:, 0].to("meta")), "label_distance: expected device cpu, that of embeddings, got meta"),

@@ -110,6 +110,8 @@ def test_a_number_may_come_as_a_tensor(name):
             continue
         if argument in ("seed", "triplets_per_anchor", "proxies_per_class"):
             continue
+        if name == "ProxyNCAPlusPlusLoss" and argument == "softmax_scale":
+            continue  # its temperature says it
         true = step(build(name, **{argument: default}))
         given = torch.tensor(default, dtype=torch.float64 if isinstance(default, float) else None)
         for a, b in zip(step(build(name, **{argument: given})), true):
@@ -158,7 +160,7 @@ def test_reductions_are_those_of_the_rows(name, backend):
                 raise
             return
     close = {"rtol": 2e-5, "atol": 2e-6}
-    if "sum" in found:
+    if "sum" in found and not module.description().combined:
         (mean, d_mean), (total, d_total) = found["mean"], found["sum"]
         assert mean * total >= 0
         if mean != 0:
@@ -229,7 +231,9 @@ def test_swapped_triplets_are_those_listed(rectangular, similarity, smooth, monk
     """Every triplet (a, p, n) one by one, with the nearer of both distances; blocks of every size."""
     g = torch.Generator().manual_seed(4)
     e = torch.randn(14, 5, generator=g, dtype=torch.float64)
-    e[3], e[8] = e[2], e[2]  # equal ones: of one class and of two
+    e[8] = e[2]  # equal ones: of two classes, and of one where products do not decide which is nearer
+    if similarity != "cosine":
+        e[3] = e[2]
     labels = torch.tensor([4, 4, 4, 4, 4, 4, 1, 1, 1, 7, 7, 7, 9, 4])
     ref, ref_labels, own = None, None, None
     columns, copies = labels, torch.arange(14)
@@ -248,7 +252,6 @@ def test_swapped_triplets_are_those_listed(rectangular, similarity, smooth, monk
         value = loss(leaf, *batch, **more)
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
-    true = step(labels, listed, ref, ref_labels, own=own)
     for size in (1, 60, 1 << 20):
         monkeypatch.setattr("fastdml.losses.triplet.swapped._AT_ONCE", size)
         for reduction in ("mean", "sum", "nonzero"):

@@ -13,10 +13,11 @@ from ..engine import check
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
+from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
+from ..engine.registry import FIELDS
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .foreign import reduction_of, similarity_of
 from .representation import arguments, constructor
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -81,7 +82,8 @@ class Loss(nn.Module):
             embeddings), "raw_distance" and "raw_squared_distance" (not normalised). Most losses are
             defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
-        validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
+        validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation. In
+            a compiled graph, which cannot raise a ValueError of values, it is a RuntimeError as it runs.
         distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
             these have their like.
         embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
@@ -164,10 +166,8 @@ class Loss(nn.Module):
     def description(self) -> RowLoss:
         """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
         assert self.describes is not None
-        fields = dataclasses.fields(self.describes)
-        return self.describes(
-            **{f.name: getattr(self, f.name) for f in fields if hasattr(self, f.name)}
-        )
+        names = FIELDS[self.describes.name]
+        return self.describes(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls whose values add up to the loss, of the arguments of `forward`."""

@@ -27,6 +27,9 @@ class Miner(nn.Module):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
+
+    Args:
+        distance: an object of pytorch-metric-learning's: the one that the miner compares by, or None.
     """
 
     # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
@@ -36,6 +39,12 @@ class Miner(nn.Module):
     at_once = 1 << 22  # pairs of a block
 
     _latest: weakref.ref[LazyPairs] | None = None
+
+    def __init__(self, *, distance: object = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if distance is not None and similarity_of(distance, name) != self.similarity:
+            raise ValueError(f"distance: {name} compares by {self.similarity!r} alone, got {distance!r}")
 
     def forward(
         self,
@@ -110,8 +119,8 @@ class MultiSimilarityMiner(Miner):
     `(a1, p, a2, n)`; `MultiSimilarityLoss` then mines inside its own pass and no index exists.
     """
 
-    def __init__(self, epsilon: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, epsilon: float = 0.1, *, distance: object = None) -> None:
+        super().__init__(distance=distance)
         self.epsilon = check.finite(epsilon, "epsilon")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -145,8 +154,14 @@ class BatchEasyHardMiner(Miner):
 
     similarity = "distance"
 
-    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        pos_strategy: str = "easy",
+        neg_strategy: str = "semihard",
+        *,
+        distance: object = None,
+    ) -> None:
+        super().__init__(distance=distance)
         check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
         self.pos_strategy = pos_strategy
         self.neg_strategy = neg_strategy
@@ -172,8 +187,8 @@ class BatchHardMiner(BatchEasyHardMiner):
     anchors = (0,)
     tensors = 3
 
-    def __init__(self) -> None:
-        super().__init__("hard", "hard")
+    def __init__(self, *, distance: object = None) -> None:
+        super().__init__("hard", "hard", distance=distance)
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
         a, p, _, n = super()._choose(d, positive, negative, number)
@@ -202,9 +217,14 @@ class DistanceWeightedMiner(Miner):
     at_once = 1 << 18  # a draw is several 64-bit numbers per pair
 
     def __init__(
-        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
+        self,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float = 1.4,
+        *,
+        seed: int = 0,
+        distance: object = None,
     ) -> None:
-        super().__init__()
+        super().__init__(distance=distance)
         self.cutoff = check.positive(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
@@ -251,8 +271,8 @@ class NearestNegativeMiner(Miner):
 
     similarity = "distance"
 
-    def __init__(self, k: int = 1) -> None:
-        super().__init__()
+    def __init__(self, k: int = 1, *, distance: object = None) -> None:
+        super().__init__(distance=distance)
         self.k = check.count(k, "k")
 
     def rule(self) -> Mapping[str, float | str]:

@@ -276,6 +276,8 @@ def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None
     x, y = wide(batch)
     labels, columns = batch.need_labels(), batch.column_labels
     assert columns is not None
+    if batch.ref_emb is None:  # the compiler refuses a tensor that is two inputs at once
+        y, columns = x.view_as(x), labels.view_as(labels)
     loss, count = swapped_sums(
         x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
         description.margin, description.smooth,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..engine.similarity import SIMILARITIES
+from .similarity import SIMILARITIES
 
 # Euclidean distances, by whether embeddings are normalised and by their power.
 _LP = {
@@ -21,6 +21,8 @@ _REDUCERS = {
 
 def similarity_of(distance: object, loss: str) -> str:
     """The similarity of a distance object, told by its class's name and its attributes.
+
+    loss: whose argument it is, for the message.
 
     Raises:
         ValueError: naming the loss, where there is none.
