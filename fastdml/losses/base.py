@@ -107,6 +107,8 @@ class Loss(nn.Module):
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # How many classes' labels, from 0 on, the loss takes; None: any.
+    num_classes: int | None = None
 
     def __init__(
         self,
