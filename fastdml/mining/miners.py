@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.call import Call, statistic_type
+from ..engine.foreign import similarity_of
 from ..engine.loss import RowLoss
 from ..engine.problem import Problem
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest

@@ -114,6 +114,7 @@ class PNPLoss(SampleLoss):
     """
 
     function = "pnp"
+    mean_over = "queries with a positive"
 
     def __init__(
         self,

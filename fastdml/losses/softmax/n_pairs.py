@@ -97,6 +97,7 @@ class NPairsLoss(SampleLoss):
     """
 
     function = "n_pairs"
+    mean_over = "anchors"
     inputs = {"anchors": (), "positives": (), "generator": ()}
 
     def __init__(
@@ -184,6 +185,7 @@ class PairedNPairsLoss(PairedLoss):
     """
 
     function = "n_pairs_mc"
+    mean_over = "pairs"
     default_similarity = "dot"
 
     def __init__(
