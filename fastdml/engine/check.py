@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .call import REDUCTIONS
-from .similarity import PRODUCT, SIMILARITIES
+from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return x.detach().to(wide_type(x))
 
 
 def embeddings(x: Tensor, name: str, validate: bool = False) -> None:

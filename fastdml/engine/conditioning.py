@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .similarity import EPSILON, lengths, power_of_two
+from .similarity import EPSILON, lengths, power_of_two, wide_type
 
 # Beyond 2^this and below its inverse a row's largest value is brought near 1.
 _FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
@@ -49,7 +49,7 @@ def in_range(x: Tensor, shorter: bool = True) -> tuple[Tensor, Tensor | None]:
     """
     if x.dtype == torch.float16 or x.shape[1] == 0:  # every length fits the products
         return x, None
-    kind = torch.promote_types(x.dtype, torch.float32)
+    kind = wide_type(x)
     largest = torch.linalg.vector_norm(x, torch.inf, dim=1).to(kind)
     exponent = torch.frexp(largest).exponent
     far = _FAR[x.dtype]

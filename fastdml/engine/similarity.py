@@ -164,7 +164,7 @@ class Metric:
 
     def paired(self, a: Tensor, c: Tensor, epsilon: float = 0.0) -> Tensor:
         """[M] differentiable: row i of a [M, D] with row i of c [M, D]."""
-        kind = torch.promote_types(torch.promote_types(a.dtype, c.dtype), torch.float32)
+        kind = wide_type(a, c)
         a, c = a.to(kind), c.to(kind)
         if self.normalized:
             a, c = a if self.raw_anchors else unit(a), unit(c)
@@ -253,9 +253,14 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(none, torch.zeros_like(x), near_one / safe)
 
 
+def wide_type(*tensors: Tensor) -> torch.dtype:
+    """float64 where one is, else float32. (torch promotes no type of 8 bits.)"""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def lengths(x: Tensor) -> Tensor:
     """[rows, 1] lengths of the rows of x [rows, D], differentiable; in float32, or float64 for such rows."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(wide_type(x))
     near_one, exponent = _near_one(x)
     norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
     return norm * power_of_two(exponent, x.dtype)

@@ -106,6 +106,8 @@ class Loss(nn.Module):
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
+    # What reduction="mean" is the mean over.
+    mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
@@ -197,7 +199,16 @@ class Loss(nn.Module):
         return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
-        return arguments(self)
+        means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
+        over = means.get(self.reduction)
+        return arguments(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def nonzero_over(self) -> str:
+        """What reduction="nonzero" is the mean over, where it is above 0: rows, or pairs if there are none."""
+        if "none" not in self.reductions:
+            return self.mean_over
+        return "classes" if self.description().rows == "proxies" else "samples"
 
 
 class SampleLoss(Loss):

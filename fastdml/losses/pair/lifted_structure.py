@@ -128,6 +128,7 @@ class LiftedStructureLoss(SampleLoss):
     """
 
     function = "lifted_structure"
+    mean_over = "positive pairs"
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"

@@ -109,6 +109,7 @@ class NPairsLoss(SampleLoss):
     """
 
     function = "n_pairs"
+    mean_over = "anchors"
     inputs = {"anchors": (), "positives": (), "generator": ()}
 
     def __init__(
@@ -205,6 +206,7 @@ class PairedNPairsLoss(PairedLoss):
     """
 
     function = "n_pairs_mc"
+    mean_over = "pairs"
     default_similarity = "dot"
 
     def __init__(

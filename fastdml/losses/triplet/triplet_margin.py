@@ -204,6 +204,12 @@ class TripletMarginLoss(TripletLoss):
         self.sort = sort
         _check_form(self.description(), swap, triplets_per_anchor)
 
+    @property
+    def mean_over(self) -> str:  # type: ignore[override]
+        if self.normalizer == "anchors":
+            return "samples"
+        return "triplets" if self.smooth_loss or self.normalizer == "triplets" else "triplets above 0"
+
     def description(self) -> TripletMargin:
         return TripletMargin(
             self.margin,

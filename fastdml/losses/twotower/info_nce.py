@@ -88,6 +88,7 @@ class InfoNCELoss(PairedLoss):
     """
 
     function = "info_nce"
+    mean_over = "pairs"
     inputs = {"scale": ("temperature", "learnable")}
     positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")
