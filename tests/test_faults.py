@@ -138,7 +138,7 @@ def test_a_parameter_that_is_not_learnt_is_refused(name):
 def test_a_multiple_of_the_angle_is_bounded(name):
     assert torch.isfinite(step(build(name, margin=64))[1]).all()
     for wrong in (65, 10**19, 1e19, 0, 2.5):
-        with pytest.raises(ValueError, match="^margin: expected an integer from 1 to 64, got"):
+        with pytest.raises(ValueError, match=r"^margin: expected an integer from 1 to 64, got"):
             build(name, margin=wrong)
 
 
