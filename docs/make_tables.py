@@ -146,7 +146,9 @@ def reductions() -> str:
         needed = {p.name for p in asked if p.default is p.empty} & set(known)
         loss = module(**{k: known[k] for k in needed})
         nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
-        none = ("[C]" if loss.description().rows == "proxies" else "[B]") if "none" in loss.reductions else "–"
+        none = "–"
+        if "none" in loss.reductions:
+            none = "[C]" if loss.description().rows == "proxies" else "[B]"
         lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def over_samples():
             yield name
 
 
-@pytest.mark.parametrize("name", over_samples())
+@pytest.mark.parametrize("name", list(over_samples()))
 def test_the_same_tensor_as_both_sets_is_one_set(name):
     loss = getattr(losses, name)()
     true = value_and_gradient(loss, e, y)
@@ -62,7 +62,7 @@ def test_the_same_tensor_as_both_sets_is_one_set(name):
     same(value_and_gradient(lambda x: loss(x, y, ref_emb=x, ref_labels=y.clone()), e), true)
 
 
-@pytest.mark.parametrize("name", over_samples())
+@pytest.mark.parametrize("name", list(over_samples()))
 @pytest.mark.parametrize("with_own", [False, True])
 def test_a_function_of_indices_is_its_labels(name, with_own):
     """Whether it calls a sample its own positive or not: that is the loss's affair."""

@@ -203,7 +203,7 @@ class Loss(nn.Module):
 
     @property
     def nonzero_over(self) -> str:
-        """What reduction="nonzero" is the mean over, where it is above 0: rows, or pairs if there are none."""
+        """What reduction="nonzero" is the mean over, where above 0: rows, or pairs if there are none."""
         if "none" not in self.reductions:
             return self.mean_over
         return "classes" if self.description().rows == "proxies" else "samples"
