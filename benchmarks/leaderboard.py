@@ -52,7 +52,7 @@ Record = dict[str, Any]
 
 
 @dataclasses.dataclass
-class Session:
+class Work:
     """Where results go, when to stop, and what to show."""
 
     output: Path
@@ -115,25 +115,25 @@ class Session:
         self.bars.remove_task(inner)
 
 
-def _budget(session: Session, rates: dict[str, float], **changes: Any) -> Budget:
-    steps, batch = (4, 32) if session.quick else (session.steps, BATCH)
+def _budget(work: Work, rates: dict[str, float], **changes: Any) -> Budget:
+    steps, batch = (4, 32) if work.quick else (work.steps, BATCH)
     chosen = {k: v for k, v in rates.items() if k in ("rate", "proxy_rate")}
-    settings = {"steps": steps, "batch": batch, "shared": session.output / "sources", **chosen}
+    settings = {"steps": steps, "batch": batch, "shared": work.output / "sources", **chosen}
     return Budget(**{**settings, **changes})
 
 
-def _task(session: Session, name: str) -> data.Task:
-    return data.load(name, 40 if session.quick else None)
+def _task(work: Work, name: str) -> data.Task:
+    return data.load(name, 40 if work.quick else None)
 
 
-def _tuning_file(session: Session, task: str, entry: str) -> Path:
+def _tuning_file(work: Work, task: str, entry: str) -> Path:
     safe = "".join(c if c.isalnum() else "-" for c in entry)
-    return session.output / "tuning" / f"{task}-{safe}.jsonl"
+    return work.output / "tuning" / f"{task}-{safe}.jsonl"
 
 
-def _rates(session: Session, task: str, entry: str) -> dict[str, float]:
+def _rates(work: Work, task: str, entry: str) -> dict[str, float]:
     """The best of what tuning saw; nothing: the defaults."""
-    path = _tuning_file(session, task, entry)
+    path = _tuning_file(work, task, entry)
     if not path.exists():
         return {}
     trials = [json.loads(line) for line in path.read_text().splitlines()]
@@ -141,13 +141,13 @@ def _rates(session: Session, task: str, entry: str) -> dict[str, float]:
     return best["setting"] if best["score"] > -math.inf else {}
 
 
-def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
+def tune(work: Work, tasks: list[str], chosen: list[str]) -> None:
     known = entries()
     jobs = [(f"{e}, {t}", 1, t, e) for t in tasks for e in chosen]
-    with session.each("tune", session.mine(jobs)) as going:
+    with work.each("tune", work.mine(jobs)) as going:
         for (task, entry), tick in going:
             plan_of = known[entry][1]
-            half = _budget(session, {}).steps // 2
+            half = _budget(work, {}).steps // 2
 
             def evaluate(
                 setting: dict[str, float],
@@ -157,77 +157,77 @@ def tune(session: Session, tasks: list[str], chosen: list[str]) -> None:
                 half: int = half,
                 tick: Callable = tick,
             ) -> float:
-                budget = _budget(session, setting, steps=half)
-                plan = plan_of(_task(session, task), budget, seed)
+                budget = _budget(work, setting, steps=half)
+                plan = plan_of(_task(work, task), budget, seed)
                 try:
                     fit(plan, lambda step, loss: tick(step * 1 / half, loss))
                 except RuntimeError:  # the loss is not finite
                     return -math.inf
                 return plan.validation()
 
-            probe = plan_of(_task(session, task), _budget(session, {}, steps=half), TUNING_SEED)
+            probe = plan_of(_task(work, task), _budget(work, {}, steps=half), TUNING_SEED)
             space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
             if any(True for part in probe.learnt for _ in part.parameters()):
                 space["proxy_rate"] = Coordinate(10, 0.1, 1000)
-            path = _tuning_file(session, task, entry)
+            path = _tuning_file(work, task, entry)
             path.parent.mkdir(parents=True, exist_ok=True)
             balance_search(
                 evaluate,
                 space,
-                budget=2 if session.quick else 7,
+                budget=2 if work.quick else 7,
                 seeds=(TUNING_SEED,),
                 ratios=(10**0.5,),
                 cache=path,
             )
 
 
-def runs(session: Session, tasks: list[str], chosen: list[str], seeds: int) -> None:
+def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
     known = entries()
-    there = {(r["task"], r["entry"], r["seed"]) for r in session.read("leaderboard")}
+    there = {(r["task"], r["entry"], r["seed"]) for r in work.read("leaderboard")}
     # A seed of everything before the next one: an interrupted board is whole, with less of a spread.
     jobs = []
     for seed in range(seeds):
         for task in tasks:
             for entry in chosen:
-                budget = _budget(session, _rates(session, task, entry))
+                budget = _budget(work, _rates(work, task, entry))
                 jobs.append((f"{entry}, {task}", budget.steps, task, entry, seed, budget))
-    jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
-    with session.each("runs", jobs) as going:
+    jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
+    with work.each("runs", jobs) as going:
         for (task, entry, seed, budget), tick in going:
             record = _settings(task, entry, seed, budget) | {"kind": known[entry][0]}
             try:
-                record |= measure(known[entry][1](_task(session, task), budget, seed), tick)
+                record |= measure(known[entry][1](_task(work, task), budget, seed), tick)
             except RuntimeError as error:
                 record["error"] = str(error)
-            session.append("leaderboard", record)
+            work.append("leaderboard", record)
 
 
-def sizes(session: Session, seeds: int) -> None:
+def sizes(work: Work, seeds: int) -> None:
     """On the glyphs, which have classes enough. The rate goes with the root of the batch size."""
     known = entries()
-    there = {(r["entry"], r["batch"], r["seed"]) for r in session.read("leaderboard-sizes")}
+    there = {(r["entry"], r["batch"], r["seed"]) for r in work.read("leaderboard-sizes")}
     jobs = []
     for seed in range(seeds):
         for entry in SIZED:
-            for batch in SIZES[: 2 if session.quick else None]:
-                seen = 256 if session.quick else SEEN
-                rates = _rates(session, "glyphs", entry)
+            for batch in SIZES[: 2 if work.quick else None]:
+                seen = 256 if work.quick else SEEN
+                rates = _rates(work, "glyphs", entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
-                budget = _budget(session, rates, steps=seen // batch, batch=batch)
+                budget = _budget(work, rates, steps=seen // batch, batch=batch)
                 budget = dataclasses.replace(budget, rate=rate)
                 jobs.append((f"{entry}, {batch}", budget.steps, entry, batch, seed, budget))
-    jobs = [j for j in session.mine(jobs) if j[2:5] not in there]
-    with session.each("batch sizes", jobs) as going:
+    jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
+    with work.each("batch sizes", jobs) as going:
         for (entry, _, seed, budget), tick in going:
             record = _settings("glyphs", entry, seed, budget)
             try:
-                record |= measure(known[entry][1](_task(session, "glyphs"), budget, seed), tick)
+                record |= measure(known[entry][1](_task(work, "glyphs"), budget, seed), tick)
             except RuntimeError as error:
                 record["error"] = str(error)
-            session.append("leaderboard-sizes", record)
+            work.append("leaderboard-sizes", record)
 
 
-def costs(session: Session, timeout: float) -> None:
+def costs(work: Work, timeout: float) -> None:
     """By fastdml's benchmark: contenders in turn, each checked against float64, memory in a process."""
     from fastdml.bench.device import device
     from fastdml.bench.measure import Settings
@@ -237,19 +237,19 @@ def costs(session: Session, timeout: float) -> None:
 
     limit = int(device("cpu").available() * 2 / 3)
     settings = Settings(torch.get_num_threads(), 2.0, limit, timeout)
-    there = {(r["loss"].partition(":")[0], r["batch"]) for r in session.read("leaderboard-costs")}
+    there = {(r["loss"].partition(":")[0], r["batch"]) for r in work.read("leaderboard-costs")}
     jobs = [
         (f"{loss}, {b}", 1, loss, b)
         for loss in SIZED
-        for b in SIZES[: 1 if session.quick else None]
+        for b in SIZES[: 1 if work.quick else None]
         if (loss, b) not in there
     ]
-    with session.each("costs", session.mine(jobs)) as going:
+    with work.each("costs", work.mine(jobs)) as going:
         for (loss, batch), tick in going:
             workload = Workload(loss, batch, options=USUAL.get(loss, ()))
             found = compare(workload, ("auto", "pml"), settings, lambda what, share, t=tick: t(share - 1, 0))
             for record in found:
-                session.append("leaderboard-costs", dataclasses.asdict(record))
+                work.append("leaderboard-costs", dataclasses.asdict(record))
 
 
 def _settings(task: str, entry: str, seed: int, budget: Budget) -> Record:
@@ -298,7 +298,7 @@ def main() -> int:
     if not 1 <= k <= n:
         parser.error(f"--part: expected K/N with 1 <= K <= N, got {options.part}")
     torch.set_num_threads(options.threads)
-    session = Session(
+    work = Work(
         options.output, time.monotonic() + 60 * options.minutes, (k, n), options.quick, options.steps
     )
     bar = require("rich.progress")
@@ -309,17 +309,17 @@ def main() -> int:
         bar.TextColumn("{task.fields[note]}"),
         bar.TimeElapsedColumn(),
         bar.TimeRemainingColumn(),
-    ) as session.bars:
+    ) as work.bars:
         if "tune" in stages:
-            tune(session, tasks, chosen)
+            tune(work, tasks, chosen)
         if "runs" in stages:
-            runs(session, tasks, chosen, options.seeds)
+            runs(work, tasks, chosen, options.seeds)
         if "sizes" in stages:
-            sizes(session, 1)
+            sizes(work, 1)
         if "costs" in stages:
-            costs(session, options.timeout)
+            costs(work, options.timeout)
     if "report" in stages:
-        for path in report.write(session, options.docs):
+        for path in report.write(work, options.docs):
             print(path)
     return 0
 

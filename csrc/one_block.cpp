@@ -51,7 +51,7 @@ struct Call {
 
 // Outputs, their weighted sum, and the derivatives by anchors, candidates, scalars and row values: what of
 // them was asked for. Outputs [0, 0] and nothing else where rows are too long or too short for products: the
-// caller brings them into range.
+// caller brings them into range, or refuses them.
 using Results =
     std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
@@ -109,6 +109,9 @@ Results run(const Call& c) {
   const auto empty = [&](std::vector<int64_t> shape) {
     return torch::stable::new_empty(c.anchors, shape);
   };
+  const auto declined = [&]() -> Results {
+    return {empty({0, 0}), std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt};
+  };
   // [M, values of a row]: what a functor leaves alone is 0.
   const auto zeros = [&](const OptionalTensor& like, bool wanted) -> OptionalTensor {
     if (!wanted || !like.has_value()) return std::nullopt;
@@ -126,7 +129,7 @@ Results run(const Call& c) {
     if (!one_set) col_scale = inverse_norms<T>(columns);
     if (!fastdml::in_range(data<const T>(c.anchors), dim, row_scale) ||
         !fastdml::in_range(data<const T>(columns), dim, col_scale))
-      return {empty({0, 0}), std::nullopt, std::nullopt, std::nullopt, std::nullopt, std::nullopt};
+      return declined();
   }
   const std::vector<T>& of_columns = one_set ? row_scale : col_scale;
 
@@ -169,6 +172,8 @@ Results run(const Call& c) {
   b.parameters = c.parameters.data();
 
   multiply(c.s, c.anchors, torch::stable::transpose(columns, 0, 1));
+  // Of normalised rows in range no product overflows.
+  if (!c.normalized && fastdml::poison(b.s, m * n) != T(0)) return declined();
   fastdml::run_rows(c.functor, b, c.longest);
   T poison = fastdml::poison(data<const T>(c.anchors), m * dim);
   if (!one_set) poison += fastdml::poison(data<const T>(columns), n * dim);

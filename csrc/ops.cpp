@@ -5,8 +5,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/class_index.h"
 #include "cpu/norms.h"
@@ -131,6 +134,47 @@ void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale,
   }
 }
 
+template <class T>
+double mean_of(Tensor& out, std::initializer_list<const Tensor*> sets, int64_t sample) {
+  const int64_t dim = out.numel();
+  std::vector<double> sum(dim);
+  double square = 0;
+  int64_t count = 0;
+  for (const Tensor* x : sets) {
+    const int64_t rows = x->size(0), step = std::max<int64_t>(1, (rows + sample - 1) / sample);
+    square += fastdml::add_rows(static_cast<const T*>(x->const_data_ptr()), rows, dim, x->stride(0), step,
+                                sum.data());
+    count += (rows + step - 1) / step;
+  }
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  double own = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double mean = sum[d] / count;
+    own += mean * mean;
+    to[d] = static_cast<T>(mean);
+  }
+  return own * count / square;
+}
+
+// The mean of up to `sample` rows, evenly spaced, of each set, and the share that its squared length has of
+// the mean of theirs. fastdml/engine/conditioning.py.
+std::tuple<Tensor, double> common_mean(Tensor a, OptionalTensor c, int64_t sample) {
+  const Tensor& other = c.has_value() ? *c : a;
+  STD_TORCH_CHECK(a.dim() == 2 && other.dim() == 2 && a.size(1) == other.size(1) &&
+                      (a.size(1) <= 1 || (a.stride(1) == 1 && other.stride(1) == 1)) &&
+                      a.scalar_type() == other.scalar_type(),
+                  "fastdml: common_mean takes matrices of one type stored by rows");
+  Tensor out = torch::stable::new_empty(a, {a.size(1)});
+  double share = 0;
+  if (a.scalar_type() == ScalarType::Float) {
+    share = c.has_value() ? mean_of<float>(out, {&a, &other}, sample) : mean_of<float>(out, {&a}, sample);
+  } else {
+    STD_TORCH_CHECK(a.scalar_type() == ScalarType::Double, "fastdml: x must be float32 or float64");
+    share = c.has_value() ? mean_of<double>(out, {&a, &other}, sample) : mean_of<double>(out, {&a}, sample);
+  }
+  return {out, share};
+}
+
 void inverse_norm_(Tensor out, Tensor x, double epsilon) {
   STD_TORCH_CHECK(out.is_contiguous() && x.dim() == 2 && out.numel() == x.size(0) &&
                       (x.size(1) <= 1 || x.stride(1) == 1) &&
@@ -187,6 +231,7 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
       "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
       "Tensor? row_square, Tensor? col_square, float epsilon, Tensor? anchors=None, "
       "Tensor? candidates=None) -> ()");
+  m.def("common_mean(Tensor a, Tensor? c, int sample) -> (Tensor, float)");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
 }
@@ -197,6 +242,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("total", TORCH_BOX(&fastdml::total));
   m.impl("columns_", TORCH_BOX(&columns_));
   m.impl("similarities_", TORCH_BOX(&similarities_));
+  m.impl("common_mean", TORCH_BOX(&common_mean));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));
 }

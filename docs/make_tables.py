@@ -146,9 +146,8 @@ def reductions() -> str:
         needed = {p.name for p in asked if p.default is p.empty} & set(known)
         loss = module(**{k: known[k] for k in needed})
         nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
-        none = "–"
-        if "none" in loss.reductions:
-            none = "[C]" if loss.description().rows == "proxies" else "[B]"
+        rows = "[C]" if loss.description().rows == "proxies" else "[B]"
+        none = rows if "none" in loss.reductions else "–"
         lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
     return "\n".join(lines)
 

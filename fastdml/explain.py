@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from .engine.registry import LOSSES
 from .losses import FUNCTIONS, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
+from .losses.teacher.relational_distillation import Vertices
 from .losses.triplet.listed import OneByOne
 
 
@@ -79,7 +82,9 @@ def explain(
     """
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
-        return _explained(module, module.calls(M, *batch), backend, device or M.device)
+        with _at_rest(module):
+            parts = module.calls(M, *batch)
+        return _explained(module, parts, backend, device or M.device)
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
     for name, value in sizes.items():
@@ -96,7 +101,21 @@ def explain(
         return _explained(None, [shape.call(description)], backend, on)
     classes = shape.M if shape.N is None else shape.N
     module = _module(loss, classes, shape.D)
-    return _explained(module, shape.calls(module), backend, on)
+    with _at_rest(module):
+        parts = shape.calls(module)
+    return _explained(module, parts, backend, on)
+
+
+@contextlib.contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """As in evaluation: tables do not move, and no numbers are drawn, for being asked what would run."""
+    modes = {m: m.training for m in module.modules()}
+    module.train(False)
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +132,14 @@ class _Sizes:
         one = torch.ones(1, 1, dtype=self.dtype)
         return one.expand(rows, self.D).requires_grad_(wanted)
 
-    def labels(self, rows: int) -> Tensor:
-        return torch.arange(rows) // self.per_class
+    def labels(self, rows: int, classes: int | None = None) -> Tensor:
+        found = torch.arange(rows) // self.per_class
+        return found if classes is None else found % classes
+
+    def expect_one_set(self, module: Loss) -> None:
+        if self.N not in (None, self.M):
+            name = type(module).__name__
+            raise ValueError(f"N: {name} compares a batch with itself; expected None, got {self.N}")
 
     def call(self, description: RowLoss) -> Call:
         """A call of a description alone."""
@@ -135,26 +160,29 @@ class _Sizes:
             samples, proxies = rows, columns or rows
             if module.description().rows == "proxies":
                 samples, proxies = proxies, samples
-            labels, size = self.labels(samples), module.proxies_per_class
+            size = module.proxies_per_class
             classes = -(-proxies // size)
             return module.calls(
                 self.embeddings(samples),
-                labels % classes,
+                self.labels(samples, classes),
                 proxies=self.embeddings(classes * size),
             )
         x = self.embeddings(rows)
         if "teacher" in names:
+            self.expect_one_set(module)
             return module.calls(x, self.embeddings(rows))
         if "label_distance" in names:
+            self.expect_one_set(module)
             return module.calls(x, torch.ones(1, 1).expand(rows, 2))
         if "probabilities" in names:
             return module.calls(x, self.labels(rows), torch.ones(1, 1).expand(rows, columns or 1))
         if "labels" not in names:
             return module.calls(x, self.embeddings(columns or rows))
+        labels = self.labels(rows, module.num_classes)
         if columns is None or columns == rows:
-            return module.calls(x, self.labels(rows))
-        other = self.embeddings(columns)
-        return module.calls(x, self.labels(rows), None, other, self.labels(columns))
+            return module.calls(x, labels)
+        others = self.labels(columns, module.num_classes)
+        return module.calls(x, labels, None, self.embeddings(columns), others)
 
 
 def _module(loss: Any, classes: int, dimension: int) -> Loss:
@@ -191,6 +219,9 @@ def _explained(
             found += [_of_call(call, backend, torch.device(device)) for call in (part, *before)]
         elif isinstance(part, OneByOne):
             found.append(_of_triplets(part, backend, str(device)))
+        elif isinstance(part, Vertices):
+            one = _of_call(part.call, backend, torch.device(device))
+            found.append(dataclasses.replace(one, plan=f"{one.plan}; one vertex after another"))
     if not found:
         name = "loss" if module is None else type(module).__name__
         raise ValueError(f"loss: {name} makes no call of the engine for such a batch")

@@ -1,9 +1,8 @@
-"""Modules and functions take the same arguments to the same effect, refuse what is wrong by its name, and
-show and explain what they were given."""
+"""Every argument of a module has its effect, is refused by its name where it is wrong, and is shown; a
+functional form is its module's; both are explained."""
 
 import inspect
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,48 +11,49 @@ from torch import Tensor, nn
 import fastdml
 from fastdml import functional as F
 from fastdml import losses
+from fastdml.losses.representation import constructor
+from fastdml.losses.teacher.labelled_distances import LabelledLoss
 
 KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 CLASSES, DIM, SIZE = 6, 5, 24
 # What a module needs to be built.
 NEEDED = {"num_classes": CLASSES, "embedding_size": DIM, "margin": 0.4, "Tn": 10.0}
-# Options of every loss, which go to the function as they are.
-COMMON = ("reduction", "similarity", "backend", "validate")
-# Arguments of modules that no function has: what is learned or kept, and what is done to the loss.
+# What other tests are of: what is learned or kept, and what is done to the loss as a whole.
 OWN = {
     "num_classes", "embedding_size", "weight_init_func", "weight_regularizer", "weight_reg_weight",
     "embedding_regularizer", "embedding_reg_weight", "learnable", "learn_beta", "weight", "simix",
     "momentum", "update", "table_size", "class_counts", "prior_mul", "semi_variance_weight",
+    "distance", "reducer",
 }  # fmt: skip
 # Several proxies per class are a form of their own; elsewhere there is one.
 ONE_PROXY = {
     "CosFaceLoss", "NormalizedSoftmaxLoss", "ProxyAnchorLoss", "ProxyNCALoss", "ProxyNCAPlusPlusLoss",
     "SmoothedCrossEntropyLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss",
 }  # fmt: skip
-NAMES = {
-    "SubCenterArcFaceLoss": "arc_face",
-    "CLIPLoss": "info_nce",
-    "SignalToNoiseRatioContrastiveLoss": "signal_to_noise_contrastive",
-}
 # Values beside the default, where a number cannot just be made larger.
 OTHER: dict[str, object] = {
     "m": 0.3, "gamma": 3.0, "epsilon": 0.2, "delta": None, "n_bins": 7, "base_temperature": 0.3,
-    "sort": True, "k": (1, 3), "alpha": 1.3, "prior_mul": 0.2, "smoothing": 0.2, "momentum": 0.2,
+    "sort": True, "alpha": 1.3, "prior_mul": 0.2, "smoothing": 0.2, "momentum": 0.2,
     "positives": "hard", "negatives": "hard", "normalizer": "triplets", "kind": "sigmoid",
-    "pos_aggregation": "rows", "neg_aggregation": "batch", "aggregation": "rows", "l2_kind": "squared",
+    "pos_aggregation": "rows", "neg_aggregation": "batch", "aggregation": "rows",
     "imbalance": 0.3, "entropy_weight": 0.3, "swap": True, "tau": 0.2, "reduction": "sum",
     "mining_margin": -0.5, "similarity": "dot", "backend": "dense", "validate": True, "bias": False,
-    "triplets_per_anchor": "distance_weighted", "seed": 5, "nonzero_loss_cutoff": 1.1,
+    "seed": 5, "nonzero_loss_cutoff": 1.1,
 }  # fmt: skip
 FORMS = {
     "variant": {"PNPLoss": "Dq", "GeneralizedLiftedStructureLoss": "paper"},
     "form": {"CircleLoss": "global", "NPairsLoss": "ovo", "ContrastiveBayesianLoss": "sqrt"},
+    "triplets_per_anchor": {"TripletMarginLoss": 2, "MarginLoss": "distance_weighted"},
+    "k": {"TripletMarginLoss": 2, "RecallAtKLoss": (1, 3)},
+    "l2_kind": {"NPairsLoss": "squared", "PairedNPairsLoss": "norm"},
 }
 # Arguments that act only beside another one.
 BESIDE: dict[tuple[str, str], dict[str, object]] = {
     ("TripletMarginLoss", "k"): {"negatives": "nearest"},
     ("TripletMarginLoss", "seed"): {"triplets_per_anchor": 2},
     ("NPairsLoss", "l2_kind"): {"l2_reg": 0.1},
+    ("PairedNPairsLoss", "l2_kind"): {"l2_reg": 0.1},
+    ("SmoothedCrossEntropyLoss", "similarity"): {"bias": False},
     ("PNPLoss", "b"): {"variant": "Ib"},
     ("PNPLoss", "alpha"): {"variant": "Dq"},
     ("MarginLoss", "nu"): {"learn_beta": True},
@@ -62,10 +62,6 @@ BESIDE: dict[tuple[str, str], dict[str, object]] = {
         for name in ("cutoff", "nonzero_loss_cutoff", "seed")
     },
 }
-# Losses of one similarity.
-ONE_SIMILARITY = {
-    "ArcFaceLoss", "SubCenterArcFaceLoss", "HistogramLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss",
-}  # fmt: skip
 
 
 def parameters(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -105,11 +101,6 @@ def build(name: str, **arguments: object) -> nn.Module:
     return built
 
 
-def function_of(name: str) -> str:
-    joined = name.removesuffix("Loss").lower()
-    return NAMES.get(name) or next(f for f in losses.FUNCTIONS if f.replace("_", "") == joined)
-
-
 def batch(name: str) -> dict[str, Tensor]:
     """Arguments of a module's call."""
     g = torch.Generator().manual_seed(1)
@@ -128,59 +119,11 @@ def batch(name: str) -> dict[str, Tensor]:
     return {k: v for k, v in values.items() if k in taken}
 
 
-def as_function(name: str, module: nn.Module, arguments: dict[str, object]) -> dict[str, object]:
-    """A module's arguments as its function takes them, with its learned values."""
-    given = {k: v for k, v in arguments.items() if k not in OWN}
-    function = losses.FUNCTIONS[function_of(name)]
-    if isinstance(module, losses.InfoNCELoss):
-        scale = 1 / float(given.pop("temperature", 0.07))  # type: ignore[arg-type]
-        given["scale"] = module.log_scale.exp()  # of float32
-        assert given["scale"].item() == pytest.approx(scale, rel=1e-6)
-        given.setdefault("symmetric", name == "CLIPLoss")
-    if isinstance(module, losses.SigLIPLoss):
-        scale = given.pop("init_scale", 10.0)
-        given["scale"] = module.log_scale.exp()
-        assert given["scale"].item() == pytest.approx(scale, rel=1e-6)
-        given["bias"] = module.bias
-        assert module.bias.item() == pytest.approx(given.pop("init_bias", -10.0), rel=1e-6)
-    if "proxies" in inspect.signature(function).parameters:
-        given["proxies"] = module.all_proxies
-    if isinstance(module, losses.SmoothedCrossEntropyLoss):
-        given["bias"] = module.bias
-    if isinstance(module, losses.SOPRCLoss):
-        given |= {"prior": module.prior, "table": module.table}
-    if isinstance(module, losses.MarginLoss):
-        given["beta"] = module.beta
-        assert module.beta.item() == pytest.approx(arguments.get("beta", 1.2), rel=1e-6)
-    if name == "SubCenterArcFaceLoss":
-        given.setdefault("sub_centers", 3)
-    for argument, value in needed(losses.MODULES[name]).items():
-        if argument not in OWN:
-            given.setdefault(argument, value)
-    return given
-
-
-def result(call: Callable[..., Tensor], arguments: dict[str, object]) -> tuple[Tensor, Tensor] | str:
-    """Value and gradient; or the argument that is refused."""
-    x = arguments["embeddings"].clone().requires_grad_()  # type: ignore[attr-defined]
-    try:
-        value = call(**{**arguments, "embeddings": x})
-    except ValueError as error:
-        return str(error).split(":")[0]
+def result(module: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Value and gradient."""
+    x = given["embeddings"].clone().requires_grad_()
+    value = module(**{**given, "embeddings": x})
     return value.detach(), torch.autograd.grad(value.sum(), x)[0]
-
-
-def both(name: str, **arguments: object) -> tuple[object, object]:
-    """What module and function make of the same arguments."""
-    given = batch(name)
-    try:
-        module = build(name, **arguments)
-    except ValueError as error:
-        refused, module = str(error).split(":")[0], build(name)
-    else:
-        refused = None
-    function = as_function(name, module, arguments)
-    return refused or result(module, given), result(F.__dict__[function_of(name)], given | function)
 
 
 def other(name: str, argument: str, default: object) -> object:
@@ -196,49 +139,80 @@ def other(name: str, argument: str, default: object) -> object:
     return default + 1 if isinstance(default, int) and default >= 2 else default * 1.3 + 0.01
 
 
-def same(found: object, true: object) -> bool:
-    if isinstance(found, str) or isinstance(true, str):
-        return found == true
-    return all(torch.equal(a, b) for a, b in zip(found, true, strict=True))  # type: ignore[call-overload]
-
-
-@pytest.mark.parametrize("name", losses.MODULES)
-def test_a_module_is_its_function_with_defaults(name):
-    found, true = both(name)
-    assert not isinstance(found, str) and found[1].any()
-    assert same(found, true)
-    function = inspect.signature(losses.FUNCTIONS[function_of(name)]).parameters
-    for argument, p in parameters(losses.MODULES[name]).items():
-        told = function.get(argument)
-        if told is None or argument in OWN | {"similarity", "bias"} or name == "SubCenterArcFaceLoss":
-            continue
-        assert told.default == p.default, argument
+def same(found: tuple[Tensor, ...], true: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
 
 
 ARGUMENTS = [
     (name, argument)
     for name, module in losses.MODULES.items()
     for argument in parameters(module)
-    if argument not in OWN
+    if argument not in OWN | {"backend", "validate", "sort"}  # the same by other ways
 ]
 
 
 @pytest.mark.parametrize("name, argument", ARGUMENTS)
-def test_a_module_is_its_function_with_other_arguments(name, argument):
-    """Each argument arrives, and has an effect."""
+def test_every_argument_has_an_effect(name, argument):
     default = parameters(losses.MODULES[name])[argument].default
     given = other(name, argument, NEEDED.get(argument) if default is inspect.Parameter.empty else default)
     if given is None:
         return
-    if argument == "similarity" and name in ONE_SIMILARITY:
-        with pytest.raises(ValueError, match=r"^similarity: expected"):
-            build(name, similarity=given)(**batch(name))
+    beside, x = BESIDE.get((name, argument), {}), batch(name)
+    if argument == "variant" and issubclass(losses.MODULES[name], LabelledLoss):
+        x["label_distance"] = x.pop("labels")[1:].double()  # acts where distances are given
+    try:
+        found = result(build(name, **{argument: given}, **beside), x)
+    except ValueError as error:
+        # Only a reduction or a similarity that the loss does not have.
+        assert argument in ("reduction", "similarity") and str(error).startswith(f"{argument}: expected")
         return
-    beside = BESIDE.get((name, argument), {})
-    found, true = both(name, **{argument: given}, **beside)
-    assert same(found, true)
-    if argument not in ("backend", "validate", "sort"):
-        assert not same(found, both(name, **beside)[0])
+    assert not same(found, result(build(name, **beside), x))
+
+
+# ---- functional forms
+
+# The module's state as the inputs of its functional form.
+STATE = {
+    "proxies": lambda m: m.all_proxies,
+    "scale": lambda m: m.log_scale.exp(),
+    "bias": lambda m: m.bias,
+    "prior": lambda m: m.prior,
+    "table": lambda m: m.table,
+}
+FORMS_OF = [name for name, module in losses.MODULES.items() if module.function is not None]
+
+
+@pytest.mark.parametrize("name", FORMS_OF)
+def test_a_functional_form_is_its_module(name):
+    """The same value and gradient of the module's state; the same options with the same defaults."""
+    module = losses.MODULES[name]
+    function = losses.FUNCTIONS[module.function]
+    assert function is getattr(F, module.function) and module.__name__ in function.__doc__
+    told = inspect.signature(function).parameters
+    built = build(name)
+    given = {k: v for k, v in needed(module).items() if k in told}
+    given |= {k: STATE[k](built) for k in module.inputs if k in told and k in STATE}
+    x = batch(name)
+    found = result(lambda **arguments: function(**arguments), {**x, **given})
+    assert found[1].any() and same(result(built, x), found)
+    replaced = {argument for names in module.inputs.values() for argument in names}
+    for argument, p in constructor(module).items():
+        if argument in module.inputs:
+            continue
+        assert (argument in told) != (argument in replaced), argument
+        assert argument not in told or told[argument].default == p.default, argument
+
+
+def test_functional_forms_name_what_is_wrong_with_their_arguments():
+    x, y = torch.randn(4, 3), torch.arange(4) // 2
+    for wrong, message in (
+        (lambda: F.multi_similarity(x, y, gamma=1), r"multi_similarity\(\) has no argument 'gamma'"),
+        (lambda: F.multi_similarity(x, y, labels=y), r"multi_similarity\(\) got 'labels' twice"),
+        (lambda: F.proxy_anchor(x, y), r"proxy_anchor\(\) needs the argument 'proxies'"),
+        (lambda: F.info_nce(*[x] * 9), r"info_nce\(\) takes \d+ positional arguments, got 9"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            wrong()
 
 
 NUMBERS = [
@@ -262,7 +236,7 @@ def test_wrong_numbers_of_functions():
     for wrong in ("2", None, [1.0]):
         with pytest.raises(ValueError, match=r"^alpha: expected a positive number, got"):
             F.multi_similarity(x, y, alpha=wrong)
-        with pytest.raises(ValueError, match=r"^prior: expected a number in"):
+        with pytest.raises(ValueError, match=r"^prior: expected a number"):
             F.soprc(x, y, prior=wrong)
 
 
@@ -295,10 +269,37 @@ def test_the_shown_value_is_the_given_one():
 # ---- explain
 
 
+# Compare a batch with itself, or its rows with as many.
+ONE_SET = {"n_pairs", "n_pairs_mc", "dark_rank", "rkd_distance", "rkd_angle", "pkt"}
+ONE_SET |= {"listwise_self_distillation", "log_ratio", "dense_triplet", "relaxed_contrastive"}
+
+
 @pytest.mark.parametrize("name", losses.FUNCTIONS)
 def test_every_function_is_explained(name):
-    said = fastdml.explain(name, 64, 32, 16)
-    assert (said.rows, said.columns, said.dimension) == (64, 32, 16) and said.executor
+    """By its name; a name may be a description's too, which has any number of candidates."""
+    columns = 64 if name in ONE_SET else 32
+    said = fastdml.explain(name, 64, columns, 16)
+    rows, columns = {
+        "sub_center_arc_face": (64, 33),  # whole classes of three
+        "n_pairs": (16, 16),  # a pair of each class
+    }.get(name, (64, columns))
+    assert (said.rows, said.columns, said.dimension) == (rows, columns, 16) and said.executor
+
+
+@pytest.mark.parametrize("name", ["PKTLoss", "RKDAngleLoss", "LogRatioLoss", "NPairsLoss"])
+def test_other_candidates_than_a_loss_takes_are_no_silence(name):
+    with pytest.raises(ValueError, match=r"^(N|ref_emb): "):
+        fastdml.explain(build(name), 64, 32)
+
+
+def test_explaining_moves_no_state():
+    """No table, no number drawn."""
+    for loss in (losses.SOPRCLoss(3), losses.TripletMarginLoss(triplets_per_anchor=2)):
+        before = {name: t.clone() for name, t in loss.state_dict().items()}
+        fastdml.explain(loss, 64)
+        fastdml.explain(loss, torch.randn(6, 4), torch.arange(6) // 2)
+        assert all(torch.equal(t, before[name]) for name, t in loss.state_dict().items())
+        assert loss.training
 
 
 @pytest.mark.parametrize("name", losses.MODULES)

@@ -120,8 +120,10 @@ def test_an_interrupt_ends_in_a_line(argv, begun, tmp_path):
     """As from a keyboard, to all processes of the command, once it is at work."""
     argv = [sys.executable, "-u", "-m", "fastdml", *argv, "--output", str(tmp_path / "out")]
     running = subprocess.Popen(
-        argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
+        argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        # Heard even where the tests run in the background of a shell, which ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 100
         while not (tmp_path / "out").exists() and time.monotonic() < deadline:

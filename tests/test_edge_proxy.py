@@ -289,7 +289,7 @@ def test_errors(name: str) -> None:
         (lambda: losses.ArcFaceLoss(3, 4, margin=180), "margin: expected an angle"),
         (lambda: losses.ArcFaceLoss(3, 4, similarity="dot"), "similarity: expected 'cosine'"),
         (lambda: losses.ArcFaceLoss(3, 4, scale=0), "scale: expected a positive number"),
-        (lambda: losses.SphereFaceLoss(3, 4, margin=0), "margin: expected a positive integer"),
+        (lambda: losses.SphereFaceLoss(3, 4, margin=0), "margin: expected an integer from 1 to 64"),
         (lambda: losses.SphereFaceLoss(3, 4, similarity="dot"), "similarity: expected 'projection'"),
         (lambda: losses.NormalizedSoftmaxLoss(3, 4, temperature=0), "temperature: expected"),
         (lambda: losses.ProxyNCALoss(3, 4, smoothing=1.0), r"smoothing: expected a number in \[0, 1\)"),

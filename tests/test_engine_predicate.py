@@ -1,17 +1,19 @@
 """Pairs from a user's function of indices, in the place of labels."""
 
+import contextlib
 import gc
 import weakref
 
 import pytest
 import torch
 from conftest import CASES
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastdml
 from fastdml import functional as F
 from fastdml.engine import registry
 
-LOSSES = [F.multi_similarity, F.nt_xent, F.circle, F.sup_con]
+LOSSES = [F.multi_similarity, F.nt_xent, F.circle, F.sup_con, F.smooth_ap, F.fast_ap]
 
 
 def by_labels(rows, columns):
@@ -43,12 +45,6 @@ def test_equals_labels(loss, case, backend, reduction):
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
-def test_weights_of_samples_are_no_function():
-    x, y = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
-    with pytest.raises(ValueError, match=r"indices_tuple: expected .*got function"):
-        F.smooth_ap(x, y, by_labels(y, y))
-
-
 def test_masks_are_checked():
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"indices_tuple: .* a bool positive mask of shape"):
@@ -61,15 +57,18 @@ def test_own_loss_takes_one():
     torch.testing.assert_close(loss(x, None, by_labels(y, y)), loss(x, y))
 
 
-def test_functions_are_not_kept():
+@pytest.mark.parametrize("watched", [False, True])
+def test_functions_are_not_kept(watched):
+    """Longer than for the backward, which asks again; by a string where a mode watches operators."""
     x, y = torch.randn(6, 3).requires_grad_(), torch.arange(6) // 2
     function = by_labels(y, y)
-    known = weakref.ref(function)
-    value = F.multi_similarity(x, None, function, reduction="none")
-    del function
-    gc.collect()
-    assert known() is not None  # for the backward, which asks again
-    value.sum().backward()
+    kept = weakref.ref(function)
+    with FlopCounterMode(display=False) if watched else contextlib.nullcontext():
+        value = F.multi_similarity(x, None, function, reduction="none")
+        del function
+        gc.collect()
+        assert kept() is not None and len(registry._predicates) == watched
+        value.sum().backward()
     del value
     gc.collect()
-    assert known() is None and not registry._predicates
+    assert kept() is None and not registry._predicates

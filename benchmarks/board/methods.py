@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,27 +55,43 @@ class IAA(Plan):
 
 
 class L2A(Plan):
+    """The generator learns from the first step, so that what it makes up is of use after the warm-up.
+    Batches are those of its host's entry: one image a class."""
+
+    per_class = 1
+
     def build(self) -> None:
         host = losses.ProxyAnchorLoss(2 * self.classes, D)
         warm_up = self.budget.steps // 5
         self.loss = M.NovelClasses(host, self.classes, D, warm_up=warm_up, seed=self.seed)
         self.learnt = [host]
-        self.generator = torch.optim.Adam(self.loss.generator.parameters(), 1e-3)
+        self.generator = torch.optim.Adam(self.loss.generator.parameters(), 3e-3)
 
     def objective(self, outputs: tuple[Tensor, ...], labels: Tensor, images: Tensor) -> Tensor:
-        if self.loss.ready:
-            self.generator.zero_grad()
-            self.loss.generator_loss(outputs[0].detach(), labels).backward()
-            self.generator.step()
+        self.generator.zero_grad()
+        self.loss.generator_loss(outputs[0].detach(), labels).backward()
+        self.generator.step()
         return self.loss(outputs[0], labels)
 
 
 class CCP(Plan):
-    """An evaluation on the validation classes every tenth of the budget; patience 2."""
+    """An evaluation on the validation classes every tenth of the budget; patience 2. The host is the
+    board's contrastive loss: the paper's, of raw embeddings in the unit ball, collapses to a point in
+    a network that begins at random. Proxies move at the network's rate, as in the paper."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{**group, "lr": self.budget.rate} for group in super().groups()]
 
     def build(self) -> None:
         self.loss = M.ChanceConstraints(
-            self.model, self.classes, D, proxies_per_class=4, pool_size=7, patience=2
+            self.model,
+            self.classes,
+            D,
+            losses.ContrastiveLoss(),
+            proxies_per_class=4,
+            pool_size=7,
+            patience=2,
+            normalize_pool=True,
         )
         self.learnt = [self.loss]
         self.draws = torch.Generator().manual_seed(self.seed)
@@ -131,17 +148,19 @@ class UniformProjections(Projections):
 
 
 class NivMF(Plan):
-    """The network's last layer starts larger, so that lengths are concentrations."""
+    """The network's last layer starts larger, so that lengths are concentrations. Classes begin at 10 and
+    the temperature stays at 0.3: logits have the range of cosines with a usual temperature of 0.03. (The
+    released 0.003 is for networks trained before, at rates of 1e-5.)"""
 
     metric, per_class = "el-nivmf", 2
 
     def build(self) -> None:
         self.loss = M.NonIsotropicVMFLoss(
-            self.classes, D, self.metric, temperature=0.02, guidance=1.0, seed=self.seed
+            self.classes, D, self.metric, temperature=0.3, learn_temperature=False, seed=self.seed
         )
         self.learnt = [self.loss]
         with torch.no_grad():
-            self.model.embed.weight.mul_(10)
+            self.model.embed.weight.mul_(30)
 
     def begin(self, step: int) -> None:
         if step == 0:

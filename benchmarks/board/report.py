@@ -33,14 +33,14 @@ def commit() -> str:
     return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
 
 
-def write(session: Any, docs: Path) -> list[Path]:
+def write(work: Any, docs: Path) -> list[Path]:
     """leaderboard.md and its plots; only what there are results for."""
     found, sizes, costs = (
-        session.read(f"leaderboard{part}") for part in ("", "-sizes", "-costs")
+        work.read(f"leaderboard{part}") for part in ("", "-sizes", "-costs")
     )
     docs.mkdir(parents=True, exist_ok=True)
     paths, text = [], _head(found, sizes)
-    if session.quick:
+    if work.quick:
         text.append("**A smoke run: these figures mean nothing.**\n")
     for task in dict.fromkeys(r["task"] for r in found):
         text += _task_section(task, [r for r in found if r["task"] == task])

@@ -48,6 +48,18 @@ bool in_range(const T* x, int64_t dim, const std::vector<T>& inverse_norm) {
   return true;
 }
 
+// Adds every step-th row of x to sum [dim], and returns the sum of their squared lengths.
+template <class T>
+double add_rows(const T* x, int64_t rows, int64_t dim, int64_t ldx, int64_t step, double* sum) {
+  double square = 0;
+  for (int64_t i = 0; i < rows; i += step) {
+    const T* xi = x + i * ldx;
+    for (int64_t d = 0; d < dim; ++d) sum[d] += xi[d];
+    square += partial_sums<double>(dim, [=](int64_t d) { return static_cast<double>(xi[d]) * xi[d]; });
+  }
+  return square;
+}
+
 // 0, or NaN where a value is NaN or infinite.
 template <class T>
 T poison(const T* x, int64_t count) {

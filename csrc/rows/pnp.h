@@ -43,7 +43,8 @@ struct Pnp {
     const Tail<T> tail = step_tail(temperature, true, sort_from(sort, 48));
     auto positives = row.positives();
     const int n = positives.size();
-    if (n == 0 || n < row.scalar(0)) {  // a query that is its only positive does not count
+    row.d_value(0, T(0));
+    if (n - row.value(0) < T(0.5)) {  // a query that is its only positive does not count
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }

@@ -13,8 +13,9 @@ import torch
 from ..demo.extras import require
 from ..engine import library, schedule
 from ..engine.executors.native import Native
+from ..engine.problem import Problem
 from ..engine.schedule import Result
-from . import catalogue, eager
+from . import catalogue
 from .timing import Quantiles, quantiles
 from .workload import Workload
 
@@ -71,7 +72,7 @@ def measure(
 
 def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTime:
     call = catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[-1]
-    problem = eager.problem(**call)
+    problem = Problem.of(call)
     a, c = problem.anchors, problem.candidates
     rows = min(rows, a.shape[0])
     source = a[:rows] @ c.t()
@@ -79,8 +80,8 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
     native = Native()
     schedule.presweep(problem, schedule.outputs_by(native))
     teacher = None
-    if problem.teacher is not None:
-        teacher = schedule._teacher(problem, 0, rows, torch.empty_like(source))
+    if problem.teacher_problem is not None:
+        teacher = problem.teacher_problem.similarities(0, rows)
     if problem.row_weight is None and problem.loss.outputs > 1:
         problem.row_weight = torch.ones_like(out.outputs)
 

@@ -9,10 +9,14 @@ any origin.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
-from .similarity import EPSILON, power_of_two, wide_type
+from . import library
+from .similarity import EPSILON, lengths, power_of_two, wide_type
 
 # Beyond 2^this and below its inverse a row's largest value is brought near 1.
 _FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
@@ -74,6 +78,10 @@ def fits(x: Tensor) -> bool:
 def centre(a: Tensor, c: Tensor) -> Tensor | None:
     """[D] what to take out of the rows of a [M, D] and c [N, D] before distances are made of their products:
     their mean, near enough; None where that gains nothing (on an accelerator, 0)."""
+    by_rows = all(x.shape[1] <= 1 or x.stride(1) == 1 for x in (a, c))
+    if a.device.type == "cpu" and by_rows and library.load() is not None:
+        mean, share = torch.ops.fastdml_native.common_mean(a, None if a is c else c, _SAMPLE)
+        return mean if share > _OFF_CENTRE else None
     sets = (a,) if a is c else (a, c)
     some = torch.cat([x[:: -(-x.shape[0] // _SAMPLE) or 1].double() for x in sets])
     if some.numel() == 0:
@@ -84,3 +92,28 @@ def centre(a: Tensor, c: Tensor) -> Tensor | None:
     if a.device.type != "cpu":
         return torch.where(gains, mean, 0.0).to(a.dtype)
     return mean.to(a.dtype) if bool(gains) else None
+
+
+def refuse_distances(squares: Iterable[Tensor]) -> None:
+    """ValueError for squared lengths of finite embeddings that overflow."""
+    for q in squares:
+        if float(q.max()) == math.inf:
+            raise ValueError(
+                f"embeddings: expected rows whose squared distances fit {q.dtype}, got one whose squared "
+                "length does not; use float64 or a normalised similarity"
+            )
+
+
+def refuse_products(a: Tensor, c: Tensor) -> None:
+    """ValueError where products of embeddings, on the CPU, overflow though they are finite."""
+    if a.device.type != "cpu" or a.numel() == 0 or c.numel() == 0:
+        return
+    largest = [float(torch.linalg.vector_norm(x, torch.inf)) for x in (a, c)]
+    if math.inf in largest or largest[0] * largest[1] * a.shape[1] <= torch.finfo(a.dtype).max / 4:
+        return
+    longest = [float(lengths(x.double()).max()) for x in (a, c)]
+    if longest[0] * longest[1] > torch.finfo(a.dtype).max / 4:
+        raise ValueError(
+            f"embeddings: expected rows whose products fit {a.dtype}, got some of lengths "
+            f"{longest[0]:.3g} and {longest[1]:.3g}; use float64 or similarity 'cosine'"
+        )

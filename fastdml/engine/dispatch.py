@@ -31,7 +31,7 @@ def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
         if reason is not None:
             raise ValueError(f"backend: {backend!r} cannot run {problem.loss.name!r}: {reason}")
         return executor, "asked for"
-    if SYMMETRIC.prefers(problem) and SYMMETRIC.refuses(problem) is None:
+    if SYMMETRIC.prefers(problem):
         return SYMMETRIC, "one set: two products instead of three"
     native = EXECUTORS["native"].refuses(problem)
     if problem.device_type == "cuda":

@@ -148,16 +148,13 @@ class RowLoss:
         is none. None: the compiled functor is that of its name."""
         return None
 
-    def stream(self) -> Any:
-        """The streamed form of a loss over one set (executors/symmetric.py), or why there is none."""
+    def streamed(
+        self, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[Any, tuple[float, ...]] | str | None:
+        """For the symmetric schedule (executors/symmetric.py): a streamed form and its members, or why
+        there is none; None: the loss has none. Numbers of pairs are from low to high, in a type of `size`
+        bytes; scalars are those of the call."""
         return None
-
-    def stream_members(
-        self, form: Any, scalars: list[float], low: float, high: float, size: int
-    ) -> tuple[float, ...] | str:
-        """Members of its functor for numbers of pairs from low to high, in a type of `size` bytes; or why
-        it cannot take them."""
-        raise NotImplementedError
 
     @classmethod
     def examples(cls) -> list[RowLoss]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -105,6 +106,8 @@ class Problem:
                 a, c = self.anchors, self.candidates
                 self.anchors = a - origin
                 self.candidates = self.anchors if c is a else c - origin
+        elif not metric.from_differences:
+            conditioning.refuse_products(self.anchors, self.candidates)
         if self.teacher_problem is not None:
             self.teacher_problem.condition()
 
@@ -201,8 +204,7 @@ class Problem:
 
     @lazy
     def poison(self) -> Tensor:
-        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity; infinity where a squared
-        distance of raw embeddings may overflow.
+        """0, or NaN where an embedding, of a teacher too, holds NaN or infinity, or is too long.
 
         Added to the outputs of every executor: minima, comparisons and hinges would lose a NaN, and a
         network that has diverged would seem to have a loss of 0.
@@ -210,20 +212,38 @@ class Problem:
         parts = self._own_poison
         if self.teacher_problem is not None:
             parts = parts + self.teacher_problem._own_poison
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        poison = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        self._refuse_long_rows(poison)
+        return poison
+
+    def _refuse_long_rows(self, poison: Tensor) -> None:
+        """ValueError where it is the squared length of a finite embedding that is poison, on the CPU."""
+        if poison.device.type != "cpu" or not math.isnan(float(poison)):
+            return
+        for problem in (self, self.teacher_problem):
+            if problem is None or not all(bool(x.isfinite().all()) for x in problem._sets):
+                continue
+            conditioning.refuse_distances(problem._raw_squares)
+
+    @property
+    def _sets(self) -> list[Tensor]:
+        return [self.anchors] if self.one_set else [self.anchors, self.candidates]
+
+    @property
+    def _raw_squares(self) -> list[Tensor]:
+        """Squared lengths of which those of distances are made, where they may overflow."""
+        metric = self.loss.metric
+        if metric.kind == PRODUCT or metric.normalized or metric.from_differences:
+            return []
+        squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
+        return [q for q in squares if q is not None]
 
     @property
     def _own_poison(self) -> list[Tensor]:
-        metric = self.loss.metric
-        raw = metric.needs_totals and not (metric.clipped or metric.from_differences)
-        # A sum of large values must not overflow where their distances, below, tell of it.
-        kind = torch.float64 if raw or metric.from_differences else self.statistic
-        sets = {id(x): x for x in (self.anchors, self.candidates)}.values()
-        parts = [(x.sum(dtype=kind) * 0).to(self.statistic) for x in sets]
-        squares = (self.row_square, self.col_square) if raw else ()
-        for q in {id(q): q for q in squares if q is not None}.values():
-            parts.append(torch.where((q == torch.inf).any(), torch.inf, 0.0).to(self.statistic))
-        return parts
+        double = self.anchors.dtype == torch.float64
+        kind = torch.float64 if double else self.statistic
+        parts = [x.sum(dtype=kind) for x in self._sets] + [q.sum() for q in self._raw_squares]
+        return [part.to(self.statistic) * 0 for part in parts]
 
     @lazy
     def epsilon(self) -> float:
@@ -284,7 +304,8 @@ class Problem:
         """Those of a block's rows and of its columns, for the distances of near pairs, on the CPU."""
         if self.loss.metric.kind == PRODUCT or self.device_type != "cpu":
             return None, None
-        return self.anchors[start : start + rows], self.candidates
+        whole = rows == self.anchors.shape[0]  # a small batch feels every slice
+        return self.anchors if whole else self.anchors[start : start + rows], self.candidates
 
     def similarities(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """[R, N] what the pairs of rows [start, stop) are, in `out`; for what no functor sees."""

@@ -16,6 +16,7 @@ from . import compile
 from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, TracedRow, outputs_of, trace
+from .statistics import Reference
 from .stream import NoStream, StreamForm
 from .stream import compiled as compiled_stream
 
@@ -59,11 +60,20 @@ class Forms:
 
     @lazy
     def stream(self) -> StreamForm | str:
-        """The compiled streamed form, or why there is none."""
+        """The compiled streamed form whose exponents have bounds, or why there is none."""
+        return self._streamed("bound")
+
+    @lazy
+    def stream_of_largest(self) -> StreamForm | str:
+        """The one that finds the largest exponent of a row in a sweep more."""
+        return self._streamed("largest")
+
+    def _streamed(self, reference: Reference) -> StreamForm | str:
         if isinstance(self.program, str):
             return self.program
+        name = f"{self.name}_by_{reference}"
         try:
-            return compiled_stream(self.program.trace, f"{self.name}_stream")
+            return compiled_stream(self.program.trace, name, reference)
         except (NoStream, compile.CannotCompile) as error:
             return str(error)
 
@@ -113,7 +123,8 @@ class Described(RowLoss):
         kept = self.open_arguments
         names = [f.name for f in dataclasses.fields(self)]
         chosen = tuple((k, getattr(self, k)) for k in names if k not in kept)
-        return _forms(type(self), chosen, tuple(kept), tuple(k for k, v in kept.items() if v > 0))
+        positive = tuple(k for k, v in kept.items() if v > 0)
+        return _forms(type(self), chosen, tuple(kept), positive)  # type: ignore[arg-type]
 
     def parameters(self) -> tuple[float, ...]:
         return tuple(self.open_arguments.values()) or (0.0,)
@@ -129,13 +140,20 @@ class Described(RowLoss):
     def functor(self) -> int | str:
         return self.forms.functor
 
-    def stream(self) -> StreamForm | str:
-        return self.forms.stream
-
-    def stream_members(
-        self, form: StreamForm, scalars: list[float], low: float, high: float, size: int
-    ) -> tuple[float, ...] | str:
-        return form.members(self.open_arguments, scalars, low, high, size)
+    def streamed(
+        self, scalars: list[float], low: float, high: float, size: int
+    ) -> tuple[StreamForm, tuple[float, ...]] | str | None:
+        found: str | None = None
+        for kind in ("stream", "stream_of_largest"):
+            form = getattr(self.forms, kind)
+            if isinstance(form, str):
+                found = form
+                continue
+            members = form.members(self.open_arguments, scalars, low, high, size)
+            if not isinstance(members, str):
+                return form, members
+            found = members
+        return found
 
 
 @functools.lru_cache(maxsize=1024)

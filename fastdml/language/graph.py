@@ -110,6 +110,9 @@ class Node:
             raise AttributeError(name)
         raise NotInLanguage(f"a tensor's {name!r}: use the words of fastdml.language")
 
+    def __deepcopy__(self, memo: object) -> Node:
+        return self  # equal expressions are one node, in copies of a module too
+
     @classmethod
     def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> Any:
         raise NotInLanguage(f"torch's {getattr(function, '__name__', function)!r}")

@@ -1,7 +1,8 @@
 """A program in its streamed form: pairs of one set, each visited once for both its ends (csrc/cpu/stream.h).
 
-Log-sum-exps have a bound of the call as their reference, so that an exponential is the same for both rows of
-a pair, and so is everything else that reads nothing of the row: the compiler computes it once.
+Log-sum-exps have a bound of the call as their reference where exponents fit the type then, so that an
+exponential is the same for both rows of a pair, and so is everything else that reads nothing of the row: the
+compiler computes it once. Else their reference is the row's largest exponent, found in a sweep more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .cpp import IDENTITY, RowPrinter, camel, guard, indented, lambda_of, pair_f
 from .graph import ROW, Node, topological
 from .program import Program, program
 from .row import Trace
+from .statistics import Reference
 
 MOST_PASSES = 4
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
@@ -28,7 +30,7 @@ class NoStream(NotImplementedError):
 
 @dataclasses.dataclass(frozen=True)
 class StreamForm:
-    """A compiled streamed form, as the executor asks for it (`RowLoss.stream`).
+    """A compiled streamed form, as the executor asks for it (`RowLoss.streamed`).
 
     id: in the compiled library. statistics: how many each pass has; reads: what each pass, and the
     weight last, read of a row.
@@ -61,14 +63,14 @@ class StreamForm:
         return tuple(found) or (0.0,)
 
 
-def compiled(trace: Trace, name: str) -> StreamForm:
-    """The streamed form of a traced function.
+def compiled(trace: Trace, name: str, reference: Reference = "bound") -> StreamForm:
+    """The streamed form of a traced function. reference: of log-sum-exps: see `statistics`.
 
     Raises:
         NoStream: saying why there is none.
         CannotCompile: why it cannot be compiled here.
     """
-    made = program(trace, reference="bound")
+    made = program(trace, reference=reference)
     if made.reads("column") or made.reads("teacher"):
         raise NoStream("it reads a teacher or values of the candidates")
     if not 1 <= len(made.passes) <= MOST_PASSES:

@@ -281,6 +281,8 @@ class Printer:
             weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
         )
         options = [f"states={len(states)}"]
+        if any(len(nodes) > 3 and _costs(nodes) for nodes in self.passes):
+            options.append("heavy=True")
         if self.columns:
             slopes = self._reader()
             slopes.names |= read
@@ -375,6 +377,12 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
     only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))
     return kinds, roots, left, only
+
+
+def _costs(nodes: Sequence[Node]) -> bool:
+    """Whether a pass computes costly functions of a pair beside the exponentials of its log-sum-exps."""
+    forms = [x for n in nodes for x in _forms(n)]
+    return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
 
 
 def _states(weights: Sequence[Node]) -> list[Node]:

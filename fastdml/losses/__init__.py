@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +33,10 @@ for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
 globals().update(MODULES)
 __all__ = [*sorted(MODULES), "row_loss"]
 
-if TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any: ...
+def __getattr__(name: str) -> Any:
+    # Users look for wrappers here. They stand above the losses, and are imported when asked for.
+    wrappers = importlib.import_module("fastdml.wrappers")
+    if name in wrappers.__all__:
+        return getattr(wrappers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

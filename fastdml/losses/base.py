@@ -109,6 +109,8 @@ class Loss(nn.Module):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # How many classes' labels, from 0 on, the loss takes; None: any.
+    num_classes: int | None = None
 
     def __init__(
         self,
@@ -203,7 +205,7 @@ class Loss(nn.Module):
 
     @property
     def nonzero_over(self) -> str:
-        """What reduction="nonzero" is the mean over, where above 0: rows, or pairs if there are none."""
+        """What reduction="nonzero" is the mean over, where it is above 0: rows; pairs if there are none."""
         if "none" not in self.reductions:
             return self.mean_over
         return "classes" if self.description().rows == "proxies" else "samples"
@@ -235,7 +237,8 @@ class SampleLoss(Loss):
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
             )
-        if description.tuples == "weights" and len(batch) > 2 and batch[2] is not None:
+        listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
+        if description.tuples == "weights" and listed:
             embeddings, labels, indices, *ref = batch
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")

@@ -39,6 +39,9 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         for name, p in batch.items():
             if p.default is inspect.Parameter.empty and name not in arguments:
                 raise TypeError(f"{module.function}() needs the argument {name!r}")
+        for name in module.input_defaults:
+            if arguments[name] is None:
+                raise ValueError(f"{name}: expected a number or a tensor, got None")
         made = _made(module, chosen)
         # The batch goes by place: some losses pass it on whole.
         first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]

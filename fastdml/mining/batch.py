@@ -164,6 +164,7 @@ def resolved(
         fused = indices_tuple.fuse(description, embeddings, labels, ref_emb, ref_labels)
         if fused is not None:
             description, stream = fused, indices_tuple.stream
+            own = indices_tuple.own if own is None else own
             _, labels, _, ref_labels = indices_tuple.mined
             indices_tuple = None
     batch = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, validate)

@@ -28,6 +28,7 @@ class LazyPairs:
         are there, these must stay as they are.
     tensors: 4, or 3 for triplets (a, p, n).
     stream: seed and step of the draws of this call, where the rule draws.
+    own: where anchors' own copies stand among other candidates (`engine.call.Call`).
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class LazyPairs:
         similarity: str = "cosine",
         tensors: int = 4,
         stream: tuple[int | Tensor, int | Tensor] | None = None,
+        own: int | Tensor | None = None,
     ) -> None:
         self.rule = rule
         self.mined = mined
         self.stream = stream
+        self.own = own
         self.similarity = similarity
         self._versions = _versions(mined)
         self._materialise = materialise

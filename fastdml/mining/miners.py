@@ -13,12 +13,12 @@ from ..engine.call import Call, statistic_type
 from ..engine.foreign import similarity_of
 from ..engine.loss import RowLoss
 from ..engine.problem import Problem
+from .batch import Batch, checked
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
 from .lazy import LazyPairs
 from .steps import Steps
 from .triplets import Stream
 
-Batch = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 # (similarities or distances, positives, negatives, numbers of the rows) of a block
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
@@ -53,21 +53,25 @@ class Miner(nn.Module):
         labels: Tensor,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
     ) -> LazyPairs:
         """Pairs or triplets of embeddings [B, D] with labels [B], or of these with [N, D], [N] others.
+
+        own: where a row's own copy stands among the others (see `SampleLoss.forward`), which is no pair.
 
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
         mined = (embeddings, labels, ref_emb, ref_labels)
-        batch = _checked(*mined)
-        stream = self.stream(batch[1])
+        batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
+        stream = self.stream(batch.need_labels())
         select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
             return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
 
-        found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream)
+        found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream, batch.own)
         if not torch.compiler.is_compiling():
             self._latest = weakref.ref(found)
         return found
@@ -283,23 +287,6 @@ class NearestNegativeMiner(Miner):
         return select
 
 
-def _checked(
-    embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None, ref_labels: Tensor | None
-) -> Batch:
-    """The arguments of a miner's call, or a ValueError."""
-    check.embeddings(embeddings, "embeddings")
-    labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
-    if ref_emb is not None:
-        check.embeddings(ref_emb, "ref_emb")
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
-        if ref_labels is None:
-            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-        ref_labels = check.labels(
-            ref_labels, ref_emb.shape[0], ref_emb.device, "ref_labels", "ref_emb"
-        )
-    return embeddings, labels, ref_emb, ref_labels
-
-
 @torch.no_grad()
 def _by_rows(
     batch: Batch,
@@ -313,23 +300,29 @@ def _by_rows(
     s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
     the tensors are rows of the block. at_once: how many pairs a block has at most.
     """
-    embeddings, labels, ref_emb, ref_labels = batch
-    kind = statistic_type(embeddings, ref_emb)
-    x, y = (None if v is None else v.to(kind) for v in (embeddings, ref_emb))
+    kind = statistic_type(batch.embeddings, batch.ref_emb)
+    x = batch.embeddings.to(kind)
+    y = None if batch.ref_emb is None else batch.ref_emb.to(kind)
     call = Call(
-        RowLoss(similarity=similarity), x, y, anchor_labels=labels, candidate_labels=ref_labels
+        RowLoss(similarity=similarity),
+        x,
+        y,
+        anchor_labels=batch.labels,
+        candidate_labels=batch.ref_labels,
+        own=batch.own,
     )
     problem = Problem.of(call)
-    columns = labels if ref_labels is None else ref_labels
+    relation = problem.relation
     found: list[list[Tensor]] = []
-    step = max(1, at_once // max(1, columns.shape[0]))
-    for start in range(0, labels.shape[0], step):
-        s = problem.similarities(start, min(labels.shape[0], start + step))
-        positive = labels[start : start + step, None] == columns[None, :]
-        negative = ~positive
-        number = torch.arange(start, start + s.shape[0], device=s.device)
-        if ref_emb is None:
-            positive[number - start, number] = False
+    step = max(1, at_once // max(1, relation.columns))
+    for start in range(0, relation.rows, step):
+        stop = min(relation.rows, start + step)
+        s = problem.similarities(start, stop)
+        positive, negative = relation.masks(start, stop)
+        own = relation.own_pairs(start, stop, s.device)
+        if own is not None:
+            positive, negative = positive & ~own, negative & ~own
+        number = torch.arange(start, stop, device=s.device)
         chosen = select(s, positive, negative, number)
         found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])
     return tuple(torch.cat(part) for part in zip(*found, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from fastdml.engine.executors import triton as tiles
 from fastdml.engine.op import problem_of
 from fastdml.engine.registry import handle
 from fastdml.kernels import configs
+from fastdml.losses import NPairsLoss
 
 launch = pytest.importorskip("fastdml.kernels.launch")  # needs triton
 
@@ -187,3 +189,14 @@ def test_tiles(description, capturing, run, with_kernels, monkeypatch):
     for name in ("ragged", "reference"):
         if run(description, CASES[name]().to(torch.bfloat16), "triton") is not None:
             assert Launches.count > 0
+
+
+def test_n_pairs_are_found_without_a_wait(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    module = importlib.import_module(NPairsLoss.__module__)
+    with FakeTensorMode(allow_non_fake_inputs=False), torch.no_grad(), Watched():
+        y = torch.empty(11, dtype=torch.int64, device=OTHER)
+        found = module._padded_pairs(y)
+    assert all(x.shape == (5,) and x.device == OTHER for x in found)
+    x = torch.empty(11, 2, device="meta")
+    assert module._padded(x, "mean") and not module._padded(x, "none")

@@ -48,7 +48,7 @@ class Block:
         index = self.index
         torch.ops.fastdml_native.rows_(
             s, functor, parameters, self.values.get("teacher"), None, None, None, None, 0, 0.0,
-            index.row_class, index.col_class, index.start, index.order, index.longest, self.offset,
+            index.row_class, index.col_class, index.start, index.order, index.longest, self.offset, None,
             row_weight, 1.0, scalars, row_values, self.values.get("col_values"), loss, d_scalars, d_values,
             gradient,
         )  # fmt: skip

@@ -4,12 +4,12 @@ import pytest
 import torch
 from described import examples
 from expressions import run, tree
-from printed import Block, by_hand, together, traced
+from printed import Block, by_hand, together
 
 from fastdml.engine import library
 from fastdml.engine.loss import Rows
 from fastdml.language import cpp
-from fastdml.language.compile import compiled, load
+from fastdml.language.compile import load
 from fastdml.language.evaluate import evaluate
 from fastdml.language.graph import lift
 from fastdml.language.program import program
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled libr
 
 # Of examples that print the same functor, one.
 SAME = {("multi_similarity", 2), ("binomial_deviance", 1), ("contrastive", 2), ("contrastive", 3),
-        ("softmax_cross_entropy", 3)}  # fmt: skip
+        ("softmax_cross_entropy", 3), ("softmax_cross_entropy", 1)}  # fmt: skip
 # float32 rounds by a few units of the last digit of the largest number.
 CASES = [c for c in examples() if (c[0], c[1]) not in SAME]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-6}
@@ -76,6 +76,7 @@ def test_equals_the_functor_written_by_hand(case, functors):
             close([losses], expected[:1], dtype, "without a gradient")
 
 
+@pytest.mark.slow
 def test_random_expressions():
     """Value and all derivatives of 8 functions, compiled as one."""
     alpha = trace(lambda p, alpha: alpha, ("alpha",)).outputs[0]
@@ -108,10 +109,3 @@ def test_random_expressions():
             expected_values[:, k] = d
         expected = (found.outputs, found.weight * pair, expected_scalars, expected_values)
         close((losses, weights, d_scalars, d_values), expected, torch.float64, f"tree({seed})")
-
-
-def test_compiled_once(functors):
-    name, _, described, description = CASES[0]
-    """And a program whose text is the same is the same functor, whatever it was made from."""
-    one, other = (compiled(traced(described, description)[0], name) for _ in range(2))
-    assert one == other

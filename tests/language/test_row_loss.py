@@ -1,6 +1,7 @@
 """fastdml.row_loss of functions of the row language: the examples of docs/language.md, and what happens
 without a compiler, without a folder and with words that are none."""
 
+import copy
 import dataclasses
 import pathlib
 import re
@@ -116,6 +117,15 @@ def test_another_word_runs_in_torch_and_explain_names_it():
         loss(x, y)
 
 
+def test_a_copy_of_the_module():
+    x, y, _ = batch()
+    loss = fastdml.row_loss(hinge, parameters={"margin": torch.nn.Parameter(torch.tensor(0.2))})
+    again = copy.deepcopy(loss)
+    with torch.no_grad():
+        loss.margin += 0.5
+    assert again(x, y) > loss(x, y)
+
+
 def test_a_branch_on_a_number_is_no_word():
     x, y, _ = batch()
     loss = fastdml.row_loss(lambda p: sum(p.s, where=p.positive) if sum(p.s, where=p.pair) else 0.0)
@@ -160,6 +170,7 @@ print(float(loss(x, torch.arange(6) // 2)))
 """
 
 
+@pytest.mark.slow
 @needs_library
 def test_two_processes_at_once_and_a_killed_compile(tmp_path, monkeypatch):
     """Both compile, one result is kept, and what a killed compiler left behind disturbs nobody."""
@@ -227,7 +238,7 @@ class MultiSimilarity(Described):
 def test_a_class_with_a_row():
     """The same value and gradient as the library's, one functor for all values of its floats."""
     x, y, _ = batch()
-    for fields in ({}, {"epsilon": 0.1}, {"epsilon": 0.1, "alpha": 3.0, "max_positive": 0.9}):
+    for fields in ({"epsilon": 0.1}, {"epsilon": 0.1, "alpha": 3.0, "max_positive": 0.9}):
         found = []
         for description in (MultiSimilarity(**fields), LIBRARY["multi_similarity"](**fields)):
             z = x.clone().requires_grad_()
@@ -237,3 +248,15 @@ def test_a_class_with_a_row():
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
     one, other = MultiSimilarity(epsilon=0.1), MultiSimilarity(epsilon=0.2, alpha=3.0)
     assert one.forms is other.forms and one.forms is not MultiSimilarity().forms
+
+
+def test_a_regularizer_is_added():
+    x, y, _ = batch()
+    plain = fastdml.row_loss(hinge, parameters={"margin": 0.1}, backend="chunked")
+    more = fastdml.row_loss(
+        hinge,
+        parameters={"margin": 0.1},
+        backend="chunked",
+        embedding_regularizer=lambda e: e.sum() * 0 + 3,
+    )
+    assert torch.allclose(more(x, y), plain(x, y) + 3)

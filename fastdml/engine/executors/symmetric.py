@@ -7,7 +7,7 @@ again, H = G_ij + G_ji made of the numbers of both rows, and
     dA_I += H A_J        half a product
     dA_J += H^T A_I      half a product
 
-where J are all columns from the block's first row on. A loss brings its streamed form (`RowLoss.stream`).
+where J are all columns from the block's first row on. A loss brings its streamed form (`RowLoss.streamed`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..loss import RowLoss
 from ..problem import Problem
 from ..relation import LabelRelation
-from ..similarity import DISTANCE, PRODUCT
+from ..similarity import PRODUCT
 from ..workspace import block_limit, buffer, rows_within
 from . import Result, Wanted
 
@@ -42,48 +43,57 @@ class Symmetric:
         if not problem.excludes_own or problem.own_offset != 0:
             return "samples are compared with themselves"
         metric = problem.loss.metric
-        if (
-            metric.clipped
-            or metric.raw_anchors
-            or (metric.kind != PRODUCT and not metric.normalized)
-        ):
+        if metric.kind != PRODUCT:
+            return (
+                f"similarity {problem.loss.similarity!r}: distances of near pairs are made from "
+                "differences, which the streamed form does not do"
+            )
+        if metric.clipped or metric.raw_anchors:
             return f"no streamed form for the similarity {problem.loss.similarity!r}"
         if problem.teacher is not None or problem.col_values is not None:
             return "a teacher or values of the candidates"
-        form = problem.loss.stream()
-        if form is None:
+        found = _streamed(problem)
+        if found is None:
             return f"{problem.loss.name!r} has no streamed form"
-        if isinstance(form, str):
-            return form
-        members = self._members(problem, form)
-        return members if isinstance(members, str) else None
+        return found if isinstance(found, str) else None
 
     def prefers(self, problem: Problem) -> bool:
-        """Whether this is expected to cost less than the compiled rows."""
-        return problem.device_type == "cpu" and problem.one_set and problem.relation.rows > _SMALL
+        """Whether this can run the problem and is expected to cost less than the compiled rows: a sweep
+        for statistics multiplies again, which small batches feel."""
+        if problem.relation.rows <= _SMALL or self.refuses(problem) is not None:
+            return False
+        form, _ = _form(problem)
+        return problem.relation.rows > _SMALL * len(form.statistics)
 
     def plan(self, problem: Problem) -> str:
-        form = problem.loss.stream()
-        sweeps = len(form.statistics)  # type: ignore[union-attr]
+        form, _ = _form(problem)
+        sweeps = len(form.statistics)
         return (
             f"each pair once for both its ends: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, "
             f"then the weights; {_rows(problem)} rows at a time"
         )
 
-    def _members(self, problem: Problem, form: Any) -> tuple[float, ...] | str:
+    def run(self, problem: Problem, wanted: Wanted) -> Result:
+        return _Run(problem, wanted).result()
+
+
+def _streamed(problem: Problem) -> Any:
+    """The loss's streamed form and its members for this call, or why there is none, or None."""
+    if type(problem.loss).streamed is RowLoss.streamed:
+        return None
+    if "streamed" not in problem.__dict__:
         metric = problem.loss.metric
-        if metric.kind == PRODUCT:
-            limit = 1.0 if metric.normalized else float("inf")
-            low, high = -limit, limit
-        else:
-            low, high = 0.0, 2.0 if metric.kind == DISTANCE else 4.0
+        high = 1.0 if metric.normalized else float("inf")
         scalars = [] if problem.all_scalars is None else problem.all_scalars.tolist()
         size = torch.finfo(problem.statistic).bits // 8
-        found = problem.loss.stream_members(form, scalars, low, high, size)
-        return found
+        problem.__dict__["streamed"] = problem.loss.streamed(scalars, -high, high, size)
+    return problem.__dict__["streamed"]
 
-    def run(self, problem: Problem, wanted: Wanted) -> Result:
-        return _Run(problem, self, wanted).result()
+
+def _form(problem: Problem) -> tuple[Any, tuple[float, ...]]:
+    found = _streamed(problem)
+    assert isinstance(found, tuple)
+    return found
 
 
 def _rows(problem: Problem) -> int:
@@ -94,11 +104,9 @@ def _rows(problem: Problem) -> int:
 
 
 class _Run:
-    def __init__(self, problem: Problem, executor: Symmetric, wanted: Wanted) -> None:
+    def __init__(self, problem: Problem, wanted: Wanted) -> None:
         self.problem, self.wanted = problem, wanted
-        self.form: Any = problem.loss.stream()
-        members = executor._members(problem, self.form)
-        assert not isinstance(members, str)
+        self.form, members = _form(problem)
         self.members = list(members)
         self.x = problem.anchors
         n = self.n = self.x.shape[0]

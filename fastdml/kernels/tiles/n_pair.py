@@ -24,6 +24,8 @@ def parameters(loss: Any) -> tuple[float, ...]:
 def tile(loss: Any) -> TileLoss:
     if loss.paired:
         raise NotImplementedError("the positive's similarity comes as a value of the row")
+    if loss.padded:
+        return PADDED_ONE_BY_ONE if loss.one_vs_one else PADDED
     return ONE_BY_ONE if loss.one_vs_one else TILE
 
 
@@ -61,6 +63,27 @@ def weight_one_by_one(s, t, positive, state, p):
     return tl.where(positive, 0.0, sigmoid2((s - state[0]) * p[0]))
 
 
+# Columns whose value is 0 are none: as little as positives are negatives.
+@triton.jit
+def padded_sums(s, t, positive, row, p):
+    return sums(s, t, positive | (t[0] == 0.0), row, p)
+
+
+@triton.jit
+def padded_weight(s, t, positive, state, p):
+    return weight(s, t, positive | (t[0] == 0.0), state, p)
+
+
+@triton.jit
+def padded_sums_one_by_one(s, t, positive, row, p):
+    return sums_one_by_one(s, t, positive | (t[0] == 0.0), row, p)
+
+
+@triton.jit
+def padded_weight_one_by_one(s, t, positive, state, p):
+    return weight_one_by_one(s, t, positive | (t[0] == 0.0), state, p)
+
+
 @triton.jit
 def gain(p):
     return p[2]
@@ -75,4 +98,13 @@ ONE_BY_ONE = dataclasses.replace(
     finish=finish_one_by_one,
     weight=weight_one_by_one,
     states=1,
+)
+PADDED = dataclasses.replace(
+    TILE, passes=(Pass(("lse",), padded_sums),), weight=padded_weight, column_values=1
+)
+PADDED_ONE_BY_ONE = dataclasses.replace(
+    ONE_BY_ONE,
+    passes=(Pass(("sum", "sum"), padded_sums_one_by_one),),
+    weight=padded_weight_one_by_one,
+    column_values=1,
 )

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.relation import LabelRelation
+from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..terms import sort_code
 
@@ -26,7 +27,7 @@ _VARIANTS = {"O": 0, "Ds": 1, "Dq": 2, "Iu": 3, "Ib": 4}
 class PNP(RowLoss):
     """A penalty of the smooth number of negatives ahead of each positive. A query is its own.
 
-    Scalar: how many positives make a query count. Two in one set, where it always has itself.
+    row_values: how many of the row's positives are its own copy, 1 or 0: it counts with more than those.
     """
 
     name = "pnp"
@@ -64,8 +65,8 @@ class PNP(RowLoss):
         pairs = zip(_VARIANTS, sorts)
         return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
 
-    def label_scalars(self, relation: LabelRelation) -> list[float]:
-        return [2 if relation.one_set else 1]
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.full((rows, 1), float(rows == columns))}
 
     def penalty(self, r: Tensor) -> Tensor:
         if self.variant == "Ds":
@@ -83,7 +84,8 @@ class PNP(RowLoss):
         above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
         ahead = (above * rows.negative[:, None, :]).sum(2)
         count = valid.sum(1)
-        counts = count >= (1 if rows.scalars is None else rows.scalars[0])
+        own = 0 if rows.row_values is None else rows.row_values[:, 0]
+        counts = count - own > 0.5
         loss = (self.penalty(ahead) * valid).sum(1) / count.clamp(min=1) * counts
         return torch.stack([loss, counts.to(loss.dtype)], dim=1)
 
@@ -142,3 +144,7 @@ class PNPLoss(SampleLoss):
             similarity=self.similarity,
             sort=self.sort,
         )
+
+    def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
+        own = (batch.own_columns() >= 0)[:, None].to(statistic_type(batch.embeddings, batch.ref_emb))
+        return super().sample_call(description, batch, row_values=own, **fields)

@@ -169,6 +169,7 @@ class SOPRCLoss(SampleLoss):
         "prior": ("class_counts", "prior_mul"),
         "table": ("num_classes", "momentum", "update"),
     }
+    input_defaults = {"prior": 0.1}
 
     table: Tensor
     prior: Tensor
@@ -188,7 +189,7 @@ class SOPRCLoss(SampleLoss):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check.count(num_classes, "num_classes")
+        self.num_classes = check.count(num_classes, "num_classes")
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         check.one_of(update, "update", ("last", "mean"))

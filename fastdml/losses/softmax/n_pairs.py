@@ -33,6 +33,7 @@ class NPair(RowLoss):
 
     paired: the positive is among the candidates, the only one of the anchor's class, and there are no
     row_values.
+    padded: col_values [1, N] are 0 for candidates that are none, and 1.
     """
 
     name = "n_pair"
@@ -40,6 +41,7 @@ class NPair(RowLoss):
 
     one_vs_one: bool = False
     paired: bool = False
+    padded: bool = False
     similarity: str = dataclasses.field(default="dot", kw_only=True)
 
     @classmethod
@@ -49,13 +51,18 @@ class NPair(RowLoss):
             cls(True, similarity="cosine"),
             cls(False, True, similarity="cosine"),
             cls(True, True, similarity="distance"),
+            cls(padded=True, similarity="cosine"),
+            cls(True, padded=True, similarity="distance"),
         ]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
-        return {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+        found = {} if self.paired else {"row_values": torch.linspace(-0.6, 0.8, rows)[:, None]}
+        if self.padded:
+            found["col_values"] = (torch.arange(columns) % 3 > 0).float()[None]
+        return found
 
     def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, float(self.one_vs_one), float(self.paired))
+        return (self.metric.sign, float(self.one_vs_one), float(self.paired), float(self.padded))
 
     def spec(self, rows: Rows) -> Tensor:
         if self.paired:
@@ -63,10 +70,14 @@ class NPair(RowLoss):
         else:
             assert rows.row_values is not None
             own = rows.row_values[:, :1]
+        negative = rows.negative
+        if self.padded:
+            assert rows.col_values is not None
+            negative = negative & (rows.col_values[0] > 0)
         gap = self.metric.sign * (rows.s - own)
         if self.one_vs_one:
-            return masked_sum(softplus(gap), rows.negative)
-        return log_sum_exp_with_one(gap, rows.negative)
+            return masked_sum(softplus(gap), negative)
+        return log_sum_exp_with_one(gap, negative)
 
 
 class NPairsLoss(SampleLoss):
@@ -92,8 +103,9 @@ class NPairsLoss(SampleLoss):
         similarity: "cosine" by default; on distances, signs turn.
 
     With `indices_tuple`, "mc" and "ovo" take the first positive pair of every class from it; its
-    negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" wait for the device to learn how
-    many classes have two samples. Other arguments: see `SampleLoss`.
+    negatives are not used. `ref_emb` is refused. Forms "mc" and "ovo" ask how many classes have two
+    samples: a wait on a GPU and a break in a compiled graph, which "mean" and "sum" without `indices_tuple`
+    do not need: there the pairs are padded to half the batch. Other arguments: see `SampleLoss`.
     """
 
     function = "n_pairs"
@@ -144,7 +156,7 @@ class NPairsLoss(SampleLoss):
         y = batch.need_labels()
         if (anchors is None) != (positives is None):
             raise ValueError("positives: expected anchors and positives together")
-        weight = None
+        weight, kept = None, None
         # Of one pair a class, a row finds the positive among its candidates itself.
         paired = anchors is None and self.form != "all"
         if anchors is not None and positives is not None:
@@ -152,16 +164,25 @@ class NPairsLoss(SampleLoss):
             check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0])
         elif self.form == "all":
             anchors, positives, weight = _random_positives(y, generator)
+        elif not batch.pairs and _padded(embeddings, self.reduction):
+            anchors, positives, kept = _padded_pairs(y)
+            weight, paired = kept.double(), False
+            if self.reduction == "mean":
+                weight = weight * (kept.shape[0] / weight.sum().clamp(min=1))
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
-        # A graph holds the case of pairs alone, whose number it does not know.
-        if not torch.compiler.is_compiling() and anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
+        # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
+        if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
             return [Term(_nothing, (embeddings, self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
         both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
+        if kept is not None:  # nothing of what is in a pair that is none
+            x, x_p = (torch.where(kept[:, None], v, torch.zeros_like(v)) for v in (x, x_p))
         every = self.form == "all"
-        description = dataclasses.replace(self.description(), paired=paired)
+        description = dataclasses.replace(
+            self.description(), paired=paired, padded=kept is not None
+        )
         call = self.call(
             description,
             x,
@@ -170,11 +191,11 @@ class NPairsLoss(SampleLoss):
             candidate_labels=y if every else y[positives],
             row_values=None if paired else _own(self.similarity, x, x_p),
             row_weight=weight,
+            col_values=None if kept is None else kept.to(x.dtype)[None],
         )
-        return [
-            call,
-            *penalties(self.l2_reg, self.l2_kind, *((embeddings,) if every else (x, x_p))),
-        ]
+        sets = (embeddings,) if every else (x, x_p)
+        count = None if kept is None else kept.sum()
+        return [call, *penalties(self.l2_reg, self.l2_kind, *sets, count=count)]
 
 
 class PairedNPairsLoss(PairedLoss):
@@ -231,17 +252,24 @@ def _own(similarity: str, anchors: Tensor, positives: Tensor) -> Tensor:
     return SIMILARITIES[similarity].paired(anchors, positives)[:, None]
 
 
-def penalties(weight: float, kind: str, *sets: Tensor) -> list[Term]:
+def penalties(
+    weight: float, kind: str, *sets: Tensor, count: Tensor | None = None
+) -> list[Term]:
     """The penalty on the lengths of the embeddings, if there is one."""
-    return [Term(functools.partial(_penalty, kind), sets, weight)] if weight else []
+    function = functools.partial(_penalty, kind, count=count)
+    return [Term(function, sets, weight)] if weight else []
 
 
-def _penalty(kind: str, *sets: Tensor) -> Tensor:
-    """Mean length (or its square) of the embeddings of a set, summed over sets."""
+def _penalty(kind: str, *sets: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean length (or its square) of the embeddings of a set, summed over sets.
+
+    count: how many embeddings of a set count; the others are 0.
+    """
     total = torch.zeros((), dtype=sets[0].dtype, device=sets[0].device)
     for x in sets:
         norm = lengths(x)
-        total = total + (norm.square() if kind == "squared" else norm).mean()
+        size = norm.square() if kind == "squared" else norm
+        total = total + (size.mean() if count is None else size.sum() / count.clamp(min=1))
     return total
 
 
@@ -262,6 +290,26 @@ def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     again[:-1] = ~first[1:]
     start = places(first & again)
     return order[start], order[start + 1]
+
+
+def _padded(embeddings: Tensor, reduction: str) -> bool:
+    """Whether pairs are padded, as their number would be a question to the device or break a graph."""
+    asks = embeddings.device.type != "cpu" or torch.compiler.is_compiling()
+    return asks and embeddings.shape[0] > 1 and reduction in ("mean", "sum")
+
+
+def _padded_pairs(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first two samples of every class that has two, in the order of labels, among B // 2 pairs; and
+    which of these they are."""
+    order = y.argsort(stable=True)
+    found = y[order]
+    same = found[1:] == found[:-1]
+    starts = torch.cat([same, torch.zeros_like(same[:1])])
+    starts[1:].logical_and_(same.logical_not())
+    half = y.shape[0] // 2
+    at = starts.logical_not().to(torch.uint8).argsort(stable=True)[:half]
+    kept = torch.arange(half, device=y.device) < starts.sum()
+    return order[at], order[(at + 1).clamp(max=y.shape[0] - 1)], kept
 
 
 def _random_positives(

@@ -147,6 +147,7 @@ class DenseTripletLoss(LabelledLoss):
         super().__init__(**kwargs)
         self.margin = check.finite(margin, "margin")
         self.normalize = normalize
+        self.settle_similarity()
 
     def described(self, given: bool) -> DenseTriplet:
         kind = "squared_distance" if self.normalize else "raw_squared_distance"

@@ -55,10 +55,22 @@ class LabelledLoss(RelationalLoss):
         distances are given.
     """
 
-    def __init__(self, *, variant: str = "paper", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, *, variant: str = "paper", similarity: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(similarity=similarity, **kwargs)
         check.variant(variant)
         self.variant = variant
+        self._asked = similarity is not None or kwargs.get("distance") is not None
+
+    def settle_similarity(self) -> None:
+        """Other arguments say what the similarity is: one that differs is refused, not ignored."""
+        wanted = self.description().similarity
+        if self._asked and self.similarity != wanted:
+            raise ValueError(
+                f"similarity: expected {wanted!r}, by the other arguments, got {self.similarity!r}"
+            )
+        self.similarity = wanted
 
     def described(self, given: bool) -> RowLoss:
         """The loss as mathematics; given: with label distances from one anchor."""

@@ -109,6 +109,7 @@ class LogRatioLoss(LabelledLoss):
         self.squared_embedding = squared_embedding
         self.squared_label = squared_label
         self.normalize = normalize
+        self.settle_similarity()
 
     def described(self, given: bool) -> LogRatio:
         kind = "squared_distance" if self.squared_embedding else "distance"

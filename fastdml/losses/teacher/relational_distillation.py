@@ -13,7 +13,6 @@ from ...engine.autograd import evaluate, once
 from ...engine.call import Before, Call, statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import Term
 from .relations import RelationalLoss, check_teacher
 
 __all__ = ["RKDAngleLoss", "RKDDistanceLoss"]
@@ -151,7 +150,39 @@ class RKDAngleLoss(RelationalLoss):
 
     def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
         check_teacher(embeddings, teacher, "teacher", self.validate)
-        return [Term(_Angles.apply, (embeddings, teacher.detach(), self.backend), self.weight)]
+        return [Vertices(embeddings, teacher.detach(), self.backend, self.weight)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Vertices:
+    """The calls of all vertices, one after another; each is dropped before the next."""
+
+    embeddings: Tensor
+    teacher: Tensor
+    backend: str
+    weight: float
+
+    def evaluate(self) -> Tensor:
+        value: Tensor = _Angles.apply(self.embeddings, self.teacher, self.backend)
+        return self.weight * value
+
+    @property
+    def call(self) -> Call:
+        """One of them, for who asks what runs."""
+        return of_vertex(self.embeddings, self.teacher, self.backend)
+
+
+def of_vertex(edges: Tensor, teacher: Tensor, backend: str) -> Call:
+    """The call of the directions from one vertex, [B, D], and those of the teacher."""
+    everything = torch.zeros(edges.shape[0], dtype=torch.int64, device=edges.device)
+    return Call(
+        RKDAngle(),
+        edges,
+        anchor_labels=everything,
+        teacher=(teacher,),
+        reduction="sum",
+        backend=backend,
+    )
 
 
 def _angles(
@@ -161,21 +192,12 @@ def _angles(
     kind = statistic_type(embeddings, teacher)
     x, t = embeddings.to(kind), teacher.to(kind)
     size = x.shape[0]
-    everything = torch.zeros(size, dtype=torch.int64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     d_x = torch.zeros_like(x) if gradient else x.new_empty(0)
     for j in range(size):
         edges = (x - x[j]).requires_grad_(gradient)
-        call = Call(
-            RKDAngle(),
-            edges,
-            anchor_labels=everything,
-            teacher=(t - t[j],),
-            reduction="sum",
-            backend=backend,
-        )
         with torch.set_grad_enabled(gradient):
-            value = evaluate(call)
+            value = evaluate(of_vertex(edges, t - t[j], backend))
         total += value.detach()
         if gradient:
             (d_edges,) = torch.autograd.grad(value, edges)

@@ -250,6 +250,7 @@ class MarginLoss(TripletLoss):
         within = "a number in the range of float32"
         self.initial_beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
         classes = 1 if num_classes is None else check.count(num_classes, "num_classes")
+        self.num_classes = None if num_classes is None else classes
         initial = torch.full((classes,), float(self.initial_beta))
         if learn_beta:
             self.beta = nn.Parameter(initial)

@@ -1,0 +1,73 @@
+"""A weighted sum of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..engine import check
+
+
+class MultipleLosses(nn.Module):
+    """The weighted sum of several losses of one batch.
+
+    Args:
+        losses: a list or a dict of losses, called alike.
+        miners: None; or as the losses, a miner or None for each; its pairs go to that loss.
+        weights: None, for 1; or as the losses.
+
+    Called as its losses are, `loss(embeddings, labels, indices_tuple=None, ref_emb=None,
+    ref_labels=None)`; an `indices_tuple` goes to losses without a miner of their own.
+
+    Raises:
+        ValueError: naming the argument and what was expected of it.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[nn.Module] | Mapping[str, nn.Module],
+        miners: Sequence[nn.Module | None] | Mapping[str, nn.Module | None] | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        named = _named(losses, "losses")
+        if not named:
+            raise ValueError("losses: expected at least one loss, got none")
+        self.losses = nn.ModuleDict(named)
+        mine = _named(miners, "miners", named) if miners is not None else {}
+        self.miners = nn.ModuleDict({k: m for k, m in mine.items() if m is not None})
+        given = _named(weights, "weights", named) if weights is not None else dict.fromkeys(named, 1)
+        self.weights = {k: check.finite(w, f"weights[{k!r}]") for k, w in given.items()}
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        found = []
+        for name, loss in self.losses.items():
+            pairs = indices_tuple
+            if name in self.miners:
+                pairs = self.miners[name](embeddings, labels, ref_emb, ref_labels)
+            value = loss(embeddings, labels, pairs, ref_emb, ref_labels)
+            found.append(self.weights[name] * value)
+        return sum(found[1:], found[0])
+
+
+def _named(given: object, name: str, like: Mapping[str, object] | None = None) -> dict[str, object]:
+    """A list or a dict as a dict; like: whose names it must have."""
+    if isinstance(given, Mapping):
+        found = dict(given)
+    elif isinstance(given, (list, tuple, nn.ModuleList)):
+        found = {str(k): x for k, x in enumerate(given)}
+    elif isinstance(given, nn.ModuleDict):
+        found = dict(given.items())
+    else:
+        raise ValueError(f"{name}: expected a list or a dict, got {type(given).__name__}")
+    if like is not None and set(found) != set(like):
+        raise ValueError(f"{name}: expected one for each of {sorted(like)}, got {sorted(found)}")
+    return found

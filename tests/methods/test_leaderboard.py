@@ -1,0 +1,86 @@
+"""The leaderboard's own arithmetic, its list of entries, and a run of two steps."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fastdml import losses
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+data = importlib.import_module("board.data")
+entries = importlib.import_module("board.entries")
+plan = importlib.import_module("board.plan")
+report = importlib.import_module("board.report")
+run = importlib.import_module("board.run")
+
+
+def test_every_loss_is_an_entry_or_named_elsewhere():
+    names = entries.registered()
+    assert set(names.values()) == set(losses.MODULES.values())
+    assert set(names) == (set(entries.entries()) | set(entries.ELSEWHERE)) & set(names)
+    hosts = importlib.import_module("board.methods").HOSTS
+    assert set(hosts) | set(hosts.values()) <= set(entries.entries())
+
+
+def test_parts_share_no_class():
+    task = data.load("icons")
+    parts = (task.train, task.val, task.test)
+    assert len(set.union(*(set(p.names) for p in parts))) == sum(len(p.names) for p in parts) == 1248
+    for p in parts:
+        assert p.labels.unique().tolist() == list(range(len(p.names)))
+
+
+def test_ndcg():
+    labels = torch.tensor([0, 0, 0, 1])
+    neighbours = torch.tensor([[3, 1, 2], [0, 2, 3], [3, 0, 1], [0, 1, 2]])
+    neighbours = torch.cat([neighbours, torch.full((4, 7), 3)], 1)
+    second, third = 1 / 1.5849625, 0.5
+    best = 1 + second
+    found = data.ndcg_at_10(neighbours, labels)
+    assert found == pytest.approx(((second + third) / best * 2 + 1) / 3)
+
+
+@pytest.mark.parametrize("entry", ["multi_similarity", "WEDL (three heads)"])
+def test_two_steps(entry, tmp_path):
+    task = data.load("icons", 12)
+    budget = plan.Budget(2, 16, shared=tmp_path)
+    results = [run.measure(entries.entries()[entry][1](task, budget, 0)) for _ in range(2)]
+    for name in ("recall@1", "map@r", "ndcg@10", "validation"):
+        assert results[0][name] == results[1][name]  # the same seed, the same run
+        assert 0 <= results[0][name] <= 1
+
+
+def test_report_of_what_is_there(tmp_path):
+    class Work:
+        quick = False
+
+        def read(self, name):
+            if name != "leaderboard":
+                return []
+            common = {"task": "icons", "steps": 9, "batch": 8, "threads": 1, "torch": "2", "commit": "c",
+                      "ndcg@10": 0.5, "mean_step_ms": 3.0, "objective_ms": 1.0, "objective_mib": 2.0,
+                      "rate": 0.003}  # fmt: skip
+            rows = [
+                ("multi_similarity", "pairs", 0.90, 0.50), ("multi_similarity", "pairs", 0.92, 0.54),
+                ("contrastive", "pairs", 0.60, 0.30), ("DAS (multi-similarity)", "method", 0.95, 0.60),
+            ]  # fmt: skip
+            found = [
+                {**common, "entry": e, "kind": k, "recall@1": r, "map@r": m, "seed": s}
+                for s, (e, k, r, m) in enumerate(rows)
+            ]
+            failed = {"entry": "circle", "kind": "pairs", "seed": 0, "error": "the loss is nan"}
+            found.append({**common, **failed})
+            return json.loads(json.dumps(found))
+
+    paths = report.write(Work(), tmp_path)
+    assert all(p.stat().st_size > 0 for p in paths)
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert "| multi_similarity | pairs | 91.0 ± 1.0 | 52.0 ± 2.0 |" in text
+    assert "differ by 31.0 points" in text and "at most 2.0 points (multi_similarity)" in text
+    assert "Below 70 Recall@1: contrastive." in text
+    assert "| DAS (multi-similarity) | multi_similarity | +4.0 | +8.0 | 1.00 | yes |" in text
+    assert "- circle: the loss is nan" in text

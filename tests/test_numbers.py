@@ -1,0 +1,335 @@
+"""A loss is the same whatever the length of rows, their origin, their order and the labels' names.
+
+Expected values are the same loss in float64, where nothing here is near the end of the type, or an
+independent formula.
+"""
+
+import inspect
+
+import pytest
+import torch
+
+import fastdml
+from fastdml.losses import MODULES
+
+B, D, C = 24, 8, 6
+NEEDED = {"RankedListLoss": {"margin": 0.4, "Tn": 10.0}, "SOPRCLoss": {"num_classes": C}}
+TEACHERS = {
+    "DarkRankLoss", "ListwiseSelfDistillationLoss", "PKTLoss", "RKDAngleLoss", "RKDDistanceLoss",
+    "RelaxedContrastiveLoss",
+}  # fmt: skip
+LABELLED = {"DenseTripletLoss", "LogRatioLoss"}
+PAIRED = {"CLIPLoss", "InfoNCELoss", "PairedNPairsLoss", "SigLIPLoss"}
+NAMES = sorted(MODULES)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
+LABELS = torch.arange(C).repeat_interleave(B // C)
+
+
+def made(name, **options):
+    """A loss in evaluation mode, its parameters drawn; None where it does not take the options."""
+    signature = inspect.signature(MODULES[name].__init__).parameters
+    arguments = dict(NEEDED.get(name, {}))
+    if "embedding_size" in signature:
+        arguments |= {"num_classes": C, "embedding_size": D}
+    try:
+        loss = MODULES[name](**arguments, **options).eval()
+    except ValueError:
+        return None
+    for k, p in enumerate(loss.parameters()):
+        if p.dim() == 2:
+            p.data.copy_(draw(*p.shape, seed=9 + k))
+    return loss
+
+
+def second(name, rows):
+    """What a loss takes beside embeddings of `rows` of the batch."""
+    if name in PAIRED:
+        return draw(B, D, seed=5)[rows]
+    if name in TEACHERS:
+        return draw(B, D + 3, seed=5)[rows]
+    if name in LABELLED:
+        return draw(B, seed=5)[rows]
+    return LABELS[rows]
+
+
+def others(name, dtype):
+    """Further arguments."""
+    if name == "PCELoss":
+        return (draw(B, C, seed=6).softmax(1).to(dtype),)
+    return ()
+
+
+def run(name, loss, x, given=None, extra=()):
+    """Value and gradient of embeddings x, in float64; proxies and pairs as x is."""
+    x = x.detach().clone().requires_grad_()
+    given = second(name, slice(None)) if given is None else given
+    if name in PAIRED | TEACHERS:
+        given = given.to(x.dtype)
+    torch.manual_seed(0)
+    value = loss.to(x.dtype if x.dtype == torch.float64 else torch.float32)(x, given, *extra)
+    value.backward()
+    return value.detach().double(), x.grad.double()
+
+
+def error(found, true):
+    return ((found - true).norm() / true.norm().clamp(min=1e-300)).item()
+
+
+def of_cosines(name):
+    loss = made(name)
+    return loss.similarity in ("cosine", "distance", "squared_distance")
+
+
+COSINE = [n for n in NAMES if of_cosines(n)]
+# Of differences of embeddings.
+UNSCALED = {"RKDAngleLoss"}
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("name", [n for n in COSINE if n not in UNSCALED])
+def test_rows_of_any_length(name, backend):
+    """Cosine losses of rows of length 1e-18 to 1e25."""
+    loss = made(name, backend=backend)
+    length = 10.0 ** torch.linspace(-18, 18, B, dtype=torch.float64)[:, None]
+    length[3], length[7], length[11] = 1e25, 1e-30, 3e37
+    x = (draw(B, D) * length).float()
+    extra = others(name, torch.float64)
+    true, slope = run(name, loss, unit(x.double()), extra=extra)
+    extra = others(name, torch.float32)
+    value, found = run(name, loss, x, extra=extra)
+    assert value.item() == pytest.approx(true.item(), rel=2e-5, abs=2e-6)
+    found *= x.double().norm(dim=1, keepdim=True)
+    assert error(found, slope) < 1e-4
+    assert found.isfinite().all()
+
+
+def raw(name):
+    """The loss on raw distances, squared where it takes no others; None where it takes none."""
+    for kind in ("raw_distance", "raw_squared_distance"):
+        loss = made(name, similarity=kind)
+        if loss is not None:
+            return loss
+    return None
+
+
+RAW = [n for n in NAMES if raw(n) is not None]
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("name", RAW)
+def test_distances_far_from_the_origin(name, backend):
+    """Raw distances of unit noise at an offset of 1,000."""
+    loss = raw(name)
+    loss.backend = backend
+    x = (draw(B, D) + 1000).float()
+    for p in loss.parameters():
+        if p.dim() == 2:
+            p.data += 1000
+    given = second(name, slice(None))
+    given = given + 1000 if name in PAIRED else given
+    true, slope = run(name, loss, x.double(), given)
+    value, found = run(name, loss, x, given)
+    assert value.item() == pytest.approx(true.item(), rel=1e-4, abs=1e-6)
+    assert error(found, slope) < 1e-3
+
+
+DISTANCE = [n for n in NAMES if made(n, similarity="distance") is not None and n not in PAIRED]
+
+
+def test_the_lists_are_long():
+    """Nobody has emptied the parametrisations above."""
+    assert len(COSINE) > 40 and len(RAW) > 20 and len(DISTANCE) > 15
+
+
+def small_classes(radius, classes=C):
+    centres = unit(draw(classes, D, seed=2)).repeat_interleave(B // C, 0)
+    return centres + radius * draw(len(centres), D, seed=3)
+
+
+def contrastive(x, y, neg_margin):
+    """The contrastive loss of distances of normalised embeddings, from differences."""
+    d2 = (unit(x)[:, None] - unit(x)[None]).square().sum(2)
+    d = torch.where(d2 > 0, d2, 1.0).sqrt() * (d2 > 0)
+    same = y[:, None] == y[None]
+    pull = d[same & ~torch.eye(len(y), dtype=torch.bool)]
+    push = (neg_margin - d[~same]).relu()
+    return sum(t[t > 0].mean() if (t > 0).any() else t.sum() for t in (pull, push))
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize(
+    ("dtype", "radius", "bound"), [(torch.float32, 1e-4, 1e-3), (torch.float64, 1e-9, 1e-5)]
+)
+@pytest.mark.parametrize("classes", [C, 150])
+def test_near_pairs(backend, dtype, radius, bound, classes):
+    """Small classes, in one call of the compiled library and in the schedule."""
+    y = torch.arange(classes).repeat_interleave(B // C)
+    x = small_classes(radius, classes).to(dtype)
+    leaf = x.double().requires_grad_()
+    true = contrastive(leaf, y, 0.1)
+    true.backward()
+    loss = fastdml.losses.ContrastiveLoss(0, 0.1, similarity="distance", backend=backend)
+    value, found = run("ContrastiveLoss", loss, x, y)
+    assert value.item() == pytest.approx(true.item(), rel=bound)
+    assert error(found, leaf.grad) < bound
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("name", DISTANCE)
+def test_near_pairs_of_every_loss(name, backend):
+    loss = made(name, similarity="distance", backend=backend)
+    x = small_classes(1e-4).float()
+    true, slope = run(name, loss, x.double())
+    value, found = run(name, loss, x)
+    assert value.item() == pytest.approx(true.item(), rel=1e-3, abs=1e-6)
+    assert error(found, slope) < 1e-3
+
+
+@pytest.mark.parametrize("length", [1e-15, 1e15])
+def test_angles_of_any_size(length):
+    true, slope = run("RKDAngleLoss", made("RKDAngleLoss"), draw(B, D).float())
+    value, found = run("RKDAngleLoss", made("RKDAngleLoss"), draw(B, D).float() * length)
+    assert value.item() == pytest.approx(true.item(), rel=1e-5)
+    assert error(found * length, slope) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n != "NPairsLoss"]
+)  # takes a class's first pair
+def test_order_and_names(name):
+    """Rows in another order, and labels by other names."""
+    loss = made(name)
+    x = draw(B, D)
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
+    extra = others(name, torch.float64)
+    true, slope = run(name, loss, x, extra=extra)
+    moved = tuple(t[order] for t in extra)
+    value, found = run(name, loss, x[order], second(name, order), moved)
+    assert value.item() == pytest.approx(true.item(), rel=1e-9)
+    assert error(found, slope[order]) < 1e-9
+    takes_labels = second(name, slice(None)).dtype == torch.int64
+    if takes_labels and not list(loss.buffers()) + list(loss.parameters()) and not extra:
+        names = torch.tensor([-(2**62), 11, 2**62, 0, -7, 4])
+        value, found = run(name, loss, x, names[LABELS])
+        assert value.item() == pytest.approx(true.item(), rel=1e-12)
+        assert error(found, slope) < 1e-12
+
+
+def label_distances(y):
+    y = y[:, None] if y.dim() == 1 else y
+    return (y[:, None] - y[None]).square().sum(2).sqrt()
+
+
+def log_ratio(x, y):
+    """Of label distances y [B, B]."""
+    d = ((x[:, None] - x[None]).square().sum(2) + 1e-4 / x.shape[1]).sqrt()
+    u = (d + 1e-6).log() - (y + 1e-6).log()
+    return 2 * u[~torch.eye(B, dtype=torch.bool)].view(B, -1).var(1).mean()
+
+
+def dense_triplet(x, y):
+    u = unit(x)
+    d = (u[:, None] - u[None]).square().sum(2)
+    rows = []
+    for a in range(B):
+        other = torch.arange(B) != a
+        closer = y[a, other][:, None] < y[a, other][None]
+        rows.append((d[a, other][:, None] - d[a, other][None] + 0.03).relu()[closer].mean())
+    return torch.stack(rows).mean()
+
+
+YEARS = torch.randint(0, 80, (B,), generator=torch.Generator().manual_seed(4))
+KINDS = {
+    "years": YEARS + 1900,
+    "offset": YEARS.float() + 1e5,
+    "uniform": torch.rand(B, generator=torch.Generator().manual_seed(4), dtype=torch.float64),
+    "nanoseconds": YEARS + 1_700_000_000_000_000_000,
+    "places": torch.tensor([4.2e6, 2.3e6, 4.1e6]) + 300 * draw(B, 3, seed=8),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "formula"), [("LogRatioLoss", log_ratio), ("DenseTripletLoss", dense_triplet)]
+)
+def test_label_distances_are_exact(name, formula, kind, backend):
+    labels = KINDS[kind]
+    exact = labels if labels.is_floating_point() else labels - labels.min()
+    x = draw(B, D)
+    leaf = x.clone().requires_grad_()
+    true = formula(leaf, label_distances(exact.double()))
+    true.backward()
+    value, found = run(name, made(name, backend=backend), x.float(), labels)
+    assert value.item() == pytest.approx(true.item(), rel=1e-4)
+    assert error(found, leaf.grad) < 1e-3
+
+
+def test_label_distances_hold_no_matrix():
+    """A block of differences in double precision is small beside the matrix."""
+    from fastdml.engine.similarity import _AT_ONCE, METRICS
+
+    y = torch.arange(3000.0, dtype=torch.float64)[:, None]
+    found = METRICS["label_distance"].differences(y[:5], y, torch.empty(5, 3000))
+    assert torch.equal(found, (y[:5] - y.t()).abs().float())
+    assert _AT_ONCE * 8 <= 4 << 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_gradients_are_scaled_before_they_are_rounded(name):
+    """With a loss scale, as a gradient scaler has it: nothing is lost between the loss and the rounding."""
+    loss = made(name)
+    x = draw(B, D).half()
+    given, extra = second(name, slice(None)), others(name, torch.float32)
+    given = given.float() if given.is_floating_point() else given
+    grads = []
+    for cast in (False, True):
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(0)
+        (loss(leaf.float() if cast else leaf, given, *extra) * 1e-6 * 2.0**20).backward()
+        grads.append(leaf.grad)
+    assert error(grads[0].double(), grads[1].double()) < 2e-3
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+def test_raw_distances_that_overflow_are_refused(backend):
+    loss = fastdml.losses.ContrastiveLoss(0, 1, similarity="raw_distance", backend=backend)
+    with pytest.raises(ValueError, match=r"^embeddings: .* fit torch.float32"):
+        loss(draw(B, D).float() * 1e25, LABELS)
+    assert loss(draw(B, D) * 1e25, LABELS) > 1e25
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+def test_products_that_overflow_are_refused(backend):
+    loss = fastdml.losses.NTXentLoss(similarity="dot", backend=backend)
+    with pytest.raises(ValueError, match=r"^embeddings: .* fit torch.float32"):
+        loss(draw(B, D).float() * 1e25, LABELS)
+    assert loss(draw(B, D) * 1e25, LABELS) > 1e50
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_miners_take_rows_of_any_length(length):
+    x = draw(B, D).float()
+    for miner in (
+        fastdml.miners.MultiSimilarityMiner(),
+        fastdml.miners.BatchEasyHardMiner(),
+        fastdml.miners.NearestNegativeMiner(2),
+    ):
+        found, true = tuple(miner(x * length, LABELS)), tuple(miner(x, LABELS))
+        assert all(map(torch.equal, found, true))
+
+
+def test_numbers_that_are_not_learnt_are_exact_in_float64():
+    x, z = draw(B, D), draw(B, D, seed=1)
+    s = unit(x) @ unit(z).t() / 0.07
+    true = torch.nn.functional.cross_entropy(s, torch.arange(B))
+    assert fastdml.losses.InfoNCELoss(0.07)(x, z).item() == pytest.approx(true.item(), rel=1e-14)

@@ -1,0 +1,122 @@
+"""Memories, views and sums of losses: beside pytorch-metric-learning's, and what theirs lack."""
+
+import pytest
+import torch
+
+from fastdml import losses, miners
+from fastdml.losses import CrossBatchMemory, MultipleLosses, SelfSupervisedLoss
+
+theirs = pytest.importorskip("pytorch_metric_learning.losses")
+their_miners = pytest.importorskip("pytorch_metric_learning.miners")
+
+
+def batches(count, size=20, dim=8, classes=6, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        x = torch.randn(size, dim, generator=g, dtype=torch.float64).requires_grad_()
+        yield x, torch.randint(0, classes, (size,), generator=g)
+
+
+def value_and_gradient(loss, x, *others):
+    value = loss(x, *others)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+@pytest.mark.parametrize("mined", [False, True])
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "ContrastiveLoss", "TripletMarginLoss"])
+def test_a_memory_is_theirs(name, mined):
+    """Partly filled, full and wrapped around; the sample's own copy is no pair."""
+    made = [(losses, miners, CrossBatchMemory), (theirs, their_miners, theirs.CrossBatchMemory)]
+    ours, other = (
+        memory(getattr(lib, name)(), 8, 64, tools.MultiSimilarityMiner() if mined else None)
+        for lib, tools, memory in made
+    )
+    ours = ours.double()
+    other.embedding_memory = other.embedding_memory.double()
+    for x, y in batches(6):
+        for a, b in zip(value_and_gradient(ours, x, y), value_and_gradient(other, x, y)):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_memory_resumes_from_its_state():
+    one, other = (CrossBatchMemory(losses.SupConLoss(), 8, 50).double() for _ in range(2))
+    given = list(batches(5))
+    for x, y in given[:3]:
+        one(x, y)
+    other.load_state_dict(one.state_dict())
+    for x, y in given[3:]:
+        for a, b in zip(value_and_gradient(one, x, y), value_and_gradient(other, x, y)):
+            assert torch.equal(a, b)
+
+
+def test_a_memory_smaller_than_the_batch_keeps_its_last():
+    memory = CrossBatchMemory(losses.SupConLoss(), 8, 7).double()
+    ((x, y),) = batches(1)
+    found = memory(x, y)
+    kept = torch.cat([torch.full((13,), -1), torch.arange(7)])
+    stored = x.detach()[13:]
+    true = losses.SupConLoss()(x, y, None, stored, y[13:], own=kept)
+    torch.testing.assert_close(found, true)
+
+
+def test_a_memory_that_holds_nothing_or_other_samples():
+    memory = CrossBatchMemory(losses.SupConLoss(), 8, 40).double()
+    (x, y), (z, w) = batches(2)
+    nothing = torch.zeros(len(y), dtype=torch.bool)
+    value, gradient = value_and_gradient(memory, x, y, None, nothing)
+    assert value == 0 and not gradient.any()
+    memory(x, y)
+    found = memory(z, w, None, nothing)  # compared with the first batch alone
+    torch.testing.assert_close(found, losses.SupConLoss()(z, w, None, x.detach(), y))
+    memory.reset_queue()
+    assert memory.filled == 0
+    memory.float()(x.half(), y)
+    assert memory.embedding_memory.dtype == torch.float32
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_two_views_are_theirs_and_several_are_a_class(symmetric):
+    (x, _), (z, _) = batches(2)
+    ours = SelfSupervisedLoss(losses.NTXentLoss(), symmetric)
+    other = theirs.SelfSupervisedLoss(theirs.NTXentLoss(), symmetric)
+    for a, b in zip(value_and_gradient(ours, x, z), value_and_gradient(other, x, z)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    if symmetric:
+        torch.testing.assert_close(ours(torch.stack([x, z], 1)), ours(x, z))
+        views = torch.stack([x, z, x + z], 1)
+        flat = losses.NTXentLoss()(views.flatten(0, 1), torch.arange(20).repeat_interleave(3))
+        torch.testing.assert_close(ours(views), flat)
+
+
+def test_several_losses_are_their_weighted_sum():
+    ((x, y),) = batches(1)
+    ours = MultipleLosses(
+        {"a": losses.MultiSimilarityLoss(), "b": losses.TripletMarginLoss()},
+        {"a": miners.MultiSimilarityMiner(), "b": None},
+        {"a": 1, "b": 0.5},
+    )
+    mined = miners.MultiSimilarityMiner()(x, y)
+    true = losses.MultiSimilarityLoss()(x, y, mined) + 0.5 * losses.TripletMarginLoss()(x, y)
+    torch.testing.assert_close(ours(x, y), true)
+    torch.testing.assert_close(MultipleLosses([losses.NTXentLoss()])(x, y), losses.NTXentLoss()(x, y))
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda x, y: CrossBatchMemory(torch.nn.Identity(), 8), "loss: expected a loss over samples"),
+        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 0), "embedding_size: expected"),
+        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 5)(x, y), "embeddings: expected dimension 5"),
+        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, (y, y, y)), "indices_tuple: expected"),
+        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, None, y), "enqueue_mask: expected bool"),
+        (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x), "embeddings: expected views"),
+        (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x, x[:3]), "ref_emb: expected shape"),
+        (lambda x, y: MultipleLosses([]), "losses: expected at least one"),
+        (lambda x, y: MultipleLosses([losses.NTXentLoss()], weights=[1, 2]), "weights: expected one for"),
+        (lambda x, y: MultipleLosses(losses.NTXentLoss()), "losses: expected a list or a dict"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(make, message):
+    ((x, y),) = batches(1)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(x, y)
