@@ -42,7 +42,7 @@ def similarity_of(distance: object, loss: str) -> str:
     raise ValueError(
         f"distance: {loss} has no form for {distance!r}; expected CosineSimilarity, DotProductSimilarity "
         "or LpDistance with p=2 and power 1 or 2, or use similarity= with a name (fastdml.losses.base.Loss); "
-        "signal-to-noise distances are SignalToNoiseRatioContrastiveLoss"
+        "signal-to-noise distances have losses of their own"
     )
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..engine.loss import RowLoss
 from .identity import equal_labels, same_memory
 
+# What a copy is, so that torch.load reads a saved one.
+torch.serialization.add_safe_globals([tuple])
+
 
 class LazyPairs:
     """Index tensors (a1, p, a2, n), or (a, p, n), that exist only once somebody unpacks them.

@@ -148,6 +148,11 @@ class NPairsLoss(SampleLoss):
             if value is not None:
                 raise ValueError(f"{name}: N-pair takes its pairs from one batch; expected None")
         batch = checked(embeddings, labels, indices_tuple, validate=self.validate)
+        if batch.predicate is not None:
+            raise ValueError(
+                "indices_tuple: N-pair takes one pair of a class; expected index tensors or None, got a "
+                "function"
+            )
         y = batch.need_labels()
         if (anchors is None) != (positives is None):
             raise ValueError("positives: expected anchors and positives together")

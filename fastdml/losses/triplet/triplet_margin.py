@@ -231,6 +231,11 @@ class TripletMarginLoss(TripletLoss):
             return [self.sample_call(description, found)]
         _refuse_choice(description)
         if triplets is None:
+            if found.predicate is not None:
+                raise ValueError(
+                    "indices_tuple: swapped triplets come from labels or listed ones; expected index "
+                    "tensors or None, got a function"
+                )
             return [self.one_by_one(description, found, _of_all_swapped)]
         function = _of_swapped if self.swap else _of_listed
         return [self.one_by_one(description, found, function, triplets)]
