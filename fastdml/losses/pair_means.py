@@ -68,7 +68,8 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     step = max(1, (1 << 22) // y.shape[0])
     found = []
     for kind in (0, 1):
-        toward_x, toward_y, count = torch.zeros_like(x), torch.zeros_like(y), 0
+        toward_x, toward_y = torch.zeros_like(x), torch.zeros_like(y)
+        count = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.no_grad():
             for start in range(0, x.shape[0], step):
                 stop = min(x.shape[0], start + step)
@@ -81,7 +82,7 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
             total = (x * toward_x).sum()
         # The sum, with its derivatives by both sides and no mask kept for them.
         total = (x * toward_x).sum() + (y * toward_y).sum() - total
-        found.append(total / torch.as_tensor(count).clamp(min=1).to(x.dtype))
+        found.append(total / count.clamp(min=1).to(x.dtype))
     return found[0], found[1]
 
 

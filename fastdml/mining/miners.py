@@ -230,6 +230,7 @@ class DistanceWeightedMiner(Miner):
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
+        self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._steps = Steps()
 
@@ -249,7 +250,7 @@ class DistanceWeightedMiner(Miner):
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)
-            parts = [torch.full_like(number, seed), torch.zeros_like(number) + step]
+            parts = [torch.zeros_like(number) + seed, torch.zeros_like(number) + step]
             drawn, some = draw(weight, eligible, longest, torch.stack([number, *parts], dim=1))
             rank = positive.cumsum(1)[rows, columns] - 1
             kept = some[rows]
