@@ -68,7 +68,8 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     step = max(1, (1 << 22) // y.shape[0])
     found = []
     for kind in (0, 1):
-        toward_x, toward_y, count = torch.zeros_like(x), torch.zeros_like(y), 0
+        toward_x, toward_y = torch.zeros_like(x), torch.zeros_like(y)
+        count = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.no_grad():
             for start in range(0, x.shape[0], step):
                 stop = min(x.shape[0], start + step)
@@ -77,11 +78,11 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
                 mask = (mask if own is None else mask & ~own).to(x.dtype)
                 toward_x[start:stop] = mask @ y
                 toward_y += mask.t() @ x[start:stop]
-                count = count + mask.sum(dtype=torch.float64)
+                count += mask.sum(dtype=torch.float64)
             total = (x * toward_x).sum()
         # The sum, with its derivatives by both sides and no mask kept for them.
         total = (x * toward_x).sum() + (y * toward_y).sum() - total
-        found.append(total / torch.as_tensor(count).clamp(min=1).to(x.dtype))
+        found.append(total / count.clamp(min=1).to(x.dtype))
     return found[0], found[1]
 
 

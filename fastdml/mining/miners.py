@@ -212,6 +212,8 @@ class DistanceWeightedMiner(Miner):
     without an admissible negative has no triplet.
     """
 
+    step: Tensor
+
     similarity = "distance"
     anchors = (0,)
     tensors = 3
@@ -249,7 +251,7 @@ class DistanceWeightedMiner(Miner):
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)
-            parts = [torch.full_like(number, seed), torch.zeros_like(number) + step]
+            parts = [torch.zeros_like(number) + seed, torch.zeros_like(number) + step]
             drawn, some = draw(weight, eligible, longest, torch.stack([number, *parts], dim=1))
             rank = positive.cumsum(1)[rows, columns] - 1
             kept = some[rows]
