@@ -153,15 +153,17 @@ class Loss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        if name in _flags(type(self)) and name not in self.learnt:  # type: ignore[arg-type]
+        module: Any = type(self)
+        if name in _flags(module) and name not in self.learnt:
             check.flag(value, name)
-        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):  # type: ignore[arg-type]
+        elif isinstance(value, (Tensor, int)) and name in _arguments(module):
             value = _number(value)
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        if param is not None and name in _arguments(type(self)) and name not in self.learnt:  # type: ignore[arg-type]
+        module: Any = type(self)
+        if param is not None and name in _arguments(module) and name not in self.learnt:
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )

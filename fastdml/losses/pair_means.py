@@ -78,7 +78,7 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
                 mask = (mask if own is None else mask & ~own).to(x.dtype)
                 toward_x[start:stop] = mask @ y
                 toward_y += mask.t() @ x[start:stop]
-                count = count + mask.sum(dtype=torch.float64)
+                count += mask.sum(dtype=torch.float64)
             total = (x * toward_x).sum()
         # The sum, with its derivatives by both sides and no mask kept for them.
         total = (x * toward_x).sum() + (y * toward_y).sum() - total

@@ -212,6 +212,8 @@ class DistanceWeightedMiner(Miner):
     without an admissible negative has no triplet.
     """
 
+    step: Tensor
+
     similarity = "distance"
     anchors = (0,)
     tensors = 3
