@@ -278,6 +278,7 @@ GRAPHS = {
     "first pairs": (lambda: losses.NPairsLoss(), True),
     "validation": (lambda: losses.SupConLoss(validate=True), None),
     "margin": (lambda: losses.MarginLoss(), True),
+    "rows": (lambda: losses.SmoothAPLoss(reduction="none"), True),
     "miner that draws": (lambda: Mined(), None),
 }
 
@@ -295,7 +296,7 @@ def test_one_graph_of_any_number_of_rows(name):
             torch.manual_seed(k)
             leaf = x[:rows].clone().requires_grad_()
             value = function(leaf, y[:rows])
-            value.backward()
+            value.sum().backward()
             found.append((value.detach(), leaf.grad))
         for a, b in zip(*found, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)

@@ -109,9 +109,7 @@ def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
 
 
 def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
-    parameters = constructor(module)
-    needed = inspect.Parameter.empty
-    sizes = {k: v for k, v in _SIZES.items() if k in parameters and parameters[k].default is needed}
+    sizes = {k: v for k, v in _SIZES.items() if k in module.required}
     if "proxies" not in module.inputs:
         return module(**sizes, **options)
     with torch.device("meta"):  # the proxies are the caller's
