@@ -9,7 +9,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from fastdml.losses import FUNCTIONS
+from fastdml.losses import FUNCTIONS, MODULES
 
 STUB = Path(__file__).resolve().parents[1] / "fastdml" / "functional.pyi"
 
@@ -42,8 +42,12 @@ def _function(name: str) -> str:
             keyword_only = True
         default = "" if p.default is inspect.Parameter.empty else f" = {p.default!r}"
         lines.append(f"    {p.name}: {p.annotation}{default},")
-    lines += [") -> Tensor:", f'    """{function.__doc__}"""', ""]
+    lines += [") -> Tensor:", f'    """See `{_module(name)}`."""', ""]
     return "\n".join(lines)
+
+
+def _module(name: str) -> str:
+    return next(m.__name__ for m in MODULES.values() if m.function == name)
 
 
 def main(arguments: list[str]) -> int:

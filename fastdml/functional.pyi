@@ -1,6 +1,6 @@
 """The losses as plain functions; written by docs/make_stub.py."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def arc_face(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Additive angular margin loss, as a function; arguments as `losses.ArcFaceLoss`."""
+    """See `ArcFaceLoss`."""
 
 def auc(
     embeddings: Tensor,
@@ -55,7 +55,7 @@ def auc(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Area-under-the-curve losses: every positive of a query against every negative, as a function; arguments as `losses.AUCLoss`."""
+    """See `AUCLoss`."""
 
 def balanced_contrastive(
     embeddings: Tensor,
@@ -80,7 +80,7 @@ def balanced_contrastive(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """The contrastive margin loss with its two terms balanced, as a function; arguments as `losses.BalancedContrastiveLoss`."""
+    """See `BalancedContrastiveLoss`."""
 
 def balanced_nt_xent(
     embeddings: Tensor,
@@ -105,7 +105,7 @@ def balanced_nt_xent(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """NT-Xent with its two terms balanced: (1 - w) positive term + w entropy term, as a function; arguments as `losses.BalancedNTXentLoss`."""
+    """See `BalancedNTXentLoss`."""
 
 def binomial_deviance(
     embeddings: Tensor,
@@ -128,7 +128,7 @@ def binomial_deviance(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Binomial deviance loss, as a function; arguments as `losses.BinomialDevianceLoss`."""
+    """See `BinomialDevianceLoss`."""
 
 def calibration(
     embeddings: Tensor,
@@ -149,7 +149,7 @@ def calibration(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """The calibration term of ROADMAP: a contrastive loss on cosine similarities, as a function; arguments as `losses.CalibrationLoss`."""
+    """See `CalibrationLoss`."""
 
 def circle(
     embeddings: Tensor,
@@ -171,7 +171,7 @@ def circle(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Circle loss, as a function; arguments as `losses.CircleLoss`."""
+    """See `CircleLoss`."""
 
 def contrastive(
     embeddings: Tensor,
@@ -192,7 +192,7 @@ def contrastive(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Contrastive loss with two margins, as a function; arguments as `losses.ContrastiveLoss`."""
+    """See `ContrastiveLoss`."""
 
 def contrastive_bayesian(
     embeddings: Tensor,
@@ -220,7 +220,7 @@ def contrastive_bayesian(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Contrastive Bayesian loss, as a function; arguments as `losses.ContrastiveBayesianLoss`."""
+    """See `ContrastiveBayesianLoss`."""
 
 def cos_face(
     embeddings: Tensor,
@@ -245,7 +245,7 @@ def cos_face(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Large margin cosine loss, as a function; arguments as `losses.CosFaceLoss`."""
+    """See `CosFaceLoss`."""
 
 def dark_rank(
     embeddings: Tensor,
@@ -264,7 +264,7 @@ def dark_rank(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Hard DarkRank, as a function; arguments as `losses.DarkRankLoss`."""
+    """See `DarkRankLoss`."""
 
 def dense_triplet(
     embeddings: Tensor,
@@ -284,7 +284,7 @@ def dense_triplet(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Dense triplet loss, as a function; arguments as `losses.DenseTripletLoss`."""
+    """See `DenseTripletLoss`."""
 
 def fast_ap(
     embeddings: Tensor,
@@ -305,7 +305,7 @@ def fast_ap(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """FastAP loss: average precision from a soft histogram of squared distances, as a function; arguments as `losses.FastAPLoss`."""
+    """See `FastAPLoss`."""
 
 def generalized_lifted_structure(
     embeddings: Tensor,
@@ -327,7 +327,7 @@ def generalized_lifted_structure(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Generalised lifted structure loss, as a function; arguments as `losses.GeneralizedLiftedStructureLoss`."""
+    """See `GeneralizedLiftedStructureLoss`."""
 
 def histogram(
     embeddings: Tensor,
@@ -348,7 +348,7 @@ def histogram(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Histogram loss, as a function; arguments as `losses.HistogramLoss`."""
+    """See `HistogramLoss`."""
 
 def info_nce(
     embeddings: Tensor,
@@ -365,7 +365,7 @@ def info_nce(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """InfoNCE loss of pairs, as a function; arguments as `losses.InfoNCELoss`."""
+    """See `InfoNCELoss`."""
 
 def instance(
     embeddings: Tensor,
@@ -385,7 +385,7 @@ def instance(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Instance loss, as a function; arguments as `losses.InstanceLoss`."""
+    """See `InstanceLoss`."""
 
 def intra_pair_variance(
     embeddings: Tensor,
@@ -406,7 +406,7 @@ def intra_pair_variance(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Intra-pair variance loss, as a function; arguments as `losses.IntraPairVarianceLoss`."""
+    """See `IntraPairVarianceLoss`."""
 
 def large_margin_softmax(
     embeddings: Tensor,
@@ -431,7 +431,7 @@ def large_margin_softmax(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Large-margin softmax: as SphereFace, with weights that are not normalised, as a function; arguments as `losses.LargeMarginSoftmaxLoss`."""
+    """See `LargeMarginSoftmaxLoss`."""
 
 def lifted_structure(
     embeddings: Tensor,
@@ -452,7 +452,7 @@ def lifted_structure(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Lifted structure loss, as a function; arguments as `losses.LiftedStructureLoss`."""
+    """See `LiftedStructureLoss`."""
 
 def listwise_self_distillation(
     embeddings: Tensor,
@@ -469,7 +469,7 @@ def listwise_self_distillation(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """List-wise self-distillation, as a function; arguments as `losses.ListwiseSelfDistillationLoss`."""
+    """See `ListwiseSelfDistillationLoss`."""
 
 def log_ratio(
     embeddings: Tensor,
@@ -490,7 +490,7 @@ def log_ratio(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Log-ratio loss, as a function; arguments as `losses.LogRatioLoss`."""
+    """See `LogRatioLoss`."""
 
 def margin(
     embeddings: Tensor,
@@ -519,7 +519,7 @@ def margin(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Margin loss, as a function; arguments as `losses.MarginLoss`."""
+    """See `MarginLoss`."""
 
 def multi_proxy_anchor(
     embeddings: Tensor,
@@ -545,7 +545,7 @@ def multi_proxy_anchor(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Multi-proxies anchor loss (inferred), as a function; arguments as `losses.MultiProxyAnchorLoss`."""
+    """See `MultiProxyAnchorLoss`."""
 
 def multi_similarity(
     embeddings: Tensor,
@@ -569,7 +569,7 @@ def multi_similarity(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Multi-similarity loss, as a function; arguments as `losses.MultiSimilarityLoss`."""
+    """See `MultiSimilarityLoss`."""
 
 def n_pairs(
     embeddings: Tensor,
@@ -594,7 +594,7 @@ def n_pairs(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """N-pair loss, as a function; arguments as `losses.NPairsLoss`."""
+    """See `NPairsLoss`."""
 
 def n_pairs_mc(
     embeddings: Tensor,
@@ -612,7 +612,7 @@ def n_pairs_mc(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """N-pair loss of N pairs of N different classes; see `NPairsLoss`, as a function; arguments as `losses.PairedNPairsLoss`."""
+    """See `PairedNPairsLoss`."""
 
 def nca(
     embeddings: Tensor,
@@ -632,7 +632,7 @@ def nca(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """NCA loss, as a function; arguments as `losses.NCALoss`."""
+    """See `NCALoss`."""
 
 def normalized_softmax(
     embeddings: Tensor,
@@ -656,7 +656,7 @@ def normalized_softmax(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Softmax cross-entropy over normalised class weights, as a function; arguments as `losses.NormalizedSoftmaxLoss`."""
+    """See `NormalizedSoftmaxLoss`."""
 
 def nt_xent(
     embeddings: Tensor,
@@ -676,7 +676,7 @@ def nt_xent(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """NT-Xent loss, the normalised and temperature-scaled cross-entropy, as a function; arguments as `losses.NTXentLoss`."""
+    """See `NTXentLoss`."""
 
 def pce(
     embeddings: Tensor,
@@ -693,8 +693,7 @@ def pce(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Pairwise cross-entropy: what the cross-entropy of a ridge-regularised classifier becomes once its
-weights are eliminated, as a function; arguments as `losses.PCELoss`."""
+    """See `PCELoss`."""
 
 def pkt(
     embeddings: Tensor,
@@ -712,7 +711,7 @@ def pkt(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Probabilistic knowledge transfer, as a function; arguments as `losses.PKTLoss`."""
+    """See `PKTLoss`."""
 
 def pnp(
     embeddings: Tensor,
@@ -736,7 +735,7 @@ def pnp(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """PNP loss: penalises the negatives before each positive, as a function; arguments as `losses.PNPLoss`."""
+    """See `PNPLoss`."""
 
 def proxy_anchor(
     embeddings: Tensor,
@@ -761,7 +760,7 @@ def proxy_anchor(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Proxy-Anchor loss, as a function; arguments as `losses.ProxyAnchorLoss`."""
+    """See `ProxyAnchorLoss`."""
 
 def proxy_nca(
     embeddings: Tensor,
@@ -787,7 +786,7 @@ def proxy_nca(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Proxy-NCA loss, as a function; arguments as `losses.ProxyNCALoss`."""
+    """See `ProxyNCALoss`."""
 
 def proxy_nca_plus_plus(
     embeddings: Tensor,
@@ -814,7 +813,7 @@ def proxy_nca_plus_plus(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """ProxyNCA++ loss, as a function; arguments as `losses.ProxyNCAPlusPlusLoss`."""
+    """See `ProxyNCAPlusPlusLoss`."""
 
 def ranked_list(
     embeddings: Tensor,
@@ -839,7 +838,7 @@ def ranked_list(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Ranked list loss, as a function; arguments as `losses.RankedListLoss`."""
+    """See `RankedListLoss`."""
 
 def recall_at_k(
     embeddings: Tensor,
@@ -864,7 +863,7 @@ def recall_at_k(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Recall@k surrogate loss, as a function; arguments as `losses.RecallAtKLoss`."""
+    """See `RecallAtKLoss`."""
 
 def relaxed_contrastive(
     embeddings: Tensor,
@@ -882,7 +881,7 @@ def relaxed_contrastive(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Relaxed contrastive loss, as a function; arguments as `losses.RelaxedContrastiveLoss`."""
+    """See `RelaxedContrastiveLoss`."""
 
 def rkd_angle(
     embeddings: Tensor,
@@ -898,7 +897,7 @@ def rkd_angle(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Angle-wise relational distillation, as a function; arguments as `losses.RKDAngleLoss`."""
+    """See `RKDAngleLoss`."""
 
 def rkd_distance(
     embeddings: Tensor,
@@ -914,7 +913,7 @@ def rkd_distance(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Distance-wise relational distillation, as a function; arguments as `losses.RKDDistanceLoss`."""
+    """See `RKDDistanceLoss`."""
 
 def roadmap(
     embeddings: Tensor,
@@ -943,7 +942,7 @@ def roadmap(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """ROADMAP loss: average precision that decomposes over batches, as a function; arguments as `losses.ROADMAPLoss`."""
+    """See `ROADMAPLoss`."""
 
 def semi_variance(
     embeddings: Tensor,
@@ -964,7 +963,7 @@ def semi_variance(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Semi-variance of similarities, the regulariser of SOPRC, as a function; arguments as `losses.SemiVarianceLoss`."""
+    """See `SemiVarianceLoss`."""
 
 def siglip(
     embeddings: Tensor,
@@ -981,7 +980,7 @@ def siglip(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Sigmoid loss of image and text pairs, as a function; arguments as `losses.SigLIPLoss`."""
+    """See `SigLIPLoss`."""
 
 def signal_to_noise_contrastive(
     embeddings: Tensor,
@@ -1002,7 +1001,7 @@ def signal_to_noise_contrastive(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Contrastive loss on signal-to-noise distances, as a function; arguments as `losses.SignalToNoiseRatioContrastiveLoss`."""
+    """See `SignalToNoiseRatioContrastiveLoss`."""
 
 def smooth_ap(
     embeddings: Tensor,
@@ -1023,7 +1022,7 @@ def smooth_ap(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Smooth-AP loss, as a function; arguments as `losses.SmoothAPLoss`."""
+    """See `SmoothAPLoss`."""
 
 def smoothed_cross_entropy(
     embeddings: Tensor,
@@ -1048,7 +1047,7 @@ def smoothed_cross_entropy(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Cross-entropy of a linear classifier on embeddings as they are, with label smoothing, as a function; arguments as `losses.SmoothedCrossEntropyLoss`."""
+    """See `SmoothedCrossEntropyLoss`."""
 
 def soft_bin_ap(
     embeddings: Tensor,
@@ -1069,7 +1068,7 @@ def soft_bin_ap(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Average precision from a soft histogram of similarities, as a function; arguments as `losses.SoftBinAPLoss`."""
+    """See `SoftBinAPLoss`."""
 
 def soft_triple(
     embeddings: Tensor,
@@ -1097,7 +1096,7 @@ def soft_triple(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """SoftTriple loss, as a function; arguments as `losses.SoftTripleLoss`."""
+    """See `SoftTripleLoss`."""
 
 def soprc(
     embeddings: Tensor,
@@ -1123,7 +1122,7 @@ def soprc(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """SOPRC loss: area under the precision-recall curve, with a table of scores for each class, as a function; arguments as `losses.SOPRCLoss`."""
+    """See `SOPRCLoss`."""
 
 def spce(
     embeddings: Tensor,
@@ -1142,7 +1141,7 @@ def spce(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Simplified pairwise cross-entropy, as a function; arguments as `losses.SPCELoss`."""
+    """See `SPCELoss`."""
 
 def sphere_face(
     embeddings: Tensor,
@@ -1167,7 +1166,7 @@ def sphere_face(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """SphereFace: softmax cross-entropy in which the angle to the own class is multiplied, as a function; arguments as `losses.SphereFaceLoss`."""
+    """See `SphereFaceLoss`."""
 
 def sub_center_arc_face(
     embeddings: Tensor,
@@ -1193,7 +1192,7 @@ def sub_center_arc_face(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """ArcFace with several proxies per class, of which the nearest one counts, as a function; arguments as `losses.SubCenterArcFaceLoss`."""
+    """See `SubCenterArcFaceLoss`."""
 
 def sup_ap(
     embeddings: Tensor,
@@ -1218,7 +1217,7 @@ def sup_ap(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """SupAP loss, the ranking half of ROADMAP, as a function; arguments as `losses.SupAPLoss`."""
+    """See `SupAPLoss`."""
 
 def sup_con(
     embeddings: Tensor,
@@ -1239,7 +1238,7 @@ def sup_con(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Supervised contrastive loss, as a function; arguments as `losses.SupConLoss`."""
+    """See `SupConLoss`."""
 
 def triplet_margin(
     embeddings: Tensor,
@@ -1269,7 +1268,7 @@ def triplet_margin(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Triplet margin loss over all triplets of the batch, none of which is ever listed, as a function; arguments as `losses.TripletMarginLoss`."""
+    """See `TripletMarginLoss`."""
 
 def tuplet_margin(
     embeddings: Tensor,
@@ -1290,7 +1289,7 @@ def tuplet_margin(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """Tuplet margin loss, as a function; arguments as `losses.TupletMarginLoss`."""
+    """See `TupletMarginLoss`."""
 
 def xbm_pair(
     embeddings: Tensor,
@@ -1311,4 +1310,4 @@ def xbm_pair(
     embedding_regularizer: Regularizer | None = None,
     embedding_reg_weight: float = 1,
 ) -> Tensor:
-    """The contrastive loss on similarities of cross-batch memory, as a function; arguments as `losses.XBMPairLoss`."""
+    """See `XBMPairLoss`."""

@@ -23,7 +23,7 @@ _FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
 # Where the norms are known they tell whether to look: 2^this, which leaves room for 65,536 values a row.
 _LONG = {torch.float32: 2.0**40, torch.float64: 2.0**256}
 # Rows of either set that the common mean is taken of.
-_SAMPLE = 256
+_SAMPLE = 64
 # The share of the squared norms from which the mean's own is taken out: ten times the rounding is left.
 _OFF_CENTRE = 0.9
 # An accelerator cannot be asked whether rows are out of range without waiting for it: sets up to this many

@@ -230,7 +230,7 @@ class SampleLoss(Loss):
         )
         return [self.sample_call(description, batch)]
 
-    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
         description = self.description()
@@ -240,15 +240,16 @@ class SampleLoss(Loss):
             )
         listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
         if description.tuples == "weights" and listed:
-            embeddings, labels, indices, *ref = batch
+            embeddings, labels, indices, ref_emb, ref_labels = (*batch, None, None)[:5]
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")
             description, found = resolved(
-                description, embeddings, labels, None, *ref, own=own, validate=self.validate
+                description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
             )
             weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
             return description, found.replace(row_weight=weight)
-        return resolved(description, *batch, own=own, validate=self.validate)
+        given = (*batch, *(None,) * 4)[:5]
+        return resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         """The call of a checked batch."""
@@ -265,7 +266,7 @@ class SampleLoss(Loss):
             **fields,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,

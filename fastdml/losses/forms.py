@@ -44,7 +44,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
                 raise ValueError(f"{name}: expected a number or a tensor, got None")
         made = _made(module, chosen)
         # The batch goes by place: some losses pass it on whole.
-        first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]
+        first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]  # type: ignore[arg-type]
         return total(made.parts(*first, **arguments))
 
     function.__name__ = function.__qualname__ = str(module.function)
@@ -71,7 +71,7 @@ def _parameters(
     """Parameters of the functional form: those of `calls`, and the constructor's by keyword."""
     replaced = {name for names in module.inputs.values() for name in names}
     plain, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    batch = dict(_forward(module))
+    batch = dict(_forward(module))  # type: ignore[arg-type]
     for method in (module.forward, module.calls):
         for p in inspect.signature(method).parameters.values():
             if p.kind is keyword:
@@ -96,7 +96,7 @@ def _made(module: type[Loss], options: dict[str, Any]) -> Loss:
     if torch.compiler.is_compiling():
         return _fresh(module, options)
     try:
-        return _kept(module, tuple(options.items()))
+        return _kept(module, tuple(options.items()))  # type: ignore[arg-type]
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
@@ -109,7 +109,7 @@ def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
 
 
 def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
-    sizes = {k: v for k, v in _SIZES.items() if k in module.required}
+    sizes: dict[str, Any] = {k: v for k, v in _SIZES.items() if k in module.required}
     if "proxies" not in module.inputs:
         return module(**sizes, **options)
     with torch.device("meta"):  # the proxies are the caller's

@@ -157,7 +157,7 @@ def resolved(
     ref_labels: Tensor | None = None,
     own: int | Tensor | None = None,
     validate: bool = False,
-) -> tuple[RowLoss, Batch]:
+) -> tuple[Any, Batch]:
     """The loss and the batch, with the rule of a lazy miner's result in the loss where it knows it."""
     stream = None
     if isinstance(indices_tuple, LazyPairs):

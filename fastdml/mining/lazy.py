@@ -51,7 +51,7 @@ class LazyPairs:
         self._tuple: tuple[Tensor, ...] | None = None
         self._tensors = tensors
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         # isinstance() asks for this after the type: a tuple to other libraries. (A subclass of tuple
         # could not be made inside a compiled graph.)

@@ -232,6 +232,7 @@ class DistanceWeightedMiner(Miner):
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
+        self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._steps = Steps()
 

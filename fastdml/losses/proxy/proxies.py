@@ -30,6 +30,7 @@ class ProxyLoss(Loss):
 
     inputs = {"proxies": ("num_classes", "embedding_size")}
     positional = ("embeddings", "labels", "proxies", "indices_tuple")
+    num_classes: int
     # Name of the parameter, and whether it is stored as [D, C]: as pytorch-metric-learning has it.
     parameter_name = "proxies"
     by_columns = False

@@ -237,7 +237,7 @@ class TripletMarginLoss(TripletLoss):
                     "tensors or None, got a function"
                 )
             return [self.one_by_one(description, found, _of_all_swapped)]
-        function = _of_swapped if self.swap else _of_listed
+        function: Any = _of_swapped if self.swap else _of_listed
         return [self.one_by_one(description, found, function, triplets)]
 
 
