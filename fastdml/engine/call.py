@@ -23,6 +23,7 @@ LEAVES = ("anchors", "candidates", "scalars", "row_values", "col_values")
 # Further tensors, one each; index tuples and a teacher follow them in an operator's arguments.
 _SINGLE = (*LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight")
 _OWN = _SINGLE.index("own")
+ROW_WEIGHT = _SINGLE.index("row_weight")
 _PAIRS, _TEACHER = 4, 2
 TENSORS = len(_SINGLE) + _PAIRS + _TEACHER
 

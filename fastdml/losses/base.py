@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -18,7 +17,7 @@ from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import arguments, constructor
+from .representation import constructor, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -48,16 +47,6 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     for other in values[1:]:
         value = value + other
     return value
-
-
-@functools.cache
-def _arguments(module: Any) -> frozenset[str]:
-    return frozenset(constructor(module))
-
-
-@functools.cache
-def _flags(module: type[nn.Module]) -> frozenset[str]:
-    return frozenset(k for k, p in constructor(module).items() if isinstance(p.default, bool))
 
 
 def _number(value: Tensor | int) -> Any:
@@ -103,6 +92,10 @@ class Loss(nn.Module):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor, those of them that are True or False, and those without a default.
+    arguments: ClassVar[frozenset[str]] = frozenset()
+    flags: ClassVar[frozenset[str]] = frozenset()
+    required: ClassVar[frozenset[str]] = frozenset()
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -151,19 +144,25 @@ class Loss(nn.Module):
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Once a class: a graph that is compiled could not ask.
+        super().__init_subclass__(**kwargs)
+        known = constructor(cls)
+        cls.arguments = frozenset(known)
+        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
+        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
+
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        module: Any = type(self)
-        if name in _flags(module) and name not in self.learnt:
+        if name in self.flags and name not in self.learnt:
             check.flag(value, name)
-        elif isinstance(value, (Tensor, int)) and name in _arguments(module):
+        elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        module: Any = type(self)
-        if param is not None and name in _arguments(module) and name not in self.learnt:
+        if param is not None and name in self.arguments and name not in self.learnt:
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )
@@ -203,7 +202,7 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
-        return arguments(self) + (f", which is over {over}" if over else "")
+        return shown(self) + (f", which is over {over}" if over else "")
 
     @property
     def nonzero_over(self) -> str:

@@ -109,10 +109,7 @@ def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
 
 
 def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
-    parameters = constructor(module)
-    needed = inspect.Parameter.empty
-    asked = {k for k, p in parameters.items() if p.default is needed}
-    sizes: dict[str, Any] = {k: v for k, v in _SIZES.items() if k in asked}
+    sizes: dict[str, Any] = {k: v for k, v in _SIZES.items() if k in module.required}
     if "proxies" not in module.inputs:
         return module(**sizes, **options)
     with torch.device("meta"):  # the proxies are the caller's

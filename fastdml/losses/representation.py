@@ -28,7 +28,7 @@ def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def arguments(module: nn.Module) -> str:
+def shown(module: nn.Module) -> str:
     """The constructor's arguments as the module keeps them: "name=value, ..."."""
     values = {name: getattr(module, name, None) for name in constructor(type(module))}
     return ", ".join(f"{k}={v!r}" for k, v in values.items() if isinstance(v, _SHOWN))
