@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..engine import check
@@ -14,7 +15,7 @@ from ..engine.call import Call
 from ..engine.dispatch import check_backend
 from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
-from ..engine.registry import FIELDS
+from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
 from .representation import constructor, shown
@@ -158,7 +159,17 @@ class Loss(nn.Module):
             check.flag(value, name)
         elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
+        self.__dict__.pop("_described", None)
         super().__setattr__(name, value)
+
+    def described_once(self) -> RowLoss:
+        """The description, made anew only where an attribute has been set since: a small batch feels it."""
+        if torch.compiler.is_compiling():
+            return self.description()
+        found: RowLoss | None = self.__dict__.get("_described")
+        if found is None:
+            found = self.__dict__["_described"] = interned(self.description())
+        return found
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
@@ -233,7 +244,7 @@ class SampleLoss(Loss):
     def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
-        description = self.description()
+        description = self.described_once()
         if description.metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
