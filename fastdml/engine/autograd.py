@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import op
-from .call import LEAVES, Call, read, spelled
+from .call import LEAVES, Call, of_rows, spelled
 
 _COUNT = len(LEAVES)
 
@@ -153,11 +153,7 @@ def _of_rows(
     tensors: Sequence[Tensor | None], words: Sequence[Any], upstream: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """The gradients of row losses [M] weighted by upstream [M]: the call again, as a weighted sum."""
-    direct = not isinstance(words[0], str)
-    call = Call.unpacked(tensors, words if direct else read(words))
-    weight = upstream if call.row_weight is None else upstream * call.row_weight
-    again, spoken = call.replace(row_weight=weight, reduction="sum").packed()
-    _, *gradients = _run(again, spoken if direct else (*words[:3], "sum", words[4]), wanted)
+    _, *gradients = _run(*of_rows(tensors, words, upstream), wanted)
     return [g for g, w in zip(gradients, wanted) if w]
 
 

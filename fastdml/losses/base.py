@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -47,16 +46,6 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     for other in values[1:]:
         value = value + other
     return value
-
-
-@functools.cache
-def _arguments(module: type[nn.Module]) -> frozenset[str]:
-    return frozenset(constructor(module))
-
-
-@functools.cache
-def _flags(module: type[nn.Module]) -> frozenset[str]:
-    return frozenset(k for k, p in constructor(module).items() if isinstance(p.default, bool))
 
 
 def _number(value: Tensor | int) -> Any:
@@ -107,6 +96,19 @@ class Loss(nn.Module):
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
+    # Names of the fields of `describes`, of the constructor's arguments, and of those that are flags.
+    _described: ClassVar[tuple[str, ...]] = ()
+    _arguments: ClassVar[frozenset[str]] = frozenset()
+    _flags: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Once a class and not once a call: a graph is compiled of calls, and cannot look into signatures.
+        if cls.describes is not None:
+            cls._described = tuple(f.name for f in dataclasses.fields(cls.describes))
+        parameters = constructor(cls)
+        cls._arguments = frozenset(parameters)
+        cls._flags = frozenset(k for k, p in parameters.items() if isinstance(p.default, bool))
 
     def __init__(
         self,
@@ -149,15 +151,15 @@ class Loss(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        if name in _flags(type(self)) and name not in self.learnt:
+        if name in self._flags and name not in self.learnt:
             check.flag(value, name)
-        elif isinstance(value, (Tensor, int)) and name in _arguments(type(self)):
+        elif isinstance(value, (Tensor, int)) and name in self._arguments:
             value = _number(value)
         super().__setattr__(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        if param is not None and name in _arguments(type(self)) and name not in self.learnt:
+        if param is not None and name in self._arguments and name not in self.learnt:
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )
@@ -166,9 +168,8 @@ class Loss(nn.Module):
     def description(self) -> RowLoss:
         """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
         assert self.describes is not None
-        fields = dataclasses.fields(self.describes)
         return self.describes(
-            **{f.name: getattr(self, f.name) for f in fields if hasattr(self, f.name)}
+            **{name: getattr(self, name) for name in self._described if hasattr(self, name)}
         )
 
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
