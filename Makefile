@@ -71,6 +71,7 @@ gpu-check:
 
 docs: setup
 	$(PY) docs/make_tables.py
+	$(PY) docs/make_stub.py
 
 clean:
 	rm -rf build dist *.egg-info fastdml/_C*.so $(VENV)

@@ -49,7 +49,12 @@ class NinjaBuild(build_ext):
     def add_headers(folder: Path) -> None:
         """What users' own losses are compiled with, at their first use."""
         csrc = ROOT / "csrc"
-        for source in [csrc / "build.py", csrc / "rows" / "row.h", *csrc.glob("cpu/*.h")]:
+        for source in [
+            csrc / "build.py",
+            csrc / "rows" / "row.h",
+            *csrc.glob("cpu/*.h"),
+            csrc / "cpu" / "differences.cpp",
+        ]:
             to = folder / source.relative_to(csrc)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, to)

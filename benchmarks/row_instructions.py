@@ -132,9 +132,9 @@ def main() -> None:
     text = [
         "# Instructions a pair of the CUDA row kernels",
         "",
-        "Of unsorted float32 rows, sm_90a, by `python benchmarks/row_instructions.py`: static instructions",
-        "of each loop over a row, divided by its pairs, in the order of the code. Counted, not timed;",
-        "nothing of this has run on a GPU. The last loop of multi-similarity and of smooth AP is that of a",
+        "Of unsorted float32 rows, sm_90a, by `python benchmarks/row_instructions.py`: static",
+        "instructions of each loop over a row, divided by its pairs, in the order of the code. Counted, not",
+        "timed: nothing of this has run on a GPU. The last loop of multi-similarity and smooth AP is of a",
         "row without anything to do; smooth AP's loop over thresholds is counted once. `blocks`: of the",
         "largest size that registers let a multiprocessor hold.",
         "",

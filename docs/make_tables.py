@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import fastdml  # noqa: E402, F401
 from csrc.build import losses as headers  # noqa: E402
 from fastdml.engine.crossover import NOT_RUN, verified  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
+from fastdml.losses import MODULES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 Row = dict[str, str]
@@ -132,8 +134,27 @@ def status() -> str:
     return "\n".join(lines)
 
 
+def reductions() -> str:
+    """What the reductions of every loss, made with its defaults, divide by."""
+    lines = [
+        '| loss | default | "mean" is over | "nonzero" is over | "none" |',
+        "|---|---|---|---|---|",
+    ]
+    known = {"num_classes": 2, "embedding_size": 2, "margin": 0.4, "Tn": 10.0}
+    for name, module in sorted(MODULES.items()):
+        asked = inspect.signature(module.__init__).parameters.values()
+        needed = {p.name for p in asked if p.default is p.empty} & set(known)
+        loss = module(**{k: known[k] for k in needed})
+        nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
+        rows = "[C]" if loss.description().rows == "proxies" else "[B]"
+        none = rows if "none" in loss.reductions else "–"
+        lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     tables = {
+        "docs/reductions.md": {"reductions": reductions()},
         "README.md": {"status": status(), "measured": measured()},
         "benchmarks/README.md": {"shared": shared()},
     }

@@ -196,7 +196,7 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         known = sorted({*LOSSES, *FUNCTIONS})
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")
     module = found[loss]
-    sizes = {"num_classes": classes, "embedding_size": dimension}
+    sizes: dict[str, Any] = {"num_classes": classes, "embedding_size": dimension}
     asked = inspect.signature(module.__init__).parameters
     with torch.device("meta"):  # proxies without memory
         return module(**{k: v for k, v in sizes.items() if k in asked})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .engine import check
+from .engine.places import pairs_within
 from .engine.similarity import unit
 
 
@@ -36,7 +37,8 @@ def similarity_mixup(
     first, second = pairs_within(labels)
     x = unit(embeddings)
     if share is None:
-        share = torch.rand(first.shape[0], generator=generator, dtype=x.dtype, device=x.device)
+        # Not torch.rand: with a generator it takes no size that a graph leaves open.
+        share = x.new_empty(first.shape[0]).uniform_(generator=generator)
     elif not isinstance(share, Tensor):
         raise ValueError(f"share: expected a tensor of numbers, got {type(share).__name__}")
     elif share.shape != first.shape:
@@ -45,17 +47,3 @@ def similarity_mixup(
         )
     a = share.to(x.dtype)[:, None]
     return torch.cat([x, a * x[first] + (1 - a) * x[second]]), torch.cat([labels, labels[first]])
-
-
-def pairs_within(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(i, j) of all unordered pairs of equal labels [B], i before j; O(B + pairs) memory."""
-    order = labels.sort(stable=True).indices
-    _, counts = labels.unique(return_counts=True)
-    start = counts.cumsum(0) - counts
-    firsts, seconds = [], []
-    for size in counts.unique().tolist():
-        i, j = torch.triu_indices(size, size, 1, device=labels.device)
-        at = start[counts == size, None]
-        firsts.append(order[at + i].reshape(-1))
-        seconds.append(order[at + j].reshape(-1))
-    return torch.cat(firsts), torch.cat(seconds)

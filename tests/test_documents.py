@@ -1,6 +1,7 @@
 """The documents: every reference to the specification resolves."""
 
 import re
+import sys
 
 import pytest
 from conftest import ROOT
@@ -40,3 +41,10 @@ def test_references_within_the_specification_resolve():
     text = SPECIFICATION.read_text(encoding="utf-8")
     known, within = sections(), set(re.findall(r"\bsection (\d+\.\d+)", text))
     assert within and within <= known, within - known
+
+
+def test_the_stub_of_the_functional_forms_is_up_to_date():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import make_stub
+
+    assert make_stub.STUB.read_text() == make_stub.stub(), "run python docs/make_stub.py"

@@ -260,7 +260,7 @@ def test_every_executor_draws_the_same(dtype, tolerance, normalizer):
     for f in found[1:]:
         same(f, found[0], tolerance)
     miner = miners.DistanceWeightedMiner(seed=5)
-    miner.step = 2
+    miner.step.fill_(2)
     a, p, n = miner(x, y)
     z = x.clone().requires_grad_()
     u = torch.nn.functional.normalize(z, dim=1)

@@ -98,7 +98,7 @@ class Call:
     @staticmethod
     def unpacked(tensors: Sequence[Tensor | None], words: Sequence[Any]) -> Call:
         """The call that was packed."""
-        single = dict(zip(_SINGLE, tensors))
+        single: dict[str, Any] = dict(zip(_SINGLE, tensors))
         rest = tensors[len(_SINGLE) :]
         pairs = tuple(t for t in rest[:_PAIRS] if t is not None)
         teacher = tuple(t for t in rest[_PAIRS:] if t is not None)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .call import REDUCTIONS
-from .similarity import PRODUCT, SIMILARITIES
+from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    return x.detach().to(wide_type(x))
 
 
 def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
@@ -32,13 +32,30 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         raise ValueError(f"{name}: expected at least one dimension, got shape {tuple(x.shape)}")
     if x.shape[0] == 0:
         raise ValueError(f"{name}: expected at least one embedding, got an empty batch")
-    if validate and not bool(torch.isfinite(x).all()):
+    if validate:
+        _finite_rows(x, name)
+
+
+def _finite_rows(x: Tensor, name: str) -> None:
+    squares = torch.isfinite(_wide(x).square().sum(1)).all()
+    if _in_graph(squares, f"{name}: expected finite values"):
+        return
+    if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x).all(dim=1)).sum())
         raise ValueError(f"{name}: expected finite values, got NaN or infinity in {bad} rows")
-    if validate and not bool(torch.isfinite(_wide(x).square().sum(1)).all()):
+    if not bool(squares):
         raise ValueError(
             f"{name}: expected norms whose squares are in the range of {_wide(x).dtype}"
         )
+
+
+def _in_graph(right: Tensor, message: str) -> bool:
+    """Whether a graph is compiled, which cannot look at values: then they are looked at when it runs, and
+    wrong ones are a RuntimeError."""
+    if not torch.compiler.is_compiling():
+        return False
+    torch._assert_async(right, message)
+    return True
 
 
 def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> Tensor:
@@ -98,6 +115,8 @@ def class_range(
     there a label outside is a class without a proxy.
     """
     if torch.compiler.is_compiling():
+        if validate:
+            _in_graph(((y >= 0) & (y < classes)).all(), f"{name}: expected values in [0, classes), {each}")
         return
     if y.device.type == "cpu" or validate:
         low, high = map(int, y.aminmax())
@@ -209,7 +228,10 @@ def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
 
 def distances(x: Tensor, name: str, validate: bool) -> None:
     """Given distances: looked into on the CPU, elsewhere with validate."""
-    if (_readable(x) or validate) and not bool(((x >= 0) & (x < torch.inf)).all()):
+    if not (_readable(x) or validate):
+        return
+    right = ((x >= 0) & (x < torch.inf)).all()
+    if not _in_graph(right, f"{name}: expected finite distances of at least 0") and not bool(right):
         raise ValueError(f"{name}: expected finite distances of at least 0")
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from . import library
-from .similarity import EPSILON, lengths, power_of_two
+from .similarity import EPSILON, lengths, power_of_two, wide_type
 
 # Beyond 2^this and below its inverse a row's largest value is brought near 1.
 _FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
 # Where the norms are known they tell whether to look: 2^this, which leaves room for 65,536 values a row.
 _LONG = {torch.float32: 2.0**40, torch.float64: 2.0**256}
 # Rows of either set that the common mean is taken of.
-_SAMPLE = 256
+_SAMPLE = 64
 # The share of the squared norms from which the mean's own is taken out: ten times the rounding is left.
 _OFF_CENTRE = 0.9
 # An accelerator cannot be asked whether rows are out of range without waiting for it: sets up to this many
@@ -49,7 +49,7 @@ def in_range(x: Tensor, shorter: bool = True) -> tuple[Tensor, Tensor | None]:
     """
     if x.dtype == torch.float16 or x.shape[1] == 0:  # every length fits the products
         return x, None
-    kind = torch.promote_types(x.dtype, torch.float32)
+    kind = wide_type(x)
     largest = torch.linalg.vector_norm(x, torch.inf, dim=1).to(kind)
     exponent = torch.frexp(largest).exponent
     far = _FAR[x.dtype]

@@ -43,8 +43,8 @@ def notice() -> None:
     """Says once that there are no compiled kernels."""
     warnings.warn(
         "fastdml runs without its compiled kernels, through the chunked executor: results are the "
-        "same, several times slower. Install a C++ compiler and reinstall with "
-        f"`pip install --no-build-isolation fastdml` to have them. ({_why})",
+        "same, several times slower. Install a C++ compiler and reinstall from the source folder with "
+        f"`pip install --no-build-isolation .` to have them. ({_why})",
         stacklevel=3,
     )
 

@@ -113,7 +113,7 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
         crossover.notice(problem, executor.name, call.backend)
     summed = call.reduction in ("mean", "sum") and problem.loss.outputs == 1
     with _own_world(device):
-        value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, total=summed))
+        value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, summed))  # type: ignore[call-arg]
     problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:
         # Computed scalars come after those of the call.

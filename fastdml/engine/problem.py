@@ -242,7 +242,8 @@ class Problem:
     def _own_poison(self) -> list[Tensor]:
         double = self.anchors.dtype == torch.float64
         kind = torch.float64 if double else self.statistic
-        parts = [x.sum(dtype=kind) for x in self._sets] + [q.sum() for q in self._raw_squares]
+        # Squared lengths tell of their rows.
+        parts = [x.sum(dtype=kind) for x in self._raw_squares or self._sets]
         return [part.to(self.statistic) * 0 for part in parts]
 
     @lazy

@@ -13,7 +13,8 @@ from .loss import RowLoss
 from .relation import Predicate
 
 LOSSES: dict[str, type[RowLoss]] = {}
-_fields: dict[str, tuple[str, ...]] = {}
+# The names of their fields, which a compiled graph could not ask for.
+FIELDS: dict[str, tuple[str, ...]] = {}
 
 L = TypeVar("L", bound=type[RowLoss])
 
@@ -23,7 +24,7 @@ def register(loss: L) -> L:
     if loss.name in LOSSES:
         raise ValueError(f"name: a loss called {loss.name!r} is registered already")
     LOSSES[loss.name] = loss
-    _fields[loss.name] = tuple(f.name for f in dataclasses.fields(loss))
+    FIELDS[loss.name] = tuple(f.name for f in dataclasses.fields(loss))
     return loss
 
 
@@ -43,7 +44,7 @@ _predicates: weakref.WeakValueDictionary[str, Predicate] = weakref.WeakValueDict
 def handle(description: RowLoss) -> str:
     """A string that stands for a description in an operator's arguments."""
     if registered(description):
-        values = [_text(getattr(description, field)) for field in _fields[description.name]]
+        values = [_text(getattr(description, field)) for field in FIELDS[description.name]]
         return "|".join([description.name, *values])
     found = getattr(description, "_handle", None)
     return remember(description) if found is None else found
@@ -65,7 +66,7 @@ def description(handle: str) -> RowLoss:
 @functools.lru_cache(maxsize=1024)
 def _read(handle: str) -> RowLoss:
     name, *values = handle.split("|")
-    return LOSSES[name](**dict(zip(_fields[name], map(_value, values), strict=True)))  # type: ignore[arg-type]
+    return LOSSES[name](**dict(zip(FIELDS[name], map(_value, values), strict=True)))  # type: ignore[arg-type]
 
 
 def _text(value: object) -> str:

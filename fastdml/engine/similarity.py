@@ -20,6 +20,7 @@ EPSILON = torch.finfo(torch.float32).tiny
 # Squared distances below this share of the squared norms are made again from differences: csrc/cpu/
 # differences.h.
 NEAR = 1 / 1024
+_EXACT = "donot_use_mm_for_euclid_dist"
 # Numbers of one temporary.
 _AT_ONCE = 1 << 18
 PRODUCT, SQUARED_DISTANCE, DISTANCE = 0, 1, 2  # csrc/cpu/block.h: Metric
@@ -164,7 +165,7 @@ class Metric:
 
     def paired(self, a: Tensor, c: Tensor, epsilon: float = 0.0) -> Tensor:
         """[M] differentiable: row i of a [M, D] with row i of c [M, D]."""
-        kind = torch.promote_types(torch.promote_types(a.dtype, c.dtype), torch.float32)
+        kind = wide_type(a, c)
         a, c = a.to(kind), c.to(kind)
         if self.normalized:
             a, c = a if self.raw_anchors else unit(a), unit(c)
@@ -180,24 +181,36 @@ class Metric:
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
-        """[M, N] differentiable, the whole matrix at once; distances from differences, in float64."""
-        kind = a.dtype
-        if self.kind != PRODUCT:
-            a, c = a.double(), c.double()
+        """[M, N] differentiable, the whole matrix at once.
+
+        Distances of near pairs are from differences: in float64 with their derivatives, in float32 with
+        those of products, as in every executor.
+        """
         if self.normalized:
             a, c = a if self.raw_anchors else unit(a), unit(c)
         elif self.clipped:
             a, c = _in_ball(a), _in_ball(c)
+        s = products(a, c)
         if self.kind == PRODUCT:
-            return products(a, c)
-        d2 = torch.cdist(a, c, compute_mode="donot_use_mm_for_euclid_dist").square()
-        if self.normalized or self.clipped:
-            # What normalising leaves of a difference of embeddings of one direction.
-            squares = [x.detach().square().sum(1) for x in (a, c)]
-            alike = d2.detach() < _scaled_alike(kind) * (squares[0][:, None] + squares[1])
-            d2 = d2.masked_fill(alike, 0.0)
+            return s
+        squares = [x.square().sum(1) for x in (a, c)]
+        if self.normalized:
+            # Exactly 1, or 0 for no direction, as in `square`. (Their derivative lies along x: it is 0.)
+            squares = [(q > 0.5).to(q.dtype) for q in squares]
+        total = squares[0][:, None] + squares[1]
+        d2 = total - 2 * s
+        near = d2.detach() < NEAR * total.detach()
+        if near.any():
+            exact = torch.cdist(a.double(), c.double(), compute_mode=_EXACT).square().to(s.dtype)
+            if self.normalized or self.clipped:
+                # What normalising leaves of a difference of embeddings of one direction.
+                alike = exact.detach() < _scaled_alike(s.dtype) * total.detach()
+                exact = exact.masked_fill(alike, 0.0)
+            if s.dtype != torch.float64:
+                exact = d2 + (exact - d2).detach()
+            d2 = torch.where(near, exact, d2)
         d2 = d2 + epsilon
-        return (d2 if self.kind == SQUARED_DISTANCE else _root(d2)).to(kind)
+        return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
 
     def differences(self, a: Tensor, c: Tensor, out: Tensor) -> Tensor:
         """[R, N] distances of numbers a [R, E] and c [N, E], in `out`, by blocks of double precision."""
@@ -212,7 +225,7 @@ class Metric:
 def _differences(a: Tensor, c: Tensor) -> Tensor:
     if a.shape[1] == 1:
         return (a - c.t()).abs_()
-    return torch.cdist(a, c, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(a, c, compute_mode=_EXACT)
 
 
 def _from_differences_(
@@ -238,7 +251,7 @@ def _from_differences_(
 
 
 def products(a: Tensor, c: Tensor) -> Tensor:
-    """[M, N] products of the rows of a and c, from which the reference makes similarities."""
+    """[M, N] products of the rows of a and c, from which the reference makes similarities and distances."""
     return a @ c.t()
 
 
@@ -253,9 +266,14 @@ def unit(x: Tensor) -> Tensor:
     return torch.where(none, torch.zeros_like(x), near_one / safe)
 
 
+def wide_type(*tensors: Tensor) -> torch.dtype:
+    """float64 where one is, else float32. (torch promotes no type of 8 bits.)"""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
 def lengths(x: Tensor) -> Tensor:
     """[rows, 1] lengths of the rows of x [rows, D], differentiable; in float32, or float64 for such rows."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(wide_type(x))
     near_one, exponent = _near_one(x)
     norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
     return norm * power_of_two(exponent, x.dtype)

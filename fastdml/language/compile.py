@@ -56,7 +56,13 @@ def _build() -> ModuleType:
 def _versions() -> str:
     """Of everything but a functor's own text that a compiled functor depends on."""
     found = hashlib.sha256()
-    for header in sorted([*sources().glob("rows/row.h"), *sources().glob("cpu/*.h")]):
+    for header in sorted(
+        [
+            *sources().glob("rows/row.h"),
+            *sources().glob("cpu/*.h"),
+            sources() / "cpu/differences.cpp",
+        ]
+    ):
         found.update(header.read_bytes())
     for part in (_build().ROWS, " ".join(compiler()), _compiler_version()):
         found.update(part.encode())
@@ -121,7 +127,9 @@ def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int, ki
         for name in names
     ]
     form = {"kernel": "instantiate.h", "stream": "stream_instantiate.h"}[kind]
-    return "\n".join([f'{head}#include "cpu/{form}"', *texts, *exports])
+    return "\n".join(
+        [f'{head}#include "cpu/{form}"\n#include "cpu/differences.cpp"', *texts, *exports]
+    )
 
 
 def _workplace(folder: Path) -> Path:

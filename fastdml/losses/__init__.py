@@ -25,7 +25,7 @@ for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
     _file = importlib.import_module(_info.name)
     for _name in getattr(_file, "__all__", ()):
         _found = getattr(_file, _name)
-        if inspect.isclass(_found):
+        if inspect.isclass(_found) and issubclass(_found, Loss):
             MODULES[_name] = _found
             if _found.function is not None:
                 FUNCTIONS[_found.function] = functional_form(_found)

@@ -12,10 +12,11 @@ from ..engine import check
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
+from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
+from ..engine.registry import FIELDS
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .foreign import reduction_of, similarity_of
 from .representation import arguments, constructor
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -70,7 +71,8 @@ class Loss(nn.Module):
             embeddings), "raw_distance" and "raw_squared_distance" (not normalised). Most losses are
             defined on "cosine", their default.
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
-        validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation.
+        validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation. In
+            a compiled graph, which cannot raise a ValueError of values, it is a RuntimeError as it runs.
         distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
             these have their like.
         embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
@@ -93,19 +95,18 @@ class Loss(nn.Module):
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
+    # What reduction="mean" is the mean over.
+    mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
-    # Names of the fields of `describes`, of the constructor's arguments, and of those that are flags.
-    _described: ClassVar[tuple[str, ...]] = ()
+    # Names of the constructor's arguments, and of those that are flags.
     _arguments: ClassVar[frozenset[str]] = frozenset()
     _flags: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Once a class and not once a call: a graph is compiled of calls, and cannot look into signatures.
-        if cls.describes is not None:
-            cls._described = tuple(f.name for f in dataclasses.fields(cls.describes))
         parameters = constructor(cls)
         cls._arguments = frozenset(parameters)
         cls._flags = frozenset(k for k, p in parameters.items() if isinstance(p.default, bool))
@@ -168,9 +169,8 @@ class Loss(nn.Module):
     def description(self) -> RowLoss:
         """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
         assert self.describes is not None
-        return self.describes(
-            **{name: getattr(self, name) for name in self._described if hasattr(self, name)}
-        )
+        names = FIELDS[self.describes.name]
+        return self.describes(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls whose values add up to the loss, of the arguments of `forward`."""
@@ -198,7 +198,16 @@ class Loss(nn.Module):
         return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
-        return arguments(self)
+        means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
+        over = means.get(self.reduction)
+        return arguments(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def nonzero_over(self) -> str:
+        """What reduction="nonzero" is the mean over, where it is above 0: rows; pairs if there are none."""
+        if "none" not in self.reductions:
+            return self.mean_over
+        return "classes" if self.description().rows == "proxies" else "samples"
 
 
 class SampleLoss(Loss):
@@ -219,7 +228,7 @@ class SampleLoss(Loss):
         )
         return [self.sample_call(description, batch)]
 
-    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
         description = self.description()
@@ -229,15 +238,16 @@ class SampleLoss(Loss):
             )
         listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
         if description.tuples == "weights" and listed:
-            embeddings, labels, indices, *ref = batch
+            embeddings, labels, indices, ref_emb, ref_labels = (*batch, None, None)[:5]
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")
             description, found = resolved(
-                description, embeddings, labels, None, *ref, own=own, validate=self.validate
+                description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
             )
             weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
             return description, found.replace(row_weight=weight)
-        return resolved(description, *batch, own=own, validate=self.validate)
+        given = (*batch, *(None,) * 4)[:5]
+        return resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         """The call of a checked batch."""
@@ -254,7 +264,7 @@ class SampleLoss(Loss):
             **fields,
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,

@@ -84,7 +84,7 @@ def _parameters(
     """Parameters of the functional form: those of `calls`, and the constructor's by keyword."""
     replaced = {name for names in module.inputs.values() for name in names}
     plain, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    batch = dict(_forward(module))
+    batch = dict(_forward(module))  # type: ignore[arg-type]
     for method in (module.forward, module.calls):
         for p in inspect.signature(method).parameters.values():
             if p.kind is keyword:
@@ -113,7 +113,7 @@ def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Los
     if torch.compiler.is_compiling():
         return _fresh(module, given)
     try:
-        return _kept(module, given)
+        return _kept(module, given)  # type: ignore[arg-type]
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
@@ -129,7 +129,8 @@ def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
     if "proxies" not in module.inputs:
         return module(**dict(arguments))
     # The proxies are the caller's: the module's own few numbers are not drawn.
-    return module(weight_init_func=_left_as_they_are, **dict(arguments))
+    init: Any = {"weight_init_func": _left_as_they_are}
+    return module(**init, **dict(arguments))
 
 
 def _left_as_they_are(weight: Tensor) -> Tensor:

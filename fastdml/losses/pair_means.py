@@ -27,6 +27,8 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     if batch.pairs:
         a1, p, a2, n = batch.pairs
         return _of_pairs(x, y, a1, p), _of_pairs(x, y, a2, n)
+    if batch.predicate is not None:
+        return _of_function(x, y, batch)
     rows, cols = batch.need_labels(), batch.column_labels
     assert cols is not None
     classes = class_numbers(rows if batch.ref_emb is None else torch.cat([rows, cols]))
@@ -58,6 +60,30 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
         positives = positives - alike.sum()
         negatives = negatives - unlike.sum()
     return pull / positives.clamp(min=1).to(kind), push / negatives.clamp(min=1).to(kind)
+
+
+def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The means over the pairs that a function of indices names, block by block."""
+    relation = batch.by_function()
+    step = max(1, (1 << 22) // y.shape[0])
+    found = []
+    for kind in (0, 1):
+        toward_x, toward_y = torch.zeros_like(x), torch.zeros_like(y)
+        count = torch.zeros((), dtype=torch.float64, device=x.device)
+        with torch.no_grad():
+            for start in range(0, x.shape[0], step):
+                stop = min(x.shape[0], start + step)
+                mask = relation.masks(start, stop)[kind]
+                own = relation.own_pairs(start, stop, x.device)
+                mask = (mask if own is None else mask & ~own).to(x.dtype)
+                toward_x[start:stop] = mask @ y
+                toward_y += mask.t() @ x[start:stop]
+                count += mask.sum(dtype=torch.float64)
+            total = (x * toward_x).sum()
+        # The sum, with its derivatives by both sides and no mask kept for them.
+        total = (x * toward_x).sum() + (y * toward_y).sum() - total
+        found.append(total / count.clamp(min=1).to(x.dtype))
+    return found[0], found[1]
 
 
 def class_numbers(labels: Tensor) -> Tensor:

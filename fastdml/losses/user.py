@@ -131,7 +131,7 @@ class DescribedRowLoss(SampleLoss):
         super().__init__(similarity=similarity, **kwargs)
         if teacher is not None and teacher not in SIMILARITIES:
             raise ValueError(f"teacher: expected one of {sorted(SIMILARITIES)}, got {teacher!r}")
-        self.learnt: list[str] = []
+        self._scalars: list[str] = []
         arguments = dict(parameters or {})
         for name, value in arguments.items():
             if isinstance(value, Tensor):
@@ -140,8 +140,8 @@ class DescribedRowLoss(SampleLoss):
                         f"parameters: expected one number as {name!r}, got shape {tuple(value.shape)}"
                     )
                 self._keep(name, value)
-                arguments[name] = Learnt(len(self.learnt))
-                self.learnt.append(name)
+                arguments[name] = Learnt(len(self._scalars))
+                self._scalars.append(name)
             elif is_number(value):
                 arguments[name] = check.finite(value, f"parameters[{name!r}]")
         self._description = DescribedLoss(fn, arguments, teacher, similarity=similarity)
@@ -168,8 +168,8 @@ class DescribedRowLoss(SampleLoss):
         for op in ("row_value", "column"):
             if found.reads(op):
                 raise ValueError(f"fn: expected no p.{op}, which row_loss has nothing for")
-        if unknown := [k for k in found.inputs("scalar") if k >= len(self.learnt)]:
-            raise ValueError(f"fn: expected p.scalar below {len(self.learnt)}, got {unknown[0]}")
+        if unknown := [k for k in found.inputs("scalar") if k >= len(self._scalars)]:
+            raise ValueError(f"fn: expected p.scalar below {len(self._scalars)}, got {unknown[0]}")
 
     def description(self) -> DescribedLoss:
         return self._description
@@ -206,9 +206,11 @@ class DescribedRowLoss(SampleLoss):
         description, batch = self.resolved(
             embeddings, labels, indices_tuple, ref_emb, ref_labels, own=own
         )
-        if self.learnt:
+        if self._scalars:
             kind = statistic_type(embeddings, batch.ref_emb)
-            values = [getattr(self, n).to(embeddings.device, kind).reshape(()) for n in self.learnt]
+            values = [
+                getattr(self, n).to(embeddings.device, kind).reshape(()) for n in self._scalars
+            ]
             fields["scalars"] = torch.stack(values)
         return [self.sample_call(description, batch, **fields)]
 

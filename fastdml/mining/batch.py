@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss
-from ..engine.relation import LabelRelation, Predicate
+from ..engine.relation import LabelRelation, Predicate, PredicateRelation
 from .identity import equal_labels, same_memory
 from .lazy import LazyPairs
 
@@ -73,10 +73,19 @@ class Batch:
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many positives and negatives every row has, its own copy not among them: int64 [B]."""
+        own = 0 if self.ref_emb is None else self.own
+        if self.predicate is not None:
+            return self.by_function().counts(without_own=True)
         labels, columns = self.need_labels(), self.column_labels
         assert columns is not None
-        own = 0 if self.ref_emb is None else self.own
         return LabelRelation(labels, columns, own).counts(without_own=True)
+
+    def by_function(self) -> PredicateRelation:
+        """The pairs that the caller's function names."""
+        assert self.predicate is not None
+        rows, columns = self.embeddings.shape[0], self.columns.shape[0]
+        own = 0 if self.ref_emb is None else self.own
+        return PredicateRelation(self.predicate, rows, columns, self.embeddings.device, own)
 
     def with_positives(self) -> Tensor:
         """How many rows have a positive other than their own copy: a scalar."""
@@ -148,7 +157,7 @@ def resolved(
     ref_labels: Tensor | None = None,
     own: int | Tensor | None = None,
     validate: bool = False,
-) -> tuple[RowLoss, Batch]:
+) -> tuple[Any, Batch]:
     """The loss and the batch, with the rule of a lazy miner's result in the loss where it knows it."""
     stream = None
     if isinstance(indices_tuple, LazyPairs):

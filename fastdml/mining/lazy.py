@@ -13,6 +13,9 @@ from torch import Tensor
 from ..engine.loss import RowLoss
 from .identity import equal_labels, same_memory
 
+# What a copy is, so that torch.load reads a saved one.
+torch.serialization.add_safe_globals([tuple])
+
 
 class LazyPairs:
     """Index tensors (a1, p, a2, n), or (a, p, n), that exist only once somebody unpacks them.
@@ -48,7 +51,7 @@ class LazyPairs:
         self._tuple: tuple[Tensor, ...] | None = None
         self._tensors = tensors
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         # isinstance() asks for this after the type: a tuple to other libraries. (A subclass of tuple
         # could not be made inside a compiled graph.)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.call import Call, statistic_type
+from ..engine.foreign import similarity_of
 from ..engine.loss import RowLoss
 from ..engine.problem import Problem
 from .batch import Batch, checked
@@ -27,6 +28,9 @@ class Miner(nn.Module):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
+
+    Args:
+        distance: an object of pytorch-metric-learning's: the one that the miner compares by, or None.
     """
 
     # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
@@ -36,6 +40,12 @@ class Miner(nn.Module):
     at_once = 1 << 22  # pairs of a block
 
     _latest: weakref.ref[LazyPairs] | None = None
+
+    def __init__(self, *, distance: object = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if distance is not None and similarity_of(distance, name) != self.similarity:
+            raise ValueError(f"distance: {name} compares by {self.similarity!r} alone, got {distance!r}")
 
     def forward(
         self,
@@ -110,8 +120,8 @@ class MultiSimilarityMiner(Miner):
     `(a1, p, a2, n)`; `MultiSimilarityLoss` then mines inside its own pass and no index exists.
     """
 
-    def __init__(self, epsilon: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, epsilon: float = 0.1, *, distance: object = None) -> None:
+        super().__init__(distance=distance)
         self.epsilon = check.finite(epsilon, "epsilon")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -145,8 +155,14 @@ class BatchEasyHardMiner(Miner):
 
     similarity = "distance"
 
-    def __init__(self, pos_strategy: str = "easy", neg_strategy: str = "semihard") -> None:
-        super().__init__()
+    def __init__(
+        self,
+        pos_strategy: str = "easy",
+        neg_strategy: str = "semihard",
+        *,
+        distance: object = None,
+    ) -> None:
+        super().__init__(distance=distance)
         check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
         self.pos_strategy = pos_strategy
         self.neg_strategy = neg_strategy
@@ -172,8 +188,8 @@ class BatchHardMiner(BatchEasyHardMiner):
     anchors = (0,)
     tensors = 3
 
-    def __init__(self) -> None:
-        super().__init__("hard", "hard")
+    def __init__(self, *, distance: object = None) -> None:
+        super().__init__("hard", "hard", distance=distance)
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
         a, p, _, n = super()._choose(d, positive, negative, number)
@@ -196,19 +212,27 @@ class DistanceWeightedMiner(Miner):
     without an admissible negative has no triplet.
     """
 
+    step: Tensor
+
     similarity = "distance"
     anchors = (0,)
     tensors = 3
     at_once = 1 << 18  # a draw is several 64-bit numbers per pair
 
     def __init__(
-        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, seed: int = 0
+        self,
+        cutoff: float = 0.5,
+        nonzero_loss_cutoff: float = 1.4,
+        *,
+        seed: int = 0,
+        distance: object = None,
     ) -> None:
-        super().__init__()
+        super().__init__(distance=distance)
         self.cutoff = check.positive(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
+        self.step: Tensor
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._steps = Steps()
 
@@ -228,7 +252,7 @@ class DistanceWeightedMiner(Miner):
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)
-            parts = [torch.full_like(number, seed), torch.zeros_like(number) + step]
+            parts = [torch.zeros_like(number) + seed, torch.zeros_like(number) + step]
             drawn, some = draw(weight, eligible, longest, torch.stack([number, *parts], dim=1))
             rank = positive.cumsum(1)[rows, columns] - 1
             kept = some[rows]
@@ -251,8 +275,8 @@ class NearestNegativeMiner(Miner):
 
     similarity = "distance"
 
-    def __init__(self, k: int = 1) -> None:
-        super().__init__()
+    def __init__(self, k: int = 1, *, distance: object = None) -> None:
+        super().__init__(distance=distance)
         self.k = check.count(k, "k")
 
     def rule(self) -> Mapping[str, float | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -58,7 +59,7 @@ class MultipleLosses(nn.Module):
         return sum(found[1:], found[0])
 
 
-def _named(given: object, name: str, like: Mapping[str, object] | None = None) -> dict[str, object]:
+def _named(given: object, name: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A list or a dict as a dict; like: whose names it must have."""
     if isinstance(given, Mapping):
         found = dict(given)

@@ -248,3 +248,15 @@ def test_a_class_with_a_row():
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
     one, other = MultiSimilarity(epsilon=0.1), MultiSimilarity(epsilon=0.2, alpha=3.0)
     assert one.forms is other.forms and one.forms is not MultiSimilarity().forms
+
+
+def test_a_regularizer_is_added():
+    x, y, _ = batch()
+    plain = fastdml.row_loss(hinge, parameters={"margin": 0.1}, backend="chunked")
+    more = fastdml.row_loss(
+        hinge,
+        parameters={"margin": 0.1},
+        backend="chunked",
+        embedding_regularizer=lambda e: e.sum() * 0 + 3,
+    )
+    assert torch.allclose(more(x, y), plain(x, y) + 3)

@@ -42,12 +42,12 @@ MADE = {
     "multi_similarity": (multi_similarity, "cosine", MINED),
     "binomial_deviance": (
         binomial_deviance,
-        "squared_distance",
-        {"alpha": -2.0, "beta": -5.0, "base": 1.5, "max_positive": 9.0},
+        "cosine",
+        {"alpha": 2.0, "beta": 5.0, "base": 0.5, "max_positive": 9.0},
     ),
     "sup_con": (sup_con, "cosine", {"scale": LEARNT, "pull": 1.0, "push": 1.0}),
     "two_passes": (two_passes, "cosine", {"scale": 8.0}),
-    "hinge": (hinge, "distance", {"margin": 1.1}),
+    "hinge": (hinge, "dot", {"margin": 1.1}),
     # Exponents too far apart for a bound, in double precision too: the row's largest is found first.
     "circle": (circle, "cosine", {"m": 0.4, "gamma": 200.0}),
 }

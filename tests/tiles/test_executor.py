@@ -9,8 +9,10 @@ import pytest
 import torch
 from triton_mode import DEVICE
 
+import fastdml
 import fastdml.functional as F
 from fastdml import losses
+from fastdml.engine.registry import LOSSES
 
 
 def batch(n=37, d=24, seed=0):
@@ -87,3 +89,18 @@ def test_import_does_not_load_triton():
     code = "import sys, fastdml; assert 'triton' not in sys.modules, 'triton was imported'"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_typo_in_a_tile_functor_is_an_error():
+    """It is not taken for a form that the functor does not know, which sends `auto` elsewhere."""
+
+    class Mistyped:
+        @staticmethod
+        def parameters(loss):
+            return (loss.tempreature,)
+
+    class Loss(LOSSES["sup_con"]):
+        tiles = Mistyped
+
+    with pytest.raises(AttributeError, match="tempreature"):
+        fastdml.explain(Loss(), 8, backend="triton", device=DEVICE)

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..loss import RowLoss
 from ..problem import Problem
 from ..relation import LabelRelation
-from ..similarity import DISTANCE, PRODUCT
+from ..similarity import PRODUCT
 from ..workspace import block_limit, buffer, rows_within
 from . import Result, Wanted
 
@@ -43,11 +43,12 @@ class Symmetric:
         if not problem.excludes_own or problem.own_offset != 0:
             return "samples are compared with themselves"
         metric = problem.loss.metric
-        if (
-            metric.clipped
-            or metric.raw_anchors
-            or (metric.kind != PRODUCT and not metric.normalized)
-        ):
+        if metric.kind != PRODUCT:
+            return (
+                f"similarity {problem.loss.similarity!r}: distances of near pairs are made from "
+                "differences, which the streamed form does not do"
+            )
+        if metric.clipped or metric.raw_anchors:
             return f"no streamed form for the similarity {problem.loss.similarity!r}"
         if problem.teacher is not None or problem.col_values is not None:
             return "a teacher or values of the candidates"
@@ -82,13 +83,10 @@ def _streamed(problem: Problem) -> Any:
         return None
     if "streamed" not in problem.__dict__:
         metric = problem.loss.metric
-        low, high = 0.0, 2.0 if metric.kind == DISTANCE else 4.0
-        if metric.kind == PRODUCT:
-            high = 1.0 if metric.normalized else float("inf")
-            low = -high
+        high = 1.0 if metric.normalized else float("inf")
         scalars = [] if problem.all_scalars is None else problem.all_scalars.tolist()
         size = torch.finfo(problem.statistic).bits // 8
-        problem.__dict__["streamed"] = problem.loss.streamed(scalars, low, high, size)
+        problem.__dict__["streamed"] = problem.loss.streamed(scalars, -high, high, size)
     return problem.__dict__["streamed"]
 
 

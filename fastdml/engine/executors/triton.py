@@ -172,7 +172,7 @@ def _tile(problem: Problem) -> Any:
     try:
         module.parameters(loss)
         tile = module.tile(loss)
-    except (AttributeError, NotImplementedError) as error:
+    except NotImplementedError as error:
         return f"its tile functor does not know this form ({error})"
     if not loss.threshold_list:
         return tile

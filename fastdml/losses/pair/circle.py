@@ -131,7 +131,7 @@ class CircleLoss(SampleLoss):
     def description(self) -> Circle:
         return _describe(self.m, self.gamma, self.form, True, self.similarity)
 
-    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[RowLoss, Batch]:
+    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         found, checked = super().resolved(*batch, own=own)
         one_set = checked.ref_emb is None and not checked.pairs and checked.predicate is None
         if isinstance(found, CircleGlobal) and not one_set:

@@ -167,6 +167,7 @@ class ContrastiveLoss(SampleLoss):
     """
 
     function = "contrastive"
+    mean_over = "pairs of each kind"
     reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
     default_similarity = "distance"
 
@@ -195,6 +196,7 @@ class CalibrationLoss(ContrastiveLoss):
     """
 
     function = "calibration"
+    mean_over = "pairs of each kind"
     default_similarity = "cosine"
 
     def __init__(self, pos_margin: float = 0.9, neg_margin: float = 0.6, **kwargs: Any) -> None:

@@ -68,6 +68,7 @@ class IntraPairVarianceLoss(SampleLoss):
 
     similarities = ("cosine", "dot")
     function = "intra_pair_variance"
+    mean_over = "pairs of each kind"
     describes = IntraPairVariance
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:

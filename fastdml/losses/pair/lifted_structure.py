@@ -128,6 +128,7 @@ class LiftedStructureLoss(SampleLoss):
     """
 
     function = "lifted_structure"
+    mean_over = "positive pairs"
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"
@@ -146,13 +147,18 @@ class LiftedStructureLoss(SampleLoss):
         description, found = self.resolved(*batch, own=own)
         if found.ref_emb is None:
             return [self.sample_call(description, found)]
-        call = self.sample_call(dataclasses.replace(self.description(), push=1.0), found)
+        call = self.sample_call(
+            LiftedStructure(self.pos_margin, self.neg_margin, push=1.0, similarity=self.similarity),
+            found,
+        )
         if not found.ref_emb.requires_grad and not found.embeddings.requires_grad:
             return [call]
         # The same pairs seen from the other side: no value of its own, and the rest of the derivative.
         # Both means are over positive pairs, whose number is the same.
         far = call.replace(
-            loss=dataclasses.replace(self.description(), pull=0.0, push=1.0),
+            loss=LiftedStructure(
+                self.pos_margin, self.neg_margin, 0.0, 1.0, similarity=self.similarity
+            ),
             anchors=found.ref_emb,
             candidates=found.embeddings,
             anchor_labels=found.ref_labels,

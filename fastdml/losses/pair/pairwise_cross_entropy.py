@@ -70,6 +70,7 @@ class PCELoss(Loss):
     """
 
     function = "pce"
+    mean_over = "one number of the batch"
     default_similarity = "dot"
     similarities = ("dot",)
     reductions = ("mean",)

@@ -80,6 +80,7 @@ class SemiVarianceLoss(SampleLoss):
     reductions = ("mean", "sum")
     similarities = ("cosine", "dot")
     function = "semi_variance"
+    mean_over = "positives below their mean, and negatives above theirs"
     describes = SemiVariance
 
     def __init__(self, pos_weight: float = 1.0, neg_weight: float = 5.0, **kwargs: Any) -> None:

@@ -59,6 +59,7 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     similarities = ("cosine", "dot")
     reductions = ("nonzero", "mean", "sum")
     function = "signal_to_noise_contrastive"
+    mean_over = "pairs of each kind"
 
     def __init__(
         self,

@@ -74,6 +74,7 @@ class TupletMarginLoss(SampleLoss):
     """
 
     function = "tuplet_margin"
+    mean_over = "positive pairs"
     similarities = ("cosine",)  # whose angles it needs
 
     def __init__(self, margin: float = 5.73, scale: float = 64, **kwargs: Any) -> None:

@@ -85,6 +85,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
     """
 
     function = "multi_proxy_anchor"
+    mean_over = "classes that are present, and all classes"
     reductions = ("mean", "sum", "none")
 
     def __init__(

@@ -31,6 +31,7 @@ class ProxyLoss(Loss):
 
     inputs = {"proxies": ("num_classes", "embedding_size", "weight_init_func")}
     positional = ("embeddings", "labels", "proxies", "indices_tuple")
+    num_classes: int
     # Name of the parameter, and whether it is stored as [D, C]: as pytorch-metric-learning has it.
     parameter_name = "proxies"
     by_columns = False

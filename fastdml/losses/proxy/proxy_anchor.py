@@ -90,6 +90,7 @@ class ProxyAnchorLoss(ProxyLoss):
     """
 
     function = "proxy_anchor"
+    mean_over = "classes that are present, and all classes"
     describes = ProxyAnchor
 
     def __init__(

@@ -94,7 +94,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
     function = "smoothed_cross_entropy"
     learnt = ("bias",)
     inputs = {**ProxyLoss.inputs, "bias": ("bias",)}
-    positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")
+    positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")  # type: ignore[assignment]
     default_similarity = "dot"
     parameter_name = "weight"
 

@@ -97,6 +97,7 @@ class AUCLoss(SampleLoss):
     """
 
     function = "auc"
+    mean_over = "queries with a positive and a negative"
     describes = AUC
 
     def __init__(

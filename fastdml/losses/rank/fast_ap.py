@@ -130,6 +130,7 @@ class FastAPLoss(SampleLoss):
     """
 
     function = "fast_ap"
+    mean_over = "queries with a positive"
 
     def __init__(self, num_bins: int = 10, reference_scale: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -165,6 +166,7 @@ class SoftBinAPLoss(SampleLoss):
     """
 
     function = "soft_bin_ap"
+    mean_over = "queries with a positive"
 
     def __init__(self, num_bins: int = 20, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -74,6 +74,7 @@ class HistogramLoss(SampleLoss):
     """
 
     function = "histogram"
+    mean_over = "one number of the batch"
     reductions = ("mean",)
     similarities = ("cosine",)
 

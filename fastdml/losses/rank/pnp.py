@@ -116,6 +116,7 @@ class PNPLoss(SampleLoss):
     """
 
     function = "pnp"
+    mean_over = "queries with a positive"
 
     def __init__(
         self,

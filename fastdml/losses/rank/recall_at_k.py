@@ -108,6 +108,7 @@ class RecallAtKLoss(SampleLoss):
     """
 
     function = "recall_at_k"
+    mean_over = "queries with a positive"
     describes = RecallAtK
 
     def __init__(

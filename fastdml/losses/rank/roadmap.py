@@ -35,6 +35,7 @@ class ROADMAPLoss(SampleLoss):
     """
 
     function = "roadmap"
+    mean_over = "queries, and pairs of each kind above 0"
     reductions = ("mean",)
 
     def __init__(

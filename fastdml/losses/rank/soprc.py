@@ -92,7 +92,7 @@ def _update(table: Tensor, embeddings: Tensor, labels: Tensor, momentum: float, 
     """
     classes, counts = labels.unique(return_counts=True)
     order = labels.sort(stable=True).indices
-    normalised = unit(embeddings.to(torch.promote_types(embeddings.dtype, table.dtype)))
+    normalised = unit(embeddings.to(torch.promote_types(statistic_type(embeddings), table.dtype)))
     start = counts.cumsum(0) - counts
     for size in counts.unique().tolist():
         if size < 2:
@@ -164,6 +164,7 @@ class SOPRCLoss(SampleLoss):
     """
 
     function = "soprc"
+    mean_over = "queries with a positive"
     inputs = {
         "prior": ("class_counts", "prior_mul"),
         "table": ("num_classes", "momentum", "update"),

@@ -119,6 +119,7 @@ class BalancedNTXentLoss(SampleLoss):
     """
 
     function = "balanced_nt_xent"
+    mean_over = "samples; positives by their aggregation"
 
     def __init__(
         self,
@@ -196,6 +197,7 @@ class BalancedContrastiveLoss(SampleLoss):
     """
 
     function = "balanced_contrastive"
+    mean_over = "what the aggregation of each kind says"
     reductions = ("mean", "sum")  # of two sums of the batch, which are no rows
     default_similarity = "distance"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
+from ...engine.places import places
 from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
@@ -108,6 +109,7 @@ class NPairsLoss(SampleLoss):
     """
 
     function = "n_pairs"
+    mean_over = "anchors"
     inputs = {"anchors": (), "positives": (), "generator": ()}
 
     def __init__(
@@ -146,6 +148,11 @@ class NPairsLoss(SampleLoss):
             if value is not None:
                 raise ValueError(f"{name}: N-pair takes its pairs from one batch; expected None")
         batch = checked(embeddings, labels, indices_tuple, validate=self.validate)
+        if batch.predicate is not None:
+            raise ValueError(
+                "indices_tuple: N-pair takes one pair of a class; expected index tensors or None, got a "
+                "function"
+            )
         y = batch.need_labels()
         if (anchors is None) != (positives is None):
             raise ValueError("positives: expected anchors and positives together")
@@ -164,10 +171,12 @@ class NPairsLoss(SampleLoss):
                 weight = weight * (kept.shape[0] / weight.sum().clamp(min=1))
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
-        if anchors.shape[0] == 0:  # no pair at all: 0, with a gradient
+        # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
+        if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
             return [Term(_nothing, (embeddings, self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
-        x, x_p = embeddings.index_select(0, torch.cat([anchors, positives])).chunk(2)
+        both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
+        x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
         if kept is not None:  # nothing of what is in a pair that is none
             x, x_p = (torch.where(kept[:, None], v, torch.zeros_like(v)) for v in (x, x_p))
         every = self.form == "all"
@@ -202,6 +211,7 @@ class PairedNPairsLoss(PairedLoss):
     """
 
     function = "n_pairs_mc"
+    mean_over = "pairs"
     default_similarity = "dot"
 
     def __init__(
@@ -268,14 +278,15 @@ def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         order = y[a].argsort(stable=True)
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = y[a][order][1:] != y[a][order][:-1]
-        return a[order][first], p[order][first]
+        kept = order[places(first)]
+        return a[kept], p[kept]
     order = y.argsort(stable=True)
     found = y[order]
     first = torch.ones_like(found, dtype=torch.bool)
     first[1:] = found[1:] != found[:-1]
     again = torch.zeros_like(first)
     again[:-1] = ~first[1:]
-    start = (first & again).nonzero()[:, 0]
+    start = places(first & again)
     return order[start], order[start + 1]
 
 

@@ -71,6 +71,7 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    mean_over = "samples with a positive"
     describes = NCA
     default_similarity = "squared_distance"
 

@@ -68,6 +68,7 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    mean_over = "positive pairs"
     describes = NTXent
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:

@@ -143,6 +143,7 @@ class RKDAngleLoss(RelationalLoss):
     """
 
     function = "rkd_angle"
+    mean_over = "angles of three samples"
     describes = RKDAngle
     reductions = ("mean",)
     similarities = ("cosine",)

@@ -165,6 +165,8 @@ class TripletLoss(SampleLoss):
         self, description: RowLoss, batch: Batch, step: int | Tensor | None, join: bool = False
     ) -> Triplets | None:
         """The triplets of a call that rows cannot make; None where they can."""
+        if step is not None:
+            check.seed(step, "step")
         if batch.listed:
             return listed(batch, join)
         number = self.triplets_per_anchor

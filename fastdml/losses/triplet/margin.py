@@ -263,6 +263,10 @@ class MarginLoss(TripletLoss):
             raise ValueError(f"similarity: expected {kinds}, got {self.similarity!r}")
         self.description()  # checks the parameters
 
+    @property
+    def mean_over(self) -> str:  # type: ignore[override]
+        return f"{self.normalizer} above 0"
+
     def description(self) -> Margin:
         return Margin(
             self.margin,

@@ -204,6 +204,12 @@ class TripletMarginLoss(TripletLoss):
         self.sort = sort
         _check_form(self.description(), swap, triplets_per_anchor)
 
+    @property
+    def mean_over(self) -> str:  # type: ignore[override]
+        if self.normalizer == "anchors":
+            return "samples"
+        return "triplets" if self.smooth_loss or self.normalizer == "triplets" else "triplets above 0"
+
     def description(self) -> TripletMargin:
         return TripletMargin(
             self.margin,
@@ -226,8 +232,13 @@ class TripletMarginLoss(TripletLoss):
             return [self.sample_call(description, found)]
         _refuse_choice(description)
         if triplets is None:
+            if found.predicate is not None:
+                raise ValueError(
+                    "indices_tuple: swapped triplets come from labels or listed ones; expected index "
+                    "tensors or None, got a function"
+                )
             return [self.one_by_one(description, found, _of_all_swapped)]
-        function = _of_swapped if self.swap else _of_listed
+        function: Any = _of_swapped if self.swap else _of_listed
         return [self.one_by_one(description, found, function, triplets)]
 
 
@@ -277,6 +288,8 @@ def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None
     x, y = wide(batch)
     labels, columns = batch.need_labels(), batch.column_labels
     assert columns is not None
+    if batch.ref_emb is None:  # the compiler refuses a tensor that is two inputs at once
+        y, columns = x.view_as(x), labels.view_as(labels)
     loss, count = swapped_sums(
         x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
         description.margin, description.smooth,

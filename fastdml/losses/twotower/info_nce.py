@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,8 @@ class InfoNCELoss(PairedLoss):
     `SampleLoss`.
     """
 
-    function = "info_nce"
+    function: ClassVar[str | None] = "info_nce"
+    mean_over = "pairs"
     inputs = {"scale": ("temperature", "learnable")}
     positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")

@@ -53,6 +53,7 @@ class SigLIPLoss(PairedLoss):
     """
 
     function = "siglip"
+    mean_over = "pairs"
     describes = SigLIP
     positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..engine.similarity import SIMILARITIES
+from .similarity import SIMILARITIES
 
 # Euclidean distances, by whether embeddings are normalised and by their power.
 _LP = {
@@ -22,6 +22,8 @@ _REDUCERS = {
 def similarity_of(distance: object, loss: str) -> str:
     """The similarity of a distance object, told by its class's name and its attributes.
 
+    loss: whose argument it is, for the message.
+
     Raises:
         ValueError: naming the loss, where there is none.
     """
@@ -40,7 +42,7 @@ def similarity_of(distance: object, loss: str) -> str:
     raise ValueError(
         f"distance: {loss} has no form for {distance!r}; expected CosineSimilarity, DotProductSimilarity "
         "or LpDistance with p=2 and power 1 or 2, or use similarity= with a name (fastdml.losses.base.Loss); "
-        "signal-to-noise distances are SignalToNoiseRatioContrastiveLoss"
+        "signal-to-noise distances have losses of their own"
     )
 
 
