@@ -442,6 +442,10 @@ def fill(function: Callable[..., object], **known: object) -> dict[str, object]:
     return {name: known[name] for name in required}
 
 
+# How many proxies a class has; the last is an argument of all losses over proxies.
+SEVERAL = ("centers_per_class", "sub_centers", "proxies_per_class")
+
+
 def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object]]]:
     """Every module and every functional form, as (callable, arguments), by name."""
     _, dense = case.y.unique(return_inverse=True)
@@ -469,7 +473,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     for name, function in losses.FUNCTIONS.items():
         arguments = fill(function, **values)
         several = inspect.signature(function).parameters
-        several = several.get("centers_per_class") or several.get("proxies_per_class")
+        several = next((p for n in SEVERAL if (p := several.get(n)) is not None), None)
         if several is not None:
             arguments["proxies"] = torch.randn(classes * several.default, dim, generator=g).to(case.x.dtype)
         if set(arguments) <= {"embeddings", *PARAMETERS}:

@@ -9,6 +9,9 @@ import torch
 
 from fastdml import functional as F
 from fastdml import losses, miners
+from fastdml.losses.triplet import listed, swapped
+from fastdml.mining.batch import checked
+from fastdml.mining.triplets import drawn
 
 pml = pytest.importorskip("pytorch_metric_learning")
 if pml.__version__ != "2.9.0":
@@ -216,12 +219,12 @@ def test_drawn_triplets_are_reproducible(make):
 def test_drawn_triplets_are_uniform(reference):
     """Every positive of an anchor and every negative of it, none else, equally often."""
     stats = pytest.importorskip("scipy.stats")
-    from fastdml.losses.triplet.triplets import drawn
-
     y = torch.tensor([3, -1, 3, 3, 8, -1, 3])
     columns = torch.tensor([8, 3, 3, -1, 5, 3]) if reference else y
     count = 4000
-    t = drawn(y, columns if reference else None, count, (7, 1))
+    x, ref = torch.ones(len(y), 2), torch.ones(len(columns), 2)
+    batch = checked(x, y, None, *((ref, columns) if reference else ()))
+    t = drawn(batch, count, (7, 1))
     kept = t.valid.reshape(len(y), count)
     others = torch.arange(len(columns))
     for i in range(len(y)):
@@ -240,19 +243,17 @@ def test_drawn_triplets_are_uniform(reference):
 @pytest.mark.parametrize("arguments", [{"name": "TripletMarginLoss", "swap": True}, {"name": "MarginLoss"}])
 def test_drawn_triplets_are_a_list(arguments, dtype, tolerance):
     """Theirs, handed the triplets that ours draws."""
-    from fastdml.losses.triplet.triplets import drawn
-
     name, *rest = arguments.values()
     kind = {"swap": True} if rest else {}
     for seed in DRAWS:
         x, y = draw(seed, dtype, classes=20)
-        t = drawn(y, None, 4, (seed, 0))
-        listed = tuple(index[t.valid] for index in (t.a, t.p, t.n))
+        t = drawn(checked(x, y), 4, (seed, 0))
+        found = tuple(index[t.valid] for index in (t.a, t.p, t.n))
         ours = getattr(losses, name)(**kind, triplets_per_anchor=4, seed=seed)
         other = getattr(theirs, name)(**kind)
         compare(
             ours, other, [x],
-            lambda f, z: f(z, y) if f is ours else f(z, y, listed), tolerance,  # noqa: B023
+            lambda f, z: f(z, y) if f is ours else f(z, y, found), tolerance,  # noqa: B023
         )  # fmt: skip
 
 
@@ -299,8 +300,6 @@ def test_nan_is_not_passed_over():
 
 def test_blocks_change_nothing(monkeypatch):
     """Long lists are computed in blocks, again in the backward pass."""
-    from fastdml.losses import triplets as module
-
     x, y = draw(0, torch.float64)
     t = triplets(0, y)
     cases = [
@@ -310,7 +309,8 @@ def test_blocks_change_nothing(monkeypatch):
     ]  # fmt: skip
     found = []
     for at_once in (1 << 20, 300):
-        monkeypatch.setattr(module, "_AT_ONCE", at_once)
+        for module in (listed, swapped):
+            monkeypatch.setattr(module, "_AT_ONCE", at_once)
         for case in cases:
             z = x.clone().requires_grad_()
             value = case(z)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import op
-from .call import LEAVES, ROW_WEIGHT, Call, spelled
+from .call import LEAVES, Call, of_rows, spelled
 
 _COUNT = len(LEAVES)
 
@@ -123,14 +123,13 @@ class _RowLoss(torch.autograd.Function):
         # Outside of a recorded graph (torch.no_grad) inputs still say that they need gradients.
         wanted = [recorded and needed for needed in ctx.needs_input_grad[:_COUNT]]
         ctx.wanted = wanted
-        call = words if isinstance(words, Call) else None
-        reduction = words[3] if call is None else call.reduction
+        reduction = words.reduction if isinstance(words, Call) else words[3]
         ctx.with_forward = reduction != "none"
         asked = wanted if ctx.with_forward else [False] * _COUNT
-        if call is None:
+        if not isinstance(words, Call):
             value, *gradients = _run((*leaves, *fixed), words, asked)
         else:
-            value, *gradients = op.computed(call, asked)
+            value, *gradients = op.computed(words, asked)
         if ctx.with_forward:
             # Kept in the type of statistics until the upstream factor is known: rounded before, the
             # gradients of a scaled loss in half precision would be lost. The leaves are there to be
@@ -138,11 +137,9 @@ class _RowLoss(torch.autograd.Function):
             saved = [both for both, w in zip(zip(leaves, gradients), wanted) if w]
             ctx.save_for_backward(*(tensor for both in saved for tensor in both))
         else:
-            tensors = (*leaves, *fixed)
-            if call is not None:
-                tensors, words = call.packed()
-            ctx.words = words
-            ctx.save_for_backward(*tensors)
+            whole = words.packed() if isinstance(words, Call) else ((*leaves, *fixed), words)
+            ctx.words = whole[1]
+            ctx.save_for_backward(*whole[0])
         return value
 
     @staticmethod
@@ -164,10 +161,7 @@ def _of_rows(
     tensors: Sequence[Tensor | None], words: Sequence[Any], upstream: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """The gradients of row losses [M] weighted by upstream [M]: the call again, as a weighted sum."""
-    again = list(tensors)
-    weight = again[ROW_WEIGHT]
-    again[ROW_WEIGHT] = upstream if weight is None else upstream * weight
-    _, *gradients = _run(again, (*words[:3], "sum", words[4]), wanted)
+    _, *gradients = _run(*of_rows(tensors, words, upstream), wanted)
     return [g for g, w in zip(gradients, wanted) if w]
 
 

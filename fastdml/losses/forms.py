@@ -13,6 +13,7 @@ from torch import Tensor
 from .base import Loss, total
 from .representation import constructor
 
+_NONE = inspect.Parameter.empty
 # Sizes that a module asks for and the functional form finds in its tensors.
 _SIZES = {"num_classes": 1, "embedding_size": 1}
 
@@ -20,7 +21,12 @@ _SIZES = {"num_classes": 1, "embedding_size": 1}
 def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     """The function of the name `module.function`: of a batch and, by keyword, of the options."""
     batch, options = _parameters(module)
-    places, names = tuple(batch), frozenset(options)
+    # What the function reads are names and values: the compiler cannot look into signatures.
+    places, names, sizes = tuple(batch), frozenset(options), _sizes(module)
+    required = [name for name, p in batch.items() if p.default is _NONE]
+    order = {
+        name: None if p.default is _NONE else p.default for name, p in _forward(module).items()
+    }
 
     def function(*given: Any, **keywords: Any) -> Tensor:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
@@ -36,15 +42,15 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
             if name in arguments and name not in module.input_defaults:
                 raise TypeError(f"{module.function}() got {name!r} twice")
             arguments[name] = value
-        for name, p in batch.items():
-            if p.default is inspect.Parameter.empty and name not in arguments:
+        for name in required:
+            if name not in arguments:
                 raise TypeError(f"{module.function}() needs the argument {name!r}")
         for name in module.input_defaults:
             if arguments[name] is None:
                 raise ValueError(f"{name}: expected a number or a tensor, got None")
-        made = _made(module, chosen)
+        made = _made(module, sizes, chosen)
         # The batch goes by place: some losses pass it on whole.
-        first = [arguments.pop(name, p.default) for name, p in _forward(module).items()]  # type: ignore[arg-type]
+        first = [arguments.pop(name, default) for name, default in order.items()]
         return total(made.parts(*first, **arguments))
 
     function.__name__ = function.__qualname__ = str(module.function)
@@ -57,7 +63,11 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     return function
 
 
-@functools.cache
+def _sizes(module: type[Loss]) -> tuple[tuple[str, int], ...]:
+    """Those that the constructor asks for, as arguments."""
+    return tuple((k, v) for k, v in _SIZES.items() if k in module.required)
+
+
 def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
     """The batch that a module is called with, in the order of `forward`."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -91,26 +101,34 @@ def _parameters(
     return batch, options
 
 
-def _made(module: type[Loss], options: dict[str, Any]) -> Loss:
+_Arguments = tuple[tuple[str, Any], ...]
+
+
+def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Loss:
     """A module of these options, whose own state is not used."""
+    given = (*sizes, *options.items())
     if torch.compiler.is_compiling():
-        return _fresh(module, options)
+        return _fresh(module, given)
     try:
-        return _kept(module, tuple(options.items()))  # type: ignore[arg-type]
+        return _kept(module, given)  # type: ignore[arg-type]
     except TypeError as error:
         if "unhashable" not in str(error):
             raise
-        return _fresh(module, options)
+        return _fresh(module, given)
 
 
 @functools.lru_cache(maxsize=256, typed=True)
-def _kept(module: type[Loss], options: tuple[tuple[str, Any], ...]) -> Loss:
-    return _fresh(module, dict(options))
+def _kept(module: type[Loss], arguments: _Arguments) -> Loss:
+    return _fresh(module, arguments)
 
 
-def _fresh(module: type[Loss], options: dict[str, Any]) -> Loss:
-    sizes: dict[str, Any] = {k: v for k, v in _SIZES.items() if k in module.required}
+def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
     if "proxies" not in module.inputs:
-        return module(**sizes, **options)
-    with torch.device("meta"):  # the proxies are the caller's
-        return module(**sizes, **options)
+        return module(**dict(arguments))
+    # The proxies are the caller's: the module's own few numbers are not drawn.
+    init: Any = {"weight_init_func": _left_as_they_are}
+    return module(**init, **dict(arguments))
+
+
+def _left_as_they_are(weight: Tensor) -> Tensor:
+    return weight

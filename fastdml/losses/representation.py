@@ -1,10 +1,11 @@
-"""The constructor's arguments of a module, and how it shows them."""
+"""The constructor's arguments of a module, how it shows them, and what it learns."""
 
 from __future__ import annotations
 
 import inspect
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _SHOWN = (bool, int, float, str, tuple)
@@ -26,6 +27,12 @@ def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def learnt(value: Tensor) -> Tensor:
+    """A parameter. In a module that is made in a compiled graph, which is a functional form's and whose own
+    state is not used, a tensor: a graph cannot make parameters."""
+    return value if torch.compiler.is_compiling() else nn.Parameter(value)
 
 
 def shown(module: nn.Module) -> str:

@@ -13,6 +13,7 @@ from ...engine.call import Call
 from ...engine.similarity import SIMILARITIES
 from ...mining.sample_weights import sample_weights
 from ..base import Loss, Regularizer, Term, total
+from ..representation import learnt
 
 
 class ProxyLoss(Loss):
@@ -28,7 +29,7 @@ class ProxyLoss(Loss):
         similarity, backend, validate: see `Loss`.
     """
 
-    inputs = {"proxies": ("num_classes", "embedding_size")}
+    inputs = {"proxies": ("num_classes", "embedding_size", "weight_init_func")}
     positional = ("embeddings", "labels", "proxies", "indices_tuple")
     num_classes: int
     # Name of the parameter, and whether it is stored as [D, C]: as pytorch-metric-learning has it.
@@ -58,8 +59,8 @@ class ProxyLoss(Loss):
         self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")
         shape = (self.num_classes * self.proxies_per_class, self.embedding_size)
-        weight = nn.Parameter(torch.empty(shape[::-1] if self.by_columns else shape))
-        self.register_parameter(self.parameter_name, weight)
+        weight = torch.empty(shape[::-1] if self.by_columns else shape)
+        setattr(self, self.parameter_name, learnt(weight))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ..representation import learnt
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
@@ -92,7 +93,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
 
     function = "smoothed_cross_entropy"
     learnt = ("bias",)
-    inputs = {"proxies": ("num_classes", "embedding_size"), "bias": ("bias",)}
+    inputs = {**ProxyLoss.inputs, "bias": ("bias",)}
     positional = ("embeddings", "labels", "proxies", "bias", "indices_tuple")  # type: ignore[assignment]
     default_similarity = "dot"
     parameter_name = "weight"
@@ -108,7 +109,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
         super().__init__(num_classes, embedding_size, **kwargs)
         self.smoothing = smoothing
         biased = check.flag(bias, "bias")
-        self.bias = nn.Parameter(torch.zeros(self.num_classes)) if biased else None
+        self.bias = learnt(torch.zeros(self.num_classes)) if biased else None
         self.description()  # checks the parameters
 
     @staticmethod

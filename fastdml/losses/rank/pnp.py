@@ -146,5 +146,7 @@ class PNPLoss(SampleLoss):
         )
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
-        own = (batch.own_columns() >= 0)[:, None].to(statistic_type(batch.embeddings, batch.ref_emb))
+        own = (batch.own_columns() >= 0)[:, None].to(
+            statistic_type(batch.embeddings, batch.ref_emb)
+        )
         return super().sample_call(description, batch, row_values=own, **fields)

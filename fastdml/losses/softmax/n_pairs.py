@@ -252,9 +252,7 @@ def _own(similarity: str, anchors: Tensor, positives: Tensor) -> Tensor:
     return SIMILARITIES[similarity].paired(anchors, positives)[:, None]
 
 
-def penalties(
-    weight: float, kind: str, *sets: Tensor, count: Tensor | None = None
-) -> list[Term]:
+def penalties(weight: float, kind: str, *sets: Tensor, count: Tensor | None = None) -> list[Term]:
     """The penalty on the lengths of the embeddings, if there is one."""
     function = functools.partial(_penalty, kind, count=count)
     return [Term(function, sets, weight)] if weight else []

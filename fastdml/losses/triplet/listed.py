@@ -129,6 +129,9 @@ class TripletLoss(SampleLoss):
     next numbers, by `step`, which is in the state. A state without it (that of
     pytorch-metric-learning) loads too."""
 
+    # A functional form is not counted: it draws the same numbers again.
+    input_defaults = {"step": 0}
+
     step: Tensor
 
     def __init__(self, triplets_per_anchor: str | int, seed: int, **kwargs: Any) -> None:
@@ -137,8 +140,12 @@ class TripletLoss(SampleLoss):
         self.seed = check.seed(seed, "seed")
         zero = torch.zeros((), dtype=torch.int64)
         self.register_buffer("step", zero, persistent=self.draws)
-        self.register_load_state_dict_pre_hook(_keep_the_step)
         self._steps = Steps()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.draws:
+            state_dict.setdefault(prefix + "step", self.step)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def draws(self) -> bool:
@@ -147,7 +154,7 @@ class TripletLoss(SampleLoss):
     def stream(self, batch: Batch, step: int | Tensor | None) -> Stream:
         """Seed and step of a call; in training mode the next call has another step. step: given one."""
         if step is not None:
-            return self.seed, check.seed(step, "step")
+            return self.seed, step
         if not self.draws:
             return self.seed, 0
         if not self.training:
@@ -179,8 +186,3 @@ class TripletLoss(SampleLoss):
         return OneByOne(
             description, batch, triplets, function, self.reduction, self.backend, by_rows
         )
-
-
-def _keep_the_step(module: TripletLoss, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    if module.draws:
-        state.setdefault(prefix + "step", module.step)

@@ -288,6 +288,7 @@ class MarginLoss(TripletLoss):
     ) -> list[Any]:
         embeddings = batch[0]
         check.embeddings(embeddings, "embeddings", self.validate)
+        step = None if step is None else check.seed(step, "step")
         values = self._values(embeddings, beta)
         one_beta = values.shape[0] == 1
         nu = self.nu if self.learn_beta or beta is not None else 0.0

@@ -225,6 +225,7 @@ class TripletMarginLoss(TripletLoss):
     def calls(
         self, *batch: Any, own: int | Tensor | None = None, step: int | Tensor | None = None
     ) -> list[Any]:
+        step = None if step is None else check.seed(step, "step")
         description, found = self.resolved(*batch, own=own)
         triplets = self.listed(description, found, step, join=self.swap)
         if triplets is None and not self.swap:

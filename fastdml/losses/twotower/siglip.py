@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ..representation import learnt
 from .paired import PairedLoss
 
 __all__ = ["SigLIPLoss"]
@@ -59,10 +60,8 @@ class SigLIPLoss(PairedLoss):
 
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.log_scale = nn.Parameter(
-            torch.tensor(math.log(check.positive(init_scale, "init_scale")))
-        )
-        self.bias = nn.Parameter(torch.tensor(check.finite(init_bias, "init_bias")))
+        self.log_scale = learnt(torch.tensor(math.log(check.positive(init_scale, "init_scale"))))
+        self.bias = learnt(torch.tensor(check.finite(init_bias, "init_bias")))
 
     def calls(
         self,
