@@ -4,9 +4,11 @@ peer where it is right. What is about numbers, samplers and metrics has files of
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import cross_entropy, normalize
@@ -361,6 +363,16 @@ def test_numbers_of_eight_bits(name):
     loss = getattr(losses, name)(*{"SOPRCLoss": (6,), "SupConLoss": ()}.get(name, (6, 8))).eval()
     x = (e / 4).to(torch.float8_e4m3fn)
     same([loss(x, y)], [loss(x.float(), y)], rtol=1e-4, atol=1e-5)
+
+
+def test_the_notice_without_a_compiler_names_the_documented_command():
+    from fastdml.engine import library
+
+    library.notice.cache_clear()
+    with pytest.warns(UserWarning, match="reinstall from the source folder") as found:
+        library.notice()
+    command = re.search(r"`(pip install [^`]*)`", str(found[0].message))[1]
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
 
 
 # ---- what watches operators

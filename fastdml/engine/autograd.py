@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import op
-from .call import LEAVES, Call, of_rows, spelled
+from .call import LEAVES, ROW_WEIGHT, Call, spelled
 
 _COUNT = len(LEAVES)
 
@@ -30,12 +30,14 @@ def evaluate(call: Call) -> Tensor:
             "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
-    tensors, words = call.packed()
+    recorded = torch.is_grad_enabled()
     if _watched(call.anchors):
-        words = spelled(words)
-    value = _RowLoss.apply(
-        *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(words), torch.is_grad_enabled()
-    )
+        tensors, words = call.packed()
+        value = _RowLoss.apply(
+            *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded
+        )
+    else:
+        value = _RowLoss.apply(*call.leaves, (), call, recorded)
     if call.finish is not None:
         value = call.finish(value)
     weighted = isinstance(call.weight, Tensor) or call.weight != 1
@@ -113,17 +115,22 @@ class _RowLoss(torch.autograd.Function):
         row_values: Tensor | None,
         col_values: Tensor | None,
         fixed: tuple[Tensor | None, ...],
-        words: tuple[Any, ...],
+        words: tuple[Any, ...] | Call,
         recorded: bool,
     ) -> Tensor:
+        """fixed, words: the rest of a packed call; or nothing, and the call as it is."""
         leaves = (anchors, candidates, scalars, row_values, col_values)
         # Outside of a recorded graph (torch.no_grad) inputs still say that they need gradients.
         wanted = [recorded and needed for needed in ctx.needs_input_grad[:_COUNT]]
-        ctx.words, ctx.wanted = words, wanted
-        ctx.with_forward = words[3] != "none"
-        value, *gradients = _run(
-            (*leaves, *fixed), words, wanted if ctx.with_forward else [False] * _COUNT
-        )
+        ctx.wanted = wanted
+        call = words if isinstance(words, Call) else None
+        reduction = words[3] if call is None else call.reduction
+        ctx.with_forward = reduction != "none"
+        asked = wanted if ctx.with_forward else [False] * _COUNT
+        if call is None:
+            value, *gradients = _run((*leaves, *fixed), words, asked)
+        else:
+            value, *gradients = op.computed(call, asked)
         if ctx.with_forward:
             # Kept in the type of statistics until the upstream factor is known: rounded before, the
             # gradients of a scaled loss in half precision would be lost. The leaves are there to be
@@ -131,7 +138,11 @@ class _RowLoss(torch.autograd.Function):
             saved = [both for both, w in zip(zip(leaves, gradients), wanted) if w]
             ctx.save_for_backward(*(tensor for both in saved for tensor in both))
         else:
-            ctx.save_for_backward(*leaves, *fixed)
+            tensors = (*leaves, *fixed)
+            if call is not None:
+                tensors, words = call.packed()
+            ctx.words = words
+            ctx.save_for_backward(*tensors)
         return value
 
     @staticmethod
@@ -153,7 +164,10 @@ def _of_rows(
     tensors: Sequence[Tensor | None], words: Sequence[Any], upstream: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """The gradients of row losses [M] weighted by upstream [M]: the call again, as a weighted sum."""
-    _, *gradients = _run(*of_rows(tensors, words, upstream), wanted)
+    again = list(tensors)
+    weight = again[ROW_WEIGHT]
+    again[ROW_WEIGHT] = upstream if weight is None else upstream * weight
+    _, *gradients = _run(again, (*words[:3], "sum", words[4]), wanted)
     return [g for g, w in zip(gradients, wanted) if w]
 
 

@@ -22,10 +22,10 @@ REDUCTIONS = ("mean", "sum", "nonzero", "none")
 LEAVES = ("anchors", "candidates", "scalars", "row_values", "col_values")
 # Further tensors, one each; index tuples and a teacher follow them in an operator's arguments.
 _SINGLE = (*LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight")
-_OWN, _ROW_WEIGHT = _SINGLE.index("own"), _SINGLE.index("row_weight")
+_OWN = _SINGLE.index("own")
+ROW_WEIGHT = _SINGLE.index("row_weight")
 _PAIRS, _TEACHER = 4, 2
 TENSORS = len(_SINGLE) + _PAIRS + _TEACHER
-_REDUCTION = 3  # of what is packed beside tensors
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,17 +109,6 @@ class Call:
             loss, pairs=pairs, teacher=teacher, predicate=function, reduction=reduction,
             backend=backend, **single,
         )  # fmt: skip
-
-
-def of_rows(
-    tensors: Sequence[Tensor | None], words: Sequence[Any], weight: Tensor
-) -> tuple[list[Tensor | None], list[Any]]:
-    """A packed call, or one that was spelled, as the sum of its row losses times weight [M]."""
-    found, told = list(tensors), list(words)
-    given = found[_ROW_WEIGHT]
-    found[_ROW_WEIGHT] = weight if given is None else weight * given
-    told[_REDUCTION] = "sum"
-    return found, told
 
 
 @dataclasses.dataclass(frozen=True)

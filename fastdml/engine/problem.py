@@ -13,6 +13,7 @@ from .call import Call, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
 from .products import multiply
+from .registry import interned
 from .relation import ClassIndex, LabelRelation, PredicateRelation, Relation, TupleRelation
 from .similarity import PRODUCT
 
@@ -78,7 +79,7 @@ class Problem:
         exact = call.loss.teacher_from_differences
         theirs = [t.detach() if exact else plain(t.contiguous()) for t in call.teacher]
         return Problem(
-            loss=call.loss,
+            loss=interned(call.loss),
             anchors=a,
             candidates=c,
             relation=_relation(call, a.shape[0], c.shape[0]),

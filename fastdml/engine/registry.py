@@ -33,6 +33,12 @@ def registered(loss: RowLoss) -> bool:
     return LOSSES.get(loss.name) is type(loss)
 
 
+@functools.lru_cache(maxsize=1024)
+def interned(description: RowLoss) -> RowLoss:
+    """One object for equal descriptions: what it has found of itself is found once."""
+    return description
+
+
 # A registered loss is spelled out, its name and its fields: a compiled graph outlives the process that
 # made it, and nothing has to be remembered. Functions cannot be: they have numbers, for as long as they
 # live. next() of a count is one step, so that two threads never share a number.

@@ -134,6 +134,8 @@ class LabelRelation(Relation):
         same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
         if not without_own or self.own is None:
             return same, self.columns - same
+        if self.one_set and isinstance(self.own, int) and self.own == 0:
+            return same - 1, self.columns - same
         own = self.own_columns(0, self.rows, rows.device)
         assert own is not None
         alike = (self.candidate_labels[own.clamp(min=0)] == rows) & (own >= 0)

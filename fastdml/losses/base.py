@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..engine import check
@@ -14,10 +15,10 @@ from ..engine.call import Call
 from ..engine.dispatch import check_backend
 from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
-from ..engine.registry import FIELDS
+from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import arguments, constructor
+from .representation import constructor, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -92,6 +93,10 @@ class Loss(nn.Module):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
+    # Arguments of the constructor, those of them that are True or False, and those without a default.
+    arguments: ClassVar[frozenset[str]] = frozenset()
+    flags: ClassVar[frozenset[str]] = frozenset()
+    required: ClassVar[frozenset[str]] = frozenset()
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -100,16 +105,6 @@ class Loss(nn.Module):
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
-    # Names of the constructor's arguments, and of those that are flags.
-    _arguments: ClassVar[frozenset[str]] = frozenset()
-    _flags: ClassVar[frozenset[str]] = frozenset()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # Once a class and not once a call: a graph is compiled of calls, and cannot look into signatures.
-        parameters = constructor(cls)
-        cls._arguments = frozenset(parameters)
-        cls._flags = frozenset(k for k, p in parameters.items() if isinstance(p.default, bool))
 
     def __init__(
         self,
@@ -150,17 +145,35 @@ class Loss(nn.Module):
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Once a class: a graph that is compiled could not ask.
+        super().__init_subclass__(**kwargs)
+        known = constructor(cls)
+        cls.arguments = frozenset(known)
+        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
+        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
+
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.
-        if name in self._flags and name not in self.learnt:
+        if name in self.flags and name not in self.learnt:
             check.flag(value, name)
-        elif isinstance(value, (Tensor, int)) and name in self._arguments:
+        elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
+        self.__dict__.pop("_described", None)
         super().__setattr__(name, value)
+
+    def described_once(self) -> RowLoss:
+        """The description, made anew only where an attribute has been set since: a small batch feels it."""
+        if torch.compiler.is_compiling():
+            return self.description()
+        found: RowLoss | None = self.__dict__.get("_described")
+        if found is None:
+            found = self.__dict__["_described"] = interned(self.description())
+        return found
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        if param is not None and name in self._arguments and name not in self.learnt:
+        if param is not None and name in self.arguments and name not in self.learnt:
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )
@@ -200,7 +213,7 @@ class Loss(nn.Module):
     def extra_repr(self) -> str:
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
-        return arguments(self) + (f", which is over {over}" if over else "")
+        return shown(self) + (f", which is over {over}" if over else "")
 
     @property
     def nonzero_over(self) -> str:
@@ -231,7 +244,7 @@ class SampleLoss(Loss):
     def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
-        description = self.description()
+        description = self.described_once()
         if description.metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"

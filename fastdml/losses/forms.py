@@ -65,10 +65,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
 
 def _sizes(module: type[Loss]) -> tuple[tuple[str, int], ...]:
     """Those that the constructor asks for, as arguments."""
-    parameters = constructor(module)
-    return tuple(
-        (k, v) for k, v in _SIZES.items() if k in parameters and parameters[k].default is _NONE
-    )
+    return tuple((k, v) for k, v in _SIZES.items() if k in module.required)
 
 
 def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:

@@ -35,7 +35,7 @@ def learnt(value: Tensor) -> Tensor:
     return value if torch.compiler.is_compiling() else nn.Parameter(value)
 
 
-def arguments(module: nn.Module) -> str:
+def shown(module: nn.Module) -> str:
     """The constructor's arguments as the module keeps them: "name=value, ..."."""
     values = {name: getattr(module, name, None) for name in constructor(type(module))}
     return ", ".join(f"{k}={v!r}" for k, v in values.items() if isinstance(v, _SHOWN))

@@ -15,7 +15,7 @@ from .identity import equal_labels, same_memory
 from .lazy import LazyPairs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Batch:
     """The arguments of `SampleLoss.forward`, checked.
 
