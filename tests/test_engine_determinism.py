@@ -31,7 +31,7 @@ def large() -> Case:
 
 
 def agree_bit_for_bit(description, backend, case):
-    """Two runs, of one thread and of two. (Other threads cut BLAS's products, and torch's sums, elsewhere.)"""
+    """Two runs, of one thread and of two. (More threads cut BLAS's products and torch's sums elsewhere.)"""
     for threads in (1, 2):
         torch.set_num_threads(threads)
         one, two = (call(description, case, backend) for _ in range(2))
