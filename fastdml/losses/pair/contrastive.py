@@ -53,7 +53,7 @@ class Contrastive(RowLoss):
             cls(),
             cls(0.3, 1.2, "pairs", "pairs", similarity="raw_squared_distance"),
             cls(0.9, 0.1, similarity="cosine"),
-            cls(0.3, 1.0, similarity="ball_distance"),
+            cls(0.3, 0.9, similarity="ball_distance"),  # 1 is the distance of the origin to the sphere
         ]
 
     @property
