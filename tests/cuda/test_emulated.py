@@ -146,13 +146,17 @@ def rows(op, description, s, labels, weights=None, teacher=None, anchors=None):
     relation = LabelRelation(labels if anchors is None else anchors, labels)
     index = relation.class_index
     loss = s.new_full((len(s), description.outputs), float("nan"))
-    values = description.example_values(len(s), s.shape[1])
-    given = (description.scalars(relation), values.get("row_values"), values.get("col_values"))
-    scalars, of_rows, columns = (None if x is None else torch.as_tensor(x).to(s) for x in given)
+    values = {k: v.to(s) for k, v in description.example_values(len(s), s.shape[1]).items()}
+    columns = s.new_zeros(s.shape[1], 1)  # the samples are not looked at
+    samples = columns if anchors is None else s.new_zeros(len(s), 1)
+    scalars = Problem(
+        description, samples, columns, relation, s.dtype, scalars=values.get("scalars")
+    ).all_scalars
+    of_rows, columns = values.get("row_values"), values.get("col_values")
     op(
         s, library.functors()[description.name][0], description.parameters(), teacher, None, None, None,
         None, 0, 0.0, index.row_class, index.col_class, index.start, index.order, index.longest,
-        0 if anchors is None else -1, None, 1.0, scalars, of_rows, columns, loss, None, None, True,
+        0 if anchors is None else -1, None, None, 1.0, scalars, of_rows, columns, loss, None, None, True,
         *([weights] if weights is not None else []),
     )  # fmt: skip
     return s if weights is None else weights, loss
@@ -212,7 +216,7 @@ def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
         columns = made.anchor_labels if made.candidate_labels is None else made.candidate_labels
         problem = Problem(
             description, anchors, candidates, LabelRelation(made.anchor_labels, columns), statistic,
-            learnable=made.scalars,
+            scalars=made.scalars,
         )  # fmt: skip
         out = executor.run(problem, Wanted(anchors=True, candidates=True))
         into += [t for t in (out.outputs, out.d_anchors, out.d_candidates) if t is not None]

@@ -22,8 +22,7 @@ from fastdml.engine import library, schedule
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.executors import triton as tiles
-from fastdml.engine.op import problem_of
-from fastdml.engine.registry import handle
+from fastdml.engine.problem import Problem
 from fastdml.kernels import configs
 from fastdml.losses import NPairsLoss
 
@@ -143,11 +142,7 @@ def run(monkeypatch):
         with FakeTensorMode(allow_non_fake_inputs=False) as mode, torch.no_grad():
             given = faked(mode, given)
             with Watched():
-                problem = problem_of(
-                    given.anchors, given.candidates, given.anchor_labels, given.candidate_labels, [],
-                    given.teacher, given.scalars, given.row_values, given.col_values, None,
-                    handle(description), "",
-                )  # fmt: skip
+                problem = Problem.of(given.call(description, ""))
                 if EXECUTORS[executor].refuses(problem) is not None:
                     return None
                 found = EXECUTORS[executor].run(

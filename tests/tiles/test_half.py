@@ -41,7 +41,7 @@ def problem(description, dtype: torch.dtype, statistic: torch.dtype) -> Problem:
     scalars, row_values, col_values = (None if v is None else v.to(statistic) for v in values)
     return Problem(
         description, a, c, LabelRelation(given.anchor_labels, columns), statistic,
-        teacher=(teacher[0], teacher[-1]) if teacher else None, learnable=scalars,
+        teacher=(teacher[0], teacher[-1]) if teacher else None, scalars=scalars,
         row_values=row_values, col_values=col_values,
     )  # fmt: skip
 
@@ -51,7 +51,7 @@ def dense(given: Problem) -> list[torch.Tensor]:
     a = given.anchors.clone().requires_grad_()
     c = a if given.one_set else given.candidates.clone().requires_grad_()
     names = ("scalars", "row_values", "col_values")
-    values = [getattr(given, name) for name in names]
+    values = [given.all_scalars, given.row_values, given.col_values]
     values = [None if v is None else v.clone().requires_grad_() for v in values]
     outputs = outputs_of(given, a, c, *values)
     leaves = [a] if given.one_set else [a, c]
@@ -59,7 +59,7 @@ def dense(given: Problem) -> list[torch.Tensor]:
     if given.loss.counted:
         weight[:, 1] = 0
     total = (outputs * weight).sum()
-    count = 0 if given.learnable is None else given.learnable.numel()
+    count = 0 if given.scalars is None else given.scalars.numel()
     found = torch.autograd.grad(
         total, leaves + [v for v in values if v is not None], allow_unused=True
     )
@@ -82,8 +82,8 @@ def tiles(given: Problem) -> list[torch.Tensor]:
     total = (out.outputs[:, :1] if given.loss.counted else out.outputs).sum()
     found = [total, out.d_anchors]
     found += [] if given.one_set else [out.d_candidates]
-    if given.learnable is not None:
-        found.append(out.d_scalars[: given.learnable.numel()])
+    if given.scalars is not None:
+        found.append(out.d_scalars[: given.scalars.numel()])
     found += [d for d in (out.d_row_values, out.d_col_values) if d is not None]
     return found
 
