@@ -33,9 +33,14 @@ def registered(loss: RowLoss) -> bool:
     return LOSSES.get(loss.name) is type(loss)
 
 
-@functools.lru_cache(maxsize=1024)
 def interned(description: RowLoss) -> RowLoss:
-    """One object for equal descriptions: what it has found of itself is found once."""
+    """One object for equal descriptions: what it has found of itself is found once. (One of a user's is
+    equal to itself only, and what it holds is not to be kept from being freed.)"""
+    return _interned(description) if registered(description) else description
+
+
+@functools.lru_cache(maxsize=1024)
+def _interned(description: RowLoss) -> RowLoss:
     return description
 
 

@@ -27,7 +27,6 @@ OTHERS = [
     "soft_triple",
     "listwise_distillation",
     "relaxed_contrastive",
-    "log_ratio",
     "info_nce",
     "log_sum_exp",
     "sup_ap",
