@@ -34,9 +34,10 @@ def registered(loss: RowLoss) -> bool:
 
 
 def interned(description: RowLoss) -> RowLoss:
-    """One object for equal descriptions: what it has found of itself is found once. (One of a user's is
-    equal to itself only, and what it holds is not to be kept from being freed.)"""
-    return _interned(description) if registered(description) else description
+    """One object for equal descriptions: what it has found of itself is found once. (One that is equal to
+    itself only, a user's function, is not kept from being freed.)"""
+    alone = type(description).__hash__ is object.__hash__
+    return description if alone else _interned(description)
 
 
 @functools.lru_cache(maxsize=1024)
