@@ -7,12 +7,14 @@ WITHOUT = "import sys; sys.modules['fastdml._C'] = None\n"
 
 
 def test_import_is_quick():
-    """Processor time beyond torch's own, least of three processes; 0.02 s when this was written."""
+    """Processor time beyond torch's own, least of three processes, the first of which may have to compile
+    the modules; 0.19 s when this was last looked at, of which the collector of garbage has the half."""
     code = (
         "import time, torch; start = time.process_time(); import fastdml; "
         "print(time.process_time() - start)"
     )
-    assert min(float(python(code)) for _ in range(3)) < 0.3
+    found = [float(python(code, PYTHONDONTWRITEBYTECODE="")) for _ in range(3)]
+    assert min(found) < 0.3
 
 
 def test_import_loads_nothing_heavy():
