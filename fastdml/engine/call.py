@@ -24,7 +24,6 @@ LEAVES = ("anchors", "candidates", "scalars", "row_values", "col_values")
 _SINGLE = (*LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight")
 _OWN, _ROW_WEIGHT = _SINGLE.index("own"), _SINGLE.index("row_weight")
 _PAIRS, _TEACHER = 4, 2
-TENSORS = len(_SINGLE) + _PAIRS + _TEACHER
 _REDUCTION = 3  # of what is packed beside tensors
 
 

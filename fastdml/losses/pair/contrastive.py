@@ -142,12 +142,32 @@ def aggregation_of(reduction: str) -> str:
     return "active" if reduction == "nonzero" else "pairs"
 
 
-def _describe(pos_margin: float, neg_margin: float, reduction: str, similarity: str) -> Contrastive:
-    aggregation = aggregation_of(reduction)
-    return Contrastive(pos_margin, neg_margin, aggregation, aggregation, similarity=similarity)
+class TwoSums(SampleLoss):
+    """A loss of two margins: what positives and what negatives are beyond theirs, each summed and divided."""
+
+    mean_over = "pairs of each kind"
+    reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
+
+    def __init__(
+        self,
+        pos_margin: float = 0,
+        neg_margin: float = 1,
+        *,
+        reduction: str = "nonzero",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction=reduction, **kwargs)
+        self.pos_margin = pos_margin
+        self.neg_margin = neg_margin
+        self.description()  # checks the parameters
+
+    def described(self, describes: type[Contrastive], **fields: Any) -> Contrastive:
+        """The description of these margins and this reduction."""
+        aggregation = aggregation_of(self.reduction)
+        return describes(self.pos_margin, self.neg_margin, aggregation, aggregation, **fields)
 
 
-class ContrastiveLoss(SampleLoss):
+class ContrastiveLoss(TwoSums):
     """Contrastive loss with two margins.
 
     *Dimensionality Reduction by Learning an Invariant Mapping*, Hadsell et al., CVPR 2006, in the
@@ -167,25 +187,10 @@ class ContrastiveLoss(SampleLoss):
     """
 
     function = "contrastive"
-    mean_over = "pairs of each kind"
-    reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
     default_similarity = "distance"
 
-    def __init__(
-        self,
-        pos_margin: float = 0,
-        neg_margin: float = 1,
-        *,
-        reduction: str = "nonzero",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(reduction=reduction, **kwargs)
-        self.pos_margin = pos_margin
-        self.neg_margin = neg_margin
-        self.description()  # checks the parameters
-
     def description(self) -> Contrastive:
-        return _describe(self.pos_margin, self.neg_margin, self.reduction, self.similarity)
+        return self.described(Contrastive, similarity=self.similarity)
 
 
 class CalibrationLoss(ContrastiveLoss):
@@ -196,14 +201,10 @@ class CalibrationLoss(ContrastiveLoss):
     """
 
     function = "calibration"
-    mean_over = "pairs of each kind"
     default_similarity = "cosine"
 
     def __init__(self, pos_margin: float = 0.9, neg_margin: float = 0.6, **kwargs: Any) -> None:
         super().__init__(pos_margin, neg_margin, **kwargs)
 
     def description(self) -> Contrastive:
-        aggregation = aggregation_of(self.reduction)
-        return Calibration(
-            self.pos_margin, self.neg_margin, aggregation, aggregation, similarity=self.similarity
-        )
+        return self.described(Calibration, similarity=self.similarity)

@@ -13,8 +13,7 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...engine.similarity import power_of_two, unit
 from ...mining.batch import Batch
-from ..base import SampleLoss
-from .contrastive import Contrastive, aggregation_of
+from .contrastive import Contrastive, TwoSums
 
 __all__ = ["SignalToNoiseRatioContrastiveLoss"]
 
@@ -38,7 +37,7 @@ class SignalToNoise(Contrastive):
         return {"row_values": torch.linspace(0.3, 0.05, rows)[:, None]}
 
 
-class SignalToNoiseRatioContrastiveLoss(SampleLoss):
+class SignalToNoiseRatioContrastiveLoss(TwoSums):
     """Contrastive loss on signal-to-noise distances.
 
     *Signal-to-Noise Ratio: A Robust Distance Metric for Deep Metric Learning*, Yuan et al., CVPR 2019
@@ -57,26 +56,10 @@ class SignalToNoiseRatioContrastiveLoss(SampleLoss):
     """
 
     similarities = ("cosine", "dot")
-    reductions = ("nonzero", "mean", "sum")
     function = "signal_to_noise_contrastive"
-    mean_over = "pairs of each kind"
 
-    def __init__(
-        self,
-        pos_margin: float = 0,
-        neg_margin: float = 1,
-        *,
-        reduction: str = "nonzero",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(reduction=reduction, **kwargs)
-        self.pos_margin = pos_margin
-        self.neg_margin = neg_margin
-        self.description()  # checks the parameters
-
-    def description(self) -> SignalToNoise:
-        aggregation = aggregation_of(self.reduction)
-        return SignalToNoise(self.pos_margin, self.neg_margin, aggregation, aggregation)
+    def description(self) -> Contrastive:
+        return self.described(SignalToNoise)
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         normalize = self.similarity == "cosine"

@@ -7,14 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
-from ..base import SampleLoss
 from ..pair.contrastive import Calibration
-from .sup_ap import SupAP
+from .sup_ap import SupAPLoss
 
 __all__ = ["ROADMAPLoss"]
 
 
-class ROADMAPLoss(SampleLoss):
+class ROADMAPLoss(SupAPLoss):
     """ROADMAP loss: average precision that decomposes over batches.
 
     *Robust and Decomposable Average Precision for Image Retrieval*, Ramzi et al., NeurIPS 2021 (arXiv
@@ -53,30 +52,11 @@ class ROADMAPLoss(SampleLoss):
         sort: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.temperature = temperature
-        self.rho = rho
-        self.delta = delta
-        self.offset = offset
-        self.start = start
-        self.sort = sort
+        super().__init__(temperature, rho, delta, offset, start, sort, **kwargs)
         self.pos_margin = check.finite(pos_margin, "pos_margin")
         self.neg_margin = check.finite(neg_margin, "neg_margin")
         self.ap_weight = check.non_negative(ap_weight, "ap_weight")
         self.calibration_weight = check.non_negative(calibration_weight, "calibration_weight")
-        self.description()  # checks the parameters
-
-    def description(self) -> SupAP:
-        """The ranking half; the calibration is a `ContrastiveLoss`."""
-        return SupAP(
-            self.temperature,
-            self.rho,
-            self.delta,
-            self.offset,
-            self.start,
-            similarity=self.similarity,
-            sort=self.sort,
-        )
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         ranking, found = self.resolved(*batch, own=own)
