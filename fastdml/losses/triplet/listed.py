@@ -9,25 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from torch.utils.checkpoint import checkpoint
 
 from ...engine import check
 from ...engine.call import statistic_type
+from ...engine.listed import pair_values, plan
 from ...engine.loss import RowLoss
-from ...engine.similarity import Metric
 from ...mining.batch import Batch
 from ...mining.steps import Steps
 from ...mining.triplets import Stream, Triplets, drawn, listed
 from ..base import SampleLoss
 
-# Numbers of one temporary: beyond, triplets come in blocks, computed again in the backward pass.
-_AT_ONCE = 1 << 20
 Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses, what each counts in the mean, and anchors
 
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
-    """A part of a loss that torch evaluates triplet by triplet: `function` of all that comes before it.
+    """A part of a loss that is evaluated triplet by triplet: `function` of all that comes before it.
 
     count: what the mean divides by: what the triplets count, or "rows".
     """
@@ -56,17 +53,16 @@ class OneByOne:
         """Why a backend cannot run this, or None."""
         if backend in ("auto", "chunked", "dense"):
             return None
-        return "triplets one by one run in torch; expected backend 'auto', 'chunked' or 'dense'"
+        return "triplets one by one run outside of it; expected backend 'auto', 'chunked' or 'dense'"
 
     @property
     def plan(self) -> str:
         """What runs, in words."""
-        kind = (
-            "positive pairs with their negatives"
-            if self.triplets is None
-            else "triplets one by one"
-        )
-        return f"{kind}, in blocks of bounded memory, in torch"
+        if self.triplets is None:
+            return "positive pairs with their negatives, in blocks of bounded memory, in torch"
+        x, y = wide(self.batch)
+        pairs = 2 * self.triplets.a.shape[0]
+        return f"triplets one by one, {plan(x.device.type, x.shape[0], y.shape[0], pairs, x.element_size())}"
 
 
 def wide(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,32 +72,24 @@ def wide(batch: Batch) -> tuple[Tensor, Tensor]:
     return x, x if batch.ref_emb is None else batch.ref_emb.to(kind)
 
 
-def distances(
-    metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor, epsilon: float = 0.0
-) -> Tensor:
-    """[T] similarities or distances of rows i of x and j of y."""
-
-    def block(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return metric.paired(rows_of(x, i), rows_of(y, j), epsilon)
-
-    return in_blocks(block, x, y, (i, j), x.shape[1])
-
-
-def in_blocks(
-    function: Callable[..., Tensor], x: Tensor, y: Tensor, index: tuple[Tensor, ...], width: int
-) -> Tensor:
-    """function(x, y, *index) of index tensors [T], joined from blocks of them; width: how many numbers
-    it needs per index. Only one block's temporaries exist at a time, in the backward pass too."""
-    size = max(1, _AT_ONCE // width)
-    if index[0].shape[0] <= size:
-        return function(x, y, *index)
-    blocks = zip(*(t.split(size) for t in index), strict=True)
-    return torch.cat([checkpoint(function, x, y, *b, use_reentrant=False) for b in blocks])
+def pair_numbers(
+    batch: Batch, similarity: str, triplets: Triplets, epsilon: float = 0.0, swap: bool = False
+) -> tuple[Tensor, ...]:
+    """[T] similarities or distances of the triplets' anchors and positives, and of their anchors and
+    negatives; swap: and of their positives and negatives."""
+    x, y = wide(batch)
+    one_set = batch.ref_emb is None
+    lists = [(triplets.a, triplets.p), (triplets.a, triplets.n)]
+    between = [(triplets.p, triplets.n)] if swap else []
+    if one_set:
+        return pair_values(similarity, x, None, lists + between, epsilon)
+    found = pair_values(similarity, x, y, lists, epsilon)
+    return (*found, *(pair_values(similarity, y, None, between, epsilon) if swap else ()))
 
 
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] of x [B, D], whose gradient is summed in one order however many threads there are."""
-    return embedding(index, x)
+def values_of(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] of x [B], whose gradient is summed in one order on every device."""
+    return x.index_select(0, index) if x.device.type == "cpu" else embedding(index, x[:, None])[:, 0]
 
 
 def reduced(
