@@ -42,16 +42,13 @@ void expect(const Tensor& t, ScalarType type, int64_t count) {
                   "fastdml: a list's tensor has another type or is too short");
 }
 
-// The smallest and the largest of some indices, in one pass; (0, -1) of none.
-std::tuple<int64_t, int64_t> index_range(Tensor t) {
-  const int64_t* const x = indices(t);
-  if (t.numel() == 0) return {0, -1};
-  int64_t low = x[0], high = x[0];
-  for (int64_t k = 1; k < t.numel(); ++k) {
-    low = x[k] < low ? x[k] : low;
-    high = x[k] > high ? x[k] : high;
-  }
-  return {low, high};
+// Whether some indices are outside of [0, limit), in one pass that the compiler makes of vectors: a number
+// below 0, or above what it is taken from, has the highest bit.
+bool indices_outside(Tensor t, int64_t limit) {
+  const auto* const x = reinterpret_cast<const uint64_t*>(indices(t));
+  uint64_t found = 0;
+  for (int64_t k = 0; k < t.numel(); ++k) found |= x[k] | (static_cast<uint64_t>(limit) - 1 - x[k]);
+  return found >> 63;
 }
 
 // Pairs of rows [T] in the order of their rows: (order int32 [T], or nothing where they stand so, and start
@@ -224,6 +221,7 @@ void listed_weights_(Tensor g, int64_t first, OptionalTensor order, Tensor start
     const Block<T> b = of.block<T>();
     with_list(order, start, column, every, b.rows, [&](const auto& list) {
       expect(derivative, anchors.scalar_type(), list.start[b.rows * every]);
+      STD_TORCH_CHECK(metric != 2 || d.has_value(), "fastdml: a distance's weight needs the distance");
       fastdml::listed_weights(b, list, data<T>(g), g.stride(0), first, g.size(0),
                               static_cast<const T*>(derivative.const_data_ptr()),
                               pointer<T>(d, list.start[b.rows * every]));
@@ -245,6 +243,7 @@ void listed_gradient_(Tensor out, OptionalTensor total, OptionalTensor order, Te
     expect(out, anchors.scalar_type(), b.rows * b.dim);
     with_list(order, start, column, every, b.rows, [&](const auto& list) {
       expect(derivative, anchors.scalar_type(), list.start[b.rows * every]);
+      STD_TORCH_CHECK(metric != 2 || d.has_value(), "fastdml: a distance's weight needs the distance");
       fastdml::listed_gradient(b, list, static_cast<const T*>(derivative.const_data_ptr()),
                                pointer<T>(d, list.start[b.rows * every]), data<T>(out),
                                const_cast<T*>(pointer<T>(total, b.rows)));
@@ -331,7 +330,7 @@ void listed_rows_(Tensor values, Tensor start, int64_t id, std::vector<double> p
   "float epsilon, Tensor anchors, Tensor candidates) -> ()"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
-  m.def("index_range(Tensor t) -> (int, int)");
+  m.def("indices_outside(Tensor t, int limit) -> bool");
   m.def("list_order(Tensor row, int rows) -> (Tensor, Tensor)");
   m.def(
       "list_rows(Tensor a1, Tensor p, Tensor a2, Tensor n, int rows, int cols, Tensor? own, bool keep) "
@@ -352,7 +351,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
-  m.impl("index_range", TORCH_BOX(&index_range));
+  m.impl("indices_outside", TORCH_BOX(&indices_outside));
   m.impl("list_order", TORCH_BOX(&list_order));
   m.impl("list_rows", TORCH_BOX(&list_rows));
   m.impl("listed_values_", TORCH_BOX(&listed_values_));

@@ -176,7 +176,7 @@ def _scaled(
         and type(upstream) is Tensor
         and upstream.device.type == "cpu"
         and not torch._C._len_torch_dispatch_stack()
-        and not _graph_is_kept()
+        and not graph_is_kept()
         and upstream.item() == 1.0
     ):
         return [
@@ -186,7 +186,7 @@ def _scaled(
 
 
 # Not public in torch: where it is missing, gradients are copied.
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def once(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -276,13 +276,12 @@ def _readable(t: Tensor) -> bool:
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _range(t: Tensor) -> tuple[int, int]:
-    """The smallest and largest of int64 indices on the CPU."""
+def _outside(t: Tensor, limit: int) -> bool:
+    """Whether some of the int64 indices, on the CPU, are outside of [0, limit)."""
     if t.is_contiguous() and library.load() is not None:
-        low, high = torch.ops.fastdml_native.index_range(t)
-        return low, high
+        return bool(torch.ops.fastdml_native.indices_outside(t, limit))
     low, high = (int(x) for x in t.aminmax())
-    return low, high
+    return low < 0 or high >= limit
 
 
 def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
@@ -305,10 +304,8 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
         limit = columns if k % 2 else rows
         again = k == 2 and t is given[0]
         found[k] = found[0] if again else t.long()
-        if _readable(t) and t.numel() and not again:
-            low, high = _range(found[k])
-            if not 0 <= low <= high < limit:
-                raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
+        if _readable(t) and t.numel() and not again and _outside(found[k], limit):
+            raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
     for one, other, names in ((0, 1, "a1 and p"), (2, 3, "a2 and n")):
         if found[one].shape != found[other].shape:
             raise ValueError(f"indices_tuple: expected {names} of equal length")

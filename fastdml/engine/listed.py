@@ -1,8 +1,8 @@
 """Listed pairs: what they are, and their gradients, in O(list) numbers beside a block of products.
 
-A list is ordered by its rows, once. Then blocks of products are made as for every loss, and the pairs of their
-rows read from them; backwards their weights are put into blocks, which are multiplied as every block is. Where
-a list is short beside the matrix of all pairs, no block is made: each pair is multiplied by itself.
+A list is ordered by its rows, once. Then blocks of products are made as for every loss, and the pairs of
+their rows read from them; backwards their weights are put into blocks, which are multiplied as every block
+is. Where a list is short beside the matrix of all pairs, no block is made: each pair is multiplied by itself.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from . import library
-from .autograd import once, watched
 from .loss import RowLoss
 from .problem import Problem
 from .products import accumulate_, multiply
 from .relation import Relation
 from .schedule import weight_totals
-from .similarity import DISTANCE, METRICS, PRODUCT
+from .similarity import DISTANCE, PRODUCT
 from .workspace import block_limit, buffer, rows_within
 
-# A pair by itself costs as much as so many pairs of a block.
-_SHORT = 4
+# A pair by itself costs as much as so many pairs of a block; and a block of which more than this share is
+# listed is turned into similarities as a whole.
+_SHORT = 12
+_DENSE = 0.25
 # Numbers of one temporary where torch multiplies pair by pair.
 _AT_ONCE = 1 << 20
 Pair = tuple[Tensor, Tensor]  # rows [T] and columns [T]
@@ -69,12 +70,22 @@ class Unrelated(Relation):
         self.rows, self.columns = rows, columns
 
 
-def problem_of(similarity: str, x: Tensor, y: Tensor | None) -> Problem:
+@dataclasses.dataclass(frozen=True)
+class Described(RowLoss):
+    """What pairs are, and no loss of them."""
+
+    epsilon: float = 0.0
+
+    def distance_epsilon(self, dimension: int) -> float:
+        return self.epsilon
+
+
+def problem_of(similarity: str, x: Tensor, y: Tensor | None, epsilon: float = 0.0) -> Problem:
     """The pairs of x [M, D] and y [N, D] (None: one set), of one type, made fit for products."""
     a = x.detach().contiguous()
     c = a if y is None else y.detach().contiguous()
     relation = Unrelated(a.shape[0], c.shape[0])
-    problem = Problem(RowLoss(similarity=similarity), a, c, relation, a.dtype)
+    problem = Problem(Described(epsilon, similarity=similarity), a, c, relation, a.dtype)
     problem.condition()
     return problem
 
@@ -102,22 +113,23 @@ def _block_rows(device_type: str, rows: int, columns: int, size: int) -> int:
 class Compiled:
     """Lists of pairs of a problem, on the CPU, by the compiled library."""
 
-    def __init__(self, problem: Problem, epsilon: float, lists: Sequence[RowList]) -> None:
-        self.problem, self.lists, self.epsilon = problem, lists, epsilon
+    def __init__(self, problem: Problem, lists: Sequence[RowList]) -> None:
+        self.problem, self.lists = problem, lists
         a, c = problem.anchors, problem.candidates
         self.shape = a.shape[0], c.shape[0]
         pairs = sum(each.column.shape[0] for each in lists)
         self.short = one_by_one("cpu", *self.shape, pairs, a.element_size())
+        self.dense = pairs > _DENSE * a.shape[0] * c.shape[0]
 
     @staticmethod
-    def of(problem: Problem, epsilon: float, pairs: Sequence[Pair]) -> Compiled:
+    def of(problem: Problem, pairs: Sequence[Pair]) -> Compiled:
         made: list[RowList] = []
         for k, (i, j) in enumerate(pairs):
             if k and i is pairs[k - 1][0]:  # triplets name their anchors once
                 made.append(dataclasses.replace(made[-1], column=j.contiguous()))
             else:
                 made.append(RowList.of(i, j, problem.anchors.shape[0]))
-        return Compiled(problem, epsilon, made)
+        return Compiled(problem, made)
 
     def _sets(self, swapped: bool = False) -> tuple[Any, ...]:
         p, metric = self.problem, self.problem.loss.metric
@@ -125,7 +137,7 @@ class Compiled:
         columns = p.col_scale, p.col_square, p.candidates
         if swapped:
             rows, columns = columns, rows
-        return rows[0], columns[0], metric.kind, rows[1], columns[1], self.epsilon, rows[2], columns[2]
+        return rows[0], columns[0], metric.kind, rows[1], columns[1], p.epsilon, rows[2], columns[2]
 
     def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """(start, stop, memory) of the blocks of rows."""
@@ -146,16 +158,21 @@ class Compiled:
             for each, out in zip(self.lists, found):
                 read(out, None, 0, *each.fields, *self._sets())
             return found
+        of = (None, None, PRODUCT, None, None, 0.0, a, c) if self.dense else self._sets()
         for start, stop, s in self._blocks():
-            multiply(a[start:stop], c.t(), s)
+            if self.dense:
+                self.problem.similarities(start, stop, s)
+            else:
+                multiply(a[start:stop], c.t(), s)
             for each, out in zip(self.lists, found):
-                read(out, s, start, *each.fields, *self._sets())
+                read(out, s, start, *each.fields, *of)
         return found
 
     def gradients(
         self, derivatives: Sequence[Tensor], values: Sequence[Tensor], wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of anchors and candidates, from derivatives by the values; of one set their sum, as the first."""
+        """Of anchors and candidates as they are multiplied, from derivatives by the values; of one set their
+        sum, as the first."""
         p, metric = self.problem, self.problem.loss.metric
         a, c = p.anchors, p.candidates
         one_set = p.one_set
@@ -196,15 +213,14 @@ class Compiled:
             metric.finish_(d_anchors, a, None if metric.raw_anchors else p.row_scale, totals[0])
         if d_candidates is not None:
             metric.finish_(d_candidates, c, p.col_scale, totals[1])
-        p.unconditioned(d_anchors, d_candidates)
         return d_anchors, d_candidates
 
 
 class Plain:
     """Lists of pairs of a problem in torch, on any device."""
 
-    def __init__(self, problem: Problem, epsilon: float, lists: Sequence[Pair]) -> None:
-        self.problem, self.lists, self.epsilon = problem, lists, epsilon
+    def __init__(self, problem: Problem, lists: Sequence[Pair]) -> None:
+        self.problem, self.lists = problem, lists
         rows, columns = problem.anchors.shape[0], problem.candidates.shape[0]
         pairs = sum(i.shape[0] for i, _ in lists)
         kind, size = problem.anchors.device.type, problem.anchors.element_size()
@@ -234,11 +250,12 @@ class Plain:
 
     def values(self) -> list[Tensor]:
         """[T] what the pairs of each list are."""
-        a, c, metric = self.problem.anchors, self.problem.candidates, self.problem.loss.metric
+        p, metric = self.problem, self.problem.loss.metric
+        a, c = p.anchors, p.candidates
         found = [a.new_empty(i.shape[0]) for i, _ in self.lists]
         if self.short:
             for k, where, i, j in self._pieces():
-                found[k][where] = metric.paired(a[i], c[j], self.epsilon)
+                found[k][where] = metric.paired(a[i], c[j], p.epsilon)
             return found
         for start, stop, places in self._blocks():
             s = a[start:stop] @ c.t()
@@ -248,25 +265,28 @@ class Plain:
 
     def _numbers(self, product: Tensor, i: Tensor, j: Tensor) -> Tensor:
         p, metric = self.problem, self.problem.loss.metric
-        rows = (None if x is None else x[i] for x in (p.row_scale, p.row_square))
-        columns = (None if x is None else x[j] for x in (p.col_scale, p.col_square))
+        row_scale, row_square = (None if x is None else x[i] for x in (p.row_scale, p.row_square))
+        col_scale, col_square = (None if x is None else x[j] for x in (p.col_scale, p.col_square))
         sets = (p.anchors, p.candidates) if product.device.type == "cpu" else None
-        return metric.of_products(product, *rows, *columns, self.epsilon, sets, i, j)
+        return metric.of_products(
+            product, row_scale, row_square, col_scale, col_square, p.epsilon, sets, i, j
+        )
 
     def gradients(
         self, derivatives: Sequence[Tensor], values: Sequence[Tensor], wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Of anchors and candidates, from derivatives by the values; of one set their sum, as the first."""
+        """Of anchors and candidates as they are multiplied, from derivatives by the values; of one set their
+        sum, as the first."""
         p, metric = self.problem, self.problem.loss.metric
         a, c = p.anchors, p.candidates
         d_a = torch.zeros_like(a)
         d_c = d_a if p.one_set else torch.zeros_like(c)
         if self.short:
             for k, where, i, j in self._pieces():
-                leaves = [a[i].requires_grad_(), c[j].requires_grad_()]
+                x, z = a[i].requires_grad_(), c[j].requires_grad_()
                 with torch.enable_grad():
-                    value = metric.paired(*leaves, self.epsilon)
-                found = torch.autograd.grad(value, leaves, derivatives[k][where])
+                    value = metric.paired(x, z, p.epsilon)
+                found = torch.autograd.grad(value, (x, z), derivatives[k][where])
                 _add_(d_a, i, found[0])
                 _add_(d_c, j, found[1])
         else:
@@ -275,8 +295,9 @@ class Plain:
                 h = a.new_zeros(stop - start, c.shape[0])
                 for (i, j), where, g, d in zip(self.lists, places, derivatives, values):
                     rows, columns = i[where], j[where]
-                    scales = [None if x is None else x[at] for x, at in ((p.row_scale, rows), (p.col_scale, columns))]
-                    w = metric.weigh_(g[where].clone(), d[where], *scales)
+                    row_scale = None if p.row_scale is None else p.row_scale[rows]
+                    col_scale = None if p.col_scale is None else p.col_scale[columns]
+                    w = metric.weigh_(g[where].clone(), d[where], row_scale, col_scale)
                     _add_(h.view(-1), (rows - start) * c.shape[0] + columns, w)
                 if metric.needs_totals:
                     row_total[start:stop] = weight_totals(h, p.col_scale)
@@ -290,7 +311,6 @@ class Plain:
             metric.finish_(d_a, a, None if metric.raw_anchors else p.row_scale, totals[0])
             if not p.one_set:
                 metric.finish_(d_c, c, p.col_scale, totals[1])
-        p.unconditioned(d_a, None if p.one_set else d_c)
         return d_a, None if p.one_set else d_c
 
 
@@ -309,98 +329,7 @@ def listed(
     similarity: str, x: Tensor, y: Tensor | None, lists: Sequence[Pair], epsilon: float
 ) -> Listed:
     """Lists of pairs of x and y (None: of x alone), by what there is."""
-    problem = problem_of(similarity, x, y)
+    problem = problem_of(similarity, x, y, epsilon)
     if x.device.type == "cpu" and library.load() is not None:
-        return Compiled.of(problem, epsilon, lists)
-    return Plain(problem, epsilon, lists)
-
-
-def pair_values(
-    similarity: str, x: Tensor, y: Tensor | None, lists: Sequence[Pair], epsilon: float = 0.0
-) -> tuple[Tensor, ...]:
-    """[T] similarities or distances of the pairs of each list, differentiable, once.
-
-    x [M, D], y [N, D]: float32 or float64; None: one set. lists: int64 rows [T] of x, and of y.
-    """
-    flat = tuple(t for pair in lists for t in pair)
-    if torch.compiler.is_compiling():  # it refuses a tensor that is two inputs at once
-        flat = tuple(t.view_as(t) if any(t is u for u in flat[:k]) else t for k, t in enumerate(flat))
-    return _Values.apply(x, y, flat, similarity, epsilon, None if watched(x) else [])  # type: ignore[no-any-return]
-
-
-class _Values(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, y: Tensor | None, flat: tuple[Tensor, ...], similarity: str, epsilon: float,
-        eager: list[Listed] | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        if eager is None:
-            values = torch.ops.fastdml.listed_values(x, y, list(flat), similarity, epsilon)
-        else:  # what is ordered now need not be ordered again
-            eager.append(listed(similarity, x, y, list(zip(flat[::2], flat[1::2])), epsilon))
-            values = eager[0].values()
-        ctx.save_for_backward(x, y, *flat, *values)
-        ctx.rest = similarity, epsilon, eager
-        return tuple(values)
-
-    @staticmethod
-    def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, *rest = ctx.saved_tensors
-        flat, values = rest[: 2 * len(derivatives)], rest[2 * len(derivatives) :]
-        similarity, epsilon, eager = ctx.rest
-        wanted = tuple(ctx.needs_input_grad[:2])
-        if eager is None:
-            d_x, d_y = torch.ops.fastdml.listed_gradients(
-                list(derivatives), values, x, y, flat, similarity, epsilon
-            )
-            found: list[Tensor | None] = [d_x, None if y is None else d_y]
-        else:
-            found = list(eager[0].gradients(derivatives, values, wanted))
-        found = [d if asked else None for d, asked in zip(found, wanted)]
-        kept = [d for d in found if d is not None]
-        leaves = [t for t, d in zip((x, y), found) if d is not None]
-        each = iter(once(kept, leaves))
-        return (*(None if d is None else next(each) for d in found), None, None, None, None)
-
-
-_library = torch.library.Library("fastdml", "FRAGMENT")
-_library.define(
-    "listed_values(Tensor x, Tensor? y, Tensor[] lists, str similarity, float epsilon) -> Tensor[]"
-)
-_library.define(
-    "listed_gradients(Tensor[] derivatives, Tensor[] values, Tensor x, Tensor? y, Tensor[] lists, "
-    "str similarity, float epsilon) -> (Tensor, Tensor)"
-)
-
-
-def _values(
-    x: Tensor, y: Tensor | None, flat: list[Tensor], similarity: str, epsilon: float
-) -> list[Tensor]:
-    return listed(similarity, x, y, list(zip(flat[::2], flat[1::2])), epsilon).values()
-
-
-def _gradients(
-    derivatives: list[Tensor], values: list[Tensor], x: Tensor, y: Tensor | None, flat: list[Tensor],
-    similarity: str, epsilon: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    pairs = list(zip(flat[::2], flat[1::2]))
-    d_x, d_y = listed(similarity, x, y, pairs, epsilon).gradients(derivatives, values, (True, True))
-    assert d_x is not None
-    return d_x, x.new_empty(0) if d_y is None else d_y
-
-
-_library.impl("listed_values", _values, "CompositeExplicitAutograd")
-_library.impl("listed_gradients", _gradients, "CompositeExplicitAutograd")
-torch.library.register_fake(
-    "fastdml::listed_values",
-    lambda x, y, flat, *_: [x.new_empty(t.shape[0]) for t in flat[::2]],
-    lib=_library,
-)
-torch.library.register_fake(
-    "fastdml::listed_gradients",
-    lambda _, __, x, y, *rest: (
-        x.new_empty(x.shape),
-        x.new_empty(0) if y is None else y.new_empty(y.shape),
-    ),
-    lib=_library,
-)
+        return Compiled.of(problem, lists)
+    return Plain(problem, lists)

@@ -154,7 +154,9 @@ class Metric:
             d2 = d2.masked_fill_(d2 < _tiny(d2.dtype) * total, 0.0)
         else:
             near = (d2 < NEAR * total).nonzero()[:, 0]
-            scales = None if row_scale is None or col_scale is None else (row_scale[near], col_scale[near])
+            scales = None
+            if row_scale is not None and col_scale is not None:
+                scales = row_scale[near], col_scale[near]
             d2[near] = _again(total[near], *sets, i[near], j[near], scales)
         d2 = d2 + epsilon
         return d2.sqrt_() if self.kind == DISTANCE else d2
@@ -162,8 +164,8 @@ class Metric:
     def weigh_(
         self, g: Tensor, d: Tensor, row_scale: Tensor | None, col_scale: Tensor | None
     ) -> Tensor:
-        """Derivatives g by the numbers d of apply_ to weights of the products, in place; of a block [R, N], or
-        of pairs [T] with their own scales."""
+        """Derivatives g by the numbers d of apply_ to weights of the products, in place; of a block [R, N],
+        or of pairs [T] with their own scales."""
         if self.kind == SQUARED_DISTANCE:
             g.mul_(-2)
         elif self.kind == DISTANCE:

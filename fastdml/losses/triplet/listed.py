@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,32 +11,43 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from ...engine import check
+from ...engine.autograd import graph_is_kept, watched
 from ...engine.call import statistic_type
-from ...engine.listed import pair_values, plan
+from ...engine.listed import plan
 from ...engine.loss import RowLoss
+from ...engine.pair_values import pair_values
 from ...mining.batch import Batch
 from ...mining.steps import Steps
 from ...mining.triplets import Stream, Triplets, drawn, listed
 from ..base import SampleLoss
 
-Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses, what each counts in the mean, and anchors
+Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses (or their sum), what each counts in the mean, and anchors
+# [T] losses and counts of triplets, from what their pairs are [T] and from further numbers
+Cost = Callable[..., tuple[Tensor, Tensor]]
+# Triplets whose costs are found at once where they are added up.
+_AT_ONCE = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
     """A part of a loss that is evaluated triplet by triplet: `function` of all that comes before it.
 
-    count: what the mean divides by: what the triplets count, or "rows".
+    Its last argument says whether losses and counts are only added up (`costs`).
     """
 
     description: Any
     batch: Batch
     triplets: Triplets | None
-    function: Callable[[Any, Batch, Triplets | None], Listed]
+    function: Callable[[Any, Batch, Triplets | None, bool], Listed]
     reduction: str
     backend: str
     by_rows: bool = False
     weight: float = 1.0
+
+    @property
+    def summed(self) -> bool:
+        """Whether the losses are only added up."""
+        return self.reduction in ("mean", "sum")
 
     def evaluate(self) -> Tensor:
         """The reduced loss. ValueError where another backend is forced."""
@@ -45,7 +56,7 @@ class OneByOne:
             raise ValueError(
                 f"backend: {self.backend!r} cannot run {self.description.name!r}: {reason}"
             )
-        loss, count, anchors = self.function(self.description, self.batch, self.triplets)
+        loss, count, anchors = self.function(self.description, self.batch, self.triplets, self.summed)
         rows = self.batch.embeddings.shape[0]
         return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
 
@@ -85,6 +96,61 @@ def pair_numbers(
         return pair_values(similarity, x, None, lists + between, epsilon)
     found = pair_values(similarity, x, y, lists, epsilon)
     return (*found, *(pair_values(similarity, y, None, between, epsilon) if swap else ()))
+
+
+def costs(
+    cost: Cost, triplets: Triplets, numbers: Sequence[Tensor], others: Sequence[Tensor], summed: bool
+) -> tuple[Tensor, Tensor]:
+    """[T] losses and counts cost(triplets, *numbers, *others); summed: their sums, from blocks of triplets,
+    with their derivatives, so that nothing but these is kept of a list."""
+    if summed and not watched(numbers[0]):
+        loss, count = _Sums.apply(cost, triplets, len(numbers), *numbers, *others)
+    else:
+        loss, count = cost(triplets, *numbers, *others)
+        loss, count = triplets.masked(loss), triplets.masked(count)
+    return loss, count
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, cost: Cost, triplets: Triplets, lists: int, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[3:]
+        found = [
+            None if not w else torch.empty_like(x) if k < lists else torch.zeros_like(x)
+            for k, (x, w) in enumerate(zip(inputs, wanted))
+        ]
+        total = inputs[0].new_zeros(2, dtype=torch.float64)
+        for start in range(0, triplets.a.shape[0], _AT_ONCE):
+            where = slice(start, start + _AT_ONCE)
+            leaves = [(x[where] if k < lists else x).detach() for k, x in enumerate(inputs)]
+            kept = [x.requires_grad_() for x, w in zip(leaves, wanted) if w]
+            part = triplets.part(where)
+            with torch.enable_grad():
+                loss, count = cost(part, *leaves)
+                loss = part.masked(loss).sum(dtype=torch.float64)
+            total[0] += loss.detach()
+            total[1] += part.masked(count).sum(dtype=torch.float64)
+            each = iter(torch.autograd.grad(loss, kept, allow_unused=True) if kept else ())
+            for k, d in enumerate(found):
+                if d is None:
+                    continue
+                g = next(each)
+                if k < lists:
+                    d[where] = 0 if g is None else g
+                elif g is not None:
+                    d += g
+        ctx.found = found
+        value, count = total.to(inputs[0].dtype)
+        ctx.mark_non_differentiable(count)
+        return value, count
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        kept = graph_is_kept()
+        found = (None if d is None else d * upstream if kept else d.mul_(upstream) for d in ctx.found)
+        return None, None, None, *found
 
 
 def values_of(x: Tensor, index: Tensor) -> Tensor:
@@ -166,7 +232,7 @@ class TripletLoss(SampleLoss):
         self,
         description: Any,
         batch: Batch,
-        function: Callable[[Any, Batch, Triplets | None], Listed],
+        function: Callable[[Any, Batch, Triplets | None, bool], Listed],
         triplets: Triplets | None = None,
     ) -> OneByOne:
         """The part of a loss that `function` makes of triplets."""

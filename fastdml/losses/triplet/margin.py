@@ -19,7 +19,7 @@ from ...mining.choice import distance_log_weight, draw, poison
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
-from .listed import Listed, TripletLoss, pair_numbers, values_of
+from .listed import Listed, TripletLoss, costs, pair_numbers, values_of
 
 __all__ = ["MarginLoss"]
 
@@ -63,6 +63,10 @@ class Margin(RowLoss):
     @property
     def detaches(self) -> bool:  # type: ignore[override]
         return self.drawn  # which pairs are drawn is a step function of the distances
+
+    @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.drawn  # a candidate's random numbers are those of its place among all
 
     def parameters(self) -> tuple[float, ...]:
         return (
@@ -148,23 +152,28 @@ def _stream_columns(stream: Stream, like: Tensor) -> list[Tensor]:
     return [number, *(v.reshape(1).expand(rows) for v in parts)]
 
 
-def _of_listed(boundary: Tensor, description: Margin, batch: Batch, triplets: Triplets) -> Listed:
+def _of_listed(
+    boundary: Tensor, description: Margin, batch: Batch, triplets: Triplets, summed: bool
+) -> Listed:
     """[T] losses of the triplets, and how many of their pairs (or 1 if any) are active.
 
     boundary: beta, [1] or of every row [B].
     """
+
+    def cost(some: Triplets, near: Tensor, far: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        # One boundary is added up as such, not once for every triplet's row.
+        beta = beta if beta.shape[0] == 1 else values_of(beta, some.a)
+        pull, push = near - beta + description.margin, beta - far + description.margin
+        pulled, pushed = pull.detach() > 0, push.detach() > 0
+        if description.normalizer == "triplets":
+            count = (pulled | pushed).to(pull.dtype)
+        else:
+            count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
+        return pull.relu() + push.relu() + description.nu * beta, count
+
     epsilon = description.distance_epsilon(batch.embeddings.shape[1])
-    near, far = pair_numbers(batch, description.similarity, triplets, epsilon)
-    # One boundary is added up as such, not once for every triplet's row.
-    beta = boundary if boundary.shape[0] == 1 else values_of(boundary, triplets.a)
-    pull, push = near - beta + description.margin, beta - far + description.margin
-    pulled, pushed = pull.detach() > 0, push.detach() > 0
-    if description.normalizer == "triplets":
-        count = (pulled | pushed).to(pull.dtype)
-    else:
-        count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
-    loss = pull.relu() + push.relu() + description.nu * beta
-    return triplets.masked(loss), triplets.masked(count), triplets.a
+    numbers = pair_numbers(batch, description.similarity, triplets, epsilon)
+    return *costs(cost, triplets, numbers, (boundary,), summed), triplets.a
 
 
 def _some_triplet(batch: Batch) -> Tensor:

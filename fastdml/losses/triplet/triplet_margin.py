@@ -16,7 +16,7 @@ from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.triplets import Triplets, check_per_anchor
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
-from .listed import Listed, TripletLoss, pair_numbers, wide
+from .listed import Listed, TripletLoss, costs, pair_numbers, wide
 from .swapped import swapped_sums
 
 __all__ = ["TripletMarginLoss"]
@@ -261,26 +261,33 @@ def _refuse_choice(description: TripletMargin) -> None:
 
 
 def _of_listed(
-    description: TripletMargin, batch: Batch, triplets: Triplets, swap: bool = False
+    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool, swap: bool = False
 ) -> Listed:
     """[T] losses of the triplets, and 1 where they count."""
-    near, far, *between = pair_numbers(batch, description.similarity, triplets, swap=swap)
-    for other in between:
-        far = _nearer(description, far, other)
-    t = far - near
-    loss, count = description.cost(t), description.counted_ones(t)
-    return triplets.masked(loss), triplets.masked(count), triplets.a
+
+    def cost(_: Triplets, near: Tensor, far: Tensor, *between: Tensor) -> tuple[Tensor, Tensor]:
+        for other in between:
+            far = _nearer(description, far, other)
+        t = far - near
+        return description.cost(t), description.counted_ones(t)
+
+    numbers = pair_numbers(batch, description.similarity, triplets, swap=swap)
+    return *costs(cost, triplets, numbers, (), summed), triplets.a
 
 
-def _of_swapped(description: TripletMargin, batch: Batch, triplets: Triplets) -> Listed:
-    return _of_listed(description, batch, triplets, swap=True)
+def _of_swapped(
+    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool
+) -> Listed:
+    return _of_listed(description, batch, triplets, summed, swap=True)
 
 
 def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:
     return torch.minimum(one, other) if description.direction < 0 else torch.maximum(one, other)
 
 
-def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None) -> Listed:
+def _of_all_swapped(
+    description: TripletMargin, batch: Batch, _: Triplets | None, summed: bool
+) -> Listed:
     """[B] sums of every anchor's triplets, how many of them count, and the anchors."""
     x, y = wide(batch)
     labels, columns = batch.need_labels(), batch.column_labels
