@@ -137,7 +137,7 @@ def test_a_function_of_one_set_need_not_be_symmetric(backend):
         np.fill_diagonal(gain, 0)
         true, per_query = brute.everything(x, x, gain, np.arange(40), False, "dot", KS, FARS)
         got = evaluate(x, metrics=METRICS, k=KS, far=FARS, similarity="dot", backend=backend,
-                       relevance=lambda a, b: gain[a][:, b])  # fmt: skip
+                       relevance=lambda a, b, gain=gain: gain[a][:, b])  # fmt: skip
         check(got, true, per_query)
 
 
