@@ -1,0 +1,146 @@
+"""A loss of a batch that is shared out among processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import check
+from ..losses.base import Loss, total
+from .arguments import join, place, told
+from .ranks import Ranks
+from .shares import Shares
+from .words import spread
+
+SCHEDULES = ("gather",)
+GRADIENTS = ("mean", "sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """A part of a loss, which all ranks evaluate together."""
+
+    part: Any
+    shares: Shares
+
+    def evaluate(self) -> Tensor:
+        return self.shares.value(self.part)
+
+
+class Distributed(nn.Module):
+    """A loss of the rows of all ranks; made by `wrap`."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        group: Any = None,
+        schedule: str = "gather",
+        gradient: str = "mean",
+        miner: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, nn.Module) or not hasattr(loss, "parts"):
+            raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+        check.one_of(schedule, "schedule", SCHEDULES)
+        check.one_of(gradient, "gradient", GRADIENTS)
+        self.loss = loss
+        self.miner = miner
+        self.schedule = schedule
+        self.gradient = gradient
+        self.ranks = Ranks(group)
+
+    @torch.compiler.disable
+    def forward(self, *batch: Any, **further: Any) -> Tensor:
+        """The loss of the rows of all ranks, called as the loss itself is with this rank's."""
+        return total(self.parts(*batch, **further))
+
+    def parts(self, *batch: Any, **further: Any) -> list[Any]:
+        """The parts of the loss of all rows."""
+        parameters = dict(self.loss.named_parameters())
+        if self.gradient == "mean":
+            parameters = {k: spread(p, self.ranks) if p.requires_grad else p for k, p in parameters.items()}
+        given = {f"loss.{k}": p for k, p in parameters.items()}
+        found: list[Any] = torch.func.functional_call(_Body(self), given, batch, further)
+        return found
+
+    def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
+        bound = inspect.signature(self.loss.forward).bind(*batch, **further)
+        arguments = {k: v for k, v in bound.arguments.items() if v is not None}
+        ref = arguments.get("ref_emb")
+        same = ref is not None and ref is arguments.get("embeddings")
+        if same:
+            del arguments["ref_emb"]
+        ranks = self.ranks
+        factor = float(ranks.size) if self.gradient == "mean" else 1.0
+        known = told(ranks, arguments, factor, self._draws())
+        whole = {name: join(own, ranks) for name, own in known.sets.items()}
+        bound.arguments.update(whole)
+        bound.arguments.update(place(ranks, arguments, known))
+        if same:
+            bound.arguments["ref_emb"] = whole["embeddings"]
+        if self.miner is not None:
+            names = ("embeddings", "labels", "ref_emb", "ref_labels")
+            bound.arguments["indices_tuple"] = self.miner(*map(bound.arguments.get, names))
+        bound.apply_defaults()
+        shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()])
+        with self._same_draws(known.draws, known.sets):
+            parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
+        return [Shared(part, shares) for part in parts]
+
+    @property
+    def _draws_from_torch(self) -> bool:
+        return any(isinstance(m, Loss) and "generator" in m.inputs for m in self.loss.modules())
+
+    def _draws(self) -> int:
+        """Where the loss draws from torch's generator: a number by which all ranks draw alike."""
+        return int(torch.randint(1 << 62, ())) if self._draws_from_torch else 0
+
+    def _same_draws(self, seed: int, sets: Any) -> Any:
+        if not self._draws_from_torch:
+            return torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
+        return _Seeded(seed)
+
+    def extra_repr(self) -> str:
+        return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
+
+
+class _Seeded:
+    """All generators of torch as one seed leaves them, and afterwards as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._kept = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        self._kept.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept.__exit__(*error)
+
+
+class _Body(nn.Module):
+    """The parts of a wrapped loss, with other parameters in place of its own."""
+
+    def __init__(self, outer: Distributed) -> None:
+        super().__init__()
+        self.loss = outer.loss
+        self._outer = [outer]
+
+    def forward(self, *batch: Any, **further: Any) -> list[Any]:
+        return self._outer[0]._parts(batch, further)
+
+
+def wrap(
+    loss: nn.Module,
+    group: Any = None,
+    schedule: str = "gather",
+    gradient: str = "mean",
+    miner: nn.Module | None = None,
+) -> Distributed:
+    """A loss whose batch is that of all processes together."""
+    return Distributed(loss, group, schedule, gradient, miner)

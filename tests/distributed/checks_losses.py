@@ -1,0 +1,147 @@
+"""Every loss over ranks against one process with the whole batch, in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from conftest import CASES, EXAMPLES, KINDS, Inputs, calls, inputs
+from torch import Tensor
+
+import fastdml
+from fastdml.distributed import wrap
+from fastdml.distributed.arguments import join, told
+from fastdml.distributed.ranks import Ranks
+from fastdml.distributed.shares import Shares
+from fastdml.distributed.words import spread
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.loss import RowLoss
+
+BOUND = 1e-10
+ROWS = ("embeddings", "labels", "ref_emb", "ref_labels", "teacher", "probabilities")
+
+
+def shards(count: int, size: int, equal: bool) -> list[int]:
+    """Rows of each rank; unequal: the second of three and more has none."""
+    if equal:
+        return [count // size + (r < count % size) for r in range(size)]
+    if size == 1:
+        return [count]
+    if size == 2:
+        return [count // 3, count - count // 3]
+    first = count // 4
+    return [first, 0, *[first // 2] * (size - 3), count - first - first // 2 * (size - 3)]
+
+
+def own(x: Tensor, counts: Sequence[int]) -> Tensor:
+    return x.split(list(counts))[dist.get_rank()]
+
+
+def close(found: Tensor | None, true: Tensor | None, what: str, bound: float = BOUND) -> None:
+    if true is None or found is None:
+        missing = [x for x in (found, true) if x is not None]
+        assert not any(bool(x.abs().max() > 0) for x in missing if x.numel()), f"{what}: {found} {true}"
+        return
+    assert found.shape == true.shape, f"{what}: {found.shape} {true.shape}"
+    assert bool(found.isfinite().all()), f"{what} is not finite"
+    if true.numel():
+        wrong = float((found.double() - true.double()).abs().max() / true.double().abs().max().clamp(min=1e-3))
+        assert wrong < bound, f"{what}: off by {wrong:.2e}"
+
+
+def example(description: RowLoss, case: str, equal: bool) -> None:
+    """A registered description, its call shared out."""
+    given = inputs(description, CASES[case]())
+    for reduction in ("mean", "sum"):
+        leaves = given.leaves()
+        value = given.loss(description, "auto", reduction, **leaves)
+        true = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        mine, (result, found) = _shared(description, given, reduction, equal)
+        close(result, value, f"{reduction}: value")
+        for name, d, t in zip(leaves, found, true, strict=True):
+            close(d, t if name not in mine or t is None else own(t, mine[name]), f"{reduction}: {name}")
+
+
+def _shared(
+    description: RowLoss, given: Inputs, reduction: str, equal: bool
+) -> tuple[dict[str, list[int]], tuple[Tensor, list[Tensor | None]]]:
+    """The value and the gradients of this rank's rows; and how many rows of what each rank has."""
+    ranks, leaves, mine = Ranks(), given.leaves(), {}
+    samples = ["anchors", "candidates"]
+    if description.rows == "proxies":
+        samples = ["candidates"]
+    elif description.columns == "proxies":
+        samples = ["anchors"]
+    local: dict[str, Tensor] = {}
+    for name in samples:
+        if name in leaves:
+            mine[name] = shards(leaves[name].shape[0], ranks.size, equal)
+            local[name] = own(leaves[name].detach(), mine[name]).clone().requires_grad_()
+    known = told(ranks, local, 1.0)
+    whole = {name: join(s, ranks) for name, s in known.sets.items()}
+    shares = Shares(ranks, [(whole[name], s) for name, s in known.sets.items()])
+    alike = {k: spread(v, ranks) for k, v in leaves.items() if k not in local}
+    value = shares.value(given.call(description, "auto", reduction, **whole, **alike))
+    wanted = [local.get(name, leaf) for name, leaf in leaves.items()]
+    return mine, (value, list(torch.autograd.grad(value, wanted, allow_unused=True)))
+
+
+def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", **options: object) -> None:
+    """A module of `fastdml.losses`, as a user wraps it."""
+    loss, arguments = calls(CASES[case]().to(torch.float64))[name]
+    size = dist.get_world_size()
+
+    def run(function: Callable[..., Tensor], counts: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        given: dict[str, object] = {}
+        leaves: dict[str, Tensor] = {}
+        for key, x in arguments.items():
+            if key in ROWS and isinstance(x, Tensor):
+                x = own(x, counts[key]) if key in counts else x
+                if x.is_floating_point() and key in ("embeddings", "ref_emb"):
+                    x = leaves[key] = x.clone().requires_grad_()
+            given[key] = x
+        loss.zero_grad()
+        torch.manual_seed(3)
+        value = function(**given)
+        value.backward()
+        found = {k: x.grad for k, x in leaves.items()}
+        return value.detach(), found | {k: p.grad for k, p in loss.named_parameters()}
+
+    value, true = run(loss, {})
+    true = {k: None if g is None else g.clone() for k, g in true.items()}
+    rows = {
+        k: shards(len(x), size, equal) for k, x in arguments.items() if k in ROWS and isinstance(x, Tensor)
+    }
+    result, found = run(wrap(loss, gradient=gradient, **options), rows)
+    close(result, value, "value")
+    for key, t in true.items():
+        if key in rows:
+            t = own(t, rows[key]) * (size if gradient == "mean" else 1)
+            close(found[key], t, key)
+        else:
+            d = found[key]
+            if gradient == "sum" and d is not None:
+                d = Ranks().total(d)
+            close(d, t, key)
+
+
+def _names() -> list[str]:
+    return list(fastdml.losses.MODULES)
+
+
+def CHECKS(size: int) -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {}
+    every = EXAMPLES if size == 2 else KINDS
+    for equal in (False, True):
+        kind = "equal" if equal else "unequal"
+        for p in every:
+            found[f"example {p.id} {kind}"] = functools.partial(example, p.values[0], "ragged", equal)
+    for p in KINDS:
+        found[f"example {p.id} reference"] = functools.partial(example, p.values[0], "reference", False)
+    if size == 2:
+        for k, name in enumerate(_names()):
+            gradient = "mean" if k % 2 else "sum"
+            found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
+    return found
