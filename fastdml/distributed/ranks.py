@@ -117,13 +117,14 @@ class Ranks:
 
     # Point to point: a ring.
 
-    def pass_on(self, blocks: Sequence[Tensor], rooms: Sequence[Tensor]) -> list[Any]:
+    def pass_on(self, blocks: Sequence[Tensor], rooms: Sequence[Tensor], tag: int = 0) -> list[Any]:
         """Starts sending blocks to the next rank, and receiving as many from the one before into rooms."""
         after, before = (self._global((self.rank + step) % self.size) for step in (1, -1))
         operations = []
-        for block, room in zip(blocks, rooms, strict=True):
-            operations.append(dist.P2POp(dist.isend, _bytes(block), after, self.group))
-            operations.append(dist.P2POp(dist.irecv, _bytes(room), before, self.group))
+        for k, (block, room) in enumerate(zip(blocks, rooms, strict=True)):
+            number = 4 * tag + k
+            operations.append(dist.P2POp(dist.isend, _bytes(block), after, self.group, number))
+            operations.append(dist.P2POp(dist.irecv, _bytes(room), before, self.group, number))
         operations = [o for o in operations if o.tensor.numel()]
         with self._watched():
             return dist.batch_isend_irecv(operations) if operations else []

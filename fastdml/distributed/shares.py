@@ -19,6 +19,8 @@ from ..losses.teacher.relational_distillation import Vertices
 from ..losses.triplet.listed import OneByOne
 from .arguments import Set
 from .ranks import Ranks
+from .ring import Columns, Ring, refuses
+from .travelling import Travelling
 from .words import joined, scaled, spread, summed
 
 
@@ -32,7 +34,7 @@ class Rows:
     executor: Any = None
 
     @property
-    def rows(self) -> int:  # type: ignore[override]
+    def rows(self) -> int:
         return sum(self.counts)
 
     @property
@@ -86,6 +88,8 @@ class Shares:
         return scaled(x, 1 / self.ranks.size)
 
     def _set(self, x: Tensor) -> Set | None:
+        if isinstance(x, Travelling):
+            return x.own
         return next((own for whole, own in self.sets if whole is x), None)
 
     def _rows(self, x: Tensor, together: int = 1) -> Rows:
@@ -106,10 +110,8 @@ class Shares:
             call = self._filled(call, before)
         rows = self._rows(call.anchors, call.loss.rows_together)
         share = self.share(call, rows)
-        of_rows = call.reduction == "none"
-        if of_rows:  # nothing is told to the others, forward or backward
-            share = share.replace(whole=None)
         value = autograd.evaluate(share.replace(finish=None, weight=1.0))
+        of_rows = call.reduction == "none"
         # A row a sample: its rank's. Proxies are everybody's.
         local = of_rows and any(s.rows == rows.rows for _, s in self.sets)
         if of_rows and not local:
@@ -134,33 +136,58 @@ class Shares:
     def share(self, call: Call, rows: Rows) -> Call:
         """The rows of a call that are this rank's, against all its candidates."""
         own, some = self._set(call.anchors), slice(rows.start, rows.stop)
-        one_set = call.candidates is None
-        candidates = call.anchors if one_set else call.candidates
-        teacher = call.teacher
-        if teacher:
-            teacher = (teacher[0][some], teacher[-1])
+        call = call.replace(computed=_computed(call))
+        if call.candidates is None:
+            call = call.replace(candidates=call.anchors, candidate_labels=call.anchor_labels, own=0)
+        parts = self._of_rows(call, rows, own, some)
+        if isinstance(call.candidates, Travelling):
+            return self._of_travelling(call, rows, parts)
+        if call.teacher:
+            parts["teacher"] = (call.teacher[0][some], call.teacher[-1])
+        return call.replace(swept=self._swept(call), whole=rows, **parts)
+
+    def _of_rows(self, call: Call, rows: Rows, own: Set | None, some: slice) -> dict[str, Any]:
+        """The fields of a call that are of its rows."""
+        names = ("anchor_labels", "row_values", "row_weight")
+        parts: dict[str, Any] = {name: _part(getattr(call, name), some) for name in names}
+        if call.predicate is not None:
+            parts["predicate"] = functools.partial(_moved, call.predicate, rows.start)
+        # A rank's own rows are there without a way round through all.
+        anchors = call.anchors[some] if own is None else own.local
+        pairs = _pairs(call.pairs, rows.start, rows.stop)
+        return {**parts, "anchors": anchors, "pairs": pairs, "own": _own(call.own, some)}
+
+    def _of_travelling(self, call: Call, rows: Rows, parts: dict[str, Any]) -> Call:
+        """The share of a call whose candidates no rank has all of."""
+        reason = refuses(call.loss)
+        if call.pairs or call.predicate is not None:
+            reason = "pairs that are listed or named by a function are found in whole rows"
+        if reason is not None:
+            raise ValueError(f"schedule: {reason}; expected 'gather'")
+        assert isinstance(call.candidates, Travelling) and call.candidate_labels is not None
+        swept, its = self._swept(call), call.candidates.own
+        values = [v for v in (call.col_values, swept) if v is not None]
+        place = parts["own"]
+        if isinstance(place, int):
+            index = torch.arange(rows.counts[self.ranks.rank], device=its.local.device) + place
+            place = index.masked_fill(index >= its.rows, -1)
+        columns = Columns(
+            its,
+            call.candidate_labels,
+            place,
+            torch.cat(values) if values else None,
+            0 if swept is None else len(swept),
+        )
+        own = slice(its.start, its.stop)
+        if call.teacher:
+            theirs = [t.own.local for t in call.teacher if isinstance(t, Travelling)]
+            parts["teacher"] = (theirs[0], theirs[-1])
         return call.replace(
-            # A rank's own rows are there without a way round through all.
-            anchors=call.anchors[some] if own is None else own.local,
-            candidates=candidates,
-            anchor_labels=_part(call.anchor_labels, some),
-            candidate_labels=(
-                call.anchor_labels if call.candidate_labels is None else call.candidate_labels
-            ),
-            pairs=_pairs(call.pairs, rows.start, rows.stop),
-            predicate=(
-                None
-                if call.predicate is None
-                else functools.partial(_moved, call.predicate, rows.start)
-            ),
-            own=_own(0 if one_set else call.own, some),
-            teacher=teacher,
-            row_values=_part(call.row_values, some),
-            row_weight=_part(call.row_weight, some),
-            scalars=None if call.scalars is None else call.scalars,
-            computed=_computed(call),
-            swept=self._swept(call),
-            whole=rows,
+            **{**parts, "own": None},
+            candidates=its.local if call.candidates.requires_grad else its.local.detach(),
+            candidate_labels=call.candidate_labels[own],
+            col_values=None,
+            whole=dataclasses.replace(rows, executor=Ring(self.ranks, columns)),
         )
 
     def _swept(self, call: Call) -> Tensor | None:
@@ -168,7 +195,8 @@ class Shares:
         before = call.loss.presweep()
         if before is None:
             return None
-        columns = call.anchors if call.candidates is None else call.candidates
+        columns = call.candidates
+        assert columns is not None
         other = relation_of(call).swapped()
         with torch.no_grad():
             whole = Call(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..losses.base import Loss, total
-from .arguments import join, place, told
+from .arguments import Set, join, place, told
 from .ranks import Ranks
 from .shares import Shares
+from .travelling import Travelling, refused
 from .words import spread
 
-SCHEDULES = ("gather",)
+SCHEDULES = ("gather", "ring")
 GRADIENTS = ("mean", "sum")
 
 
@@ -26,9 +28,11 @@ class Shared:
 
     part: Any
     shares: Shares
+    name: str
 
     def evaluate(self) -> Tensor:
-        return self.shares.value(self.part)
+        with refused(self.name):
+            return self.shares.value(self.part)
 
 
 class Distributed(nn.Module):
@@ -60,10 +64,10 @@ class Distributed(nn.Module):
 
     def parts(self, *batch: Any, **further: Any) -> list[Any]:
         """The parts of the loss of all rows."""
-        parameters = dict(self.loss.named_parameters())
-        if self.gradient == "mean":
-            parameters = {k: spread(p, self.ranks) if p.requires_grad else p for k, p in parameters.items()}
-        given = {f"loss.{k}": p for k, p in parameters.items()}
+        given: dict[str, Tensor] = {}
+        for name, parameter in self.loss.named_parameters():
+            if self.gradient == "mean" and parameter.requires_grad:
+                given[f"loss.{name}"] = spread(parameter, self.ranks)
         found: list[Any] = torch.func.functional_call(_Body(self), given, batch, further)
         return found
 
@@ -77,7 +81,11 @@ class Distributed(nn.Module):
         ranks = self.ranks
         factor = float(ranks.size) if self.gradient == "mean" else 1.0
         known = told(ranks, arguments, factor, self._draws())
-        whole = {name: join(own, ranks) for name, own in known.sets.items()}
+        travels = self.schedule == "ring"
+        whole = {
+            name: Travelling(own) if travels and _embeds(own) else join(own, ranks)
+            for name, own in known.sets.items()
+        }
         bound.arguments.update(whole)
         bound.arguments.update(place(ranks, arguments, known))
         if same:
@@ -87,9 +95,10 @@ class Distributed(nn.Module):
             bound.arguments["indices_tuple"] = self.miner(*map(bound.arguments.get, names))
         bound.apply_defaults()
         shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()])
-        with self._same_draws(known.draws, known.sets):
+        name = type(self.loss).__name__
+        with self._same_draws(known.draws), refused(name):
             parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
-        return [Shared(part, shares) for part in parts]
+        return [Shared(part, shares, name) for part in parts]
 
     @property
     def _draws_from_torch(self) -> bool:
@@ -99,13 +108,16 @@ class Distributed(nn.Module):
         """Where the loss draws from torch's generator: a number by which all ranks draw alike."""
         return int(torch.randint(1 << 62, ())) if self._draws_from_torch else 0
 
-    def _same_draws(self, seed: int, sets: Any) -> Any:
-        if not self._draws_from_torch:
-            return torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
-        return _Seeded(seed)
+    def _same_draws(self, seed: int) -> Any:
+        return _Seeded(seed) if self._draws_from_torch else contextlib.nullcontext()
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
+
+
+def _embeds(own: Set) -> bool:
+    """Whether an argument is one of embeddings, rather than a number a row."""
+    return own.local.is_floating_point() and own.local.dim() > 1
 
 
 class _Seeded:

@@ -36,8 +36,10 @@ class Whole(Protocol):
     well; None: whoever the dispatcher picks.
     """
 
-    rows: int
     executor: Any
+
+    @property
+    def rows(self) -> int: ...
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of x over all shares, as a constant."""

@@ -259,9 +259,8 @@ class Problem:
     @lazy
     def all_scalars(self) -> Tensor | None:
         """Scalars of the call, then those the description computes from labels and counts."""
-        if self.computed is not None:
-            theirs = self.computed
-        else:
+        theirs = self.computed
+        if theirs is None:
             theirs = computed_scalars(self.loss, self.relation, self.anchors.device, self.statistic)
         parts = [values for values in (self.scalars, theirs) if values is not None]
         if not parts:

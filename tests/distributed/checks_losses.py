@@ -14,9 +14,10 @@ import fastdml
 from fastdml.distributed import wrap
 from fastdml.distributed.arguments import join, told
 from fastdml.distributed.ranks import Ranks
+from fastdml.distributed.ring import refuses
 from fastdml.distributed.shares import Shares
+from fastdml.distributed.travelling import Travelling
 from fastdml.distributed.words import spread
-from fastdml.engine.autograd import evaluate
 from fastdml.engine.loss import RowLoss
 
 BOUND = 1e-10
@@ -47,25 +48,26 @@ def close(found: Tensor | None, true: Tensor | None, what: str, bound: float = B
     assert found.shape == true.shape, f"{what}: {found.shape} {true.shape}"
     assert bool(found.isfinite().all()), f"{what} is not finite"
     if true.numel():
-        wrong = float((found.double() - true.double()).abs().max() / true.double().abs().max().clamp(min=1e-3))
+        found, true = found.double(), true.double()
+        wrong = float((found - true).abs().max() / true.abs().max().clamp(min=1e-3))
         assert wrong < bound, f"{what}: off by {wrong:.2e}"
 
 
-def example(description: RowLoss, case: str, equal: bool) -> None:
+def example(description: RowLoss, case: str, equal: bool, schedule: str = "gather") -> None:
     """A registered description, its call shared out."""
     given = inputs(description, CASES[case]())
     for reduction in ("mean", "sum"):
         leaves = given.leaves()
         value = given.loss(description, "auto", reduction, **leaves)
         true = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        mine, (result, found) = _shared(description, given, reduction, equal)
+        mine, (result, found) = _shared(description, given, reduction, equal, schedule)
         close(result, value, f"{reduction}: value")
         for name, d, t in zip(leaves, found, true, strict=True):
             close(d, t if name not in mine or t is None else own(t, mine[name]), f"{reduction}: {name}")
 
 
 def _shared(
-    description: RowLoss, given: Inputs, reduction: str, equal: bool
+    description: RowLoss, given: Inputs, reduction: str, equal: bool, schedule: str
 ) -> tuple[dict[str, list[int]], tuple[Tensor, list[Tensor | None]]]:
     """The value and the gradients of this rank's rows; and how many rows of what each rank has."""
     ranks, leaves, mine = Ranks(), given.leaves(), {}
@@ -79,11 +81,17 @@ def _shared(
         if name in leaves:
             mine[name] = shards(leaves[name].shape[0], ranks.size, equal)
             local[name] = own(leaves[name].detach(), mine[name]).clone().requires_grad_()
+    for k, t in enumerate(given.teacher):
+        mine[f"teacher{k}"] = shards(len(t), ranks.size, equal)
+        local[f"teacher{k}"] = own(t, mine[f"teacher{k}"])
     known = told(ranks, local, 1.0)
-    whole = {name: join(s, ranks) for name, s in known.sets.items()}
+    travels = schedule == "ring"
+    whole = {k: Travelling(s) if travels else join(s, ranks) for k, s in known.sets.items()}
     shares = Shares(ranks, [(whole[name], s) for name, s in known.sets.items()])
     alike = {k: spread(v, ranks) for k, v in leaves.items() if k not in local}
-    value = shares.value(given.call(description, "auto", reduction, **whole, **alike))
+    fields = {k: v for k, v in whole.items() if k in leaves}
+    fields["teacher"] = [whole[k] for k in sorted(whole) if k.startswith("teacher")]
+    value = shares.value(given.call(description, "auto", reduction, **fields, **alike))
     wanted = [local.get(name, leaf) for name, leaf in leaves.items()]
     return mine, (value, list(torch.autograd.grad(value, wanted, allow_unused=True)))
 
@@ -93,7 +101,9 @@ def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", 
     loss, arguments = calls(CASES[case]().to(torch.float64))[name]
     size = dist.get_world_size()
 
-    def run(function: Callable[..., Tensor], counts: dict[str, list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(
+        function: Callable[..., Tensor], counts: dict[str, list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
         given: dict[str, object] = {}
         leaves: dict[str, Tensor] = {}
         for key, x in arguments.items():
@@ -127,8 +137,24 @@ def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", 
             close(d, t, key)
 
 
-def _names() -> list[str]:
-    return list(fastdml.losses.MODULES)
+def ring_module(name: str) -> None:
+    """A module whose columns travel; or it says that they cannot."""
+    try:
+        module(name, False, "mean", schedule="ring")
+    except ValueError as error:
+        assert str(error).startswith("schedule: ") and "expected 'gather'" in str(error), error
+        assert name not in TRAVELLING, error
+    else:
+        assert name not in WHOLE_ROWS
+
+
+# Losses whose statistics merge, and some whose do not.
+TRAVELLING = (
+    "ArcFaceLoss", "BinomialDevianceLoss", "CLIPLoss", "CalibrationLoss", "CircleLoss", "ContrastiveLoss",
+    "CosFaceLoss", "GeneralizedLiftedStructureLoss", "HistogramLoss", "InfoNCELoss", "MultiSimilarityLoss",
+    "NCALoss", "NTXentLoss", "ProxyAnchorLoss", "SigLIPLoss", "SupConLoss", "TupletMarginLoss",
+)  # fmt: skip
+WHOLE_ROWS = ("SmoothAPLoss", "TripletMarginLoss", "FastAPLoss", "DarkRankLoss", "RKDAngleLoss")
 
 
 def CHECKS(size: int) -> dict[str, Callable[[], None]]:
@@ -141,7 +167,13 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     for p in KINDS:
         found[f"example {p.id} reference"] = functools.partial(example, p.values[0], "reference", False)
     if size == 2:
-        for k, name in enumerate(_names()):
+        for k, name in enumerate(fastdml.losses.MODULES):
             gradient = "mean" if k % 2 else "sum"
             found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
+            found[f"ring module {name}"] = functools.partial(ring_module, name)
+    for p in EXAMPLES:
+        if refuses(p.values[0]) is None and (size == 2 or p.id.endswith("0")):
+            for case in ("ragged", "reference"):
+                check = functools.partial(example, p.values[0], case, case == "reference", "ring")
+                found[f"ring {p.id} {case}"] = check
     return found

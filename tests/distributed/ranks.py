@@ -1,11 +1,12 @@
 """Processes that are started once for a number of ranks and then run every check.
 
-A check is a function of the ranks, `check(world)`, that raises where something does not hold. All checks of
-a module run in one order on all ranks; each rank writes what it found.
+`CHECKS(size)` of a module are functions by name, each of which raises where something does not hold. All
+ranks run them in one order, and each writes what it found.
 """
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import json
 import os
@@ -22,55 +23,66 @@ ROOT = HERE.parent.parent
 def run(checks: str, size: int, folder: Path, timeout: float = 300) -> dict[str, str]:
     """What `size` ranks found: by the name of a check, nothing or what went wrong. checks: a module here."""
     path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, checks, str(rank), str(size), str(folder)], env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-    until = time.monotonic() + timeout
-    said = []
-    for process in started:
-        try:
-            said.append(process.communicate(timeout=max(1, until - time.monotonic()))[0])
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said.append("killed: it took too long\n" + process.communicate()[0])
+    done = subprocess.run(
+        [sys.executable, __file__, checks, str(size), str(folder)], capture_output=True, text=True,
+        timeout=timeout, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     found: dict[str, str] = {}
     for rank in range(size):
         file = folder / f"{rank}.json"
-        results = json.loads(file.read_text()) if file.exists() else {"started": said[rank][-3000:] or "ended"}
+        results = {"started": (done.stdout + done.stderr)[-3000:] or "ended"}
+        if file.exists():
+            results = json.loads(file.read_text())
         for name, wrong in results.items():
             found[name] = found.get(name, "") + (f"rank {rank}: {wrong}\n" if wrong else "")
     return found
 
 
-def _main(checks: str, rank: int, size: int, folder: Path) -> None:
-    import datetime
-
+def _main(checks: str, size: int, folder: Path) -> None:
+    """Forks after the imports, which take longer than the checks."""
     import torch
-    import torch.distributed as dist
 
     torch.set_num_threads(1)
+    module = importlib.import_module(checks)
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            try:
+                _rank(module, rank, size, folder)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _rank(module: object, rank: int, size: int, folder: Path) -> None:
+    import torch.distributed as dist
+
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
     )
-    results: dict[str, str] = {"started": ""}
-    for name, check in importlib.import_module(checks).CHECKS(size).items():
+    results = {"started": ""}
+    slow = []
+    for name, check in module.CHECKS(size).items():
         start = time.perf_counter()
         try:
             check()
             results[name] = ""
         except Exception:
             results[name] = traceback.format_exc(limit=-6)
-        if os.environ.get("FASTDML_TIMES") and rank == 0:
-            print(f"{time.perf_counter() - start:6.2f} {name}", flush=True)
+        slow.append((time.perf_counter() - start, name))
+    if rank == 0 and "FASTDML_TIMES" in os.environ:
+        print(*(f"{seconds:.2f} {name}" for seconds, name in sorted(slow)[-8:]), sep="\n")
     (folder / f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    _main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

@@ -58,6 +58,7 @@ class MeanDistance(RowLoss):
     counted = True
     outputs = 2
     symmetric = True
+    additive = True
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 

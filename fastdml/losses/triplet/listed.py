@@ -70,9 +70,9 @@ class OneByOne:
             )
         loss, count, anchors = self.function(self.description, self.batch, self.triplets)
         rows = self.batch.embeddings.shape[0]
-        if self.by_rows:
-            count = rows if self.whole is None else self.whole.rows
-        return reduced(loss, count, anchors, rows, self.reduction, self.whole)
+        all_rows = rows if self.whole is None else self.whole.rows
+        by = all_rows if self.by_rows else count
+        return reduced(loss, by, anchors, rows, self.reduction, self.whole)
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
@@ -95,7 +95,7 @@ class OneByOne:
 class PerRow:
     """A function of the triplets that also takes a number of every row."""
 
-    function: Callable[[Tensor, Any, Batch, Triplets | None], Listed]
+    function: Callable[[Tensor, Any, Batch, Any], Listed]
     values: Tensor  # [B]
 
     def __call__(self, description: Any, batch: Batch, triplets: Triplets | None) -> Listed:
