@@ -23,7 +23,8 @@ def refused(name: str) -> Iterator[None]:
         yield
     except NotHere as error:
         raise ValueError(
-            f"schedule: {name} computes with all embeddings ({error}) beside comparing rows; expected 'gather'"
+            f"schedule: {name} computes with all embeddings ({error}), not only with pairs; "
+            "expected 'gather'"
         ) from error
 
 

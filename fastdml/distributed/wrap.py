@@ -154,5 +154,39 @@ def wrap(
     gradient: str = "mean",
     miner: nn.Module | None = None,
 ) -> Distributed:
-    """A loss whose batch is that of all processes together."""
+    """A loss whose batch is that of all processes together.
+
+        loss = fastdml.distributed.wrap(MultiSimilarityLoss())
+        loss(network(images), labels).backward()        # this rank's images; the loss of all
+
+    Every rank calls it with its own rows, as it would call the loss: unequally many, or none. The value is
+    that of the loss of all ranks' rows in the order of ranks, on every rank; the gradient of a rank's
+    embeddings is that of its own rows. A sample's copy among the candidates is known by its place.
+
+    Args:
+        loss: a loss of `fastdml.losses`, one made by `row_loss`, or a wrapper of such
+            (`CrossBatchMemory`, `SelfSupervisedLoss`, `MultipleLosses`).
+        group: a process group of torch.distributed; None: all processes. Without torch.distributed the
+            loss is that of this process.
+        schedule: "gather": every rank gets all embeddings, and compares its own rows with them. "ring":
+            no rank ever has them all; blocks of candidates travel. For losses whose row can be found
+            block by block (docs/distributed.md); others are refused.
+        gradient: whose convention gradients follow. "mean": the mean of the ranks' gradients is the true
+            one, as DDP and FSDP take it. "sum": their sum is.
+            Parameters of the loss (proxies, scales) have the whole gradient on every rank with "mean",
+            in DDP or not, and their rank's part with "sum".
+        miner: called with the rows of all ranks; its pairs go to the loss.
+
+    Labels, a teacher's embeddings and other numbers of the rows are told to all ranks. Index tuples and
+    `own` name a rank's own rows and candidates; a function in place of index tuples sees places among all
+    rows. `ref_emb` are a rank's own candidates, compared with the rows of all ranks. With
+    reduction="none" a rank gets the losses of its own rows (of proxies: all).
+
+    All ranks call the loss equally often, and run backward with the same upstream gradient.
+
+    Raises:
+        ValueError: naming the argument and what was expected of it.
+        RankError: on all ranks, where one has other shapes, types or arguments than the others; where one
+            has ended or takes no part within the group's timeout, on the others. It names the rank.
+    """
     return Distributed(loss, group, schedule, gradient, miner)

@@ -11,6 +11,7 @@ from conftest import CASES, EXAMPLES, KINDS, Inputs, calls, inputs
 from torch import Tensor
 
 import fastdml
+import fastdml.wrappers
 from fastdml.distributed import wrap
 from fastdml.distributed.arguments import join, told
 from fastdml.distributed.ranks import Ranks
@@ -148,6 +149,116 @@ def ring_module(name: str) -> None:
         assert name not in WHOLE_ROWS
 
 
+def wrapped(
+    build: Callable[[], torch.nn.Module], batch: dict[str, Tensor], schedule: str = "gather", rounds: int = 1
+) -> None:
+    """Any wrapper of losses, called several times, in unequal shards: value, gradients and state."""
+    size = dist.get_world_size()
+    torch.manual_seed(5)
+    alone = build().double()
+    torch.manual_seed(5)
+    shared = build().double()
+    together = shared if hasattr(shared, "ranks") else wrap(shared, gradient="mean", schedule=schedule)
+    for k in range(rounds):
+        turned = {key: x.roll(7 * k, 0) for key, x in batch.items()}
+        counts = shards(len(turned["embeddings"]), size, False)
+        leaf = turned["embeddings"].clone().requires_grad_()
+        value = alone(**{**turned, "embeddings": leaf})
+        value.backward()
+        mine = {key: own(x, counts) for key, x in turned.items()}
+        mine["embeddings"] = mine["embeddings"].clone().requires_grad_()
+        result = together(**mine)
+        result.backward()
+        close(result, value, f"value {k}")
+        close(mine["embeddings"].grad, own(leaf.grad, counts) * size, f"gradient {k}")
+    found = dict(shared.named_parameters())
+    for name, p in alone.named_parameters():
+        close(found[name].grad, p.grad, name)
+    for (name, x), y in zip(alone.state_dict().items(), shared.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def listed() -> None:
+    """Index tuples of a rank's rows are those rows'; a function sees all rows."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, False)
+    x, y = own(case.x, counts).clone().requires_grad_(), own(case.y, counts)
+    local = torch.arange(len(y))
+    mine = (local, (local + 1) % max(1, len(y)), local, (local + 2) % max(1, len(y)))
+    starts = [sum(counts[:r]) for r in range(size)]
+    whole = [
+        torch.cat([(torch.arange(c) + k) % max(1, c) + s for s, c in zip(starts, counts)])
+        for k in range(3)
+    ]
+    leaf = case.x.clone().requires_grad_()
+    loss = fastdml.losses.MultiSimilarityLoss()
+
+    def masks(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        return (i[:, None] + j) % 5 == 0, (i[:, None] - j) % 3 == 0
+
+    for pairs, true in ((mine, (whole[0], whole[1], whole[0], whole[2])), (masks, masks)):
+        value = loss(leaf, case.y, true)
+        (t,) = torch.autograd.grad(value, leaf)
+        result = wrap(loss, gradient="sum")(x, y, pairs)
+        (d,) = torch.autograd.grad(result, x)
+        close(result, value, "value")
+        close(d, own(t, counts), "gradient")
+
+
+def rows_of_losses() -> None:
+    """reduction "none": a rank gets the losses of its rows."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, False)
+    for schedule, loss in (
+        ("gather", fastdml.losses.SmoothAPLoss(reduction="none")),
+        ("ring", fastdml.losses.SupConLoss(reduction="none")),
+        ("gather", fastdml.losses.TripletMarginLoss(swap=True, reduction="none")),
+        (
+            "gather",
+            fastdml.losses.MarginLoss(
+                triplets_per_anchor=3, reduction="none", learn_beta=True, nu=0.1
+            ),
+        ),
+    ):
+        leaf, x = case.x.clone().requires_grad_(), own(case.x, counts).clone().requires_grad_()
+        weight = torch.arange(1.0, len(leaf) + 1).double()
+        state = {k: v.clone() for k, v in loss.state_dict().items()}
+        value = loss(leaf, case.y)
+        (t,) = torch.autograd.grad((value * weight).sum(), leaf)
+        loss.load_state_dict(state)
+        result = wrap(loss, gradient="sum", schedule=schedule)(x, own(case.y, counts))
+        (d,) = torch.autograd.grad((result * own(weight, counts)).sum(), x)
+        close(result, own(value, counts), "losses")
+        close(d, own(t, counts), "gradient")
+    proxies = fastdml.losses.ProxyAnchorLoss(5, 19, reduction="none").double()
+    x, y = own(case.x, counts), own(case.y % 5, counts)
+    close(wrap(proxies)(x, y), proxies(case.x, case.y % 5), "proxies")
+
+
+def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
+    L = fastdml.losses
+    miner = fastdml.miners.BatchEasyHardMiner()
+    mined = {"losses": [L.TripletMarginLoss(), L.ContrastiveLoss()], "weights": [0.3, 2.0]}
+    return {
+        "swapped triplets": (lambda: L.TripletMarginLoss(swap=True), 1),
+        "drawn triplets": (lambda: L.TripletMarginLoss(triplets_per_anchor=3), 2),
+        "drawn by distance": (lambda: L.MarginLoss(triplets_per_anchor="distance_weighted"), 2),
+        "a beta of every class": (
+            lambda: L.MarginLoss(triplets_per_anchor=2, learn_beta=True, nu=0.1, num_classes=7), 2,
+        ),
+        "a beta": (lambda: L.MarginLoss(learn_beta=True, nu=0.1), 1),
+        "moving tables": (lambda: L.SOPRCLoss(7), 2),
+        "a regularizer": (lambda: L.SupConLoss(embedding_regularizer=lambda x: x.square().mean()), 1),
+        "nonzero": (lambda: L.GeneralizedLiftedStructureLoss(reduction="nonzero"), 1),
+        "weights": (
+            lambda: L.ArcFaceLoss(7, 19, weight_regularizer=lambda w: w.square().sum(), reduction="sum"), 1,
+        ),
+        "a bias": (lambda: L.SmoothedCrossEntropyLoss(7, 19), 1),
+        "several losses": (lambda: fastdml.wrappers.MultipleLosses(miners=[miner, None], **mined), 1),
+        "a memory of all": (lambda: fastdml.wrappers.CrossBatchMemory(L.SupConLoss(), 19, 60), 4),
+    }  # fmt: skip
+
+
 # Losses whose statistics merge, and some whose do not.
 TRAVELLING = (
     "ArcFaceLoss", "BinomialDevianceLoss", "CLIPLoss", "CalibrationLoss", "CircleLoss", "ContrastiveLoss",
@@ -171,6 +282,12 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
             gradient = "mean" if k % 2 else "sum"
             found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
             found[f"ring module {name}"] = functools.partial(ring_module, name)
+        case = CASES["ragged"]()
+        batch = {"embeddings": case.x, "labels": case.y.unique(return_inverse=True)[1]}
+        for name, (build, rounds) in _variants().items():
+            found[name] = functools.partial(wrapped, build, batch, rounds=rounds)
+        found["index tuples"] = listed
+        found["losses of rows"] = rows_of_losses
     for p in EXAMPLES:
         if refuses(p.values[0]) is None and (size == 2 or p.id.endswith("0")):
             for case in ("ragged", "reference"):
