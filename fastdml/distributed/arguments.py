@@ -21,6 +21,11 @@ _MOST_DIMENSIONS = 4
 _EACH = 3 + _MOST_DIMENSIONS  # numbers that tell of an argument
 _MOST = 8  # arguments
 _TOLD = 5  # numbers besides: failed, gradients recorded, draws, which arguments, own copies
+# Which arguments have as many rows.
+_ALIKE = {
+    "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask"),
+    "ref_emb": ("ref_labels", "ref_teacher"),
+}
 # These say which samples, not what they are; they are not rows.
 PLACES = ("indices_tuple", "own")
 
@@ -61,10 +66,17 @@ class Told:
     copies: bool
 
 
-def told(ranks: Ranks, arguments: Mapping[str, Any], factor: float, draws: int = 0) -> Told:
+def told(
+    ranks: Ranks,
+    arguments: Mapping[str, Any],
+    factor: float,
+    draws: int = 0,
+    failure: str = "",
+) -> Told:
     """Exchanges the shapes and types of arguments.
 
-    factor: of the derivatives by those that want one. draws: a number, of which rank 0's counts.
+    factor: of the derivatives by those that want one. draws: a number, of which rank 0's counts. failure:
+    what is wrong with this rank already.
 
     Raises:
         RankError: naming the rank whose arguments are not like the others'.
@@ -72,7 +84,7 @@ def told(ranks: Ranks, arguments: Mapping[str, Any], factor: float, draws: int =
     given = {k: v for k, v in arguments.items() if k not in PLACES and isinstance(v, Tensor)}
     names = [k for k, v in arguments.items() if v is not None and k != "own"]
     device = next((v.device for v in given.values()), torch.device("cpu"))
-    failure = _unfit(given)
+    failure = failure or _unfit(given)
     own = _own(arguments) is not None
     head = [len(failure), int(torch.is_grad_enabled()), draws, _names(names), int(own)]
     body = [0] * (_EACH * _MOST)
@@ -111,6 +123,10 @@ def _unfit(given: Mapping[str, Tensor]) -> str:
             return f"{name}: expected 1 to {_MOST_DIMENSIONS} dimensions, got {x.dim()}"
         if x.dtype not in _DTYPES:
             return f"{name}: expected a real type, got {x.dtype}"
+    for of, names in _ALIKE.items():
+        for name in names:
+            if of in given and name in given and len(given[name]) != len(given[of]):
+                return f"{name}: expected {len(given[of])} rows, as {of} has, got {len(given[name])}"
     return ""
 
 

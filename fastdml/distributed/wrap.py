@@ -72,7 +72,11 @@ class Distributed(nn.Module):
         return found
 
     def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
-        bound = inspect.signature(self.loss.forward).bind(*batch, **further)
+        signature, failure = inspect.signature(self.loss.forward), ""
+        try:
+            bound = signature.bind(*batch, **further)
+        except TypeError as error:  # the others must not wait for this rank
+            bound, failure = signature.bind_partial(), str(error)
         arguments = {k: v for k, v in bound.arguments.items() if v is not None}
         ref = arguments.get("ref_emb")
         same = ref is not None and ref is arguments.get("embeddings")
@@ -80,7 +84,7 @@ class Distributed(nn.Module):
             del arguments["ref_emb"]
         ranks = self.ranks
         factor = float(ranks.size) if self.gradient == "mean" else 1.0
-        known = told(ranks, arguments, factor, self._draws())
+        known = told(ranks, arguments, factor, self._draws(), failure)
         travels = self.schedule == "ring"
         whole = {
             name: Travelling(own) if travels and _embeds(own) else join(own, ranks)
