@@ -75,7 +75,7 @@ def test_what_pairs_are(similarity, one_set, way, form, small_blocks, monkeypatc
 
 @pytest.mark.parametrize("way", WAYS)
 def test_hostile_embeddings(way, form, monkeypatch):
-    """Rows far out of range, and distances from a common offset, as in every executor; an own pair, a copy."""
+    """Rows far out of range, distances from a common offset, an own pair and a copy: as in every executor."""
     choose(way, monkeypatch)
     for similarity, change in (("cosine", lambda x: x * 1e25), ("raw_distance", lambda x: x + 1000)):
         x = change(embeddings(40, 1, torch.float32).detach())

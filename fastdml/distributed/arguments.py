@@ -19,12 +19,12 @@ _DTYPES = (
 )  # fmt: skip
 _MOST_DIMENSIONS = 4
 _EACH = 3 + _MOST_DIMENSIONS  # numbers that tell of an argument
-_MOST = 8  # arguments
+_MOST = 12  # arguments
 _TOLD = 5  # numbers besides: failed, gradients recorded, draws, which arguments, own copies
 # Which arguments have as many rows.
 _ALIKE = {
-    "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask"),
-    "ref_emb": ("ref_labels", "ref_teacher"),
+    "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask", "guide"),
+    "ref_emb": ("ref_labels", "ref_teacher", "ref_guide", "ids"),
 }
 # These say which samples, not what they are; they are not rows.
 PLACES = ("indices_tuple", "own")
@@ -171,8 +171,11 @@ def join(own: Set, ranks: Ranks) -> Tensor:
     return gathered(own.local, ranks, own.counts)
 
 
-def place(ranks: Ranks, arguments: Mapping[str, Any], told: Told) -> dict[str, Any]:
-    """Index tuples and own copies of a rank's rows as those of all rows."""
+def place(
+    ranks: Ranks, arguments: Mapping[str, Any], told: Told, partners: int | None = None
+) -> dict[str, Any]:
+    """Index tuples and own copies of a rank's rows as those of all rows. partners: where a loss of pairs
+    has the rows' partners, if nothing is said."""
     found: dict[str, Any] = {}
     rows = told.sets.get("embeddings")
     if rows is None:
@@ -182,8 +185,12 @@ def place(ranks: Ranks, arguments: Mapping[str, Any], told: Told) -> dict[str, A
     if pairs is not None:
         given = callable(pairs) and not isinstance(pairs, tuple)
         found["indices_tuple"] = pairs if given else _joined_pairs(ranks, pairs, rows, columns)
-    if told.copies and "ref_emb" in told.sets:
-        found["own"] = ranks.gather(_own_of_all(_own(arguments), rows, columns), rows.counts)
+    own = _own(arguments)
+    # Partners that stand at the same places in both sets, and as many, stand so among all.
+    moved = partners is not None and (rows.counts != columns.counts or partners != 0)
+    if "ref_emb" in told.sets and (told.copies or moved):
+        own = partners if own is None else own
+        found["own"] = ranks.gather(_own_of_all(own, rows, columns), rows.counts)
     return found
 
 

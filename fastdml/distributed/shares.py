@@ -21,7 +21,7 @@ from .arguments import Set
 from .ranks import Ranks
 from .ring import Columns, Ring, refuses
 from .travelling import Travelling
-from .words import joined, scaled, spread, summed
+from .words import gathered, joined, scaled, spread, summed
 
 
 @dataclasses.dataclass(eq=False)
@@ -111,10 +111,8 @@ class Shares:
         rows = self._rows(call.anchors, call.loss.rows_together)
         share = self.share(call, rows)
         value = autograd.evaluate(share.replace(finish=None, weight=1.0))
-        of_rows = call.reduction == "none"
-        # A row a sample: its rank's. Proxies are everybody's.
-        local = of_rows and any(s.rows == rows.rows for _, s in self.sets)
-        if of_rows and not local:
+        local = self._local(call, rows)
+        if call.reduction == "none" and not local:
             value = joined(value, self.ranks, rows.counts)
         if call.finish is not None:
             value = call.finish(value)
@@ -130,8 +128,20 @@ class Shares:
                 autograd.slopes(self.share(c, self._rows(c.anchors))) for c in before.calls
             ]
         else:
-            found = [spread(self._of_call(c), self.ranks) for c in before.calls]
+            found = [self._told(c) for c in before.calls]
         return before.fill(plain, found)
+
+    def _told(self, call: Call) -> Tensor:
+        """What a call is, that another one takes in on every rank."""
+        value = self._of_call(call)
+        rows = self._rows(call.anchors, call.loss.rows_together)
+        if self._local(call, rows):
+            return gathered(value, self.ranks, rows.counts)
+        return spread(value, self.ranks)
+
+    def _local(self, call: Call, rows: Rows) -> bool:
+        """Whether a call's value is one of each row of this rank. (Rows that are proxies are everybody's.)"""
+        return call.reduction == "none" and any(s.rows == rows.rows for _, s in self.sets)
 
     def share(self, call: Call, rows: Rows) -> Call:
         """The rows of a call that are this rank's, against all its candidates."""

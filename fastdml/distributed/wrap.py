@@ -91,7 +91,8 @@ class Distributed(nn.Module):
             for name, own in known.sets.items()
         }
         bound.arguments.update(whole)
-        bound.arguments.update(place(ranks, arguments, known))
+        partners = signature.parameters["own"].default if "own" in signature.parameters else None
+        bound.arguments.update(place(ranks, arguments, known, partners))
         if same:
             bound.arguments["ref_emb"] = whole["embeddings"]
         if self.miner is not None:

@@ -22,7 +22,8 @@ def refuses(problem: Problem) -> str | None:
         return "with values of columns or a teacher, compiled functors take pairs from labels only"
     if type(loss).functor is not RowLoss.functor:
         return "functors that are printed take pairs from labels only"
-    if loss.columns == "proxies" or loss.rows_together > 1 or type(loss).label_scalars is not RowLoss.label_scalars:
+    from_labels = type(loss).label_scalars is not RowLoss.label_scalars
+    if from_labels or loss.columns == "proxies" or loss.rows_together > 1:
         return f"{loss.name!r} needs labels"
     if loss.unlisted:
         return f"{loss.name!r} looks at pairs that are not listed, or counts them"
