@@ -1,5 +1,6 @@
 // The row of the CPU: SIMD passes over one row of similarities, which fits in the cache.
 #pragma once
+#include "bins.h"
 #include "block.h"
 #include "clusters.h"
 #include "lanes.h"
@@ -179,6 +180,26 @@ class Row {
     FASTDML_FN void add(const T* v) {
       if (!row_.block_.gradient) return;
       for (int k = 0; k < n_; ++k) row_.s_[index_[k]] += v[k];
+    }
+    template <class F>
+    FASTDML_FN auto shares(int n, F f) {
+      return row_.shared_out(n, [&](auto& to) __attribute__((always_inline)) {
+        for (int m = 0; m < n_; m += W) {
+          const int count = n_ - m < W ? n_ - m : W;
+          to.add(f(positive_pairs(load(theta_ + m, count))), count);
+        }
+      });
+    }
+    template <class F>
+    FASTDML_FN void add_by_bin(int n, const T* by, F f) {
+      if (!row_.block_.gradient) return;
+      const Bins<T> bins(n);
+      for (int m = 0; m < n_; m += W) {
+        const int count = n_ - m < W ? n_ - m : W;
+        const M bin = bins.moving(f(positive_pairs(load(theta_ + m, count))));
+        for (int i = 0; i < count; ++i)
+          if (bin[i] < n) row_.s_[index_[m + i]] += by[bin[i]];
+      }
     }
     FASTDML_FN void set(const T* v) {
       if (!row_.block_.gradient) return;
@@ -426,6 +447,33 @@ class Row {
   }
 
   template <class F>
+  FASTDML_FN auto shares(int n, F f) {
+    return shared_out(n, [&](auto& to) __attribute__((always_inline)) {
+      chunks(
+          [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+            for (std::int64_t j = begin; j < end; j += W) to.add(f(pairs(j)));
+          },
+          [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
+            to.add(valid ? f(pairs(j, count)) : broadcast(lowest<T>()), count);
+          });
+    });
+  }
+
+  template <class F>
+  FASTDML_FN void map_by_bin(int n, const T* by, F f) {
+    T* const table = arena_.take(n + 1);
+    std::memcpy(table, by, n * sizeof(T));
+    table[n] = T(0);  // of pairs in no bin
+    const Bins<T> bins(n);
+    map([&](auto p) __attribute__((always_inline)) {
+      const M bin = bins.moving(f(p));
+      V g;
+      for (int i = 0; i < W; ++i) g[i] = table[bin[i]];
+      return g;
+    });
+  }
+
+  template <class F>
   auto compare(List& list, F f, const Tail<T>& tail) {
     if (!list.template sorts<F>(s_, n_, tail)) return compare(list, f);
     sorted_.build(
@@ -444,6 +492,16 @@ class Row {
   }
 
  private:
+  // Sums of the shares of what add(shares) adds.
+  template <class Add>
+  FASTDML_FN auto shared_out(int n, Add add) {
+    auto* out = reinterpret_cast<Values<T, 1>*>(arena_.take(n + 1));
+    Shares<T> to(Bins<T>(n), out[0].v, arena_.take(Shares<T>::room(n)));
+    add(to);
+    to.flush();
+    return Sums<T, 1>{out};
+  }
+
   // A row over other values, with classes of its own: the groups of another row.
   FASTDML_FN Row(const Row& of, T* s, std::int64_t n, const std::int32_t* col_class)
       : s_(s), n_(n), i_(of.i_), self_(-1), class_(of.class_), col_class_(col_class), block_(of.block_) {}

@@ -239,6 +239,19 @@ class Row {
       });
     }
     template <class F>
+    FASTDML_FN auto shares(int n, F f) {
+      List centres = row_.centres(n);
+      return compare(centres, of_shares(n, f));
+    }
+    template <class F>
+    FASTDML_FN void add_by_bin(int n, const T* by, F f) {
+      if (!row_.block_.gradient) return;
+      each([&](int m) {
+        const int bin = moving_bin(n, f(positive(theta_[m])));
+        if (bin < n) row_.add_weight(index_[m], by[bin], theta_[m]);
+      });
+    }
+    template <class F>
     FASTDML_FN auto compare(F f, const Tail<T>& tail) {
       if constexpr (kSorted) {
         arrange();
@@ -580,6 +593,23 @@ class Row {
     });
   }
 
+  // Every centre visits the row: adding to cells in the order of threads would not repeat bit for bit.
+  template <class F>
+  FASTDML_FN auto shares(int n, F f) {
+    List of = centres(n);
+    return compare(of, of_shares(n, f));
+  }
+  template <class F>
+  FASTDML_FN void map_by_bin(int n, const T* by, F f) {
+    write<U>([&](const auto& p, auto& g) {
+#pragma unroll
+      for (int l = 0; l < g.count; ++l) {
+        const int bin = moving_bin(n, f(p.v[l]));
+        g.v[l] = bin < n ? by[bin] : T(0);
+      }
+    });
+  }
+
   // The keys of the row's pairs, for the sort that comes before its loss.
   template <class Loss>
   FASTDML_FN void write_keys(const Loss& loss, const SortedRow<T>& to) {
@@ -604,6 +634,25 @@ class Row {
 
  private:
   static constexpr int kGroup = 4;  // thresholds that share a visit of the row
+
+  // Bins and their centres as in cpu/bins.h.
+  FASTDML_FN List centres(int n) {
+    const T width = T(2) / n;
+    return list(n + 1, [=](int k) { return width * k - T(1); });
+  }
+  FASTDML_FN static int moving_bin(int n, T v) {
+    const T width = T(2) / n, rate = T(1) / width;
+    return v < T(-1) || v > T(1) ? n : static_cast<int>(max(T(0), min((v + T(1)) * rate, static_cast<T>(n - 1))));
+  }
+  // The share of a pair in a centre that its similarity is t away from.
+  template <class F>
+  FASTDML_FN static auto of_shares(int n, F f) {
+    const T width = T(2) / n, rate = T(1) / width;
+    return [=](T t, const Pairs<T>& p) {
+      const T v = f(p), away = max(T(-1), min(v, T(1))) - (p.s - t);
+      return values(v < lowest<T>() / 2 ? T(0) : max(T(1) - abs(away) * rate, T(0)));
+    };
+  }
 
   FASTDML_FN int kept(int k) const { return *sorted_.kept[k]; }
   FASTDML_FN OfKeys<T> keys(int k) const { return {sorted_.keys[k], kept(k)}; }

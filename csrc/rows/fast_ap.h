@@ -2,8 +2,8 @@
 // (Revaud et al., ICCV 2019; SPEC 3.5), which differ in their bins and in the place of the query.
 //
 // A triangular histogram is a difference of ramps: with ramp_l(s) rising from 0 to 1 as s rises from
-// bin centre l + 1 to bin centre l, the count up to bin l is the sum of ramp_l and the count of bin l that
-// of ramp_l - ramp_{l-1}. So the centres are a list of thresholds. 1 - AP is added up from what each bin
+// bin centre l + 1 to bin centre l, the count up to bin l is the sum of ramp_l, which is the sum of the shares
+// in its centres. Only ramp_l has a slope between centres l + 1 and l. 1 - AP is added up from what each bin
 // loses to the negatives before it: no difference of nearly equal numbers, and exactly 0 where no
 // negative is before a positive.
 #pragma once
@@ -18,21 +18,13 @@ struct HistogramAP {
   template <class Row>
   FASTDML_FN Counted<T> operator()(Row& row) const {
     const int m = static_cast<int>(bins);
-    const T width = T(2) / m, rate = T(1) / width;
+    const T rate = m / T(2);
     // A sample is at similarity 1 to itself and to its copies however the last digits fell.
     const T top = T(1) - T(8) * epsilon<T>();
-    const auto ramp = [=](auto t, auto p) {
-      return values(select(p.s > top, T(1), min(max(T(1) + t * rate, T(0)), T(1))));
-    };
-    const auto slope = [=](auto t, auto p) {
-      return select((t < T(0)) & (t >= -width) & (p.s <= top), rate, T(0));
-    };
-    const auto negative_ramp = [=](auto t, auto p) {
-      return values(select(p.negative, ramp(t, p)[0], T(0)));
-    };
-    const auto negative_slope = [=](auto t, auto p) {
-      return select(p.negative, slope(t, p), T(0));
-    };
+    const auto value = [=](auto p) { return select(p.s > top, T(1), p.s); };
+    const auto strange = [=](auto p) { return select(p.negative, value(p), lowest<T>()); };
+    const auto moves = [=](auto p) { return select(p.s > top, lowest<T>(), p.s); };
+    const auto strange_moves = [=](auto p) { return select(p.negative, moves(p), lowest<T>()); };
     auto positives = row.positives();
     const T own = static_cast<T>(positives.size());
     if (positives.size() == 0) {
@@ -40,30 +32,32 @@ struct HistogramAP {
       return {T(0), T(0)};
     }
     const T opposed = static_cast<T>(row.candidates() - positives.size());
-    auto centres = row.list(m, [=](int l) { return T(1) - width * l; });
-    const auto strangers = row.compare(centres, negative_ramp);
-    const auto friends = positives.compare(centres, ramp);
+    const auto strangers = row.shares(m, strange);
+    const auto friends = positives.shares(m, value);
     // 1 - AP = (1/own) sum_l (P_l - P_{l-1}) N_l / (P_l + N_l): positives and negatives up to bin l.
     // One thread: what a bin adds to the one before it needs that one's.
+    // push[b], pull[b]: of the pairs between centres b and b + 1, counted from below.
     auto push = row.array(m), pull = row.array(m);
     const T loss = row.list(1, [&](int) {
-      T sum = T(0), before = T(0);
+      T sum = T(0), before = T(0), up_p = T(0), up_n = T(0);
       for (int l = 0; l <= m; ++l) {
-        const T p = l < m ? friends[l][0] : own, n = l < m ? strangers[l][0] : opposed;
+        up_p += friends[m - l][0];
+        up_n += strangers[m - l][0];
+        const T p = l < m ? up_p : own, n = l < m ? up_n : opposed;
         const T share = p + n > T(0) ? T(1) / (p + n) : T(0);
         const T lost = n * share, count = p - before;
         sum += count * lost;
-        if (l > 0) pull[l - 1] -= lost / own;
+        if (l > 0) pull[m - l] -= lost / own * rate;
         if (l < m) {
-          pull[l] = (T(1) - count * share) * lost / own;
-          push[l] = count * p * share * share / own;
+          pull[m - 1 - l] = (T(1) - count * share) * lost / own * rate;
+          push[m - 1 - l] = count * p * share * share / own * rate;
         }
         before = p;
       }
       return sum;
     })[0];
-    row.map_compare(centres, push, negative_slope);
-    positives.add_compare(centres, pull, slope);
+    row.map_by_bin(m, push, strange_moves);
+    positives.add_by_bin(m, pull, moves);
     return {loss / own, T(1)};
   }
 };

@@ -13,32 +13,28 @@ struct Histogram {
 
   template <class Row>
   FASTDML_FN T operator()(Row& row) const {
-    const int n = static_cast<int>(bins) + 1;
-    const T width = T(2) / bins, rate = T(1) / width;
-    const auto member = [=](auto t, auto) { return values(max(T(1) - abs(t) * rate, T(0))); };
-    const auto strange = [=](auto t, auto p) {
-      return values(select(p.negative, member(t, p)[0], T(0)));
-    };
-    const auto slope = [=](auto t, auto) {
-      return select(abs(t) < width, select(t < T(0), rate, -rate), T(0));
-    };
-    const auto strange_slope = [=](auto t, auto p) { return select(p.negative, slope(t, p), T(0)); };
+    const int n = static_cast<int>(bins);
+    const T rate = bins / T(2);
+    const auto any = [](auto p) { return p.s; };
+    const auto strange = [](auto p) { return select(p.negative, p.s, lowest<T>()); };
     auto positives = row.positives();
-    auto centres = row.list(n, [=](int k) { return width * k - T(1); });
-    const auto mine = positives.compare(centres, member);
-    const auto theirs = row.compare(centres, strange);
+    const auto mine = positives.shares(n, any);
+    const auto theirs = row.shares(n, strange);
     auto by_mine = row.array(n), by_theirs = row.array(n);
-    const T loss = centres.sum([&](int k) {
-      by_mine[k] = row.scalar(k);
-      by_theirs[k] = row.scalar(n + k);
-      return by_mine[k] * mine[k][0] + by_theirs[k] * theirs[k][0];
+    const auto each = row.list(n + 1, [&](int k) {
+      if (k < n) {
+        by_mine[k] = rate * (row.scalar(k + 1) - row.scalar(k));
+        by_theirs[k] = rate * (row.scalar(n + 2 + k) - row.scalar(n + 1 + k));
+      }
+      return row.scalar(k) * mine[k][0] + row.scalar(n + 1 + k) * theirs[k][0];
     });
-    for (int k = 0; k < n; ++k) {
+    const T loss = each.sum([&](int k) { return each[k]; });
+    for (int k = 0; k <= n; ++k) {
       row.d_scalar(k, mine[k][0]);
-      row.d_scalar(n + k, theirs[k][0]);
+      row.d_scalar(n + 1 + k, theirs[k][0]);
     }
-    row.map_compare(centres, by_theirs, strange_slope);
-    positives.add_compare(centres, by_mine, slope);
+    row.map_by_bin(n, by_theirs, strange);
+    positives.add_by_bin(n, by_mine, any);
     return loss;
   }
 };

@@ -79,6 +79,11 @@
 //   row.compare(list, f, tail), row.map_compare(list, c, f, tail), list.compare(f, tail),
 //   list.add_compare(c, f, tail)     the same, for an f that is linear but for a window around 0 (Tail)
 //   of_sigmoid(sharpness, f)         such an f made of a sigmoid (smooth_step.h), which may be factorised
+//   row.shares(n, f), list.shares(n, f)   soft histograms: sums over the pairs, each value f(p) shared out
+//                                    between the two nearest of n + 1 centres from -1 to 1, beyond which
+//                                    it is the outermost's; lowest() leaves the pair out
+//   row.map_by_bin(n, by, f)         s_j := by_b, b the bin of f(p_j) between two centres; 0 outside
+//   list.add_by_bin(n, by, f)        adds the same to the results of the list's pairs
 //   row.array(n)                     room for n values, shared by everything in the row
 //   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
 //                                    out, and its similarity

@@ -51,7 +51,8 @@ class Histogram(RowLoss):
         assert rows.scalars is not None
         width = 2 / self.bins
         centres = torch.arange(self.bins + 1, device=rows.s.device, dtype=rows.s.dtype) * width - 1
-        member = (1 - (rows.s[:, :, None] - centres).abs() / width).relu()
+        s = rows.s.clamp(-1, 1)[:, :, None]
+        member = (1 - (s - centres).abs() / width).relu()
         mine = (member * rows.positive[:, :, None]).sum(1)
         theirs = (member * rows.negative[:, :, None]).sum(1)
         return torch.cat([mine, theirs], dim=1) @ rows.scalars
