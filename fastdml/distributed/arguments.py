@@ -84,6 +84,9 @@ def told(
     given = {k: v for k, v in arguments.items() if k not in PLACES and isinstance(v, Tensor)}
     names = [k for k, v in arguments.items() if v is not None and k != "own"]
     device = next((v.device for v in given.values()), torch.device("cpu"))
+    if not isinstance(arguments.get("embeddings", next(iter(given.values()), None)), Tensor):
+        got = type(arguments.get("embeddings")).__name__
+        failure = failure or f"embeddings: expected a tensor, got {got}"
     failure = failure or _unfit(given)
     own = _own(arguments) is not None
     head = [len(failure), int(torch.is_grad_enabled()), draws, _names(names), int(own)]
@@ -114,8 +117,6 @@ def _own(arguments: Mapping[str, Any]) -> int | Tensor | None:
 
 def _unfit(given: Mapping[str, Tensor]) -> str:
     """Why these cannot be told, or nothing."""
-    if not given:
-        return "embeddings: expected a tensor, got none"
     if len(given) > _MOST:
         return f"expected at most {_MOST} tensors, got {len(given)}"
     for name, x in given.items():

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Seconds in which whoever lives has noticed that somebody does not, or that nobody comes.
-_ROLL_CALL = 5.0
+_ROLL_CALL = 3.0
 
 
 class RankError(RuntimeError):
