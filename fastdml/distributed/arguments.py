@@ -21,6 +21,8 @@ _MOST_DIMENSIONS = 4
 _EACH = 3 + _MOST_DIMENSIONS  # numbers that tell of an argument
 _MOST = 12  # arguments
 _TOLD = 5  # numbers besides: failed, gradients recorded, draws, which arguments, own copies
+# And two by which a rank is known.
+NUMBERS_TOLD = 2 + _TOLD + _EACH * _MOST
 # Which arguments have as many rows.
 _ALIKE = {
     "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask", "guide"),
@@ -37,6 +39,8 @@ class Set:
     local: Tensor
     counts: tuple[int, ...]
     rank: int
+    recorded: bool  # whether gradients are
+    whole: Tensor | None = None  # the rows of all ranks, once they were gathered
 
     @property
     def rows(self) -> int:
@@ -103,7 +107,7 @@ def told(
     sets = {}
     for k, (name, value) in enumerate(given.items()):
         counts = tuple(row[_TOLD + k * _EACH + 3] for row in every)
-        sets[name] = Set(scaled(value, factor), counts, ranks.rank)
+        sets[name] = Set(scaled(value, factor), counts, ranks.rank, torch.is_grad_enabled())
     return Told(sets, every[0][2], any(row[4] for row in every))
 
 
@@ -169,7 +173,10 @@ def _shown(numbers: list[int]) -> str:
 
 def join(own: Set, ranks: Ranks) -> Tensor:
     """The rows of all ranks."""
-    return gathered(own.local, ranks, own.counts)
+    if own.whole is None:
+        with torch.set_grad_enabled(own.recorded):  # a sweep without a graph may be the first to ask
+            own.whole = gathered(own.local, ranks, own.counts)
+    return own.whole
 
 
 def place(

@@ -22,7 +22,7 @@ ROOT = HERE.parent.parent
 
 def run(checks: str, size: int, folder: Path, timeout: float = 300) -> dict[str, str]:
     """What `size` ranks found: by the name of a check, nothing or what went wrong. checks: a module here."""
-    path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE), *os.environ.get("EXTRA_PATH", "").split(":")])
+    path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE)])
     done = subprocess.run(
         [sys.executable, __file__, checks, str(size), str(folder)], capture_output=True, text=True,
         timeout=timeout, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
