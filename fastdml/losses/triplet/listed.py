@@ -25,7 +25,7 @@ Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses (or their sum), what each c
 # [T] losses and counts of triplets, from what their pairs are [T] and from further numbers
 Cost = Callable[..., tuple[Tensor, Tensor]]
 # Triplets whose costs are found at once where they are added up.
-_AT_ONCE = 1 << 15
+_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
