@@ -180,6 +180,10 @@ def non_negative(value: float, name: str) -> float:
     return number(value, name, "a number of at least 0", lambda v: 0 <= v < float("inf"))
 
 
+def share(value: float, name: str) -> float:
+    return number(value, name, "a number in [0, 1)", lambda v: 0 <= v < 1)
+
+
 def finite(value: float, name: str) -> float:
     return number(value, name, "a finite number", lambda v: abs(v) < float("inf"))
 

@@ -215,6 +215,25 @@ class Metric:
         d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
 
+    def listed(self, a: Tensor, c: Tensor) -> Tensor:
+        """[M, K] differentiable: row i of a [M, D] with the K rows of c [M, K, D] that are its own."""
+        if self.kind != PRODUCT or self.clipped:
+            each = a[:, None].expand(c.shape[0], c.shape[1], -1)
+            found = self.paired(each.reshape(-1, a.shape[1]), c.reshape(-1, c.shape[2]))
+            return found.view(c.shape[:2])
+        kind = wide_type(a, c)
+        a, c = a.to(kind), c.to(kind)
+        if self.normalized and not self.raw_anchors:
+            a = unit(a)
+        with torch.autocast(a.device.type, enabled=False):
+            s = torch.bmm(c, a[:, :, None])[:, :, 0]
+        if not self.normalized:
+            return s
+        # The candidates' lengths come in afterwards: K times as many rows are not copied for that.
+        norm = lengths(c.reshape(-1, c.shape[2])).view(c.shape[:2])
+        none = norm <= EPSILON
+        return (s / norm.masked_fill(none, 1.0)).masked_fill(none, 0.0)
+
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once.
 
