@@ -11,7 +11,7 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, masked_sum, softplus
+from ..terms import duplicate_ceiling, masked_sum, share, softplus
 
 __all__ = ["BinomialDevianceLoss"]
 
@@ -22,6 +22,7 @@ class BinomialDeviance(RowLoss):
     """SPEC 2.11."""
 
     name = "binomial_deviance"
+    graded = True
 
     alpha: float = 2.0
     beta: float = 25.0
@@ -40,9 +41,10 @@ class BinomialDeviance(RowLoss):
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s
         positive = rows.positive & (s < self.max_positive)
-        pull = masked_sum(softplus(-self.alpha * (s - self.base)), positive)
+        grades = rows.grades * positive
+        pull = share((softplus(-self.alpha * (s - self.base)) * grades).sum(1), grades.sum(1))
         push = masked_sum(softplus(self.beta * (s - self.base)), rows.negative)
-        return pull / positive.sum(1).clamp(min=1) + push / rows.negative.sum(1).clamp(min=1)
+        return pull + push / rows.negative.sum(1).clamp(min=1)
 
 
 class BinomialDevianceLoss(SampleLoss):

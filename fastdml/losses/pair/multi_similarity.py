@@ -11,7 +11,7 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one
+from ..terms import duplicate_ceiling, log_sum_exp_with_one, log_weighted
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -25,6 +25,7 @@ class MultiSimilarity(RowLoss):
 
     name = "multi_similarity"
     provenance = "released code"
+    graded = True
 
     alpha: float = 2.0
     beta: float = 50.0
@@ -57,7 +58,8 @@ class MultiSimilarity(RowLoss):
             positive = positive & (s < hardest_negative + self.epsilon)
             negative = negative & (s > hardest_positive - self.epsilon)
         return (
-            log_sum_exp_with_one(-self.alpha * (s - self.base), positive) / self.alpha
+            log_sum_exp_with_one(log_weighted(-self.alpha * (s - self.base), rows.weight), positive)
+            / self.alpha
             + log_sum_exp_with_one(self.beta * (s - self.base), negative) / self.beta
         )
 

@@ -47,7 +47,7 @@ class OneByOne:
     @property
     def summed(self) -> bool:
         """Whether the losses are only added up."""
-        return self.reduction in ("mean", "sum")
+        return self.reduction in ("mean", "sum") and self.batch.row_weight is None
 
     def evaluate(self) -> Tensor:
         """The reduced loss. ValueError where another backend is forced."""
@@ -58,6 +58,8 @@ class OneByOne:
             )
         loss, count, anchors = self.function(self.description, self.batch, self.triplets, self.summed)
         rows = self.batch.embeddings.shape[0]
+        if self.batch.row_weight is not None:
+            loss = loss * self.batch.row_weight[anchors].to(loss.dtype)
         return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
 
     def refuses(self, backend: str) -> str | None:
