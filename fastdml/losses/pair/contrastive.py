@@ -33,6 +33,7 @@ class Contrastive(RowLoss):
     provenance = "pytorch-metric-learning"
     outputs = 4
     graded = True
+    additive = True
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0

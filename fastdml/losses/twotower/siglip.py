@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.relation import Predicate
 from ..base import total
 from ..representation import learnt
 from .paired import PairedLoss, as_scalars, check_sets
@@ -31,6 +31,7 @@ class SigLIP(RowLoss):
     learnable = (10.0, -10.0)
     symmetric = True
     graded = True
+    additive = True
 
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)
@@ -73,7 +74,7 @@ class SigLIPLoss(PairedLoss):
         *,
         scale: Tensor | float | None = None,
         bias: Tensor | float | None = None,
-        positives: Predicate | None = None,
+        positives: Callable[..., Any] | None = None,
     ) -> list[Any]:
         scalars = {
             "scale": self.log_scale.exp() if scale is None else scale,
@@ -91,7 +92,7 @@ class SigLIPLoss(PairedLoss):
         ]
 
     def forward(  # type: ignore[override]
-        self, embeddings: Tensor, ref_emb: Tensor, *, positives: Predicate | None = None
+        self, embeddings: Tensor, ref_emb: Tensor, *, positives: Callable[..., Any] | None = None
     ) -> Tensor:
         """The loss of embeddings [B, D] and ref_emb [B, D], row by row.
 
