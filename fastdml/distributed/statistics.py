@@ -26,7 +26,7 @@ from ..language.row import Row, trace
 from .ranks import Ranks
 
 _CANDIDATES = make("candidates")
-_BYTES = 12  # numbers held per pair of a block
+BYTES = 12  # numbers held per pair of a block
 
 
 def statistics_of(loss: RowLoss) -> Statistics | str:
@@ -148,7 +148,7 @@ class _Step:
     """Similarities of a block as the specification sees them."""
 
     def bytes_per_pair(self, problem: Problem) -> int:
-        return _BYTES * torch.finfo(problem.statistic).bits // 8
+        return BYTES * torch.finfo(problem.statistic).bits // 8
 
     def column_sums(self, problem: Problem) -> None:
         return None

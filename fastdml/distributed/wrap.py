@@ -15,6 +15,7 @@ from ..engine import check
 from ..losses.base import Loss, total
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.paired import PairedLoss
+from . import cost
 from .arguments import Set, Told, join, place, told
 from .ranks import Ranks
 from .shares import Shares
@@ -122,6 +123,10 @@ class Distributed(nn.Module):
         with self._same_draws(known.draws), refused(name) if ring else contextlib.nullcontext():
             parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
         return [Shared(part, shares, name) for part in parts]
+
+    def explained(self, sizes: Any, backend: str | None, device: torch.device) -> Any:
+        """What one rank runs, and the memory that it takes, with this many rows of its own: `explain`."""
+        return cost.explained(self, sizes, backend, device)
 
     @property
     def _draws_from_torch(self) -> bool:

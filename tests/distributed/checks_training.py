@@ -137,13 +137,13 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(dist, name)
 
-    def all_gather_into_tensor(self, out: Tensor, x: Tensor, group: Any = None) -> None:
+    def all_gather_single(self, out: Tensor, x: Tensor, group: Any = None) -> None:
         self.sent += (Ranks(group).size - 1) * x.numel() * x.element_size()
-        dist.all_gather_into_tensor(out, x, group=group)
+        ranks._named("all_gather_single", "all_gather_into_tensor", dist)(out, x, group=group)
 
-    def reduce_scatter_tensor(self, out: Tensor, x: Tensor, group: Any = None) -> None:
+    def reduce_scatter_single(self, out: Tensor, x: Tensor, group: Any = None) -> None:
         self.sent += (Ranks(group).size - 1) * out.numel() * out.element_size()
-        dist.reduce_scatter_tensor(out, x, group=group)
+        ranks._named("reduce_scatter_single", "reduce_scatter_tensor", dist)(out, x, group=group)
 
     def all_reduce(self, x: Tensor, op: Any, group: Any = None) -> None:
         size = Ranks(group).size
