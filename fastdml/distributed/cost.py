@@ -21,6 +21,8 @@ from .statistics import BYTES
 _LABEL = 8
 # Of the columns: labels as they come, are told and are used, and their classes' numbers.
 _OF_COLUMNS = 3 * _LABEL + 6 * 4
+# Of an output of every row, where the loss is made of all: told, and in double precision in `combine`.
+_OF_OUTPUTS = 6 * 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +111,14 @@ def explained(loss: Any, batch: Batch, backend: str | None, device: torch.device
         raise ValueError(f"schedule: {reason}; expected 'gather'")
     seen = -(-candidates.shape[0] // size) if of_block else candidates.shape[0]
     assert call.anchor_labels is not None and columns is not None
-    share = call.replace(
-        anchors=call.anchors[:mine], candidates=candidates[:seen], anchor_labels=call.anchor_labels[:mine],
-        candidate_labels=columns[:seen], own=0 if call.candidates is None else None, before=None,
-        row_values=None, col_values=None, teacher=(),
-    )  # fmt: skip
+    own = 0 if call.candidates is None else None
+    bare = call.replace(row_values=None, col_values=None, teacher=(), before=None, own=own)
+    share = bare.replace(
+        anchors=call.anchors[:mine],
+        candidates=candidates[:seen],
+        anchor_labels=call.anchor_labels[:mine],
+        candidate_labels=columns[:seen],
+    )
     found = of_call(share, backend, device)
     executor, problem = EXECUTORS[found.executor], Problem.of(share, device)
     workspace = blocks.block_rows(problem, executor) * seen * executor.bytes_per_pair(problem)  # type: ignore[arg-type, attr-defined]
@@ -121,6 +126,8 @@ def explained(loss: Any, batch: Batch, backend: str | None, device: torch.device
     if of_block and not call.loss.additive:
         workspace = min(workspace, 1 << 24) * BYTES // 4
         plan, name = "statistics of rows, merged block by block, in torch", "ring"
+    if call.loss.combined:
+        workspace += size * mine * call.loss.outputs * _OF_OUTPUTS
     sizes = Sizes(size, batch.M, batch.D, call.anchors.element_size())
     way = f"{loss.schedule} over {size} ranks"
     if of_block:

@@ -1,4 +1,7 @@
-"""Over 1 to 4 ranks everything is as in one process with the whole batch. Ranks start once a module and size."""
+"""Over 1 to 4 ranks everything is as in one process with the whole batch.
+
+Ranks start once for a module of checks and a number of them.
+"""
 
 import checks_faults
 import checks_losses
