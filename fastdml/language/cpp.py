@@ -296,8 +296,8 @@ def lambda_of(
     return f"[=](auto p) {{\n{body}\n}}"
 
 
-def functor(program: Program, name: str, comment: str = "") -> str:
-    """The text of a header as in csrc/rows: a functor called `name`, registered as such."""
+def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:
+    """The text of a header as in csrc/rows: a functor called `name`, registered as such, and as `also`."""
     printer = RowPrinter(program)
     needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
     for nodes in program.passes:
@@ -310,6 +310,7 @@ def functor(program: Program, name: str, comment: str = "") -> str:
     members = ", ".join(program.trace.parameters) or "unused"
     kind = camel(name)
     body = indented(printer.lines, 4)
+    registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))
     return f"""// {comment or f"{name}, printed from its description."}
 #pragma once
 
@@ -328,7 +329,7 @@ struct {kind} {{
 
 }}  // namespace FASTDML_ISA
 }}  // namespace fastdml
-FASTDML_ROW_LOSS({name}, {kind})
+{registered}
 """
 
 

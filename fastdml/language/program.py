@@ -63,9 +63,10 @@ def program(
 ) -> Program:
     """The passes of a traced function and of its derivatives.
 
-    scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
+    scalars: of how many values of the call, from the first, derivatives are wanted; None: as traced.
     reference: how log-sum-exps are computed: see `statistics`.
     """
+    scalars = trace.scalars if scalars is None else scalars
     first_outputs = (
         tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
     )

@@ -26,9 +26,21 @@ class Row:
     negative: Any
     pair: Any
     teacher: Any
+    # Where parameters that may want a gradient stand among the values of the call, and how many there are:
+    # `scalar` passes over them.
+    learnt: tuple[int, int] = (0, 0)
 
     def scalar(self, k: int) -> Any:
         """Value k of the call."""
+        first, count = self.learnt
+        return self.given(k if k < first else k + count)
+
+    def parameter(self, k: int) -> Any:
+        """Parameter k of those that may want a gradient."""
+        return self.given(self.learnt[0] + k)
+
+    def given(self, k: int) -> Any:
+        """Value k of the call, parameters among them."""
         raise NotImplementedError
 
     def row_value(self, k: int) -> Any:
@@ -52,7 +64,7 @@ class TensorRow(Row):
     def teacher(self) -> Tensor:  # type: ignore[override]
         return _given(self._rows.teacher, "teacher")
 
-    def scalar(self, k: int) -> Tensor:
+    def given(self, k: int) -> Tensor:
         return _given(self._rows.scalars, "scalars")[k]
 
     def row_value(self, k: int) -> Tensor:
@@ -75,7 +87,7 @@ class TracedRow(Row):
     pair = EVERY
     teacher = make("teacher")
 
-    def scalar(self, k: int) -> Node:
+    def given(self, k: int) -> Node:
         return make("scalar", value=k)
 
     def row_value(self, k: int) -> Node:
@@ -90,12 +102,14 @@ class Trace:
     """What a function of the row returns, as expressions.
 
     outputs: of a row. counted: the second is how many things the first is a sum over (`Counted`).
-    parameters: names of the numbers that stay open, in their order.
+    parameters: names of the numbers that stay open, in their order. scalars: of how many values of the call,
+    from the first, derivatives are wanted; None: of all.
     """
 
     outputs: tuple[Node, ...]
     counted: bool = False
     parameters: tuple[str, ...] = ()
+    scalars: int | None = None
 
 
 RowFunction = Callable[..., Any]
@@ -123,11 +137,12 @@ def trace(
     bound: Mapping[str, Any] | None = None,
     counted: bool = False,
     positive: Collection[str] = (),
+    scalars: int | None = None,
 ) -> Trace:
     """The expressions that function(p, **parameters, **bound) returns.
 
     parameters: names of keyword arguments that are numbers of the call and stay open; positive: those of
-    them that are above 0 for sure, which may save a pass. bound: the other arguments.
+    them that are above 0 for sure, which may save a pass. bound: the other arguments. scalars: see `Trace`.
 
     Raises:
         NotInLanguage: saying which word of the function is not one of the language's.
@@ -143,4 +158,4 @@ def trace(
     for output in outputs:
         if output.level > 2 or output.is_mask:
             raise NotInLanguage("a result that is no number of the row: reduce it over pairs")
-    return Trace(outputs, counted, parameters)
+    return Trace(outputs, counted, parameters, scalars)

@@ -108,6 +108,10 @@ def _largest(x: Node, mask: Node) -> Node:
     other terms of the row may need too. Over no pair: at most the most negative number."""
     slope = _slope(x)
     if slope == 0:
+        # Less a number of the row: what a loss takes out itself is then found to be the largest.
+        for of_pair, of_row in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if of_row.level < PAIR:
+                return _largest(of_pair, mask) + of_row
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
     return rewrite([x], lambda node: extreme if node is S else None)[0]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
+from ...language import Row, log_sum_exp
+from ...language.described import Described, Positive
 from ...mining.sample_weights import sample_weights
-from ..terms import log_sum_exp_with_one
 from .proxies import ProxyLoss
 
 __all__ = ["ProxyAnchorLoss"]
@@ -21,14 +21,14 @@ __all__ = ["ProxyAnchorLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ProxyAnchor(RowLoss):
+class ProxyAnchor(Described):
     """SPEC 1.1. Rows are proxies; the mean over rows is the published normaliser."""
 
     name = "proxy_anchor"
     provenance = "released code"
     rows = "proxies"
 
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     margin: float = 0.1
 
     def __post_init__(self) -> None:
@@ -41,11 +41,10 @@ class ProxyAnchor(RowLoss):
             return [relation.rows / max(1, present)]
         return (relation.rows / present.double().clamp(min=1)).reshape(1)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
-        push = log_sum_exp_with_one(self.alpha * (rows.s + self.margin), rows.negative)
-        return rows.scalars[0] * pull + push
+    def row(self, p: Row) -> Any:
+        pull = log_sum_exp(-self.alpha * (p.s - self.margin), where=p.positive, one=True)
+        push = log_sum_exp(self.alpha * (p.s + self.margin), where=p.negative, one=True)
+        return p.scalar(0) * pull + push
 
 
 @register
@@ -58,12 +57,11 @@ class WeightedProxyAnchor(ProxyAnchor):
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"col_values": torch.linspace(-0.9, 0, columns)[None]}
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None and rows.col_values is not None
-        pull = rows.col_values[0] - self.alpha * (rows.s - self.margin)
-        push = rows.col_values[0] + self.alpha * (rows.s + self.margin)
-        return rows.scalars[0] * log_sum_exp_with_one(pull, rows.positive) + log_sum_exp_with_one(
-            push, rows.negative
+    def row(self, p: Row) -> Any:
+        pull = p.column(0) - self.alpha * (p.s - self.margin)
+        push = p.column(0) + self.alpha * (p.s + self.margin)
+        return p.scalar(0) * log_sum_exp(pull, where=p.positive, one=True) + log_sum_exp(
+            push, where=p.negative, one=True
         )
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, count, log_sum_exp, maximum, softplus, sum, where
+from ...language.described import Described
 from ..representation import learnt
-from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
 __all__ = ["SmoothedCrossEntropyLoss"]
@@ -25,7 +26,7 @@ def check_smoothing(value: float) -> float:
 
 @register
 @dataclasses.dataclass(frozen=True)
-class SoftmaxCrossEntropy(RowLoss):
+class SoftmaxCrossEntropy(Described):
     """SPEC 2.6, 2.8, 2.16. Rows are samples; logits are scale * s plus the column's bias.
 
     The target's logit is scale * (s - margin); `smoothing` of its probability is spread evenly over the
@@ -37,6 +38,7 @@ class SoftmaxCrossEntropy(RowLoss):
     provenance = "released code"
     columns = "proxies"
     column_bias = True
+    numbers = ("among",)
 
     scale: float = 1.0
     margin: float = 0.0
@@ -63,14 +65,15 @@ class SoftmaxCrossEntropy(RowLoss):
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"col_values": torch.linspace(-1, 1, columns)[None]} if self.biased else {}
 
-    def spec(self, rows: Rows) -> Tensor:
-        z = self.scale * rows.s
-        if self.biased:
-            assert rows.col_values is not None
-            z = z + rows.col_values[0]
-        target = (z * rows.positive).sum(1) - self.scale * self.margin
-        loss = cross_entropy(z, target, rows.positive, self.smoothing, self.among)
-        return loss + self.constant
+    def row(self, p: Row) -> Any:
+        z = self.scale * p.s + p.column(0) if self.biased else self.scale * p.s
+        others = count(where=p.negative)
+        valid = (count(where=p.positive) > 0) & (others > 0)
+        target = sum(z, where=p.positive) - self.scale * self.margin
+        gap = log_sum_exp(z, where=p.negative) - target
+        loss = where(self.among > 0, softplus(gap), gap)
+        spread = sum(z, where=p.negative) / maximum(others, 1)
+        return where(valid, loss + self.smoothing * (target - spread), 0.0) + self.constant
 
 
 class SmoothedCrossEntropyLoss(ProxyLoss):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
-from ..terms import log_sum_exp, masked_sum, rows_per
-
-PER = ("positives", "candidates", "pairs", "row")
+from ...language import Row, amax, count, detach, log, log_sum_exp, maximum, sum, where
+from ...language.described import Described, Positive
+from ..terms import rows_per
 
 
 @dataclasses.dataclass(frozen=True)
-class RowCrossEntropy(RowLoss):
+class RowCrossEntropy(Described):
     """push * log sum exp(s / temperature) - pull * (sum over positives of s / temperature) / divisor.
 
     per: the divisor is the row's number of "positives", its number of "candidates", the "pairs" of the
@@ -24,11 +22,11 @@ class RowCrossEntropy(RowLoss):
     needs_positive: rows without positives have a loss of 0.
     negatives_only: positives are left out of the sum of exponentials.
     log_mean: of the mean of exponentials instead of their sum.
-
-    A subclass has the name of one of the functors that csrc/rows/row_cross_entropy.h lists.
     """
 
-    temperature: float = 0.1
+    derived = ("sign",)
+
+    temperature: Positive = 0.1
     pull: float = 1.0
     push: float = 1.0
     per: Literal["positives", "candidates", "pairs", "row"] = "positives"
@@ -39,35 +37,27 @@ class RowCrossEntropy(RowLoss):
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
 
-    @property
-    def scale(self) -> float:
-        return self.metric.sign / self.temperature
-
-    def parameters(self) -> tuple[float, ...]:
-        flags = (self.needs_positive, self.negatives_only, self.log_mean)
-        return (self.scale, self.pull, self.push, PER.index(self.per), *map(float, flags))
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         return rows_per(positives) if self.per == "pairs" else None
 
-    def spec(self, rows: Rows) -> Tensor:
-        z = self.scale * rows.s
-        members = rows.negative if self.negatives_only else rows.positive | rows.negative
-        level = log_sum_exp(z, members)
-        count = members.sum(1)
+    def row(self, p: Row) -> Any:
+        z = self.sign / self.temperature * p.s
+        members = p.negative if self.negatives_only else p.pair
+        count_ = count(where=members)
+        positives = count(where=p.positive)
+        # With the largest exponent left out of both terms: a small loss of large logits keeps its digits.
+        top = 0.0 if self.negatives_only else detach(amax(z, where=members))
+        level = log_sum_exp(z - top, where=members)
         if self.log_mean:
-            level = level - count.clamp(min=1).to(z.dtype).log()
-        entropy = torch.where(count > 0, level, torch.zeros_like(level))
-        target = masked_sum(z, rows.positive)
-        positives = rows.positive.sum(1)
+            level = level - log(maximum(count_, 1))
+        target = sum(z - top, where=p.positive)
+        share: Any = 1.0
         if self.per == "positives":
-            target = target / positives.clamp(min=1)
+            share = 1 / maximum(positives, 1)
         elif self.per == "candidates":
-            target = target / max(1, rows.s.shape[1] - (rows.pair is not None))
+            share = 1 / maximum(count(where=p.pair), 1)
         elif self.per == "pairs":
-            assert rows.scalars is not None
-            target = target * rows.scalars[0]
-        loss = self.push * entropy - self.pull * target
-        if self.needs_positive:
-            loss = torch.where(positives > 0, loss, torch.zeros_like(loss))
-        return loss
+            share = p.scalar(0)
+        loss = self.push * level + (self.push - self.pull * share * positives) * top
+        loss = where(count_ > 0, loss, 0.0) - where(count(where=p.pair) > 0, self.pull * share * target, 0.0)
+        return where(positives > 0, loss, 0.0) if self.needs_positive else loss
