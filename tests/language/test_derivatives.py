@@ -74,6 +74,9 @@ def test_described_losses(case):
     )
     if description.similarity.endswith("distance"):  # as its labels are then
         rows.teacher, rows.col_values = rows.teacher + 1.2, (rows.col_values + 1.2).detach().requires_grad_()
+    for key, value in description.example_values(11, 23).items():
+        if key != "scalars":
+            setattr(rows, key, value.double().requires_grad_())
     direct = description.spec(rows)
     weights = None
     if description.outputs > 1 and not description.counted:

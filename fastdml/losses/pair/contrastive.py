@@ -33,6 +33,7 @@ class Contrastive(Described):
     name = "contrastive"
     provenance = "pytorch-metric-learning"
     outputs = 4
+    additive = True
     derived = ("sign", "floor_p", "floor_n")
     unread = ("pos_aggregation", "neg_aggregation", "pos_weight", "neg_weight")
     numbers = ("squared",)

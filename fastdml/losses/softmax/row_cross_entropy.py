@@ -37,6 +37,10 @@ class RowCrossEntropy(Described):
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
 
+    @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.per == "candidates"
+
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         return rows_per(positives) if self.per == "pairs" else None
 

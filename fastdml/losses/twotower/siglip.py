@@ -27,6 +27,7 @@ class SigLIP(Described):
     name = "siglip"
     provenance = "released code"
     learnable = (10.0, -10.0)
+    additive = True
 
     def row(self, p: Row) -> Any:
         u = p.scalar(0) * p.s + p.scalar(1)
