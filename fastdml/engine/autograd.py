@@ -20,7 +20,7 @@ def evaluate(call: Call) -> Tensor:
     Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
     """
     if call.before is not None:
-        first = [_slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
         call = call.before.fill(call.replace(before=None), first)
     call = _in_autocast(call)
     if torch.compiler.is_compiling():
@@ -44,7 +44,7 @@ def evaluate(call: Call) -> Tensor:
     return value * call.weight if weighted else value
 
 
-def _slopes(call: Call) -> Tensor:
+def slopes(call: Call) -> Tensor:
     """The derivatives of a call by its scalars, as constants."""
     tensors, words = _in_autocast(call).packed()
     wanted = [name == "scalars" for name in LEAVES]
@@ -148,7 +148,7 @@ class _RowLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
             leaves = saved[::2]
-            found = _scaled(saved[1::2], leaves, upstream)
+            found = scaled(saved[1::2], leaves, upstream)
         else:
             leaves = [x for x, w in zip(saved, wanted) if w]
             found = _of_rows(saved, ctx.words, upstream, wanted)
@@ -165,7 +165,7 @@ def _of_rows(
     return [g for g, w in zip(gradients, wanted) if w]
 
 
-def _scaled(
+def scaled(
     gradients: Sequence[Tensor], leaves: Sequence[Tensor], upstream: Tensor
 ) -> list[Tensor]:
     # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for

@@ -1,7 +1,7 @@
 """Several calls whose embeddings are the leading dimensions of one set, evaluated in one sweep.
 
-For widths d_1 < ... < d_K the block of products of d_(k+1) is that of d_k plus a product of the slice between.
-So all K cost the one product of the widest, and the row of every call is visited on a copy of the block:
+For widths d_1 < ... < d_K the block of products of d_(k+1) is that of d_k plus a product of the slice
+between. So all K cost the one product of the widest, and every call's rows are visited on a copy of it:
 
     S   += A_I[:, slice k] C[:, slice k]^T      S_k, and G_k by the call's own step
     Q   += G_k, from the widest down            the weights of all that the slice is part of
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import conditioning, dispatch
-from .autograd import _scaled, _slopes, _watched, evaluate, once
+from .autograd import evaluate, once, scaled, slopes, watched
 from .call import LEAVES, Call
 from .executors import one_block
 from .executors.chunked import Chunked
@@ -68,7 +68,7 @@ def _filled(calls: Sequence[Call]) -> list[Call]:
         return list(calls)
     befores = [c.before for c in calls]
     groups = [list(group) for group in zip(*(b.calls for b in befores if b is not None), strict=True)]
-    found = [[_slopes(c) for c in group] if first.slopes else _values(_filled(group)) for group in groups]
+    found = [[slopes(c) for c in group] if first.slopes else _values(_filled(group)) for group in groups]
     return [
         before.fill(call.replace(before=None), [values[k] for values in found])
         for k, (call, before) in enumerate(zip(calls, befores, strict=True))
@@ -85,10 +85,10 @@ class Prepared:
 
 
 def prepared(calls: Sequence[Call]) -> Prepared | None:
-    """Calls that are one call of the leading dimensions of one set, so that the sweep below can run them; None
-    where they are not, and where they run better one by one."""
+    """Calls that are one call of the leading dimensions of one set, so that the sweep below can run them;
+    None where they are not, and where they run better one by one."""
     last = calls[-1]
-    if len(calls) < 2 or last.anchors.device.type != "cpu" or _watched(last.anchors):
+    if len(calls) < 2 or last.anchors.device.type != "cpu" or watched(last.anchors):
         return None
     if not all(_alike(call, last) for call in calls):
         return None
@@ -112,7 +112,8 @@ def _alike(call: Call, last: Call) -> bool:
     if call.candidates is not None and last.candidates is not None:
         sets.append((call.candidates, last.candidates))
     leads = all(_leads(x, whole) for x, whole in sets)
-    return leads and all(a is b for a, b in zip(call.teacher, last.teacher)) and _same_pairs(call, last)
+    taught = all(a.shape == b.shape and _leads(a, b) for a, b in zip(call.teacher, last.teacher))
+    return leads and taught and _same_pairs(call, last)
 
 
 def _same_pairs(call: Call, other: Call) -> bool:
@@ -415,8 +416,9 @@ def _together(
     last = calls[-1]
     others = [x for c in calls for x in c.leaves[_SHARED:]]
     found = _Together.apply(
-        last.anchors, last.candidates, *others, tuple(calls), tuple(weights), together, torch.is_grad_enabled()
-    )
+        last.anchors, last.candidates, *others,
+        tuple(calls), tuple(weights), together, torch.is_grad_enabled(),
+    )  # fmt: skip
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -475,6 +477,6 @@ class _Together(torch.autograd.Function):
             _, found = _evaluated(weighted, ctx.weights, Prepared(problems, step), ctx.needed)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         else:
-            found = _scaled(gradients, leaves, upstream[0])
+            found = scaled(gradients, leaves, upstream[0])
         each = iter(once(found, leaves))
         return (*(next(each) if n else None for n in ctx.needed), None, None, None, None)

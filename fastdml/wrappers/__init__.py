@@ -1,4 +1,4 @@
-"""What wraps a loss: a memory of past batches, several views, several losses, several widths. Calls to calls."""
+"""What wraps a loss: a memory of past batches, several views, losses or widths. Calls to calls."""
 
 from .matryoshka import MatryoshkaLoss
 from .memory import CrossBatchMemory

@@ -50,7 +50,7 @@ class MatryoshkaLoss(nn.Module):
 
     *Matryoshka Representation Learning*, Kusupati et al., NeurIPS 2022 (arXiv 2205.13147), equation 1: the
     sum over widths m of c_m L(x[:, :m]). The products of a width are those of the width before and of the
-    dimensions between, so all widths together take the products of the widest (docs/two-towers.md says where).
+    dimensions between: all widths together take the products of the widest (docs/two-towers.md: where).
 
     Args:
         loss: a loss of embeddings, of this library: of samples, with proxies (whose first dimensions are
@@ -78,8 +78,9 @@ class MatryoshkaLoss(nn.Module):
         if len(found) != len(self.dims):
             raise ValueError(f"weights: expected {len(self.dims)} numbers, got {len(found)}")
         self.weights = tuple(check.finite(w, "weights") for w in found)
-        told = [inspect.signature(m).parameters for m in (loss.forward, getattr(loss, "calls", loss.forward))]
-        # The one of the two that spells out the batch has its places; proxies are an argument of `calls`.
+        methods = (loss.forward, getattr(loss, "calls", loss.forward))
+        told = [inspect.signature(method).parameters for method in methods]
+        # The one that spells out the batch has its places; proxies are an argument of `calls`.
         batch = next((t for t in told if "embeddings" in t), told[0]).values()
         self._places = {
             p.name: None if p.default is p.empty else p.default
