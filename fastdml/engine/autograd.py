@@ -50,8 +50,8 @@ def slopes(call: Call) -> Tensor:
     wanted = [name == "scalars" for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
     found = _run(detached, spelled(words) if watched(call.anchors) else words, wanted)
-    slopes: Tensor = found[1 + LEAVES.index("scalars")]
-    return slopes
+    given: Tensor = found[1 + LEAVES.index("scalars")]
+    return given if call.whole is None else call.whole.total(given)
 
 
 def _in_autocast(call: Call) -> Call:
