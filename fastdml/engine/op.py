@@ -157,7 +157,7 @@ def row_outputs(call: Call) -> Tensor:
     """[M, outputs] of the rows of a call, whatever is made of them; no gradient."""
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
-    with _own_world(call.anchors.device.type):
+    with own_world(call.anchors.device.type):
         return _ran(problem, executor, Wanted()).outputs
 
 

@@ -103,7 +103,7 @@ def prepared(calls: Sequence[Call]) -> Prepared | None:
 
 def _alike(call: Call, last: Call) -> bool:
     """Whether a call is that of the leading dimensions of the other's embeddings."""
-    if call.finish is not None or isinstance(call.weight, Tensor):
+    if call.finish is not None or isinstance(call.weight, Tensor) or call.whole is not None:
         return False
     words = [(c.reduction, c.backend, len(c.teacher), c.candidates is None) for c in (call, last)]
     if words[0] != words[1] or call.loss != last.loss:

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import check, prefixes
-from ..engine.autograd import evaluate
 from ..engine.call import Call
-from ..losses.base import Part, total
+from ..losses.base import total, weighted
 
 # Arguments of losses that are embeddings of the one space.
 _EMBEDDINGS = ("embeddings", "ref_emb", "hard_negatives", "proxies")
@@ -31,18 +30,6 @@ class Widths:
 
     def evaluate(self) -> Tensor:
         return prefixes.total(self.calls, self.weights)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weighted:
-    """A part of a loss times a number."""
-
-    part: Part | Call
-    weight: float
-
-    def evaluate(self) -> Tensor:
-        value = evaluate(self.part) if isinstance(self.part, Call) else self.part.evaluate()
-        return self.weight * value
 
 
 class MatryoshkaLoss(nn.Module):
@@ -109,7 +96,7 @@ class MatryoshkaLoss(nn.Module):
             if all(isinstance(part, Call) for part in group):
                 found.append(Widths(group, self.weights))
             else:
-                found += [Weighted(p, w) for p, w in zip(group, self.weights, strict=True)]
+                found += [weighted(p, w) for p, w in zip(group, self.weights, strict=True)]
         return found
 
     def _of_width(self, given: dict[str, Any], width: int) -> list[Any]:
