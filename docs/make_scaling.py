@@ -1,4 +1,4 @@
-"""Computes the tables of docs/scaling.md: a step over 8 to 4,096 GPUs, from stated rates. Nothing is measured.
+"""Computes the tables of docs/scaling.md: a step over 8 to 4,096 GPUs, from stated rates, not measured.
 
 `python docs/make_scaling.py` writes them into the page, `--check` says whether they are up to date.
 """

@@ -3,8 +3,9 @@
     python examples/large_batch.py --batch 16384 --chunk 512
     torchrun --standalone --nproc-per-node 2 examples/large_batch.py --batch 16384 --chunk 512
 
-Two lines make it a script of several processes: DDP around the network, `wrap` around the loss. Both print the same losses, and so does `--chunk 16384`, which is the plain step: characters in other
-fonts, of classes that are not trained on, are what is retrieved.
+Two lines make it a script of several processes: DDP around the network, `wrap` around the loss. Both print
+the same losses, and so does `--chunk 16384`, which is the plain step: characters in other fonts, of
+classes that are not trained on, are what is retrieved.
 """
 
 from __future__ import annotations

@@ -85,6 +85,39 @@ def _check_sampled(loss, alone, leaf, labels, result) -> None:
 SAMPLED = [0, 1, 2, 3, 4, 6, 7, 9]
 
 
+def resumes() -> None:
+    """A checkpoint of all proxies goes on bit for bit, the draws of classes too."""
+    case = CASES["ragged"]()
+    labels = case.y.unique(return_inverse=True)[1] * 3 % CLASSES
+    counts = shards(len(case.x), dist.get_world_size(), False)
+    x, y = own(case.x, counts), own(labels, counts)
+
+    def made() -> torch.nn.Module:
+        torch.manual_seed(6)
+        return shard(MADE["cos face"], CLASSES, sample=0.3, seed=5).double()
+
+    def steps(loss: torch.nn.Module, count: int) -> list[float]:
+        optimizer = torch.optim.SGD(loss.parameters(), 0.1)
+        found = []
+        for _ in range(count):
+            optimizer.zero_grad()
+            value = loss(x.clone().requires_grad_(), y)
+            value.backward()
+            optimizer.step()
+            found.append(value.item())
+        return found
+
+    first, second = made(), made()
+    whole = steps(first, 4)
+    before = steps(second, 2)
+    state = {k: v.clone() for k, v in second.full_state_dict().items()}
+    third = made()
+    third.load_full_state_dict(state)
+    assert before + steps(third, 2) == whole
+    for (key, a), b in zip(first.full_state_dict().items(), third.full_state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
 def refused() -> None:
     for make, words in (
         (lambda n: losses.SubCenterArcFaceLoss(n, DIM), "several proxies of a class"),
@@ -110,5 +143,6 @@ def refused() -> None:
 def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     found = {name: functools.partial(check_loss, name) for name in MADE}
     found["a share of the classes"] = functools.partial(check_loss, "arc face", 0.2)
+    found["resumes"] = resumes
     found["what cannot be shared out"] = refused
     return found
