@@ -36,7 +36,7 @@ def test_only_imports_differ():
     """No line but those of imports asks which library it is."""
     for script in SCRIPTS:
         text = (FOLDER / f"{script}.py").read_text(encoding="utf-8")
-        before, asked, rest = text.partition('if os.environ.get("LIBRARY") == "pml":\n')
+        _, asked, rest = text.partition('if os.environ.get("LIBRARY") == "pml":\n')
         assert asked and "LIBRARY" not in rest
         switch = rest.split("\n\n")[0].splitlines()
         assert all(line == "else:" or line.lstrip().startswith("from ") for line in switch)

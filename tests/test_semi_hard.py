@@ -18,7 +18,7 @@ def brute_force(x, y, ref, ref_y, own, margin=None):
             if margin is not None:
                 farther = [n for n in farther if d[a, n] < d[a, p] + margin]
             if farther:
-                found.add((a, p, min(farther, key=lambda n: (d[a, n], n))))  # noqa: B023
+                found.add((a, p, min(farther, key=lambda n: (d[a, n], n))))
     return found
 
 
@@ -31,7 +31,8 @@ def test_each_positives_nearest_farther_negative(one_set, margin, at_once, monke
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(23, 3, generator=g), torch.randint(0, 5, (23,), generator=g)
     y[4] = 9
-    ref, ref_y = (x, y) if one_set else (torch.randn(31, 3, generator=g), torch.randint(0, 5, (31,), generator=g))
+    others = torch.randn(31, 3, generator=g), torch.randint(0, 5, (31,), generator=g)
+    ref, ref_y = (x, y) if one_set else others
     miner = miners.SemiHardMiner(margin)
     found = miner(x, y) if one_set else miner(x, y, ref, ref_y)
     expected = brute_force(x, y, ref, ref_y, one_set, margin)
