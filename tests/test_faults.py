@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import fastdml
 from fastdml import losses, miners
 from fastdml.engine import registry
-from fastdml.losses.representation import constructor
+from fastdml.engine.arguments import constructor
 
 NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0}
 x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -91,8 +91,7 @@ def tried(name, argument, value):
     except ValueError as error:
         return None if str(error).startswith(f"{argument}: ") else f"{error}"
     except Exception as error:
-        set_by_class = isinstance(error, TypeError) and "multiple values" in str(error)
-        return None if set_by_class else f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -136,6 +136,8 @@ class LabelRelation(Relation):
             return same, self.columns - same
         if self.one_set and isinstance(self.own, int) and self.own == 0:
             return same - 1, self.columns - same
+        if self.columns == 0:
+            return same, same
         own = self.own_columns(0, self.rows, rows.device)
         assert own is not None
         alike = (self.candidate_labels[own.clamp(min=0)] == rows) & (own >= 0)

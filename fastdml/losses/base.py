@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
@@ -18,7 +19,7 @@ from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import constructor, shown
+from .representation import ExactNumbers, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -58,7 +59,7 @@ def _number(value: Tensor | int) -> Any:
     return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
 
 
-class Loss(nn.Module):
+class Loss(NamedArguments, ExactNumbers):
     """What all losses share.
 
     A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
@@ -93,10 +94,8 @@ class Loss(nn.Module):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
-    # Arguments of the constructor, those of them that are True or False, and those without a default.
-    arguments: ClassVar[frozenset[str]] = frozenset()
-    flags: ClassVar[frozenset[str]] = frozenset()
-    required: ClassVar[frozenset[str]] = frozenset()
+    # A loss that passes its call on whole says in `calls` what it takes.
+    entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -117,8 +116,9 @@ class Loss(nn.Module):
         reducer: object = None,
         embedding_regularizer: Regularizer | None = None,
         embedding_reg_weight: float = 1,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         name = type(self).__name__
         if distance is not None:
             if similarity is not None:
@@ -144,14 +144,6 @@ class Loss(nn.Module):
         self.validate = validate
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Once a class: a graph that is compiled could not ask.
-        super().__init_subclass__(**kwargs)
-        known = constructor(cls)
-        cls.arguments = frozenset(known)
-        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
-        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An argument is kept under its name: flags are flags, and numbers Python's own.

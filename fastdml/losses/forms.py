@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import check
+from ..engine.arguments import constructor
 from .base import Loss, total
-from .representation import constructor
 
 _NONE = inspect.Parameter.empty
 # Sizes that a module asks for and the functional form finds in its tensors.
@@ -22,7 +23,10 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     """The function of the name `module.function`: of a batch and, by keyword, of the options."""
     batch, options = _parameters(module)
     # What the function reads are names and values: the compiler cannot look into signatures.
-    places, names, sizes = tuple(batch), frozenset(options), _sizes(module)
+    by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    places = tuple(name for name, p in batch.items() if p.kind is by_place)
+    names, sizes = frozenset(options), _sizes(module)
+    known = (*batch, *options)
     required = [name for name, p in batch.items() if p.default is _NONE]
     order = {
         name: None if p.default is _NONE else p.default for name, p in _forward(module).items()
@@ -32,13 +36,11 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
         arguments = dict(module.input_defaults)
         if len(given) > len(places):
-            raise TypeError(
-                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
-            )
+            check.by_place(given, places, f"{module.function}()")
         arguments.update(zip(places, given, strict=False))
         for name, value in keywords.items():
             if name not in batch:
-                raise TypeError(f"{module.function}() has no argument {name!r}")
+                check.taken([name], known, f"{module.function}()")
             if name in arguments and name not in module.input_defaults:
                 raise TypeError(f"{module.function}() got {name!r} twice")
             arguments[name] = value

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import SampleLoss, total
 from ..mining.miners import Miner
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(NamedArguments):
     """A loss of the batch against a queue of the latest embeddings, the batch's own among them.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798). No gradient
@@ -46,8 +47,9 @@ class CrossBatchMemory(nn.Module):
         embedding_size: int,
         memory_size: int = 1024,
         miner: Miner | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         if not isinstance(loss, SampleLoss):
             raise ValueError(
                 f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"

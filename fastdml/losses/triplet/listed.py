@@ -50,7 +50,7 @@ class OneByOne:
             )
         loss, count, anchors = self.function(self.description, self.batch, self.triplets)
         rows = self.batch.embeddings.shape[0]
-        return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
+        return reduced(loss, max(1, rows) if self.by_rows else count, anchors, rows, self.reduction)
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""

@@ -7,7 +7,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
@@ -92,6 +92,9 @@ class InfoNCELoss(PairedLoss):
     inputs = {"scale": ("temperature", "learnable")}
     positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")
+    constants = ("log_scale",)
+
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -105,11 +108,11 @@ class InfoNCELoss(PairedLoss):
         self.symmetric = symmetric
         self.learnable = learnable
         value = -math.log(check.positive(temperature, "temperature"))
+        log_scale = torch.tensor(value, dtype=torch.float64)
         if learnable:
-            self.log_scale = nn.Parameter(torch.tensor(value))
+            self.learn("log_scale", log_scale)
         else:
-            # In double precision: float32 would round what the caller gave.
-            self.register_buffer("log_scale", torch.tensor(value, dtype=torch.float64))
+            self.register_buffer("log_scale", log_scale)
 
     def description(self) -> InfoNCE:
         share = 0.5 if self.symmetric else 0.0
@@ -131,6 +134,9 @@ class CLIPLoss(InfoNCELoss):
     """CLIP's loss: symmetric InfoNCE with a learnable scale; see `InfoNCELoss`."""
 
     function = None
+    sets = ("symmetric",)
 
     def __init__(self, temperature: float = 0.07, *, learnable: bool = True, **kwargs: Any) -> None:
-        super().__init__(temperature, symmetric=True, learnable=learnable, **kwargs)
+        super().__init__(
+            temperature, symmetric=True, learnable=learnable, **self.unset(kwargs)
+        )

@@ -13,7 +13,6 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..representation import learnt
 from .paired import PairedLoss
 
 __all__ = ["SigLIPLoss"]
@@ -58,10 +57,14 @@ class SigLIPLoss(PairedLoss):
     positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
 
+    log_scale: Tensor
+    bias: Tensor
+
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.log_scale = learnt(torch.tensor(math.log(check.positive(init_scale, "init_scale"))))
-        self.bias = learnt(torch.tensor(check.finite(init_bias, "init_bias")))
+        scale, bias = check.positive(init_scale, "init_scale"), check.finite(init_bias, "init_bias")
+        self.learn("log_scale", torch.tensor(math.log(scale), dtype=torch.float64))
+        self.learn("bias", torch.tensor(bias, dtype=torch.float64))
 
     def calls(
         self,
