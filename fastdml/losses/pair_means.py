@@ -103,9 +103,8 @@ def _of_pairs(x: Tensor, y: Tensor, anchors: Tensor, others: Tensor) -> Tensor:
     """The mean over listed pairs, each counted once: a sparse product instead of a copy per pair."""
     index = torch.stack([anchors, others])
     ones = torch.ones(anchors.shape[0], dtype=x.dtype, device=x.device)
-    listed = torch.sparse_coo_tensor(
-        index, ones, (x.shape[0], y.shape[0]), check_invariants=False
-    ).coalesce()
+    shape = (x.shape[0], y.shape[0])
+    listed = torch.sparse_coo_tensor(index, ones, shape, check_invariants=False).coalesce()
     once = torch.sparse_coo_tensor(
         listed.indices(), torch.ones_like(listed.values()), listed.shape, is_coalesced=True,
         check_invariants=False,
