@@ -143,6 +143,8 @@ def test_wrappers_of_nothing():
     memory = fastdml.wrappers.CrossBatchMemory(losses.SupConLoss(), D, 16)
     value = memory(x.clone().requires_grad_(), y, enqueue_mask=torch.zeros(8, dtype=torch.bool))
     assert value == 0 and value.requires_grad
+    rows = fastdml.wrappers.CrossBatchMemory(losses.SupConLoss(reduction="none"), D, 16)
+    assert rows(x, y, enqueue_mask=torch.zeros(8, dtype=torch.bool)).shape == (8,)
     assert memory(NO_ROWS, NO_LABELS) == 0 and memory.filled == 0
     assert fastdml.wrappers.SelfSupervisedLoss(losses.NTXentLoss())(NO_ROWS, NO_ROWS) == 0
 

@@ -142,6 +142,29 @@ def test_distances_far_from_the_origin(name, backend):
     assert error(found, slope) < 1e-3
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("size", [12, 600])
+@pytest.mark.parametrize(
+    ("make", "bound"),
+    [
+        (lambda **o: MODULES["LogRatioLoss"](**o), 1e-5),
+        (lambda **o: MODULES["LogRatioLoss"](normalize=True, **o), 1e-4),
+        (lambda **o: MODULES["LogRatioLoss"](squared_embedding=True, **o), 1e-5),
+        (lambda **o: MODULES["DenseTripletLoss"](**o), 1e-4),
+        (lambda **o: MODULES["MarginLoss"](epsilon=1e-8, **o), 1e-5),
+    ],
+)
+def test_equal_embeddings_pull_neither(make, bound, size, backend):
+    """Where something is added to squared distances, the derivative at 0 is large, and multiplies nothing."""
+    x = draw(size, 16).float()
+    x[3] = x[7]
+    loss = make(backend=backend)
+    name = type(loss).__name__
+    y = draw(size, seed=5).float() if name in LABELLED else torch.arange(size) // 4
+    (_, found), (_, true) = (run(name, loss, t, y) for t in (x, x.double()))
+    assert error(found, true) < bound
+
+
 DISTANCE = [n for n in NAMES if made(n, similarity="distance") is not None and n not in PAIRED]
 
 

@@ -161,6 +161,12 @@ def reduction(kind: str) -> None:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
 
 
+def among(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuses a kind that is not among those of a loss; without any, all are."""
+    if known and kind not in known:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {kind!r}")
+
+
 def similarity(kind: str) -> None:
     if not isinstance(kind, str) or kind not in SIMILARITIES:
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")

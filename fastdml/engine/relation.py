@@ -234,26 +234,31 @@ class PredicateRelation(Relation):
         self._index = torch.arange(max(rows, columns), device=device)
 
     def masks(self, start: int, stop: int) -> Masks:
-        found = self.predicate(self._index[start:stop], self._index[: self.columns])
-        shape = (stop - start, self.columns)
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
-            raise ValueError(
-                "indices_tuple: expected the function to return two bool masks, of positives and of "
-                f"negatives, got {type(found).__name__}"
+        return masks_of(self.predicate, self._index[start:stop], self._index[: self.columns])
+
+
+def masks_of(predicate: Predicate, rows: Tensor, columns: Tensor) -> Masks:
+    """What a user's function says of rows [R] and columns [N]; ValueError unless these are two masks."""
+    found = predicate(rows, columns)
+    shape = (rows.shape[0], columns.shape[0])
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise ValueError(
+            "indices_tuple: expected the function to return two bool masks, of positives and of "
+            f"negatives, got {type(found).__name__}"
+        )
+    for mask, name in zip(found, ("positive", "negative")):
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not fits or tuple(mask.shape) != shape:
+            got = (
+                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                if isinstance(mask, Tensor)
+                else mask
             )
-        for mask, name in zip(found, ("positive", "negative")):
-            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
-            if not fits or tuple(mask.shape) != shape:
-                got = (
-                    f"{mask.dtype} of shape {tuple(mask.shape)}"
-                    if isinstance(mask, Tensor)
-                    else mask
-                )
-                raise ValueError(
-                    f"indices_tuple: expected the function to return a bool {name} mask of shape "
-                    f"{shape}, got {got}"
-                )
-        return found[0], found[1]
+            raise ValueError(
+                f"indices_tuple: expected the function to return a bool {name} mask of shape "
+                f"{shape}, got {got}"
+            )
+    return found[0], found[1]
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -126,17 +126,7 @@ class Loss(NamedArguments, ExactNumbers):
             similarity = similarity_of(distance, name)
         if reducer is not None:
             reduction = reduction_of(reducer, name, self.reductions)
-        check.reduction(reduction)
-        if reduction not in self.reductions:
-            raise ValueError(
-                f"reduction: expected {' or '.join(map(repr, self.reductions))}, got {reduction!r}"
-            )
         self.similarity = self.default_similarity if similarity is None else similarity
-        check.similarity(self.similarity)
-        if self.similarities and self.similarity not in self.similarities:
-            expected = " or ".join(map(repr, self.similarities))
-            raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
-        check_backend(backend)
         if reduction == "none" and embedding_regularizer is not None:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.reduction = reduction
@@ -149,6 +139,14 @@ class Loss(NamedArguments, ExactNumbers):
         # An argument is kept under its name: flags are flags, and numbers Python's own.
         if name in self.flags and name not in self.learnt:
             check.flag(value, name)
+        elif name == "reduction":
+            check.reduction(value)
+            check.among(value, name, self.reductions)
+        elif name == "similarity":
+            check.similarity(value)
+            check.among(value, name, self.similarities)
+        elif name == "backend":
+            check_backend(value)
         elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
         self.__dict__.pop("_described", None)
@@ -206,6 +204,11 @@ class Loss(NamedArguments, ExactNumbers):
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """Whether a backward pass may read `ref_emb`, which must not change before it then."""
+        return self.reduction == "none"
 
     @property
     def nonzero_over(self) -> str:

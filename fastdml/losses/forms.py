@@ -103,20 +103,22 @@ def _parameters(
     return batch, options
 
 
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 _Arguments = tuple[tuple[str, Any], ...]
 
 
 def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Loss:
     """A module of these options, whose own state is not used."""
     given = (*sizes, *options.items())
-    if torch.compiler.is_compiling():
+    # Numbers and names are what they are; a tensor may change, and a function would be kept alive.
+    if torch.compiler.is_compiling() or not all(map(_is_constant, options.values())):
         return _fresh(module, given)
-    try:
-        return _kept(module, given)  # type: ignore[arg-type]
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _fresh(module, given)
+    return _kept(module, given)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256, typed=True)

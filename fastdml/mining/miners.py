@@ -245,7 +245,7 @@ class DistanceWeightedMiner(Miner):
         return {"drawn": True, **cutoffs}
 
     def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step, labels)
+        return int(self.seed), self._steps.take(self.step)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None

@@ -100,11 +100,12 @@ class CrossBatchMemory(NamedArguments):
             )
         own = self._store(embeddings.detach(), labels, enqueue_mask)
         count = int(self.filled)
-        if count == 0:
-            return [_Nothing(embeddings)]
+        memory, stored = self.embedding_memory[:count], self.label_memory[:count]
+        if self.loss.keeps_candidates:
+            # The next call writes into the memory, maybe before the backward pass of this one.
+            memory, stored = memory.clone(), stored.clone()
         # Another dtype than the buffer's (half precision) is the batch's.
-        memory = self.embedding_memory[:count].to(embeddings.dtype)
-        stored = self.label_memory[:count]
+        memory = memory.to(embeddings.dtype)
         pairs = None
         if self.miner is not None:
             pairs = self.miner(embeddings, labels, memory, stored, own=own)
@@ -128,13 +129,3 @@ class CrossBatchMemory(NamedArguments):
         self.queue_idx.copy_((self.queue_idx + len(rows)) % self.memory_size)
         self.filled.copy_((self.filled + len(rows)).clamp(max=self.memory_size))
         return torch.full_like(labels, -1).index_put_((rows,), places)
-
-
-class _Nothing:
-    """0 with a gradient: nothing is stored yet to compare with."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        self.embeddings = embeddings
-
-    def evaluate(self) -> Tensor:
-        return (self.embeddings * 0).sum()

@@ -148,6 +148,10 @@ class TripletLoss(SampleLoss):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
+    def keeps_candidates(self) -> bool:
+        return True  # of triplets one by one, which a miner may list
+
+    @property
     def draws(self) -> bool:
         return self.triplets_per_anchor != "all"
 
@@ -159,7 +163,7 @@ class TripletLoss(SampleLoss):
             return self.seed, 0
         if not self.training:
             return self.seed, self.step % check.STREAMS
-        return self.seed, self._steps.take(self.step, batch.need_labels())
+        return self.seed, self._steps.take(self.step)
 
     def listed(
         self, description: RowLoss, batch: Batch, step: int | Tensor | None, join: bool = False

@@ -56,9 +56,9 @@ class Margin(RowLoss):
         check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        # A miner's distances have no epsilon, and only draws by distance are known.
+        # A miner's distances have no epsilon, and only draws by distance are known; they go before own ones.
         known = self.epsilon == 0 and "drawn" in rule
-        return super().with_rule(rule) if known else None
+        return dataclasses.replace(self, **rule) if known else None
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]
