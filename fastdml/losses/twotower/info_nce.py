@@ -112,7 +112,9 @@ class InfoNCELoss(PairedLoss):
         if learnable:
             self.learn("log_scale", log_scale)
         else:
-            self.register_buffer("log_scale", log_scale)
+            # Of one dimension: a compiled graph takes one number of double precision for Python's own, and is
+            # then made twice.
+            self.register_buffer("log_scale", log_scale.reshape(1))
 
     def description(self) -> InfoNCE:
         share = 0.5 if self.symmetric else 0.0
