@@ -23,8 +23,8 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     """The function of the name `module.function`: of a batch and, by keyword, of the options."""
     batch, options = _parameters(module)
     # What the function reads are names and values: the compiler cannot look into signatures.
-    by_place = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    places = tuple(name for name, p in batch.items() if p.kind is by_place)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    places = tuple(name for name, p in batch.items() if p.kind is not keyword)
     names, sizes = frozenset(options), _sizes(module)
     known = (*batch, *options)
     required = [name for name, p in batch.items() if p.default is _NONE]

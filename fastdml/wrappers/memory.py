@@ -50,7 +50,9 @@ class CrossBatchMemory(NamedArguments):
         **unknown: Any,
     ) -> None:
         super().__init__(**unknown)
-        if not isinstance(loss, SampleLoss):
+        # A loss over samples of all processes is one: `distributed.wrap`.
+        self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
+        if not self._shared and not isinstance(loss, SampleLoss):
             raise ValueError(
                 f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
             )
@@ -85,7 +87,8 @@ class CrossBatchMemory(NamedArguments):
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
         """Stores the batch, and returns the parts of the loss of it against the memory."""
-        check.embeddings(embeddings, "embeddings")
+        if not (self._shared and embeddings.dim() == 2 and embeddings.shape[0] == 0):
+            check.embeddings(embeddings, "embeddings")
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected dimension {self.embedding_size}, got {embeddings.shape[1]}"
@@ -101,7 +104,8 @@ class CrossBatchMemory(NamedArguments):
         own = self._store(embeddings.detach(), labels, enqueue_mask)
         count = int(self.filled)
         memory, stored = self.embedding_memory[:count], self.label_memory[:count]
-        if self.loss.keeps_candidates:
+        loss: Any = self.loss.loss if self._shared else self.loss
+        if loss.keeps_candidates:
             # The next call writes into the memory, maybe before the backward pass of this one.
             memory, stored = memory.clone(), stored.clone()
         # Another dtype than the buffer's (half precision) is the batch's.
