@@ -37,7 +37,7 @@ WRONG = {
     "misspelt": (lambda: losses.SupConLoss(temprature=1), "temprature: expected none, as SupConLoss has no such argument; did you mean 'temperature'?"),
     "unlike any": (lambda: F.sup_con(x, y, zzz=1), r"zzz: expected none, as sup_con\(\) has no such argument; it takes embeddings, labels, "),
     "set by a class": (lambda: losses.CLIPLoss(symmetric=False), "symmetric: expected none, as CLIPLoss has no such argument; it takes temperature, learnable"),
-    "too many": (lambda: losses.InfoNCELoss()(x, x, y), "InfoNCELoss: expected at most 2 arguments by place, embeddings, ref_emb; got 3"),
+    "too many": (lambda: losses.PairedNPairsLoss()(x, x, y), "PairedNPairsLoss: expected at most 2 arguments by place, embeddings, ref_emb; got 3"),
     "too many of a function": (lambda: F.sup_con(*[x] * 9), r"sup_con\(\): expected at most 5 arguments by place, embeddings, labels, .*; got 9"),
     "NaN": (lambda: ms(bad, y, validate=True), "embeddings: expected finite values, got NaN or infinity in 2 rows"),
     # labels
