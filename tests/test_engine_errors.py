@@ -90,6 +90,7 @@ WRONG = {
     "temperature": (lambda: losses.SmoothAPLoss(0), "temperature: expected a positive number, got 0"),
     "temperature NaN": (lambda: F.smooth_ap(x, y, temperature=float("nan")), "temperature: expected a positive number, got nan"),
     "reduction": (lambda: losses.SmoothAPLoss(reduction="avg"), r"reduction: expected one of \('mean', .*got 'avg'"),
+    "reduction of a loss": (lambda: losses.HistogramLoss(reduction="sum"), "reduction: expected 'mean', got 'sum'"),
     "reduction of a function": (lambda: ms(x, y, reduction=None), "reduction: expected one of .*got None"),
     "similarity": (lambda: losses.SmoothAPLoss(similarity="l2"), r"similarity: expected one of .*'cosine', .*got 'l2'"),
     "similarity of distances": (lambda: F.relaxed_contrastive(x, x, similarity="dot"), r"similarity: expected a distance \(.*got 'dot'"),

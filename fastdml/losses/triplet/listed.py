@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import embedding
 
 from ...engine import check
@@ -151,6 +152,10 @@ def costs(
     return loss, count
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -167,7 +172,9 @@ class _Sums(torch.autograd.Function):
             leaves = [(x[where] if k < lists else x).detach() for k, x in enumerate(inputs)]
             kept = [x.requires_grad_() for x, w in zip(leaves, wanted) if w]
             part = triplets.part(where)
-            with torch.enable_grad():
+            # What is saved for this small graph is no affair of hooks around the whole: checkpointing would
+            # compute the loss again in the middle of its forward pass.
+            with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
                 loss, count = cost(part, *leaves)
                 loss = part.masked(loss).sum(dtype=torch.float64)
             total[0] += loss.detach()
