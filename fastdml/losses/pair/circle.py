@@ -149,11 +149,13 @@ def _from_one_side(function: Predicate) -> Predicate:
     """The pairs that a function names from either side, from the side of the smaller index."""
 
     def pairs(i: Tensor, j: Tensor) -> tuple[Tensor, ...]:
-        one, other = masks_of(function, i, j), masks_of(function, j, i)
+        positive, negative, weight = masks_of(function, i, j)
+        turned_positive, turned_negative, turned_weight = masks_of(function, j, i)
         above = i[:, None] < j
-        positive, negative = ((one[k] | other[k].t()) & above for k in (0, 1))
-        if one[2] is None or other[2] is None:
+        positive = (positive | turned_positive.t()) & above
+        negative = (negative | turned_negative.t()) & above
+        if weight is None or turned_weight is None:
             return positive, negative
-        return positive, negative, torch.maximum(one[2], other[2].t())
+        return positive, negative, torch.maximum(weight, turned_weight.t())
 
     return pairs

@@ -174,6 +174,8 @@ class InfoNCELoss(PairedLoss):
             # Of one dimension: a compiled graph takes one number of double precision for Python's own, and is
             # then made twice.
             self.register_buffer("log_scale", log_scale.reshape(1))
+        if not isinstance(negatives, (str, list, tuple)):
+            raise ValueError(f"negatives: expected a list of {NEGATIVES} with 'qd', got {negatives!r}")
         for name in (negatives,) if isinstance(negatives, str) else negatives:
             check.one_of(name, "negatives", NEGATIVES)
         if isinstance(negatives, str) or "qd" not in negatives:
