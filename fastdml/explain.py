@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine import in_torch
 from .engine.call import Call
 from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
@@ -19,6 +20,7 @@ from .engine.registry import LOSSES
 from .losses import FUNCTIONS, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
+from .losses.reduced import Reduced
 from .losses.teacher.relational_distillation import Vertices
 from .losses.triplet.listed import OneByOne
 
@@ -83,7 +85,7 @@ def explain(
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
         with _at_rest(module):
-            parts = module.calls(M, *batch)
+            parts = module.parts(M, *batch)
         return _explained(module, parts, backend, device or M.device)
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
@@ -217,6 +219,8 @@ def _explained(
         if isinstance(part, Call):
             before = () if part.before is None else part.before.calls
             found += [_of_call(call, backend, torch.device(device)) for call in (part, *before)]
+        elif isinstance(part, Reduced):
+            found += [_of_elements(part, call, backend, torch.device(device)) for call in part.calls]
         elif isinstance(part, OneByOne):
             found.append(_of_triplets(part, backend, str(device)))
         elif isinstance(part, Vertices):
@@ -249,6 +253,17 @@ def _of_call(call: Call, backend: str | None, device: torch.device) -> Explanati
         plan=executor.plan(problem),
         refused={name: why for name, why in refusals.items() if why is not None},
     )
+
+
+def _of_elements(
+    part: Reduced, call: Call, backend: str | None, device: torch.device
+) -> Explanation:
+    found = _of_call(call, backend, device)
+    if not call.loss.in_pieces:
+        return dataclasses.replace(found, plan=f"{found.plan}; {type(part.reducer).__name__} of the rows' losses")
+    how = in_torch.plan(Problem.of(call, device)) if part.by_blocks else "in torch, as a list of all elements"
+    kind = type(part.reducer).__name__
+    return dataclasses.replace(found, executor="chunked", reason=f"{kind} of elements", plan=how)
 
 
 def _of_triplets(part: OneByOne, backend: str | None, device: str) -> Explanation:

@@ -9,15 +9,18 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distances import distance_of, similarity_of
 from ..engine import check
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
-from ..engine.foreign import reduction_of, similarity_of
 from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
+from ..reducers import AvgNonZeroReducer, BaseReducer, DoNothingReducer, MeanReducer, MultipleReducers
+from ..reducers import SumReducer, native
+from .reduced import Reduced
 from .representation import constructor, shown
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -50,6 +53,14 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     return value
 
 
+_REDUCERS: dict[str, type[BaseReducer]] = {
+    "mean": MeanReducer,
+    "sum": SumReducer,
+    "nonzero": AvgNonZeroReducer,
+    "none": DoNothingReducer,
+}
+
+
 def _number(value: Tensor | int) -> Any:
     """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
     if isinstance(value, Tensor):
@@ -74,8 +85,10 @@ class Loss(nn.Module):
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation. In
             a compiled graph, which cannot raise a ValueError of values, it is a RuntimeError as it runs.
-        distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
-            these have their like.
+        distance: an object of fastdml.distances or of pytorch-metric-learning, or a user's module, in
+            place of similarity: kept as `loss.distance`. What is not made of products runs in torch.
+        reducer: an object of fastdml.reducers or of pytorch-metric-learning, or a user's module, in place
+            of reduction: kept as `loss.reducer`. It may also be the name of a reduction.
         embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
             times `embedding_reg_weight`.
     """
@@ -103,6 +116,15 @@ class Loss(nn.Module):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # Reducer objects that are a reduction of the loss, by the names of their classes; with others the loss's
+    # elements are reduced by torch.
+    reducers: ClassVar[Mapping[str, str]] = {
+        "MeanReducer": "mean",
+        "SumReducer": "sum",
+        "AvgNonZeroReducer": "nonzero",
+    }
+    # The names of its parts, which MultipleReducers asks for.
+    part_names: ClassVar[tuple[str, ...]] = ("loss",)
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
 
@@ -119,13 +141,14 @@ class Loss(nn.Module):
         embedding_reg_weight: float = 1,
     ) -> None:
         super().__init__()
-        name = type(self).__name__
         if distance is not None:
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
-            similarity = similarity_of(distance, name)
+            similarity = similarity_of(distance, type(self).__name__)
+        self._distance = distance if isinstance(distance, nn.Module) else None
+        self._reducer: nn.Module | None = None
         if reducer is not None:
-            reduction = reduction_of(reducer, name, self.reductions)
+            reduction = self._reduction_of(reducer)
         check.reduction(reduction)
         if reduction not in self.reductions:
             raise ValueError(
@@ -137,13 +160,49 @@ class Loss(nn.Module):
             expected = " or ".join(map(repr, self.similarities))
             raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
         check_backend(backend)
-        if reduction == "none" and embedding_regularizer is not None:
-            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+        if embedding_regularizer is not None:
+            self._expect_scalar(reduction)
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
+
+    def _reduction_of(self, reducer: object) -> str:
+        """The reduction that a reducer object is, or that of the elements it takes."""
+        if isinstance(reducer, str):
+            return reducer
+        if not isinstance(reducer, nn.Module):
+            raise ValueError(f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}")
+        self._reducer = reducer
+        known = native(reducer)
+        if known is not None and type(known).__name__ in self.reducers:
+            self._is_reduction = True
+            return self.reducers[type(known).__name__]
+        self._is_reduction = False
+        return "none" if "none" in self.reductions else self.reductions[0]
+
+    def _expect_scalar(self, reduction: str) -> None:
+        if reduction == "none" and self._reducer is None:
+            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+
+    @property
+    def distance(self) -> Any:
+        """What pairs are compared by, as an object."""
+        return self._distance if self._distance is not None else distance_of(self.similarity)
+
+    @distance.setter
+    def distance(self, value: Any) -> None:
+        self.similarity = similarity_of(value, type(self).__name__)
+        self._distance = value if isinstance(value, nn.Module) else None
+
+    @property
+    def reducer(self) -> Any:
+        """What makes the loss of its elements, as an object."""
+        given = self._reducer if self._reducer is not None else _REDUCERS[self.reduction]()
+        if len(self.part_names) == 1 or isinstance(native(given), (MultipleReducers, DoNothingReducer)):
+            return given
+        return MultipleReducers({name: given for name in self.part_names})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Once a class: a graph that is compiled could not ask.
@@ -154,6 +213,8 @@ class Loss(nn.Module):
         cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):  # a module would be registered
+            return object.__setattr__(self, name, value)
         # An argument is kept under its name: flags are flags, and numbers Python's own.
         if name in self.flags and name not in self.learnt:
             check.flag(value, name)
@@ -192,10 +253,19 @@ class Loss(nn.Module):
     def parts(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls, and what else the loss adds up."""
         found = self.calls(*batch, **inputs)
+        term = None
         if self.embedding_regularizer is not None:
             embeddings = batch[0] if batch else inputs["embeddings"]
-            found.append(Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight))
-        return found
+            term = Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight)
+        if self._reducer is None or self._is_reduction:
+            return found if term is None else [*found, term]
+        named = dict(zip(self._batch_names(), batch)) | inputs
+        terms = {} if term is None else {"embedding_reg_loss": term}
+        labels = named.get("labels")
+        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, self.part_names[0])]
+
+    def _batch_names(self) -> tuple[str, ...]:
+        return ("embeddings", "labels")
 
     def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
         """A call of the engine with this loss's reduction and backend."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..distances import similarity_of
 from ..engine import check
 from ..engine.call import Call, statistic_type
-from ..engine.foreign import similarity_of
 from ..engine.loss import RowLoss
 from ..engine.problem import Problem
 from .batch import Batch, checked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
 from ..terms import masked_sum
@@ -95,6 +95,18 @@ class Contrastive(RowLoss):
             counts.append(counted.sum(1).to(s.dtype))
         return torch.stack(sums + counts, dim=1)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        s = rows.s
+        if self.relative:
+            assert rows.row_values is not None
+            s = s * rows.row_values[:, :1]
+        pull = (self.sign * (s - self.pos_margin)).relu()
+        push = (self.sign * (self.neg_margin - s)).relu()
+        return {
+            "pos_loss": Piece("pos_pair", pull, rows.positive),
+            "neg_loss": Piece("neg_pair", push, rows.negative),
+        }
+
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)
         if reduction == "sum":
@@ -147,6 +159,7 @@ class TwoSums(SampleLoss):
 
     mean_over = "pairs of each kind"
     reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
+    part_names = ("pos_loss", "neg_loss")
 
     def __init__(
         self,

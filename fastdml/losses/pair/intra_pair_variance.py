@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Call
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ..base import SampleLoss
@@ -46,6 +46,15 @@ class IntraPairVariance(RowLoss):
         high = (rows.s - (1 + self.neg_eps) * mean_n).relu().square()
         return share_p * masked_sum(low, rows.positive) + share_n * masked_sum(high, rows.negative)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        assert rows.scalars is not None
+        low = ((1 - self.pos_eps) * rows.scalars[0] - rows.s).relu().square()
+        high = (rows.s - (1 + self.neg_eps) * rows.scalars[1]).relu().square()
+        return {
+            "pos_loss": Piece("pos_pair", low, rows.positive),
+            "neg_loss": Piece("neg_pair", high, rows.negative),
+        }
+
 
 class IntraPairVarianceLoss(SampleLoss):
     """Intra-pair variance loss.
@@ -69,6 +78,8 @@ class IntraPairVarianceLoss(SampleLoss):
     similarities = ("cosine", "dot")
     function = "intra_pair_variance"
     mean_over = "pairs of each kind"
+    reducers = {"MeanReducer": "mean"}
+    part_names = ("pos_loss", "neg_loss")
     describes = IntraPairVariance
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
@@ -69,6 +69,20 @@ class LiftedStructure(RowLoss):
         through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
         value = masked_sum(excess.square() / 2, rows.positive)
         return rows.scalars[0] * (self.pull * value + self.push * through)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        assert rows.col_values is not None
+        sign = self.metric.sign
+        own = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)[:, None]
+        loss = _half_square(own, rows.col_values[-2], sign * (self.pos_margin - rows.s))
+        return {"loss": Piece("pos_pair", loss, rows.positive)}
+
+
+def _half_square(own: Tensor, other: Tensor, pull: Tensor) -> Tensor:
+    """Half of [log(exp own + exp other) + pull]_+^2; 0 where neither sample has a negative."""
+    some = torch.maximum(own, other).detach() > 0.5 * torch.finfo(own.dtype).min
+    both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
+    return torch.where(some, (both + pull).relu().square() / 2, torch.zeros_like(pull))
 
 
 @register
@@ -129,6 +143,7 @@ class LiftedStructureLoss(SampleLoss):
 
     function = "lifted_structure"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"

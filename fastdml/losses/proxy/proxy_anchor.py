@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
 from ...mining.sample_weights import sample_weights
@@ -46,6 +46,17 @@ class ProxyAnchor(RowLoss):
         pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
         push = log_sum_exp_with_one(self.alpha * (rows.s + self.margin), rows.negative)
         return rows.scalars[0] * pull + push
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        weight = 0.0 if rows.col_values is None else rows.col_values[0]
+        pull = log_sum_exp_with_one(weight - self.alpha * (rows.s - self.margin), rows.positive)
+        push = log_sum_exp_with_one(weight + self.alpha * (rows.s + self.margin), rows.negative)
+        every = torch.ones_like(pull, dtype=torch.bool)[:, None]
+        present = rows.positive.any(1)
+        return {
+            "pos_loss": Piece("element", pull[:, None], every, present),
+            "neg_loss": Piece("element", push[:, None], every, torch.ones_like(pull)),
+        }
 
 
 @register
@@ -91,6 +102,8 @@ class ProxyAnchorLoss(ProxyLoss):
 
     function = "proxy_anchor"
     mean_over = "classes that are present, and all classes"
+    reducers = {"DivisorReducer": "mean"}
+    part_names = ("pos_loss", "neg_loss")
     describes = ProxyAnchor
 
     def __init__(

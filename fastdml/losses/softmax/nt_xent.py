@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
 from ..terms import log_sum_exp, masked_sum, rows_per, softplus
@@ -46,6 +46,11 @@ class NTXent(RowLoss):
         # Without negatives the gap is hugely negative, and its softplus 0.
         return rows.scalars[0] * masked_sum(softplus(level - z), rows.positive)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        z = self.scale * rows.s
+        level = log_sum_exp(z, rows.negative)[:, None]
+        return {"loss": Piece("pos_pair", softplus(level - z), rows.positive)}
+
 
 class NTXentLoss(SampleLoss):
     """NT-Xent loss, the normalised and temperature-scaled cross-entropy.
@@ -69,6 +74,7 @@ class NTXentLoss(SampleLoss):
 
     function = "nt_xent"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = NTXent
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:

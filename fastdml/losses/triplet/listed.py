@@ -52,6 +52,20 @@ class OneByOne:
         rows = self.batch.embeddings.shape[0]
         return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
 
+    def elements(self) -> dict[str, Any]:
+        """The triplets' losses as a list, for a reducer object."""
+        if self.triplets is None:
+            raise ValueError(
+                "reducer: all swapped triplets are summed by anchor; expected AvgNonZeroReducer, MeanReducer or "
+                "SumReducer, or a miner's list"
+            )
+        loss, count, _ = self.function(self.description, self.batch, self.triplets)
+        t = self.triplets
+        index = (t.a, t.p, t.n)
+        if t.valid is not None:
+            loss, index = loss[t.valid], (t.a[t.valid], t.p[t.valid], t.n[t.valid])
+        return {"losses": loss, "indices": index, "reduction_type": "triplet", "divisor": count.sum()}
+
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
         if backend in ("auto", "chunked", "dense"):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...engine import check
 from ...engine.call import statistic_type
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...mining.choice import distance_log_weight, draw, poison
@@ -104,6 +104,27 @@ class Margin(RowLoss):
         else:
             count = others * near + own * far
         return torch.stack([loss, count], dim=1)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        if self.drawn:
+            raise ValueError("reducer: expected DivisorReducer or SumReducer with draws by distance")
+        assert rows.row_values is not None
+        beta = rows.row_values[:, 0]
+        near, columns, valid = rows.thresholds()
+        pull = (near - beta[:, None] + self.margin).relu()[:, :, None]
+        push = (beta[:, None] - rows.s + self.margin).relu()[:, None, :]
+        mask = (valid[:, :, None] & rows.negative[:, None, :]).flatten(1)
+        shape = (rows.s.shape[0], columns.shape[1], rows.s.shape[1])
+        every = torch.arange(rows.s.shape[1], device=rows.s.device)
+        index = [t.expand(shape).flatten(1) for t in (columns[:, :, None], every)]
+        active = ((pull > 0).to(pull.dtype) + (push > 0).to(pull.dtype)).flatten(1)
+        divisor = masked_sum(active, mask)
+        loss = Piece("triplet", (pull + push).flatten(1), mask, divisor, (index[0], index[1]))
+        found = {"margin_loss": loss}
+        if self.nu:
+            weight = (self.nu * beta)[:, None].expand_as(mask)
+            found["beta_reg_loss"] = Piece("element", weight, mask, divisor)
+        return found
 
     def _drawn(self, rows: Rows, beta: Tensor) -> Tensor:
         assert rows.row_values is not None
@@ -218,6 +239,8 @@ class MarginLoss(TripletLoss):
     """
 
     function = "margin"
+    reducers = {"DivisorReducer": "mean", "SumReducer": "sum"}
+    part_names = ("margin_loss", "beta_reg_loss")
     learnt = ("beta",)
     inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
