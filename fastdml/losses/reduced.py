@@ -91,7 +91,8 @@ class Reduced:
         """The losses of triplets one by one, if that is what the loss is."""
         for part in self.parts:
             if _is_list(part):
-                return {self.name: part.elements()}
+                found: dict[str, Any] = part.elements(self.name)
+                return found
         return {}
 
     def _weighted(self, call: Call, rows: Rows) -> dict[str, Piece]:

@@ -52,7 +52,7 @@ class OneByOne:
         rows = self.batch.embeddings.shape[0]
         return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
 
-    def elements(self) -> dict[str, Any]:
+    def elements(self, name: str) -> dict[str, Any]:
         """The triplets' losses as a list, for a reducer object."""
         if self.triplets is None:
             raise ValueError(
@@ -64,7 +64,8 @@ class OneByOne:
         index = (t.a, t.p, t.n)
         if t.valid is not None:
             loss, index = loss[t.valid], (t.a[t.valid], t.p[t.valid], t.n[t.valid])
-        return {"losses": loss, "indices": index, "reduction_type": "triplet", "divisor": count.sum()}
+        info = {"losses": loss, "indices": index, "reduction_type": "triplet", "divisor": count.sum()}
+        return {name: info}
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""

@@ -1,0 +1,140 @@
+"""Angular loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...engine import check
+from ...engine.autograd import evaluate
+from ...engine.call import Call, statistic_type
+from ...engine.loss import RowLoss
+from ...engine.registry import register
+from ...engine.similarity import unit
+from ...language import log_sum_exp
+from ...language.described import Described
+from ...language.row import Row
+from ...mining.batch import Batch
+from ...mining.pairs import positive_pairs
+from ..base import SampleLoss, Term
+
+__all__ = ["AngularLoss"]
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Angular(Described):
+    """A row is the sum of a positive pair, against what is negative to it. row_value 0: what its own product
+    takes off the exponents. `scale` is 4 tan^2 alpha."""
+
+    name = "angular"
+    provenance = "pytorch-metric-learning, its negatives normalised"
+
+    scale: float = 4 * math.tan(math.radians(40)) ** 2
+    similarity: str = dataclasses.field(default="dot", kw_only=True)
+
+    @classmethod
+    def examples(cls) -> list[RowLoss]:
+        return [cls(similarity="cosine"), cls(0.5, similarity="cosine")]
+
+    def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
+        return {"row_values": torch.linspace(-1.5, 3.0, rows)[:, None]}
+
+    def row(self, p: Row) -> Any:
+        return log_sum_exp(self.scale * p.s - p.row_value(0), where=p.negative, one=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfPairs:
+    """A call whose rows are positive pairs (a, p): what reducer objects take for a list of these."""
+
+    call: Call
+    a: Tensor
+    p: Tensor
+
+    def evaluate(self) -> Tensor:
+        return evaluate(self.call)
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The list."""
+        losses = evaluate(self.call.replace(reduction="none"))
+        return {name: {"losses": losses, "indices": (self.a, self.p), "reduction_type": "pos_pair"}}
+
+
+class AngularLoss(SampleLoss):
+    """Angular loss.
+
+    *Deep Metric Learning with Angular Loss*, Wang et al., ICCV 2017 (arXiv 1708.01682), equation 8, of
+    normalised embeddings: the mean over positive pairs (a, p) of
+
+        log(1 + sum_N exp(4 tan^2(alpha) (a + p).n - 2 (1 + tan^2(alpha)) a.p))
+
+    over the candidates n of another label than a. In two sets, p and n are candidates.
+
+    Args:
+        alpha: the angle, in degrees, in (0, 90).
+
+    A list of `indices_tuple` names the positive pairs; negatives come from labels. No positive pair, or no
+    negative: 0. O(pairs) rows of sums a + p are made. reduction="none" returns one value of every positive
+    pair (of one set without a list, (i, j) stands for both orders). Other arguments: see `SampleLoss`.
+    """
+
+    function = "angular"
+    mean_over = "positive pairs"
+    default_similarity = "distance"
+    similarities = ("distance",)
+    reducers = {"MeanReducer": "mean"}
+
+    def __init__(self, alpha: float = 40, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha = alpha
+        self.description()  # checks the parameters
+
+    def description(self) -> Angular:
+        check.number(self.alpha, "alpha", "an angle in (0, 90) degrees", lambda v: 0 < v < 90)
+        return Angular(4 * math.tan(math.radians(self.alpha)) ** 2)
+
+    def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
+        description, found = self.resolved(*batch, own=own)
+        labels, columns = found.need_labels(), found.column_labels
+        if columns is None:
+            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+        ordered = self._reducer is not None and not self._is_reduction
+        with torch.no_grad():
+            a, p = positive_pairs(found, once=not ordered)
+        if a.shape[0] == 0 or (found.pairs and found.pairs[2].shape[0] == 0):
+            return [Term(_nothing, (found.embeddings, self.reduction))]
+        # Rows of one set count once for both orders.
+        weight = 2.0 if self.reduction == "sum" and not (ordered or found.pairs or found.ref_emb is not None) else 1.0
+        return [self.pair_call(description, found, labels, columns, a, p, weight)]
+
+    def pair_call(
+        self, description: Angular, batch: Batch, labels: Tensor, columns: Tensor, a: Tensor, p: Tensor,
+        weight: float,
+    ) -> OfPairs:  # fmt: skip
+        """The call of the positive pairs (a, p)."""
+        kind = statistic_type(batch.embeddings, batch.ref_emb)
+        x = unit(batch.embeddings.to(kind))
+        y = x if batch.ref_emb is None else unit(batch.ref_emb.to(kind))
+        one, other = x.index_select(0, a), y.index_select(0, p)
+        tangent = description.scale / 4
+        own = 2 * (1 + tangent) * (one * other).sum(1, keepdim=True)
+        call = self.call(
+            description,
+            one + other,
+            candidates=y,
+            anchor_labels=labels[a],
+            candidate_labels=columns,
+            row_values=own,
+            weight=weight,
+        )
+        return OfPairs(call, a, p)
+
+
+def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
+    nothing = (embeddings * 0).sum()
+    return nothing.new_zeros(0) if reduction == "none" else nothing
