@@ -15,7 +15,7 @@ from ...engine.call import statistic_type
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
-from ...mining.choice import distance_log_weight, draw, poison
+from ...mining.choice import LEAST, distance_log_weight, draw, poison
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
@@ -50,7 +50,7 @@ class Margin(RowLoss):
     def __post_init__(self) -> None:
         check.finite(self.margin, "margin")
         check.finite(self.nu, "nu")
-        check.positive(self.cutoff, "cutoff")
+        check.non_negative(self.cutoff, "cutoff")
         check.positive(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
         check.non_negative(self.epsilon, "epsilon")
         check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
@@ -71,7 +71,7 @@ class Margin(RowLoss):
             float(_NORMALIZERS[self.normalizer]),
             float(self.drawn),
             float(self.dimension),
-            self.cutoff,
+            max(self.cutoff, LEAST),
             self.nonzero_loss_cutoff,
         )
 
