@@ -86,13 +86,13 @@ class BaseReducer(nn.Module):
     def _of_list(
         self, losses: Tensor, anchors: Tensor, embeddings: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """The same two sums of a list: every element is a row of its own."""
+        """The number of a list: every element is a row of its own."""
         if not self.folds:
             raise NotImplementedError(f"{type(self).__name__} says nothing of such losses")
         every = torch.ones_like(losses, dtype=torch.bool)[:, None]
         owners = None if labels is None else labels[anchors.to(labels.device)]
-        total, count = self.fold(losses[:, None], every, owners).unbind(1)
-        return self.finish(total.sum(), count.sum()) + self.zero_loss(embeddings)
+        chosen, mask = self.chosen(losses[:, None], every, owners)
+        return self.of_list(chosen[mask]) + self.zero_loss(embeddings)
 
     def zero_loss(self, embeddings: Tensor) -> Tensor:
         """0, with a gradient."""
@@ -103,16 +103,21 @@ class BaseReducer(nn.Module):
 
         losses, mask: [R, K] elements of a row, and which of them there are. labels: [R] of the anchors.
         """
-        raise NotImplementedError
+        losses, mask = self.chosen(losses, mask, labels)
+        kept = torch.where(mask, losses, torch.zeros_like(losses))
+        return torch.stack([kept.sum(1), mask.sum(1).to(losses.dtype)], dim=1)
+
+    def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The elements as they count, and which of them do."""
+        return losses, mask
+
+    def of_list(self, losses: Tensor) -> Tensor:
+        """The number of those that do [T]."""
+        return losses.mean() if losses.shape[0] else losses.sum()
 
     def finish(self, total: Tensor, count: Tensor) -> Tensor:
         """The number of both sums. No element: 0."""
         return total / count.detach().clamp(min=1)
-
-
-def _sums(losses: Tensor, mask: Tensor) -> Tensor:
-    kept = torch.where(mask, losses, torch.zeros_like(losses))
-    return torch.stack([kept.sum(1), mask.sum(1).to(losses.dtype)], dim=1)
 
 
 class MeanReducer(BaseReducer):
@@ -120,15 +125,15 @@ class MeanReducer(BaseReducer):
 
     folds = True
 
-    def fold(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
-        return _sums(losses, mask)
-
 
 class SumReducer(MeanReducer):
     """Their sum."""
 
     def finish(self, total: Tensor, count: Tensor) -> Tensor:
         return total
+
+    def of_list(self, losses: Tensor) -> Tensor:
+        return losses.sum()
 
 
 class ThresholdReducer(BaseReducer):
@@ -143,12 +148,12 @@ class ThresholdReducer(BaseReducer):
         self.low = low
         self.high = high
 
-    def fold(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
+    def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.low is not None:
             mask = mask & (losses > self.low)
         if self.high is not None:
             mask = mask & (losses < self.high)
-        return _sums(losses, mask)
+        return losses, mask
 
     def extra_repr(self) -> str:
         return f"low={self.low}, high={self.high}"
@@ -176,7 +181,7 @@ class ClassWeightedReducer(BaseReducer):
             raise ValueError(f"weights: expected a tensor of one weight per class, got {weights!r}")
         self.weights = weights
 
-    def fold(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
+    def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if labels is None:
             raise ValueError("labels: expected labels with weights of classes, got None")
         classes = self.weights.shape[0]
@@ -185,7 +190,7 @@ class ClassWeightedReducer(BaseReducer):
             if low < 0 or high >= classes:
                 raise ValueError(f"labels: expected values in [0, {classes}), one weight per class")
         weight = self.weights.to(losses)[labels.to(losses.device)]
-        return _sums(losses * weight[:, None], mask)
+        return losses * weight[:, None], mask
 
 
 class DivisorReducer(BaseReducer):

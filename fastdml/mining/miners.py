@@ -110,6 +110,10 @@ class Miner(nn.Module):
     def num_triplets(self) -> int:
         return self._counted({3: 0})
 
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+        """The index tensors at once. Other candidates that are the very tensor `embeddings` are one set."""
+        return tuple(self(embeddings, labels, ref_emb, ref_labels))
+
     def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
         """The index tensors of a batch."""
         select = self.selection(batch.embeddings.shape[1], stream)
@@ -269,7 +273,7 @@ class DistanceWeightedMiner(Miner):
     ) -> None:
         super().__init__(**kwargs)
         self.cutoff = check.non_negative(cutoff, "cutoff")
-        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        self.nonzero_loss_cutoff = check.finite(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
         self.step: Tensor

@@ -12,9 +12,11 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
+from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
+from ..triplet.listed import distances, wide
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
@@ -138,7 +140,8 @@ class LiftedStructureLoss(SampleLoss):
         neg_margin, pos_margin: in units of `similarity`, "distance" by default; on similarities all
             signs turn.
 
-    Pairs come from labels; `indices_tuple` is refused. Other arguments: see `SampleLoss`.
+    Of an `indices_tuple` the listed negatives of the anchor and of the positive count (of two sets, those of
+    the candidate that is the positive); O(pairs) memory. Other arguments: see `SampleLoss`.
     """
 
     function = "lifted_structure"
@@ -155,11 +158,14 @@ class LiftedStructureLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
-        if len(batch) > 2 and batch[2] is not None:
-            raise ValueError(
-                "indices_tuple: lifted structure takes its pairs from labels; expected None"
-            )
         description, found = self.resolved(*batch, own=own)
+        if found.predicate is not None:
+            raise ValueError(
+                "indices_tuple: lifted structure takes labels or listed pairs; expected index tensors, got a "
+                "function"
+            )
+        if found.pairs:
+            return [OfListed(description, found, self.reduction)]
         if found.ref_emb is None:
             return [self.sample_call(description, found)]
         call = self.sample_call(
@@ -183,6 +189,48 @@ class LiftedStructureLoss(SampleLoss):
             weight=1.0 if self.reduction == "mean" else float(found.embeddings.shape[0]),
         )
         return [call, far]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfListed:
+    """The loss of listed pairs: what a list says, and no more."""
+
+    description: LiftedStructure
+    batch: Batch
+    reduction: str
+
+    def losses(self) -> Tensor:
+        """[P] of the positive pairs."""
+        loss, batch = self.description, self.batch
+        a1, p, a2, n = batch.pairs
+        x, y = wide(batch)
+        sign = loss.metric.sign
+        pull = sign * (loss.pos_margin - distances(loss.metric, x, y, a1, p))
+        push = sign * (distances(loss.metric, x, y, a2, n) - loss.neg_margin)
+        own = _log_sums(push, a2, x.shape[0])
+        # What else is a negative of the positive: of one set it is an anchor too.
+        other = own if batch.ref_emb is None else _log_sums(push, n, y.shape[0])
+        return _half_square(own[a1], other[p], pull)
+
+    def evaluate(self) -> Tensor:
+        losses = self.losses()
+        if losses.shape[0] == 0:
+            return (self.batch.embeddings * 0).sum()
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The list, for a reducer object."""
+        index = self.batch.pairs[:2]
+        return {name: {"losses": self.losses(), "indices": index, "reduction_type": "pos_pair"}}
+
+
+def _log_sums(z: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups] log of the sum of exp z [T] of a group; the most negative number of the type without any."""
+    low = torch.finfo(z.dtype).min
+    top = z.detach().new_full((groups,), low).scatter_reduce(0, group, z.detach(), "amax")
+    total = z.new_zeros(groups).index_add(0, group, (z - top[group]).exp())
+    some = total > 0
+    return torch.where(some, torch.where(some, total, 1.0).log() + top, low)
 
 
 class GeneralizedLiftedStructureLoss(SampleLoss):

@@ -115,6 +115,8 @@ class PNPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    VARIANTS = tuple(_VARIANTS)
+
     function = "pnp"
     mean_over = "queries with a positive"
 

@@ -51,7 +51,7 @@ class Margin(RowLoss):
         check.finite(self.margin, "margin")
         check.finite(self.nu, "nu")
         check.non_negative(self.cutoff, "cutoff")
-        check.positive(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        check.finite(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
         check.non_negative(self.epsilon, "epsilon")
         check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
 
