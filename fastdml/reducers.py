@@ -55,6 +55,8 @@ class BaseReducer(nn.Module):
             return self.zero_loss(embeddings) + losses
         if kind == "already_reduced":
             return losses
+        if losses.dim() > 1:  # pytorch-metric-learning's come as columns now and then
+            info = {**info, "losses": losses.flatten()}
         return self.reduce(info, embeddings, labels)
 
     def reduce(self, info: Mapping[str, Any], embeddings: Tensor, labels: Tensor | None) -> Tensor:

@@ -155,6 +155,13 @@ class RowLoss:
         raise NotImplementedError
 
     @property
+    def only_in_torch(self) -> str | None:
+        """Why these parameters have no compiled form, or None."""
+        if self.metric.in_torch:
+            return f"{self.similarity!r} is not made of products"
+        return None
+
+    @property
     def in_pieces(self) -> bool:
         """Whether its elements are others than the rows' losses."""
         return type(self).pieces is not RowLoss.pieces

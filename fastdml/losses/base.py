@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..distances import distance_of, similarity_of
 from ..engine import check
-from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
@@ -21,6 +20,7 @@ from ..mining.sample_weights import sample_weights
 from ..reducers import AvgNonZeroReducer, BaseReducer, DoNothingReducer, MeanReducer, MultipleReducers
 from ..reducers import SumReducer, native
 from .reduced import Reduced
+from .reduced import total_of as total
 from .representation import constructor, shown
 
 Regularizer = Callable[[Tensor], Tensor]
@@ -42,15 +42,6 @@ class Term:
 
     def evaluate(self) -> Tensor:
         return self.weight * self.function(*self.arguments)
-
-
-def total(parts: Sequence[Call | Part]) -> Tensor:
-    """The sum of what the parts of a loss are."""
-    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
-    value = values[0]
-    for other in values[1:]:
-        value = value + other
-    return value
 
 
 _REDUCERS: dict[str, type[BaseReducer]] = {
@@ -123,6 +114,8 @@ class Loss(nn.Module):
         "SumReducer": "sum",
         "AvgNonZeroReducer": "nonzero",
     }
+    # The reduction, whatever the reducer object, of a loss that is one number there.
+    one_number: ClassVar[str | None] = None
     # The names of its parts, which MultipleReducers asks for.
     part_names: ClassVar[tuple[str, ...]] = ("loss",)
     # How many classes' labels, from 0 on, the loss takes; None: any.
@@ -176,6 +169,9 @@ class Loss(nn.Module):
             raise ValueError(f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}")
         self._reducer = reducer
         known = native(reducer)
+        if self.one_number is not None:
+            self._is_reduction = not isinstance(known, DoNothingReducer)
+            return self.one_number
         if known is not None and type(known).__name__ in self.reducers:
             self._is_reduction = True
             return self.reducers[type(known).__name__]
@@ -262,7 +258,9 @@ class Loss(nn.Module):
         named = dict(zip(self._batch_names(), batch)) | inputs
         terms = {} if term is None else {"embedding_reg_loss": term}
         labels = named.get("labels")
-        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, self.part_names[0])]
+        whole = self.one_number is not None
+        name = self.part_names[0]
+        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, name, whole)]
 
     def _batch_names(self) -> tuple[str, ...]:
         return ("embeddings", "labels")

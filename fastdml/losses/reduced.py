@@ -18,12 +18,38 @@ from ..reducers import BaseReducer, DivisorReducer, MultipleReducers, PerAnchorR
 _NOTHING = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
 
 
+def total_of(parts: list[Any]) -> Any:
+    """The sum of what the parts of a loss are."""
+    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
+    value = values[0]
+    for other in values[1:]:
+        value = value + other
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """A call whose rows are no samples of the batch, and what they are: indices, and the kind of element."""
+
+    call: Call
+    indices: Any
+    kind: str = "element"
+
+    def evaluate(self) -> Tensor:
+        return evaluate(self.call)
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The rows' losses as a list."""
+        losses = evaluate(self.call.replace(reduction="none", weight=1.0))
+        return {name: {"losses": losses, "indices": self.indices, "reduction_type": self.kind}}
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduced:
     """What a reducer object makes of the parts of a loss.
 
     parts: calls, of row losses or of elements (`RowLoss.pieces`), and what else the loss adds up.
-    terms: numbers by name, already reduced. name: of the first part.
+    terms: numbers by name, already reduced. name: of the first part. whole: the loss is one number.
     """
 
     reducer: nn.Module
@@ -32,6 +58,7 @@ class Reduced:
     labels: Tensor | None
     terms: Mapping[str, Any]
     name: str = "loss"
+    whole: bool = False
 
     @property
     def calls(self) -> list[Call]:
@@ -60,6 +87,10 @@ class Reduced:
         """The loss; a dict with a reducer that does nothing."""
         terms = {k: t.evaluate() for k, t in self.terms.items()}
         others = [p.evaluate() for p in self.parts if not isinstance(p, Call) and not _is_list(p)]
+        if self.whole:
+            value = total_of(self.parts)
+            found = {self.name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+            return self.reducer(found, self.embeddings, self.labels)
         if self.by_blocks:
             return sum([self._folded(), *terms.values(), *others])
         if self._main is not None:
@@ -162,7 +193,12 @@ class Reduced:
                 index = rows
             elif piece.columns is not None:
                 index = (rows, *(c[piece.mask] for c in piece.columns))
-            info = {"losses": piece.losses[piece.mask], "indices": index, "reduction_type": piece.kind}
+            losses = piece.losses[piece.mask]
+            if piece.columns is not None:  # positives come in any order
+                size = (call.anchors if call.candidates is None else call.candidates).shape[0]
+                order = ((index[0] * size + index[1]) * size + index[2]).argsort()
+                losses, index = losses[order], tuple(t[order] for t in index)
+            info = {"losses": losses, "indices": index, "reduction_type": piece.kind}
             if piece.divisor is not None:
                 info["divisor"] = piece.divisor.sum()
             found[name] = info

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.autograd import evaluate
-from ...engine.call import Call, statistic_type
+from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...engine.similarity import unit
@@ -21,6 +20,7 @@ from ...language.row import Row
 from ...mining.batch import Batch
 from ...mining.pairs import positive_pairs
 from ..base import SampleLoss, Term
+from ..reduced import Elements
 
 __all__ = ["AngularLoss"]
 
@@ -46,23 +46,6 @@ class Angular(Described):
 
     def row(self, p: Row) -> Any:
         return log_sum_exp(self.scale * p.s - p.row_value(0), where=p.negative, one=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class OfPairs:
-    """A call whose rows are positive pairs (a, p): what reducer objects take for a list of these."""
-
-    call: Call
-    a: Tensor
-    p: Tensor
-
-    def evaluate(self) -> Tensor:
-        return evaluate(self.call)
-
-    def elements(self, name: str) -> dict[str, Any]:
-        """The list."""
-        losses = evaluate(self.call.replace(reduction="none"))
-        return {name: {"losses": losses, "indices": (self.a, self.p), "reduction_type": "pos_pair"}}
 
 
 class AngularLoss(SampleLoss):
@@ -115,7 +98,7 @@ class AngularLoss(SampleLoss):
     def pair_call(
         self, description: Angular, batch: Batch, labels: Tensor, columns: Tensor, a: Tensor, p: Tensor,
         weight: float,
-    ) -> OfPairs:  # fmt: skip
+    ) -> Elements:  # fmt: skip
         """The call of the positive pairs (a, p)."""
         kind = statistic_type(batch.embeddings, batch.ref_emb)
         x = unit(batch.embeddings.to(kind))
@@ -132,7 +115,7 @@ class AngularLoss(SampleLoss):
             row_values=own,
             weight=weight,
         )
-        return OfPairs(call, a, p)
+        return Elements(call, (a, p), "pos_pair")
 
 
 def _nothing(embeddings: Tensor, reduction: str) -> Tensor:

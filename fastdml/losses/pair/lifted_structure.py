@@ -13,6 +13,7 @@ from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
+from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
@@ -155,7 +156,11 @@ class LiftedStructureLoss(SampleLoss):
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
-        self.description()  # checks the parameters
+        if self.description().metric.in_torch:
+            # (i, p) and (p, i) may differ: pairs go one by one through what torch differentiates.
+            known = {"mean": MeanReducer, "sum": SumReducer}
+            self._reducer = self._reducer or known[self.reduction]()
+            self._is_reduction = False
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         description, found = self.resolved(*batch, own=own)

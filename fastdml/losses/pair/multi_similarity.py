@@ -11,7 +11,7 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one
+from ..terms import compiled_on_similarities, duplicate_ceiling, log_sum_exp_with_one
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -48,8 +48,13 @@ class MultiSimilarity(RowLoss):
         epsilon = self.epsilon if self.epsilon is not None else 0.0
         return (self.alpha, self.beta, self.base, epsilon, float(mined), self.max_positive)
 
+    @property
+    def only_in_torch(self) -> str | None:
+        return super().only_in_torch or compiled_on_similarities(self)
+
     def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
+        sign = self.metric.sign
+        s, base = sign * rows.s, sign * self.base
         positive, negative = rows.positive & (s < self.max_positive), rows.negative
         if self.epsilon is not None:
             hardest_positive = s.masked_fill(~positive, _INF).amin(1, keepdim=True)
@@ -57,8 +62,8 @@ class MultiSimilarity(RowLoss):
             positive = positive & (s < hardest_negative + self.epsilon)
             negative = negative & (s > hardest_positive - self.epsilon)
         return (
-            log_sum_exp_with_one(-self.alpha * (s - self.base), positive) / self.alpha
-            + log_sum_exp_with_one(self.beta * (s - self.base), negative) / self.beta
+            log_sum_exp_with_one(-self.alpha * (s - base), positive) / self.alpha
+            + log_sum_exp_with_one(self.beta * (s - base), negative) / self.beta
         )
 
 
@@ -74,7 +79,8 @@ class MultiSimilarityLoss(SampleLoss):
 
     Args:
         alpha, beta: sharpness of positives and negatives, > 0.
-        base: the similarity around which pairs are weighted.
+        base: the similarity (on distances, of which all signs turn, the distance) around which pairs are
+            weighted.
         epsilon: width of the mining band: keeps the positives below the hardest negative + epsilon
             and the negatives above the hardest positive - epsilon. The paper uses 0.1. None (the
             default, as in pytorch-metric-learning, whose `MultiSimilarityMiner` may be handed in as

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.distances import metric_of
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
@@ -120,7 +121,7 @@ class RankedListLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RankedList:
-        if "distance" not in self.similarity:
+        if metric_of(self.similarity).sign > 0:
             raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
         check.finite(self.margin, "margin")
         outer = 1 + self.margin / 2 if self.alpha is None else check.finite(self.alpha, "alpha")

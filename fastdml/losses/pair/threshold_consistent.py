@@ -11,12 +11,6 @@ from .contrastive import Contrastive, aggregation_of
 __all__ = ["ThresholdConsistentMarginLoss"]
 
 
-_REDUCERS = (
-    "AvgNonZeroReducer", "ClassWeightedReducer", "DivisorReducer", "MeanReducer", "SumReducer",
-    "ThresholdReducer", "PerAnchorReducer", "MultipleReducers",
-)  # fmt: skip
-
-
 class ThresholdConsistentMarginLoss(SampleLoss):
     """Threshold-consistent margin loss, a regulariser beside another loss.
 
@@ -40,7 +34,7 @@ class ThresholdConsistentMarginLoss(SampleLoss):
     reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
     similarities = ("cosine",)
     # It is one number: objects change nothing, as in pytorch-metric-learning.
-    reducers = dict.fromkeys(_REDUCERS, "nonzero")
+    one_number = "nonzero"
 
     def __init__(
         self,

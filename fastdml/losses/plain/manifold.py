@@ -38,9 +38,7 @@ class ManifoldLoss(Loss):
     function = "manifold"
     mean_over = "samples"
     reductions = ("mean",)
-    reducers = dict.fromkeys(
-        ("MeanReducer", "SumReducer", "AvgNonZeroReducer", "ThresholdReducer", "ClassWeightedReducer"), "mean"
-    )
+    one_number = "mean"
     inputs = {"proxies": ("l", "K")}
     similarities = ("cosine", "dot")
 

@@ -55,6 +55,7 @@ class P2SGradLoss(ProxyLoss):
     function = "p2s_grad"
     describes = P2SGrad
     mean_over = "samples"
+    one_number = "mean"
     inputs = {"proxies": ("descriptors_dim", "num_classes", "weight_init_func")}
     default_similarity = "dot"
     similarities = ("dot",)

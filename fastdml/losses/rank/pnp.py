@@ -116,6 +116,7 @@ class PNPLoss(SampleLoss):
     """
 
     VARIANTS = tuple(_VARIANTS)
+    one_number = "mean"
 
     function = "pnp"
     mean_over = "queries with a positive"

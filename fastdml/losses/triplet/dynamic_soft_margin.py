@@ -120,9 +120,7 @@ class DynamicSoftMarginLoss(SampleLoss):
     default_similarity = "distance"
     similarities = ("distance", "squared_distance")
     reductions = ("mean",)
-    reducers = dict.fromkeys(
-        ("MeanReducer", "SumReducer", "AvgNonZeroReducer", "ThresholdReducer", "ClassWeightedReducer"), "mean"
-    )
+    one_number = "mean"
     input_defaults = {}
 
     hist_: Tensor

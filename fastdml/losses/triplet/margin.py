@@ -61,6 +61,11 @@ class Margin(RowLoss):
         return super().with_rule(rule) if known else None
 
     @property
+    def only_in_torch(self) -> str | None:
+        known = self.metric.sign < 0
+        return super().only_in_torch or (None if known else "its compiled forms are on distances")
+
+    @property
     def detaches(self) -> bool:  # type: ignore[override]
         return self.drawn  # which pairs are drawn is a step function of the distances
 
@@ -91,8 +96,9 @@ class Margin(RowLoss):
         return self._drawn(rows, beta) if self.drawn else self._all(rows, beta)
 
     def _all(self, rows: Rows, beta: Tensor) -> Tensor:
-        pull = rows.s - beta[:, None] + self.margin
-        push = beta[:, None] - rows.s + self.margin
+        sign = self.metric.sign
+        pull = sign * (beta[:, None] - rows.s) + self.margin
+        push = sign * (rows.s - beta[:, None]) + self.margin
         kind = rows.s.dtype
         own, others = rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
         near = ((pull > 0) & rows.positive).sum(1).to(kind)
@@ -111,8 +117,9 @@ class Margin(RowLoss):
         assert rows.row_values is not None
         beta = rows.row_values[:, 0]
         near, columns, valid = rows.thresholds()
-        pull = (near - beta[:, None] + self.margin).relu()[:, :, None]
-        push = (beta[:, None] - rows.s + self.margin).relu()[:, None, :]
+        sign = self.metric.sign
+        pull = (sign * (beta[:, None] - near) + self.margin).relu()[:, :, None]
+        push = (sign * (rows.s - beta[:, None]) + self.margin).relu()[:, None, :]
         mask = (valid[:, :, None] & rows.negative[:, None, :]).flatten(1)
         shape = (rows.s.shape[0], columns.shape[1], rows.s.shape[1])
         every = torch.arange(rows.s.shape[1], device=rows.s.device)
@@ -178,7 +185,8 @@ def _of_listed(per_row: Tensor, description: Margin, batch: Batch, triplets: Tri
         for other in (triplets.p, triplets.n)
     )
     beta = rows_of(per_row[:, None], triplets.a)[:, 0]
-    pull, push = near - beta + description.margin, beta - far + description.margin
+    sign, margin = description.metric.sign, description.margin
+    pull, push = sign * (beta - near) + margin, sign * (far - beta) + margin
     pulled, pushed = pull.detach() > 0, push.detach() > 0
     if description.normalizer == "triplets":
         count = (pulled | pushed).to(pull.dtype)
@@ -281,9 +289,10 @@ class MarginLoss(TripletLoss):
             # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
             self.register_buffer("beta", initial, persistent=False)
         by_distance = triplets_per_anchor == _BY_DISTANCE
-        if "distance" not in self.similarity or (by_distance and self.similarity != "distance"):
-            kinds = "'distance' with draws by distance" if by_distance else "a kind of distance"
-            raise ValueError(f"similarity: expected {kinds}, got {self.similarity!r}")
+        if by_distance and self.similarity != "distance":
+            raise ValueError(
+                f"similarity: expected 'distance' with draws by distance, got {self.similarity!r}"
+            )
         self.description()  # checks the parameters
 
     @property
