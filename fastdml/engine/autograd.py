@@ -33,7 +33,7 @@ def evaluate(call: Call) -> Tensor:
     recorded = torch.is_grad_enabled()
     if call.loss.metric.in_torch:
         value = in_torch.evaluate(call)
-    elif _watched(call.anchors):
+    elif watched(call.anchors):
         tensors, words = call.packed()
         value = _RowLoss.apply(
             *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded
@@ -51,7 +51,7 @@ def _slopes(call: Call) -> Tensor:
     tensors, words = _in_autocast(call).packed()
     wanted = [name == "scalars" for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
-    found = _run(detached, spelled(words) if _watched(call.anchors) else words, wanted)
+    found = _run(detached, spelled(words) if watched(call.anchors) else words, wanted)
     slopes: Tensor = found[1 + LEAVES.index("scalars")]
     return slopes
 
@@ -83,7 +83,7 @@ def _distinct(call: Call) -> Call:
     return call.replace(candidates=c, candidate_labels=columns, pairs=pairs, teacher=teacher)
 
 
-def _watched(anchors: Tensor) -> bool:
+def watched(anchors: Tensor) -> bool:
     """Whether somebody watches operators. Else the function behind the operator is called: a small
     batch feels the way through the dispatcher."""
     return (
@@ -178,7 +178,7 @@ def _scaled(
         and type(upstream) is Tensor
         and upstream.device.type == "cpu"
         and not torch._C._len_torch_dispatch_stack()
-        and not _graph_is_kept()
+        and not graph_is_kept()
         and upstream.item() == 1.0
     ):
         return [
@@ -188,7 +188,7 @@ def _scaled(
 
 
 # Not public in torch: where it is missing, gradients are copied.
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def once(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:

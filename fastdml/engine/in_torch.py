@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .call import Call
 from .loss import RowLoss, Rows
 from .problem import Problem
+from .similarity import Metric
 
 # Bytes of one block's temporaries.
 _AT_ONCE = 32 << 20
@@ -69,6 +70,19 @@ def all_rows(call: Call) -> Rows:
         problem = Problem.of(call)
         block, inputs = _blocks(call, problem, True)
         return block(0, problem.relation.rows, *inputs)
+
+
+def pairs_of(metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """[T] what rows i [T] of x and rows j of y are, differentiable; one block's copies exist at a time."""
+    size = max(1, _AT_ONCE // (x[:1].numel() * x.element_size() * 4))
+
+    def part(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return metric.paired(x.index_select(0, i), y.index_select(0, j))
+
+    if i.shape[0] <= size:
+        return part(x, y, i, j)
+    blocks = zip(i.split(size), j.split(size), strict=True)
+    return torch.cat([checkpoint(part, x, y, *b, use_reentrant=False) for b in blocks])
 
 
 def _blocks(

@@ -104,6 +104,8 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec reads or counts pairs that are neither positive nor negative.
+    unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not

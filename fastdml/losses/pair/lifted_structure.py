@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
+from ...engine.pair_values import pair_values
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
-from ..triplet.listed import distances, wide
+from ..triplet.listed import wide
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
@@ -210,8 +211,10 @@ class OfListed:
         a1, p, a2, n = batch.pairs
         x, y = wide(batch)
         sign = loss.metric.sign
-        pull = sign * (loss.pos_margin - distances(loss.metric, x, y, a1, p))
-        push = sign * (distances(loss.metric, x, y, a2, n) - loss.neg_margin)
+        other_set = None if batch.ref_emb is None else y
+        near, far = pair_values(loss.similarity, x, other_set, [(a1, p), (a2, n)])
+        pull = sign * (loss.pos_margin - near)
+        push = sign * (far - loss.neg_margin)
         own = _log_sums(push, a2, x.shape[0])
         # What else is a negative of the positive: of one set it is an anchor too.
         other = own if batch.ref_emb is None else _log_sums(push, n, y.shape[0])

@@ -40,6 +40,10 @@ class RowCrossEntropy(RowLoss):
         check.positive(self.temperature, "temperature")
 
     @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.per == "candidates"
+
+    @property
     def scale(self) -> float:
         return self.metric.sign / self.temperature
 

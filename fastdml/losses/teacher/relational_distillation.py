@@ -55,6 +55,7 @@ class MeanDistance(RowLoss):
     """The mean of the distances above 0."""
 
     name = "mean_distance"
+    unlisted = True
     counted = True
     outputs = 2
     symmetric = True

@@ -16,7 +16,7 @@ from ...engine.similarity import SIMILARITIES
 from ...mining.batch import checked
 from ...mining.triplets import listed
 from ..base import SampleLoss
-from .listed import distances, wide
+from .listed import pair_numbers
 
 __all__ = ["DynamicSoftMarginLoss"]
 
@@ -170,10 +170,7 @@ class DynamicSoftMarginLoss(SampleLoss):
         batch = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, self.validate)
         triplets = listed(batch, join=True)
         if triplets is not None:
-            x, y = wide(batch)
-            metric = SIMILARITIES[self.similarity]
-            near = distances(metric, x, y, triplets.a, triplets.p)
-            far = distances(metric, x, y, triplets.a, triplets.n)
+            near, far = pair_numbers(batch, self.similarity, triplets)
             return [Weighed(self, functools.partial(_of_list, near - far), embeddings)]
         call = self.sample_call(self.description(), batch, reduction="mean")
         return [Weighed(self, functools.partial(_of_rows, call, self.num_bins), embeddings)]
