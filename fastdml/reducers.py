@@ -1,9 +1,9 @@
 """How a loss is made of its elements, as objects: those that users of pytorch-metric-learning pass as
 `reducer=`.
 
-Called as there, `reducer(loss_dict, embeddings, labels)`, with a dict of lists of losses and indices. A loss of
-this library makes no list for those of this file: they say what a block of rows adds to two sums (`fold`), so
-that memory stays linear. A subclass of a user's gets the list.
+Called as there, `reducer(loss_dict, embeddings, labels)`, with a dict of lists of losses and indices. A loss
+of this library makes no list for those of this file: they say what a block of rows adds to two sums (`fold`),
+so that memory stays linear. A subclass of a user's gets the list.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class MultipleReducers(BaseReducer):
 
     def of(self, name: str) -> nn.Module:
         """The reducer of a part."""
-        return self.reducers[name] if name in self.reducers else self.default_reducer
+        return dict(self.reducers.items()).get(name, self.default_reducer)
 
     def forward(self, loss_dict: Losses, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         found = [self.of(name)({name: info}, embeddings, labels) for name, info in loss_dict.items()]
@@ -297,7 +297,9 @@ class PerAnchorReducer(BaseReducer):
         kind, losses = info["reduction_type"], info["losses"]
         index = info["indices"]
         if kind == "triplet":
-            raise NotImplementedError("reducer: an anchor's triplets have no number; expected a loss of pairs")
+            raise NotImplementedError(
+                "reducer: an anchor's triplets have no number; expected a loss of pairs"
+            )
         if kind != "element":
             anchors, others = index
             rows = embeddings.shape[0]
@@ -344,8 +346,8 @@ _OURS = (
 
 
 def native(reducer: object) -> BaseReducer | None:
-    """The reducer of this file that a reducer is: itself, or the like of one of pytorch-metric-learning's own;
-    None for a user's."""
+    """The reducer of this file that a reducer is: itself, or the like of one of pytorch-metric-learning's
+    own; None for a user's."""
     kind = type(reducer)
     if kind in _OURS:
         return reducer  # type: ignore[return-value]

@@ -193,7 +193,8 @@ class SparseCentersRegularizer(BaseRegularizer):
     def elements(self, x: Tensor) -> Tensor:
         rows = self.num_classes * self.centers_per_class
         if x.shape[0] != rows:
-            raise ValueError(f"x: expected {rows} rows, the centres of {self.num_classes} classes, got {len(x)}")
+            classes = self.num_classes
+            raise ValueError(f"x: expected {rows} rows, centres of {classes} classes, got {x.shape[0]}")
         first, second = (t.to(x.device) for t in self._pairs())
         distance = LpDistance().metric
         assert distance is not None

@@ -1,7 +1,7 @@
 """A call evaluated by torch: blocks of rows, each computed again in the backward pass.
 
-For what no executor makes of products: distances of other kinds, whose own parameters may want a gradient, and
-numbers of the pairs that a row's loss does not keep.
+For what no executor makes of products: distances of other kinds, whose own parameters may want a
+gradient, and numbers of the pairs that a row's loss does not keep.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -17,8 +17,15 @@ from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from ..reducers import AvgNonZeroReducer, BaseReducer, DoNothingReducer, MeanReducer, MultipleReducers
-from ..reducers import SumReducer, native
+from ..reducers import (
+    AvgNonZeroReducer,
+    BaseReducer,
+    DoNothingReducer,
+    MeanReducer,
+    MultipleReducers,
+    SumReducer,
+    native,
+)
 from .reduced import Reduced
 from .reduced import total_of as total
 from .representation import constructor, shown
@@ -114,6 +121,10 @@ class Loss(nn.Module):
         "SumReducer": "sum",
         "AvgNonZeroReducer": "nonzero",
     }
+    # What runs, of a loss that makes no calls of the engine.
+    in_torch: ClassVar[str | None] = None
+    # Arguments of the bases' constructors that the class fills itself.
+    fills: ClassVar[frozenset[str]] = frozenset()
     # The reduction, whatever the reducer object, of a loss that is one number there.
     one_number: ClassVar[str | None] = None
     # The names of its parts, which MultipleReducers asks for.
@@ -166,7 +177,9 @@ class Loss(nn.Module):
         if isinstance(reducer, str):
             return reducer
         if not isinstance(reducer, nn.Module):
-            raise ValueError(f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}")
+            raise ValueError(
+                f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}"
+            )
         self._reducer = reducer
         known = native(reducer)
         if self.one_number is not None:

@@ -62,6 +62,7 @@ class Reduced:
 
     @property
     def calls(self) -> list[Call]:
+        """Its calls of the engine."""
         return [p for p in self.parts if isinstance(p, Call)]
 
     @property
@@ -93,10 +94,8 @@ class Reduced:
             return self.reducer(found, self.embeddings, self.labels)
         if self.by_blocks:
             return sum([self._folded(), *terms.values(), *others])
-        if self._main is not None:
-            found = self._listed()
-        else:
-            found = self._of_triplets() or self._of_rows()
+        listed = self._listed if self._main is not None else self._of_triplets
+        found = listed() or self._of_rows()
         for k, value in enumerate(others):
             terms[f"term_{k}"] = value
         for name, value in terms.items():

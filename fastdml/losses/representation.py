@@ -26,7 +26,7 @@ def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
                 found.setdefault(p.name, p)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             break
-    return found
+    return {k: p for k, p in found.items() if k not in getattr(module, "fills", ())}
 
 
 def learnt(value: Tensor) -> Tensor:

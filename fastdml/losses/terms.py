@@ -50,7 +50,9 @@ def rows_per(count: Tensor) -> Tensor:
 
 def compiled_on_similarities(loss: RowLoss) -> str | None:
     """Why a loss whose compiled forms know similarities only has none on distances, or None."""
-    return None if loss.metric.sign > 0 else f"its compiled forms are on similarities, not {loss.similarity!r}"
+    if loss.metric.sign > 0:
+        return None
+    return f"its compiled forms are on similarities, not {loss.similarity!r}"
 
 
 def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:

@@ -108,8 +108,8 @@ class TripletMarginMiner(Miner):
 class AngularMiner(Miner):
     """Triplets (a, p, n) whose angle at the negative, as in `AngularLoss`, is larger than another.
 
-    *Deep Metric Learning with Angular Loss*, Wang et al., ICCV 2017 (arXiv 1708.01682): the angle whose tangent
-    is |a - p| / (2 |n - (a + p) / 2|), of embeddings as they are: hand in normalised ones.
+    *Deep Metric Learning with Angular Loss*, Wang et al., ICCV 2017 (arXiv 1708.01682): the angle whose
+    tangent is |a - p| / (2 |n - (a + p) / 2|), of embeddings as they are: hand in normalised ones.
 
     Args:
         angle: in degrees.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,28 +55,30 @@ class HDCMiner(Miner):
     def set_idx_externally(self, external_indices_tuple: Any, labels: Tensor) -> None:
         """Pairs to choose from: (a1, p, a2, n) or (a, p, n) of a batch with these labels."""
         size = labels.shape[0]
-        self.a1, self.p, self.a2, self.n = check.pairs(tuple(external_indices_tuple), size, size)
+        self._set(check.pairs(tuple(external_indices_tuple), size, size))
         self.was_set_externally = True
+
+    def _set(self, pairs: Sequence[Tensor | None]) -> None:
+        self.a1, self.p, self.a2, self.n = pairs
 
     def reset_idx(self) -> None:
         """All pairs are to choose from again."""
-        self.a1: Tensor | None = None
-        self.p: Tensor | None = None
-        self.a2: Tensor | None = None
-        self.n: Tensor | None = None
+        self._set((None,) * 4)
         self.was_set_externally = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         found = super().forward(*args, **kwargs)
         if self.was_set_externally:
             # The next call chooses from these, asked for or not.
-            self.a1, self.p, self.a2, self.n = found
+            self._set(tuple(found))
         return found
 
     def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
         if self.was_set_externally:
+            assert self.a1 is not None and self.p is not None
+            assert self.a2 is not None and self.n is not None
             pairs = (self.a1, self.p), (self.a2, self.n)
-            both = [(a, b, self._numbers(batch, a, b)) for a, b in pairs]  # type: ignore[arg-type]
+            both = [(a, b, self._numbers(batch, a, b)) for a, b in pairs]
         else:
             both = list(_with_numbers(self, batch))
         kept: list[Tensor] = []
@@ -109,7 +112,13 @@ class UniformHistogramMiner(Miner):
     step: Tensor
 
     def __init__(
-        self, num_bins: int = 100, pos_per_bin: int = 10, neg_per_bin: int = 10, *, seed: int = 0, **kwargs: Any
+        self,
+        num_bins: int = 100,
+        pos_per_bin: int = 10,
+        neg_per_bin: int = 10,
+        *,
+        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_bins = check.count(num_bins, "num_bins")

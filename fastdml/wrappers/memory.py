@@ -135,10 +135,10 @@ class CrossBatchMemory(nn.Module):
         if indices_tuple is not None or not isinstance(self.loss, SampleLoss):
             pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)
             return _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
-        pairs = None
+        mined: Any = None
         if self.miner is not None:
-            pairs = self._mined(anchors, theirs, memory, stored, own)
-        return self.loss.parts(anchors, theirs, pairs, memory, stored, own=own)
+            mined = self._mined(anchors, theirs, memory, stored, own)
+        return self.loss.parts(anchors, theirs, mined, memory, stored, own=own)
 
     def _mined(
         self, embeddings: Tensor, labels: Tensor, memory: Tensor, stored: Tensor, own: Tensor | None

@@ -62,14 +62,14 @@ class AngularLoss(SampleLoss):
         alpha: the angle, in degrees, in (0, 90).
 
     A list of `indices_tuple` names the positive pairs; negatives come from labels. No positive pair, or no
-    negative: 0. O(pairs) rows of sums a + p are made. reduction="none" returns one value of every positive
-    pair (of one set without a list, (i, j) stands for both orders). Other arguments: see `SampleLoss`.
+    negative: 0. O(pairs) rows of sums a + p are made. Other arguments: see `SampleLoss`.
     """
 
     function = "angular"
     mean_over = "positive pairs"
     default_similarity = "distance"
     similarities = ("distance",)
+    reductions = ("mean", "sum")  # of pairs
     reducers = {"MeanReducer": "mean"}
 
     def __init__(self, alpha: float = 40, **kwargs: Any) -> None:
@@ -83,22 +83,23 @@ class AngularLoss(SampleLoss):
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         description, found = self.resolved(*batch, own=own)
-        labels, columns = found.need_labels(), found.column_labels
-        if columns is None:
-            raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
+        if found.predicate is None:
+            found.need_labels()
+            if found.column_labels is None:
+                raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
         ordered = self._reducer is not None and not self._is_reduction
         with torch.no_grad():
             a, p = positive_pairs(found, once=not ordered)
         if a.shape[0] == 0 or (found.pairs and found.pairs[2].shape[0] == 0):
-            return [Term(_nothing, (found.embeddings, self.reduction))]
+            return [Term(_nothing, (found.embeddings,))]
         # Rows of one set count once for both orders.
-        weight = 2.0 if self.reduction == "sum" and not (ordered or found.pairs or found.ref_emb is not None) else 1.0
-        return [self.pair_call(description, found, labels, columns, a, p, weight)]
+        halved = not (ordered or found.pairs or found.predicate or found.ref_emb is not None)
+        weight = 2.0 if self.reduction == "sum" and halved else 1.0
+        return [self.pair_call(description, found, a, p, weight)]
 
     def pair_call(
-        self, description: Angular, batch: Batch, labels: Tensor, columns: Tensor, a: Tensor, p: Tensor,
-        weight: float,
-    ) -> Elements:  # fmt: skip
+        self, description: Angular, batch: Batch, a: Tensor, p: Tensor, weight: float
+    ) -> Elements:
         """The call of the positive pairs (a, p)."""
         kind = statistic_type(batch.embeddings, batch.ref_emb)
         x = unit(batch.embeddings.to(kind))
@@ -110,14 +111,25 @@ class AngularLoss(SampleLoss):
             description,
             one + other,
             candidates=y,
-            anchor_labels=labels[a],
-            candidate_labels=columns,
             row_values=own,
             weight=weight,
+            **_negatives(batch, a),
         )
         return Elements(call, (a, p), "pos_pair")
 
 
-def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
-    nothing = (embeddings * 0).sum()
-    return nothing.new_zeros(0) if reduction == "none" else nothing
+def _negatives(batch: Batch, a: Tensor) -> dict[str, Any]:
+    """What says which candidates are negative to the anchors a [P] of rows."""
+    if batch.predicate is None:
+        return {"anchor_labels": batch.need_labels()[a], "candidate_labels": batch.column_labels}
+    predicate, own = batch.predicate, batch.own_columns()
+
+    def of_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        positive, negative = predicate(a[rows], columns)
+        return positive, negative & (own[a[rows]][:, None] != columns)
+
+    return {"predicate": of_pairs}
+
+
+def _nothing(embeddings: Tensor) -> Tensor:
+    return (embeddings * 0).sum()

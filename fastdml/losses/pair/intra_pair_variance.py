@@ -77,8 +77,8 @@ class IntraPairVarianceLoss(SampleLoss):
 
     Args:
         pos_eps, neg_eps: as above.
-        similarity: "cosine" (the default); on distances d all signs turn: [d - (1 + pos_eps) mean_P d]_+^2 and
-            [(1 - neg_eps) mean_N d - d]_+^2.
+        similarity: "cosine" (the default); on distances d all signs turn: [d - (1 + pos_eps) mean_P d]_+^2
+            and [(1 - neg_eps) mean_N d - d]_+^2.
 
     The inner means come from sums over classes, so that one pass over the pairs is enough; on distances they
     take one more, and torch. With

@@ -56,8 +56,8 @@ class ThresholdConsistentMarginLoss(SampleLoss):
     def description(self) -> Contrastive:
         kind = aggregation_of(self.reduction)
         return Contrastive(
-            self.margin_plus,
-            self.margin_minus,
+            check.finite(self.margin_plus, "margin_plus"),
+            check.finite(self.margin_minus, "margin_minus"),
             kind,
             kind,
             pos_weight=check.finite(self.lambda_plus, "lambda_plus"),

@@ -13,7 +13,7 @@ from ...mining.batch import checked
 from ...mining.pairs import all_pairs
 from ..base import SampleLoss
 
-__all__ = ["BaseMetricLossFunction", "GenericPairLoss"]
+__all__: list[str] = []  # classes to derive from: no losses yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +32,14 @@ class Computed:
 
 
 class BaseMetricLossFunction(SampleLoss):
-    """A loss that a user derives: `compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)` returns
-    {name: {"losses": [T], "indices": ..., "reduction_type": ...}} as in pytorch-metric-learning, and the
-    reducer makes the loss of it. reduction_type: "element" (indices [T]), "pos_pair", "neg_pair" (a pair of
+    """A loss that a user derives: `compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)`
+    returns {name: {"losses": [T], "indices": ..., "reduction_type": ...}} as in pytorch-metric-learning, and
+    the reducer makes the loss of it. reduction_type: "element" (indices [T]), "pos_pair", "neg_pair" (two of
     [T]), "triplet" (three of [T]) or "already_reduced" (a number; indices None).
 
-    It runs in plain torch with whatever memory it takes; `fastdml.row_loss` makes a fused loss of a function of
-    one row. Keyword arguments: see `SampleLoss`; `sub_loss_names()` names the parts where there are several.
+    It runs in plain torch with whatever memory it takes; `fastdml.row_loss` makes a fused loss of a function
+    of one row. Keyword arguments: see `SampleLoss`; `_sub_loss_names()` names the parts where there are
+    several.
     """
 
     reducers = {}

@@ -20,9 +20,9 @@ __all__ = ["ManifoldLoss"]
 class ManifoldLoss(Loss):
     """Manifold similarity of samples and learnable proxies.
 
-    *Ensemble Deep Manifold Similarity Learning Using Hard Proxies*, Aziere and Todorovic, CVPR 2019, equations
-    4 to 9: similarities of samples and proxies are spread by a random walk on their graph; every sample's own
-    proxy should be nearest, by that similarity (intrinsic) and by the context of similarities.
+    *Ensemble Deep Manifold Similarity Learning Using Hard Proxies*, Aziere and Todorovic, CVPR 2019,
+    equations 4 to 9: similarities of samples and proxies are spread by a random walk on their graph; every
+    sample's own proxy should be nearest, by that similarity (intrinsic) and by the context of similarities.
 
     Args:
         l: D. K: number of proxies, meta-classes.
@@ -31,11 +31,12 @@ class ManifoldLoss(Loss):
 
     One learnable parameter, `proxies` [K, D]. Called as `loss(embeddings, indices_tuple=None)`: embeddings
     [B, D]; indices_tuple: int64 [B], the samples' meta-classes in [0, K); None: drawn from torch's generator,
-    each at least once, so B >= K. No labels. The walk needs the inverse of a matrix of B + K rows: O((B + K)^2)
-    memory, O((B + K)^3) time, in the type of the embeddings (at least float32).
+    each at least once, so B >= K. No labels. The walk needs the inverse of a matrix of B + K rows:
+    O((B + K)^2) memory, O((B + K)^3) time, in the type of the embeddings (at least float32).
     """
 
     function = "manifold"
+    in_torch = "in torch, with the inverse of a matrix of all samples and proxies"
     mean_over = "samples"
     reductions = ("mean",)
     one_number = "mean"
@@ -80,7 +81,8 @@ class ManifoldLoss(Loss):
         check.embeddings(embeddings, "embeddings", self.validate)
         check.embeddings(proxies, "proxies", self.validate)
         check.same_space(embeddings, proxies, "embeddings", "proxies")
-        return [Term(self._value, (embeddings, proxies, self._meta_classes(embeddings, proxies, indices_tuple)))]
+        own = self._meta_classes(embeddings, proxies, indices_tuple)
+        return [Term(self._value, (embeddings, proxies, own))]
 
     def _meta_classes(self, embeddings: Tensor, proxies: Tensor, given: Any) -> Tensor:
         rows, classes = embeddings.shape[0], proxies.shape[0]

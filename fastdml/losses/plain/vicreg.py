@@ -56,7 +56,7 @@ def _short_of_one(x: Tensor, eps: float) -> Tensor:
 
 
 def _covariances(x: Tensor) -> Tensor:
-    """Squares of the covariances of different dimensions of x [B, D], over D. Memory of the smaller of B, D."""
+    """Squares of the covariances of different dimensions of x [B, D], over D. min(B, D)^2 memory."""
     rows, size = x.shape
     x = x - x.mean(0)
     # |X^T X|^2 is |X X^T|^2.
@@ -83,6 +83,7 @@ class VICRegLoss(Loss):
     """
 
     function = "vicreg"
+    in_torch = "in torch, with the covariances of all dimensions or the products of all samples"
     mean_over = "samples, and dimensions"
     reductions = ("mean",)
     reducers = {"MeanReducer": "mean"}
@@ -127,8 +128,8 @@ class VICRegLoss(Loss):
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
         if ref_emb.shape != embeddings.shape or embeddings.shape[0] < 2:
             raise ValueError(
-                f"ref_emb: expected at least 2 rows, one per row of embeddings {tuple(embeddings.shape)}, got "
-                f"{tuple(ref_emb.shape)}"
+                f"ref_emb: expected at least 2 rows, one per row of embeddings {tuple(embeddings.shape)}, "
+                f"got {tuple(ref_emb.shape)}"
             )
         return [Parts(self, embeddings, ref_emb)]
 

@@ -42,7 +42,8 @@ class NormalizedSoftmaxLoss(ProxyLoss):
                 self.similarity = "projection"
             elif not metric_of(self.similarity).normalized:
                 raise ValueError(
-                    f"distance: expected one of normalised embeddings, or the dot product, got {self.distance!r}"
+                    "distance: expected one of normalised embeddings, or the dot product, got "
+                    f"{self.distance!r}"
                 )
         self.temperature = temperature
         self.description()  # checks the parameters

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.registry import register
@@ -48,6 +49,7 @@ class P2SGradLoss(ProxyLoss):
     Args:
         descriptors_dim: D. num_classes: C. The parameter is `weight` [D, C], whose columns are brought to
             length 1 at every call in place, and are then taken as they are: their gradient has a radial part.
+            (The functional form takes its proxies as they are: hand in rows of length 1.)
 
     Other arguments: see `ProxyLoss`.
     """
@@ -56,6 +58,7 @@ class P2SGradLoss(ProxyLoss):
     describes = P2SGrad
     mean_over = "samples"
     one_number = "mean"
+    fills = frozenset({"embedding_size", "proxies_per_class"})
     inputs = {"proxies": ("descriptors_dim", "num_classes", "weight_init_func")}
     default_similarity = "dot"
     similarities = ("dot",)
@@ -63,7 +66,7 @@ class P2SGradLoss(ProxyLoss):
     by_columns = True
 
     def __init__(self, descriptors_dim: int, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, descriptors_dim, **kwargs)
+        super().__init__(num_classes, check.count(descriptors_dim, "descriptors_dim"), **kwargs)
         self.descriptors_dim = self.embedding_size
 
     @staticmethod
@@ -76,9 +79,13 @@ class P2SGradLoss(ProxyLoss):
         return super().get_logits(unit(embeddings))
 
     def calls(self, *batch: Any, proxies: Tensor | None = None, **named: Any) -> list[Any]:
-        if proxies is None and not torch.compiler.is_compiling():
+        weight = self.all_proxies
+        if proxies is None and torch.compiler.is_compiling():
+            # A graph changes nothing in place; the gradient is that of weights as they are all the same.
+            proxies = weight + (unit(weight) - weight).detach()
+        elif proxies is None:
             # Not counted as a change: graphs of earlier calls have what they need.
-            self.weight.data.copy_(unit(self.weight.data.t()).t())
+            weight.data.copy_(unit(weight.data))
         return super().calls(*batch, proxies=proxies, **named)
 
     def proxy_calls(

@@ -47,12 +47,13 @@ class Weighed:
     """The mean of numbers of triplets, each weighed by the share of numbers that are lower.
 
     numbers: called twice, with a function of numbers [T] that returns [k]: what they add up to, [k], and how
-    many there are.
+    many there are. call: that of all triplets, or None.
     """
 
     loss: DynamicSoftMarginLoss
     numbers: Any
     embeddings: Tensor
+    call: Call | None = None
 
     def evaluate(self) -> Tensor:
         bins = self.loss.bins
@@ -74,7 +75,7 @@ def _of_list(x: Tensor, function: Any) -> tuple[Tensor, int]:
     return function(x), x.shape[0]
 
 
-def _of_rows(call: Call, size: int, function: Any) -> tuple[Tensor, int]:
+def _of_rows(call: Call, function: Any) -> tuple[Tensor, int]:
     """Of all triplets, in blocks of rows."""
 
     def outputs(rows: Rows) -> Tensor:
@@ -129,7 +130,8 @@ class DynamicSoftMarginLoss(SampleLoss):
         self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.min_val = check.number(min_val, "min_val", "a finite number other than 0", lambda v: 0 < abs(v) < 1e30)
+        expected = "a finite number other than 0"
+        self.min_val = check.number(min_val, "min_val", expected, lambda v: 0 < abs(v) < 1e30)
         self.num_bins = check.count(num_bins, "num_bins")
         self.momentum = check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         self.register_buffer("hist_", torch.zeros(self.num_bins, dtype=torch.float64))
@@ -146,7 +148,7 @@ class DynamicSoftMarginLoss(SampleLoss):
         """The histogram with a batch in it; kept in training mode."""
         kept = self.hist_.to(mass)
         first = kept.sum() == 0
-        momentum = torch.where(first, 1.0, torch.as_tensor(self.momentum, dtype=mass.dtype, device=mass.device))
+        momentum = torch.where(first, 1.0, mass.new_full((), self.momentum))
         found = (1 - momentum) * kept + momentum * mass
         found = found / found.sum()
         if self.training:
@@ -173,7 +175,7 @@ class DynamicSoftMarginLoss(SampleLoss):
             near, far = pair_numbers(batch, self.similarity, triplets)
             return [Weighed(self, functools.partial(_of_list, near - far), embeddings)]
         call = self.sample_call(self.description(), batch, reduction="mean")
-        return [Weighed(self, functools.partial(_of_rows, call, self.num_bins), embeddings)]
+        return [Weighed(self, functools.partial(_of_rows, call), embeddings, call)]
 
     def _of_pairs(self, embeddings: Tensor, ref_emb: Tensor) -> Weighed:
         check.embeddings(embeddings, "embeddings", self.validate)

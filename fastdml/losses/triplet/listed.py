@@ -64,8 +64,8 @@ class OneByOne:
         """The triplets' losses as a list, for a reducer object."""
         if self.triplets is None:
             raise ValueError(
-                "reducer: all swapped triplets are summed by anchor; expected AvgNonZeroReducer, MeanReducer or "
-                "SumReducer, or a miner's list"
+                "reducer: all swapped triplets are summed by anchor; expected AvgNonZeroReducer, MeanReducer "
+                "or SumReducer, or a miner's list"
             )
         loss, count, _ = self.function(self.description, self.batch, self.triplets, False)
         t = self.triplets
