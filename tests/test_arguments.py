@@ -17,7 +17,8 @@ from fastdml.losses.teacher.labelled_distances import LabelledLoss
 KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 CLASSES, DIM, SIZE = 6, 5, 24
 # What a module needs to be built.
-NEEDED = {"num_classes": CLASSES, "embedding_size": DIM, "margin": 0.4, "Tn": 10.0, "l": DIM, "descriptors_dim": DIM}
+NEEDED = {"num_classes": CLASSES, "margin": 0.4, "Tn": 10.0}
+NEEDED |= dict.fromkeys(("embedding_size", "l", "descriptors_dim"), DIM)
 # What other tests are of: what is learned or kept, and what is done to the loss as a whole.
 OWN = {
     "num_classes", "embedding_size", "weight_init_func", "weight_regularizer", "weight_reg_weight",

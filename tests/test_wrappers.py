@@ -107,7 +107,7 @@ def test_several_losses_are_their_weighted_sum():
         (lambda x, y: CrossBatchMemory(torch.nn.Identity(), 8), "loss: expected a loss over samples"),
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 0), "embedding_size: expected"),
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 5)(x, y), "embeddings: expected dimension 5"),
-        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, (y + 99, y, y)), "indices_tuple: expected"),
+        (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, (y + 99, y, y)), "indices_tuple: exp"),
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, None, y), "enqueue_mask: expected bool"),
         (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x), "embeddings: expected at least two views"),
         (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x, x[:3]), "ref_emb: expected shape"),

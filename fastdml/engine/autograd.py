@@ -20,7 +20,7 @@ def evaluate(call: Call) -> Tensor:
     Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
     """
     if call.before is not None:
-        first = [_slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
         call = call.before.fill(call.replace(before=None), first)
     call = _in_autocast(call)
     if torch.compiler.is_compiling():
@@ -46,14 +46,14 @@ def evaluate(call: Call) -> Tensor:
     return value * call.weight if weighted else value
 
 
-def _slopes(call: Call) -> Tensor:
+def slopes(call: Call) -> Tensor:
     """The derivatives of a call by its scalars, as constants."""
     tensors, words = _in_autocast(call).packed()
     wanted = [name == "scalars" for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
     found = _run(detached, spelled(words) if watched(call.anchors) else words, wanted)
-    slopes: Tensor = found[1 + LEAVES.index("scalars")]
-    return slopes
+    given: Tensor = found[1 + LEAVES.index("scalars")]
+    return given if call.whole is None else call.whole.total(given)
 
 
 def _in_autocast(call: Call) -> Call:

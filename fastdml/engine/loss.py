@@ -114,6 +114,9 @@ class RowLoss:
     # True: among samples of one set the weight of a pair is the same in the rows of both (the loss is a
     # sum over pairs, each a function of its similarity and relation): one product of weights serves both.
     symmetric: ClassVar[bool] = False
+    # True: a pair adds to its row's outputs what depends on no other pair of it, so that the outputs over
+    # some candidates and over others add up.
+    additive: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
@@ -167,6 +170,10 @@ class RowLoss:
     def in_pieces(self) -> bool:
         """Whether its elements are others than the rows' losses."""
         return type(self).pieces is not RowLoss.pieces
+
+    # The row in the words of `fastdml.language`, a method `row(p)`, where a description has it: then its
+    # statistics over some candidates and over others can be merged.
+    row: ClassVar[Any] = None
 
     def parameters(self) -> tuple[float, ...]:
         """Members of the compiled functor."""

@@ -57,6 +57,24 @@ _REDUCERS: dict[str, type[BaseReducer]] = {
     "nonzero": AvgNonZeroReducer,
     "none": DoNothingReducer,
 }
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A part of a loss, times weight."""
+
+    part: Part
+    weight: float
+
+    def evaluate(self) -> Tensor:
+        return self.weight * self.part.evaluate()
+
+
+def weighted(part: Call | Part, weight: float) -> Call | Part:
+    """A part of a loss times a number."""
+    if isinstance(part, Call):
+        return part.replace(weight=part.weight * weight)
+    return Weighted(part, weight)
+
+
 
 
 def _number(value: Tensor | int) -> Any:

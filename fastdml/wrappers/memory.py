@@ -54,7 +54,9 @@ class CrossBatchMemory(nn.Module):
         miner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.loss = over_samples(loss)
+        # A loss over samples of all processes is one: `distributed.wrap`.
+        self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
+        self.loss = loss if self._shared else over_samples(loss)
         self.miner = miner
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.memory_size = check.count(memory_size, "memory_size")
@@ -108,13 +110,16 @@ class CrossBatchMemory(nn.Module):
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
         """Stores the batch, and returns the parts of the loss of it against the memory."""
-        check.embeddings(embeddings, "embeddings")
+        if not (self._shared and embeddings.dim() == 2 and embeddings.shape[0] == 0):
+            check.embeddings(embeddings, "embeddings")
         rows = embeddings.shape[0]
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected dimension {self.embedding_size}, got {embeddings.shape[1]}"
             )
-        labels = check.labels(labels.to(embeddings.device), rows, embeddings.device, "labels", "embeddings")
+        if isinstance(labels, Tensor):
+            labels = labels.to(embeddings.device)
+        labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:
@@ -127,18 +132,21 @@ class CrossBatchMemory(nn.Module):
             self.add_to_memory(embeddings[mask], labels[mask])
             anchors, theirs = embeddings[~mask], labels[~mask]
         count = int(self.filled)
-        if count == 0 or anchors.shape[0] == 0:
+        if (count == 0 or anchors.shape[0] == 0) and not self._shared:  # other processes may have some
             return [_Nothing(embeddings)]
         # Another type than the buffer's (half precision) is the batch's.
         memory = self.embedding_memory[:count].to(embeddings.dtype)
         stored = self.label_memory[:count]
-        if indices_tuple is not None or not isinstance(self.loss, SampleLoss):
+        whole = isinstance(self.loss, SampleLoss) or self._shared
+        if indices_tuple is not None or not whole:
             pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)
             return _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
+        loss: Any = self.loss
         mined: Any = None
         if self.miner is not None:
             mined = self._mined(anchors, theirs, memory, stored, own)
-        return self.loss.parts(anchors, theirs, mined, memory, stored, own=own)
+        found: list[Any] = loss.parts(anchors, theirs, mined, memory, stored, own=own)
+        return found
 
     def _mined(
         self, embeddings: Tensor, labels: Tensor, memory: Tensor, stored: Tensor, own: Tensor | None

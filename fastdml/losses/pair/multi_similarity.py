@@ -10,6 +10,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import compiled_on_similarities, duplicate_ceiling, log_sum_exp_with_one
 
@@ -51,6 +53,19 @@ class MultiSimilarity(RowLoss):
     @property
     def only_in_torch(self) -> str | None:
         return super().only_in_torch or compiled_on_similarities(self)
+
+    def row(self, p: Row) -> Any:
+        sign = self.metric.sign
+        s, base = sign * p.s, sign * self.base
+        positive, negative = p.positive & (s < self.max_positive), p.negative
+        if self.epsilon is not None:
+            hardest_positive = of.amin(s, where=positive)
+            hardest_negative = of.amax(s, where=negative)
+            positive = positive & (s < hardest_negative + self.epsilon)
+            negative = negative & (s > hardest_positive - self.epsilon)
+        pull = of.log_sum_exp(-self.alpha * (s - base), where=positive, one=True)
+        push = of.log_sum_exp(self.beta * (s - base), where=negative, one=True)
+        return pull / self.alpha + push / self.beta
 
     def spec(self, rows: Rows) -> Tensor:
         sign = self.metric.sign

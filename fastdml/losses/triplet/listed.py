@@ -12,7 +12,7 @@ from torch.nn.functional import embedding
 
 from ...engine import check
 from ...engine.autograd import graph_is_kept, watched
-from ...engine.call import statistic_type
+from ...engine.call import Whole, statistic_type
 from ...engine.listed import plan
 from ...engine.loss import RowLoss
 from ...engine.pair_values import pair_values
@@ -43,6 +43,26 @@ class OneByOne:
     backend: str
     by_rows: bool = False
     weight: float = 1.0
+    whole: Whole | None = None
+
+    def share(self, start: int, stop: int, whole: Whole) -> OneByOne:
+        """Anchors [start, stop) of all rows: what they add to the loss of all, or their own losses."""
+        batch, triplets = self.batch, self.triplets
+        rows = slice(start, stop)
+        columns, labels = batch.columns, batch.column_labels
+        own = batch.own_columns()[rows]
+        if triplets is not None:
+            kept = ((triplets.a >= start) & (triplets.a < stop)).nonzero()[:, 0]
+            valid = None if triplets.valid is None else triplets.valid[kept]
+            triplets = Triplets(triplets.a[kept] - start, triplets.p[kept], triplets.n[kept], valid)
+        batch = batch.replace(
+            embeddings=batch.embeddings[rows], ref_emb=columns, own=own, ref_labels=labels,
+            labels=None if batch.labels is None else batch.labels[rows],
+        )  # fmt: skip
+        function = self.function
+        if isinstance(function, PerRow):
+            function = function.share(rows)
+        return dataclasses.replace(self, batch=batch, triplets=triplets, function=function, whole=whole)
 
     @property
     def summed(self) -> bool:
@@ -58,7 +78,9 @@ class OneByOne:
             )
         loss, count, anchors = self.function(self.description, self.batch, self.triplets, self.summed)
         rows = self.batch.embeddings.shape[0]
-        return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
+        all_rows = rows if self.whole is None else self.whole.rows
+        by = all_rows if self.by_rows else count
+        return reduced(loss, by, anchors, rows, self.reduction, self.whole)
 
     def elements(self, name: str) -> dict[str, Any]:
         """The triplets' losses as a list, for a reducer object."""
@@ -89,6 +111,24 @@ class OneByOne:
         x, y = wide(self.batch)
         pairs = 2 * self.triplets.a.shape[0]
         return f"triplets one by one, {plan(x.device.type, x.shape[0], y.shape[0], pairs, x.element_size())}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PerRow:
+    """A function of the triplets that also takes a number of every row, or one of all."""
+
+    function: Callable[[Tensor, Any, Batch, Any, bool], Listed]
+    values: Tensor  # [B] or [1]
+
+    def __call__(
+        self, description: Any, batch: Batch, triplets: Triplets | None, summed: bool
+    ) -> Listed:
+        return self.function(self.values, description, batch, triplets, summed)
+
+    def share(self, rows: slice) -> PerRow:
+        """Of some of the rows."""
+        one = self.values.shape[0] == 1
+        return self if one else PerRow(self.function, self.values[rows])
 
 
 def wide(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -174,23 +214,33 @@ def values_of(x: Tensor, index: Tensor) -> Tensor:
 
 
 def reduced(
-    loss: Tensor, count: Tensor | float, anchors: Tensor, rows: int, reduction: str
+    loss: Tensor,
+    count: Tensor | float,
+    anchors: Tensor,
+    rows: int,
+    reduction: str,
+    whole: Whole | None = None,
 ) -> Tensor:
     """Losses [T] of triplets or pairs of `anchors` [T] as a row loss is reduced.
 
-    count: [T] things that they sum, or one number: what the mean divides by.
+    count: [T] things that they sum, or one number: what the mean divides by. whole: these are some of the
+    rows: their part of the value of all, whose counts are those of all.
     """
+
+    def of_all(number: Tensor) -> Tensor:
+        return number if whole is None else whole.total(number)
+
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        total = count.sum().clamp(min=1) if isinstance(count, Tensor) else count
+        total = of_all(count.sum()).clamp(min=1) if isinstance(count, Tensor) else count
         return loss.sum() / total
     order = anchors.argsort(stable=True)
     lengths = torch.bincount(anchors, minlength=rows)
     by_row = torch.segment_reduce(loss[order], "sum", lengths=lengths, unsafe=True, initial=0.0)
     if reduction == "none":
         return by_row
-    return by_row.sum() / (by_row > 0).sum().clamp(min=1)
+    return by_row.sum() / of_all((by_row > 0).sum()).clamp(min=1)
 
 
 class TripletLoss(SampleLoss):

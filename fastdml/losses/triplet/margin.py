@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from ...mining.choice import LEAST, distance_log_weight, draw, poison
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
-from .listed import Listed, TripletLoss, costs, pair_numbers, values_of
+from .listed import Listed, PerRow, TripletLoss, costs, pair_numbers, values_of
 
 __all__ = ["MarginLoss"]
 
@@ -346,7 +345,7 @@ class MarginLoss(TripletLoss):
             row_values = torch.stack(columns, dim=1)
             parts: list[Any] = [self.sample_call(description, found, row_values=row_values)]
         else:
-            function = functools.partial(_of_listed, values if one_beta else per_row)
+            function = PerRow(_of_listed, values if one_beta else per_row)
             parts = [self.one_by_one(description, found, function, triplets)]
         if one_beta and nu != 0:
             some = _some_triplet(found) if triplets is None else triplets.any()

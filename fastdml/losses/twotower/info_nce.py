@@ -14,6 +14,8 @@ from ...engine import check
 from ...engine.call import Before, Call
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import total
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum
@@ -57,6 +59,23 @@ class InfoNCE(RowLoss):
         if self.columns_weight == 0:
             return None
         return LogSumExp(self.metric.sign, learnable_scale=True, similarity=self.similarity)
+
+    @property
+    def additive(self) -> bool:  # type: ignore[override]
+        return self.rows_weight == 0
+
+    def row(self, p: Row) -> Any:
+        z = self.metric.sign * p.scalar(0) * p.s
+        count, target = of.count(where=p.positive), of.sum(z, where=p.positive)
+        level = of.where(count > 0, of.log_sum_exp(z, where=p.pair), 0.0)
+        loss = self.rows_weight * (count * level - target)
+        if self.columns_weight == 0:
+            return loss
+        levels, counts = p.column(0), p.column(1)
+        gap = of.where(counts > 0, z - levels, 0.0)
+        mass = of.sum(counts * of.exp(gap), where=p.pair)
+        own = of.sum(levels, where=p.positive)
+        return loss + self.columns_weight * (own - target + mass - count)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
