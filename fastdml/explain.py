@@ -86,7 +86,7 @@ def explain(
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
         if module.in_torch is not None:
-            return _plain(module, *M.shape, str(device or M.device), backend)
+            return _plain(module, M.shape[0], M.shape[1], str(device or M.device), backend)
         with _at_rest(module):
             parts = module.parts(M, *batch)
         return _explained(module, parts, backend, device or M.device)

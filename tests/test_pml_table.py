@@ -534,3 +534,83 @@ def test_fused_and_listed_are_the_same(loss, name):
             z, r = come(x), come(ref)
             values = [ours(z, y, f(miner(z, y, r, ref_y)), r, ref_y) for f in (lambda t: t, tuple)]
             assert (values[0] - values[1]).abs() < 1e-9
+
+
+# ---- wrappers and trainers
+
+
+def test_theirs_take_ours_for_their_own():
+    """As their distributed wrappers ask; and it stays what it is, copied and pickled too."""
+    import copy
+    import pickle
+
+    kinds = (
+        (losses.NTXentLoss(), their_losses.BaseMetricLossFunction),
+        (losses.ProxyAnchorLoss(3, 4), their_losses.BaseMetricLossFunction),
+        (losses.CrossBatchMemory(losses.NTXentLoss(), 4), their_losses.CrossBatchMemory),
+        (miners.HDCMiner(), their_miners.BaseMiner),
+    )
+    for module, theirs in kinds:
+        assert isinstance(module, theirs) and type(module).__module__.startswith("fastdml")
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert type(other) is type(module)
+            state = other.state_dict()
+            assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+
+
+def _distributed(rank: int, file: str, found: Any) -> None:
+    """The losses of two ranks by their wrappers, ours and theirs in turn."""
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+
+    torch.set_default_dtype(torch.float64)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    g = torch.Generator().manual_seed(rank)
+    x, y = torch.randn(12, 9, generator=g), torch.randint(0, 4, (12,), generator=g)
+    values = []
+    for loss, miner, memory in (
+        (losses.ContrastiveLoss(), miners.PairMarginMiner(), losses.CrossBatchMemory),
+        (their_losses.ContrastiveLoss(), their_miners.PairMarginMiner(), their_losses.CrossBatchMemory),
+    ):
+        for efficient in (False, True):
+            z = x.clone().requires_grad_()
+            pairs = DistributedMinerWrapper(miner, efficient)(z, y)
+            value = DistributedLossWrapper(loss, efficient)(z, y, tuple(pairs))
+            values += [value.detach(), torch.autograd.grad(value, z)[0].norm()]
+        kept = memory(loss, 9, 64).double()
+        values.append(DistributedLossWrapper(kept)(x, y).detach())
+    found[rank] = torch.stack(values)
+    torch.distributed.destroy_process_group()
+
+
+def test_their_distributed_wrappers_take_ours(tmp_path):
+    with torch.multiprocessing.Manager() as manager:
+        found = manager.dict()
+        torch.multiprocessing.spawn(_distributed, (str(tmp_path / "store"), found), nprocs=2)
+        for rank in range(2):
+            ours, theirs = found[rank].chunk(2)
+            assert (ours - theirs).abs().max() < 1e-9
+
+
+def test_their_trainer_takes_ours(tmp_path):
+    """A few steps of their trainer with our loss, miner and sampler: what theirs trains to."""
+    from pytorch_metric_learning import trainers
+    from pytorch_metric_learning.utils.common_functions import EmbeddingDataset
+
+    g = torch.Generator().manual_seed(0)
+    data = EmbeddingDataset(torch.randn(60, 6, generator=g), torch.randint(0, 5, (60,), generator=g))
+    trained = []
+    for their_losses_, their_miners_ in ((losses, miners), (their_losses, their_miners)):
+        torch.manual_seed(0)
+        trunk, embedder = nn.Linear(6, 8), nn.Linear(8, 4)
+        trainers.MetricLossOnly(
+            {"trunk": trunk, "embedder": embedder},
+            {"trunk_optimizer": torch.optim.SGD(trunk.parameters(), 0.1)},
+            20,
+            {"metric_loss": their_losses_.TripletMarginLoss()},
+            data,
+            mining_funcs={"tuple_miner": their_miners_.BatchHardMiner()},
+            dataloader_num_workers=0,
+            iterations_per_epoch=3,
+        ).train(num_epochs=1)
+        trained.append(trunk.weight.detach())
+    assert (trained[0] - trained[1]).abs().max() < 1e-9

@@ -14,6 +14,7 @@ from ..engine import check
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
 from ..engine.loss import RowLoss
+from ..engine.peer import SeenAsPeer
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
@@ -85,7 +86,7 @@ def _number(value: Tensor | int) -> Any:
     return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
 
 
-class Loss(nn.Module):
+class Loss(SeenAsPeer):
     """What all losses share.
 
     A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
@@ -109,6 +110,7 @@ class Loss(nn.Module):
             times `embedding_reg_weight`.
     """
 
+    peer = ("pytorch_metric_learning.losses", "BaseMetricLossFunction")
     # The name of the functional form, which `functional` makes of the module; None: there is none.
     function: ClassVar[str | None] = None
     # What describes the loss, where its fields are called as the module's arguments are.

@@ -141,7 +141,9 @@ class Reduced:
             pieces = self._weighted(call, rows)
             names[:] = pieces
             labels = None
-            if self.labels is not None and self.labels.shape[0] == call.anchors.shape[0]:
+            if call.loss.rows == "proxies":  # in the order of the classes
+                labels = torch.arange(rows.s.shape[0], device=rows.s.device) + rows.first
+            elif self.labels is not None and self.labels.shape[0] == call.anchors.shape[0]:
                 labels = self.labels[rows.first : rows.first + rows.s.shape[0]]
             return torch.cat([self._fold(k, p, labels) for k, p in pieces.items()], dim=1)
 

@@ -14,6 +14,7 @@ from ..engine import check
 from ..engine.call import Call, statistic_type
 from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
+from ..engine.peer import SeenAsPeer
 from ..engine.problem import Problem
 from .batch import Batch, checked
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
@@ -26,7 +27,7 @@ Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 
 
-class Miner(nn.Module):
+class Miner(SeenAsPeer):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
@@ -37,6 +38,7 @@ class Miner(nn.Module):
         collect_stats: taken for pytorch-metric-learning's sake; nothing is collected.
     """
 
+    peer = ("pytorch_metric_learning.miners", "BaseMiner")
     # What a pair is compared by unless another distance is given, and which are possible; empty: all.
     default_similarity = "distance"
     similarities: tuple[str, ...] = ()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
 from ..mining.batch import checked
 from ..mining.pairs import all_pairs
 from ..mining.triplets import joined
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(SeenAsPeer):
     """A loss of the batch against a queue of the latest embeddings, the batch's own among them.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798). No gradient
@@ -40,6 +41,8 @@ class CrossBatchMemory(nn.Module):
     Raises:
         ValueError: naming the argument and what was expected of it.
     """
+
+    peer = ("pytorch_metric_learning.losses", "CrossBatchMemory")
 
     embedding_memory: Tensor
     label_memory: Tensor

@@ -13,10 +13,10 @@ from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.pair_values import pair_values
 from ...engine.registry import register
-from ...mining.batch import Batch
-from ...reducers import MeanReducer, SumReducer
 from ...language import words as of
 from ...language.row import Row
+from ...mining.batch import Batch
+from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per

@@ -40,6 +40,12 @@ class P2SGrad(Described):
         return sum(square(where(p.positive, p.s - 1, p.s)), where=p.pair) / count(where=p.pair)
 
 
+def _of_length_1(x: Tensor) -> Tensor:
+    """Rows of x brought to length 1 where they are not, but for rounding."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return torch.where((length - 1).abs() > 8 * torch.finfo(x.dtype).eps, unit(x), x)
+
+
 class P2SGradLoss(ProxyLoss):
     """P2SGrad: the mean square of cosines to the classes less 1 for the own class and 0 for others.
 
@@ -85,7 +91,7 @@ class P2SGradLoss(ProxyLoss):
             proxies = weight + (unit(weight) - weight).detach()
         elif proxies is None:
             # Not counted as a change: graphs of earlier calls have what they need.
-            weight.data.copy_(unit(weight.data))
+            weight.data.copy_(_of_length_1(weight.data))
         return super().calls(*batch, proxies=proxies, **named)
 
     def proxy_calls(
