@@ -1065,6 +1065,7 @@ def siglip(
     scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     *,
+    positives: Callable[..., Any] | None = None,
     reduction: str = 'mean',
     similarity: str | None = None,
     backend: str = 'auto',

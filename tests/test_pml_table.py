@@ -560,7 +560,10 @@ def test_theirs_take_ours_for_their_own():
 
 def _distributed(rank: int, file: str, found: Any) -> None:
     """The losses of two ranks by their wrappers, ours and theirs in turn."""
-    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+    from pytorch_metric_learning.utils.distributed import (
+        DistributedLossWrapper,
+        DistributedMinerWrapper,
+    )
 
     torch.set_default_dtype(torch.float64)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)

@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"distances", "reducers"},
     {"mining", "mixing"},
     {"losses"},
-    {"functional", "miners", "explain", "samplers", "regularizers"},
+    {"functional", "miners", "explain", "samplers", "labels", "regularizers"},
     {"wrappers", "metrics"},
     {"methods"},
     {"distributed", "large_batch"},

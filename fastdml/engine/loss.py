@@ -45,6 +45,7 @@ class Rows:
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
     first: the number of the first row.
+    weight: [R, N] weights of the positives, above 0, of a loss that is `graded`; None: 1.
     """
 
     s: Tensor
@@ -55,7 +56,15 @@ class Rows:
     scalars: Tensor | None = None
     row_values: Tensor | None = None
     col_values: Tensor | None = None
+    weight: Tensor | None = None
     first: int = 0
+
+    @property
+    def grades(self) -> Tensor:
+        """[R, N]: the weight of every positive, and 0 elsewhere."""
+        kind = self.s.dtype
+        ones = self.positive.to(kind)
+        return ones if self.weight is None else torch.where(self.positive, self.weight.to(kind), 0.0)
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
@@ -63,6 +72,14 @@ class Rows:
         # topk of a 0/1 row returns the ones first; which columns they are does not matter.
         valid, index = self.positive.to(torch.uint8).topk(max(1, longest), dim=1)
         return self.s.gather(1, index), index, valid.bool()
+
+
+@dataclasses.dataclass(frozen=True)
+class Learnt:
+    """A parameter of a description that is no number of its own, but parameter k of those that a call hands
+    in among its scalars and that may want a gradient."""
+
+    k: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +121,8 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec knows weights of positives (`Rows.weight`).
+    graded: ClassVar[bool] = False
     # True: the spec reads or counts pairs that are neither positive nor negative.
     unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
@@ -190,9 +209,14 @@ class RowLoss:
         names = {f.name for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **rule) if set(rule) <= names else None
 
+    @property
+    def functor_name(self) -> str:
+        """The functor's name in the compiled library."""
+        return self.name
+
     def functor(self) -> int | str | None:
         """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
-        is none. None: the compiled functor is that of its name."""
+        is none. None: the compiled functor is that of `functor_name`."""
         return None
 
     def streamed(

@@ -10,11 +10,11 @@ from torch import nn
 
 
 @functools.cache
-def _both(mine: type, theirs: type) -> type:
+def _both(mine: Any, theirs: Any) -> type:
     return type(mine.__name__, (mine, theirs), {"__module__": mine.__module__})
 
 
-def _new(kind: type) -> Any:
+def _new(kind: Any) -> Any:
     return kind.__new__(kind)
 
 
@@ -30,7 +30,8 @@ class SeenAsPeer(nn.Module):
         # isinstance() asks for this after the type.
         module, name = self.peer
         theirs = getattr(sys.modules.get(module), name, None)
-        return type(self) if theirs is None else _both(type(self), theirs)
+        mine: Any = type(self)
+        return mine if theirs is None else _both(mine, theirs)  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle compares __class__ with what it is about to make.

@@ -126,6 +126,8 @@ class Reduced:
         return {}
 
     def _weighted(self, call: Call, rows: Rows) -> dict[str, Piece]:
+        if rows.weight is not None:
+            raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
         pieces = dict(call.loss.pieces(rows))
         if call.row_weight is None:
             return pieces
