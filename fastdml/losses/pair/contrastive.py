@@ -99,8 +99,8 @@ class Contrastive(Described):
         if self.relative:
             assert rows.row_values is not None
             s = s * rows.row_values[:, :1]
-        pull = (self.sign * (s - self.pos_margin)).relu()
-        push = (self.sign * (self.neg_margin - s)).relu()
+        pull = (self.sign * (self.pos_margin - s)).relu()
+        push = (self.sign * (s - self.neg_margin)).relu()
         return {
             "pos_loss": Piece("pos_pair", pull, rows.positive),
             "neg_loss": Piece("neg_pair", push, rows.negative),

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...engine import check
+from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, amin, log, log_sum_exp
@@ -27,6 +28,8 @@ class MultiSimilarity(Described):
     provenance = "released code"
     graded = True
 
+    derived = ("away",)
+
     alpha: Positive = 2.0
     beta: Positive = 50.0
     base: float = 0.5
@@ -42,11 +45,17 @@ class MultiSimilarity(Described):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(epsilon=0.1), cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5)]
+        mined = cls(epsilon=0.1)
+        return [cls(), mined, cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5), cls(similarity="distance")]
+
+    @lazy
+    def away(self) -> bool:
+        """Whether numbers are distances."""
+        return self.metric.sign < 0
 
     def row(self, p: Row) -> Any:
-        sign = self.metric.sign
-        s, base = sign * p.s, sign * self.base
+        # Of distances, where what is smaller is nearer, all signs turn.
+        s, base = (-p.s, -self.base) if self.away else (p.s, self.base)
         positive, negative = p.positive & (s < self.max_positive), p.negative
         if self.epsilon is not None:
             hardest_positive = amin(s, where=positive)
