@@ -9,6 +9,7 @@ from .mining.miners import (
     MultiSimilarityMiner,
     NearestNegativeMiner,
 )
+from .mining.semi_hard import SemiHardMiner
 from .mining.shares import (
     BaseMiner,
     EmbeddingsAlreadyPackagedAsTriplets,
@@ -28,6 +29,7 @@ __all__ = [
     "MultiSimilarityMiner",
     "NearestNegativeMiner",
     "PairMarginMiner",
+    "SemiHardMiner",
     "TripletMarginMiner",
     "UniformHistogramMiner",
 ]

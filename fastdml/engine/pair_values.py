@@ -22,6 +22,9 @@ def pair_values(
 
     x [M, D], y [N, D]: float32 or float64; None: one set. lists: int64 rows [T] of x, and of y.
     """
+    if x.shape[0] == 0 or (y is not None and y.shape[0] == 0):  # no pair; a gradient of zeros
+        nothing = x.flatten()[:0] if y is None else x.flatten()[:0] + y.flatten()[:0]
+        return (nothing,) * len(lists)
     metric = metric_of(similarity)
     if metric.in_torch:
         return tuple(pairs_of(metric, x, x if y is None else y, *pair) for pair in lists)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..distances import distance_of, similarity_of
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
+from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
 from ..engine.peer import SeenAsPeer
 from ..engine.registry import FIELDS, interned
@@ -29,7 +31,7 @@ from ..reducers import (
 )
 from .reduced import Reduced
 from .reduced import total_of as total
-from .representation import constructor, shown
+from .representation import ExactNumbers, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -86,7 +88,7 @@ def _number(value: Tensor | int) -> Any:
     return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
 
 
-class Loss(SeenAsPeer):
+class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     """What all losses share.
 
     A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
@@ -124,10 +126,8 @@ class Loss(SeenAsPeer):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
-    # Arguments of the constructor, those of them that are True or False, and those without a default.
-    arguments: ClassVar[frozenset[str]] = frozenset()
-    flags: ClassVar[frozenset[str]] = frozenset()
-    required: ClassVar[frozenset[str]] = frozenset()
+    # A loss that passes its call on whole says in `calls` what it takes.
+    entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -143,8 +143,6 @@ class Loss(SeenAsPeer):
     }
     # What runs, of a loss that makes no calls of the engine.
     in_torch: ClassVar[str | None] = None
-    # Arguments of the bases' constructors that the class fills itself.
-    fills: ClassVar[frozenset[str]] = frozenset()
     # The reduction, whatever the reducer object, of a loss that is one number there.
     one_number: ClassVar[str | None] = None
     # The names of its parts, which MultipleReducers asks for.
@@ -163,8 +161,9 @@ class Loss(SeenAsPeer):
         reducer: object = None,
         embedding_regularizer: Regularizer | None = None,
         embedding_reg_weight: float = 1,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         if distance is not None:
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
@@ -173,17 +172,7 @@ class Loss(SeenAsPeer):
         self._reducer: nn.Module | None = None
         if reducer is not None:
             reduction = self._reduction_of(reducer)
-        check.reduction(reduction)
-        if reduction not in self.reductions:
-            raise ValueError(
-                f"reduction: expected {' or '.join(map(repr, self.reductions))}, got {reduction!r}"
-            )
         self.similarity = self.default_similarity if similarity is None else similarity
-        check.similarity(self.similarity)
-        if self.similarities and self.similarity not in self.similarities:
-            expected = " or ".join(map(repr, self.similarities))
-            raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
-        check_backend(backend)
         if embedding_regularizer is not None:
             self._expect_scalar(reduction)
         self.reduction = reduction
@@ -233,20 +222,20 @@ class Loss(SeenAsPeer):
             return given
         return MultipleReducers({name: given for name in self.part_names})
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Once a class: a graph that is compiled could not ask.
-        super().__init_subclass__(**kwargs)
-        known = constructor(cls)
-        cls.arguments = frozenset(known)
-        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
-        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
-
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property):  # a module would be registered
             return object.__setattr__(self, name, value)
         # An argument is kept under its name: flags are flags, and numbers Python's own.
         if name in self.flags and name not in self.learnt:
             check.flag(value, name)
+        elif name == "reduction":
+            check.reduction(value)
+            check.among(value, name, self.reductions)
+        elif name == "similarity":
+            check.similarity(value)
+            check.among(value, name, self.similarities)
+        elif name == "backend":
+            check_backend(value)
         elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
         self.__dict__.pop("_described", None)
@@ -315,6 +304,12 @@ class Loss(SeenAsPeer):
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """Whether a backward pass may read `ref_emb`, which must not change before it then."""
+        of_elements = self._reducer is not None and not self._is_reduction
+        return self.reduction == "none" or of_elements or metric_of(self.similarity).in_torch
 
     @property
     def nonzero_over(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..distances import distance_of, similarity_of
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
 from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
@@ -27,7 +28,7 @@ Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 
 
-class Miner(SeenAsPeer):
+class Miner(SeenAsPeer, NamedArguments):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
@@ -49,8 +50,10 @@ class Miner(SeenAsPeer):
 
     _latest: weakref.ref[LazyPairs] | None = None
 
-    def __init__(self, *, distance: object = None, collect_stats: bool | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, *, distance: object = None, collect_stats: bool | None = None, **unknown: Any
+    ) -> None:
+        super().__init__(**unknown)
         name = type(self).__name__
         self.similarity = self.default_similarity if distance is None else similarity_of(distance, name)
         if self.similarities and self.similarity not in self.similarities:
@@ -119,7 +122,9 @@ class Miner(SeenAsPeer):
     def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
         """The index tensors of a batch."""
         select = self.selection(batch.embeddings.shape[1], stream)
-        return by_rows(batch, select, self.anchors, self.similarity, self.at_once)
+        return by_rows(
+            batch, select, self.anchors, self.tensors, self.similarity, self.at_once
+        )
 
     def rule(self) -> Mapping[str, float | str]:
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
@@ -231,11 +236,12 @@ class BatchHardMiner(BatchEasyHardMiner):
     1703.07737). See `BatchEasyHardMiner`.
     """
 
+    sets = ("pos_strategy", "neg_strategy")
     anchors = (0,)
     tensors = 3
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__("hard", "hard", **kwargs)
+        super().__init__("hard", "hard", **self.unset(kwargs))
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
         a, p, _, n = super()._choose(d, positive, negative, number)
@@ -287,7 +293,7 @@ class DistanceWeightedMiner(Miner):
         return {"drawn": True, **cutoffs}
 
     def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step, labels)
+        return int(self.seed), self._steps.take(self.step)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None
@@ -353,13 +359,14 @@ def by_rows(
     batch: Batch,
     select: Select,
     anchors: tuple[int, ...],
+    tensors: int,
     similarity: str,
     at_once: int,
 ) -> tuple[Tensor, ...]:
     """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
 
-    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
-    the tensors are rows of the block. at_once: how many pairs a block has at most.
+    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. tensors: how
+    many there are, anchors: which of them are rows of the block. at_once: how many pairs a block has at most.
     """
     kind = statistic_type(batch.embeddings, batch.ref_emb)
     x = batch.embeddings.to(kind)
@@ -375,6 +382,9 @@ def by_rows(
     problem = Problem.of(call)
     relation = problem.relation
     found: list[list[Tensor]] = []
+    if relation.rows == 0 or relation.columns == 0:
+        nothing = torch.empty(0, dtype=torch.int64, device=x.device)
+        return (nothing,) * tensors
     step = max(1, at_once // max(1, relation.columns))
     for start in range(0, relation.rows, step):
         stop = min(relation.rows, start + step)

@@ -27,7 +27,7 @@ def _with_numbers(miner: Miner, batch: Batch) -> tuple[tuple[Tensor, Tensor, Ten
             found += [*mask.nonzero(as_tuple=True), s[mask]]
         return tuple(found)
 
-    a1, p, near, a2, n, far = by_rows(batch, select, (0, 3), miner.similarity, miner.at_once)
+    a1, p, near, a2, n, far = by_rows(batch, select, (0, 3), 6, miner.similarity, miner.at_once)
     return (a1, p, near), (a2, n, far)
 
 
@@ -129,7 +129,7 @@ class UniformHistogramMiner(Miner):
         self._steps = Steps()
 
     def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step, labels)
+        return int(self.seed), self._steps.take(self.step)
 
     def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
         assert stream is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
 from ..mining.batch import checked
@@ -16,7 +17,7 @@ from ..mining.pairs import all_pairs
 from ..mining.triplets import joined
 
 
-class CrossBatchMemory(SeenAsPeer):
+class CrossBatchMemory(SeenAsPeer, NamedArguments):
     """A loss of the batch against a queue of the latest embeddings, the batch's own among them.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798). No gradient
@@ -55,8 +56,9 @@ class CrossBatchMemory(SeenAsPeer):
         embedding_size: int,
         memory_size: int = 1024,
         miner: nn.Module | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         # A loss over samples of all processes is one: `distributed.wrap`.
         self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
         self.loss = loss if self._shared else over_samples(loss)
@@ -137,9 +139,13 @@ class CrossBatchMemory(SeenAsPeer):
         count = int(self.filled)
         if (count == 0 or anchors.shape[0] == 0) and not self._shared:  # other processes may have some
             return [_Nothing(embeddings)]
+        memory, stored = self.embedding_memory[:count], self.label_memory[:count]
+        inner: Any = self.loss.loss if self._shared else self.loss
+        if indices_tuple is not None or getattr(inner, "keeps_candidates", True):
+            # The next call writes into the memory, maybe before the backward pass of this one.
+            memory, stored = memory.clone(), stored.clone()
         # Another type than the buffer's (half precision) is the batch's.
-        memory = self.embedding_memory[:count].to(embeddings.dtype)
-        stored = self.label_memory[:count]
+        memory = memory.to(embeddings.dtype)
         whole = isinstance(self.loss, SampleLoss) or self._shared
         if indices_tuple is not None or not whole:
             pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)

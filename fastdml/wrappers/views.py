@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import total
 from .memory import SUPPORTED, _parts_of, over_samples
 
 
-class SelfSupervisedLoss(nn.Module):
+class SelfSupervisedLoss(NamedArguments):
     """A loss over samples in which the views of one sample are positives of each other.
 
     Called as `loss(embeddings [B, D], ref_emb [B, D])`, two views; as `loss(embeddings, ref_emb, ref_emb2,
@@ -27,8 +28,8 @@ class SelfSupervisedLoss(nn.Module):
         ValueError: naming the argument and what was expected of it.
     """
 
-    def __init__(self, loss: nn.Module, symmetric: bool = True) -> None:
-        super().__init__()
+    def __init__(self, loss: nn.Module, symmetric: bool = True, **unknown: Any) -> None:
+        super().__init__(**unknown)
         self.loss = over_samples(loss)
         self.symmetric = check.flag(symmetric, "symmetric")
 

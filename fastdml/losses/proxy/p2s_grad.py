@@ -64,7 +64,7 @@ class P2SGradLoss(ProxyLoss):
     describes = P2SGrad
     mean_over = "samples"
     one_number = "mean"
-    fills = frozenset({"embedding_size", "proxies_per_class"})
+    sets = ("embedding_size",)
     inputs = {"proxies": ("descriptors_dim", "num_classes", "weight_init_func")}
     default_similarity = "dot"
     similarities = ("dot",)
@@ -72,7 +72,7 @@ class P2SGradLoss(ProxyLoss):
     by_columns = True
 
     def __init__(self, descriptors_dim: int, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(num_classes, check.count(descriptors_dim, "descriptors_dim"), **kwargs)
+        super().__init__(num_classes, check.count(descriptors_dim, "descriptors_dim"), **self.unset(kwargs))
         self.descriptors_dim = self.embedding_size
 
     @staticmethod
