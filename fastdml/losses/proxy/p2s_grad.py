@@ -55,7 +55,6 @@ class P2SGradLoss(ProxyLoss):
     Args:
         descriptors_dim: D. num_classes: C. The parameter is `weight` [D, C], whose columns are brought to
             length 1 at every call in place, and are then taken as they are: their gradient has a radial part.
-            (The functional form takes its proxies as they are: hand in rows of length 1.)
 
     Other arguments: see `ProxyLoss`.
     """
@@ -85,13 +84,13 @@ class P2SGradLoss(ProxyLoss):
         return super().get_logits(unit(embeddings))
 
     def calls(self, *batch: Any, proxies: Tensor | None = None, **named: Any) -> list[Any]:
-        weight = self.all_proxies
-        if proxies is None and torch.compiler.is_compiling():
-            # A graph changes nothing in place; the gradient is that of weights as they are all the same.
-            proxies = weight + (unit(weight) - weight).detach()
-        elif proxies is None:
+        weight = self.all_proxies if proxies is None else proxies
+        if proxies is None and not torch.compiler.is_compiling():
             # Not counted as a change: graphs of earlier calls have what they need.
             weight.data.copy_(_of_length_1(weight.data))
+        elif isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point():
+            # Of length 1 and not changed in place, with the gradient of weights as they are all the same.
+            proxies = _of_length_1(weight.detach()) + (weight - weight.detach())
         return super().calls(*batch, proxies=proxies, **named)
 
     def proxy_calls(
