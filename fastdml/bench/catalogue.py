@@ -58,9 +58,8 @@ def module_classes() -> dict[str, type[nn.Module]]:
 
     def alone(cls: type[nn.Module]) -> bool:
         example = Workload("", batch=8, dim=4, classes=4)
-        paired = "labels" not in inspect.signature(cls.forward).parameters
         try:
-            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=paired))) == 1
+            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=cls.paired))) == 1
         except TypeError:  # its call takes more than a batch
             return False
 
@@ -141,7 +140,7 @@ def is_proxy(name: str) -> bool:
 
 def is_paired(name: str) -> bool:
     """Whether the loss pairs row i of two sets, without labels."""
-    return "labels" not in inspect.signature(module_class(name).forward).parameters
+    return bool(module_class(name).paired)
 
 
 def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
@@ -171,6 +170,8 @@ def arguments(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
         "ref_labels": data.ref_labels,
     }
     taken = inspect.signature(module.forward).parameters
+    if module.paired:
+        return {"embeddings": data.embeddings, "ref_emb": data.ref}
     if is_relational(type(module)):
         # What a batch is compared with are embeddings, or labels of as many dimensions.
         given = {"embeddings": data.embeddings, "teacher": data.teacher}

@@ -121,6 +121,8 @@ class Loss(nn.Module):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # Whether row i of one set belongs to row i of another, unless a call says otherwise.
+    paired: ClassVar[bool] = False
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
 
