@@ -246,7 +246,9 @@ class Problem:
     def _raw_squares(self) -> list[Tensor]:
         """Squared lengths of which those of distances are made, where they may overflow."""
         metric = self.loss.metric
-        if metric.kind == PRODUCT or metric.normalized or metric.from_differences:
+        # Those of rows that are brought into the ball tell of nothing that was outside.
+        bounded = metric.normalized or metric.clipped
+        if metric.kind == PRODUCT or bounded or metric.from_differences:
             return []
         squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
         return [q for q in squares if q is not None]
