@@ -59,7 +59,7 @@ def module_classes() -> dict[str, type[nn.Module]]:
     def alone(cls: type[nn.Module]) -> bool:
         example = Workload("", batch=8, dim=4, classes=4)
         try:
-            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=cls.paired))) == 1
+            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=_paired(cls)))) == 1
         except TypeError:  # its call takes more than a batch
             return False
 
@@ -140,7 +140,11 @@ def is_proxy(name: str) -> bool:
 
 def is_paired(name: str) -> bool:
     """Whether the loss pairs row i of two sets, without labels."""
-    return bool(module_class(name).paired)
+    return _paired(module_class(name))
+
+
+def _paired(cls: type[nn.Module]) -> bool:
+    return bool(getattr(cls, "paired", False))
 
 
 def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
@@ -169,9 +173,9 @@ def arguments(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
         "ref_emb": data.ref,
         "ref_labels": data.ref_labels,
     }
+    if _paired(type(module)):
+        given["labels"] = given["ref_labels"] = None
     taken = inspect.signature(module.forward).parameters
-    if module.paired:
-        return {"embeddings": data.embeddings, "ref_emb": data.ref}
     if is_relational(type(module)):
         # What a batch is compared with are embeddings, or labels of as many dimensions.
         given = {"embeddings": data.embeddings, "teacher": data.teacher}

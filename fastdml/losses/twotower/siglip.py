@@ -44,7 +44,7 @@ class SigLIP(Described):
 @register
 @dataclasses.dataclass(frozen=True)
 class SigLIPPlus(Described):
-    """SigLIP of rows with several positives, which weigh one over how many the row has; with columns, the
+    """SigLIP of rows with several positives, which weigh one over how many the row has; of columns, the
     mean of that and of one over how many the column has, which is the first value of the column.
 
     Learnable scalars: scale and bias.
@@ -54,7 +54,7 @@ class SigLIPPlus(Described):
     provenance = "siglip-kernel"
     learnable = (10.0, -10.0)
 
-    columns: bool = True
+    of_columns: bool = True
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -62,14 +62,14 @@ class SigLIPPlus(Described):
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         found = super().example_values(rows, columns)
-        return found | ({"col_values": torch.linspace(0.2, 1.0, columns)[None]} if self.columns else {})
+        return found | ({"col_values": torch.linspace(0.2, 1.0, columns)[None]} if self.of_columns else {})
 
     def row(self, p: Row) -> Any:
         u = p.scalar(0) * p.s + p.scalar(1)
         pull, push = softplus(-u), sum(softplus(u), where=p.negative)
         share = 1.0 / maximum(count(where=p.positive), 1.0)
         mine = share * sum(pull, where=p.positive)
-        if not self.columns:
+        if not self.of_columns:
             return mine + push
         return 0.5 * (mine + sum(p.column(0) * pull, where=p.positive)) + push
 
