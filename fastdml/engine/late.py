@@ -1,4 +1,4 @@
-"""Rows whose similarities are late interactions: for every token of the anchor its best token of the candidate.
+"""Rows whose similarities are late interactions: for every token of the anchor its candidate's best token.
 
     s_ij = sum_l max_m a_il . c_jm
 
@@ -8,8 +8,8 @@ of the call's loss turns the block of s into weights g, and
 
     da_il = sum_j g_ij c_j,m(i,l,j)            dc_j,m(i,l,j) += g_ij a_il
 
-are sums of gathered and of scattered tokens: no further product of matrices. Memory is that of the tokens and of
-a block, never of all pairs of tokens, nor of all pairs.
+are sums of gathered and of scattered tokens: no further product of matrices. Memory is that of the tokens and
+of a block, never of all pairs of tokens, nor of all pairs.
 """
 
 from __future__ import annotations
