@@ -85,9 +85,10 @@ class AnglELoss(CoSENTLoss):
     """
 
     function = None
+    sets = ("compare",)
 
     def __init__(self, temperature: float = 0.05, **kwargs: Any) -> None:
-        super().__init__(temperature, compare=ANGLE, **kwargs)
+        super().__init__(temperature, compare=ANGLE, **self.unset(kwargs))
 
 
 def angle_similarity(a: Tensor, c: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from ...engine import check, late
 from ...engine.call import Call
 from ...engine.similarity import unit, wide_type
 from ..base import Loss, total
-from ..representation import learnt
 from .info_nce import InfoNCE
 from .paired import as_scalars, check_own, partner_columns
 from .scale import clamped_scale
@@ -60,6 +59,8 @@ class LateInteractionLoss(Loss):
     inputs = {"scale": ("temperature", "learnable", "max_scale")}
     positional = ("queries", "documents", "scale")
 
+    log_scale: Tensor
+
     def __init__(
         self,
         temperature: float = 1.0,
@@ -75,9 +76,9 @@ class LateInteractionLoss(Loss):
         self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
         value = torch.tensor(-math.log(check.positive(temperature, "temperature")), dtype=torch.float64)
         if learnable:
-            self.log_scale = learnt(value.float())
+            self.learn("log_scale", value)
         else:
-            self.register_buffer("log_scale", value)
+            self.register_buffer("log_scale", value.reshape(1))
 
     def calls(
         self,
