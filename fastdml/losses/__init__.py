@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .base import Loss
 from .forms import functional_form
+from .plain.generic_pair import BaseMetricLossFunction, GenericPairLoss
 from .user import row_loss
 
 # Those with a description, and those that torch evaluates.
@@ -33,7 +34,7 @@ for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
                 FUNCTIONS[_found.function] = functional_form(_found)
 
 globals().update(MODULES | FURTHER)
-__all__ = [*sorted(MODULES | FURTHER), "row_loss"]
+__all__ = [*sorted(MODULES | FURTHER), "BaseMetricLossFunction", "GenericPairLoss", "row_loss"]
 
 
 def __getattr__(name: str) -> Any:
