@@ -94,6 +94,7 @@ def prepared(calls: Sequence[Call]) -> Prepared | None:
         return None
     metric = last.loss.metric
     odd = metric.clipped or metric.raw_anchors or metric.from_differences or metric.needs_totals
+    odd = odd or metric.in_torch
     if odd or last.loss.column_bias:
         return None
     problems = _problems(calls)
