@@ -17,7 +17,7 @@ from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
 from .engine.problem import Problem
 from .engine.registry import LOSSES
-from .losses import FUNCTIONS, MODULES
+from .losses import FUNCTIONS, FURTHER, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
 from .losses.reduced import Elements, Reduced
@@ -212,7 +212,7 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         return loss
     if not isinstance(loss, str):
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
-    found = {m.function: m for m in MODULES.values() if m.function is not None}
+    found = {m.function: m for m in (MODULES | FURTHER).values() if m.function is not None}
     if loss not in found:
         known = sorted({*LOSSES, *FUNCTIONS})
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")
