@@ -182,6 +182,8 @@ class RowPrinter(Text):
                 return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
             case "candidates":
                 return "candidates", "T(row.candidates())"
+            case "columns":
+                return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
             case "bound":
                 name = f"bound_{self.bounds.index(node)}"
                 return name, f"this->{name}"

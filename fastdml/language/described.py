@@ -18,7 +18,7 @@ from ..engine.registry import registered
 from . import compile
 from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
-from .row import Row, RowFunction, TensorRow, Trace, TracedRow, outputs_of, trace
+from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
 from .statistics import Reference
 from .stream import NoStream, StreamForm
 from .stream import compiled as compiled_stream

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.loss import Rows
-from .graph import EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
+from .graph import COLUMNS, EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
 
 
 class Row:
@@ -18,7 +18,8 @@ class Row:
 
     s: similarity (or distance) of the pair. positive, negative: its kind; pair: either of them. (A
     sample's pair with itself is neither, unless the loss keeps it, and then it is a positive.)
-    teacher: the same pair in a second matrix, a constant.
+    teacher: the same pair in a second matrix, a constant. columns: how many candidates the row has, its own
+    copy that was taken out among them.
     """
 
     s: Any
@@ -26,6 +27,7 @@ class Row:
     negative: Any
     pair: Any
     teacher: Any
+    columns: Any
     # Where parameters that may want a gradient stand among the values of the call, and how many there are:
     # `scalar` passes over them.
     learnt: tuple[int, int] = (0, 0)
@@ -58,6 +60,7 @@ class TensorRow(Row):
     def __init__(self, rows: Rows) -> None:
         self.s, self.positive, self.negative = rows.s, rows.positive, rows.negative
         self.pair = rows.positive | rows.negative
+        self.columns = rows.s.shape[1]
         self._rows = rows
 
     @property
@@ -86,6 +89,7 @@ class TracedRow(Row):
     negative = NEGATIVE
     pair = EVERY
     teacher = make("teacher")
+    columns = COLUMNS
 
     def given(self, k: int) -> Node:
         return make("scalar", value=k)

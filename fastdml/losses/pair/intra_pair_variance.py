@@ -10,19 +10,21 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Call
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, relu, square, sum
+from ...language.described import Described
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..pair_means import mean_similarities
-from ..terms import masked_sum, rows_per
+from ..terms import rows_per
 
 __all__ = ["IntraPairVarianceLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class IntraPairVariance(RowLoss):
+class IntraPairVariance(Described):
     """Scalars of the call: the mean similarity of positives and of negatives, whose derivatives count."""
 
     name = "intra_pair_variance"
@@ -39,12 +41,11 @@ class IntraPairVariance(RowLoss):
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return torch.cat([rows_per(positives), rows_per(negatives)])
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        mean_p, mean_n, share_p, share_n = rows.scalars
-        low = ((1 - self.pos_eps) * mean_p - rows.s).relu().square()
-        high = (rows.s - (1 + self.neg_eps) * mean_n).relu().square()
-        return share_p * masked_sum(low, rows.positive) + share_n * masked_sum(high, rows.negative)
+    def row(self, p: Row) -> Any:
+        mean_p, mean_n, share_p, share_n = map(p.scalar, range(4))
+        low = square(relu((1 - self.pos_eps) * mean_p - p.s))
+        high = square(relu(p.s - (1 + self.neg_eps) * mean_n))
+        return share_p * sum(low, where=p.positive) + share_n * sum(high, where=p.negative)
 
 
 class IntraPairVarianceLoss(SampleLoss):

@@ -5,16 +5,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import (
+    Row,
+    absolute,
+    count,
+    detach,
+    log_sum_exp,
+    lowest,
+    maximum,
+    relu,
+    sigmoid,
+    softplus,
+    square,
+    sum,
+    where,
+)
+from ...language.described import Described
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
-from ..terms import log_sum_exp, masked_sum, rows_per
+from ..terms import rows_per
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
@@ -24,7 +38,7 @@ __all__ = [
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LiftedStructure(RowLoss):
+class LiftedStructure(Described):
     """A positive pair (i, p) against the negatives of i and of p: half of [log sum + margin]^2.
 
     The derivative through the log of sum L_p of the other sample does not come with the row, and is the
@@ -35,6 +49,7 @@ class LiftedStructure(RowLoss):
 
     name = "lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
     detaches = True  # other values of pull and push than 1 and 2 are half of a loss
 
     pos_margin: float = 0.0
@@ -47,9 +62,6 @@ class LiftedStructure(RowLoss):
         check.finite(self.pos_margin, "pos_margin")
         check.finite(self.neg_margin, "neg_margin")
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, self.pull, self.push)
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives)
 
@@ -57,27 +69,27 @@ class LiftedStructure(RowLoss):
         sign = self.metric.sign
         return LogSumExp(sign, -sign * self.neg_margin, True, similarity=self.similarity)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None and rows.col_values is not None
-        sign = self.metric.sign
-        level = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)
-        own, other = level.detach()[:, None], rows.col_values[-2].detach()
-        some = torch.maximum(own, other) > 0.5 * torch.finfo(own.dtype).min
-        both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
-        excess = torch.where(some, (both - sign * (rows.s - self.pos_margin)).relu(), 0.0)
-        slope = masked_sum(excess.detach() * torch.sigmoid(own - other), rows.positive)
-        through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
-        value = masked_sum(excess.square() / 2, rows.positive)
-        return rows.scalars[0] * (self.pull * value + self.push * through)
+    def row(self, p: Row) -> Any:
+        level = log_sum_exp(self.sign * (p.s - self.neg_margin), where=p.negative)
+        own, other = detach(level), detach(p.column(0))
+        both = maximum(own, other) + softplus(-absolute(own - other))
+        some = both > 0.5 * lowest(p.s)
+        excess = where(some, relu(both - self.sign * (p.s - self.pos_margin)), 0.0)
+        slope = detach(sum(excess * sigmoid(own - other), where=p.positive))
+        through = slope * (level - own)  # 0, with the derivative of the row's log of sum
+        value = sum(square(excess), where=p.positive) / 2
+        return p.scalar(0) * (self.pull * value + self.push * through)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class GeneralizedLiftedStructure(RowLoss):
+class GeneralizedLiftedStructure(Described):
     """All positives of a row against all its negatives."""
 
     name = "generalized_lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
+    numbers = ("needs_both",)
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0
@@ -92,20 +104,16 @@ class GeneralizedLiftedStructure(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.2, 1.5, True), cls(0.9, 0.1, similarity="cosine")]
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, float(self.needs_both))
-
-    def spec(self, rows: Rows) -> Tensor:
-        sign = self.metric.sign
-        total = torch.zeros_like(rows.s[:, 0])
+    def row(self, p: Row) -> Any:
+        parts, some = [], []
         for z, mask in (
-            (sign * (self.pos_margin - rows.s), rows.positive),
-            (sign * (rows.s - self.neg_margin), rows.negative),
+            (self.sign * (self.pos_margin - p.s), p.positive),
+            (self.sign * (p.s - self.neg_margin), p.negative),
         ):
-            total = total + torch.where(mask.any(1), log_sum_exp(z, mask), 0.0)
-        if self.needs_both:
-            total = torch.where(rows.positive.any(1) & rows.negative.any(1), total, 0.0)
-        return F.relu(total)
+            some.append(count(where=mask) > 0)
+            parts.append(where(some[-1], log_sum_exp(z, where=mask), 0.0))
+        counts = (some[0] & some[1]) | (self.needs_both < 0.5)
+        return where(counts, relu(parts[0] + parts[1]), 0.0)
 
 
 class LiftedStructureLoss(SampleLoss):

@@ -6,21 +6,19 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, cos, count, log_sum_exp, rounding, sin, softplus, sqrt, sum, where
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import softplus
 
 __all__ = ["TupletMarginLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class TupletMargin(RowLoss):
+class TupletMargin(Described):
     """Every positive, its angle reduced by a slack, against all negatives of the anchor."""
 
     name = "tuplet_margin"
@@ -29,7 +27,7 @@ class TupletMargin(RowLoss):
     counted = True
 
     margin: float = math.radians(5.73)
-    scale: float = 64.0
+    scale: Positive = 64.0
 
     def __post_init__(self) -> None:
         check.finite(self.margin, "margin")
@@ -39,21 +37,15 @@ class TupletMargin(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.0, 8.0)]
 
-    def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
-        # log sum over negatives; rows without any have no loss.
-        total = (self.scale * s).masked_fill(~rows.negative, -torch.inf)
-        any_negative = rows.negative.any(1)
-        total = torch.where(any_negative[:, None], total, torch.zeros_like(total)).logsumexp(1)
-        square = 1 - s * s
+    def row(self, p: Row) -> Any:
+        level = log_sum_exp(self.scale * p.s, where=p.negative)
+        square = 1 - p.s * p.s
         # What is left of two nearly equal numbers is rounding, and the root would magnify it.
-        some = square > 16 * torch.finfo(s.dtype).eps
-        height = torch.where(some, square, torch.ones_like(s)).sqrt() * some
-        eased = s * math.cos(self.margin) + height * math.sin(self.margin)
-        excess = softplus(total[:, None] - self.scale * eased)
-        wanted = rows.positive & any_negative[:, None]
-        loss = torch.where(wanted, excess, torch.zeros_like(excess)).sum(1)
-        return torch.stack([loss, rows.positive.sum(1).to(s.dtype)], dim=1)
+        height = where(square > 2 * rounding(p.s), sqrt(square), 0.0)
+        eased = p.s * cos(self.margin) + height * sin(self.margin)
+        excess = softplus(level - self.scale * eased)
+        some = count(where=p.negative) > 0
+        return where(some, sum(excess, where=p.positive), 0.0), count(where=p.positive)
 
 
 class TupletMarginLoss(SampleLoss):

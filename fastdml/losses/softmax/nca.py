@@ -5,50 +5,42 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import Row, count, log_sum_exp, softplus, where
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import log_sum_exp, rows_per, softplus
+from ..terms import rows_per
 
 __all__ = ["NCALoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class NCA(RowLoss):
+class NCA(Described):
     """-log of the softmax mass on positives, times rows / rows that have one."""
 
     name = "nca"
     provenance = "pytorch-metric-learning"
     tuples = "weights"
+    derived = ("sign",)
 
-    softmax_scale: float = 1.0
+    softmax_scale: Positive = 1.0
     similarity: str = dataclasses.field(default="squared_distance", kw_only=True)
 
     def __post_init__(self) -> None:
         check.positive(self.softmax_scale, "softmax_scale")
 
-    @property
-    def scale(self) -> float:
-        return self.metric.sign * self.softmax_scale
-
-    def parameters(self) -> tuple[float, ...]:
-        return (self.scale,)
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives > 0)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        z = self.scale * rows.s
-        gap = log_sum_exp(z, rows.negative) - log_sum_exp(z, rows.positive)
-        loss = rows.scalars[0] * softplus(gap)
-        kept = rows.positive.any(1) & rows.negative.any(1)
-        return torch.where(kept, loss, torch.zeros_like(loss))
+    def row(self, p: Row) -> Any:
+        z = self.sign * self.softmax_scale * p.s
+        gap = log_sum_exp(z, where=p.negative) - log_sum_exp(z, where=p.positive)
+        kept = (count(where=p.positive) > 0) & (count(where=p.negative) > 0)
+        return where(kept, p.scalar(0) * softplus(where(kept, gap, 0.0)), 0.0)
 
 
 class NCALoss(SampleLoss):

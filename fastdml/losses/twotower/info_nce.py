@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.lazy import lazy
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, count, detach, exp, log_sum_exp, sum, where
+from ...language.described import Described
 from ..presweeps import LogSumExp
-from ..terms import log_sum_exp, masked_sum
 from .paired import PairedLoss
 
 __all__ = ["CLIPLoss", "InfoNCELoss"]
@@ -21,7 +23,7 @@ __all__ = ["CLIPLoss", "InfoNCELoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class InfoNCE(RowLoss):
+class InfoNCE(Described):
     """Cross-entropy of every row's softmax, and of every column's where `columns` is not 0.
 
     Learnable scalar: 1 / temperature. Over positive pairs (i, p), with C_j the log of sum of column j:
@@ -36,6 +38,7 @@ class InfoNCE(RowLoss):
 
     name = "info_nce"
     learnable = (10.0,)
+    derived = ("sign", "columnwise")
 
     rows_weight: float = 0.5
     columns_weight: float = 0.5
@@ -44,30 +47,29 @@ class InfoNCE(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(1.0, 0.0)]
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.rows_weight, self.columns_weight, self.metric.sign)
+    @lazy
+    def columnwise(self) -> bool:
+        return self.columns_weight != 0
 
     def presweep(self) -> RowLoss | None:
-        if self.columns_weight == 0:
+        if not self.columnwise:
             return None
         return LogSumExp(self.metric.sign, learnable_scale=True, similarity=self.similarity)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        members = rows.positive | rows.negative
-        z = self.metric.sign * rows.scalars[0] * rows.s
-        count = rows.positive.sum(1)
-        target = masked_sum(z, rows.positive)
-        level = torch.where(count > 0, log_sum_exp(z, members), torch.zeros_like(target))
-        loss = self.rows_weight * (count * level - target)
-        if self.columns_weight == 0:
+    def row(self, p: Row) -> Any:
+        z = self.sign * p.scalar(0) * p.s
+        positives = count(where=p.positive)
+        target = sum(z, where=p.positive)
+        level = where(positives > 0, log_sum_exp(z, where=p.pair), 0.0)
+        loss = self.rows_weight * (positives * level - target)
+        if not self.columnwise:
             return loss
-        assert rows.col_values is not None
-        levels, counts = (v.expand_as(z) for v in rows.col_values[-2:])
-        own = masked_sum(levels, rows.positive)
-        gap = torch.where(members & (counts > 0), z - levels, torch.zeros_like(z))
-        mass = masked_sum(counts * gap.exp(), members)
-        return loss + self.columns_weight * (own - target + mass - count)
+        level_of_column, number = detach(p.column(0)), detach(p.column(1))
+        own = sum(level_of_column, where=p.positive)
+        # In a column without positives nobody asked for its level.
+        gap = where(number > 0, z - level_of_column, 0.0)
+        mass = sum(number * exp(gap), where=p.pair & (number > 0))
+        return loss + self.columns_weight * (own - target + mass - positives)
 
 
 class InfoNCELoss(PairedLoss):
