@@ -42,7 +42,8 @@ REGISTERS = 65536  # of a multiprocessor
 def report(cuda: Cuda, source: Path) -> list[dict[str, object]]:
     """One line per kernel and architecture of a source file."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(cuda.nvcc), *cuda.flags().split(), "-Xptxas=-v", f"-I{ROOT / 'csrc'}", f"-I{source.parent}"]
+        folders = [f"-I{x}" for x in (ROOT / "csrc", source.parent)]
+        command = [str(cuda.nvcc), *cuda.flags().split(), "-Xptxas=-v", *folders]
         done = subprocess.run(
             [*command, "-c", str(source), "-o", str(Path(folder) / "out.o")],
             capture_output=True,

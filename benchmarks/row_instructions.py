@@ -88,10 +88,12 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
         raise SystemExit("no CUDA toolkit with nvcc was found")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = {s.name.split(".")[0]: s for s in generate_cuda(folder, headers(csrc.parent, folder / "printed"))}
+        found = headers(csrc.parent, folder / "printed")
+        made = {s.name.split(".")[0]: s for s in generate_cuda(folder, found)}
         command = [
             str(cuda.nvcc), "-std=c++20", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a",
-            "-Xptxas=-v", f"-I{csrc}", f"-I{folder}", "-cubin", str(made[loss]), "-o", str(folder / "out.cubin"),
+            "-Xptxas=-v", f"-I{csrc}", f"-I{folder}", "-cubin", str(made[loss]), "-o",
+            str(folder / "out.cubin"),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

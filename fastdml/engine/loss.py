@@ -27,6 +27,7 @@ class Rows:
         `RowLoss.label_scalars`, then those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
+    weight: [R, N] weights of the positives, above 0, of a loss that is `graded`; None: 1.
     """
 
     s: Tensor
@@ -37,6 +38,14 @@ class Rows:
     scalars: Tensor | None = None
     row_values: Tensor | None = None
     col_values: Tensor | None = None
+    weight: Tensor | None = None
+
+    @property
+    def grades(self) -> Tensor:
+        """[R, N]: the weight of every positive, and 0 elsewhere."""
+        kind = self.s.dtype
+        ones = self.positive.to(kind)
+        return ones if self.weight is None else torch.where(self.positive, self.weight.to(kind), 0.0)
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
@@ -93,6 +102,10 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec knows weights of positives (`Rows.weight`).
+    graded: ClassVar[bool] = False
+    # True: the spec reads or counts pairs that are neither positive nor negative.
+    unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not
@@ -101,6 +114,9 @@ class RowLoss:
     # True: among samples of one set the weight of a pair is the same in the rows of both (the loss is a
     # sum over pairs, each a function of its similarity and relation): one product of weights serves both.
     symmetric: ClassVar[bool] = False
+    # True: a pair adds to its row's outputs what depends on no other pair of it, so that the outputs over
+    # some candidates and over others add up.
+    additive: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
@@ -135,6 +151,10 @@ class RowLoss:
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
         raise NotImplementedError
+
+    # The row in the words of `fastdml.language`, a method `row(p)`, where a description has it: then its
+    # statistics over some candidates and over others can be merged.
+    row: ClassVar[Any] = None
 
     def parameters(self) -> tuple[float, ...]:
         """Members of the compiled functor."""

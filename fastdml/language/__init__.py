@@ -27,6 +27,7 @@ from .words import (
     minimum,
     relu,
     rounding,
+    share,
     sigmoid,
     sin,
     softplus,
@@ -38,6 +39,6 @@ from .words import (
 
 __all__ = [
     "NotInLanguage", "Row", "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log",
-    "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "sigmoid", "sin", "softplus",
-    "sqrt", "square", "sum", "trace", "where",
+    "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin",
+    "softplus", "sqrt", "square", "sum", "trace", "where",
 ]  # fmt: skip

@@ -116,7 +116,7 @@ class Described(RowLoss):
         """The number that a row adds to the loss (or its outputs), in the words of the language."""
         raise NotImplementedError
 
-    @property
+    @lazy
     def arguments(self) -> dict[str, Any]:
         """What `row` reads of this object."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "similarity"]
@@ -223,7 +223,7 @@ def _forms(
     def function(p: Row, **arguments: Any) -> Any:
         return kind.of(p, arguments)
 
-    above = tuple(k for k in opened if k in positive_fields(kind))
+    above = tuple(k for k in opened if k in positive_fields(kind))  # type: ignore[arg-type]
     return Forms(
         _name(kind, dict(chosen), opened),
         lambda: traced(function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),

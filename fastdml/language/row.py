@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.loss import Rows
-from .graph import COLUMNS, EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
+from .graph import COLUMNS, EVERY, NEGATIVE, ONE, POSITIVE, Node, NotInLanguage, S, lift, make
 
 
 class Row:
@@ -18,8 +18,9 @@ class Row:
 
     s: similarity (or distance) of the pair. positive, negative: its kind; pair: either of them. (A
     sample's pair with itself is neither, unless the loss keeps it, and then it is a positive.)
-    teacher: the same pair in a second matrix, a constant. columns: how many candidates the row has, its own
-    copy that was taken out among them.
+    teacher: the same pair in a second matrix, a constant. grade: the weight of a positive, where pairs are
+    those of a function that gives such, else 1 (so in compiled forms, which see labels). columns: how many
+    candidates the row has, its own copy that was taken out among them.
     """
 
     s: Any
@@ -28,6 +29,7 @@ class Row:
     pair: Any
     teacher: Any
     columns: Any
+    grade: Any
     # Where parameters that may want a gradient stand among the values of the call, and how many there are:
     # `scalar` passes over them.
     learnt: tuple[int, int] = (0, 0)
@@ -61,6 +63,10 @@ class TensorRow(Row):
         self.s, self.positive, self.negative = rows.s, rows.positive, rows.negative
         self.pair = rows.positive | rows.negative
         self.columns = rows.s.shape[1]
+        self.grade: Any = 1.0
+        if rows.weight is not None:
+            some = rows.positive & (rows.weight > 0)
+            self.grade = torch.where(some, rows.weight.to(rows.s.dtype), 1.0)
         self._rows = rows
 
     @property
@@ -90,6 +96,7 @@ class TracedRow(Row):
     pair = EVERY
     teacher = make("teacher")
     columns = COLUMNS
+    grade = ONE
 
     def given(self, k: int) -> Node:
         return make("scalar", value=k)

@@ -72,6 +72,23 @@ def without_one(roots: list[Node]) -> list[Node]:
     return rewrite(roots, rule)
 
 
+def unshifted(roots: list[Node]) -> list[Node]:
+    """The roots with statistics taken out of sums and of exponents that would else wait for them."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op not in ("log_sum_exp", "sum") or node.args[0].op != "add" or node.value:
+            return None
+        for x, shift in (node.args[0].args, node.args[0].args[::-1]):
+            if shift.level < PAIR == x.level and _reduces(shift):
+                if node.op == "sum":
+                    return total(x, node.args[1]) + shift * total(ONE, node.args[1])
+                whole = make("log_sum_exp", x, node.args[1], value=node.value)
+                return where(whole > LOWEST, whole + shift, LOWEST)
+        return None
+
+    return rewrite(roots, rule)
+
+
 def means(roots: list[Node]) -> list[Node]:
     """The roots with sums of exp(x - log-sum-exp of x) v as means of v under the softmax of x."""
 

@@ -21,8 +21,8 @@ Value = Any  # a Tensor, a Node or a number; the words keep to one of the former
 
 __all__ = [
     "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log", "log_sum_exp", "lowest",
-    "maximum", "mean", "minimum", "relu", "rounding", "sigmoid", "sin", "softplus", "sqrt", "square", "sum",
-    "where",
+    "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin", "softplus", "sqrt", "square",
+    "sum", "where",
 ]  # fmt: skip
 
 
@@ -36,6 +36,8 @@ def _traced(*xs: Value) -> bool:
 
 def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     if isinstance(x, Node):
+        if x.op == "constant":
+            return graph.constant(on_tensor(_tensor(x.value)).item())
         return make(op, x)
     return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
 
@@ -66,6 +68,11 @@ def count(*, where: Value) -> Any:
 def mean(x: Value, *, where: Value) -> Any:
     """The mean of x over the pairs of `where`; 0 over none."""
     return sum(x, where=where) / maximum(count(where=where), 1.0)
+
+
+def share(x: Value, of: Value) -> Any:
+    """x / of, a sum and the number or the weights of what it sums; of nothing x, which is 0."""
+    return x / where(of > 0, of, 1.0)
 
 
 def amax(x: Value, *, where: Value) -> Any:
@@ -196,6 +203,14 @@ def detach(x: Value) -> Any:
     if isinstance(x, Node):
         return graph.detach(x)
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def slack(x: Value) -> Any:
+    """What rounding may make of a number of the size of x: 8 units in its last place."""
+    if isinstance(x, Node):
+        return make("slack", x)
+    x = _tensor(x)
+    return 8 * torch.finfo(x.dtype).eps * x
 
 
 def lowest(like: Value) -> Any:

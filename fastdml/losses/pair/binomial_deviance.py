@@ -8,7 +8,7 @@ from typing import Any
 from ...engine import check
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import Row, mean, softplus
+from ...language import Row, mean, share, softplus, sum
 from ...language.described import Described, Positive
 from ..base import SampleLoss
 from ..terms import duplicate_ceiling
@@ -22,6 +22,7 @@ class BinomialDeviance(Described):
     """SPEC 2.11."""
 
     name = "binomial_deviance"
+    graded = True
 
     alpha: Positive = 2.0
     beta: Positive = 25.0
@@ -39,7 +40,8 @@ class BinomialDeviance(Described):
 
     def row(self, p: Row) -> Any:
         kept = p.positive & (p.s < self.max_positive)
-        pull = mean(softplus(-self.alpha * (p.s - self.base)), where=kept)
+        pull = sum(p.grade * softplus(-self.alpha * (p.s - self.base)), where=kept)
+        pull = share(pull, sum(p.grade, where=kept))
         return pull + mean(softplus(self.beta * (p.s - self.base)), where=p.negative)
 
 

@@ -11,9 +11,10 @@ from ...engine import check
 from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import Row, count, relu, sum
+from ...language import Row, relu, sum
 from ...language.described import Described
 from ..base import SampleLoss
+from ..terms import share
 
 __all__ = ["CalibrationLoss", "ContrastiveLoss"]
 
@@ -33,6 +34,8 @@ class Contrastive(Described):
     name = "contrastive"
     provenance = "pytorch-metric-learning"
     outputs = 4
+    additive = True
+    graded = True
     derived = ("sign", "floor_p", "floor_n")
     unread = ("pos_aggregation", "neg_aggregation", "pos_weight", "neg_weight")
     numbers = ("squared",)
@@ -82,13 +85,13 @@ class Contrastive(Described):
     def row(self, p: Row) -> Any:
         s = p.s * p.row_value(0) if self.relative else p.s
         sums, counts = [], []
-        for term, mask, floor in (
-            (self.sign * (self.pos_margin - s), p.positive, self.floor_p),
-            (self.sign * (s - self.neg_margin), p.negative, self.floor_n),
+        for term, mask, floor, grade in (
+            (self.sign * (self.pos_margin - s), p.positive, self.floor_p, p.grade),
+            (self.sign * (s - self.neg_margin), p.negative, self.floor_n, 1.0),
         ):
             cost = relu(term)
-            sums.append(sum(cost * (1 - self.squared + self.squared * cost), where=mask))
-            counts.append(count(where=mask & (term > floor)))
+            sums.append(sum(grade * cost * (1 - self.squared + self.squared * cost), where=mask))
+            counts.append(sum(grade, where=mask & (term > floor)))
         return (*sums, *counts)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
@@ -125,8 +128,8 @@ def _aggregate(sums: Tensor, counts: Tensor, aggregation: str) -> Tensor:
     if aggregation == "batch":
         return sums.sum() / sums.shape[0]
     if aggregation == "rows":
-        return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return sums.sum() / counts.sum().clamp(min=1)
+        return share(sums, counts).sum() / (counts > 0).sum().clamp(min=1)
+    return share(sums.sum(), counts.sum())
 
 
 def aggregation_of(reduction: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from ...engine import check
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import Row, amax, amin, log_sum_exp
+from ...language import Row, amax, amin, log, log_sum_exp
 from ...language.described import Described, Positive
 from ..base import SampleLoss
 from ..terms import duplicate_ceiling
@@ -25,6 +25,7 @@ class MultiSimilarity(Described):
 
     name = "multi_similarity"
     provenance = "released code"
+    graded = True
 
     alpha: Positive = 2.0
     beta: Positive = 50.0
@@ -50,7 +51,9 @@ class MultiSimilarity(Described):
             hardest_negative = amax(p.s, where=negative)
             positive = positive & (p.s < hardest_negative + self.epsilon)
             negative = negative & (p.s > hardest_positive - self.epsilon)
-        pull = log_sum_exp(-self.alpha * (p.s - self.base), where=positive, one=True)
+        pull = log_sum_exp(
+            log(p.grade) - self.alpha * (p.s - self.base), where=positive, one=True
+        )
         push = log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
         return pull / self.alpha + push / self.beta
 

@@ -24,6 +24,7 @@ class RankedList(Described):
     """Weighted means of the hinges of positives beyond `inner` and negatives within `outer`."""
 
     name = "ranked_list"
+    unlisted = True
     provenance = "pytorch-metric-learning"
     numbers = ("detach_weights",)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.registry import register
-from ...language import Row, count, log_sum_exp, softplus, where
+from ...language import Row, count, log, log_sum_exp, softplus, where
 from ...language.described import Described, Positive
 from ..base import SampleLoss
 from ..terms import rows_per
@@ -25,6 +25,7 @@ class NCA(Described):
     name = "nca"
     provenance = "pytorch-metric-learning"
     tuples = "weights"
+    graded = True
     derived = ("sign",)
 
     softmax_scale: Positive = 1.0
@@ -38,7 +39,8 @@ class NCA(Described):
 
     def row(self, p: Row) -> Any:
         z = self.sign * self.softmax_scale * p.s
-        gap = log_sum_exp(z, where=p.negative) - log_sum_exp(z, where=p.positive)
+        own = log_sum_exp(z + log(p.grade), where=p.positive)
+        gap = log_sum_exp(z, where=p.negative) - own
         kept = (count(where=p.positive) > 0) & (count(where=p.negative) > 0)
         return where(kept, p.scalar(0) * softplus(where(kept, gap, 0.0)), 0.0)
 

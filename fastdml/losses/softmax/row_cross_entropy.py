@@ -37,6 +37,14 @@ class RowCrossEntropy(Described):
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
 
+    @property
+    def graded(self) -> bool:  # type: ignore[override]
+        return self.per != "pairs"  # whose number is counted before there are weights
+
+    @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.per == "candidates"
+
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         return rows_per(positives) if self.per == "pairs" else None
 
@@ -44,16 +52,16 @@ class RowCrossEntropy(Described):
         z = self.sign / self.temperature * p.s
         members = p.negative if self.negatives_only else p.pair
         count_ = count(where=members)
-        positives = count(where=p.positive)
+        positives = sum(p.grade, where=p.positive)
         # With the largest exponent left out of both terms: a small loss of large logits keeps its digits.
         top = 0.0 if self.negatives_only else detach(amax(z, where=members))
         level = log_sum_exp(z - top, where=members)
         if self.log_mean:
             level = level - log(maximum(count_, 1))
-        target = sum(z - top, where=p.positive)
+        target = sum(p.grade * (z - top), where=p.positive)
         share: Any = 1.0
         if self.per == "positives":
-            share = 1 / maximum(positives, 1)
+            share = 1 / where(positives > 0, positives, 1.0)
         elif self.per == "candidates":
             share = 1 / maximum(count(where=p.pair), 1)
         elif self.per == "pairs":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from ...engine import check
 from ...engine.registry import register
 from ...language import Row, softplus, sum
 from ...language.described import Described
+from ..base import total
 from ..representation import learnt
-from .paired import PairedLoss
+from .paired import PairedLoss, as_scalars, check_sets
 
 __all__ = ["SigLIPLoss"]
 
@@ -27,10 +29,13 @@ class SigLIP(Described):
     name = "siglip"
     provenance = "released code"
     learnable = (10.0, -10.0)
+    graded = True
+    additive = True
 
     def row(self, p: Row) -> Any:
         u = p.scalar(0) * p.s + p.scalar(1)
-        return sum(softplus(-u), where=p.positive) + sum(softplus(u), where=p.negative)
+        pull = sum(p.grade * softplus(-u), where=p.positive)
+        return pull + sum(softplus(u), where=p.negative)
 
 
 class SigLIPLoss(PairedLoss):
@@ -63,9 +68,32 @@ class SigLIPLoss(PairedLoss):
         *,
         scale: Tensor | float | None = None,
         bias: Tensor | float | None = None,
+        positives: Callable[..., Any] | None = None,
     ) -> list[Any]:
         scalars = {
             "scale": self.log_scale.exp() if scale is None else scale,
             "bias": self.bias if bias is None else bias,
         }
-        return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]
+        if positives is None:
+            return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]
+        check.function(positives, "positives")
+        check_sets(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        numbers = as_scalars(scalars, embeddings, ref_emb)
+        return [
+            self.call(
+                self.description(), embeddings, candidates=ref_emb, predicate=positives, scalars=numbers
+            )
+        ]
+
+    def forward(  # type: ignore[override]
+        self, embeddings: Tensor, ref_emb: Tensor, *, positives: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """The loss of embeddings [B, D] and ref_emb [B, D], row by row.
+
+        positives: with it ref_emb is [N, D], and a function of indices says which pairs are positives and
+            how much they weigh (`fastdml.labels.LabelSets`, docs/labels.md): several of a row.
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return total(self.parts(embeddings, ref_emb, positives=positives))
