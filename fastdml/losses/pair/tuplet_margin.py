@@ -6,19 +6,23 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...engine import check
-from ...engine.loss import RowLoss
+from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...language import Row, cos, count, log_sum_exp, rounding, sin, softplus, sqrt, sum, where
-from ...language.described import Described, Positive
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
+from ..terms import softplus
 
 __all__ = ["TupletMarginLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class TupletMargin(Described):
+class TupletMargin(RowLoss):
     """Every positive, its angle reduced by a slack, against all negatives of the anchor."""
 
     name = "tuplet_margin"
@@ -27,7 +31,7 @@ class TupletMargin(Described):
     counted = True
 
     margin: float = math.radians(5.73)
-    scale: Positive = 64.0
+    scale: float = 64.0
 
     def __post_init__(self) -> None:
         check.finite(self.margin, "margin")
@@ -38,14 +42,31 @@ class TupletMargin(Described):
         return [cls(), cls(0.0, 8.0)]
 
     def row(self, p: Row) -> Any:
-        level = log_sum_exp(self.scale * p.s, where=p.negative)
+        negatives = of.count(where=p.negative)
+        level = of.log_sum_exp(self.scale * p.s, where=p.negative)
         square = 1 - p.s * p.s
+        some = square > 2 * of.slack(of.lift(1.0))
+        height = of.where(some, of.sqrt(of.where(some, square, 1.0)), 0.0)
+        eased = p.s * math.cos(self.margin) + height * math.sin(self.margin)
+        excess = of.softplus(of.where(negatives > 0, level, 0.0) - self.scale * eased)
+        loss = of.where(negatives > 0, of.sum(excess, where=p.positive), 0.0)
+        return loss, of.count(where=p.positive)
+
+    def spec(self, rows: Rows) -> Tensor:
+        s = rows.s
+        # log sum over negatives; rows without any have no loss.
+        total = (self.scale * s).masked_fill(~rows.negative, -torch.inf)
+        any_negative = rows.negative.any(1)
+        total = torch.where(any_negative[:, None], total, torch.zeros_like(total)).logsumexp(1)
+        square = 1 - s * s
         # What is left of two nearly equal numbers is rounding, and the root would magnify it.
-        height = where(square > 2 * rounding(p.s), sqrt(square), 0.0)
-        eased = p.s * cos(self.margin) + height * sin(self.margin)
-        excess = softplus(level - self.scale * eased)
-        some = count(where=p.negative) > 0
-        return where(some, sum(excess, where=p.positive), 0.0), count(where=p.positive)
+        some = square > 16 * torch.finfo(s.dtype).eps
+        height = torch.where(some, square, torch.ones_like(s)).sqrt() * some
+        eased = s * math.cos(self.margin) + height * math.sin(self.margin)
+        excess = softplus(total[:, None] - self.scale * eased)
+        wanted = rows.positive & any_negative[:, None]
+        loss = torch.where(wanted, excess, torch.zeros_like(excess)).sum(1)
+        return torch.stack([loss, rows.positive.sum(1).to(s.dtype)], dim=1)
 
 
 class TupletMarginLoss(SampleLoss):

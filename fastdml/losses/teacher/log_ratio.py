@@ -67,7 +67,7 @@ class LogRatio(Described):
         return 1e-4 / dimension if "raw" in self.similarity else 1e-10
 
     def row(self, p: Row) -> Any:
-        y = p.column(0) if self.given else p.teacher
+        y = detach(p.column(0)) if self.given else p.teacher
         n = count(where=p.pair)
         # Both sums in one pass over the logarithms, about a number near their mean: what is taken off the
         # squares again is small.
