@@ -109,7 +109,7 @@ _Arguments = tuple[tuple[str, Any], ...]
 def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Loss:
     """A module of these options, whose own state is not used."""
     given = (*sizes, *options.items())
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(isinstance(v, Tensor) for _, v in given):
         return _fresh(module, given)
     try:
         return _kept(module, given)  # type: ignore[arg-type]

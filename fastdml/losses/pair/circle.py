@@ -105,6 +105,7 @@ class CircleLoss(SampleLoss):
     """
 
     function = "circle"
+    open = ("m", "gamma")
 
     def __init__(
         self,

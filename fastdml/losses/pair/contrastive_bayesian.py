@@ -101,6 +101,7 @@ class ContrastiveBayesianLoss(SampleLoss):
     """
 
     function = "contrastive_bayesian"
+    open = ("pos_a", "pos_b", "neg_a", "neg_b", "mining_margin", "variance_weight", "mean_mix")
 
     def __init__(
         self,

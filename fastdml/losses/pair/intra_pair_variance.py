@@ -69,6 +69,7 @@ class IntraPairVarianceLoss(SampleLoss):
 
     similarities = ("cosine", "dot")
     function = "intra_pair_variance"
+    open = ("pos_eps", "neg_eps")
     mean_over = "pairs of each kind"
     describes = IntraPairVariance
 

@@ -196,6 +196,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
     """
 
     function = "generalized_lifted_structure"
+    open = ("neg_margin", "pos_margin")
     default_similarity = "distance"
 
     def __init__(

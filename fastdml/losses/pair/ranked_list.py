@@ -93,6 +93,7 @@ class RankedListLoss(SampleLoss):
     """
 
     function = "ranked_list"
+    open = ("Tn", "Tp", "imbalance")
     default_similarity = "distance"
 
     def __init__(

@@ -60,6 +60,7 @@ class XBMPairLoss(SampleLoss):
     """
 
     function = "xbm_pair"
+    open = ("margin",)
 
     def __init__(self, margin: float = 0.5, *, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)

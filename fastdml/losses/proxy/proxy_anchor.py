@@ -88,6 +88,7 @@ class ProxyAnchorLoss(ProxyLoss):
     """
 
     function = "proxy_anchor"
+    open = ("margin", "alpha")
     mean_over = "classes that are present, and all classes"
     describes = ProxyAnchor
 

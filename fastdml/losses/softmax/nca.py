@@ -65,6 +65,7 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    open = ("softmax_scale",)
     mean_over = "samples with a positive"
     describes = NCA
     default_similarity = "squared_distance"

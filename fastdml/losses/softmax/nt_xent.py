@@ -62,6 +62,7 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    open = ("temperature",)
     mean_over = "positive pairs"
     describes = NTXent
 

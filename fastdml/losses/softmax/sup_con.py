@@ -40,6 +40,7 @@ class SupConLoss(SampleLoss):
     """
 
     function = "sup_con"
+    open = ("temperature",)
 
     def __init__(
         self,
@@ -58,5 +59,10 @@ class SupConLoss(SampleLoss):
         check.positive(self.temperature, "temperature")
         factor = 1.0
         if self.base_temperature is not None:
+            if self.tensors:
+                raise ValueError(
+                    "base_temperature: expected None with a temperature that is a tensor, got "
+                    f"{self.base_temperature!r}"
+                )
             factor = self.temperature / check.positive(self.base_temperature, "base_temperature")
         return SupCon(self.temperature, factor, factor, similarity=self.similarity)

@@ -67,6 +67,7 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
     """
 
     function = "listwise_self_distillation"
+    open = ("temperature",)
     describes = ListwiseDistillation
     default_similarity = "dot"
 

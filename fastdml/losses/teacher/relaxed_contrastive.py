@@ -71,6 +71,7 @@ class RelaxedContrastiveLoss(RelationalLoss):
     """
 
     function = "relaxed_contrastive"
+    open = ("sigma", "delta")
     describes = RelaxedContrastive
     default_similarity = "raw_distance"
 
