@@ -135,6 +135,8 @@ class Text:
                 return f"p.column({node.value})", _ATOM
             case "detach":
                 return self._text(args[0])
+            case "apart":
+                return f"({self.expression(args[0])})", _ATOM
         return f"{node.op}({self.expression(args[0])})", _ATOM
 
     def _infix(self, node: Node) -> tuple[str, int]:

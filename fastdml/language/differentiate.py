@@ -90,6 +90,8 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
     match node.op:
         case "add":
             return [(a, bar), (b, bar)]
+        case "apart":
+            return [(a, bar)]
         case "neg":
             return [(a, neg(bar))]
         case "mul" if a is b:
