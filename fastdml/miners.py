@@ -8,6 +8,7 @@ from .mining.miners import (
     MultiSimilarityMiner,
     NearestNegativeMiner,
 )
+from .mining.semi_hard import SemiHardMiner
 
 __all__ = [
     "BatchEasyHardMiner",
@@ -16,4 +17,5 @@ __all__ = [
     "LazyPairs",
     "MultiSimilarityMiner",
     "NearestNegativeMiner",
+    "SemiHardMiner",
 ]

@@ -144,6 +144,11 @@ class _RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if _batched(upstream):
+            raise RuntimeError(
+                "fastdml losses take one upstream gradient at a time: batched ones (is_grads_batched=True, "
+                "jacobian(vectorize=True)) cannot pass through them. Use vectorize=False."
+            )
         wanted = ctx.wanted
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
@@ -155,6 +160,13 @@ class _RowLoss(torch.autograd.Function):
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         each = iter(once(found, leaves))
         return (*(next(each) if w else None for w in wanted), None, None, None)
+
+
+def _batched(upstream: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream))
 
 
 def _of_rows(

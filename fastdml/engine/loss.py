@@ -167,9 +167,13 @@ class RowLoss:
         return self.parameters()
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not."""
-        names = {f.name for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **rule) if set(rule) <= names else None
+        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not, or they
+        say another rule already, which must not be lost."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        if not set(rule) <= set(fields):
+            return None
+        own = any(getattr(self, name) not in (fields[name].default, rule[name]) for name in rule)
+        return None if own else dataclasses.replace(self, **rule)
 
     @property
     def functor_name(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.autograd import evaluate
 from ..engine.call import Call, statistic_type
 from ..engine.dispatch import check_backend
@@ -19,7 +20,7 @@ from ..engine.loss import Learnt, RowLoss
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import constructor, shown
+from .representation import ExactNumbers, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -107,7 +108,7 @@ def _seeing_learnt(description: Callable[[Any], RowLoss]) -> Callable[[Any], Row
     return seeing
 
 
-class Loss(nn.Module):
+class Loss(NamedArguments, ExactNumbers):
     """What all losses share.
 
     A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
@@ -145,10 +146,8 @@ class Loss(nn.Module):
     # Those that may be a tensor of one number, which is read at every call and may want a gradient: fields of
     # a description in the row language.
     open: ClassVar[tuple[str, ...]] = ()
-    # Arguments of the constructor, those of them that are True or False, and those without a default.
-    arguments: ClassVar[frozenset[str]] = frozenset()
-    flags: ClassVar[frozenset[str]] = frozenset()
-    required: ClassVar[frozenset[str]] = frozenset()
+    # A loss that passes its call on whole says in `calls` what it takes.
+    entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
@@ -169,8 +168,9 @@ class Loss(nn.Module):
         reducer: object = None,
         embedding_regularizer: Regularizer | None = None,
         embedding_reg_weight: float = 1,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         name = type(self).__name__
         if distance is not None:
             if similarity is not None:
@@ -178,17 +178,7 @@ class Loss(nn.Module):
             similarity = similarity_of(distance, name)
         if reducer is not None:
             reduction = reduction_of(reducer, name, self.reductions)
-        check.reduction(reduction)
-        if reduction not in self.reductions:
-            raise ValueError(
-                f"reduction: expected {' or '.join(map(repr, self.reductions))}, got {reduction!r}"
-            )
         self.similarity = self.default_similarity if similarity is None else similarity
-        check.similarity(self.similarity)
-        if self.similarities and self.similarity not in self.similarities:
-            expected = " or ".join(map(repr, self.similarities))
-            raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
-        check_backend(backend)
         if reduction == "none" and embedding_regularizer is not None:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
         self.reduction = reduction
@@ -198,12 +188,7 @@ class Loss(nn.Module):
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Once a class: a graph that is compiled could not ask.
         super().__init_subclass__(**kwargs)
-        known = constructor(cls)
-        cls.arguments = frozenset(known)
-        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
-        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
         if "description" in vars(cls):
             cls.description = _seeing_learnt(cls.description)  # type: ignore[method-assign, assignment]
 
@@ -211,6 +196,14 @@ class Loss(nn.Module):
         # An argument is kept under its name: flags are flags, and numbers Python's own.
         if name in self.flags and name not in self.learnt:
             check.flag(value, name)
+        elif name == "reduction":
+            check.reduction(value)
+            check.among(value, name, self.reductions)
+        elif name == "similarity":
+            check.similarity(value)
+            check.among(value, name, self.similarities)
+        elif name == "backend":
+            check_backend(value)
         elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
             if isinstance(value, Tensor) and name in self.open:
@@ -284,6 +277,11 @@ class Loss(nn.Module):
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """Whether a backward pass may read `ref_emb`, which must not change before it then."""
+        return self.reduction == "none"
 
     @property
     def nonzero_over(self) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
 from ..engine.foreign import similarity_of
 from ..engine.loss import RowLoss
@@ -24,7 +26,7 @@ Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 
 
-class Miner(nn.Module):
+class Miner(NamedArguments):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
@@ -41,8 +43,8 @@ class Miner(nn.Module):
 
     _latest: weakref.ref[LazyPairs] | None = None
 
-    def __init__(self, *, distance: object = None) -> None:
-        super().__init__()
+    def __init__(self, *, distance: object = None, **unknown: Any) -> None:
+        super().__init__(**unknown)
         name = type(self).__name__
         if distance is not None and similarity_of(distance, name) != self.similarity:
             raise ValueError(f"distance: {name} compares by {self.similarity!r} alone, got {distance!r}")
@@ -69,7 +71,9 @@ class Miner(nn.Module):
         select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
+            return _by_rows(
+                batch, select, self.anchors, self.tensors, self.similarity, self.at_once
+            )
 
         found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream, batch.own)
         if not torch.compiler.is_compiling():
@@ -120,8 +124,8 @@ class MultiSimilarityMiner(Miner):
     `(a1, p, a2, n)`; `MultiSimilarityLoss` then mines inside its own pass and no index exists.
     """
 
-    def __init__(self, epsilon: float = 0.1, *, distance: object = None) -> None:
-        super().__init__(distance=distance)
+    def __init__(self, epsilon: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.epsilon = check.finite(epsilon, "epsilon")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -159,10 +163,9 @@ class BatchEasyHardMiner(Miner):
         self,
         pos_strategy: str = "easy",
         neg_strategy: str = "semihard",
-        *,
-        distance: object = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(distance=distance)
+        super().__init__(**kwargs)
         check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
         self.pos_strategy = pos_strategy
         self.neg_strategy = neg_strategy
@@ -185,11 +188,12 @@ class BatchHardMiner(BatchEasyHardMiner):
     1703.07737). See `BatchEasyHardMiner`.
     """
 
+    sets = ("pos_strategy", "neg_strategy")
     anchors = (0,)
     tensors = 3
 
-    def __init__(self, *, distance: object = None) -> None:
-        super().__init__("hard", "hard", distance=distance)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("hard", "hard", **self.unset(kwargs))
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
         a, p, _, n = super()._choose(d, positive, negative, number)
@@ -225,9 +229,9 @@ class DistanceWeightedMiner(Miner):
         nonzero_loss_cutoff: float = 1.4,
         *,
         seed: int = 0,
-        distance: object = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(distance=distance)
+        super().__init__(**kwargs)
         self.cutoff = check.positive(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
@@ -241,7 +245,7 @@ class DistanceWeightedMiner(Miner):
         return {"drawn": True, **cutoffs}
 
     def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step, labels)
+        return int(self.seed), self._steps.take(self.step)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None
@@ -275,8 +279,8 @@ class NearestNegativeMiner(Miner):
 
     similarity = "distance"
 
-    def __init__(self, k: int = 1, *, distance: object = None) -> None:
-        super().__init__(distance=distance)
+    def __init__(self, k: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.k = check.count(k, "k")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -295,13 +299,14 @@ def _by_rows(
     batch: Batch,
     select: Select,
     anchors: tuple[int, ...],
+    tensors: int,
     similarity: str,
     at_once: int,
 ) -> tuple[Tensor, ...]:
     """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
 
-    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
-    the tensors are rows of the block. at_once: how many pairs a block has at most.
+    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. tensors: how
+    many there are, anchors: which of them are rows of the block. at_once: how many pairs a block has at most.
     """
     kind = statistic_type(batch.embeddings, batch.ref_emb)
     x = batch.embeddings.to(kind)
@@ -317,6 +322,9 @@ def _by_rows(
     problem = Problem.of(call)
     relation = problem.relation
     found: list[list[Tensor]] = []
+    if relation.rows == 0 or relation.columns == 0:
+        nothing = torch.empty(0, dtype=torch.int64, device=x.device)
+        return (nothing,) * tensors
     step = max(1, at_once // max(1, relation.columns))
     for start in range(0, relation.rows, step):
         stop = min(relation.rows, start + step)

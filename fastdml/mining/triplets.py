@@ -71,6 +71,8 @@ def drawn(batch: Batch, count: int, stream: Stream) -> Triplets:
     uniformly with replacement. O(B count) numbers, and no wait for the device."""
     labels, columns = batch.need_labels(), batch.column_labels
     assert columns is not None
+    if columns.shape[0] == 0:
+        return Triplets(*[columns] * 3)
     found, order = columns.sort(stable=True)
     start = torch.searchsorted(found, labels.contiguous())
     stop = torch.searchsorted(found, labels.contiguous(), right=True)

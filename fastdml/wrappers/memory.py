@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import SampleLoss, total
 from ..mining.miners import Miner
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(NamedArguments):
     """A loss of the batch against a queue of the latest embeddings, the batch's own among them.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798). No gradient
@@ -46,8 +47,9 @@ class CrossBatchMemory(nn.Module):
         embedding_size: int,
         memory_size: int = 1024,
         miner: Miner | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         # A loss over samples of all processes is one: `distributed.wrap`.
         self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
         if not self._shared and not isinstance(loss, SampleLoss):
@@ -101,11 +103,13 @@ class CrossBatchMemory(nn.Module):
             )
         own = self._store(embeddings.detach(), labels, enqueue_mask)
         count = int(self.filled)
-        if count == 0 and not self._shared:  # other processes may have some
-            return [_Nothing(embeddings)]
+        memory, stored = self.embedding_memory[:count], self.label_memory[:count]
+        loss: Any = self.loss.loss if self._shared else self.loss
+        if loss.keeps_candidates:
+            # The next call writes into the memory, maybe before the backward pass of this one.
+            memory, stored = memory.clone(), stored.clone()
         # Another dtype than the buffer's (half precision) is the batch's.
-        memory = self.embedding_memory[:count].to(embeddings.dtype)
-        stored = self.label_memory[:count]
+        memory = memory.to(embeddings.dtype)
         pairs = None
         if self.miner is not None:
             pairs = self.miner(embeddings, labels, memory, stored, own=own)
@@ -129,13 +133,3 @@ class CrossBatchMemory(nn.Module):
         self.queue_idx.copy_((self.queue_idx + len(rows)) % self.memory_size)
         self.filled.copy_((self.filled + len(rows)).clamp(max=self.memory_size))
         return torch.full_like(labels, -1).index_put_((rows,), places)
-
-
-class _Nothing:
-    """0 with a gradient: nothing is stored yet to compare with."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        self.embeddings = embeddings
-
-    def evaluate(self) -> Tensor:
-        return (self.embeddings * 0).sum()

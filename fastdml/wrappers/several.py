@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import weighted
 
 
-class MultipleLosses(nn.Module):
+class MultipleLosses(NamedArguments):
     """The weighted sum of several losses of one batch.
 
     Args:
@@ -31,8 +32,9 @@ class MultipleLosses(nn.Module):
         losses: Sequence[nn.Module] | Mapping[str, nn.Module],
         miners: Sequence[nn.Module | None] | Mapping[str, nn.Module | None] | None = None,
         weights: Sequence[float] | Mapping[str, float] | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         named = _named(losses, "losses")
         if not named:
             raise ValueError("losses: expected at least one loss, got none")

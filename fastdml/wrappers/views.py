@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import SampleLoss, total
 
 
-class SelfSupervisedLoss(nn.Module):
+class SelfSupervisedLoss(NamedArguments):
     """A loss over samples in which the views of one sample are positives of each other.
 
     Called as `loss(embeddings [B, D], ref_emb [B, D])`, two views; or `loss(views [B, V, D])`, any number.
@@ -25,8 +26,8 @@ class SelfSupervisedLoss(nn.Module):
         ValueError: naming the argument and what was expected of it.
     """
 
-    def __init__(self, loss: SampleLoss, symmetric: bool = True) -> None:
-        super().__init__()
+    def __init__(self, loss: SampleLoss, symmetric: bool = True, **unknown: Any) -> None:
+        super().__init__(**unknown)
         if not isinstance(loss, SampleLoss):
             raise ValueError(
                 f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"

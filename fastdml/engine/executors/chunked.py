@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import schedule
 from ..problem import Problem
-from ..similarity import DISTANCE
+from ..similarity import DISTANCE, PRODUCT
 from . import Result, Wanted
 
 
@@ -90,6 +90,7 @@ class Chunked:
             out.d_scalars[start] = others.pop(0)  # the block's sum, in its first row
         if out.d_row_values is not None:
             out.d_row_values[rows] = others.pop(0)
-        # A root's derivative needs the distances that its weights are about to replace.
-        d = s.clone() if metric.kind == DISTANCE else s
-        return metric.weigh_(s.copy_(g), d, *scales)
+        # Derivatives of distances need those that their weights are about to replace.
+        kept = metric.kind == DISTANCE or (metric.kind != PRODUCT and problem.epsilon)
+        d = s.clone() if kept else s
+        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)

@@ -80,10 +80,11 @@ class ProxyNCAPlusPlusLoss(ProxyNCALoss):
     """
 
     function = "proxy_nca_plus_plus"
+    sets = ("softmax_scale",)
 
     def __init__(
         self, num_classes: int, embedding_size: int, temperature: float = 1 / 9, **kwargs: Any
     ) -> None:
         scale = 1 / check.positive(temperature, "temperature")
-        super().__init__(num_classes, embedding_size, scale, **kwargs)
+        super().__init__(num_classes, embedding_size, scale, **self.unset(kwargs))
         self.temperature = temperature

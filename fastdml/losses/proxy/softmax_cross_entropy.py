@@ -149,7 +149,9 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
                 f"bias: expected shape [{classes}], one number per row of proxies, "
                 f"got {tuple(bias.shape)}"
             )
-        description = _describe(classes, self.smoothing, bias is not None, self.similarity)
+        # Of its own proxies a loss may have some only, and knows how many there are.
+        all_classes = self.num_classes if own else classes
+        description = _describe(all_classes, self.smoothing, bias is not None, self.similarity)
         columns = None if bias is None else bias[None]
         return [call.replace(loss=description, col_values=columns), *parts[1:]]
 

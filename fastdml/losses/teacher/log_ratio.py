@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss
+from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...language import Row, count, detach, log, maximum, sum, where
-from ...language.described import Described, Positive
 from .labelled_distances import LabelledLoss
 
 __all__ = ["LogRatioLoss"]
@@ -20,7 +18,7 @@ __all__ = ["LogRatioLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LogRatio(Described):
+class LogRatio(RowLoss):
     """SPEC 1.3. Rows hold distances; label distances are column value 0 if `given`, else the teacher's.
 
     A row of fewer than two pairs has a loss of 0.
@@ -28,9 +26,8 @@ class LogRatio(Described):
 
     name = "log_ratio"
     provenance = "released code"
-    unread = ("squared_label", "floor")
 
-    epsilon: Positive = 1e-6
+    epsilon: float = 1e-6
     given: bool = False
     squared_label: bool = dataclasses.field(default=False, kw_only=True)
     # Added to squared distances; None: 1e-4 over the dimension, or 1e-10 for normalised embeddings.
@@ -66,17 +63,19 @@ class LogRatio(Described):
             return self.floor
         return 1e-4 / dimension if "raw" in self.similarity else 1e-10
 
-    def row(self, p: Row) -> Any:
-        y = detach(p.column(0)) if self.given else p.teacher
-        n = count(where=p.pair)
-        # Both sums in one pass over the logarithms, about a number near their mean: what is taken off the
-        # squares again is small.
-        near = sum(y, where=p.pair) / maximum(n, 1) + self.epsilon
-        centre = log(near / (detach(sum(p.s, where=p.pair)) / maximum(n, 1) + self.epsilon))
-        u = log(p.s + self.epsilon) - log(y + self.epsilon) + centre
-        total = sum(u, where=p.pair)
-        spread = maximum(sum(u * u, where=p.pair) - total * total / maximum(n, 1), 0.0)
-        return where(n > 1, 2 * spread / maximum(n - 1, 1), 0.0)
+    def parameters(self) -> tuple[float, ...]:
+        return (self.epsilon, float(self.given))
+
+    def spec(self, rows: Rows) -> Tensor:
+        y = rows.col_values[0] if self.given and rows.col_values is not None else rows.teacher
+        assert y is not None
+        u = (rows.s + self.epsilon).log() - (y + self.epsilon).log()
+        pair = torch.ones_like(u, dtype=torch.bool) if rows.pair is None else rows.pair
+        n = pair.sum(1, keepdim=True)
+        zero = torch.zeros_like(u)
+        mean = torch.where(pair, u, zero).sum(1, keepdim=True) / n.clamp(min=1)
+        spread = torch.where(pair, u - mean, zero).square().sum(1)
+        return 2 * spread / (n[:, 0] - 1).clamp(min=1)
 
 
 class LogRatioLoss(LabelledLoss):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.call import statistic_type
@@ -55,9 +55,9 @@ class Margin(RowLoss):
         check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        # A miner's distances have no epsilon, and only draws by distance are known.
+        # A miner's distances have no epsilon, and only draws by distance are known; they go before own ones.
         known = self.epsilon == 0 and "drawn" in rule
-        return super().with_rule(rule) if known else None
+        return dataclasses.replace(self, **rule) if known else None
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]
@@ -184,10 +184,10 @@ def _some_triplet(batch: Batch) -> Tensor:
     return ((own > 0) & (others > 0)).any()
 
 
-def _once(some: Tensor, nu: float, beta: Tensor, rows: int) -> Tensor:
-    """nu times the one beta there is, if there is a triplet; rows: as [rows] shares, or 0: at once."""
+def _once(some: Tensor, nu: float, beta: Tensor, rows: int | None) -> Tensor:
+    """nu times the one beta there is, if there is a triplet; rows: as [rows] shares, or None: at once."""
     once = torch.where(some, nu * beta, 0.0)
-    return once / rows * once.new_ones(rows) if rows else once
+    return once if rows is None else once / max(1, rows) * once.new_ones(rows)
 
 
 class MarginLoss(TripletLoss):
@@ -227,6 +227,9 @@ class MarginLoss(TripletLoss):
 
     function = "margin"
     learnt = ("beta",)
+    constants = ("beta",)
+
+    beta: Tensor
     inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
 
@@ -256,12 +259,12 @@ class MarginLoss(TripletLoss):
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon
         within = "a number in the range of float32"
-        self.initial_beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
+        beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
         classes = 1 if num_classes is None else check.count(num_classes, "num_classes")
         self.num_classes = None if num_classes is None else classes
-        initial = torch.full((classes,), float(self.initial_beta))
+        initial = torch.full((classes,), beta, dtype=torch.float64)
         if learn_beta:
-            self.beta = nn.Parameter(initial)
+            self.learn("beta", initial)
         else:
             # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
             self.register_buffer("beta", initial, persistent=False)
@@ -317,15 +320,13 @@ class MarginLoss(TripletLoss):
             parts = [self.one_by_one(description, found, function, triplets)]
         if one_beta and nu != 0:
             some = _some_triplet(found) if triplets is None else triplets.any()
-            rows = embeddings.shape[0] if self.reduction == "none" else 0
+            rows = embeddings.shape[0] if self.reduction == "none" else None
             parts.append(Term(_once, (some, nu, values[0], rows)))
         return parts
 
     def _values(self, embeddings: Tensor, beta: Tensor | float | None) -> Tensor:
         """[1] or [C] values of beta in the type of the loss."""
-        if beta is None:
-            # A float32 buffer would round what the caller gave.
-            beta = self.beta if self.learn_beta or self.beta.numel() > 1 else self.initial_beta
+        beta = self.beta if beta is None else beta
         if not isinstance(beta, Tensor):
             check.finite(beta, "beta")
         elif beta.dim() > 1 or beta.numel() == 0 or not beta.is_floating_point():

@@ -14,6 +14,7 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
+from ...mining.lazy import LazyPairs
 from ...mining.triplets import Triplets, check_per_anchor
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
 from .listed import Listed, TripletLoss, costs, pair_numbers, wide
@@ -226,6 +227,9 @@ class TripletMarginLoss(TripletLoss):
         self, *batch: Any, own: int | Tensor | None = None, step: int | Tensor | None = None
     ) -> list[Any]:
         step = None if step is None else check.seed(step, "step")
+        if (self.swap or self.draws) and len(batch) > 2 and isinstance(batch[2], LazyPairs):
+            # These take triplets one by one: no rule of a miner's applies.
+            batch = (*batch[:2], tuple(batch[2]), *batch[3:])
         description, found = self.resolved(*batch, own=own)
         triplets = self.listed(description, found, step, join=self.swap)
         if triplets is None and not self.swap:
