@@ -270,13 +270,13 @@ def test_distances_reducers_and_regularizers_of_the_peer():
     for name, options in pairs:
         ours, other = (getattr(library, name)(**options) for library in (losses, theirs))
         same(value_and_gradient(ours, e, y), value_and_gradient(other, e, y), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"^reducer: TripletMarginLoss has no form for ThresholdReducer"):
-        losses.TripletMarginLoss(reducer=reducers.ThresholdReducer(low=0))
-    with pytest.raises(ValueError, match=r"^distance: SupConLoss has no form for SNRDistance"):
-        losses.SupConLoss(distance=distances.SNRDistance())
+    with pytest.raises(ValueError, match=r"^reducer: expected an object of fastdml.reducers"):
+        losses.TripletMarginLoss(reducer=3)
+    with pytest.raises(ValueError, match=r"^distance: expected for SupConLoss a name of a similarity"):
+        losses.SupConLoss(distance=torch.nn.Identity())
     assert miners.BatchHardMiner(distance=distances.LpDistance()).similarity == "distance"
-    with pytest.raises(ValueError, match=r"^distance: BatchHardMiner compares by 'distance' alone"):
-        miners.BatchHardMiner(distance=distances.CosineSimilarity())
+    with pytest.raises(ValueError, match=r"^distance: AngularMiner compares by 'distance' alone"):
+        miners.AngularMiner(distance=distances.CosineSimilarity())
 
 
 def test_wrappers_of_the_peer_take_our_losses():

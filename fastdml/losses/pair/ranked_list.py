@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...engine import check
+from ...engine.distances import metric_of
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, detach, exp, maximum, sum, where
@@ -39,8 +40,8 @@ class RankedList(Described):
     def __post_init__(self) -> None:
         check.finite(self.inner, "margin")
         check.finite(self.outer, "alpha")
-        check.non_negative(self.positive_temperature, "Tp")
-        check.non_negative(self.negative_temperature, "Tn")
+        check.finite(self.positive_temperature, "Tp")
+        check.finite(self.negative_temperature, "Tn")
         check.number(self.imbalance, "imbalance", "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
     @property
@@ -49,19 +50,21 @@ class RankedList(Described):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True)]
+        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True), cls(0.8, 1.3, -2.0, -10.0)]
 
     def row(self, p: Row) -> Any:
         def part(excess: Any, mask: Any, temperature: Any) -> Any:
             active = mask & (excess > 0)
             # The largest exponent is taken out of all of them.
-            top = detach(maximum(amax(excess, where=mask), 0.0))
+            most = detach(maximum(amax(excess, where=mask), 0.0))
+            # Of a negative temperature that of a pair at the margin: 0.
+            top = where(temperature > 0, most, 0.0)
             weight = exp(temperature * (excess - top))
             weight = weight + self.detach_weights * (detach(weight) - weight)
             floor = _FLOOR * p.columns * exp(-temperature * top)
             total = sum(weight, where=active) + floor
             # Without an active pair the floor may underflow; the sum is 0 all the same.
-            total = where(top > 0, total, 1.0)
+            total = where(most > 0, total, 1.0)
             return sum(weight * excess, where=active) / total
 
         pull = part(p.s - self.inner, p.positive, self.positive_temperature)
@@ -82,7 +85,7 @@ class RankedListLoss(SampleLoss):
 
     Args:
         margin: between the positives' radius and the negatives'.
-        Tn, Tp: >= 0, temperatures of the weights.
+        Tn, Tp: temperatures of the weights; negative ones weigh what is nearest to its margin most.
         imbalance: in [0, 1], share of the negatives.
         alpha: the negatives' radius; None: 1 + margin / 2.
         detach_weights: False: the gradient is that of the value, as in pytorch-metric-learning. True: the
@@ -116,7 +119,7 @@ class RankedListLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RankedList:
-        if "distance" not in self.similarity:
+        if metric_of(self.similarity).sign > 0:
             raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
         check.finite(self.margin, "margin")
         outer = 1 + self.margin / 2 if self.alpha is None else check.finite(self.alpha, "alpha")

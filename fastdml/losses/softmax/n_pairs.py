@@ -19,6 +19,7 @@ from ...language import Row, log_sum_exp, softplus, sum
 from ...language.described import Described
 from ...mining.batch import checked
 from ..base import SampleLoss, Term
+from ..reduced import Elements
 from ..twotower.paired import PairedLoss
 
 __all__ = ["NPairsLoss", "PairedNPairsLoss"]
@@ -185,6 +186,8 @@ class NPairsLoss(SampleLoss):
             row_weight=weight,
             col_values=None if kept is None else kept.to(x.dtype)[None],
         )
+        if self._reducer is not None and not self._is_reduction:
+            return [Elements(call, anchors), *penalties(self.l2_reg, self.l2_kind, embeddings)]
         sets = (embeddings,) if every else (x, x_p)
         count = None if kept is None else kept.sum()
         return [call, *penalties(self.l2_reg, self.l2_kind, *sets, count=count)]

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
+from ...engine.loss import Piece, Rows
 from ...engine.registry import register
 from ...language import Row, count, log, log_sum_exp, softplus, where
 from ...language.described import Described, Positive
+from ...language.row import TensorRow
 from ..base import SampleLoss
 from ..terms import rows_per
 
@@ -37,12 +39,20 @@ class NCA(Described):
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives > 0)
 
-    def row(self, p: Row) -> Any:
+    def gap(self, p: Row) -> Any:
+        """Of the log of the sum over negatives above that over positives."""
         z = self.sign * self.softmax_scale * p.s
         own = log_sum_exp(z + log(p.grade), where=p.positive)
-        gap = log_sum_exp(z, where=p.negative) - own
+        return log_sum_exp(z, where=p.negative) - own
+
+    def row(self, p: Row) -> Any:
+        gap = self.gap(p)
         kept = (count(where=p.positive) > 0) & (count(where=p.negative) > 0)
         return where(kept, p.scalar(0) * softplus(where(kept, gap, 0.0)), 0.0)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        loss = softplus(self.gap(TensorRow(rows)))
+        return {"loss": Piece("element", loss, rows.positive.any(1, keepdim=True))}
 
 
 class NCALoss(SampleLoss):
@@ -67,6 +77,7 @@ class NCALoss(SampleLoss):
     function = "nca"
     open = ("softmax_scale",)
     mean_over = "samples with a positive"
+    reducers = {"MeanReducer": "mean"}
     describes = NCA
     default_similarity = "squared_distance"
 

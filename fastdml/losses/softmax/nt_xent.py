@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
+from ...engine.loss import Piece, Rows
 from ...engine.registry import register
 from ...language import Row, count, log_sum_exp, softplus, sum, where
 from ...language.described import Described, Positive
@@ -40,6 +41,11 @@ class NTXent(Described):
         loss = p.scalar(0) * sum(softplus(level - z), where=p.positive)
         return where(count(where=p.negative) > 0, loss, 0.0)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        z = self.sign / self.temperature * rows.s
+        level = log_sum_exp(z, where=rows.negative)
+        return {"loss": Piece("pos_pair", softplus(level - z), rows.positive)}
+
 
 class NTXentLoss(SampleLoss):
     """NT-Xent loss, the normalised and temperature-scaled cross-entropy.
@@ -64,6 +70,7 @@ class NTXentLoss(SampleLoss):
     function = "nt_xent"
     open = ("temperature",)
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = NTXent
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:
