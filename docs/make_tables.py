@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import fastdml  # noqa: E402, F401
-from csrc.build import losses as headers  # noqa: E402
+from csrc.build import losses  # noqa: E402
 from fastdml.engine.crossover import NOT_RUN, verified  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
+from fastdml.language.described import Described  # noqa: E402
 from fastdml.losses import MODULES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -111,8 +112,11 @@ def _rounded(ratio: float) -> str:
 
 
 def status() -> str:
-    functors = {name for name, _, _ in headers(ROOT / "csrc" / "rows")}
+    printed = {name: loss() for name, loss in LOSSES.items() if issubclass(loss, Described)}
+    written = losses(sorted((ROOT / "csrc" / "rows").glob("*.h")))
+    functors = {*printed, *(name for name, _, _ in written)}
     tiles = {p.stem for p in (ROOT / "fastdml" / "kernels" / "tiles").glob("*.py")}
+    tiles |= {name for name, loss in printed.items() if loss.tiles is not None}
     cuda = (ROOT / "csrc" / "cuda").is_dir()
     seen = verified()
 
@@ -140,14 +144,15 @@ def reductions() -> str:
         '| loss | default | "mean" is over | "nonzero" is over | "none" |',
         "|---|---|---|---|---|",
     ]
-    known = {"num_classes": 2, "embedding_size": 2, "margin": 0.4, "Tn": 10.0}
+    known = {"num_classes": 2, "embedding_size": 2, "margin": 0.4, "Tn": 10.0, "l": 2, "descriptors_dim": 2}
     for name, module in sorted(MODULES.items()):
         asked = inspect.signature(module.__init__).parameters.values()
         needed = {p.name for p in asked if p.default is p.empty} & set(known)
         loss = module(**{k: known[k] for k in needed})
         nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
-        rows = "[C]" if loss.description().rows == "proxies" else "[B]"
-        none = rows if "none" in loss.reductions else "–"
+        none = "–"
+        if "none" in loss.reductions:
+            none = "[C]" if loss.description().rows == "proxies" else "[B]"
         lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
     return "\n".join(lines)
 

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine import in_torch
 from .engine.call import Call
 from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
 from .engine.problem import Problem
 from .engine.registry import LOSSES
-from .losses import FUNCTIONS, MODULES
+from .losses import FUNCTIONS, FURTHER, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
+from .losses.reduced import Elements, Reduced
 from .losses.teacher.relational_distillation import Vertices
+from .losses.triplet.dynamic_soft_margin import Weighed
 from .losses.triplet.listed import OneByOne
 
 
@@ -28,7 +31,8 @@ class Explanation:
     """The choice of an executor. `print` it.
 
     executor: its name. reason: why it was chosen. plan: what it does. refused: why others cannot run.
-    further: the other calls that the loss makes, each explained.
+    further: the other calls that the loss makes, each explained. memory: of a loss of several processes,
+    the bytes that each needs beside its own rows and their gradient.
     """
 
     loss: str
@@ -41,6 +45,7 @@ class Explanation:
     plan: str
     refused: dict[str, str]
     further: tuple[Explanation, ...] = ()
+    memory: int | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -49,6 +54,9 @@ class Explanation:
             f"  how      {self.plan}",
         ]
         lines += [f"  not on   {name}: {why}" for name, why in self.refused.items()]
+        if self.memory is not None:
+            size = f"{self.memory / 2**20:.0f} MiB"
+            lines.append(f"  memory   {size} beside the rank's rows and their gradient")
         return "\n".join([*lines, *map(str, self.further)])
 
 
@@ -62,12 +70,14 @@ def explain(
     per_class: int = 4,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
+    **further: Any,
 ) -> Explanation:
     """Says which executor would run a loss, how, and why. Computes no loss.
 
     Args:
         loss: a loss module, the name of a loss in `fastdml.functional` (with its module's defaults) or
-            of a description, such as "multi_similarity", or a description.
+            of a description, such as "multi_similarity", or a description. Or one of
+            `fastdml.distributed.wrap`, of which numbers M and N are those of each rank.
         M, *batch: what the loss would be called with: the calls that it makes of these very tensors are
             explained. Or numbers: M rows (samples, or proxies for proxy losses), then N and D.
         N: candidates; None: the rows themselves. Of several proxies a class, rounded up to whole classes.
@@ -76,15 +86,20 @@ def explain(
         per_class: samples per class, which sizes the threshold lists.
         dtype: of the embeddings.
         backend: as in the losses; None: the module's own, else "auto".
+        further: what else the loss would be called with by name, such as own=0, beside tensors.
 
     Raises:
         ValueError: for an unknown loss, sizes below 1, or a forced backend that cannot run it.
     """
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
+        if module.in_torch is not None:
+            return _plain(module, M.shape[0], M.shape[1], str(device or M.device), backend)
         with _at_rest(module):
-            parts = module.calls(M, *batch)
+            parts = module.parts(M, *batch, **further)
         return _explained(module, parts, backend, device or M.device)
+    if further:
+        raise ValueError(f"{next(iter(further))}: expected with the tensors of a batch only")
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
     for name, value in sizes.items():
@@ -95,12 +110,18 @@ def explain(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     on = _device(device or numbers.get("device", "cpu"))
-    shape = _Sizes(**sizes, dtype=dtype)
+    shape = Sizes(**sizes, dtype=dtype)
+    explained: Any = getattr(loss, "explained", None)
+    if explained is not None:
+        found: Explanation = explained(shape, backend, on)
+        return found
     if isinstance(loss, RowLoss) or (isinstance(loss, str) and loss in LOSSES):
         description = loss if isinstance(loss, RowLoss) else LOSSES[loss]()
         return _explained(None, [shape.call(description)], backend, on)
     classes = shape.M if shape.N is None else shape.N
     module = _module(loss, classes, shape.D)
+    if module.in_torch is not None:
+        return _plain(module, shape.M, shape.D, str(on), backend, shape.N)
     with _at_rest(module):
         parts = shape.calls(module)
     return _explained(module, parts, backend, on)
@@ -119,7 +140,7 @@ def _at_rest(module: nn.Module) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """A batch of which only sizes are known, made of one number."""
 
     M: int
@@ -176,7 +197,7 @@ class _Sizes:
             return module.calls(x, torch.ones(1, 1).expand(rows, 2))
         if "probabilities" in names:
             return module.calls(x, self.labels(rows), torch.ones(1, 1).expand(rows, columns or 1))
-        if "labels" not in names:
+        if module.paired:
             return module.calls(x, self.embeddings(columns or rows))
         labels = self.labels(rows, module.num_classes)
         if columns is None or columns == rows:
@@ -191,12 +212,13 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         return loss
     if not isinstance(loss, str):
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
-    found = {m.function: m for m in MODULES.values() if m.function is not None}
+    found = {m.function: m for m in (MODULES | FURTHER).values() if m.function is not None}
     if loss not in found:
         known = sorted({*LOSSES, *FUNCTIONS})
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")
     module = found[loss]
     sizes: dict[str, Any] = {"num_classes": classes, "embedding_size": dimension}
+    sizes |= {"descriptors_dim": dimension, "l": dimension}
     asked = inspect.signature(module.__init__).parameters
     with torch.device("meta"):  # proxies without memory
         return module(**{k: v for k, v in sizes.items() if k in asked})
@@ -216,11 +238,20 @@ def _explained(
     for part in parts:
         if isinstance(part, Call):
             before = () if part.before is None else part.before.calls
-            found += [_of_call(call, backend, torch.device(device)) for call in (part, *before)]
+            found += [of_call(call, backend, torch.device(device)) for call in (part, *before)]
+        elif isinstance(part, Elements):
+            found.append(of_call(part.call, backend, torch.device(device)))
+        elif isinstance(part, Weighed) and part.call is not None:
+            one = of_call(part.call, backend, torch.device(device))
+            how = in_torch.plan(Problem.of(part.call, torch.device(device)))
+            found.append(dataclasses.replace(one, executor="chunked", plan=f"{how}, twice"))
+        elif isinstance(part, Reduced):
+            for call in part.calls:
+                found.append(_of_elements(part, call, backend, torch.device(device)))
         elif isinstance(part, OneByOne):
             found.append(_of_triplets(part, backend, str(device)))
         elif isinstance(part, Vertices):
-            one = _of_call(part.call, backend, torch.device(device))
+            one = of_call(part.call, backend, torch.device(device))
             found.append(dataclasses.replace(one, plan=f"{one.plan}; one vertex after another"))
     if not found:
         name = "loss" if module is None else type(module).__name__
@@ -234,7 +265,7 @@ def _explained(
     return dataclasses.replace(first, further=tuple(found))
 
 
-def _of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:
+def of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:
     problem = Problem.of(call, device)
     executor, reason = choose(problem, backend or call.backend)
     refusals = {name: e.refuses(problem) for name, e in EXECUTORS.items() if e is not executor}
@@ -249,6 +280,33 @@ def _of_call(call: Call, backend: str | None, device: torch.device) -> Explanati
         plan=executor.plan(problem),
         refused={name: why for name, why in refusals.items() if why is not None},
     )
+
+
+def _plain(
+    module: Loss, rows: int, dimension: int, device: str, backend: str | None, columns: int | None = None
+) -> Explanation:
+    """Of a loss that makes no calls."""
+    reason = in_torch.refuses(backend or module.backend)
+    if reason is not None:
+        raise ValueError(f"backend: {backend!r} cannot run {module.function!r}: {reason}")
+    assert module.in_torch is not None
+    refused = {n: why for n in EXECUTORS if (why := in_torch.refuses(n)) is not None}
+    columns = rows if columns is None else columns
+    name = str(module.function)
+    return Explanation(
+        name, rows, columns, dimension, device, "chunked", "no sum over rows", module.in_torch, refused
+    )
+
+
+def _of_elements(
+    part: Reduced, call: Call, backend: str | None, device: torch.device
+) -> Explanation:
+    found = of_call(call, backend, device)
+    kind = type(part.reducer).__name__
+    if not call.loss.in_pieces:
+        return dataclasses.replace(found, plan=f"{found.plan}; {kind} of the rows' losses")
+    how = in_torch.plan(Problem.of(call, device)) if part.by_blocks else "in torch, as a list of all elements"
+    return dataclasses.replace(found, executor="chunked", reason=f"{kind} of elements", plan=how)
 
 
 def _of_triplets(part: OneByOne, backend: str | None, device: str) -> Explanation:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import op
+from . import in_torch, op
 from .call import LEAVES, Call, of_rows, spelled
 
 _COUNT = len(LEAVES)
@@ -31,7 +31,9 @@ def evaluate(call: Call) -> Tensor:
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
     recorded = torch.is_grad_enabled()
-    if watched(call.anchors):
+    if call.loss.metric.in_torch:
+        value = in_torch.evaluate(call)
+    elif watched(call.anchors):
         tensors, words = call.packed()
         value = _RowLoss.apply(
             *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded
@@ -144,17 +146,29 @@ class _RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if _batched(upstream):
+            raise RuntimeError(
+                "fastdml losses take one upstream gradient at a time: batched ones (is_grads_batched=True, "
+                "jacobian(vectorize=True)) cannot pass through them. Use vectorize=False."
+            )
         wanted = ctx.wanted
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
             leaves = saved[::2]
-            found = _scaled(saved[1::2], leaves, upstream)
+            found = scaled(saved[1::2], leaves, upstream)
         else:
             leaves = [x for x, w in zip(saved, wanted) if w]
             found = _of_rows(saved, ctx.words, upstream, wanted)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         each = iter(once(found, leaves))
         return (*(next(each) if w else None for w in wanted), None, None, None)
+
+
+def _batched(upstream: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream))
 
 
 def _of_rows(
@@ -165,7 +179,7 @@ def _of_rows(
     return [g for g, w in zip(gradients, wanted) if w]
 
 
-def _scaled(
+def scaled(
     gradients: Sequence[Tensor], leaves: Sequence[Tensor], upstream: Tensor
 ) -> list[Tensor]:
     # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for

@@ -9,9 +9,26 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .distances import metric_of
 from .lazy import lazy
 from .relation import LabelRelation
 from .similarity import METRICS, Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Elements of a block of rows that a loss is made of: what a reducer object reduces.
+
+    kind: "element" (one of a row), "pos_pair", "neg_pair" (of the row's candidates) or "triplet".
+    losses, mask: [R, K], and which of them there are. divisor: [R] what rows add to the loss's own divisor.
+    columns: of triplets, the candidates [R, K] that are positives and negatives.
+    """
+
+    kind: str
+    losses: Tensor
+    mask: Tensor
+    divisor: Tensor | None = None
+    columns: tuple[Tensor, Tensor] | None = None
 
 
 @dataclasses.dataclass
@@ -27,6 +44,8 @@ class Rows:
         `RowLoss.label_scalars`, then those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
+    first: the number of the first row.
+    weight: [R, N] weights of the positives, above 0, of a loss that is `graded`; None: 1.
     """
 
     s: Tensor
@@ -37,6 +56,15 @@ class Rows:
     scalars: Tensor | None = None
     row_values: Tensor | None = None
     col_values: Tensor | None = None
+    weight: Tensor | None = None
+    first: int = 0
+
+    @property
+    def grades(self) -> Tensor:
+        """[R, N]: the weight of every positive, and 0 elsewhere."""
+        kind = self.s.dtype
+        ones = self.positive.to(kind)
+        return ones if self.weight is None else torch.where(self.positive, self.weight.to(kind), 0.0)
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
@@ -47,12 +75,20 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learnt:
+    """A parameter of a description that is no number of its own, but parameter k of those that a call hands
+    in among its scalars and that may want a gradient."""
+
+    k: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RowLoss:
     """A loss that is a function of one row, summed over rows. Subclasses are frozen dataclasses.
 
     Their fields are the parameters; `parameters()` hands them to the compiled functor of the same
     `name` in the order of its members. `similarity` is what every loss has: a name in
-    `similarity.SIMILARITIES`; the numbers of a row are that.
+    `similarity.SIMILARITIES` or of `distances`; the numbers of a row are that.
 
     Four kinds of losses fit:
     1. a sum of row losses (most): `spec` returns [R].
@@ -85,6 +121,8 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec knows weights of positives (`Rows.weight`).
+    graded: ClassVar[bool] = False
     # True: the spec reads or counts pairs that are neither positive nor negative.
     unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
@@ -127,11 +165,30 @@ class RowLoss:
 
     @property
     def metric(self) -> Metric:
-        return METRICS[self.similarity]
+        return METRICS.get(self.similarity) or metric_of(self.similarity)
 
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
         raise NotImplementedError
+
+    def pieces(self, rows: Rows) -> Mapping[str, Piece]:
+        """The elements of a block by the names of the loss's parts, where these are not the rows' losses.
+
+        Overridden only by losses whose elements are pairs, triplets, or some rows only.
+        """
+        raise NotImplementedError
+
+    @property
+    def only_in_torch(self) -> str | None:
+        """Why these parameters have no compiled form, or None."""
+        if self.metric.in_torch:
+            return f"{self.similarity!r} is not made of products"
+        return None
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether its elements are others than the rows' losses."""
+        return type(self).pieces is not RowLoss.pieces
 
     # The row in the words of `fastdml.language`, a method `row(p)`, where a description has it: then its
     # statistics over some candidates and over others can be merged.
@@ -148,13 +205,22 @@ class RowLoss:
         return self.parameters()
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not."""
-        names = {f.name for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **rule) if set(rule) <= names else None
+        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not, or they
+        say another rule already, which must not be lost."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        if not set(rule) <= set(fields):
+            return None
+        own = any(getattr(self, name) not in (fields[name].default, rule[name]) for name in rule)
+        return None if own else dataclasses.replace(self, **rule)
+
+    @property
+    def functor_name(self) -> str:
+        """The functor's name in the compiled library."""
+        return self.name
 
     def functor(self) -> int | str | None:
         """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
-        is none. None: the compiled functor is that of its name."""
+        is none. None: the compiled functor is that of `functor_name`."""
         return None
 
     def streamed(

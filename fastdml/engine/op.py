@@ -116,7 +116,7 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _SAME_WORLD = contextlib.nullcontext()
 
 
-def _own_world(device: str) -> contextlib.AbstractContextManager[object]:
+def own_world(device: str) -> contextlib.AbstractContextManager[object]:
     """Without autocast, and with an autograd of its own.
 
     The specs are differentiated inside the operator. A compiled graph or a dispatch mode (a counter
@@ -134,15 +134,28 @@ def _own_world(device: str) -> contextlib.AbstractContextManager[object]:
     return world
 
 
+def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    """What the operator returns of no anchors or no candidates: 0 (NaN of anchors that hold one), and
+    gradients of 0."""
+    a, kind = call.anchors, statistic_type(call.anchors, call.candidates)
+    value = a.new_zeros(a.shape[0] if call.reduction == "none" else (), dtype=kind)
+    value = value.masked_fill_(~a.isfinite().all(), torch.nan)
+    leaves = zip(call.leaves, wanted)
+    return value, *(torch.zeros_like(x, dtype=kind) if w and x is not None else None for x, w in leaves)
+
+
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
+    candidates = call.anchors if call.candidates is None else call.candidates
+    if call.anchors.shape[0] == 0 or candidates.shape[0] == 0:
+        return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
     device = call.anchors.device.type
     if device == "cuda":
         crossover.notice(problem, executor.name, call.backend)
     summed = call.reduction in ("mean", "sum") and problem.loss.outputs == 1
-    with _own_world(device):
+    with own_world(device):
         value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, summed))  # type: ignore[call-arg]
     problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:
@@ -157,7 +170,7 @@ def row_outputs(call: Call) -> Tensor:
     """[M, outputs] of the rows of a call, whatever is made of them; no gradient."""
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
-    with _own_world(call.anchors.device.type):
+    with own_world(call.anchors.device.type):
         return _ran(problem, executor, Wanted()).outputs
 
 

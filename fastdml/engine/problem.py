@@ -60,8 +60,13 @@ class Problem:
     candidate_factor: Tensor | None = None
 
     @staticmethod
-    def of(call: Call, device: torch.device | None = None) -> Problem:
-        """The problem of a call; device: only to see what would run there, with embeddings as they are."""
+    def of(
+        call: Call, device: torch.device | None = None, like: Problem | None = None
+    ) -> Problem:
+        """The problem of a call; device: only to see what would run there, with embeddings as they are.
+
+        like: a problem of the same pairs, whose class numbers serve this one too; embeddings as they are.
+        """
         anchors, candidates = call.anchors, call.candidates
         statistic = statistic_type(anchors, candidates)
         # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
@@ -72,11 +77,13 @@ class Problem:
         def values(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach().to(statistic).contiguous()
 
+        as_it_is = device is not None or like is not None
+
         def plain(x: Tensor) -> Tensor:
-            return x.detach() if device is not None else _dense(x.detach().to(compute))
+            return x.detach() if as_it_is else _dense(x.detach().to(compute))
 
         # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
-        a = plain(anchors if device is not None else anchors.contiguous())
+        a = plain(anchors if as_it_is else anchors.contiguous())
         c = a if candidates is None else plain(candidates)
         exact = call.loss.teacher_from_differences
         theirs = [t.detach() if exact else plain(t.contiguous()) for t in call.teacher]
@@ -84,7 +91,7 @@ class Problem:
             loss=interned(call.loss),
             anchors=a,
             candidates=c,
-            relation=relation_of(call),
+            relation=relation_of(call) if like is None else like.relation,
             statistic=statistic,
             row_weight=values(call.row_weight),
             teacher=(theirs[0], theirs[-1]) if theirs else None,
@@ -104,7 +111,9 @@ class Problem:
             return
         self.conditioned = True
         metric = self.loss.metric
-        if metric.normalized or metric.clipped:
+        if metric.in_torch:
+            pass
+        elif metric.normalized or metric.clipped:
             self._bring_into_range()
         elif metric.kind != PRODUCT and not metric.from_differences:
             origin = conditioning.centre(self.anchors, self.candidates)
@@ -239,7 +248,9 @@ class Problem:
     def _raw_squares(self) -> list[Tensor]:
         """Squared lengths of which those of distances are made, where they may overflow."""
         metric = self.loss.metric
-        if metric.kind == PRODUCT or metric.normalized or metric.from_differences:
+        # Those of rows that are brought into the ball tell of nothing that was outside.
+        bounded = metric.normalized or metric.clipped
+        if metric.kind == PRODUCT or bounded or metric.from_differences or metric.in_torch:
             return []
         squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
         return [q for q in squares if q is not None]
@@ -307,6 +318,8 @@ class Problem:
         """[R, N] what the pairs of rows [start, stop) are, in `out`; for what no functor sees."""
         self.condition()
         a, c, metric = self.anchors[start:stop], self.candidates, self.loss.metric
+        if metric.in_torch:
+            return metric.dense(a, c, self.epsilon)
         if out is None:
             out = torch.empty(a.shape[0], c.shape[0], dtype=self.statistic, device=a.device)
         if metric.from_differences:
@@ -330,6 +343,12 @@ class Problem:
     def rows(self, s: Tensor, start: int, stop: int, teacher: Tensor | None = None) -> Rows:
         """The block [start, stop) as the spec sees it; s is [stop - start, N]."""
         positive, negative = self.relation.masks(start, stop)
+        weight = self.relation.weights(start, stop)
+        if weight is not None and not self.loss.graded:
+            raise ValueError(
+                f"indices_tuple: {self.loss.name!r} knows no weights of positives; expected a function that "
+                "returns masks alone"
+            )
         own = self.relation.own_pairs(start, stop, s.device)
         pair = None
         if own is not None and self.excludes_own:
@@ -338,6 +357,7 @@ class Problem:
         elif own is not None and not isinstance(self.relation, LabelRelation):
             # Labels say so already; a list or a function need not name it.
             positive, negative = positive | own, negative & ~own
+            weight = None if weight is None else weight.masked_fill(own, 1.0)
         return Rows(
             s,
             positive,
@@ -347,6 +367,8 @@ class Problem:
             self.all_scalars,
             None if self.row_values is None else self.row_values[start:stop],
             self.col_values,
+            weight=weight,
+            first=start,
         )
 
 

@@ -195,14 +195,17 @@ def compiled(program: Program, name: str) -> int:
     Raises:
         CannotCompile: saying why.
     """
-    safe = identifier(name)
-    return load((functor(program, safe),), (safe,))[0]
+    return load((functor(program, name),), (name,))[0]
+
+
+def plain(name: str) -> str:
+    """A name as an identifier."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
 
 
 def identifier(name: str) -> str:
     """A name for a user's functor, whatever its function is called."""
-    kept = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
-    return f"user_{kept or 'loss'}"
+    return f"user_{plain(name) or 'loss'}"
 
 
 @functools.cache

@@ -19,9 +19,11 @@ LEAVES = {
     "lowest": CONSTANT,  # the most negative number of the type
     "parameter": CALL,
     "scalar": CALL,
+    "own": CALL,  # 1 where rows' own copies are taken out, else 0: of tiles
     "row_value": ROW,
     "weight": ROW,  # of an output of the row in the result
     "candidates": ROW,
+    "columns": ROW,
     "s": PAIR,
     "positive": PAIR,
     "negative": PAIR,
@@ -167,6 +169,7 @@ LOWEST = make("lowest")
 HIGHEST = make("neg", LOWEST)
 S, POSITIVE, NEGATIVE = (make(op) for op in ("s", "positive", "negative"))
 CANDIDATES = make("candidates")  # how many pairs the row has
+COLUMNS = make("columns")  # the same and the row's own copy that was taken out
 # Every pair that counts is either positive or negative.
 EVERY = make("or", POSITIVE, NEGATIVE)
 
@@ -333,6 +336,10 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return mul(x.args[0], total(x.args[1], mask, spread))
     if x.op == "add" and spread:
         return add(*(total(a, mask, True) for a in x.args))
+    if x.op == "mul" and spread:
+        for a, b in (x.args, x.args[::-1]):
+            if b.op == "add" and any(_has_factor_of_row(c) for c in b.args):
+                return add(*(total(mul(a, c), mask, True) for c in b.args))
     if x.level < PAIR and x is not ONE:
         return mul(x, total(ONE, mask))
     if x is ONE and mask in (EVERY, TRUE):
@@ -340,6 +347,14 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
     if x is ONE and mask is NEGATIVE:
         return CANDIDATES - make("sum", ONE, POSITIVE)
     return make("sum", x, mask)
+
+
+def _has_factor_of_row(x: Node) -> bool:
+    if x.op == "where" and x.args[2] is ZERO:
+        return _has_factor_of_row(x.args[1])
+    if x.op == "neg":
+        return _has_factor_of_row(x.args[0])
+    return x.op == "mul" and x.args[0].level == ROW
 
 
 _POINTWISE: dict[str, Callable[..., Node]] = {

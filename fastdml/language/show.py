@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.loss import RowLoss
 from ..engine.registry import LOSSES
 from . import compile, cpp, tiles
-from .described import DescribedLoss
+from .described import Described, DescribedLoss
 from .graph import NotInLanguage
 from .program import program
 
@@ -34,7 +34,7 @@ def shown(loss: RowLoss | str, form: str = "cpp") -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
     description = _described(loss) if isinstance(loss, str) else loss
-    if isinstance(description, DescribedLoss):
+    if isinstance(description, Described):
         return _printed(description, form)
     return _written(description, form)
 
@@ -57,7 +57,10 @@ def _described(name: str) -> RowLoss:
 
 def _module(where: str) -> ModuleType:
     if not where.endswith(".py"):
-        return importlib.import_module(where)
+        try:
+            return importlib.import_module(where)
+        except ImportError as error:
+            raise ValueError(f"loss: expected a Python file or module before the colon: {error}") from error
     spec = importlib.util.spec_from_file_location(Path(where).stem, where)
     if spec is None or spec.loader is None or not Path(where).exists():
         raise ValueError(f"loss: expected a Python file, got {where!r}")
@@ -66,12 +69,13 @@ def _module(where: str) -> ModuleType:
     return module
 
 
-def _printed(loss: DescribedLoss, form: str) -> str:
+def _printed(loss: Described, form: str) -> str:
     if form == "torch":
-        return inspect.getsource(loss.function)
+        user = isinstance(loss, DescribedLoss)
+        return inspect.getsource(loss.function if user else type(loss).row)
     if isinstance(loss.forms.program, str):
         raise ValueError(f"loss: expected words of the row language only: {loss.forms.program}")
-    name = compile.identifier(loss.name)
+    name = loss.forms.name
     if form != "triton":  # one row functor serves both
         return cpp.functor(loss.forms.program, name)
     try:

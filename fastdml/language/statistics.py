@@ -72,6 +72,33 @@ def without_one(roots: list[Node]) -> list[Node]:
     return rewrite(roots, rule)
 
 
+def unshifted(roots: list[Node]) -> list[Node]:
+    """The roots with statistics taken out of sums and of exponents that would else wait for them."""
+
+    def shifted(x: Node) -> tuple[Node, Node] | None:
+        if x.op == "mul" and x.args[0].level < PAIR:
+            found = shifted(x.args[1])
+            return None if found is None else (x.args[0] * found[0], x.args[0] * found[1])
+        for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if b.level < PAIR == a.level and _reduces(b):
+                return a, b
+        return None
+
+    def rule(node: Node) -> Node | None:
+        if node.op not in ("log_sum_exp", "sum") or node.value:
+            return None
+        found = shifted(node.args[0])
+        if found is None:
+            return None
+        x, shift = found
+        if node.op == "sum":
+            return total(x, node.args[1]) + shift * total(ONE, node.args[1])
+        whole = make("log_sum_exp", x, node.args[1], value=node.value)
+        return where(whole > LOWEST, whole + shift, LOWEST)
+
+    return rewrite(rewrite(roots, lambda n: n.args[0] if n.op == "apart" else None), rule)
+
+
 def means(roots: list[Node]) -> list[Node]:
     """The roots with sums of exp(x - log-sum-exp of x) v as means of v under the softmax of x."""
 
@@ -108,9 +135,17 @@ def _largest(x: Node, mask: Node) -> Node:
     other terms of the row may need too. Over no pair: at most the most negative number."""
     slope = _slope(x)
     if slope == 0:
+        # Less a number of the row: what a loss takes out itself is then found to be the largest.
+        for of_pair, of_row in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if of_row.level < PAIR:
+                return _largest(of_pair, mask) + of_row
+        if x.op == "apart":
+            return _largest(x.args[0], mask)
+        if x.op == "mul" and _sign(x.args[0]) > 0:
+            return x.args[0] * _largest(x.args[1], mask)
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
-    return rewrite([x], lambda node: extreme if node is S else None)[0]
+    return rewrite([x], lambda node: extreme if node is S else None, pairs=True)[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:

@@ -40,9 +40,17 @@ def test_one_exponential_a_pair_and_one_multiply_add_an_exponent(capsys):
 
 @pytest.mark.parametrize(
     ("form", "expected"),
-    [("torch", "def spec"), ("cpp", "struct NTXent"), ("triton", "@triton.jit")],
+    [("torch", "def spec"), ("cpp", "struct SmoothAP"), ("triton", "ListLoss(")],
 )
 def test_a_loss_written_by_hand(capsys, form, expected):
+    assert expected in shown(capsys, "smooth_ap", form)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("torch", "def row(self"), ("cpp", "FASTDML_ROW_LOSS(nt_xent, NtXent)"), ("triton", "'nt_xent'")],
+)
+def test_a_described_loss_of_the_library(capsys, form, expected):
     assert expected in shown(capsys, "nt_xent", form)
 
 
@@ -50,3 +58,6 @@ def test_unknown(capsys):
     with pytest.raises(SystemExit):
         main(["show", "nothing"])
     assert "loss: expected FILE:FUNCTION or one of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["show", "nowhere:function"])
+    assert "loss: expected a Python file or module before the colon" in capsys.readouterr().err

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.lazy import lazy
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
+from ...language import Row, relu, sum
+from ...language.described import Described
 from ..base import SampleLoss
-from ..terms import masked_sum
+from ..terms import share
 
 __all__ = ["CalibrationLoss", "ContrastiveLoss"]
 
@@ -21,7 +23,7 @@ AGGREGATIONS = ("active", "pairs", "rows", "batch")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Contrastive(RowLoss):
+class Contrastive(Described):
     """Sums of the positive and the negative hinge, and how many terms each is divided by.
 
     pos_aggregation, neg_aggregation: what a sum is divided by: its number of terms above 0 ("active"),
@@ -33,6 +35,10 @@ class Contrastive(RowLoss):
     provenance = "pytorch-metric-learning"
     outputs = 4
     additive = True
+    graded = True
+    derived = ("sign", "floor_p", "floor_n")
+    unread = ("pos_aggregation", "neg_aggregation", "pos_weight", "neg_weight")
+    numbers = ("squared",)
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0
@@ -58,10 +64,6 @@ class Contrastive(RowLoss):
         ]
 
     @property
-    def sign(self) -> float:
-        return -self.metric.sign
-
-    @property
     def symmetric(self) -> bool:  # type: ignore[override]
         """Unless a row weighs its terms: by its own number of them, or by its own unit."""
         return not self.relative and "rows" not in (self.pos_aggregation, self.neg_aggregation)
@@ -71,30 +73,38 @@ class Contrastive(RowLoss):
         """Whether both sums are divided by their numbers of terms above 0."""
         return self.pos_aggregation == self.neg_aggregation == "active"
 
-    def parameters(self) -> tuple[float, ...]:
-        flags = (
-            self.pos_aggregation == "active",
-            self.neg_aggregation == "active",
-            self.squared,
-            self.relative,
-        )
-        return (self.pos_margin, self.neg_margin, self.sign, *map(float, flags))
+    @lazy
+    def floor_p(self) -> float:
+        """What a positive's term is above if it is counted."""
+        return 0.0 if self.pos_aggregation == "active" else -float("inf")
 
-    def spec(self, rows: Rows) -> Tensor:
+    @lazy
+    def floor_n(self) -> float:
+        return 0.0 if self.neg_aggregation == "active" else -float("inf")
+
+    def row(self, p: Row) -> Any:
+        s = p.s * p.row_value(0) if self.relative else p.s
+        sums, counts = [], []
+        for term, mask, floor, grade in (
+            (self.sign * (self.pos_margin - s), p.positive, self.floor_p, p.grade),
+            (self.sign * (s - self.neg_margin), p.negative, self.floor_n, 1.0),
+        ):
+            cost = relu(term)
+            sums.append(sum(grade * cost * (1 - self.squared + self.squared * cost), where=mask))
+            counts.append(sum(grade, where=mask & (term > floor)))
+        return (*sums, *counts)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
         s = rows.s
         if self.relative:
             assert rows.row_values is not None
             s = s * rows.row_values[:, :1]
-        sums, counts = [], []
-        for term, mask, aggregation in (
-            (self.sign * (s - self.pos_margin), rows.positive, self.pos_aggregation),
-            (self.sign * (self.neg_margin - s), rows.negative, self.neg_aggregation),
-        ):
-            cost = term.relu()
-            sums.append(masked_sum(cost.square() if self.squared else cost, mask))
-            counted = mask & (term > 0) if aggregation == "active" else mask
-            counts.append(counted.sum(1).to(s.dtype))
-        return torch.stack(sums + counts, dim=1)
+        pull = (self.sign * (self.pos_margin - s)).relu()
+        push = (self.sign * (s - self.neg_margin)).relu()
+        return {
+            "pos_loss": Piece("pos_pair", pull, rows.positive),
+            "neg_loss": Piece("neg_pair", push, rows.negative),
+        }
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)
@@ -130,8 +140,8 @@ def _aggregate(sums: Tensor, counts: Tensor, aggregation: str) -> Tensor:
     if aggregation == "batch":
         return sums.sum() / sums.shape[0]
     if aggregation == "rows":
-        return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return sums.sum() / counts.sum().clamp(min=1)
+        return share(sums, counts).sum() / (counts > 0).sum().clamp(min=1)
+    return share(sums.sum(), counts.sum())
 
 
 def aggregation_of(reduction: str) -> str:
@@ -148,6 +158,7 @@ class TwoSums(SampleLoss):
 
     mean_over = "pairs of each kind"
     reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
+    part_names = ("pos_loss", "neg_loss")
 
     def __init__(
         self,
@@ -188,6 +199,7 @@ class ContrastiveLoss(TwoSums):
     """
 
     function = "contrastive"
+    open = ("pos_margin", "neg_margin")
     default_similarity = "distance"
 
     def description(self) -> Contrastive:

@@ -6,17 +6,34 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
+from ...engine.pair_values import pair_values
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import (
+    Row,
+    absolute,
+    count,
+    detach,
+    log_sum_exp,
+    lowest,
+    maximum,
+    relu,
+    sigmoid,
+    softplus,
+    square,
+    sum,
+    where,
+)
+from ...language.described import Described
+from ...mining.batch import Batch
+from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
-from ..terms import log_sum_exp, masked_sum, rows_per
+from ..terms import rows_per
+from ..triplet.listed import wide
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
@@ -26,7 +43,7 @@ __all__ = [
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LiftedStructure(RowLoss):
+class LiftedStructure(Described):
     """A positive pair (i, p) against the negatives of i and of p: half of [log sum + margin]^2.
 
     The derivative through the log of sum L_p of the other sample does not come with the row, and is the
@@ -37,6 +54,7 @@ class LiftedStructure(RowLoss):
 
     name = "lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
     detaches = True  # other values of pull and push than 1 and 2 are half of a loss
 
     pos_margin: float = 0.0
@@ -49,9 +67,6 @@ class LiftedStructure(RowLoss):
         check.finite(self.pos_margin, "pos_margin")
         check.finite(self.neg_margin, "neg_margin")
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, self.pull, self.push)
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives)
 
@@ -59,27 +74,41 @@ class LiftedStructure(RowLoss):
         sign = self.metric.sign
         return LogSumExp(sign, -sign * self.neg_margin, True, similarity=self.similarity)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None and rows.col_values is not None
+    def row(self, p: Row) -> Any:
+        level = log_sum_exp(self.sign * (p.s - self.neg_margin), where=p.negative)
+        own, other = detach(level), detach(p.column(0))
+        both = maximum(own, other) + softplus(-absolute(own - other))
+        some = both > 0.5 * lowest(p.s)
+        excess = where(some, relu(both - self.sign * (p.s - self.pos_margin)), 0.0)
+        slope = detach(sum(excess * sigmoid(own - other), where=p.positive))
+        through = slope * (level - own)  # 0, with the derivative of the row's log of sum
+        value = sum(square(excess), where=p.positive) / 2
+        return p.scalar(0) * (self.pull * value + self.push * through)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        assert rows.col_values is not None
         sign = self.metric.sign
-        level = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)
-        own, other = level.detach()[:, None], rows.col_values[-2].detach()
-        some = torch.maximum(own, other) > 0.5 * torch.finfo(own.dtype).min
-        both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
-        excess = torch.where(some, (both - sign * (rows.s - self.pos_margin)).relu(), 0.0)
-        slope = masked_sum(excess.detach() * torch.sigmoid(own - other), rows.positive)
-        through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
-        value = masked_sum(excess.square() / 2, rows.positive)
-        return rows.scalars[0] * (self.pull * value + self.push * through)
+        own = log_sum_exp(sign * (rows.s - self.neg_margin), where=rows.negative)
+        loss = _half_square(own, rows.col_values[-2], sign * (self.pos_margin - rows.s))
+        return {"loss": Piece("pos_pair", loss, rows.positive)}
+
+
+def _half_square(own: Tensor, other: Tensor, pull: Tensor) -> Tensor:
+    """Half of [log(exp own + exp other) + pull]_+^2; 0 where neither sample has a negative."""
+    some = torch.maximum(own, other).detach() > 0.5 * torch.finfo(own.dtype).min
+    both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
+    return torch.where(some, (both + pull).relu().square() / 2, torch.zeros_like(pull))
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class GeneralizedLiftedStructure(RowLoss):
+class GeneralizedLiftedStructure(Described):
     """All positives of a row against all its negatives."""
 
     name = "generalized_lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
+    numbers = ("needs_both",)
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0
@@ -94,30 +123,16 @@ class GeneralizedLiftedStructure(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.2, 1.5, True), cls(0.9, 0.1, similarity="cosine")]
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, float(self.needs_both))
-
     def row(self, p: Row) -> Any:
-        sign = self.metric.sign
-        own, others = of.count(where=p.positive), of.count(where=p.negative)
-        pull = of.log_sum_exp(sign * (self.pos_margin - p.s), where=p.positive)
-        push = of.log_sum_exp(sign * (p.s - self.neg_margin), where=p.negative)
-        total = of.where(own > 0, pull, 0.0) + of.where(others > 0, push, 0.0)
-        if self.needs_both:
-            total = of.where((own > 0) & (others > 0), total, 0.0)
-        return of.relu(total)
-
-    def spec(self, rows: Rows) -> Tensor:
-        sign = self.metric.sign
-        total = torch.zeros_like(rows.s[:, 0])
+        parts, some = [], []
         for z, mask in (
-            (sign * (self.pos_margin - rows.s), rows.positive),
-            (sign * (rows.s - self.neg_margin), rows.negative),
+            (self.sign * (self.pos_margin - p.s), p.positive),
+            (self.sign * (p.s - self.neg_margin), p.negative),
         ):
-            total = total + torch.where(mask.any(1), log_sum_exp(z, mask), 0.0)
-        if self.needs_both:
-            total = torch.where(rows.positive.any(1) & rows.negative.any(1), total, 0.0)
-        return F.relu(total)
+            some.append(count(where=mask) > 0)
+            parts.append(where(some[-1], log_sum_exp(z, where=mask), 0.0))
+        counts = (some[0] & some[1]) | (self.needs_both < 0.5)
+        return where(counts, relu(parts[0] + parts[1]), 0.0)
 
 
 class LiftedStructureLoss(SampleLoss):
@@ -136,11 +151,13 @@ class LiftedStructureLoss(SampleLoss):
         neg_margin, pos_margin: in units of `similarity`, "distance" by default; on similarities all
             signs turn.
 
-    Pairs come from labels; `indices_tuple` is refused. Other arguments: see `SampleLoss`.
+    Of an `indices_tuple` the listed negatives of the anchor and of the positive count (of two sets, those of
+    the candidate that is the positive); O(pairs) memory. Other arguments: see `SampleLoss`.
     """
 
     function = "lifted_structure"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"
@@ -149,14 +166,21 @@ class LiftedStructureLoss(SampleLoss):
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
-        self.description()  # checks the parameters
+        if self.description().metric.in_torch:
+            # (i, p) and (p, i) may differ: pairs go one by one through what torch differentiates.
+            known = {"mean": MeanReducer, "sum": SumReducer}
+            self._reducer = self._reducer or known[self.reduction]()
+            self._is_reduction = False
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
-        if len(batch) > 2 and batch[2] is not None:
-            raise ValueError(
-                "indices_tuple: lifted structure takes its pairs from labels; expected None"
-            )
         description, found = self.resolved(*batch, own=own)
+        if found.predicate is not None:
+            raise ValueError(
+                "indices_tuple: lifted structure takes labels or listed pairs; expected index tensors, got a "
+                "function"
+            )
+        if found.pairs:
+            return [OfListed(description, found, self.reduction)]
         if found.ref_emb is None:
             return [self.sample_call(description, found)]
         call = self.sample_call(
@@ -182,6 +206,50 @@ class LiftedStructureLoss(SampleLoss):
         return [call, far]
 
 
+@dataclasses.dataclass(frozen=True)
+class OfListed:
+    """The loss of listed pairs: what a list says, and no more."""
+
+    description: LiftedStructure
+    batch: Batch
+    reduction: str
+
+    def losses(self) -> Tensor:
+        """[P] of the positive pairs."""
+        loss, batch = self.description, self.batch
+        a1, p, a2, n = batch.pairs
+        x, y = wide(batch)
+        sign = loss.metric.sign
+        other_set = None if batch.ref_emb is None else y
+        near, far = pair_values(loss.similarity, x, other_set, [(a1, p), (a2, n)])
+        pull = sign * (loss.pos_margin - near)
+        push = sign * (far - loss.neg_margin)
+        own = _log_sums(push, a2, x.shape[0])
+        # What else is a negative of the positive: of one set it is an anchor too.
+        other = own if batch.ref_emb is None else _log_sums(push, n, y.shape[0])
+        return _half_square(own[a1], other[p], pull)
+
+    def evaluate(self) -> Tensor:
+        losses = self.losses()
+        if losses.shape[0] == 0:
+            return (self.batch.embeddings * 0).sum()
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The list, for a reducer object."""
+        index = self.batch.pairs[:2]
+        return {name: {"losses": self.losses(), "indices": index, "reduction_type": "pos_pair"}}
+
+
+def _log_sums(z: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups] log of the sum of exp z [T] of a group; the most negative number of the type without any."""
+    low = torch.finfo(z.dtype).min
+    top = z.detach().new_full((groups,), low).scatter_reduce(0, group, z.detach(), "amax")
+    total = z.new_zeros(groups).index_add(0, group, (z - top[group]).exp())
+    some = total > 0
+    return torch.where(some, torch.where(some, total, 1.0).log() + top, low)
+
+
 class GeneralizedLiftedStructureLoss(SampleLoss):
     """Generalised lifted structure loss.
 
@@ -200,6 +268,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
     """
 
     function = "generalized_lifted_structure"
+    open = ("neg_margin", "pos_margin")
     default_similarity = "distance"
 
     def __init__(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.lazy import lazy
+from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, amax, amin, log, log_sum_exp
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one
+from ..terms import duplicate_ceiling
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -22,14 +21,17 @@ _INF = float("inf")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class MultiSimilarity(RowLoss):
+class MultiSimilarity(Described):
     """SPEC 2.11. `epsilon` None: every pair counts; else pairs are mined within it."""
 
     name = "multi_similarity"
     provenance = "released code"
+    graded = True
 
-    alpha: float = 2.0
-    beta: float = 50.0
+    derived = ("away",)
+
+    alpha: Positive = 2.0
+    beta: Positive = 50.0
     base: float = 0.5
     epsilon: float | None = None
     max_positive: float = _INF
@@ -43,36 +45,28 @@ class MultiSimilarity(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(epsilon=0.1), cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5)]
+        mined = cls(epsilon=0.1)
+        return [cls(), mined, cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5), cls(similarity="distance")]
 
-    def parameters(self) -> tuple[float, ...]:
-        mined = self.epsilon is not None
-        epsilon = self.epsilon if self.epsilon is not None else 0.0
-        return (self.alpha, self.beta, self.base, epsilon, float(mined), self.max_positive)
+    @lazy
+    def away(self) -> bool:
+        """Whether numbers are distances."""
+        return self.metric.sign < 0
 
     def row(self, p: Row) -> Any:
-        positive, negative = p.positive & (p.s < self.max_positive), p.negative
+        # Of distances, where what is smaller is nearer, all signs turn.
+        s, base = (-p.s, -self.base) if self.away else (p.s, self.base)
+        positive, negative = p.positive & (s < self.max_positive), p.negative
         if self.epsilon is not None:
-            hardest_positive = of.amin(p.s, where=positive)
-            hardest_negative = of.amax(p.s, where=negative)
-            positive = positive & (p.s < hardest_negative + self.epsilon)
-            negative = negative & (p.s > hardest_positive - self.epsilon)
-        pull = of.log_sum_exp(-self.alpha * (p.s - self.base), where=positive, one=True)
-        push = of.log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
-        return pull / self.alpha + push / self.beta
-
-    def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
-        positive, negative = rows.positive & (s < self.max_positive), rows.negative
-        if self.epsilon is not None:
-            hardest_positive = s.masked_fill(~positive, _INF).amin(1, keepdim=True)
-            hardest_negative = s.masked_fill(~negative, -_INF).amax(1, keepdim=True)
+            hardest_positive = amin(s, where=positive)
+            hardest_negative = amax(s, where=negative)
             positive = positive & (s < hardest_negative + self.epsilon)
             negative = negative & (s > hardest_positive - self.epsilon)
-        return (
-            log_sum_exp_with_one(-self.alpha * (s - self.base), positive) / self.alpha
-            + log_sum_exp_with_one(self.beta * (s - self.base), negative) / self.beta
+        pull = log_sum_exp(
+            log(p.grade) - self.alpha * (s - base), where=positive, one=True
         )
+        push = log_sum_exp(self.beta * (s - base), where=negative, one=True)
+        return pull / self.alpha + push / self.beta
 
 
 class MultiSimilarityLoss(SampleLoss):
@@ -87,7 +81,8 @@ class MultiSimilarityLoss(SampleLoss):
 
     Args:
         alpha, beta: sharpness of positives and negatives, > 0.
-        base: the similarity around which pairs are weighted.
+        base: the similarity (on distances, of which all signs turn, the distance) around which pairs are
+            weighted.
         epsilon: width of the mining band: keeps the positives below the hardest negative + epsilon
             and the negatives above the hardest positive - epsilon. The paper uses 0.1. None (the
             default, as in pytorch-metric-learning, whose `MultiSimilarityMiner` may be handed in as
@@ -100,6 +95,7 @@ class MultiSimilarityLoss(SampleLoss):
     """
 
     function = "multi_similarity"
+    open = ("alpha", "beta", "base", "epsilon")
 
     def __init__(
         self,
