@@ -36,6 +36,8 @@ __all__: list[str] = []
 # 64 bits of an id in numbers that float32 holds exactly.
 _IDS = ("id 0", "id 1", "id 2")
 _BITS = 22
+# The level of no pair, such that levels of many rows have a sum.
+NOTHING = -1e30
 # The least share of a sum that has a logarithm.
 _TINY = 1e-37
 
@@ -58,7 +60,7 @@ class Contrast(Described):
 
         level = log(exp(z_own) + sum_N exp(z_j) + exp(H))       loss = level - z_own
 
-    part: "loss", or "level": log(sum_N exp(z_j)) alone, for the row of another matrix.
+    part: "loss", or "level": log(sum_N exp(z_j)) alone, `NOTHING` over none, for the row of another matrix.
     below, guided: negatives count up to a limit of the row only: of s, or of the teacher's.
     identified: negatives of the row's own id do not count.
     weighted: the negatives' exponentials have weights, whose logarithms are given by column.
@@ -157,7 +159,7 @@ class Contrast(Described):
         z = sign * scale * p.s
         kept = self._kept(p)
         if self.part == "level":
-            return log_sum_exp(self._weighed(p, z), where=kept)
+            return maximum(log_sum_exp(self._weighed(p, z), where=kept), NOTHING)
         positives = count(where=p.positive)
         own = sum(z, where=p.positive) / maximum(positives, 1.0)
         others = count(where=kept)
@@ -238,7 +240,9 @@ class Contrast(Described):
         first = len(self.of_columns)
         level, positives = p.column(first), p.column(first + 1)
         own = sum(level, where=p.positive) - sum(z, where=p.positive)
-        mass = sum(positives * exp(z - level), where=p.pair & (positives > 0))
+        # A column without a positive asks for nothing, and its level may be that of no pair.
+        gap = where(positives > 0, z - level, 0.0)
+        mass = sum(positives * exp(gap), where=p.pair)
         return own + mass - count(where=p.positive)
 
 
