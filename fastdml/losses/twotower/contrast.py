@@ -175,7 +175,8 @@ class Contrast(Described):
         loss = where((positives > 0) & (others > 0), loss, 0.0)
         if self.columns_weight is None:
             return loss
-        return (1.0 - self.columns_weight) * loss + self.columns_weight * self._columns(p, z)
+        columns = of_columns(p, z, len(self.of_columns))
+        return (1.0 - self.columns_weight) * loss + self.columns_weight * columns
 
     def _of_row(self, p: Row, name: str) -> Any:
         return p.row_value(self.of_rows.index(name))
@@ -235,15 +236,17 @@ class Contrast(Described):
         found = top + log(maximum(share, _TINY))
         return where(share > _TINY, maximum(found, least), least)
 
-    def _columns(self, p: Row, z: Any) -> Any:
-        """As in `InfoNCE`: no derivative goes through the columns' levels, in which all is stationary."""
-        first = len(self.of_columns)
-        level, positives = p.column(first), p.column(first + 1)
-        own = sum(level, where=p.positive) - sum(z, where=p.positive)
-        # A column without a positive asks for nothing, and its level may be that of no pair.
-        gap = where(positives > 0, z - level, 0.0)
-        mass = sum(positives * exp(gap), where=p.pair)
-        return own + mass - count(where=p.positive)
+
+def of_columns(p: Row, z: Any, first: int = 0) -> Any:
+    """What a row adds to the columns' cross-entropies, as `InfoNCE` explains: no derivative goes through the
+    columns' levels, in which all is stationary. first: which value of a column its level is; its number of
+    positives is the next."""
+    level, number = detach(p.column(first)), detach(p.column(first + 1))
+    own = sum(level, where=p.positive) - sum(z, where=p.positive)
+    # In a column without positives nobody asked for its level.
+    gap = where(number > 0, z - level, 0.0)
+    mass = sum(number * exp(gap), where=p.pair & (number > 0))
+    return own + mass - count(where=p.positive)
 
 
 def _joined(a: Any, b: Any) -> Any:
