@@ -324,6 +324,19 @@ def test_pairs_that_are_named_neither_way_are_in_no_ranking(name):
     assert not leaf.grad[others].any()
 
 
+@pytest.mark.parametrize("make", [losses.LiftedStructureLoss])
+def test_a_candidate_that_is_the_copy_of_several_rows(make):
+    """An image drawn twice: refused where candidates have to name their rows."""
+    others, own = torch.cat([x + 1, x[1:2]]), torch.full((12,), -1)
+    own[[1, 5]] = 12
+    labels = torch.cat([y, y[1:2]])
+    with pytest.raises(ValueError, match=r"^own: expected each row of ref_emb as the own copy of one row"):
+        make()(x.clone().requires_grad_(), y, None, others, labels, own=own)
+    losses.SupConLoss()(x, y, None, others, labels, own=own)
+    own[5] = -1
+    make()(x.clone().requires_grad_(), y, None, others, labels, own=own).backward()
+
+
 # ---- options
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .similarity import SIMILARITIES
 
 # Euclidean distances, by whether embeddings are normalised and by their power.
@@ -11,7 +13,8 @@ _LP = {
     (False, 1): "raw_distance",
     (False, 2): "raw_squared_distance",
 }
-_REDUCERS = {
+# Reducers by the names of their classes, for losses whose elements are rows there as here.
+REDUCERS = {
     "MeanReducer": "mean",
     "SumReducer": "sum",
     "AvgNonZeroReducer": "nonzero",
@@ -46,12 +49,16 @@ def similarity_of(distance: object, loss: str) -> str:
     )
 
 
-def reduction_of(reducer: object, loss: str, known: tuple[str, ...]) -> str:
-    """The reduction of a reducer object; ValueError naming the loss, where there is none."""
-    found = reducer if isinstance(reducer, str) else _REDUCERS.get(type(reducer).__name__)
+def reduction_of(
+    reducer: object, loss: str, known: tuple[str, ...], reducers: Mapping[str, str]
+) -> str:
+    """The reduction of a reducer object, by the name of its class in `reducers`; ValueError naming the loss,
+    where there is none among those that it knows."""
+    found = reducer if isinstance(reducer, str) else reducers.get(type(reducer).__name__)
     if found in known:
         return found
+    taken = sorted(name for name, kind in reducers.items() if kind in known)
     raise ValueError(
-        f"reducer: {loss} has no form for {reducer!r}; expected one of {sorted(_REDUCERS)} where it has that "
-        f"reduction, or use reduction= with one of {known}, 'none' among them for rows to reduce yourself"
+        f"reducer: {loss} has no form for {reducer!r}; expected one of {taken}, or use reduction= with one of "
+        f"{known}, whose elements may be others (docs/reductions.md)"
     )

@@ -14,7 +14,7 @@ from ..engine.arguments import NamedArguments
 from ..engine.autograd import evaluate
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
-from ..engine.foreign import reduction_of, similarity_of
+from ..engine.foreign import REDUCERS, reduction_of, similarity_of
 from ..engine.loss import RowLoss
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
@@ -120,6 +120,9 @@ class Loss(NamedArguments, ExactNumbers):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # pytorch-metric-learning's reducers by the reductions that they are; fewer where its elements are pairs
+    # or triplets, and ours are rows of them.
+    reducers: ClassVar[Mapping[str, str]] = REDUCERS
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
 
@@ -143,7 +146,7 @@ class Loss(NamedArguments, ExactNumbers):
                 raise ValueError("distance: expected None with similarity, which says the same")
             similarity = similarity_of(distance, name)
         if reducer is not None:
-            reduction = reduction_of(reducer, name, self.reductions)
+            reduction = reduction_of(reducer, name, self.reductions, self.reducers)
         self.similarity = self.default_similarity if similarity is None else similarity
         if reduction == "none" and embedding_regularizer is not None:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")

@@ -68,6 +68,9 @@ class IntraPairVarianceLoss(SampleLoss):
 
     similarities = ("cosine", "dot")
     function = "intra_pair_variance"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    reducers = {"MeanReducer": "mean"}
     mean_over = "pairs of each kind"
     describes = IntraPairVariance
 

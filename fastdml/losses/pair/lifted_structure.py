@@ -140,6 +140,7 @@ class LiftedStructureLoss(SampleLoss):
     """
 
     function = "lifted_structure"
+    reducers = {"MeanReducer": "mean"}
     mean_over = "positive pairs"
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives

@@ -87,6 +87,7 @@ class TupletMarginLoss(SampleLoss):
     """
 
     function = "tuplet_margin"
+    reducers = {"MeanReducer": "mean", "SumReducer": "sum"}
     mean_over = "positive pairs"
     similarities = ("cosine",)  # whose angles it needs
 

@@ -116,6 +116,7 @@ class PNPLoss(SampleLoss):
     """
 
     function = "pnp"
+    reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "nonzero"}
     mean_over = "queries with a positive"
 
     def __init__(

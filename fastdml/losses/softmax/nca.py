@@ -81,6 +81,9 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "mean"}
     mean_over = "samples with a positive"
     describes = NCA
     default_similarity = "squared_distance"

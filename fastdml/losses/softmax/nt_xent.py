@@ -62,6 +62,9 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    reducers = {"MeanReducer": "mean"}
     mean_over = "positive pairs"
     describes = NTXent
 

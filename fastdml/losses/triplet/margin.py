@@ -226,6 +226,7 @@ class MarginLoss(TripletLoss):
     """
 
     function = "margin"
+    reducers = {"DivisorReducer": "mean", "AvgNonZeroReducer": "mean", "SumReducer": "sum"}
     learnt = ("beta",)
     constants = ("beta",)
 
@@ -254,7 +255,9 @@ class MarginLoss(TripletLoss):
         self.margin = margin
         self.nu = check.finite(nu, "nu")
         self.learn_beta = learn_beta
-        self.normalizer = normalizer
+        # Of triplets, as there; their means differ in what is counted.
+        of_reducer = {"DivisorReducer": "pairs", "AvgNonZeroReducer": "triplets"}
+        self.normalizer = of_reducer.get(type(kwargs.get("reducer")).__name__, normalizer)
         self.cutoff = cutoff
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon

@@ -175,6 +175,7 @@ class TripletMarginLoss(TripletLoss):
     """
 
     function = "triplet_margin"
+    reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "mean", "SumReducer": "sum"}
     inputs = {"step": ()}
     default_similarity = "distance"
 
@@ -198,7 +199,9 @@ class TripletMarginLoss(TripletLoss):
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
-        self.normalizer = normalizer
+        # Of triplets, as there; their means differ in what is counted.
+        of_reducer = {"MeanReducer": "triplets", "AvgNonZeroReducer": "active"}
+        self.normalizer = of_reducer.get(type(kwargs.get("reducer")).__name__, normalizer)
         self.positives = positives
         self.negatives = negatives
         self.k = k
