@@ -59,6 +59,6 @@ def reduction_of(
         return found
     taken = sorted(name for name, kind in reducers.items() if kind in known)
     raise ValueError(
-        f"reducer: {loss} has no form for {reducer!r}; expected one of {taken}, or use reduction= with one of "
-        f"{known}, whose elements may be others (docs/reductions.md)"
+        f"reducer: {loss} has no form for {reducer!r}; expected one of {taken}, or use reduction= with one "
+        f"of {known}, whose elements may be others (docs/reductions.md)"
     )

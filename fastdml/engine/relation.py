@@ -326,8 +326,8 @@ def own_rows(own: Tensor, columns: int) -> Tensor:
     readable = own.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable and int((own >= 0).sum()) != int((found >= 0).sum()):
         raise ValueError(
-            "own: expected each row of ref_emb as the own copy of one row of embeddings in this loss, got one "
-            "that is the copy of several"
+            "own: expected each row of ref_emb as the own copy of one row of embeddings in this loss, got "
+            "one that is the copy of several"
         )
     return found
 

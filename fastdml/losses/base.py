@@ -69,8 +69,11 @@ def total(parts: Sequence[Call | Part]) -> Tensor:
     return value
 
 
-def _number(value: Tensor | int) -> Any:
-    """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
+def _number(value: Any) -> Any:
+    """A tensor or array of one number as that, an integer that torch cannot hold as a float; others as they
+    are."""
+    if not isinstance(value, (Tensor, int)):
+        return value.item() if getattr(value, "ndim", None) == 0 else value
     if isinstance(value, Tensor):
         constant = value.numel() == 1 and not value.requires_grad and not value.is_complex()
         return value.item() if constant else value
@@ -168,7 +171,7 @@ class Loss(NamedArguments, ExactNumbers):
             check.among(value, name, self.similarities)
         elif name == "backend":
             check_backend(value)
-        elif isinstance(value, (Tensor, int)) and name in self.arguments:
+        elif name in self.arguments and not isinstance(value, (float, str, nn.Module)):
             value = _number(value)
         self.__dict__.pop("_described", None)
         super().__setattr__(name, value)
