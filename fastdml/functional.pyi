@@ -10,6 +10,26 @@ from .losses.base import Regularizer
 
 __all__: list[str]
 
+def angular(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    alpha: float = 40,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `AngularLoss`."""
+
 def arc_face(
     embeddings: Tensor,
     labels: Tensor | None,
@@ -282,6 +302,28 @@ def dense_triplet(
 ) -> Tensor:
     """See `DenseTripletLoss`."""
 
+def dynamic_soft_margin(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    min_val: float = -2.0,
+    num_bins: int = 10,
+    momentum: float = 0.01,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `DynamicSoftMarginLoss`."""
+
 def fast_ap(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -503,6 +545,28 @@ def log_ratio(
 ) -> Tensor:
     """See `LogRatioLoss`."""
 
+def manifold(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: Any = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    proxies: Tensor | None = None,
+    lambdaC: float = 1.0,
+    alpha: float = 0.8,
+    margin: float = 0.0005,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `ManifoldLoss`."""
+
 def margin(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -685,6 +749,27 @@ def nt_xent(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `NTXentLoss`."""
+
+def p2s_grad(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    proxies: Tensor | None,
+    indices_tuple: object = None,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    weight_regularizer: Regularizer | None = None,
+    weight_reg_weight: float = 1,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `P2SGradLoss`."""
 
 def pce(
     embeddings: Tensor,
@@ -1234,6 +1319,29 @@ def sup_con(
 ) -> Tensor:
     """See `SupConLoss`."""
 
+def threshold_consistent_margin(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    lambda_plus: float = 1.0,
+    lambda_minus: float = 1.0,
+    margin_plus: float = 0.9,
+    margin_minus: float = 0.5,
+    reduction: str = 'nonzero',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `ThresholdConsistentMarginLoss`."""
+
 def triplet_margin(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -1284,6 +1392,28 @@ def tuplet_margin(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `TupletMarginLoss`."""
+
+def vicreg(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    invariance_lambda: float = 25,
+    variance_mu: float = 25,
+    covariance_v: float = 1,
+    eps: float = 0.0001,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `VICRegLoss`."""
 
 def xbm_pair(
     embeddings: Tensor,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import op
+from . import in_torch, op
 from .call import LEAVES, Call, of_rows, spelled
 
 _COUNT = len(LEAVES)
@@ -31,7 +31,9 @@ def evaluate(call: Call) -> Tensor:
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
     recorded = torch.is_grad_enabled()
-    if watched(call.anchors):
+    if call.loss.metric.in_torch:
+        value = in_torch.evaluate(call)
+    elif watched(call.anchors):
         tensors, words = call.packed()
         value = _RowLoss.apply(
             *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded

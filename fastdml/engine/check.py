@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import library
 from .call import REDUCTIONS
+from .distances import known, metric_of
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -171,14 +172,14 @@ def among(kind: str, name: str, known: Sequence[str]) -> None:
 
 
 def similarity(kind: str) -> None:
-    if not isinstance(kind, str) or kind not in SIMILARITIES:
+    if not known(kind):
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
 
 
 def distance(kind: str) -> None:
     """Refuses similarities where a loss is defined on distances only."""
     similarity(kind)
-    if SIMILARITIES[kind].kind == PRODUCT:
+    if metric_of(kind).kind == PRODUCT:
         expected = sorted(k for k, m in SIMILARITIES.items() if m.kind != PRODUCT)
         raise ValueError(f"similarity: expected a distance ({', '.join(expected)}), got {kind!r}")
 

@@ -56,6 +56,11 @@ class Metric:
     from_differences: bool = False
 
     @property
+    def in_torch(self) -> bool:
+        """Whether pairs are no function of products and norms, and torch evaluates them."""
+        return False
+
+    @property
     def sign(self) -> float:
         """1 where more alike means a larger number, -1 for distances."""
         return 1.0 if self.kind == PRODUCT else -1.0

@@ -16,7 +16,7 @@ from .base import Loss, total
 
 _NONE = inspect.Parameter.empty
 # Sizes that a module asks for and the functional form finds in its tensors.
-_SIZES = {"num_classes": 1, "embedding_size": 1}
+_SIZES = {"num_classes": 1, "embedding_size": 1, "descriptors_dim": 1, "l": 1}
 
 
 def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
@@ -127,7 +127,7 @@ def _kept(module: type[Loss], arguments: _Arguments) -> Loss:
 
 
 def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
-    if "proxies" not in module.inputs:
+    if "weight_init_func" not in module.arguments:
         return module(**dict(arguments))
     # The proxies are the caller's: the module's own few numbers are not drawn.
     init: Any = {"weight_init_func": _left_as_they_are}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,19 +28,19 @@ class SemiHardMiner(Miner):
     and P positives, blocks of bounded memory, and a list of one triplet a positive.
     """
 
-    similarity = "distance"
     anchors = (0,)
     tensors = 3
     at_once = 1 << 20  # a pair takes some indices of 64 bits
 
-    def __init__(self, margin: float | None = None, *, distance: object = None) -> None:
-        super().__init__(distance=distance)
+    def __init__(self, margin: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if margin is not None and not float(margin) > 0:
             raise ValueError(f"margin: expected a positive number or None, got {margin!r}")
         self.margin = margin
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            d = -self.sign * d
             far, p, n, found = nearest_farther(d, positive, negative)
             if self.margin is not None:
                 found = found & (d.gather(1, n) < far + self.margin)

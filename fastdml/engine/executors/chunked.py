@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import schedule
+from .. import in_torch, schedule
 from ..problem import Problem
 from ..similarity import DISTANCE, PRODUCT
 from . import Result, Wanted
@@ -21,6 +21,8 @@ class Chunked:
         return None
 
     def plan(self, problem: Problem) -> str:
+        if problem.loss.metric.in_torch:
+            return in_torch.plan(problem)
         rows = schedule.block_rows(problem, self)
         return f"the loss's torch form, {rows} rows at a time"
 

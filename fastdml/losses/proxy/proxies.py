@@ -53,8 +53,8 @@ class ProxyLoss(Loss):
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.proxies_per_class = check.count(_proxies_per_class, "proxies_per_class")
-        if self.reduction == "none" and weight_regularizer:
-            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+        if weight_regularizer:
+            self._expect_scalar(self.reduction)
         self.weight_init_func = check.function(weight_init_func, "weight_init_func")
         self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")

@@ -85,6 +85,21 @@ class OneByOne:
         by = max(1, all_rows) if self.by_rows else count
         return reduced(loss, by, anchors, rows, self.reduction, self.whole)
 
+    def elements(self, name: str) -> dict[str, Any]:
+        """The triplets' losses as a list, for a reducer object."""
+        if self.triplets is None:
+            raise ValueError(
+                "reducer: all swapped triplets are summed by anchor; expected AvgNonZeroReducer, MeanReducer "
+                "or SumReducer, or a miner's list"
+            )
+        loss, count, _ = self.function(self.description, self.batch, self.triplets, False)
+        t = self.triplets
+        index = (t.a, t.p, t.n)
+        if t.valid is not None:
+            loss, index = loss[t.valid], (t.a[t.valid], t.p[t.valid], t.n[t.valid])
+        info = {"losses": loss, "indices": index, "reduction_type": "triplet", "divisor": count.sum()}
+        return {name: info}
+
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
         if backend in ("auto", "chunked", "dense"):
