@@ -19,7 +19,7 @@ from fastdml import losses, miners
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
 
-NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0}
+NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0, "l": 2, "descriptors_dim": 4}
 x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 0])
 

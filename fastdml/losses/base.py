@@ -191,7 +191,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     def _reduction_of(self, reducer: object) -> str:
         """The reduction that a reducer object is, or that of the elements it takes."""
         if isinstance(reducer, str):
-            return reducer
+            return check.one_of(reducer, "reducer", self.reductions)
         if not isinstance(reducer, nn.Module):
             raise ValueError(
                 f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}"
