@@ -205,6 +205,7 @@ class TupleRelation(Relation):
         a1, p, a2, n = indices
         self.own = own
         self.rows, self.columns = rows, columns
+        self._indices = indices
         self._positive = _by_anchor(a1, p, rows)
         self._negative = _by_anchor(a2, n, rows)
 
@@ -213,6 +214,18 @@ class TupleRelation(Relation):
             _scatter(self._positive, start, stop, self.columns),
             _scatter(self._negative, start, stop, self.columns),
         )
+
+
+    @lazy
+    def disjoint(self) -> bool:
+        """Whether no pair is both a positive and a negative."""
+        a1, p, a2, n = self._indices
+        return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
+
+    def swapped(self) -> TupleRelation:
+        a1, p, a2, n = self._indices
+        own = self._own_swapped(a1.device)
+        return TupleRelation((p, a1, n, a2), self.columns, self.rows, own)
 
 
 class PredicateRelation(Relation):

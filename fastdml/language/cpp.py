@@ -144,7 +144,7 @@ class RowPrinter(Text):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.bounds = [n for n in topological(program.roots) if n.op == "bound"]
+        self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
         self.uses: dict[Node, int] = {}
         for node in topological(program.roots):
             for a in set(node.args):
@@ -155,7 +155,7 @@ class RowPrinter(Text):
         for node in topological(nodes):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args or node.op == "bound" else None
+            made = self._input(node) if not node.args else None
             if made is not None:
                 hint, text = made
                 self.names[node] = hint
@@ -182,7 +182,7 @@ class RowPrinter(Text):
                 return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
             case "candidates":
                 return "candidates", "T(row.candidates())"
-            case "bound":
+            case "bound" | "cut":
                 name = f"bound_{self.bounds.index(node)}"
                 return name, f"this->{name}"
         return None
@@ -214,10 +214,15 @@ class RowPrinter(Text):
                 self._define(node)
 
     def map(self) -> None:
-        roots = pair_forms([self.program.weight])
+        for k, slope in enumerate(self.program.column_slopes):
+            self._each(f"d_column({k}, ", slope)
+        self._each("map(", self.program.weight)
+
+    def _each(self, word: str, of_pair: Node) -> None:
+        roots = pair_forms([of_pair])
         self._hoist(roots)
         body = lambda_of(self, roots, "", guard(roots, [ZERO]), [ZERO])
-        self.lines.append(f"row.map({body});")
+        self.lines.append(f"row.{word}{body});")
 
     def derivatives(self) -> None:
         for word, found in (

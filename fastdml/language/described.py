@@ -13,12 +13,10 @@ from torch import Tensor
 from ..engine.lazy import lazy
 from ..engine.loss import RowLoss, Rows
 from . import compile
-from .graph import ROW, NotInLanguage, topological
+from .graph import ROW, Node, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, TracedRow, outputs_of, trace
-from .statistics import Reference
-from .stream import NoStream, StreamForm
-from .stream import compiled as compiled_stream
+from .stream import NoStream, Ranges, StreamForm, windows_of
 
 
 class Forms:
@@ -38,6 +36,7 @@ class Forms:
     ) -> None:
         self.name = compile.identifier(name)
         self._arguments = (function, opened, bound, counted, positive)
+        self._streams: dict[tuple[tuple[Node, int], ...], StreamForm | str] = {}
 
     @lazy
     def program(self) -> Program | str:
@@ -58,23 +57,23 @@ class Forms:
             compile.notice(str(error))
             return str(error)
 
-    @lazy
-    def stream(self) -> StreamForm | str:
-        """The compiled streamed form whose exponents have bounds, or why there is none."""
-        return self._streamed("bound")
-
-    @lazy
-    def stream_of_largest(self) -> StreamForm | str:
-        """The one that finds the largest exponent of a row in a sweep more."""
-        return self._streamed("largest")
-
-    def _streamed(self, reference: Reference) -> StreamForm | str:
+    def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
+        """The compiled streamed form for inputs within `ranges` and its members, or why there is none."""
         if isinstance(self.program, str):
             return self.program
-        name = f"{self.name}_by_{reference}"
+        made = self.program.trace
+        windows = windows_of(made, ranges, size)
+        key = tuple(windows.items())
+        if key not in self._streams:
+            name = "_".join([self.name, "stream", *(str(n) for n in windows.values())])
+            try:
+                self._streams[key] = StreamForm(made, name, windows)
+            except NoStream as error:
+                self._streams[key] = str(error)
+        form = self._streams[key]
         try:
-            return compiled_stream(self.program.trace, name, reference)
-        except (NoStream, compile.CannotCompile) as error:
+            return form if isinstance(form, str) else (form.compiled, form.members(ranges, size))
+        except compile.CannotCompile as error:
             return str(error)
 
     @lazy
@@ -134,26 +133,20 @@ class Described(RowLoss):
         return self.forms.symmetric
 
     @property
+    def column_slopes(self) -> int:  # type: ignore[override]
+        made = self.forms.program
+        return 0 if isinstance(made, str) else len(made.column_slopes)
+
+    @property
     def tiles(self) -> Any:  # type: ignore[override]
         return self.forms.tiles
 
     def functor(self) -> int | str:
         return self.forms.functor
 
-    def streamed(
-        self, scalars: list[float], low: float, high: float, size: int
-    ) -> tuple[StreamForm, tuple[float, ...]] | str | None:
-        found: str | None = None
-        for kind in ("stream", "stream_of_largest"):
-            form = getattr(self.forms, kind)
-            if isinstance(form, str):
-                found = form
-                continue
-            members = form.members(self.open_arguments, scalars, low, high, size)
-            if not isinstance(members, str):
-                return form, members
-            found = members
-        return found
+    def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
+        opened = {f"parameter {k}": [(v, v)] for k, v in self.open_arguments.items()}
+        return self.forms.streamed({**ranges, **opened}, size)
 
 
 @functools.lru_cache(maxsize=1024)

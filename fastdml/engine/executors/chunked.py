@@ -75,6 +75,9 @@ class Chunked:
             if gradient and out.d_row_values is not None and block.row_values is not None:
                 block.row_values = block.row_values.detach().requires_grad_()
                 inputs.append(block.row_values)
+            if gradient and out.d_col_values is not None and block.col_values is not None:
+                block.col_values = block.col_values.detach().requires_grad_()
+                inputs.append(block.col_values)
             outputs = problem.loss.spec(block).reshape(s.shape[0], -1)
             found: list[Tensor | None] = [None] * len(inputs)
             if gradient and outputs.requires_grad:
@@ -90,6 +93,8 @@ class Chunked:
             out.d_scalars[start] = others.pop(0)  # the block's sum, in its first row
         if out.d_row_values is not None:
             out.d_row_values[rows] = others.pop(0)
+        if out.d_col_values is not None:
+            out.d_col_values += others.pop(0)
         # A root's derivative needs the distances that its weights are about to replace.
         d = s.clone() if metric.kind == DISTANCE else s
         return metric.weigh_(s.copy_(g), d, *scales)
