@@ -175,7 +175,10 @@ void stream_rows_(int64_t id, std::vector<double> parameters, int64_t pass, Tens
     of.counts = pointer<T>(counts, of.samples);
     of.parameters = parameters.data();
     if (known.has_value()) of.known = data<T>(*known);
-    if (loss.has_value()) of.loss = data<T>(*loss);
+    if (loss.has_value()) {
+      STD_TORCH_CHECK(loss->numel() >= of.samples * stream.outputs, "fastdml: loss is too short");
+      of.loss = data<T>(*loss);
+    }
     if (d_scalars.has_value()) {
       of.d_scalars = data<T>(*d_scalars);
       of.scalar_count = d_scalars->size(1);

@@ -115,8 +115,28 @@ struct PairNumbers {
   }
 };
 
-// Calls f.template operator()<masked>(i, rows, j, count) for strips of rows and vectors of columns of one
-// piece of a trapezoid. masked: some pair of these is none.
+template <class T>
+FASTDML_FN Mask<T> same_class(const std::int32_t* classes, std::int64_t j, int count, std::int32_t own) {
+  typedef std::int32_t C __attribute__((vector_size(kWidth<T> * 4)));
+  C c{};
+  std::memcpy(&c, classes + j, count * 4);
+  return __builtin_convertvector(c == own, Mask<T>);
+}
+
+// Whether a strip of rows has a positive among a vector of columns.
+template <class T>
+FASTDML_FN bool some_positive(const Trapezoid<T>& b, std::int64_t i, std::int64_t j) {
+  Mask<T> some{};
+  for (int r = 0; r < kStrip; ++r) some |= same_class<T>(b.classes, j, kWidth<T>, b.classes[i + r]);
+  return any(some);
+}
+
+// What is known of the pairs of a strip of rows and a vector of columns: nothing, that all count, that all are
+// negatives. As classes are small beside a batch, most are the latter.
+enum class Vectors { any, whole, negatives };
+
+// Calls f.template operator()<vectors>(i, rows, j, count) for strips of rows and vectors of columns of one piece
+// of a trapezoid.
 template <class T, class Before, class F, class After>
 void strips(const Trapezoid<T>& b, std::int64_t piece, Before before, F f, After after) {
   constexpr int W = kWidth<T>;
@@ -130,19 +150,15 @@ void strips(const Trapezoid<T>& b, std::int64_t piece, Before before, F f, After
     std::int64_t j = i / W * W;
     // The vectors that hold a row's own pair.
     for (; j < cols && (j <= i + kStrip - 1 || j >= whole); j += W)
-      f.template operator()<true>(i, rows, j, cols - j < W ? static_cast<int>(cols - j) : W);
-    for (; j < whole; j += W) f.template operator()<false>(i, rows, j, W);
-    if (j < cols) f.template operator()<true>(i, rows, j, static_cast<int>(cols - j));
+      f.template operator()<Vectors::any>(i, rows, j, cols - j < W ? static_cast<int>(cols - j) : W);
+    for (; j < whole; j += W)
+      if (some_positive(b, i, j))
+        f.template operator()<Vectors::whole>(i, rows, j, W);
+      else
+        f.template operator()<Vectors::negatives>(i, rows, j, W);
+    if (j < cols) f.template operator()<Vectors::any>(i, rows, j, static_cast<int>(cols - j));
     after(i, rows);
   }
-}
-
-template <class T>
-FASTDML_FN Mask<T> same_class(const std::int32_t* classes, std::int64_t j, int count, std::int32_t own) {
-  typedef std::int32_t C __attribute__((vector_size(kWidth<T> * 4)));
-  C c{};
-  std::memcpy(&c, classes + j, count * 4);
-  return __builtin_convertvector(c == own, Mask<T>);
 }
 
 // What a vector of pairs is in the rows of its two ends, 0 and 1, and whether it counts there.
@@ -151,11 +167,14 @@ struct Related {
   Mask<T> positive[2], negative[2], counts[2];
 };
 
-template <bool masked, class T>
+template <Vectors vectors, class T>
 FASTDML_FN Related<T> related(const Trapezoid<T>& b, std::int64_t i, std::int64_t j, int count) {
   using I = typename Lane<T>::I;
   Related<T> r;
-  if (masked && b.codes) {
+  if constexpr (vectors == Vectors::negatives) {  // constants, which make much of what follows one
+    r.negative[0] = r.negative[1] = ~Mask<T>{};
+    r.positive[0] = r.positive[1] = Mask<T>{};
+  } else if (vectors == Vectors::any && b.codes) {
     typedef std::uint8_t C __attribute__((vector_size(kWidth<T>)));
     C c{};
     std::memcpy(&c, b.codes + i * b.block.cols + j, count);
@@ -174,7 +193,7 @@ FASTDML_FN Related<T> related(const Trapezoid<T>& b, std::int64_t i, std::int64_
       r.counts[end] = same | ~same;
     }
   }
-  if constexpr (masked) {
+  if constexpr (vectors == Vectors::any) {
     // A row's own pair has one end.
     const Mask<T> lane = iota<T>(), last = lane < static_cast<I>(count);
     r.counts[1] &= (lane > static_cast<I>(i - j)) & last;
@@ -264,15 +283,15 @@ void fold_pass(const Trapezoid<T>& b, std::int64_t piece) {
         for (int r = 0; r < kStrip; ++r)
           for (int k = 0; k < N; ++k) rows_total[r][k] = broadcast<T>(nothing[k]);
       },
-      [&]<bool masked>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
         const Columns<T, R, C> columns(b, j, count);
         V gathered[N];
         for (int k = 0; k < N; ++k) gathered[k] = load(gathering + k * padded + j);
-        const int most = masked ? rows : kStrip;
+        const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4
         for (int r = 0; r < most; ++r) {
           const V s = numbers.in(i + r, j, count, columns.scale * strip.scale[r], columns.square + strip.square[r]);
-          const auto is = related<masked>(b, i + r, j, count);
+          const auto is = related<vectors>(b, i + r, j, count);
           Values<V, N> x, y;
           ends(strip, columns, r, i + r, j, count, s, is, x, y);
           for (int k = 0; k < N; ++k) {
@@ -280,7 +299,7 @@ void fold_pass(const Trapezoid<T>& b, std::int64_t piece) {
               x[k] *= strip.weight[r];
               y[k] *= columns.weight;
             }
-            if constexpr (masked) {
+            if constexpr (vectors == Vectors::any) {
               x[k] = is.counts[0] ? x[k] : broadcast<T>(nothing[k]);
               y[k] = is.counts[1] ? y[k] : broadcast<T>(nothing[k]);
             }
@@ -322,19 +341,19 @@ void weigh(const Trapezoid<T>& b, std::int64_t piece) {
         for (int r = 0; r < rows; ++r)
           std::memset(b.block.s + (i + r) * b.block.ld, 0, i / kWidth<T> * kWidth<T> * sizeof(T));
       },
-      [&]<bool masked>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
         const Columns<T, R, C> columns(b, j, count);
-        const int most = masked ? rows : kStrip;
+        const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4
         for (int r = 0; r < most; ++r) {
           const V scale = columns.scale * strip.scale[r];
           const V s = numbers.in(i + r, j, count, scale, columns.square + strip.square[r]);
-          const auto is = related<masked>(b, i + r, j, count);
+          const auto is = related<vectors>(b, i + r, j, count);
           V x, y;
           ends(strip, columns, r, i + r, j, count, s, is, x, y);
           x *= strip.weight[r];
           y *= columns.weight;
-          if constexpr (masked) {
+          if constexpr (vectors == Vectors::any) {
             x = is.counts[0] ? x : V{};
             y = is.counts[1] ? y : V{};
           }

@@ -33,16 +33,21 @@ class Forms:
         bound: Mapping[str, Any],
         positive: tuple[str, ...],
         counted: bool = False,
+        outputs: int = 1,
     ) -> None:
         self.name = compile.identifier(name)
         self._arguments = (function, opened, bound, counted, positive)
+        self._outputs = outputs
         self._streams: dict[tuple[tuple[Node, int], ...], StreamForm | str] = {}
 
     @lazy
     def program(self) -> Program | str:
         """The passes of the row and of its derivatives, or which word of the function is none."""
         try:
-            return program(trace(*self._arguments))
+            made = trace(*self._arguments)
+            if len(made.outputs) != self._outputs:
+                return f"it returns {len(made.outputs)} numbers of a row, not {self._outputs}"
+            return program(made)
         except NotInLanguage as error:
             return f"{error} is no word of the row language (docs/language.md)"
 
@@ -163,7 +168,7 @@ def _forms(
         view.__dict__.update(dict(chosen), **numbers)
         return view.row(p)
 
-    return Forms(function, kind.name, opened, {}, positive, kind.counted)
+    return Forms(function, kind.name, opened, {}, positive, kind.counted, kind.outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +221,9 @@ class DescribedLoss(Described):
         bound = {k: v for k, v in self.arguments.items() if k not in kept}
         positive = tuple(k for k, v in kept.items() if v > 0)
         learnt = self._learnt(TracedRow())
-        return Forms(self.function, self.name, tuple(kept), {**bound, **learnt}, positive)
+        return Forms(
+            self.function, self.name, tuple(kept), {**bound, **learnt}, positive, self.counted, self.outputs
+        )
 
     @property
     def forms(self) -> Forms:

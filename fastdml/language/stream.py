@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from . import compile
-from .cpp import IDENTITY, RowPrinter, camel, guard, indented, lambda_of, pair_forms
+from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
 from .program import Program, program
 from .row import Trace
@@ -131,7 +131,7 @@ class StreamPrinter:
         return made
 
     def _pairs(
-        self, k: int, head: str, roots: Sequence[Node], empty: Sequence[Node] = (), wrap: str = "values"
+        self, k: int, head: str, roots: Sequence[Node], wrap: str = "values"
     ) -> list[str]:
         """A function that makes the lambda of a pass, or of the weight."""
         printer = self._printer()
@@ -145,8 +145,8 @@ class StreamPrinter:
                 printer._define(node)
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
         inner._count = printer._count
-        body = lambda_of(inner, roots, wrap, guard(roots, empty) if empty else None, empty)
-        body = body.replace("[=](auto p)", "[=](auto p, auto row)", 1)
+        body = lambda_of(inner, roots, wrap)
+        body = body.replace("[=](auto p)", "[=](auto p, auto row) __attribute__((always_inline))", 1)
         lines = [line.replace("row.", "call.") for line in printer.lines]
         return [
             "template <class Call>",
@@ -206,9 +206,8 @@ class StreamPrinter:
         for k, count in enumerate(self.read_counts):
             lines.append(f"static constexpr int reads(Pass<{k}>) {{ return {count}; }}")
         weight, *slopes = self.forms[passes]
-        for k, nodes in enumerate(self.program.passes):
-            empty = [IDENTITY[n.op] for n in nodes]
-            lines += self._pairs(k, f"fold(Pass<{k}>, const Call& call)", self.forms[k], empty)
+        for k in range(passes):
+            lines += self._pairs(k, f"fold(Pass<{k}>, const Call& call)", self.forms[k])
         if slopes:
             lines += self._pairs(passes, f"fold(Pass<{passes}>, const Call& call)", slopes)
         lines += self._pairs(passes, "weight(const Call& call)", [weight], wrap="")

@@ -25,13 +25,6 @@ needs_library = pytest.mark.skipif(library.load() is None, reason="no compiled l
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "language.md"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def documented():
     """The losses of the document, by the names of their functions."""
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.S)
@@ -214,6 +207,14 @@ def test_a_result_that_is_not_of_the_row():
     x, y, _ = batch()
     with pytest.raises(ValueError, match=r"fn: expected a number of every row, \[\d+, 1\], got"):
         fastdml.row_loss(lambda p: log_sum_exp(p.s, where=p.pair) + p.s)(x, y)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_a_result_of_several_numbers(backend):
+    x, y, _ = batch()
+    loss = fastdml.row_loss(lambda p: (sum(p.s, where=p.pair),) * 2, backend=backend)
+    with pytest.raises(ValueError, match="fn: expected one number of every row"):
+        loss(x, y)
 
 
 @dataclasses.dataclass(frozen=True)

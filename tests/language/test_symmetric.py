@@ -33,13 +33,6 @@ from fastdml.language.stream import StreamForm
 pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture
 def workspace():
     yield fastdml.set_workspace
