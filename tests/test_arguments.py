@@ -23,7 +23,7 @@ OWN = {
     "num_classes", "embedding_size", "weight_init_func", "weight_regularizer", "weight_reg_weight",
     "embedding_regularizer", "embedding_reg_weight", "learnable", "learn_beta", "weight", "simix",
     "momentum", "update", "table_size", "class_counts", "prior_mul", "semi_variance_weight",
-    "distance", "reducer",
+    "distance", "reducer", "guide_margin",
 }  # fmt: skip
 # Several proxies per class are a form of their own; elsewhere there is one.
 ONE_PROXY = {
@@ -38,7 +38,7 @@ OTHER: dict[str, object] = {
     "pos_aggregation": "rows", "neg_aggregation": "batch", "aggregation": "rows",
     "imbalance": 0.3, "entropy_weight": 0.3, "swap": True, "tau": 0.2, "reduction": "sum",
     "mining_margin": -0.5, "similarity": "dot", "backend": "dense", "validate": True, "bias": False,
-    "seed": 5, "nonzero_loss_cutoff": 1.1,
+    "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0, "false_negative_margin": -0.2,
 }  # fmt: skip
 FORMS = {
     "variant": {"PNPLoss": "Dq", "GeneralizedLiftedStructureLoss": "paper"},
@@ -47,6 +47,7 @@ FORMS = {
     "k": {"TripletMarginLoss": 2, "RecallAtKLoss": (1, 3)},
     "l2_kind": {"NPairsLoss": "squared", "PairedNPairsLoss": "norm"},
 }
+TOWERS = ("InfoNCELoss", "CLIPLoss")
 # Arguments that act only beside another one.
 BESIDE: dict[tuple[str, str], dict[str, object]] = {
     ("TripletMarginLoss", "k"): {"negatives": "nearest"},
@@ -57,6 +58,7 @@ BESIDE: dict[tuple[str, str], dict[str, object]] = {
     ("PNPLoss", "b"): {"variant": "Ib"},
     ("PNPLoss", "alpha"): {"variant": "Dq"},
     ("MarginLoss", "nu"): {"learn_beta": True},
+    **{(name, "relative"): {"false_negative_margin": -0.2} for name in TOWERS},
     **{
         ("MarginLoss", name): {"triplets_per_anchor": "distance_weighted"}
         for name in ("cutoff", "nonzero_loss_cutoff", "seed")
@@ -133,6 +135,8 @@ def other(name: str, argument: str, default: object) -> object:
         return not default
     if argument == "similarity" and (kept := build(name).similarity) != "cosine":
         return "raw_squared_distance" if "distance" in kept else "cosine"
+    if argument == "negatives" and name in TOWERS:
+        return ("qd", "qq")
     if argument in OTHER:
         return OTHER[argument]
     assert isinstance(default, (int, float)), f"give OTHER a value for {argument}"

@@ -189,10 +189,10 @@ def test_a_forced_backend_that_cannot_run(loss):
 
 
 @needs_compiled
-def test_native_takes_no_index_tuples():
+def test_native_takes_no_function_of_pairs():
     message = "backend: 'native' cannot run 'multi_similarity': compiled functors take pairs from labels"
     with pytest.raises(ValueError, match=message):
-        ms(x, y, (i, i + 1, i), backend="native")
+        ms(x, y, lambda r, c: (y[r, None] == y[c], y[r, None] != y[c]), backend="native")
 
 
 def test_native_forced_without_the_compiled_library():

@@ -67,8 +67,8 @@ def test_functions_are_not_kept(watched):
         value = F.multi_similarity(x, None, function, reduction="none")
         del function
         gc.collect()
-        assert kept() is not None and len(registry._predicates) == watched
+        assert kept() is not None and len(registry._objects) == watched
         value.sum().backward()
     del value
     gc.collect()
-    assert kept() is None and not registry._predicates
+    assert kept() is None and not registry._objects

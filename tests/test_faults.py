@@ -350,12 +350,12 @@ def test_a_loss_s_closure_is_freed_with_it():
 
 
 def test_an_annealed_parameter_leaves_nothing_behind():
-    before = len(registry._users), len(registry._predicates)
+    before = len(registry._users), len(registry._objects)
     for k in range(50):
         losses.MultiSimilarityLoss(alpha=2 + k / 100)(x, y)
         losses.SupConLoss()(x, None, lambda i, j: (y[i][:, None] == y[j], y[i][:, None] != y[j]))
     gc.collect()
-    assert (len(registry._users), len(registry._predicates)) == before
+    assert (len(registry._users), len(registry._objects)) == before
 
 
 def test_threads_do_not_share_strings():

@@ -77,7 +77,9 @@ FASTDML_FN std::int64_t pick(const T* s, std::int64_t count, T low, T* to) {
 }
 
 // Counts s[0, count), all at least the first threshold, in cells: 2 u + 1 at threshold u, 2 u + 2 behind it.
-// bins: room for their bins. Few bins hold more than two thresholds; for the others nothing branches on a score.
+// bins: room for their bins, then their cells: found apart from counting, so that a count which waits for the
+// one before it in the same cell holds up no look-up. Bins that hold at most two thresholds are looked up without
+// a branch on the score.
 template <class T>
 FASTDML_FN void count_cells(const T* s, std::int64_t count, const Ladder<T>& ladder, std::uint32_t* cells,
                             T* bins) {
@@ -88,25 +90,34 @@ FASTDML_FN void count_cells(const T* s, std::int64_t count, const Ladder<T>& lad
                                               Mask<T>);
     std::memcpy(bins + j, &b, sizeof b);
   }
+  const T* const theta = ladder.theta;
+  const std::int32_t* const bin = ladder.bin;
   for (std::int64_t j = 0; j < count; ++j) {
     I b;
     std::memcpy(&b, bins + j, sizeof b);
     const T v = s[j];
-    const std::int32_t first = ladder.bin[b];
+    const std::int32_t first = bin[b];
+    I cell;
     if (__builtin_expect(first >= 0, 1)) {
-      const T t = ladder.theta[first], next = ladder.theta[first + 1];
-      ++cells[2 * first + (t <= v) + (t < v) + (next <= v) + (next < v)];
-      continue;
+      const T t = theta[first], next = theta[first + 1];
+      cell = 2 * first + (t <= v) + (t < v) + (next <= v) + (next < v);
+    } else {
+      std::int32_t from = first & ~kCrowded, to = bin[b + 1] & ~kCrowded;
+      while (from < to) {
+        const std::int32_t middle = from + (to - from) / 2;
+        if (theta[middle] <= v)
+          from = middle + 1;
+        else
+          to = middle;
+      }
+      cell = 2 * from - (from > 0 && theta[from - 1] == v);
     }
-    std::int32_t from = first & ~kCrowded, to = ladder.bin[b + 1] & ~kCrowded;
-    while (from < to) {
-      const std::int32_t middle = from + (to - from) / 2;
-      if (ladder.theta[middle] <= v)
-        from = middle + 1;
-      else
-        to = middle;
-    }
-    ++cells[2 * from - (from > 0 && ladder.theta[from - 1] == v)];
+    std::memcpy(bins + j, &cell, sizeof cell);
+  }
+  for (std::int64_t j = 0; j < count; ++j) {
+    I cell;
+    std::memcpy(&cell, bins + j, sizeof cell);
+    ++cells[cell];
   }
 }
 

@@ -18,9 +18,6 @@ namespace fastdml {
 
 namespace {
 
-// Of the thresholds of all pairs.
-constexpr std::int64_t kBinsPerThreshold = 4, kMostBins = 1 << 18;
-
 template <class T>
 const SweepOf<T>& kernel() {
   const SweepKernel& found = *kSweepKernels[active_isa()];
@@ -130,7 +127,9 @@ template <class T>
 PairCounts<T>::PairCounts(std::vector<T> thresholds)
     : count_(static_cast<std::int64_t>(thresholds.size())),
       thresholds_(std::move(thresholds)),
-      bin_(std::min(kBinsPerThreshold * count_, kMostBins) + 1),
+      // A bin a threshold. More cost more in the cache than they save in comparisons: most pairs are wrong
+      // ones, whose scores lie where thresholds are sparse.
+      bin_(count_ + 1),
       cells_(2 * count_ + 1) {
   thresholds_.resize(count_ + 2, std::numeric_limits<T>::infinity());
   const auto bins = static_cast<std::int64_t>(bin_.size()) - 1;

@@ -20,7 +20,7 @@ def evaluate(call: Call) -> Tensor:
     Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
     """
     if call.before is not None:
-        first = [_slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
         call = call.before.fill(call.replace(before=None), first)
     call = _in_autocast(call)
     if torch.compiler.is_compiling():
@@ -31,7 +31,7 @@ def evaluate(call: Call) -> Tensor:
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
     recorded = torch.is_grad_enabled()
-    if _watched(call.anchors):
+    if watched(call.anchors):
         tensors, words = call.packed()
         value = _RowLoss.apply(
             *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded
@@ -44,14 +44,14 @@ def evaluate(call: Call) -> Tensor:
     return value * call.weight if weighted else value
 
 
-def _slopes(call: Call) -> Tensor:
+def slopes(call: Call) -> Tensor:
     """The derivatives of a call by its scalars, as constants."""
     tensors, words = _in_autocast(call).packed()
     wanted = [name == "scalars" for name in LEAVES]
     detached = [None if t is None else t.detach() for t in tensors]
-    found = _run(detached, spelled(words) if _watched(call.anchors) else words, wanted)
-    slopes: Tensor = found[1 + LEAVES.index("scalars")]
-    return slopes
+    found = _run(detached, spelled(words) if watched(call.anchors) else words, wanted)
+    given: Tensor = found[1 + LEAVES.index("scalars")]
+    return given if call.whole is None else call.whole.total(given)
 
 
 def _in_autocast(call: Call) -> Call:
@@ -81,7 +81,7 @@ def _distinct(call: Call) -> Call:
     return call.replace(candidates=c, candidate_labels=columns, pairs=pairs, teacher=teacher)
 
 
-def _watched(anchors: Tensor) -> bool:
+def watched(anchors: Tensor) -> bool:
     """Whether somebody watches operators. Else the function behind the operator is called: a small
     batch feels the way through the dispatcher."""
     return (
@@ -176,7 +176,7 @@ def _scaled(
         and type(upstream) is Tensor
         and upstream.device.type == "cpu"
         and not torch._C._len_torch_dispatch_stack()
-        and not _graph_is_kept()
+        and not graph_is_kept()
         and upstream.item() == 1.0
     ):
         return [
@@ -186,7 +186,7 @@ def _scaled(
 
 
 # Not public in torch: where it is missing, gradients are copied.
-_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def once(gradients: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -8,23 +8,47 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .loss import RowLoss
-from .registry import description, handle, predicate, predicate_handle
+from .registry import description, handle, remembered, remembered_handle
 from .relation import Predicate
 
 REDUCTIONS = ("mean", "sum", "nonzero", "none")
 # What a gradient may be wanted of, in the order of the operator's results after the loss.
 LEAVES = ("anchors", "candidates", "scalars", "row_values", "col_values")
 # Further tensors, one each; index tuples and a teacher follow them in an operator's arguments.
-_SINGLE = (*LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight")
+_SINGLE = (
+    *LEAVES, "anchor_labels", "candidate_labels", "own", "row_weight", "computed", "swept",
+)  # fmt: skip
 _OWN, _ROW_WEIGHT = _SINGLE.index("own"), _SINGLE.index("row_weight")
 _PAIRS, _TEACHER = 4, 2
 _REDUCTION = 3  # of what is packed beside tensors
+
+
+class Whole(Protocol):
+    """All rows of a call of which a process has some: what a row's loss needs of the others.
+
+    rows: how many there are in all. executor: who runs the share, where its candidates are shared out as
+    well; None: whoever the dispatcher picks.
+    """
+
+    executor: Any
+
+    @property
+    def rows(self) -> int: ...
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of x over all shares, as a constant."""
+
+    def joined(self, x: Tensor) -> Tensor:
+        """x [m, ...] of the share's rows -> that of all rows [M, ...], as a constant."""
+
+    def own(self, x: Tensor) -> Tensor:
+        """Of x [M, ...] of all rows, the share's."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +70,9 @@ class Call:
     weight: factor of the value: a number, or a tensor of one that may want a gradient.
     finish: what is made of the value, before the weight; differentiable.
     before: calls whose values this one needs, and how it takes them in.
+    whole: the call has a share of the rows of a larger one; the value is then that of all rows, the
+        gradients are those of the share. For that it is told what a description finds out of labels and
+        counts otherwise (computed: values of the call) and what its presweep finds (swept: [k, N]).
     """
 
     loss: RowLoss
@@ -66,6 +93,9 @@ class Call:
     weight: float | Tensor = 1.0
     finish: Callable[[Tensor], Tensor] | None = None
     before: Before | None = None
+    computed: Tensor | None = None
+    swept: Tensor | None = None
+    whole: Whole | None = None
 
     def replace(self, **fields: Any) -> Call:
         """The same call with other fields."""
@@ -92,7 +122,9 @@ class Call:
             offset, tensors[_OWN] = self.own, None
         for some, room in ((self.pairs, _PAIRS), (self.teacher, _TEACHER)):
             tensors += [*some, *[None] * (room - len(some))]
-        return tensors, [self.loss, self.predicate, offset, self.reduction, self.backend]
+        return tensors, [
+            self.loss, self.predicate, offset, self.reduction, self.backend, self.whole,
+        ]  # fmt: skip
 
     @staticmethod
     def unpacked(tensors: Sequence[Tensor | None], words: Sequence[Any]) -> Call:
@@ -101,12 +133,12 @@ class Call:
         rest = tensors[len(_SINGLE) :]
         pairs = tuple(t for t in rest[:_PAIRS] if t is not None)
         teacher = tuple(t for t in rest[_PAIRS:] if t is not None)
-        loss, function, offset, reduction, backend = words
+        loss, function, offset, reduction, backend, whole = words
         if single["own"] is None:
             single["own"] = offset
         return Call(
             loss, pairs=pairs, teacher=teacher, predicate=function, reduction=reduction,
-            backend=backend, **single,
+            backend=backend, whole=whole, **single,
         )  # fmt: skip
 
 
@@ -135,25 +167,27 @@ class Before:
 
 def spelled(words: Sequence[Any]) -> list[str]:
     """What is packed beside tensors, as strings."""
-    loss, function, offset, reduction, backend = words
+    loss, function, offset, reduction, backend, whole = words
     return [
         handle(loss),
-        "" if function is None else predicate_handle(function),
+        "" if function is None else remembered_handle(function),
         "" if offset is None else str(offset),
         reduction,
         backend,
+        "" if whole is None else remembered_handle(whole),
     ]
 
 
 def read(words: Sequence[str]) -> list[Any]:
     """What was spelled."""
-    loss, function, offset, reduction, backend = words
+    loss, function, offset, reduction, backend, whole = words
     return [
         description(loss),
-        predicate(function) if function else None,
+        remembered(function) if function else None,
         int(offset) if offset else None,
         reduction,
         backend,
+        remembered(whole) if whole else None,
     ]
 
 

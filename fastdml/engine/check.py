@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from . import library
 from .call import REDUCTIONS
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
@@ -179,6 +180,10 @@ def non_negative(value: float, name: str) -> float:
     return number(value, name, "a number of at least 0", lambda v: 0 <= v < float("inf"))
 
 
+def share(value: float, name: str) -> float:
+    return number(value, name, "a number in [0, 1)", lambda v: 0 <= v < 1)
+
+
 def finite(value: float, name: str) -> float:
     return number(value, name, "a finite number", lambda v: abs(v) < float("inf"))
 
@@ -275,6 +280,14 @@ def _readable(t: Tensor) -> bool:
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _outside(t: Tensor, limit: int) -> bool:
+    """Whether some of the int64 indices, on the CPU, are outside of [0, limit)."""
+    if t.is_contiguous() and library.load() is not None:
+        return bool(torch.ops.fastdml_native.indices_outside(t, limit))
+    low, high = (int(x) for x in t.aminmax())
+    return low < 0 or high >= limit
+
+
 def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
     """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors."""
     if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
@@ -286,15 +299,17 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
     found = list(indices)
     if len(found) == 3:
         found = [found[0], found[1], found[0], found[2]]
+    given = list(found)
     for k, name in enumerate(("a1", "p", "a2", "n")):
         t = found[k]
         wrong = not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point()
         if wrong or t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"indices_tuple: expected {name} to be a 1-D tensor of integers")
         limit = columns if k % 2 else rows
-        if _readable(t) and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < limit:
+        again = k == 2 and t is given[0]
+        found[k] = found[0] if again else t.long()
+        if _readable(t) and t.numel() and not again and _outside(found[k], limit):
             raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
-        found[k] = t.long()
     for one, other, names in ((0, 1, "a1 and p"), (2, 3, "a2 and n")):
         if found[one].shape != found[other].shape:
             raise ValueError(f"indices_tuple: expected {names} of equal length")

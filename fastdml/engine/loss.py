@@ -85,6 +85,8 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec reads or counts pairs that are neither positive nor negative.
+    unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not
@@ -95,6 +97,9 @@ class RowLoss:
     # True: among samples of one set the weight of a pair is the same in the rows of both (the loss is a
     # sum over pairs, each a function of its similarity and relation): one product of weights serves both.
     symmetric: ClassVar[bool] = False
+    # True: a pair adds to its row's outputs what depends on no other pair of it, so that the outputs over
+    # some candidates and over others add up.
+    additive: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.
@@ -129,6 +134,10 @@ class RowLoss:
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
         raise NotImplementedError
+
+    # The row in the words of `fastdml.language`, a method `row(p)`, where a description has it: then its
+    # statistics over some candidates and over others can be merged.
+    row: ClassVar[Any] = None
 
     def parameters(self) -> tuple[float, ...]:
         """Members of the compiled functor."""

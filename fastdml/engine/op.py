@@ -31,19 +31,21 @@ _library.define(SCHEMA)
 def reduced(
     problem: Problem, executor: Executor, reduction: str, wanted: Wanted
 ) -> tuple[Tensor, Result]:
-    """The reduced loss and the derivatives of it."""
-    counted = problem.loss.counted
+    """The reduced loss and the derivatives of it; of a share of the rows the loss of all of them, and the
+    derivatives of the share."""
+    counted, whole = problem.loss.counted, problem.whole
     if problem.loss.combined:
         return _of_all_rows(problem, executor, reduction, wanted)
     if reduction == "mean" and not counted:
-        problem.weight = 1.0 / max(1, problem.relation.rows)
-    result = executor.run(problem, wanted)
+        rows = problem.relation.rows if whole is None else whole.rows
+        problem.weight = 1.0 / max(1, rows)
+    result = _ran(problem, executor, wanted)
     if result.total is not None:
-        return result.total, result
+        return _over_shares(problem, result.total), result
     outputs = result.outputs
     if wanted.total and _compiled_sums(outputs):
         total = torch.ops.fastdml_native.total(outputs, problem.row_weight, problem.weight)
-        return total, result
+        return _over_shares(problem, total), result
     losses = outputs[:, 0]
     weighted = losses if problem.row_weight is None else losses * problem.row_weight
     if reduction == "none":
@@ -52,12 +54,39 @@ def reduced(
     total = weighted.sum(dtype=torch.float64)
     if reduction == "nonzero" or (reduction == "mean" and counted):
         count = (weighted > 0) if reduction == "nonzero" else result.outputs[:, 1]
-        share = count.sum(dtype=torch.float64).clamp(min=1).reciprocal()
+        count = count.sum(dtype=torch.float64)
+        if whole is not None:
+            total, count = whole.total(torch.stack([total, count])).unbind()
+        share = count.clamp(min=1).reciprocal()
         total = total * share
         for name in GRADIENTS:
             if (d := getattr(result, name)) is not None:
                 d.mul_(share.to(d.dtype))
+    elif whole is not None:
+        total = whole.total(total)
     return (total * problem.weight).to(losses.dtype), result
+
+
+def _over_shares(problem: Problem, total: Tensor) -> Tensor:
+    """The sum of what the shares of the rows add up to."""
+    whole = problem.whole
+    return total if whole is None else whole.total(total.double()).to(total.dtype)
+
+
+def _ran(problem: Problem, executor: Executor, wanted: Wanted) -> Result:
+    """What the executor finds; of a share without a row nothing, which no executor need know."""
+    whole = problem.whole
+    if problem.relation.rows or (whole is not None and whole.executor is not None):
+        return executor.run(problem, wanted)
+
+    def zeros(asked: bool, like: Tensor | None) -> Tensor | None:
+        shown = asked and like is not None
+        return torch.zeros_like(like, dtype=problem.statistic) if shown else None  # type: ignore[arg-type]
+
+    outputs = problem.anchors.new_zeros(0, problem.loss.outputs, dtype=problem.statistic)
+    given = (problem.anchors, problem.candidates, problem.all_scalars, problem.row_values, problem.col_values)
+    asked = (wanted.anchors, wanted.candidates, wanted.scalars, wanted.row_values, wanted.col_values)
+    return Result(outputs, *map(zeros, asked, given))
 
 
 def _compiled_sums(outputs: Tensor) -> bool:
@@ -69,15 +98,16 @@ def _of_all_rows(
     problem: Problem, executor: Executor, reduction: str, wanted: Wanted
 ) -> tuple[Tensor, Result]:
     """Two visits: the rows' outputs, then their weights in what `combine` makes of them."""
-    result = executor.run(problem, Wanted())
+    result, whole = _ran(problem, executor, Wanted()), problem.whole
+    found = result.outputs.detach()
     with torch.enable_grad():
-        outputs = result.outputs.detach().requires_grad_()
+        outputs = (found if whole is None else whole.joined(found)).requires_grad_()
         value = problem.loss.combine(outputs, reduction)
         if not wanted:
             return value.detach(), result
         (weight,) = torch.autograd.grad(value, outputs)
-    problem.row_weight = weight.contiguous()
-    return value.detach(), executor.run(problem, wanted)
+    problem.row_weight = (weight if whole is None else whole.own(weight)).contiguous()
+    return value.detach(), _ran(problem, executor, wanted)
 
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
@@ -107,7 +137,7 @@ def _own_world(device: str) -> contextlib.AbstractContextManager[object]:
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
     problem = Problem.of(call)
-    executor, _ = dispatch.choose(problem, call.backend)
+    executor = _executor(problem, call.backend)
     device = call.anchors.device.type
     if device == "cuda":
         crossover.notice(problem, executor.name, call.backend)
@@ -123,6 +153,21 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     found = (getattr(result, name) for name in GRADIENTS)
     by_columns = (name == "candidates" for name in LEAVES)
     return value, *map(_stored_like, found, call.leaves, by_columns)
+
+
+def row_outputs(call: Call) -> Tensor:
+    """[M, outputs] of the rows of a call, whatever is made of them; no gradient."""
+    problem = Problem.of(call)
+    executor = _executor(problem, call.backend)
+    with _own_world(call.anchors.device.type):
+        return _ran(problem, executor, Wanted()).outputs
+
+
+def _executor(problem: Problem, backend: str) -> Executor:
+    if problem.whole is not None and problem.whole.executor is not None:
+        given: Executor = problem.whole.executor
+        return given
+    return dispatch.choose(problem, backend)[0]
 
 
 def _stored_like(d: Tensor | None, x: Tensor | None, by_columns: bool) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import conditioning
-from .call import Call, statistic_type
+from .call import Call, Whole, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
 from .products import multiply
@@ -48,6 +48,8 @@ class Problem:
     col_values: Tensor | None = None  # [k, N]
     device: torch.device | None = None  # where it would run; None: where the anchors are
     presweep_done: bool = False  # col_values hold what the loss's presweep found
+    computed: Tensor | None = None  # what `computed_scalars` are, where these rows do not tell
+    whole: Whole | None = None  # all rows, of which these are a share
     last_block: Block | None = None  # what a visit of the matrix has in the workspace, for the next
     # Of a presweep: whether the problem that it serves visits the same matrix.
     serves_same_matrix: bool | None = None
@@ -82,13 +84,16 @@ class Problem:
             loss=interned(call.loss),
             anchors=a,
             candidates=c,
-            relation=_relation(call, a.shape[0], c.shape[0]),
+            relation=relation_of(call),
             statistic=statistic,
             row_weight=values(call.row_weight),
             teacher=(theirs[0], theirs[-1]) if theirs else None,
             scalars=values(call.scalars),
             row_values=values(call.row_values),
-            col_values=values(call.col_values),
+            col_values=values(_with_swept(call)),
+            presweep_done=call.swept is not None,
+            computed=values(call.computed),
+            whole=call.whole,
             device=device,
         )
 
@@ -169,7 +174,7 @@ class Problem:
     @property
     def excludes_own(self) -> bool:
         """Whether own copies are taken out of the rows."""
-        return self.relation.own is not None and self.loss.self_pair == "exclude"
+        return _excludes_own(self.loss, self.relation)
 
     @property
     def own_offset(self) -> int:
@@ -254,24 +259,13 @@ class Problem:
     @lazy
     def all_scalars(self) -> Tensor | None:
         """Scalars of the call, then those the description computes from labels and counts."""
-        found: list[Tensor | list[float] | None] = [self.scalars]
-        if isinstance(self.relation, LabelRelation):
-            found.append(self.loss.label_scalars(self.relation))
-        if type(self.loss).count_scalars is not RowLoss.count_scalars:
-            found.append(self.loss.count_scalars(*self.relation.counts(self.excludes_own)))
-        parts = [self._statistics(values) for values in found if values is not None]
+        theirs = self.computed
+        if theirs is None:
+            theirs = computed_scalars(self.loss, self.relation, self.anchors.device, self.statistic)
+        parts = [values for values in (self.scalars, theirs) if values is not None]
         if not parts:
             return None
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _statistics(self, values: Tensor | list[float]) -> Tensor:
-        if not isinstance(values, list):
-            return values.to(self.statistic)
-        dtype, device = self.statistic, self.anchors.device
-        if device.type == "cpu":
-            return torch.tensor(values, dtype=dtype)
-        # Filled on the device: a copy from the host would not be captured in a CUDA graph.
-        return torch.cat([torch.full((1,), value, dtype=dtype, device=device) for value in values])
 
     @lazy
     def teacher_problem(self) -> Problem | None:
@@ -369,8 +363,12 @@ def _dense(x: Tensor) -> Tensor:
     return x if large and x.t().is_contiguous() else x.contiguous()
 
 
-def _relation(call: Call, rows: int, columns: int) -> Relation:
-    own = 0 if call.candidates is None else call.own
+def relation_of(call: Call) -> Relation:
+    """What the pairs of a call are."""
+    one_set = call.candidates is None
+    rows = call.anchors.shape[0]
+    columns = rows if call.candidates is None else call.candidates.shape[0]
+    own = 0 if one_set else call.own
     if call.pairs:
         return TupleRelation(tuple(call.pairs), rows, columns, own)
     if call.predicate is not None:
@@ -379,3 +377,38 @@ def _relation(call: Call, rows: int, columns: int) -> Relation:
     labels = call.anchor_labels.contiguous()
     theirs = labels if call.candidate_labels is None else call.candidate_labels.contiguous()
     return LabelRelation(labels, theirs, own)
+
+
+def computed_scalars(
+    loss: RowLoss, relation: Relation, device: torch.device, kind: torch.dtype
+) -> Tensor | None:
+    """Values of a call that the description computes from labels and counts, in this type; None: none."""
+    found: list[Tensor | list[float] | None] = []
+    if isinstance(relation, LabelRelation):
+        found.append(loss.label_scalars(relation))
+    if type(loss).count_scalars is not RowLoss.count_scalars:
+        found.append(loss.count_scalars(*relation.counts(_excludes_own(loss, relation))))
+    parts = [_statistics(values, device, kind) for values in found if values is not None]
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _statistics(values: Tensor | list[float], device: torch.device, kind: torch.dtype) -> Tensor:
+    if not isinstance(values, list):
+        return values.to(kind)
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=kind)
+    # Filled on the device: a copy from the host would not be captured in a CUDA graph.
+    return torch.cat([torch.full((1,), value, dtype=kind, device=device) for value in values])
+
+
+def _excludes_own(loss: RowLoss, relation: Relation) -> bool:
+    return relation.own is not None and loss.self_pair == "exclude"
+
+
+def _with_swept(call: Call) -> Tensor | None:
+    """The values of columns, those of a presweep last."""
+    if call.swept is None or call.col_values is None:
+        return call.col_values if call.swept is None else call.swept
+    return torch.cat([call.col_values.to(call.swept.dtype), call.swept])

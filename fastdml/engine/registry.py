@@ -7,10 +7,9 @@ import dataclasses
 import functools
 import itertools
 import weakref
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .loss import RowLoss
-from .relation import Predicate
 
 LOSSES: dict[str, type[RowLoss]] = {}
 # The names of their fields, which a compiled graph could not ask for.
@@ -50,7 +49,7 @@ def _interned(description: RowLoss) -> RowLoss:
 # live. next() of a count is one step, so that two threads never share a number.
 _numbers = itertools.count()
 _users: weakref.WeakValueDictionary[str, RowLoss] = weakref.WeakValueDictionary()
-_predicates: weakref.WeakValueDictionary[str, Predicate] = weakref.WeakValueDictionary()
+_objects: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
 def handle(description: RowLoss) -> str:
@@ -96,19 +95,20 @@ def _value(text: str) -> object:
 
 
 class _Handle(str):
-    """Keeps the predicate for as long as somebody may ask for it: a backward to come, say."""
+    """Keeps an object for as long as somebody may ask for it: a backward to come, say."""
 
-    predicate: Predicate
+    object: Any
 
 
-def predicate_handle(function: Predicate) -> str:
-    """A string that stands for a user's relation in an operator's arguments."""
-    found = _Handle(f"predicate:{next(_numbers)}")
-    found.predicate = function
-    _predicates[str(found)] = function
+def remembered_handle(object: Any) -> str:
+    """A string that stands for an object in an operator's arguments: a user's relation, or all the rows of
+    which a call has some."""
+    found = _Handle(f"object:{next(_numbers)}")
+    found.object = object
+    _objects[str(found)] = object
     return found
 
 
-def predicate(handle: str) -> Predicate:
-    """What a string of `predicate_handle` stands for."""
-    return _predicates[handle]
+def remembered(handle: str) -> Any:
+    """What a string of `remembered_handle` stands for."""
+    return _objects[handle]

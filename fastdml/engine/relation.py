@@ -202,12 +202,20 @@ class TupleRelation(Relation):
         columns: int,
         own: int | Tensor | None = None,
     ) -> None:
-        a1, p, a2, n = indices
         self.own = own
         self.rows, self.columns = rows, columns
-        self._indices = indices
-        self._positive = _by_anchor(a1, p, rows)
-        self._negative = _by_anchor(a2, n, rows)
+        self.indices = tuple(t.contiguous() for t in indices)
+        self._by_rows: dict[tuple[bool, bool], tuple[Tensor, Tensor]] = {}
+
+    @lazy
+    def _positive(self) -> tuple[Tensor, Tensor, list[int]]:
+        a1, p, _, _ = self.indices
+        return _by_anchor(a1, p, self.rows)
+
+    @lazy
+    def _negative(self) -> tuple[Tensor, Tensor, list[int]]:
+        _, _, a2, n = self.indices
+        return _by_anchor(a2, n, self.rows)
 
     def masks(self, start: int, stop: int) -> Masks:
         return (
@@ -215,15 +223,33 @@ class TupleRelation(Relation):
             _scatter(self._negative, start, stop, self.columns),
         )
 
+    def by_rows(self, keep_own: bool, own: bool = True) -> tuple[Tensor, Tensor]:
+        """On the CPU, by the compiled library: (int64 [2 M + 1] starts, int32 columns) of each row's distinct
+        negatives, then of its positives. Its own copy is in neither, or, with keep_own, a positive; own:
+        False: a pair like any other."""
+        key = keep_own, own
+        if key not in self._by_rows:
+            copy = self.own_columns(0, self.rows, self.indices[0].device) if own else None
+            self._by_rows[key] = torch.ops.fastdml_native.list_rows(
+                *self.indices, self.rows, self.columns, copy, keep_own
+            )
+        return self._by_rows[key]
+
+    def counts(self, without_own: bool) -> Counts:
+        if self.indices[0].device.type != "cpu" or library.load() is None:
+            return super().counts(without_own)
+        count = self.by_rows(keep_own=False, own=without_own)[0].diff()
+        return count[1::2], count[::2]
+
 
     @lazy
     def disjoint(self) -> bool:
         """Whether no pair is both a positive and a negative."""
-        a1, p, a2, n = self._indices
+        a1, p, a2, n = self.indices
         return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
 
     def swapped(self) -> TupleRelation:
-        a1, p, a2, n = self._indices
+        a1, p, a2, n = self.indices
         own = self._own_swapped(a1.device)
         return TupleRelation((p, a1, n, a2), self.columns, self.rows, own)
 

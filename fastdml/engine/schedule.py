@@ -242,10 +242,10 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if weights is not None and g is not weights:
             g = weights.copy_(g)
         if row_total is not None:
-            row_total[start:stop] = _total(g, problem.col_scale)
+            row_total[start:stop] = weight_totals(g, problem.col_scale)
         if col_total is not None:
             scale = problem.row_scale
-            col_total += _total(g.t(), None if scale is None else scale[start:stop])
+            col_total += weight_totals(g.t(), None if scale is None else scale[start:stop])
         if d_candidates is not None:
             if start == starts[0]:
                 multiply(g.t(), operand[start:stop], d_candidates)
@@ -279,7 +279,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     return out
 
 
-def _total(weights: Tensor, scale: Tensor | None) -> Tensor:
+def weight_totals(weights: Tensor, scale: Tensor | None) -> Tensor:
     """[R] sums over the pairs of weights [R, N], each over the other embedding's scale [N]."""
     if scale is None:
         return weights.sum(1, dtype=torch.promote_types(weights.dtype, torch.float32))

@@ -127,16 +127,51 @@ class Metric:
         s.add_(epsilon)
         return s.sqrt_() if self.kind == DISTANCE else s
 
+    def of_products(
+        self,
+        product: Tensor,
+        row_scale: Tensor | None,
+        row_square: Tensor | None,
+        col_scale: Tensor | None,
+        col_square: Tensor | None,
+        epsilon: float,
+        sets: tuple[Tensor, Tensor] | None,
+        i: Tensor,
+        j: Tensor,
+    ) -> Tensor:
+        """[T] what pairs (i, j) are, from their products and their own scales and squared norms, all [T].
+
+        sets: the embeddings, on the CPU: see `apply_`.
+        """
+        if row_scale is not None and col_scale is not None:
+            product = product * row_scale * col_scale
+        if self.kind == PRODUCT:
+            return product
+        assert row_square is not None and col_square is not None
+        total = row_square + col_square
+        d2 = total - 2 * product
+        if sets is None:
+            d2 = d2.masked_fill_(d2 < _tiny(d2.dtype) * total, 0.0)
+        else:
+            near = (d2 < NEAR * total).nonzero()[:, 0]
+            scales = None
+            if row_scale is not None and col_scale is not None:
+                scales = row_scale[near], col_scale[near]
+            d2[near] = _again(total[near], *sets, i[near], j[near], scales)
+        d2 = d2 + epsilon
+        return d2.sqrt_() if self.kind == DISTANCE else d2
+
     def weigh_(
         self, g: Tensor, d: Tensor, row_scale: Tensor | None, col_scale: Tensor | None
     ) -> Tensor:
-        """Derivatives g by the numbers d of apply_ to weights of the products, in place."""
+        """Derivatives g by the numbers d of apply_ to weights of the products, in place; of a block [R, N],
+        or of pairs [T] with their own scales."""
         if self.kind == SQUARED_DISTANCE:
             g.mul_(-2)
         elif self.kind == DISTANCE:
             g.div_(d).neg_().masked_fill_(d <= 0, 0.0)
         if row_scale is not None and col_scale is not None:
-            g.mul_(row_scale[:, None]).mul_(col_scale)
+            g.mul_(row_scale[:, None] if g.dim() == 2 else row_scale).mul_(col_scale)
         return g
 
     def finish_(
@@ -179,6 +214,25 @@ class Metric:
             d2 = d2.masked_fill(d2.detach() < _scaled_alike(kind) * (squares[0] + squares[1]), 0.0)
         d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
+
+    def listed(self, a: Tensor, c: Tensor) -> Tensor:
+        """[M, K] differentiable: row i of a [M, D] with the K rows of c [M, K, D] that are its own."""
+        if self.kind != PRODUCT or self.clipped:
+            each = a[:, None].expand(c.shape[0], c.shape[1], -1)
+            found = self.paired(each.reshape(-1, a.shape[1]), c.reshape(-1, c.shape[2]))
+            return found.view(c.shape[:2])
+        kind = wide_type(a, c)
+        a, c = a.to(kind), c.to(kind)
+        if self.normalized and not self.raw_anchors:
+            a = unit(a)
+        with torch.autocast(a.device.type, enabled=False):
+            s = torch.bmm(c, a[:, :, None])[:, :, 0]
+        if not self.normalized:
+            return s
+        # The candidates' lengths come in afterwards: K times as many rows are not copied for that.
+        norm = lengths(c.reshape(-1, c.shape[2])).view(c.shape[:2])
+        none = norm <= EPSILON
+        return (s / norm.masked_fill(none, 1.0)).masked_fill(none, 0.0)
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         """[M, N] differentiable, the whole matrix at once.
@@ -239,15 +293,27 @@ def _from_differences_(
     """Squared distances d2 [R, N] from products, where they are near beside the squared norms' sum: from
     differences in double precision. As csrc/cpu/differences.cpp does."""
     rows, columns = (d2 < NEAR * total).nonzero(as_tuple=True)
+    scales = None
+    if row_scale is not None and col_scale is not None:
+        scales = row_scale[rows], col_scale[columns]
+    d2[rows, columns] = _again(total[rows, columns], a, c, rows, columns, scales)
+
+
+def _again(
+    total: Tensor, a: Tensor, c: Tensor, i: Tensor, j: Tensor, scales: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """[T] squared distances of rows i of a and j of c, from their differences; scales: of the rows."""
+    found = torch.empty_like(total)
     size = max(1, _AT_ONCE // max(1, a.shape[1]))
-    for i, j in zip(rows.split(size), columns.split(size)):
-        x, y = a[i].double(), c[j].double()
-        if row_scale is not None and col_scale is not None:
-            x, y = x * row_scale[i, None].double(), y * col_scale[j, None].double()
-        found = (x - y).square().sum(1).to(d2.dtype)
-        if row_scale is not None:
-            found.masked_fill_(found < _scaled_alike(d2.dtype) * total[i, j], 0.0)
-        d2[i, j] = found
+    for start in range(0, i.shape[0], size):
+        some = slice(start, start + size)
+        x, y = a[i[some]].double(), c[j[some]].double()
+        if scales is not None:
+            x, y = (z * scale[some, None].double() for z, scale in zip((x, y), scales))
+        found[some] = (x - y).square().sum(1).to(total.dtype)
+    if scales is not None:
+        found.masked_fill_(found < _scaled_alike(total.dtype) * total, 0.0)
+    return found
 
 
 def products(a: Tensor, c: Tensor) -> Tensor:

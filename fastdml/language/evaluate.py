@@ -4,7 +4,7 @@ differentiation checked without a compiler."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,8 +36,31 @@ def evaluate(
     weights: Tensor | None = None,
 ) -> Evaluated:
     """weights [R, outputs]: of several outputs in the result."""
+    r, n = rows.s.shape
+    known = values(program.roots, rows, parameters, weights)
+
+    def of_row(x: Node) -> Tensor:
+        return known[x].expand(r, 1)[:, 0]
+
+    return Evaluated(
+        torch.stack([of_row(x) for x in program.outputs], dim=1),
+        known[program.weight].expand(r, n),
+        {k: of_row(x) for k, x in program.d_scalars},
+        {k: of_row(x) for k, x in program.d_values},
+        {k: known[x].expand(r, n) for k, x in program.d_columns},
+    )
+
+
+def values(
+    roots: Iterable[Node],
+    rows: Rows,
+    parameters: Mapping[str, float] | None = None,
+    weights: Tensor | None = None,
+    given: Mapping[Node, Tensor] | None = None,
+) -> dict[Node, Tensor]:
+    """The roots and what they are made of, on a block of rows; given: nodes whose values are known."""
     p = TensorRow(rows)
-    known: dict[Node, Tensor] = {}
+    known: dict[Node, Tensor] = dict(given or {})
     like = rows.s
     r, n = like.shape
 
@@ -75,19 +98,18 @@ def evaluate(
                 return 8 * torch.finfo(like.dtype).eps * args[0]
         return _POINTWISE[node.op](*args)
 
-    for node in topological(program.roots):
-        known[node] = value(node) if node.args else leaf(node)
-
-    def of_row(x: Node) -> Tensor:
-        return known[x].expand(r, 1)[:, 0]
-
-    return Evaluated(
-        torch.stack([of_row(x) for x in program.outputs], dim=1),
-        known[program.weight].expand(r, n),
-        {k: of_row(x) for k, x in program.d_scalars},
-        {k: of_row(x) for k, x in program.d_values},
-        {k: known[x].expand(r, n) for k, x in program.d_columns},
-    )
+    # Depth first, but not below what is known.
+    stack = list(roots)
+    while stack:
+        node = stack[-1]
+        missing = [] if node in known else [a for a in node.args if a not in known]
+        if missing:
+            stack += missing
+            continue
+        stack.pop()
+        if node not in known:
+            known[node] = value(node) if node.args else leaf(node)
+    return known
 
 
 def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:

@@ -182,6 +182,14 @@ def detach(x: Value) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
+def slack(x: Value) -> Any:
+    """What rounding may make of a number of the size of x: 8 units in its last place."""
+    if isinstance(x, Node):
+        return make("slack", x)
+    x = _tensor(x)
+    return 8 * torch.finfo(x.dtype).eps * x
+
+
 def lowest(like: Value) -> Any:
     """The most negative number of the type of x."""
     return LOWEST if isinstance(like, Node) else torch.finfo(like.dtype).min

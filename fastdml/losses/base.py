@@ -41,6 +41,24 @@ class Term:
         return self.weight * self.function(*self.arguments)
 
 
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A part of a loss, times weight."""
+
+    part: Part
+    weight: float
+
+    def evaluate(self) -> Tensor:
+        return self.weight * self.part.evaluate()
+
+
+def weighted(part: Call | Part, weight: float) -> Call | Part:
+    """A part of a loss times a number."""
+    if isinstance(part, Call):
+        return part.replace(weight=part.weight * weight)
+    return Weighted(part, weight)
+
+
 def total(parts: Sequence[Call | Part]) -> Tensor:
     """The sum of what the parts of a loss are."""
     values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]

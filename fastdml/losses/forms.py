@@ -22,7 +22,9 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     """The function of the name `module.function`: of a batch and, by keyword, of the options."""
     batch, options = _parameters(module)
     # What the function reads are names and values: the compiler cannot look into signatures.
-    places, names, sizes = tuple(batch), frozenset(options), _sizes(module)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    places = tuple(name for name, p in batch.items() if p.kind is not keyword)
+    names, sizes = frozenset(options), _sizes(module)
     required = [name for name, p in batch.items() if p.default is _NONE]
     order = {
         name: None if p.default is _NONE else p.default for name, p in _forward(module).items()

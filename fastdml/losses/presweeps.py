@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine.loss import RowLoss, Rows
+from ..language import words as of
+from ..language.row import Row
 from .terms import log_sum_exp
 
 
@@ -26,6 +29,12 @@ class LogSumExp(RowLoss):
     offset: float = 0.0
     negatives_only: bool = False
     learnable_scale: bool = False
+
+    def row(self, p: Row) -> Any:
+        scale = self.scale * p.scalar(0) if self.learnable_scale else self.scale
+        members = p.negative if self.negatives_only else p.pair
+        level = of.log_sum_exp(scale * p.s + self.offset, where=members)
+        return level, of.count(where=p.positive)
 
     def spec(self, rows: Rows) -> Tensor:
         scale: Tensor | float = self.scale

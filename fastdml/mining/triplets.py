@@ -22,6 +22,11 @@ class Triplets:
     n: Tensor
     valid: Tensor | None = None
 
+    def part(self, where: slice) -> Triplets:
+        """Some of them."""
+        valid = None if self.valid is None else self.valid[where]
+        return Triplets(self.a[where], self.p[where], self.n[where], valid)
+
     def masked(self, z: Tensor) -> Tensor:
         """z [T], 0 where a triplet does not count."""
         return z if self.valid is None else torch.where(self.valid, z, torch.zeros_like(z))

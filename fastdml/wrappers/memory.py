@@ -48,7 +48,9 @@ class CrossBatchMemory(nn.Module):
         miner: Miner | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, SampleLoss):
+        # A loss over samples of all processes is one: `distributed.wrap`.
+        self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
+        if not self._shared and not isinstance(loss, SampleLoss):
             raise ValueError(
                 f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
             )
@@ -83,7 +85,8 @@ class CrossBatchMemory(nn.Module):
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
         """Stores the batch, and returns the parts of the loss of it against the memory."""
-        check.embeddings(embeddings, "embeddings")
+        if not (self._shared and embeddings.dim() == 2 and embeddings.shape[0] == 0):
+            check.embeddings(embeddings, "embeddings")
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected dimension {self.embedding_size}, got {embeddings.shape[1]}"
@@ -98,7 +101,7 @@ class CrossBatchMemory(nn.Module):
             )
         own = self._store(embeddings.detach(), labels, enqueue_mask)
         count = int(self.filled)
-        if count == 0:
+        if count == 0 and not self._shared:  # other processes may have some
             return [_Nothing(embeddings)]
         # Another dtype than the buffer's (half precision) is the batch's.
         memory = self.embedding_memory[:count].to(embeddings.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..engine import check
+from ..losses.base import weighted
 
 
 class MultipleLosses(nn.Module):
@@ -50,13 +51,28 @@ class MultipleLosses(nn.Module):
         ref_labels: Tensor | None = None,
     ) -> Tensor:
         found = []
-        for name, loss in self.losses.items():
-            pairs = indices_tuple
-            if name in self.miners:
-                pairs = self.miners[name](embeddings, labels, ref_emb, ref_labels)
-            value = loss(embeddings, labels, pairs, ref_emb, ref_labels)
-            found.append(self.weights[name] * value)
+        for name, batch in self._batches(embeddings, labels, indices_tuple, ref_emb, ref_labels):
+            found.append(self.weights[name] * self.losses[name](*batch))
         return sum(found[1:], found[0])
+
+    def parts(self, *batch: Any) -> list[Any]:
+        """The parts of all losses, of the arguments of `forward`."""
+        given = (*batch, *(None,) * 4)[:5]
+        return [
+            weighted(part, self.weights[name])
+            for name, its in self._batches(*given)
+            for part in self.losses[name].parts(*its)  # type: ignore[operator]
+        ]
+
+    def _batches(
+        self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any
+    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """What each loss is called with."""
+        for name in self.losses:
+            mine = pairs
+            if name in self.miners:
+                mine = self.miners[name](embeddings, labels, ref_emb, ref_labels)
+            yield name, (embeddings, labels, mine, ref_emb, ref_labels)
 
 
 def _named(given: object, name: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:

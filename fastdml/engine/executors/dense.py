@@ -28,7 +28,7 @@ def outputs_of(
     rows = problem.rows(s, 0, a.shape[0], teacher)
     rows.scalars, rows.row_values, rows.col_values = scalars, row_values, col_values
     before = problem.loss.presweep()
-    if before is not None:
+    if before is not None and not problem.presweep_done:
         other = problem.swapped(before)
         theirs = other.rows(s.t(), 0, s.shape[1])
         theirs.scalars = scalars

@@ -10,8 +10,8 @@ from torch import Tensor
 from .. import library, schedule
 from ..problem import Problem
 from ..registry import registered
-from ..relation import LabelRelation
-from . import Result, Wanted, column_sums, one_block
+from ..relation import LabelRelation, TupleRelation
+from . import Result, Wanted, column_sums, listed_rows, one_block
 from .one_block import functor_of
 
 
@@ -28,8 +28,11 @@ class Native:
             return "the compiled library is not installed"
         if not library.runs_on(problem.device_type):
             return f"no compiled functors for {problem.device_type}"
-        if not isinstance(problem.relation, LabelRelation):
-            return "compiled functors take pairs from labels only"
+        if isinstance(problem.relation, TupleRelation):
+            if (reason := listed_rows.refuses(problem)) is not None:
+                return reason
+        elif not isinstance(problem.relation, LabelRelation):
+            return "compiled functors take pairs from labels or lists only"
         own = problem.loss.functor()
         if own is not None:
             if problem.device_type != "cpu":
@@ -43,11 +46,15 @@ class Native:
         rows = schedule.block_rows(problem, self)
         if problem.device_type == "cpu":
             processor = str(library.build_info()["instruction_set"])
+            if isinstance(problem.relation, TupleRelation):
+                return f"compiled functor ({processor}), {listed_rows.explained(problem)}"
             return f"compiled functor ({processor}), {rows} rows at a time"
         first = ", sorted first" if self._sorting(problem) else ""
         return f"compiled functor (CUDA), {rows} rows at a time{first}"
 
     def run(self, problem: Problem, wanted: Wanted) -> Result:
+        if isinstance(problem.relation, TupleRelation):
+            return listed_rows.run(problem, wanted)
         if one_block.takes(problem) and not (wanted.col_values and problem.loss.column_slopes):
             schedule.presweep(problem, schedule.outputs_by(self))
             found = one_block.run(problem, wanted)

@@ -59,6 +59,8 @@ class Symmetric:
         for statistics multiplies again, which small batches feel."""
         if problem.relation.rows <= _SMALL or self.refuses(problem) is not None:
             return False
+        if isinstance(problem.relation, TupleRelation):  # rows read no more than is listed
+            return Native().refuses(problem) is not None
         form, _ = _form(problem)
         return problem.relation.rows > _SMALL * len(form.statistics)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import duplicate_ceiling, masked_sum, softplus
 
@@ -36,6 +38,12 @@ class BinomialDeviance(RowLoss):
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(3.0, 10.0, 0.2, 0.97)]
+
+    def row(self, p: Row) -> Any:
+        pull = of.softplus(-self.alpha * (p.s - self.base))
+        push = of.softplus(self.beta * (p.s - self.base))
+        kept = p.positive & (p.s < self.max_positive)
+        return of.mean(pull, where=kept) + of.mean(push, where=p.negative)
 
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s

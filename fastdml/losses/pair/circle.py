@@ -12,6 +12,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..terms import log_sum_exp, softplus
@@ -43,6 +45,17 @@ class Circle(RowLoss):
         z_n = self.gamma * (fixed + m).relu() * (s - m)
         return log_sum_exp(z_p, rows.positive), log_sum_exp(z_n, rows.negative)
 
+    def _sums(self, p: Row) -> tuple[Any, Any]:
+        m, fixed = self.m, of.detach(p.s)
+        z_p = -self.gamma * of.relu(1 + m - fixed) * (p.s - (1 - m))
+        z_n = self.gamma * of.relu(fixed + m) * (p.s - m)
+        return of.log_sum_exp(z_p, where=p.positive), of.log_sum_exp(z_n, where=p.negative)
+
+    def row(self, p: Row) -> Any:
+        pull, push = self._sums(p)
+        kept = (of.count(where=p.positive) > 0) & (of.count(where=p.negative) > 0)
+        return of.where(kept, of.softplus(of.where(kept, pull + push, 0.0)), 0.0)
+
     def spec(self, rows: Rows) -> Tensor:
         pull, push = self.logits(rows)
         kept = rows.positive.any(1) & rows.negative.any(1)
@@ -65,6 +78,9 @@ class CircleGlobal(Circle):
 
     def parameters(self) -> tuple[float, ...]:
         return (self.m, self.gamma)
+
+    def row(self, p: Row) -> Any:
+        return self._sums(p)
 
     def spec(self, rows: Rows) -> Tensor:
         return torch.stack(self.logits(rows), dim=1)

@@ -32,6 +32,7 @@ class Contrastive(RowLoss):
     name = "contrastive"
     provenance = "pytorch-metric-learning"
     outputs = 4
+    additive = True
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
@@ -94,6 +96,16 @@ class GeneralizedLiftedStructure(RowLoss):
 
     def parameters(self) -> tuple[float, ...]:
         return (self.metric.sign, self.pos_margin, self.neg_margin, float(self.needs_both))
+
+    def row(self, p: Row) -> Any:
+        sign = self.metric.sign
+        own, others = of.count(where=p.positive), of.count(where=p.negative)
+        pull = of.log_sum_exp(sign * (self.pos_margin - p.s), where=p.positive)
+        push = of.log_sum_exp(sign * (p.s - self.neg_margin), where=p.negative)
+        total = of.where(own > 0, pull, 0.0) + of.where(others > 0, push, 0.0)
+        if self.needs_both:
+            total = of.where((own > 0) & (others > 0), total, 0.0)
+        return of.relu(total)
 
     def spec(self, rows: Rows) -> Tensor:
         sign = self.metric.sign

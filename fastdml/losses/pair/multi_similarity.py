@@ -10,6 +10,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import duplicate_ceiling, log_sum_exp_with_one
 
@@ -47,6 +49,17 @@ class MultiSimilarity(RowLoss):
         mined = self.epsilon is not None
         epsilon = self.epsilon if self.epsilon is not None else 0.0
         return (self.alpha, self.beta, self.base, epsilon, float(mined), self.max_positive)
+
+    def row(self, p: Row) -> Any:
+        positive, negative = p.positive & (p.s < self.max_positive), p.negative
+        if self.epsilon is not None:
+            hardest_positive = of.amin(p.s, where=positive)
+            hardest_negative = of.amax(p.s, where=negative)
+            positive = positive & (p.s < hardest_negative + self.epsilon)
+            negative = negative & (p.s > hardest_positive - self.epsilon)
+        pull = of.log_sum_exp(-self.alpha * (p.s - self.base), where=positive, one=True)
+        push = of.log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
+        return pull / self.alpha + push / self.beta
 
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s

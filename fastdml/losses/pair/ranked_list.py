@@ -25,6 +25,7 @@ class RankedList(RowLoss):
     """Weighted means of the hinges of positives beyond `inner` and negatives within `outer`."""
 
     name = "ranked_list"
+    unlisted = True
     provenance = "pytorch-metric-learning"
 
     inner: float = 1.0

@@ -12,6 +12,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import softplus
 
@@ -38,6 +40,17 @@ class TupletMargin(RowLoss):
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.0, 8.0)]
+
+    def row(self, p: Row) -> Any:
+        negatives = of.count(where=p.negative)
+        level = of.log_sum_exp(self.scale * p.s, where=p.negative)
+        square = 1 - p.s * p.s
+        some = square > 2 * of.slack(of.lift(1.0))
+        height = of.where(some, of.sqrt(of.where(some, square, 1.0)), 0.0)
+        eased = p.s * math.cos(self.margin) + height * math.sin(self.margin)
+        excess = of.softplus(of.where(negatives > 0, level, 0.0) - self.scale * eased)
+        loss = of.where(negatives > 0, of.sum(excess, where=p.positive), 0.0)
+        return loss, of.count(where=p.positive)
 
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s

@@ -13,6 +13,9 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.similarity import unit
+from ...language import words as of
+from ...language.row import Row
+from ..rows import cross_entropy_of
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
@@ -57,6 +60,15 @@ class ArcFace(RowLoss):
             self.margin * sine,
             float(self.sub_centers),
         )
+
+    def row(self, p: Row) -> Any:
+        own = of.sum(p.s, where=p.positive)
+        cosine, sine = math.cos(self.margin), math.sin(self.margin)
+        square = (1 - own) * (1 + own)
+        known = square > of.slack(of.lift(1.0))
+        turned = own * cosine - of.where(known, of.sqrt(of.where(known, square, 1.0)), 0.0) * sine
+        target = of.where(own < -cosine, own - self.margin * sine, turned)
+        return cross_entropy_of(p, self.scale * p.s, self.scale * target)
 
     def spec(self, rows: Rows) -> Tensor:
         s, positive = rows.s, rows.positive

@@ -14,7 +14,10 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
 from ...engine.similarity import lengths
+from ...language import words as of
+from ...language.row import Row
 from ...mining.sample_weights import sample_weights
+from ..rows import cross_entropy_of
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
@@ -49,6 +52,18 @@ class MultipleAngleSoftmax(RowLoss):
 
     def label_scalars(self, relation: LabelRelation) -> list[float] | None:
         return [math.cos(math.pi * k / self.margin) for k in range(1, self.margin)] or None
+
+    def row(self, p: Row) -> Any:
+        length = p.row_value(0)
+        cosine = of.where(length > 0, of.sum(p.s, where=p.positive) / of.maximum(length, 1e-38), 0.0)
+        before, t = of.lift(1.0), cosine
+        for _ in range(1, self.margin):
+            before, t = t, 2 * cosine * t - before
+        psi = t
+        for k in range(1, self.margin):
+            turned = (t if k % 2 == 0 else -t) - 2 * k
+            psi = of.where(cosine <= math.cos(math.pi * k / self.margin), turned, psi)
+        return cross_entropy_of(p, self.scale * p.s, self.scale * length * psi)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.row_values is not None

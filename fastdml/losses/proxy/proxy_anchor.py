@@ -12,6 +12,8 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
+from ...language import words as of
+from ...language.row import Row
 from ...mining.sample_weights import sample_weights
 from ..terms import log_sum_exp_with_one
 from .proxies import ProxyLoss
@@ -41,6 +43,11 @@ class ProxyAnchor(RowLoss):
             return [relation.rows / max(1, present)]
         return (relation.rows / present.double().clamp(min=1)).reshape(1)
 
+    def row(self, p: Row) -> Any:
+        pull = of.log_sum_exp(-self.alpha * (p.s - self.margin), where=p.positive, one=True)
+        push = of.log_sum_exp(self.alpha * (p.s + self.margin), where=p.negative, one=True)
+        return p.scalar(0) * pull + push
+
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
         pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
@@ -57,6 +64,13 @@ class WeightedProxyAnchor(ProxyAnchor):
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"col_values": torch.linspace(-0.9, 0, columns)[None]}
+
+    def row(self, p: Row) -> Any:
+        pull = p.column(0) - self.alpha * (p.s - self.margin)
+        push = p.column(0) + self.alpha * (p.s + self.margin)
+        return p.scalar(0) * of.log_sum_exp(pull, where=p.positive, one=True) + of.log_sum_exp(
+            push, where=p.negative, one=True
+        )
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None and rows.col_values is not None

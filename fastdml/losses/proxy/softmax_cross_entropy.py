@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..representation import learnt
+from ..rows import cross_entropy_of
 from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
@@ -62,6 +65,11 @@ class SoftmaxCrossEntropy(RowLoss):
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"col_values": torch.linspace(-1, 1, columns)[None]} if self.biased else {}
+
+    def row(self, p: Row) -> Any:
+        z = self.scale * p.s + p.column(0) if self.biased else self.scale * p.s
+        target = of.sum(z, where=p.positive) - self.scale * self.margin
+        return cross_entropy_of(p, z, target, self.smoothing, self.among) + self.constant
 
     def spec(self, rows: Rows) -> Tensor:
         z = self.scale * rows.s

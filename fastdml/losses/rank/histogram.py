@@ -27,6 +27,7 @@ class Histogram(RowLoss):
 
     name = "histogram"
     provenance = "pytorch-metric-learning"
+    additive = True
 
     bins: int = 100
 

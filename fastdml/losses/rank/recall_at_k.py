@@ -33,6 +33,7 @@ class RecallAtK(RowLoss):
     outputs = 2
     counted = True
     threshold_list = True
+    unlisted = True
 
     k: tuple[int, ...] = (1, 2, 4, 8, 16)
     rank_temperature: float = 0.01

@@ -11,6 +11,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import log_sum_exp, rows_per, softplus
 
@@ -41,6 +43,13 @@ class NCA(RowLoss):
 
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives > 0)
+
+    def row(self, p: Row) -> Any:
+        z = self.scale * p.s
+        own, others = of.count(where=p.positive), of.count(where=p.negative)
+        kept = (own > 0) & (others > 0)
+        gap = of.log_sum_exp(z, where=p.negative) - of.log_sum_exp(z, where=p.positive)
+        return of.where(kept, p.scalar(0) * of.softplus(of.where(kept, gap, 0.0)), 0.0)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None

@@ -10,6 +10,8 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import words as of
+from ...language.row import Row
 from ..base import SampleLoss
 from ..terms import log_sum_exp, masked_sum, rows_per, softplus
 
@@ -38,6 +40,11 @@ class NTXent(RowLoss):
 
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives)
+
+    def row(self, p: Row) -> Any:
+        z = self.scale * p.s
+        level = of.log_sum_exp(z, where=p.negative)
+        return p.scalar(0) * of.sum(of.softplus(level - z), where=p.positive)
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None

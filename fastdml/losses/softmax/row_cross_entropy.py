@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
+from ...language import words as of
+from ...language.row import Row
 from ..terms import log_sum_exp, masked_sum, rows_per
 
 PER = ("positives", "candidates", "pairs", "row")
@@ -40,6 +42,10 @@ class RowCrossEntropy(RowLoss):
         check.positive(self.temperature, "temperature")
 
     @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.per == "candidates"
+
+    @property
     def scale(self) -> float:
         return self.metric.sign / self.temperature
 
@@ -49,6 +55,25 @@ class RowCrossEntropy(RowLoss):
 
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         return rows_per(positives) if self.per == "pairs" else None
+
+    def row(self, p: Row) -> Any:
+        z = self.scale * p.s
+        members = p.negative if self.negatives_only else p.pair
+        count = of.count(where=members)
+        level = of.log_sum_exp(z, where=members)
+        if self.log_mean:
+            level = level - of.log(of.maximum(count, 1.0))
+        entropy = of.where(count > 0, level, 0.0)
+        positives = of.count(where=p.positive)
+        target = of.sum(z, where=p.positive)
+        if self.per == "positives":
+            target = target / of.maximum(positives, 1.0)
+        elif self.per == "candidates":
+            target = target / of.maximum(of.count(where=p.pair), 1.0)
+        elif self.per == "pairs":
+            target = target * p.scalar(0)
+        loss = self.push * entropy - self.pull * target
+        return of.where(positives > 0, loss, 0.0) if self.needs_positive else loss
 
     def spec(self, rows: Rows) -> Tensor:
         z = self.scale * rows.s

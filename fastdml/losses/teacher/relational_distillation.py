@@ -55,9 +55,11 @@ class MeanDistance(RowLoss):
     """The mean of the distances above 0."""
 
     name = "mean_distance"
+    unlisted = True
     counted = True
     outputs = 2
     symmetric = True
+    additive = True
 
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
@@ -161,9 +163,15 @@ class Vertices:
     teacher: Tensor
     backend: str
     weight: float
+    some: tuple[int, int] | None = None  # the first of the vertices, and the one after the last
+
+    def share(self, start: int, stop: int) -> Vertices:
+        """What vertices [start, stop) add."""
+        return dataclasses.replace(self, some=(start, stop))
 
     def evaluate(self) -> Tensor:
-        value: Tensor = _Angles.apply(self.embeddings, self.teacher, self.backend)
+        some = self.some or (0, self.embeddings.shape[0])
+        value: Tensor = _Angles.apply(self.embeddings, self.teacher, self.backend, *some)
         return self.weight * value
 
     @property
@@ -186,15 +194,15 @@ def of_vertex(edges: Tensor, teacher: Tensor, backend: str) -> Call:
 
 
 def _angles(
-    embeddings: Tensor, teacher: Tensor, backend: str, gradient: bool
+    embeddings: Tensor, teacher: Tensor, backend: str, start: int, stop: int, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient, one vertex after another."""
+    """The loss and its gradient of vertices [start, stop), one after another."""
     kind = statistic_type(embeddings, teacher)
     x, t = embeddings.to(kind), teacher.to(kind)
     size = x.shape[0]
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     d_x = torch.zeros_like(x) if gradient else x.new_empty(0)
-    for j in range(size):
+    for j in range(start, stop):
         edges = (x - x[j]).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             value = evaluate(of_vertex(edges, t - t[j], backend))
@@ -208,7 +216,7 @@ def _angles(
 
 
 def _angles_fake(
-    embeddings: Tensor, teacher: Tensor, backend: str, gradient: bool
+    embeddings: Tensor, teacher: Tensor, backend: str, start: int, stop: int, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     kind = statistic_type(embeddings, teacher)
     shape = embeddings.shape if gradient else (0,)
@@ -217,7 +225,8 @@ def _angles_fake(
 
 _library = torch.library.Library("fastdml", "FRAGMENT")
 _library.define(
-    "rkd_angle(Tensor embeddings, Tensor teacher, str backend, bool gradient) -> (Tensor, Tensor)"
+    "rkd_angle(Tensor embeddings, Tensor teacher, str backend, SymInt start, SymInt stop, bool gradient) "
+    "-> (Tensor, Tensor)"
 )
 _library.impl("rkd_angle", _angles, "CompositeExplicitAutograd")
 torch.library.register_fake("fastdml::rkd_angle", _angles_fake, lib=_library)
@@ -227,9 +236,11 @@ class _Angles(torch.autograd.Function):
     """The gradient comes with the loss: a graph of B vertices would hold B copies of the batch."""
 
     @staticmethod
-    def forward(ctx: Any, embeddings: Tensor, teacher: Tensor, backend: str) -> Tensor:
+    def forward(
+        ctx: Any, embeddings: Tensor, teacher: Tensor, backend: str, start: int, stop: int
+    ) -> Tensor:
         value, gradient = torch.ops.fastdml.rkd_angle(
-            embeddings, teacher, backend, ctx.needs_input_grad[0]
+            embeddings, teacher, backend, start, stop, ctx.needs_input_grad[0]
         )
         ctx.save_for_backward(embeddings, gradient)
         return value
@@ -237,4 +248,4 @@ class _Angles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, gradient = ctx.saved_tensors
-        return *once([(gradient * upstream).to(embeddings.dtype)], [embeddings]), None, None
+        return *once([(gradient * upstream).to(embeddings.dtype)], [embeddings]), *[None] * 4

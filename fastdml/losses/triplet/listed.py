@@ -3,43 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
-from torch.utils.checkpoint import checkpoint
 
 from ...engine import check
-from ...engine.call import statistic_type
+from ...engine.autograd import graph_is_kept, watched
+from ...engine.call import Whole, statistic_type
+from ...engine.listed import plan
 from ...engine.loss import RowLoss
-from ...engine.similarity import Metric
+from ...engine.pair_values import pair_values
 from ...mining.batch import Batch
 from ...mining.steps import Steps
 from ...mining.triplets import Stream, Triplets, drawn, listed
 from ..base import SampleLoss
 
-# Numbers of one temporary: beyond, triplets come in blocks, computed again in the backward pass.
-_AT_ONCE = 1 << 20
-Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses, what each counts in the mean, and anchors
+Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses (or their sum), what each counts in the mean, and anchors
+# [T] losses and counts of triplets, from what their pairs are [T] and from further numbers
+Cost = Callable[..., tuple[Tensor, Tensor]]
+# Triplets whose costs are found at once where they are added up.
+_AT_ONCE = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
 class OneByOne:
-    """A part of a loss that torch evaluates triplet by triplet: `function` of all that comes before it.
+    """A part of a loss that is evaluated triplet by triplet: `function` of all that comes before it.
 
-    count: what the mean divides by: what the triplets count, or "rows".
+    Its last argument says whether losses and counts are only added up (`costs`).
     """
 
     description: Any
     batch: Batch
     triplets: Triplets | None
-    function: Callable[[Any, Batch, Triplets | None], Listed]
+    function: Callable[[Any, Batch, Triplets | None, bool], Listed]
     reduction: str
     backend: str
     by_rows: bool = False
     weight: float = 1.0
+    whole: Whole | None = None
+
+    def share(self, start: int, stop: int, whole: Whole) -> OneByOne:
+        """Anchors [start, stop) of all rows: what they add to the loss of all, or their own losses."""
+        batch, triplets = self.batch, self.triplets
+        rows = slice(start, stop)
+        columns, labels = batch.columns, batch.column_labels
+        own = batch.own_columns()[rows]
+        if triplets is not None:
+            kept = ((triplets.a >= start) & (triplets.a < stop)).nonzero()[:, 0]
+            valid = None if triplets.valid is None else triplets.valid[kept]
+            triplets = Triplets(triplets.a[kept] - start, triplets.p[kept], triplets.n[kept], valid)
+        batch = batch.replace(
+            embeddings=batch.embeddings[rows], ref_emb=columns, own=own, ref_labels=labels,
+            labels=None if batch.labels is None else batch.labels[rows],
+        )  # fmt: skip
+        function = self.function
+        if isinstance(function, PerRow):
+            function = function.share(rows)
+        return dataclasses.replace(self, batch=batch, triplets=triplets, function=function, whole=whole)
+
+    @property
+    def summed(self) -> bool:
+        """Whether the losses are only added up."""
+        return self.reduction in ("mean", "sum")
 
     def evaluate(self) -> Tensor:
         """The reduced loss. ValueError where another backend is forced."""
@@ -48,25 +76,44 @@ class OneByOne:
             raise ValueError(
                 f"backend: {self.backend!r} cannot run {self.description.name!r}: {reason}"
             )
-        loss, count, anchors = self.function(self.description, self.batch, self.triplets)
+        loss, count, anchors = self.function(self.description, self.batch, self.triplets, self.summed)
         rows = self.batch.embeddings.shape[0]
-        return reduced(loss, rows if self.by_rows else count, anchors, rows, self.reduction)
+        all_rows = rows if self.whole is None else self.whole.rows
+        by = all_rows if self.by_rows else count
+        return reduced(loss, by, anchors, rows, self.reduction, self.whole)
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
         if backend in ("auto", "chunked", "dense"):
             return None
-        return "triplets one by one run in torch; expected backend 'auto', 'chunked' or 'dense'"
+        return "triplets one by one run outside of it; expected backend 'auto', 'chunked' or 'dense'"
 
     @property
     def plan(self) -> str:
         """What runs, in words."""
-        kind = (
-            "positive pairs with their negatives"
-            if self.triplets is None
-            else "triplets one by one"
-        )
-        return f"{kind}, in blocks of bounded memory, in torch"
+        if self.triplets is None:
+            return "positive pairs with their negatives, in blocks of bounded memory, in torch"
+        x, y = wide(self.batch)
+        pairs = 2 * self.triplets.a.shape[0]
+        return f"triplets one by one, {plan(x.device.type, x.shape[0], y.shape[0], pairs, x.element_size())}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PerRow:
+    """A function of the triplets that also takes a number of every row, or one of all."""
+
+    function: Callable[[Tensor, Any, Batch, Any, bool], Listed]
+    values: Tensor  # [B] or [1]
+
+    def __call__(
+        self, description: Any, batch: Batch, triplets: Triplets | None, summed: bool
+    ) -> Listed:
+        return self.function(self.values, description, batch, triplets, summed)
+
+    def share(self, rows: slice) -> PerRow:
+        """Of some of the rows."""
+        one = self.values.shape[0] == 1
+        return self if one else PerRow(self.function, self.values[rows])
 
 
 def wide(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -76,52 +123,109 @@ def wide(batch: Batch) -> tuple[Tensor, Tensor]:
     return x, x if batch.ref_emb is None else batch.ref_emb.to(kind)
 
 
-def distances(
-    metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor, epsilon: float = 0.0
-) -> Tensor:
-    """[T] similarities or distances of rows i of x and j of y."""
-
-    def block(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return metric.paired(rows_of(x, i), rows_of(y, j), epsilon)
-
-    return in_blocks(block, x, y, (i, j), x.shape[1])
-
-
-def in_blocks(
-    function: Callable[..., Tensor], x: Tensor, y: Tensor, index: tuple[Tensor, ...], width: int
-) -> Tensor:
-    """function(x, y, *index) of index tensors [T], joined from blocks of them; width: how many numbers
-    it needs per index. Only one block's temporaries exist at a time, in the backward pass too."""
-    size = max(1, _AT_ONCE // width)
-    if index[0].shape[0] <= size:
-        return function(x, y, *index)
-    blocks = zip(*(t.split(size) for t in index), strict=True)
-    return torch.cat([checkpoint(function, x, y, *b, use_reentrant=False) for b in blocks])
+def pair_numbers(
+    batch: Batch, similarity: str, triplets: Triplets, epsilon: float = 0.0, swap: bool = False
+) -> tuple[Tensor, ...]:
+    """[T] similarities or distances of the triplets' anchors and positives, and of their anchors and
+    negatives; swap: and of their positives and negatives."""
+    x, y = wide(batch)
+    one_set = batch.ref_emb is None
+    lists = [(triplets.a, triplets.p), (triplets.a, triplets.n)]
+    between = [(triplets.p, triplets.n)] if swap else []
+    if one_set:
+        return pair_values(similarity, x, None, lists + between, epsilon)
+    found = pair_values(similarity, x, y, lists, epsilon)
+    return (*found, *(pair_values(similarity, y, None, between, epsilon) if swap else ()))
 
 
-def rows_of(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] of x [B, D], whose gradient is summed in one order however many threads there are."""
-    return embedding(index, x)
+def costs(
+    cost: Cost, triplets: Triplets, numbers: Sequence[Tensor], others: Sequence[Tensor], summed: bool
+) -> tuple[Tensor, Tensor]:
+    """[T] losses and counts cost(triplets, *numbers, *others); summed: their sums, from blocks of triplets,
+    with their derivatives, so that nothing but these is kept of a list."""
+    if summed and not watched(numbers[0]):
+        loss, count = _Sums.apply(cost, triplets, len(numbers), *numbers, *others)
+    else:
+        loss, count = cost(triplets, *numbers, *others)
+        loss, count = triplets.masked(loss), triplets.masked(count)
+    return loss, count
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, cost: Cost, triplets: Triplets, lists: int, *inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        wanted = ctx.needs_input_grad[3:]
+        found = [
+            None if not w else torch.empty_like(x) if k < lists else torch.zeros_like(x)
+            for k, (x, w) in enumerate(zip(inputs, wanted))
+        ]
+        total = inputs[0].new_zeros(2, dtype=torch.float64)
+        for start in range(0, triplets.a.shape[0], _AT_ONCE):
+            where = slice(start, start + _AT_ONCE)
+            leaves = [(x[where] if k < lists else x).detach() for k, x in enumerate(inputs)]
+            kept = [x.requires_grad_() for x, w in zip(leaves, wanted) if w]
+            part = triplets.part(where)
+            with torch.enable_grad():
+                loss, count = cost(part, *leaves)
+                loss = part.masked(loss).sum(dtype=torch.float64)
+            total[0] += loss.detach()
+            total[1] += part.masked(count).sum(dtype=torch.float64)
+            each = iter(torch.autograd.grad(loss, kept, allow_unused=True) if kept else ())
+            for k, d in enumerate(found):
+                if d is None:
+                    continue
+                g = next(each)
+                if k < lists:
+                    d[where] = 0 if g is None else g
+                elif g is not None:
+                    d += g
+        ctx.found = found
+        value, count = total.to(inputs[0].dtype)
+        ctx.mark_non_differentiable(count)
+        return value, count
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        kept = graph_is_kept()
+        found = (None if d is None else d * upstream if kept else d.mul_(upstream) for d in ctx.found)
+        return None, None, None, *found
+
+
+def values_of(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] of x [B], whose gradient is summed in one order on every device."""
+    return x.index_select(0, index) if x.device.type == "cpu" else embedding(index, x[:, None])[:, 0]
 
 
 def reduced(
-    loss: Tensor, count: Tensor | float, anchors: Tensor, rows: int, reduction: str
+    loss: Tensor,
+    count: Tensor | float,
+    anchors: Tensor,
+    rows: int,
+    reduction: str,
+    whole: Whole | None = None,
 ) -> Tensor:
     """Losses [T] of triplets or pairs of `anchors` [T] as a row loss is reduced.
 
-    count: [T] things that they sum, or one number: what the mean divides by.
+    count: [T] things that they sum, or one number: what the mean divides by. whole: these are some of the
+    rows: their part of the value of all, whose counts are those of all.
     """
+
+    def of_all(number: Tensor) -> Tensor:
+        return number if whole is None else whole.total(number)
+
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        total = count.sum().clamp(min=1) if isinstance(count, Tensor) else count
+        total = of_all(count.sum()).clamp(min=1) if isinstance(count, Tensor) else count
         return loss.sum() / total
     order = anchors.argsort(stable=True)
     lengths = torch.bincount(anchors, minlength=rows)
     by_row = torch.segment_reduce(loss[order], "sum", lengths=lengths, unsafe=True, initial=0.0)
     if reduction == "none":
         return by_row
-    return by_row.sum() / (by_row > 0).sum().clamp(min=1)
+    return by_row.sum() / of_all((by_row > 0).sum()).clamp(min=1)
 
 
 class TripletLoss(SampleLoss):
@@ -178,7 +282,7 @@ class TripletLoss(SampleLoss):
         self,
         description: Any,
         batch: Batch,
-        function: Callable[[Any, Batch, Triplets | None], Listed],
+        function: Callable[[Any, Batch, Triplets | None, bool], Listed],
         triplets: Triplets | None = None,
     ) -> OneByOne:
         """The part of a loss that `function` makes of triplets."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from ...mining.choice import distance_log_weight, draw, poison
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
-from .listed import Listed, TripletLoss, distances, rows_of, wide
+from .listed import Listed, PerRow, TripletLoss, costs, pair_numbers, values_of
 
 __all__ = ["MarginLoss"]
 
@@ -63,6 +62,10 @@ class Margin(RowLoss):
     @property
     def detaches(self) -> bool:  # type: ignore[override]
         return self.drawn  # which pairs are drawn is a step function of the distances
+
+    @property
+    def unlisted(self) -> bool:  # type: ignore[override]
+        return self.drawn  # a candidate's random numbers are those of its place among all
 
     def parameters(self) -> tuple[float, ...]:
         return (
@@ -148,23 +151,28 @@ def _stream_columns(stream: Stream, like: Tensor) -> list[Tensor]:
     return [number, *(v.reshape(1).expand(rows) for v in parts)]
 
 
-def _of_listed(per_row: Tensor, description: Margin, batch: Batch, triplets: Triplets) -> Listed:
-    """[T] losses of the triplets, and how many of their pairs (or 1 if any) are active."""
-    x, y = wide(batch)
-    epsilon = description.distance_epsilon(x.shape[1])
-    near, far = (
-        distances(description.metric, x, y, triplets.a, other, epsilon)
-        for other in (triplets.p, triplets.n)
-    )
-    beta = rows_of(per_row[:, None], triplets.a)[:, 0]
-    pull, push = near - beta + description.margin, beta - far + description.margin
-    pulled, pushed = pull.detach() > 0, push.detach() > 0
-    if description.normalizer == "triplets":
-        count = (pulled | pushed).to(pull.dtype)
-    else:
-        count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
-    loss = pull.relu() + push.relu() + description.nu * beta
-    return triplets.masked(loss), triplets.masked(count), triplets.a
+def _of_listed(
+    boundary: Tensor, description: Margin, batch: Batch, triplets: Triplets, summed: bool
+) -> Listed:
+    """[T] losses of the triplets, and how many of their pairs (or 1 if any) are active.
+
+    boundary: beta, [1] or of every row [B].
+    """
+
+    def cost(some: Triplets, near: Tensor, far: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        # One boundary is added up as such, not once for every triplet's row.
+        beta = beta if beta.shape[0] == 1 else values_of(beta, some.a)
+        pull, push = near - beta + description.margin, beta - far + description.margin
+        pulled, pushed = pull.detach() > 0, push.detach() > 0
+        if description.normalizer == "triplets":
+            count = (pulled | pushed).to(pull.dtype)
+        else:
+            count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
+        return pull.relu() + push.relu() + description.nu * beta, count
+
+    epsilon = description.distance_epsilon(batch.embeddings.shape[1])
+    numbers = pair_numbers(batch, description.similarity, triplets, epsilon)
+    return *costs(cost, triplets, numbers, (boundary,), summed), triplets.a
 
 
 def _some_triplet(batch: Batch) -> Tensor:
@@ -200,7 +208,7 @@ class MarginLoss(TripletLoss):
         beta: the boundary's initial value. learn_beta: whether it is learnt, as the parameter `beta`.
         num_classes: None: one beta; otherwise one for each class 0 ... num_classes - 1, of the anchor.
         triplets_per_anchor: "all"; a number: that many triplets of every anchor that has both kinds,
-            drawn uniformly with replacement, O(batch * number * dim) memory; or "distance_weighted":
+            drawn uniformly with replacement, O(batch * number) memory; or "distance_weighted":
             for every positive one negative is drawn, with probabilities inverse to the density of
             distances on the sphere, inside the pass over the row, as with a `DistanceWeightedMiner`'s
             result as `indices_tuple`. An anchor without an admissible negative has no triplet then.
@@ -210,7 +218,7 @@ class MarginLoss(TripletLoss):
         seed: of the draws, an integer in [0, 2^24). In training mode every call takes the next numbers
             (`step`, in the state); the same state gives the same draws on every device.
 
-    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets * dim) memory. Of
+    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets) memory. Of
     (a1, p, a2, n) every positive of an anchor is taken with every negative of it.
 
     With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets, and with one
@@ -305,7 +313,7 @@ class MarginLoss(TripletLoss):
             row_values = torch.stack(columns, dim=1)
             parts: list[Any] = [self.sample_call(description, found, row_values=row_values)]
         else:
-            function = functools.partial(_of_listed, per_row)
+            function = PerRow(_of_listed, values if one_beta else per_row)
             parts = [self.one_by_one(description, found, function, triplets)]
         if one_beta and nu != 0:
             some = _some_triplet(found) if triplets is None else triplets.any()

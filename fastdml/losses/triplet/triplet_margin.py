@@ -16,7 +16,7 @@ from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.triplets import Triplets, check_per_anchor
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
-from .listed import Listed, TripletLoss, distances, wide
+from .listed import Listed, TripletLoss, costs, pair_numbers, wide
 from .swapped import swapped_sums
 
 __all__ = ["TripletMarginLoss"]
@@ -145,7 +145,7 @@ class TripletMarginLoss(TripletLoss):
             blocks of bounded memory.
         smooth_loss: log(1 + exp(.)) in place of the hinge.
         triplets_per_anchor: "all", or a number: that many triplets of every anchor that has both kinds,
-            drawn uniformly with replacement; O(batch * number * dim) memory. An `indices_tuple` goes
+            drawn uniformly with replacement; O(batch * number) memory. An `indices_tuple` goes
             before it.
         normalizer: what the mean is over. "active": the triplets above 0 (the default, as in
             pytorch-metric-learning; every triplet with smooth_loss), "triplets": all of them,
@@ -166,7 +166,7 @@ class TripletMarginLoss(TripletLoss):
             True always, False never. The result is the same to rounding: a sigmoid is cut off where it
             is within 1e-13 (float64: 3e-20) of 0 or 1.
 
-    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets * dim) memory. Of
+    A tuple (a, p, n) is a list of triplets, and these alone count; it takes O(triplets) memory. Of
     (a1, p, a2, n) every positive of an anchor is compared with every negative of it.
 
     With reduction="sum" nothing is divided; "none" returns the sum of each row's triplets. Other
@@ -261,29 +261,33 @@ def _refuse_choice(description: TripletMargin) -> None:
 
 
 def _of_listed(
-    description: TripletMargin, batch: Batch, triplets: Triplets, swap: bool = False
+    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool, swap: bool = False
 ) -> Listed:
     """[T] losses of the triplets, and 1 where they count."""
-    metric = description.metric
-    x, y = wide(batch)
-    near = distances(metric, x, y, triplets.a, triplets.p)
-    far = distances(metric, x, y, triplets.a, triplets.n)
-    if swap:
-        far = _nearer(description, far, distances(metric, y, y, triplets.p, triplets.n))
-    t = far - near
-    loss, count = description.cost(t), description.counted_ones(t)
-    return triplets.masked(loss), triplets.masked(count), triplets.a
+
+    def cost(_: Triplets, near: Tensor, far: Tensor, *between: Tensor) -> tuple[Tensor, Tensor]:
+        for other in between:
+            far = _nearer(description, far, other)
+        t = far - near
+        return description.cost(t), description.counted_ones(t)
+
+    numbers = pair_numbers(batch, description.similarity, triplets, swap=swap)
+    return *costs(cost, triplets, numbers, (), summed), triplets.a
 
 
-def _of_swapped(description: TripletMargin, batch: Batch, triplets: Triplets) -> Listed:
-    return _of_listed(description, batch, triplets, swap=True)
+def _of_swapped(
+    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool
+) -> Listed:
+    return _of_listed(description, batch, triplets, summed, swap=True)
 
 
 def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:
     return torch.minimum(one, other) if description.direction < 0 else torch.maximum(one, other)
 
 
-def _of_all_swapped(description: TripletMargin, batch: Batch, _: Triplets | None) -> Listed:
+def _of_all_swapped(
+    description: TripletMargin, batch: Batch, _: Triplets | None, summed: bool
+) -> Listed:
     """[B] sums of every anchor's triplets, how many of them count, and the anchors."""
     x, y = wide(batch)
     labels, columns = batch.need_labels(), batch.column_labels

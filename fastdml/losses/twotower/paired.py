@@ -1,4 +1,4 @@
-"""What losses of paired embeddings share: row i of one set belongs to row i of the other."""
+"""What losses of paired embeddings share: row i of one set belongs to a row of the other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,65 @@ from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss
 from ..base import Loss, total
 
+Own = int | Tensor
+
 
 def check_pairs(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -> None:
     """Two sets of embeddings, row by row."""
-    check.embeddings(a, a_name, validate)
-    check.embeddings(b, b_name, validate)
-    check.same_space(a, b, a_name, b_name)
+    check_sets(a, b, a_name, b_name, validate)
     if a.shape[0] != b.shape[0]:
         raise ValueError(
             f"{b_name}: expected {a.shape[0]} rows, one per row of {a_name}, got {b.shape[0]}"
         )
+
+
+def check_sets(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -> None:
+    """Two sets of embeddings of one space."""
+    check.embeddings(a, a_name, validate)
+    check.embeddings(b, b_name, validate)
+    check.same_space(a, b, a_name, b_name)
+
+
+def check_own(own: Own, embeddings: Tensor, ref_emb: Tensor) -> Own:
+    """Where the rows' partners stand in ref_emb; there must be as many of them from a number on."""
+    found = check.own(own, embeddings, ref_emb.shape[0])
+    needed = embeddings.shape[0] + (found if isinstance(found, int) else 0)
+    if isinstance(found, int) and ref_emb.shape[0] < needed:
+        from_there = f" from row {found} on" if found else ""
+        raise ValueError(
+            f"ref_emb: expected {needed} rows, one per row of embeddings{from_there}, got "
+            f"{ref_emb.shape[0]}"
+        )
+    return found
+
+
+def partners(x: Tensor, own: Own, rows: int) -> Tensor:
+    """[rows, ...] of x [N, ...]: those of the rows; any, for rows that have none."""
+    if isinstance(own, Tensor):
+        return x[own.clamp(min=0)]
+    return x if own == 0 and x.shape[0] == rows else x[own : own + rows]
+
+
+def partner_columns(own: Own, rows: int, device: torch.device) -> Tensor:
+    """int64 [rows]: the columns of the rows' partners; -1 for rows that have none."""
+    if isinstance(own, Tensor):
+        return own
+    return torch.arange(own, own + rows, device=device)
+
+
+def as_scalars(
+    values: Mapping[str, Tensor | float], embeddings: Tensor, ref_emb: Tensor
+) -> Tensor | None:
+    """[n] of the type of statistics; values, by the names of the arguments that they are, may be tensors of
+    one element that want a gradient."""
+    kind = statistic_type(embeddings, ref_emb)
+    found = [
+        torch.as_tensor(
+            check.scalar(v, name, embeddings), dtype=kind, device=embeddings.device
+        ).reshape(())
+        for name, v in values.items()
+    ]
+    return torch.stack(found) if found else None
 
 
 class PairedLoss(Loss):
@@ -36,25 +85,22 @@ class PairedLoss(Loss):
         scalars: Mapping[str, Tensor | float],
         **fields: Any,
     ) -> Call:
-        """The call of pairs. scalars, by the names of the arguments that they are, may be tensors of one
-        element that want a gradient."""
+        """The call of pairs, row by row."""
         check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
-        kind = statistic_type(embeddings, ref_emb)
-        values = [
-            torch.as_tensor(
-                check.scalar(v, name, embeddings), dtype=kind, device=embeddings.device
-            ).reshape(())
-            for name, v in scalars.items()
-        ]
-        pairs = torch.arange(embeddings.shape[0], device=embeddings.device)
+        return self.partner_call(
+            description, embeddings, ref_emb, 0, scalars=as_scalars(scalars, embeddings, ref_emb), **fields
+        )
+
+    def partner_call(
+        self, description: RowLoss, embeddings: Tensor, ref_emb: Tensor, own: Own, **fields: Any
+    ) -> Call:
+        """The call of rows whose partners stand at `own` in ref_emb; everything is checked."""
+        device, (rows, columns) = embeddings.device, (embeddings.shape[0], ref_emb.shape[0])
+        theirs = torch.arange(columns, device=device)
+        same = own == 0 if isinstance(own, int) else False
+        mine = theirs if same and rows == columns else partner_columns(own, rows, device)
         return self.call(
-            description,
-            embeddings,
-            candidates=ref_emb,
-            anchor_labels=pairs,
-            candidate_labels=pairs,
-            scalars=torch.stack(values) if values else None,
-            **fields,
+            description, embeddings, candidates=ref_emb, anchor_labels=mine, candidate_labels=theirs, **fields
         )
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class SigLIP(RowLoss):
     provenance = "released code"
     learnable = (10.0, -10.0)
     symmetric = True
+    additive = True
 
     def parameters(self) -> tuple[float, ...]:
         return (0.0,)

@@ -1,0 +1,6 @@
+"""Batches that are shared out among processes: the exact loss and gradient of all rows together."""
+
+from .ranks import RankError
+from .wrap import Distributed, wrap
+
+__all__ = ["Distributed", "RankError", "wrap"]

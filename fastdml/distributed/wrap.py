@@ -1,0 +1,197 @@
+"""A loss of a batch that is shared out among processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import check
+from ..losses.base import Loss, total
+from .arguments import Set, join, place, told
+from .ranks import Ranks
+from .shares import Shares
+from .travelling import Travelling, refused
+from .words import spread
+
+SCHEDULES = ("gather", "ring")
+GRADIENTS = ("mean", "sum")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """A part of a loss, which all ranks evaluate together."""
+
+    part: Any
+    shares: Shares
+    name: str
+
+    def evaluate(self) -> Tensor:
+        with refused(self.name):
+            return self.shares.value(self.part)
+
+
+class Distributed(nn.Module):
+    """A loss of the rows of all ranks; made by `wrap`."""
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        group: Any = None,
+        schedule: str = "gather",
+        gradient: str = "mean",
+        miner: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, nn.Module) or not hasattr(loss, "parts"):
+            raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+        check.one_of(schedule, "schedule", SCHEDULES)
+        check.one_of(gradient, "gradient", GRADIENTS)
+        self.loss = loss
+        self.miner = miner
+        self.schedule = schedule
+        self.gradient = gradient
+        self.ranks = Ranks(group)
+
+    @torch.compiler.disable
+    def forward(self, *batch: Any, **further: Any) -> Tensor:
+        """The loss of the rows of all ranks, called as the loss itself is with this rank's."""
+        return total(self.parts(*batch, **further))
+
+    def parts(self, *batch: Any, **further: Any) -> list[Any]:
+        """The parts of the loss of all rows."""
+        given: dict[str, Tensor] = {}
+        for name, parameter in self.loss.named_parameters():
+            if self.gradient == "mean" and parameter.requires_grad:
+                given[f"loss.{name}"] = spread(parameter, self.ranks)
+        found: list[Any] = torch.func.functional_call(_Body(self), given, batch, further)
+        return found
+
+    def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
+        signature, failure = inspect.signature(self.loss.forward), ""
+        try:
+            bound = signature.bind(*batch, **further)
+        except TypeError as error:  # the others must not wait for this rank
+            bound, failure = signature.bind_partial(), str(error)
+        arguments = {k: v for k, v in bound.arguments.items() if v is not None}
+        ref = arguments.get("ref_emb")
+        same = ref is not None and ref is arguments.get("embeddings")
+        if same:
+            del arguments["ref_emb"]
+        ranks = self.ranks
+        factor = float(ranks.size) if self.gradient == "mean" else 1.0
+        known = told(ranks, arguments, factor, self._draws(), failure)
+        travels = self.schedule == "ring"
+        whole = {
+            name: Travelling(own) if travels and _embeds(own) else join(own, ranks)
+            for name, own in known.sets.items()
+        }
+        bound.arguments.update(whole)
+        partners = signature.parameters["own"].default if "own" in signature.parameters else None
+        bound.arguments.update(place(ranks, arguments, known, partners))
+        if same:
+            bound.arguments["ref_emb"] = whole["embeddings"]
+        if self.miner is not None:
+            names = ("embeddings", "labels", "ref_emb", "ref_labels")
+            bound.arguments["indices_tuple"] = self.miner(*map(bound.arguments.get, names))
+        bound.apply_defaults()
+        shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()])
+        name = type(self.loss).__name__
+        with self._same_draws(known.draws), refused(name):
+            parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
+        return [Shared(part, shares, name) for part in parts]
+
+    @property
+    def _draws_from_torch(self) -> bool:
+        return any(isinstance(m, Loss) and "generator" in m.inputs for m in self.loss.modules())
+
+    def _draws(self) -> int:
+        """Where the loss draws from torch's generator: a number by which all ranks draw alike."""
+        return int(torch.randint(1 << 62, ())) if self._draws_from_torch else 0
+
+    def _same_draws(self, seed: int) -> Any:
+        return _Seeded(seed) if self._draws_from_torch else contextlib.nullcontext()
+
+    def extra_repr(self) -> str:
+        return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
+
+
+def _embeds(own: Set) -> bool:
+    """Whether an argument is one of embeddings, rather than a number a row."""
+    return own.local.is_floating_point() and own.local.dim() > 1
+
+
+class _Seeded:
+    """All generators of torch as one seed leaves them, and afterwards as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._kept = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        self._kept.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept.__exit__(*error)
+
+
+class _Body(nn.Module):
+    """The parts of a wrapped loss, with other parameters in place of its own."""
+
+    def __init__(self, outer: Distributed) -> None:
+        super().__init__()
+        self.loss = outer.loss
+        self._outer = [outer]
+
+    def forward(self, *batch: Any, **further: Any) -> list[Any]:
+        return self._outer[0]._parts(batch, further)
+
+
+def wrap(
+    loss: nn.Module,
+    group: Any = None,
+    schedule: str = "gather",
+    gradient: str = "mean",
+    miner: nn.Module | None = None,
+) -> Distributed:
+    """A loss whose batch is that of all processes together.
+
+        loss = fastdml.distributed.wrap(MultiSimilarityLoss())
+        loss(network(images), labels).backward()        # this rank's images; the loss of all
+
+    Every rank calls it with its own rows, as it would call the loss: unequally many, or none. The value is
+    that of the loss of all ranks' rows in the order of ranks, on every rank; the gradient of a rank's
+    embeddings is that of its own rows. A sample's copy among the candidates is known by its place.
+
+    Args:
+        loss: a loss of `fastdml.losses`, one made by `row_loss`, or a wrapper of such
+            (`CrossBatchMemory`, `SelfSupervisedLoss`, `MultipleLosses`).
+        group: a process group of torch.distributed; None: all processes. Without torch.distributed the
+            loss is that of this process.
+        schedule: "gather": every rank gets all embeddings, and compares its own rows with them. "ring":
+            no rank ever has them all; blocks of candidates travel. For losses whose row can be found
+            block by block (docs/distributed.md); others are refused.
+        gradient: whose convention gradients follow. "mean": the mean of the ranks' gradients is the true
+            one, as DDP and FSDP take it. "sum": their sum is.
+            Parameters of the loss (proxies, scales) have the whole gradient on every rank with "mean",
+            in DDP or not, and their rank's part with "sum".
+        miner: called with the rows of all ranks; its pairs go to the loss.
+
+    Labels, a teacher's embeddings and other numbers of the rows are told to all ranks. Index tuples and
+    `own` name a rank's own rows and candidates; a function in place of index tuples sees places among all
+    rows. `ref_emb` are a rank's own candidates, compared with the rows of all ranks. With
+    reduction="none" a rank gets the losses of its own rows (of proxies: all).
+
+    All ranks call the loss equally often, and run backward with the same upstream gradient.
+
+    Raises:
+        ValueError: naming the argument and what was expected of it.
+        RankError: on all ranks, where one has other shapes, types or arguments than the others; where one
+            has ended or takes no part within the group's timeout, on the others. It names the rank.
+    """
+    return Distributed(loss, group, schedule, gradient, miner)

@@ -1,0 +1,296 @@
+"""Every loss over ranks against one process with the whole batch, in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from conftest import CASES, EXAMPLES, KINDS, Inputs, calls, inputs
+from torch import Tensor
+
+import fastdml
+import fastdml.wrappers
+from fastdml.distributed import wrap
+from fastdml.distributed.arguments import join, told
+from fastdml.distributed.ranks import Ranks
+from fastdml.distributed.ring import refuses
+from fastdml.distributed.shares import Shares
+from fastdml.distributed.travelling import Travelling
+from fastdml.distributed.words import spread
+from fastdml.engine.loss import RowLoss
+
+BOUND = 1e-10
+ROWS = ("embeddings", "labels", "ref_emb", "ref_labels", "teacher", "probabilities")
+
+
+def shards(count: int, size: int, equal: bool) -> list[int]:
+    """Rows of each rank; unequal: the second of three and more has none."""
+    if equal:
+        return [count // size + (r < count % size) for r in range(size)]
+    if size == 1:
+        return [count]
+    if size == 2:
+        return [count // 3, count - count // 3]
+    first = count // 4
+    return [first, 0, *[first // 2] * (size - 3), count - first - first // 2 * (size - 3)]
+
+
+def own(x: Tensor, counts: Sequence[int]) -> Tensor:
+    return x.split(list(counts))[dist.get_rank()]
+
+
+def close(found: Tensor | None, true: Tensor | None, what: str, bound: float = BOUND) -> None:
+    if true is None or found is None:
+        missing = [x for x in (found, true) if x is not None]
+        assert not any(bool(x.abs().max() > 0) for x in missing if x.numel()), f"{what}: {found} {true}"
+        return
+    assert found.shape == true.shape, f"{what}: {found.shape} {true.shape}"
+    assert bool(found.isfinite().all()), f"{what} is not finite"
+    if true.numel():
+        found, true = found.double(), true.double()
+        wrong = float((found - true).abs().max() / true.abs().max().clamp(min=1e-3))
+        assert wrong < bound, f"{what}: off by {wrong:.2e}"
+
+
+def example(description: RowLoss, case: str, equal: bool, schedule: str = "gather") -> None:
+    """A registered description, its call shared out."""
+    given = inputs(description, CASES[case]())
+    for reduction in ("mean", "sum"):
+        leaves = given.leaves()
+        value = given.loss(description, "auto", reduction, **leaves)
+        true = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        mine, (result, found) = _shared(description, given, reduction, equal, schedule)
+        close(result, value, f"{reduction}: value")
+        for name, d, t in zip(leaves, found, true, strict=True):
+            close(d, t if name not in mine or t is None else own(t, mine[name]), f"{reduction}: {name}")
+
+
+def _shared(
+    description: RowLoss, given: Inputs, reduction: str, equal: bool, schedule: str
+) -> tuple[dict[str, list[int]], tuple[Tensor, list[Tensor | None]]]:
+    """The value and the gradients of this rank's rows; and how many rows of what each rank has."""
+    ranks, leaves, mine = Ranks(), given.leaves(), {}
+    samples = ["anchors", "candidates"]
+    if description.rows == "proxies":
+        samples = ["candidates"]
+    elif description.columns == "proxies":
+        samples = ["anchors"]
+    local: dict[str, Tensor] = {}
+    for name in samples:
+        if name in leaves:
+            mine[name] = shards(leaves[name].shape[0], ranks.size, equal)
+            local[name] = own(leaves[name].detach(), mine[name]).clone().requires_grad_()
+    for k, t in enumerate(given.teacher):
+        mine[f"teacher{k}"] = shards(len(t), ranks.size, equal)
+        local[f"teacher{k}"] = own(t, mine[f"teacher{k}"])
+    known = told(ranks, local, 1.0)
+    travels = schedule == "ring"
+    whole = {k: Travelling(s) if travels else join(s, ranks) for k, s in known.sets.items()}
+    shares = Shares(ranks, [(whole[name], s) for name, s in known.sets.items()])
+    alike = {k: spread(v, ranks) for k, v in leaves.items() if k not in local}
+    fields = {k: v for k, v in whole.items() if k in leaves}
+    fields["teacher"] = [whole[k] for k in sorted(whole) if k.startswith("teacher")]
+    value = shares.value(given.call(description, "auto", reduction, **fields, **alike))
+    wanted = [local.get(name, leaf) for name, leaf in leaves.items()]
+    return mine, (value, list(torch.autograd.grad(value, wanted, allow_unused=True)))
+
+
+def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", **options: object) -> None:
+    """A module of `fastdml.losses`, as a user wraps it."""
+    loss, arguments = calls(CASES[case]().to(torch.float64))[name]
+    size = dist.get_world_size()
+
+    def run(
+        function: Callable[..., Tensor], counts: dict[str, list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        given: dict[str, object] = {}
+        leaves: dict[str, Tensor] = {}
+        for key, x in arguments.items():
+            if key in ROWS and isinstance(x, Tensor):
+                x = own(x, counts[key]) if key in counts else x
+                if x.is_floating_point() and key in ("embeddings", "ref_emb"):
+                    x = leaves[key] = x.clone().requires_grad_()
+            given[key] = x
+        loss.zero_grad()
+        torch.manual_seed(3)
+        value = function(**given)
+        value.backward()
+        found = {k: x.grad for k, x in leaves.items()}
+        return value.detach(), found | {k: p.grad for k, p in loss.named_parameters()}
+
+    value, true = run(loss, {})
+    true = {k: None if g is None else g.clone() for k, g in true.items()}
+    rows = {
+        k: shards(len(x), size, equal) for k, x in arguments.items() if k in ROWS and isinstance(x, Tensor)
+    }
+    result, found = run(wrap(loss, gradient=gradient, **options), rows)
+    close(result, value, "value")
+    for key, t in true.items():
+        if key in rows:
+            t = own(t, rows[key]) * (size if gradient == "mean" else 1)
+            close(found[key], t, key)
+        else:
+            d = found[key]
+            if gradient == "sum" and d is not None:
+                d = Ranks().total(d)
+            close(d, t, key)
+
+
+def ring_module(name: str) -> None:
+    """A module whose columns travel; or it says that they cannot."""
+    try:
+        module(name, False, "mean", schedule="ring")
+    except ValueError as error:
+        assert str(error).startswith("schedule: ") and "expected 'gather'" in str(error), error
+        assert name not in TRAVELLING, error
+    else:
+        assert name not in WHOLE_ROWS
+
+
+def wrapped(
+    build: Callable[[], torch.nn.Module], batch: dict[str, Tensor], schedule: str = "gather", rounds: int = 1
+) -> None:
+    """Any wrapper of losses, called several times, in unequal shards: value, gradients and state."""
+    size = dist.get_world_size()
+    torch.manual_seed(5)
+    alone = build().double()
+    torch.manual_seed(5)
+    shared = build().double()
+    together = shared if hasattr(shared, "ranks") else wrap(shared, gradient="mean", schedule=schedule)
+    for k in range(rounds):
+        turned = {key: x.roll(7 * k, 0) for key, x in batch.items()}
+        counts = shards(len(turned["embeddings"]), size, False)
+        leaf = turned["embeddings"].clone().requires_grad_()
+        value = alone(**{**turned, "embeddings": leaf})
+        value.backward()
+        mine = {key: own(x, counts) for key, x in turned.items()}
+        mine["embeddings"] = mine["embeddings"].clone().requires_grad_()
+        result = together(**mine)
+        result.backward()
+        close(result, value, f"value {k}")
+        close(mine["embeddings"].grad, own(leaf.grad, counts) * size, f"gradient {k}")
+    found = dict(shared.named_parameters())
+    for name, p in alone.named_parameters():
+        close(found[name].grad, p.grad, name)
+    for (name, x), y in zip(alone.state_dict().items(), shared.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def listed() -> None:
+    """Index tuples of a rank's rows are those rows'; a function sees all rows."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, False)
+    x, y = own(case.x, counts).clone().requires_grad_(), own(case.y, counts)
+    local = torch.arange(len(y))
+    mine = (local, (local + 1) % max(1, len(y)), local, (local + 2) % max(1, len(y)))
+    starts = [sum(counts[:r]) for r in range(size)]
+    whole = [
+        torch.cat([(torch.arange(c) + k) % max(1, c) + s for s, c in zip(starts, counts)])
+        for k in range(3)
+    ]
+    leaf = case.x.clone().requires_grad_()
+    loss = fastdml.losses.MultiSimilarityLoss()
+
+    def masks(i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+        return (i[:, None] + j) % 5 == 0, (i[:, None] - j) % 3 == 0
+
+    for pairs, true in ((mine, (whole[0], whole[1], whole[0], whole[2])), (masks, masks)):
+        value = loss(leaf, case.y, true)
+        (t,) = torch.autograd.grad(value, leaf)
+        result = wrap(loss, gradient="sum")(x, y, pairs)
+        (d,) = torch.autograd.grad(result, x)
+        close(result, value, "value")
+        close(d, own(t, counts), "gradient")
+
+
+def rows_of_losses() -> None:
+    """reduction "none": a rank gets the losses of its rows."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, False)
+    for schedule, loss in (
+        ("gather", fastdml.losses.SmoothAPLoss(reduction="none")),
+        ("ring", fastdml.losses.SupConLoss(reduction="none")),
+        ("gather", fastdml.losses.TripletMarginLoss(swap=True, reduction="none")),
+        (
+            "gather",
+            fastdml.losses.MarginLoss(
+                triplets_per_anchor=3, reduction="none", learn_beta=True, nu=0.1
+            ),
+        ),
+    ):
+        leaf, x = case.x.clone().requires_grad_(), own(case.x, counts).clone().requires_grad_()
+        weight = torch.arange(1.0, len(leaf) + 1).double()
+        state = {k: v.clone() for k, v in loss.state_dict().items()}
+        value = loss(leaf, case.y)
+        (t,) = torch.autograd.grad((value * weight).sum(), leaf)
+        loss.load_state_dict(state)
+        result = wrap(loss, gradient="sum", schedule=schedule)(x, own(case.y, counts))
+        (d,) = torch.autograd.grad((result * own(weight, counts)).sum(), x)
+        close(result, own(value, counts), "losses")
+        close(d, own(t, counts), "gradient")
+    proxies = fastdml.losses.ProxyAnchorLoss(5, 19, reduction="none").double()
+    x, y = own(case.x, counts), own(case.y % 5, counts)
+    close(wrap(proxies)(x, y), proxies(case.x, case.y % 5), "proxies")
+
+
+def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
+    L = fastdml.losses
+    miner = fastdml.miners.BatchEasyHardMiner()
+    mined = {"losses": [L.TripletMarginLoss(), L.ContrastiveLoss()], "weights": [0.3, 2.0]}
+    return {
+        "swapped triplets": (lambda: L.TripletMarginLoss(swap=True), 1),
+        "drawn triplets": (lambda: L.TripletMarginLoss(triplets_per_anchor=3), 2),
+        "drawn by distance": (lambda: L.MarginLoss(triplets_per_anchor="distance_weighted"), 2),
+        "a beta of every class": (
+            lambda: L.MarginLoss(triplets_per_anchor=2, learn_beta=True, nu=0.1, num_classes=7), 2,
+        ),
+        "a beta": (lambda: L.MarginLoss(learn_beta=True, nu=0.1), 1),
+        "moving tables": (lambda: L.SOPRCLoss(7), 2),
+        "a regularizer": (lambda: L.SupConLoss(embedding_regularizer=lambda x: x.square().mean()), 1),
+        "nonzero": (lambda: L.GeneralizedLiftedStructureLoss(reduction="nonzero"), 1),
+        "weights": (
+            lambda: L.ArcFaceLoss(7, 19, weight_regularizer=lambda w: w.square().sum(), reduction="sum"), 1,
+        ),
+        "a bias": (lambda: L.SmoothedCrossEntropyLoss(7, 19), 1),
+        "several losses": (lambda: fastdml.wrappers.MultipleLosses(miners=[miner, None], **mined), 1),
+        "a memory of all": (lambda: fastdml.wrappers.CrossBatchMemory(L.SupConLoss(), 19, 60), 4),
+    }  # fmt: skip
+
+
+# Losses whose statistics merge, and some whose do not.
+TRAVELLING = (
+    "ArcFaceLoss", "BinomialDevianceLoss", "CLIPLoss", "CalibrationLoss", "CircleLoss", "ContrastiveLoss",
+    "CosFaceLoss", "GeneralizedLiftedStructureLoss", "HistogramLoss", "InfoNCELoss", "MultiSimilarityLoss",
+    "NCALoss", "NTXentLoss", "ProxyAnchorLoss", "SigLIPLoss", "SupConLoss", "TupletMarginLoss",
+)  # fmt: skip
+WHOLE_ROWS = ("SmoothAPLoss", "TripletMarginLoss", "FastAPLoss", "DarkRankLoss", "RKDAngleLoss")
+
+
+def CHECKS(size: int) -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {}
+    every = EXAMPLES if size == 2 else KINDS
+    for equal in (False, True):
+        kind = "equal" if equal else "unequal"
+        for p in every:
+            found[f"example {p.id} {kind}"] = functools.partial(example, p.values[0], "ragged", equal)
+    for p in KINDS:
+        found[f"example {p.id} reference"] = functools.partial(example, p.values[0], "reference", False)
+    if size == 2:
+        for k, name in enumerate(fastdml.losses.MODULES):
+            gradient = "mean" if k % 2 else "sum"
+            found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
+            found[f"ring module {name}"] = functools.partial(ring_module, name)
+        case = CASES["ragged"]()
+        batch = {"embeddings": case.x, "labels": case.y.unique(return_inverse=True)[1]}
+        for name, (build, rounds) in _variants().items():
+            found[name] = functools.partial(wrapped, build, batch, rounds=rounds)
+        found["index tuples"] = listed
+        found["losses of rows"] = rows_of_losses
+    for p in EXAMPLES:
+        if refuses(p.values[0]) is None and (size == 2 or p.id.endswith("0")):
+            for case in ("ragged", "reference"):
+                check = functools.partial(example, p.values[0], case, case == "reference", "ring")
+                found[f"ring {p.id} {case}"] = check
+    return found
