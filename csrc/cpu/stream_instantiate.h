@@ -10,10 +10,11 @@ template <int K>
 struct Pass {};
 
 // The numbers of a row, as pairs read them: of the row's own, or of columns as rows.
-template <class X>
+template <class T, class X>
 struct Numbers {
   const X* v;
   FASTDML_FN X operator()(int k) const { return v[k]; }
+  FASTDML_FN Mask<T> is(int k) const { return v[k] - Vector<T>{} != T(0); }  // of a mask
 };
 
 // What the numbers of one row are made from: in double precision, as there are few.
@@ -241,8 +242,8 @@ struct Ends {
                              std::int64_t j, int count, Vector<T> s, const Related<T>& is, X& x, X& y) const {
     Vector<T> theirs{};
     if (b.block.teacher) theirs = load(b.block.teacher + i * b.block.teacher_ld + j, count);
-    x = f(Half<T, Vector<T>>{s, is.positive[0], is.negative[0], theirs, columns.value}, Numbers<T>{strip.known[r]});
-    y = f(Half<T, T>{s, is.positive[1], is.negative[1], theirs, strip.value[r]}, Numbers<Vector<T>>{columns.known});
+    x = f(Half<T, Vector<T>>{s, is.positive[0], is.negative[0], theirs, columns.value}, Numbers<T, T>{strip.known[r]});
+    y = f(Half<T, T>{s, is.positive[1], is.negative[1], theirs, strip.value[r]}, Numbers<T, Vector<T>>{columns.known});
   }
 };
 

@@ -125,7 +125,7 @@ class Text:
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
         text = self.expression(mask, binds)
-        if within.level < PAIR or mask.level == PAIR:
+        if within.level < PAIR or mask.level == PAIR or text.startswith("row.is("):
             return text
         return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
 

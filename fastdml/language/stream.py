@@ -127,7 +127,7 @@ class StreamPrinter:
 
     def _printer(self, reads: Sequence[Node] = ()) -> RowPrinter:
         made = RowPrinter(self.program)
-        made.names |= {n: f"row({k})" for k, n in enumerate(reads)}
+        made.names |= {n: f"row{'.is' * n.is_mask}({k})" for k, n in enumerate(reads)}
         return made
 
     def _pairs(

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from described import binomial_deviance, circle, contrastive, multi_similarity, sup_con
-from test_row_loss import LOSSES, hinge
+from test_row_loss import hinge
 
 import fastdml
 from fastdml.engine import library
