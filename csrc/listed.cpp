@@ -103,6 +103,7 @@ std::tuple<Tensor, Tensor> list_rows(Tensor a1, Tensor p, Tensor a2, Tensor n, i
       found[next[2 * row[k][t] + k]++] = static_cast<int32_t>(column[k][t]);
   // Sorted, without what comes twice and the own copy; next: how many are left.
   torch::stable::parallel_for(0, 2 * rows, 64, [&](int64_t begin, int64_t end) {
+    std::vector<char> listed(cols, 0);
     for (int64_t bin = begin; bin < end; ++bin) {
       const auto first = found.begin() + start[bin];
       auto last = found.begin() + next[bin];
@@ -110,7 +111,15 @@ std::tuple<Tensor, Tensor> list_rows(Tensor a1, Tensor p, Tensor a2, Tensor n, i
         last = std::remove(first, last, static_cast<int32_t>(copy[bin / 2]));
         if (keep && bin % 2) *last++ = static_cast<int32_t>(copy[bin / 2]);
       }
-      if (!std::is_sorted(first, last)) std::sort(first, last);
+      if (16 * (last - first) > cols) {  // cheaper than to sort them
+        for (auto at = first; at != last; ++at) listed[*at] = 1;
+        last = first;
+        for (int64_t j = 0; j < cols; ++j)
+          if (listed[j]) *last++ = static_cast<int32_t>(j);
+        std::fill(listed.begin(), listed.end(), 0);
+      } else if (!std::is_sorted(first, last)) {
+        std::sort(first, last);
+      }
       next[bin] = std::unique(first, last) - first;
     }
   });

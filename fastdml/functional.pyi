@@ -980,6 +980,7 @@ def siglip(
     scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     *,
+    positives: Callable[..., Any] | None = None,
     reduction: str = 'mean',
     similarity: str | None = None,
     backend: str = 'auto',

@@ -196,3 +196,15 @@ def test_lists_without_words_of_all_pairs_stay_in_torch():
         assert fastdml.explain(loss, x, y, t).executor == "chunked"
     for loss in (losses.ContrastiveLoss(), losses.MultiSimilarityLoss(), losses.TripletMarginLoss()):
         assert fastdml.explain(loss, x, y, t).executor == "native"
+
+
+@needs_compiled
+def test_few_pairs_of_many_candidates():
+    """Rows whose few pairs are sorted, not marked in a row of all candidates."""
+    x = embeddings(200, 1, torch.float64)
+    a, p = pairs(200, 200, 600)
+    t = (a, p, a.roll(1), p)
+    for loss in (losses.ContrastiveLoss, losses.CircleLoss):
+        found = [loss(backend=b)(x, None, t) for b in ("native", "chunked")]
+        torch.testing.assert_close(*found, rtol=1e-10, atol=0)
+        torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in found))

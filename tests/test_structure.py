@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"language"},
     {"mining", "mixing"},
     {"losses"},
-    {"functional", "miners", "explain", "samplers"},
+    {"functional", "miners", "explain", "samplers", "labels"},
     {"wrappers", "metrics"},
     {"methods"},
     {"distributed", "large_batch"},

@@ -27,6 +27,7 @@ class Rows:
         `RowLoss.label_scalars`, then those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
+    weight: [R, N] weights of the positives, above 0, of a loss that is `graded`; None: 1.
     """
 
     s: Tensor
@@ -37,6 +38,14 @@ class Rows:
     scalars: Tensor | None = None
     row_values: Tensor | None = None
     col_values: Tensor | None = None
+    weight: Tensor | None = None
+
+    @property
+    def grades(self) -> Tensor:
+        """[R, N]: the weight of every positive, and 0 elsewhere."""
+        kind = self.s.dtype
+        ones = self.positive.to(kind)
+        return ones if self.weight is None else torch.where(self.positive, self.weight.to(kind), 0.0)
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
@@ -85,6 +94,8 @@ class RowLoss:
     column_bias: ClassVar[bool] = False
     # What an index tuple is: the pairs that count, or weights of the samples it names.
     tuples: ClassVar[Literal["pairs", "weights"]] = "pairs"
+    # True: the spec knows weights of positives (`Rows.weight`).
+    graded: ClassVar[bool] = False
     # True: the spec reads or counts pairs that are neither positive nor negative.
     unlisted: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.

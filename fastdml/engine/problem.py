@@ -333,6 +333,12 @@ class Problem:
     def rows(self, s: Tensor, start: int, stop: int, teacher: Tensor | None = None) -> Rows:
         """The block [start, stop) as the spec sees it; s is [stop - start, N]."""
         positive, negative = self.relation.masks(start, stop)
+        weight = self.relation.weights(start, stop)
+        if weight is not None and not self.loss.graded:
+            raise ValueError(
+                f"indices_tuple: {self.loss.name!r} knows no weights of positives; expected a function that "
+                "returns masks alone"
+            )
         own = self.relation.own_pairs(start, stop, s.device)
         pair = None
         if own is not None and self.excludes_own:
@@ -341,6 +347,7 @@ class Problem:
         elif own is not None and not isinstance(self.relation, LabelRelation):
             # Labels say so already; a list or a function need not name it.
             positive, negative = positive | own, negative & ~own
+            weight = None if weight is None else weight.masked_fill(own, 1.0)
         return Rows(
             s,
             positive,
@@ -350,6 +357,7 @@ class Problem:
             self.all_scalars,
             None if self.row_values is None else self.row_values[start:stop],
             self.col_values,
+            weight=weight,
         )
 
 

@@ -13,7 +13,8 @@ from .lazy import lazy
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
 Counts = tuple[Tensor, Tensor]  # of positives and negatives, int64 [M]
-Predicate = Callable[[Tensor, Tensor], Masks]  # of anchor indices [R] and candidate indices [N]
+# Of anchor indices [R] and candidate indices [N]: masks, and weights of the positives if there are any.
+Predicate = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 @dataclass
@@ -63,6 +64,10 @@ class Relation:
     def masks(self, start: int, stop: int) -> Masks:
         """Positives and negatives of anchors [start, stop), their own copies like any other."""
         raise NotImplementedError
+
+    def weights(self, start: int, stop: int) -> Tensor | None:
+        """[R, N] weights of the positives of anchors [start, stop), >= 0; None: 1."""
+        return None
 
     def own_columns(self, start: int, stop: int, device: torch.device) -> Tensor | None:
         """int64 [R] columns of the own copies of rows [start, stop), -1 where a row has none."""
@@ -255,7 +260,8 @@ class TupleRelation(Relation):
 
 
 class PredicateRelation(Relation):
-    """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative)."""
+    """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative), or with
+    weights of the positives. A positive of weight 0 is none."""
 
     def __init__(
         self,
@@ -269,14 +275,15 @@ class PredicateRelation(Relation):
         self.predicate = predicate
         self.rows, self.columns = rows, columns
         self._index = torch.arange(max(rows, columns), device=device)
+        self._weight: tuple[tuple[int, int], Tensor | None] | None = None  # of the latest block
 
     def masks(self, start: int, stop: int) -> Masks:
         found = self.predicate(self._index[start:stop], self._index[: self.columns])
         shape = (stop - start, self.columns)
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
+        if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
             raise ValueError(
                 "indices_tuple: expected the function to return two bool masks, of positives and of "
-                f"negatives, got {type(found).__name__}"
+                f"negatives, or these and weights, got {type(found).__name__}"
             )
         for mask, name in zip(found, ("positive", "negative")):
             fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
@@ -290,7 +297,29 @@ class PredicateRelation(Relation):
                     f"indices_tuple: expected the function to return a bool {name} mask of shape "
                     f"{shape}, got {got}"
                 )
-        return found[0], found[1]
+        positive, negative = found[0], found[1]
+        weight = found[2] if len(found) == 3 else None
+        if weight is not None:
+            _check_weights(weight, shape)
+            positive = positive & (weight > 0)
+        self._weight = (start, stop), weight
+        return positive, negative
+
+    def weights(self, start: int, stop: int) -> Tensor | None:
+        if self._weight is None or self._weight[0] != (start, stop):
+            self.masks(start, stop)
+        assert self._weight is not None
+        return self._weight[1]
+
+
+def _check_weights(weight: Tensor, shape: tuple[int, int]) -> None:
+    message = f"indices_tuple: expected the function to return weights of at least 0 of shape {shape}, got "
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != shape:
+        known = isinstance(weight, Tensor)
+        got = f"{weight.dtype} of shape {tuple(weight.shape)}" if known else repr(weight)
+        raise ValueError(message + got)
+    if weight.device.type == "cpu" and not bool(((weight >= 0) & (weight < torch.inf)).all()):
+        raise ValueError(message + "negative or infinite ones")
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

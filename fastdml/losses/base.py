@@ -309,12 +309,14 @@ class SampleLoss(Loss):
 
         Args:
             embeddings: [B, D], any floating-point type; need not be normalised.
-            labels: [B] integers of any values, in any order. Equal ones are positives.
+            labels: [B] integers of any values, in any order. Equal ones are positives. Or bool [B, C],
+                which of C classes a sample is of: those that share one are positives (docs/labels.md).
             indices_tuple: a miner's result: `(a1, p, a2, n)` or `(a, p, n)` index tensors, the pairs
                 that count. In FastAP, Smooth-AP and NCA the samples then weigh as often as it names
                 them, relative to the most frequent one. Or a function of the indices of R anchors and
                 of all N candidates that returns two bool masks [R, N], of positives and of negatives
-                (a sample's pair with itself is taken out): called block by block, in eager mode.
+                (a sample's pair with itself is taken out), and in some losses weights [R, N] of the
+                positives (docs/labels.md): called block by block, in eager mode.
             ref_emb, ref_labels: [N, D], [N]: other candidates than the batch itself; then every pair
                 counts but those of a row with its own copy. `ref_emb` may be the very tensor
                 `embeddings`: one set.

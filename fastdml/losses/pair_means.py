@@ -74,6 +74,11 @@ def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
             for start in range(0, x.shape[0], step):
                 stop = min(x.shape[0], start + step)
                 mask = relation.masks(start, stop)[kind]
+                if relation.weights(start, stop) is not None:
+                    raise ValueError(
+                        "indices_tuple: a mean over all pairs knows no weights of positives; expected a "
+                        "function that returns masks alone"
+                    )
                 own = relation.own_pairs(start, stop, x.device)
                 mask = (mask if own is None else mask & ~own).to(x.dtype)
                 toward_x[start:stop] = mask @ y

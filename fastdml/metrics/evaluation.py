@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -78,8 +79,7 @@ def evaluate(
     ks, fars = inputs.integers(k, "k"), inputs.fractions(far, "far")
     asked = definitions.asked(metrics, ks, fars)
     block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
-    most = len(problem.gallery) - int(problem.one_set)
-    neighbours = inputs.integer(neighbours, "neighbours", 0, most)
+    neighbours = inputs.integer(neighbours, "neighbours", 0, int(problem.candidates.max()))
     return run(problem, relation, asked, neighbours, seed, block_bytes, progress)
 
 
@@ -109,6 +109,8 @@ def _setup(
         len(problem.gallery),
         problem.own,
     )
+    if not relation.symmetric:
+        problem = dataclasses.replace(problem, one_set=False)
     return problem, relation
 
 
@@ -148,7 +150,7 @@ def run(
     tally = None
     if names & set(definitions.PAIRED) or edges:
         tally = _tally(problem, relation, block_bytes, edges)
-    fused = "uniformity" in names and problem.metric.normalized and not problem.metric.raw_anchors
+    fused = "uniformity" in names and _at_length_one(problem) is problem
     wanted = Wanted(
         relation=relation if ranked or tally else None,
         k=neighbours,
@@ -242,9 +244,18 @@ def _spread_terms(problem: Problem, t: float = UNIFORMITY_T) -> tuple[float, flo
     return (t, 0.0) if problem.difference else (2 * t, -2 * t)
 
 
-def uniformity_of(problem: Problem, t: float, block_bytes: int) -> float:
-    if not (problem.metric.normalized and not problem.metric.raw_anchors):
+def _at_length_one(problem: Problem) -> Problem:
+    """The problem with scores that tell the distances of rows of length 1, itself where they do."""
+    if not problem.metric.normalized or problem.metric.raw_anchors:
         problem = problem.with_metric("cosine")
+    # A row of zeros stays one: its squared distance to another is 1, not 2 - 2 * 0.
+    if not problem.difference and problem.has_zeros:
+        problem = problem.with_metric("squared_distance")
+    return problem
+
+
+def uniformity_of(problem: Problem, t: float, block_bytes: int) -> float:
+    problem = _at_length_one(problem)
     if not _pairs(problem):
         raise ValueError("embeddings: expected at least two, for uniformity")
     wanted = Wanted(spread=_spread_terms(problem, t))

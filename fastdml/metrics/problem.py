@@ -24,7 +24,7 @@ class Problem:
 
     Attributes:
         own: ``[Q]`` gallery row of each query itself, which is no candidate; -1: there is none.
-        one_set: whether the gallery is the queries.
+        one_set: whether the gallery is the queries, and pairs (i, j) and (j, i) are one.
         query_scale: ``[Q]`` factors of the rows, in the type of the arithmetic, or None for 1.
         native: whether the compiled library sweeps.
     """
@@ -42,6 +42,11 @@ class Problem:
     def difference(self) -> bool:
         """Whether scores come from differences of rows, as those of distances do: nothing cancels."""
         return self.metric.kind != PRODUCT
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether a normalised row is 0."""
+        return any(s is not None and not s.all() for s in (self.query_scale, self.gallery_scale))
 
     @property
     def double(self) -> bool:

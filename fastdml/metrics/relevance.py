@@ -55,6 +55,7 @@ class Relation:
         label: ``[Q]`` class number of every query for results by class, or None.
         classes: the labels these numbers stand for.
         graded: whether some right candidates are worth more than others.
+        symmetric: whether j is right for i exactly where i is for j, in one set.
     """
 
     count: np.ndarray
@@ -62,6 +63,7 @@ class Relation:
     label: np.ndarray | None = None
     classes: np.ndarray | None = None
     graded = False
+    symmetric = True
 
     def block(self, queries: np.ndarray) -> Right:
         raise NotImplementedError
@@ -141,6 +143,8 @@ class SharedLabels(Relation):
 
 class ByFunction(Relation):
     """Right is what a function of (query indices, gallery indices) gives a positive gain."""
+
+    symmetric = False  # nobody knows
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.loss import RowLoss
 from ..engine.relation import LabelRelation, Predicate, PredicateRelation
 from .identity import equal_labels, same_memory
+from .label_sets import LabelSets
 from .lazy import LazyPairs
 
 
@@ -113,6 +114,10 @@ def checked(
         check.embeddings(ref_emb, "ref_emb", validate)
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
     columns = embeddings if ref_emb is None else ref_emb
+    if isinstance(labels, Tensor) and labels.dim() == 2 and labels.dtype == torch.bool:
+        sets = _of_sets(labels, ref_labels, embeddings, ref_emb)
+        indices_tuple = sets if indices_tuple is None else indices_tuple
+        labels = ref_labels = None
     pairs: tuple[Tensor, ...] = ()
     predicate = None
     listed = 0
@@ -146,6 +151,19 @@ def checked(
         if ref_emb is embeddings and equal_labels(labels, ref_labels):
             ref_emb, ref_labels, own = None, None, None
     return Batch(embeddings, labels, ref_emb, ref_labels, pairs, listed, predicate, own)
+
+
+def _of_sets(
+    labels: Tensor, ref_labels: Tensor | None, embeddings: Tensor, ref_emb: Tensor | None
+) -> LabelSets:
+    """The relation of samples that have several labels."""
+    sets = LabelSets(labels, ref_labels)
+    for name, mask, x in (("labels", labels, embeddings), ("ref_labels", ref_labels, ref_emb)):
+        if mask is not None and x is not None and mask.shape[0] != x.shape[0]:
+            raise ValueError(f"{name}: expected {x.shape[0]} sets, one per row, got {mask.shape[0]}")
+        if x is not None and mask is None:
+            raise ValueError(f"{name}: expected one set of labels per row of ref_emb, got None")
+    return sets
 
 
 def resolved(

@@ -1,7 +1,8 @@
-"""What wraps a loss: a memory of past batches, several views, several losses. Calls to calls."""
+"""What wraps a loss: a memory of past batches, several views, several losses, weights. Calls to calls."""
 
+from .labelled import Labelled
 from .memory import CrossBatchMemory
 from .several import MultipleLosses
 from .views import SelfSupervisedLoss
 
-__all__ = ["CrossBatchMemory", "MultipleLosses", "SelfSupervisedLoss"]
+__all__ = ["CrossBatchMemory", "Labelled", "MultipleLosses", "SelfSupervisedLoss"]

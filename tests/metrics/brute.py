@@ -94,7 +94,7 @@ def paired(s, gain, own, one_set, fars):
 
 def spread(x, g, gain, own, one_set, t=2.0, alpha=2.0):
     def unit(v):
-        return v / np.linalg.norm(v, axis=1, keepdims=True)
+        return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-300)  # zeros stay zeros
 
     x, g = unit(np.asarray(x, np.float64)), unit(np.asarray(g, np.float64))
     d2 = ((x[:, None] - g[None]) ** 2).sum(-1)

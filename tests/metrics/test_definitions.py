@@ -128,6 +128,29 @@ def test_graded_relevance(backend):
     check(got, true, per_query)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_function_of_one_set_need_not_be_symmetric(backend):
+    """Whoever comes later is right: both pairs (i, j) and (j, i) count."""
+    rng = np.random.default_rng(6)
+    x, _ = tied(40, 5)
+    for gain in (np.triu(np.ones((40, 40)), 1), rng.integers(0, 2, (40, 40)).astype(float)):
+        np.fill_diagonal(gain, 0)
+        true, per_query = brute.everything(x, x, gain, np.arange(40), False, "dot", KS, FARS)
+        got = evaluate(x, metrics=METRICS, k=KS, far=FARS, similarity="dot", backend=backend,
+                       relevance=lambda a, b, gain=gain: gain[a][:, b])  # fmt: skip
+        check(got, true, per_query)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("similarity", ["cosine", "distance", "dot", "raw_distance"])
+def test_a_row_of_zeros_is_at_distance_1_of_all_in_uniformity_and_alignment(similarity, backend):
+    x, y = clustered(30, 6)
+    x[3] = x[8] = 0
+    true = brute.spread(x, x, classes_of(y, y), np.arange(30), True)
+    got = evaluate(x, y, metrics=("uniformity", "alignment"), similarity=similarity, backend=backend)
+    check(got, true)
+
+
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("dim", [1, 7, 130])
 def test_instruction_sets(isa, dim):

@@ -13,7 +13,7 @@ from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, masked_sum, softplus
+from ..terms import duplicate_ceiling, masked_sum, share, softplus
 
 __all__ = ["BinomialDevianceLoss"]
 
@@ -24,6 +24,7 @@ class BinomialDeviance(RowLoss):
     """SPEC 2.11."""
 
     name = "binomial_deviance"
+    graded = True
 
     alpha: float = 2.0
     beta: float = 25.0
@@ -48,9 +49,10 @@ class BinomialDeviance(RowLoss):
     def spec(self, rows: Rows) -> Tensor:
         s = rows.s
         positive = rows.positive & (s < self.max_positive)
-        pull = masked_sum(softplus(-self.alpha * (s - self.base)), positive)
+        grades = rows.grades * positive
+        pull = share((softplus(-self.alpha * (s - self.base)) * grades).sum(1), grades.sum(1))
         push = masked_sum(softplus(self.beta * (s - self.base)), rows.negative)
-        return pull / positive.sum(1).clamp(min=1) + push / rows.negative.sum(1).clamp(min=1)
+        return pull + push / rows.negative.sum(1).clamp(min=1)
 
 
 class BinomialDevianceLoss(SampleLoss):

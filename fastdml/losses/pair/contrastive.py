@@ -12,7 +12,7 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
-from ..terms import masked_sum
+from ..terms import masked_sum, share
 
 __all__ = ["CalibrationLoss", "ContrastiveLoss"]
 
@@ -32,6 +32,7 @@ class Contrastive(RowLoss):
     name = "contrastive"
     provenance = "pytorch-metric-learning"
     outputs = 4
+    graded = True
     additive = True
 
     pos_margin: float = 0.0
@@ -91,9 +92,13 @@ class Contrastive(RowLoss):
             (self.sign * (self.neg_margin - s), rows.negative, self.neg_aggregation),
         ):
             cost = term.relu()
-            sums.append(masked_sum(cost.square() if self.squared else cost, mask))
+            cost = cost.square() if self.squared else cost
             counted = mask & (term > 0) if aggregation == "active" else mask
-            counts.append(counted.sum(1).to(s.dtype))
+            one = counted.to(s.dtype)
+            if mask is rows.positive and rows.weight is not None:
+                cost, one = cost * rows.grades, one * rows.grades
+            sums.append(masked_sum(cost, mask))
+            counts.append(one.sum(1))
         return torch.stack(sums + counts, dim=1)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
@@ -130,8 +135,8 @@ def _aggregate(sums: Tensor, counts: Tensor, aggregation: str) -> Tensor:
     if aggregation == "batch":
         return sums.sum() / sums.shape[0]
     if aggregation == "rows":
-        return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
-    return sums.sum() / counts.sum().clamp(min=1)
+        return share(sums, counts).sum() / (counts > 0).sum().clamp(min=1)
+    return share(sums.sum(), counts.sum())
 
 
 def aggregation_of(reduction: str) -> str:

@@ -13,7 +13,7 @@ from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one
+from ..terms import duplicate_ceiling, log_sum_exp_with_one, log_weighted
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -27,6 +27,7 @@ class MultiSimilarity(RowLoss):
 
     name = "multi_similarity"
     provenance = "released code"
+    graded = True
 
     alpha: float = 2.0
     beta: float = 50.0
@@ -70,7 +71,8 @@ class MultiSimilarity(RowLoss):
             positive = positive & (s < hardest_negative + self.epsilon)
             negative = negative & (s > hardest_positive - self.epsilon)
         return (
-            log_sum_exp_with_one(-self.alpha * (s - self.base), positive) / self.alpha
+            log_sum_exp_with_one(log_weighted(-self.alpha * (s - self.base), rows.weight), positive)
+            / self.alpha
             + log_sum_exp_with_one(self.beta * (s - self.base), negative) / self.beta
         )
 

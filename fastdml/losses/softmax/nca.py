@@ -14,7 +14,7 @@ from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
 from ..base import SampleLoss
-from ..terms import log_sum_exp, rows_per, softplus
+from ..terms import log_sum_exp, log_weighted, rows_per, softplus
 
 __all__ = ["NCALoss"]
 
@@ -27,6 +27,7 @@ class NCA(RowLoss):
     name = "nca"
     provenance = "pytorch-metric-learning"
     tuples = "weights"
+    graded = True
 
     softmax_scale: float = 1.0
     similarity: str = dataclasses.field(default="squared_distance", kw_only=True)
@@ -54,7 +55,7 @@ class NCA(RowLoss):
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
         z = self.scale * rows.s
-        gap = log_sum_exp(z, rows.negative) - log_sum_exp(z, rows.positive)
+        gap = log_sum_exp(z, rows.negative) - log_sum_exp(log_weighted(z, rows.weight), rows.positive)
         loss = rows.scalars[0] * softplus(gap)
         kept = rows.positive.any(1) & rows.negative.any(1)
         return torch.where(kept, loss, torch.zeros_like(loss))

@@ -12,7 +12,7 @@ from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...language import words as of
 from ...language.row import Row
-from ..terms import log_sum_exp, masked_sum, rows_per
+from ..terms import log_sum_exp, rows_per, share
 
 PER = ("positives", "candidates", "pairs", "row")
 
@@ -40,6 +40,10 @@ class RowCrossEntropy(RowLoss):
 
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
+
+    @property
+    def graded(self) -> bool:  # type: ignore[override]
+        return self.per != "pairs"  # whose number is counted before there are weights
 
     @property
     def unlisted(self) -> bool:  # type: ignore[override]
@@ -83,10 +87,11 @@ class RowCrossEntropy(RowLoss):
         if self.log_mean:
             level = level - count.clamp(min=1).to(z.dtype).log()
         entropy = torch.where(count > 0, level, torch.zeros_like(level))
-        target = masked_sum(z, rows.positive)
+        grades = rows.grades
+        target = (z * grades).sum(1)
         positives = rows.positive.sum(1)
         if self.per == "positives":
-            target = target / positives.clamp(min=1)
+            target = share(target, grades.sum(1))
         elif self.per == "candidates":
             target = target / max(1, rows.s.shape[1] - (rows.pair is not None))
         elif self.per == "pairs":

@@ -25,7 +25,7 @@ Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses (or their sum), what each c
 # [T] losses and counts of triplets, from what their pairs are [T] and from further numbers
 Cost = Callable[..., tuple[Tensor, Tensor]]
 # Triplets whose costs are found at once where they are added up.
-_AT_ONCE = 1 << 15
+_AT_ONCE = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class OneByOne:
     @property
     def summed(self) -> bool:
         """Whether the losses are only added up."""
-        return self.reduction in ("mean", "sum")
+        return self.reduction in ("mean", "sum") and self.batch.row_weight is None
 
     def evaluate(self) -> Tensor:
         """The reduced loss. ValueError where another backend is forced."""
@@ -78,6 +78,8 @@ class OneByOne:
             )
         loss, count, anchors = self.function(self.description, self.batch, self.triplets, self.summed)
         rows = self.batch.embeddings.shape[0]
+        if self.batch.row_weight is not None:
+            loss = loss * self.batch.row_weight[anchors].to(loss.dtype)
         all_rows = rows if self.whole is None else self.whole.rows
         by = all_rows if self.by_rows else count
         return reduced(loss, by, anchors, rows, self.reduction, self.whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ..base import total
 from ..representation import learnt
-from .paired import PairedLoss
+from .paired import PairedLoss, as_scalars, check_sets
 
 __all__ = ["SigLIPLoss"]
 
@@ -28,6 +30,7 @@ class SigLIP(RowLoss):
     provenance = "released code"
     learnable = (10.0, -10.0)
     symmetric = True
+    graded = True
     additive = True
 
     def parameters(self) -> tuple[float, ...]:
@@ -37,7 +40,7 @@ class SigLIP(RowLoss):
         assert rows.scalars is not None
         u = rows.scalars[0] * rows.s + rows.scalars[1]
         # Not softplus, which torch cuts off: beyond 20 it is wrong by 1e-9.
-        terms = F.logsigmoid(u) * rows.positive + F.logsigmoid(-u) * rows.negative
+        terms = F.logsigmoid(u) * rows.grades + F.logsigmoid(-u) * rows.negative
         return -terms.sum(1)
 
 
@@ -71,9 +74,32 @@ class SigLIPLoss(PairedLoss):
         *,
         scale: Tensor | float | None = None,
         bias: Tensor | float | None = None,
+        positives: Callable[..., Any] | None = None,
     ) -> list[Any]:
         scalars = {
             "scale": self.log_scale.exp() if scale is None else scale,
             "bias": self.bias if bias is None else bias,
         }
-        return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]
+        if positives is None:
+            return [self.paired_call(self.description(), embeddings, ref_emb, scalars)]
+        check.function(positives, "positives")
+        check_sets(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        numbers = as_scalars(scalars, embeddings, ref_emb)
+        return [
+            self.call(
+                self.description(), embeddings, candidates=ref_emb, predicate=positives, scalars=numbers
+            )
+        ]
+
+    def forward(  # type: ignore[override]
+        self, embeddings: Tensor, ref_emb: Tensor, *, positives: Callable[..., Any] | None = None
+    ) -> Tensor:
+        """The loss of embeddings [B, D] and ref_emb [B, D], row by row.
+
+        positives: with it ref_emb is [N, D], and a function of indices says which pairs are positives and
+            how much they weigh (`fastdml.labels.LabelSets`, docs/labels.md): several of a row.
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return total(self.parts(embeddings, ref_emb, positives=positives))

@@ -1,0 +1,232 @@
+"""Labels and weights of samples as people have them, around any loss: calls to calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import check
+from ..engine.call import Call
+from ..losses.base import Loss, Term, total
+from ..losses.triplet.listed import OneByOne
+from ..mining.identity import same_memory
+from ..mining.lazy import LazyPairs
+from ..mining.miners import Miner
+
+
+class Labelled(nn.Module):
+    """A loss of samples some of which are to be ignored, or weigh more than others.
+
+    Args:
+        loss: a loss of samples and labels: over samples, or with proxies.
+        ignore_label: samples with this label are not there: no anchors, no candidates, no rows of a mean.
+        class_weights: [C] weights, of at least 0, of the rows with label 0 ... C - 1.
+        normalize: weights are divided by their mean over the rows, so that the mean is sum w l / sum w; else
+            it is sum w l / rows (or over what the loss counts).
+        miner: called on what is left of the batch, in the place of an `indices_tuple`.
+
+    Called as `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *,
+    sample_weights=None, own=None)`: see `SampleLoss.forward`; sample_weights: [B] weights of the rows, of at
+    least 0, times those of their classes. Weights are of anchors: a pair weighs as its row does. Pairs of an
+    index tuple of the whole batch that name an ignored sample are left out. With reduction="none" an ignored
+    row has 0. A batch that is ignored as a whole has a loss of 0.
+
+    Raises:
+        ValueError: naming the argument and what was expected of it; also where a loss is no sum over rows
+            (contrastive, the histogram loss), whose samples cannot weigh, or a row is no sample.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        loss: Loss,
+        ignore_label: int | None = None,
+        class_weights: Tensor | None = None,
+        *,
+        normalize: bool = False,
+        miner: Miner | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(loss, Loss):
+            raise ValueError(f"loss: expected a loss of fastdml.losses, got {type(loss).__name__}")
+        if miner is not None and not isinstance(miner, Miner):
+            raise ValueError(f"miner: expected a miner or None, got {type(miner).__name__}")
+        self.loss = loss
+        self.miner = miner
+        if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
+            raise ValueError(f"ignore_label: expected an integer or None, got {ignore_label!r}")
+        self.ignore_label = ignore_label
+        if class_weights is not None:
+            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            _check_weights(class_weights, "class_weights", None)
+        self.register_buffer("class_weights", class_weights)
+        self.normalize = check.flag(normalize, "normalize")
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        sample_weights: Tensor | None = None,
+        own: int | Tensor | None = None,
+    ) -> Tensor:
+        batch = _Given(embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weights, own)
+        kept, rows = self._kept(batch)
+        value = total(self._parts(kept))
+        if self.loss.reduction == "none" and rows is not None:
+            return value.new_zeros(embeddings.shape[0]).index_copy(0, rows, value.expand(rows.shape[0]))
+        return value
+
+    def parts(self, *batch: Any, **further: Any) -> list[Any]:
+        """The parts of the loss of what is left of a batch."""
+        return self._parts(self._kept(_Given(*batch, **further))[0])
+
+    def _kept(self, batch: _Given) -> tuple[_Given, Tensor | None]:
+        """The batch without what is ignored, and the rows that are left; None: all."""
+        check.embeddings(batch.embeddings, "embeddings")
+        labels = check.labels(
+            batch.labels, batch.embeddings.shape[0], batch.embeddings.device, "labels", "embeddings"
+        )
+        batch = dataclasses.replace(batch, labels=labels)
+        if self.ignore_label is None:
+            return batch, None
+        return batch.without(self.ignore_label)
+
+    def _parts(self, batch: _Given) -> list[Any]:
+        if batch.embeddings.shape[0] == 0:
+            return [Term(torch.sum, (batch.embeddings,))]
+        found = [batch.embeddings, batch.labels, batch.indices_tuple, batch.ref_emb, batch.ref_labels]
+        if self.miner is not None:
+            if batch.indices_tuple is not None:
+                raise ValueError("indices_tuple: expected None with a miner, got pairs")
+            found[2] = self.miner(found[0], found[1], found[3], found[4])
+        while found[-1] is None:
+            found.pop()
+        further = {} if batch.own is None else {"own": batch.own}
+        parts = self.loss.parts(*found, **further)
+        if self.class_weights is None and batch.sample_weights is None:
+            return parts
+        return [self._weighted(part, batch) for part in parts]
+
+    def _weighted(self, part: Any, batch: _Given) -> Any:
+        if isinstance(part, Term):
+            return part
+        name = type(self.loss).__name__
+        if isinstance(part, Call) and part.loss.rows == "proxies":
+            weight = self.class_weights
+            fits = weight is not None and weight.shape[0] == part.anchors.shape[0]
+            if batch.sample_weights is not None or not fits or weight is None:
+                raise ValueError(
+                    f"sample_weights: a row of {name} is a proxy; expected class_weights of its classes alone"
+                )
+            weight = weight.to(part.anchors.device)
+        else:
+            weight = self._of_rows(batch)
+        if self.normalize:
+            weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
+        if isinstance(part, OneByOne):
+            return dataclasses.replace(part, batch=part.batch.replace(row_weight=weight))
+        if not isinstance(part, Call) or part.loss.combined or part.anchors.shape[0] != weight.shape[0]:
+            raise ValueError(f"loss: {name} is no sum over samples, which could weigh; expected another one")
+        given = part.row_weight
+        return part.replace(row_weight=weight if given is None else weight * given)
+
+    def _of_rows(self, batch: _Given) -> Tensor:
+        """[B] weights."""
+        weight = batch.sample_weights
+        if weight is not None:
+            _check_weights(weight, "sample_weights", batch.embeddings.shape[0])
+            check.same_device(weight, batch.embeddings, "sample_weights", "embeddings")
+            weight = weight.detach().float() if weight.dtype != torch.float64 else weight.detach()
+        if self.class_weights is not None:
+            each = "one weight per class"
+            check.class_range(batch.labels, self.class_weights.shape[0], "labels", False, each)
+            of_class = self.class_weights.to(batch.labels.device)[batch.labels]
+            weight = of_class if weight is None else weight * of_class
+        assert weight is not None
+        return weight
+
+
+@dataclasses.dataclass(eq=False)
+class _Given:
+    """The arguments of a call."""
+
+    embeddings: Tensor
+    labels: Tensor
+    indices_tuple: object = None
+    ref_emb: Tensor | None = None
+    ref_labels: Tensor | None = None
+    sample_weights: Tensor | None = None
+    own: int | Tensor | None = None
+
+    def without(self, label: int) -> tuple[_Given, Tensor | None]:
+        """What is left without samples of a label, and the rows that are; None: all."""
+        kept = self.labels != label
+        others = kept if self.ref_emb is None or self.ref_labels is None else self.ref_labels != label
+        if bool(kept.all()) and bool(others.all()):
+            return self, None
+        rows, columns = kept.nonzero()[:, 0], others.nonzero()[:, 0]
+        embeddings, labels = self.embeddings[rows], self.labels[rows]
+        ref_emb, ref_labels, own = None, None, None
+        if self.ref_emb is self.embeddings and others is kept:
+            ref_emb, ref_labels = embeddings, labels
+        elif self.ref_emb is not None:
+            ref_emb = self.ref_emb[columns]
+            ref_labels = None if self.ref_labels is None else self.ref_labels[columns]
+            own = self._own(rows, others)
+            if columns.shape[0] == 0:
+                rows, embeddings, labels = rows[:0], embeddings[:0], labels[:0]
+        weights = None if self.sample_weights is None else self.sample_weights[rows]
+        pairs = self._pairs(rows, kept, columns, others)
+        return _Given(embeddings, labels, pairs, ref_emb, ref_labels, weights, own), rows
+
+    def _own(self, rows: Tensor, others: Tensor) -> Tensor | None:
+        assert self.ref_emb is not None
+        own, columns = self.own, self.ref_emb.shape[0]
+        if own is None:
+            if not same_memory(self.embeddings, self.ref_emb):
+                return None
+            own = 0
+        at = own[rows] if isinstance(own, Tensor) else rows + own
+        place = others.cumsum(0) - 1
+        there = (at >= 0) & (at < columns)
+        at = at.clamp(0, columns - 1)
+        return torch.where(there & others[at], place[at], -1)
+
+    def _pairs(self, rows: Tensor, kept: Tensor, columns: Tensor, others: Tensor) -> object:
+        given = self.indices_tuple
+        if given is None:
+            return None
+        if isinstance(given, LazyPairs):
+            given = tuple(given)
+        if callable(given):
+            function: Callable[[Tensor, Tensor], Any] = given
+            return lambda a, c: function(rows[a], columns[c])
+        pairs = check.pairs(given, kept.shape[0], others.shape[0])
+        to_row, to_column = kept.cumsum(0) - 1, others.cumsum(0) - 1
+        a1, p, a2, n = pairs
+        positive, negative = kept[a1] & others[p], kept[a2] & others[n]
+        if len(given) == 3:  # type: ignore[arg-type]
+            both = positive & negative
+            return to_row[a1[both]], to_column[p[both]], to_column[n[both]]
+        return (
+            to_row[a1[positive]], to_column[p[positive]], to_row[a2[negative]], to_column[n[negative]],
+        )  # fmt: skip
+
+
+def _check_weights(weights: Any, name: str, count: int | None) -> None:
+    expected = f"[{'classes' if count is None else count}] weights of at least 0"
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise ValueError(f"{name}: expected {expected}, got {weights!r}")
+    if weights.dim() != 1 or weights.shape[0] == 0 or (count is not None and weights.shape[0] != count):
+        raise ValueError(f"{name}: expected {expected}, got shape {tuple(weights.shape)}")
+    if weights.device.type == "cpu" and not bool(((weights >= 0) & (weights < torch.inf)).all()):
+        raise ValueError(f"{name}: expected {expected}, got negative or infinite ones")
