@@ -102,7 +102,8 @@ Trapezoid<T> trapezoid(const Visit& v) {
 }
 
 template <class T>
-void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces, const OptionalTensor& partial) {
+void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
+           const OptionalTensor& partial) {
   Trapezoid<T> t = trapezoid<T>(v);
   t.pieces = pieces;
   if (stream.outputs > 1) {  // their weights are in what is known of the rows

@@ -132,12 +132,12 @@ FASTDML_FN bool some_positive(const Trapezoid<T>& b, std::int64_t i, std::int64_
   return any(some);
 }
 
-// What is known of the pairs of a strip of rows and a vector of columns: nothing, that all count, that all are
-// negatives. As classes are small beside a batch, most are the latter.
+// What is known of the pairs of a strip of rows and a vector of columns: nothing, that all count, that all
+// are negatives. As classes are small beside a batch, most are the latter.
 enum class Vectors { any, whole, negatives };
 
-// Calls f.template operator()<vectors>(i, rows, j, count) for strips of rows and vectors of columns of one piece
-// of a trapezoid.
+// Calls f.template operator()<vectors>(i, rows, j, count) for strips of rows and vectors of columns of one
+// piece of a trapezoid.
 template <class T, class Before, class F, class After>
 void strips(const Trapezoid<T>& b, std::int64_t piece, Before before, F f, After after) {
   constexpr int W = kWidth<T>;
@@ -181,7 +181,8 @@ FASTDML_FN Related<T> related(const Trapezoid<T>& b, std::int64_t i, std::int64_
     std::memcpy(&c, b.codes + i * b.block.cols + j, count);
     const Mask<T> code = __builtin_convertvector(c, Mask<T>);
     for (int end = 0; end < 2; ++end) {
-      const I is_positive = end ? positive_of_column : positive, is_negative = end ? negative_of_column : negative;
+      const I is_positive = end ? positive_of_column : positive;
+      const I is_negative = end ? negative_of_column : negative;
       r.positive[end] = (code & is_positive) != 0;
       r.negative[end] = (code & is_negative) != 0;
       r.counts[end] = r.positive[end] | r.negative[end];
@@ -203,7 +204,7 @@ FASTDML_FN Related<T> related(const Trapezoid<T>& b, std::int64_t i, std::int64_
   return r;
 }
 
-// A strip of rows, and a vector of columns, with what is known of them: R numbers and C values as candidates.
+// A strip of rows, and a vector of columns, with what is known of them: R numbers and C values of candidates.
 template <class T, int R, int C>
 struct Strip {
   T known[kStrip][R + 1], value[kStrip][C + 1], scale[kStrip], square[kStrip], weight[kStrip];
@@ -238,17 +239,21 @@ struct Ends {
   const Trapezoid<T>& b;
   const F& f;
   template <class X>
-  FASTDML_FN void operator()(const Strip<T, R, C>& strip, const Columns<T, R, C>& columns, int r, std::int64_t i,
-                             std::int64_t j, int count, Vector<T> s, const Related<T>& is, X& x, X& y) const {
-    Vector<T> theirs{};
+  FASTDML_FN void operator()(const Strip<T, R, C>& strip, const Columns<T, R, C>& columns, int r,
+                             std::int64_t i, std::int64_t j, int count, Vector<T> s, const Related<T>& is,
+                             X& x, X& y) const {
+    using V = Vector<T>;
+    V theirs{};
     if (b.block.teacher) theirs = load(b.block.teacher + i * b.block.teacher_ld + j, count);
-    x = f(Half<T, Vector<T>>{s, is.positive[0], is.negative[0], theirs, columns.value}, Numbers<T, T>{strip.known[r]});
-    y = f(Half<T, T>{s, is.positive[1], is.negative[1], theirs, strip.value[r]}, Numbers<T, Vector<T>>{columns.known});
+    x = f(Half<T, V>{s, is.positive[0], is.negative[0], theirs, columns.value},
+          Numbers<T, T>{strip.known[r]});
+    y = f(Half<T, T>{s, is.positive[1], is.negative[1], theirs, strip.value[r]},
+          Numbers<T, V>{columns.known});
   }
 };
 
-// Folds pairs into what both their ends gather. Of the pass after the last, that is what their weights give the
-// other end, as a candidate.
+// Folds pairs into what both their ends gather. Of the pass after the last, that is what their weights give
+// the other end, as a candidate.
 template <class T, template <class> class Loss, int K>
 void fold_pass(const Trapezoid<T>& b, std::int64_t piece) {
   using V = Vector<T>;
@@ -284,14 +289,16 @@ void fold_pass(const Trapezoid<T>& b, std::int64_t piece) {
         for (int r = 0; r < kStrip; ++r)
           for (int k = 0; k < N; ++k) rows_total[r][k] = broadcast<T>(nothing[k]);
       },
-      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count)
+          __attribute__((always_inline)) {
         const Columns<T, R, C> columns(b, j, count);
         V gathered[N];
         for (int k = 0; k < N; ++k) gathered[k] = load(gathering + k * padded + j);
         const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4
         for (int r = 0; r < most; ++r) {
-          const V s = numbers.in(i + r, j, count, columns.scale * strip.scale[r], columns.square + strip.square[r]);
+          const V s = numbers.in(i + r, j, count, columns.scale * strip.scale[r],
+                                 columns.square + strip.square[r]);
           const auto is = related<vectors>(b, i + r, j, count);
           Values<V, N> x, y;
           ends(strip, columns, r, i + r, j, count, s, is, x, y);
@@ -342,7 +349,8 @@ void weigh(const Trapezoid<T>& b, std::int64_t piece) {
         for (int r = 0; r < rows; ++r)
           std::memset(b.block.s + (i + r) * b.block.ld, 0, i / kWidth<T> * kWidth<T> * sizeof(T));
       },
-      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count)
+          __attribute__((always_inline)) {
         const Columns<T, R, C> columns(b, j, count);
         const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4

@@ -1,9 +1,9 @@
 """Log-sum-exp in terms of sums: what is taken out of its exponents first is its `reference`.
 
-"largest": the largest exponent, found in a pass before. "whole": it stays a statistic of its own, which whoever
-runs the pass keeps with a running maximum. Or a mapping of log-sum-exps to numbers of windows: where exponents
-are bounded, numbers of the call, each of which serves the exponents in a window around it; those of several
-windows are summed apart. What is not in the mapping has its largest taken out.
+"largest": the largest exponent, found in a pass before. "whole": it stays a statistic of its own, which
+whoever runs the pass keeps with a running maximum. Or a mapping of log-sum-exps to numbers of windows: where
+exponents are bounded, numbers of the call, each of which serves the exponents in a window around it; those of
+several windows are summed apart. What is not in the mapping has its largest taken out.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Nod
 def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], Node]:
     """By bounds in descending order, the exponents of each above its cut."""
     x, mask = node.args
-    bounds = [make("bound", value=(x, k, windows, node.value)) for k in range(windows)]
-    above = [make("cut", value=(x, k, windows, node.value)) < x for k in range(windows - 1)]
+    bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    above = [make("cut", value=(x, k, node.value)) < x for k in range(windows - 1)]
     centre = bounds[-1]
     for bound, inside in zip(bounds[-2::-1], above[::-1]):
         centre = where(inside, bound, centre)

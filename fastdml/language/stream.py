@@ -1,8 +1,8 @@
 """A program in its streamed form: pairs of one set, each visited once for both its ends (csrc/cpu/stream.h).
 
-Log-sum-exps have numbers of the call as their references where exponents are bounded (`windows_of`), so that an
-exponential is the same for both rows of a pair, and so is everything else that reads nothing of the row: the
-compiler computes it once. Else their reference is the row's largest exponent, found in a sweep more.
+Log-sum-exps have numbers of the call as their references where exponents are bounded (`windows_of`), so that
+an exponential is the same for both rows of a pair, and so is everything else that reads nothing of the row:
+the compiler computes it once. Else their reference is the row's largest exponent, found in a sweep more.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .row import Trace
 
 MOST_PASSES = 4
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
-# How far below and above a number taken out of them exponents may lie: what a type holds, with room for the sum
-# and for what the exponentials are multiplied by.
+# How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
+# sum and for what the exponentials are multiplied by.
 _REACH = {4: (78.0, 68.0), 8: (680.0, 640.0)}
 _MOST_WINDOWS = 3
 # Where an interval is as wide as this, it is looked at piece by piece.
@@ -76,7 +76,7 @@ class StreamForm:
         found = [ranges[f"parameter {name}"][0][0] for name in self.printer.program.trace.parameters]
         below, above = _REACH[size]
         for bound in self.printer.bounds:
-            x, k, windows, one = bound.value
+            x, k, one = bound.value
             least, most = _exponents(x, one, ranges)
             centre = most - max(0.0, min(above, most - least - below)) - k * (below + above)
             found.append(centre if bound.op == "bound" else centre - below)
@@ -84,8 +84,8 @@ class StreamForm:
 
 
 def windows_of(trace: Trace, ranges: Ranges, size: int) -> dict[Node, int]:
-    """How many windows the exponents of log-sum-exps take for inputs within `ranges`, in a type of `size` bytes;
-    where that is few."""
+    """How many windows the exponents of log-sum-exps take for inputs within `ranges`, in a type of `size`
+    bytes; where that is few."""
     found = {}
     for node in topological(trace.outputs):
         if node.op == "log_sum_exp":
