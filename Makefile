@@ -72,6 +72,7 @@ gpu-check:
 docs: setup
 	$(PY) docs/make_tables.py
 	$(PY) docs/make_stub.py
+	$(PY) docs/make_scaling.py
 
 clean:
 	rm -rf build dist *.egg-info fastdml/_C*.so $(VENV)

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from csrc.build import Cuda, generate_cuda, losses  # noqa: E402
+from csrc.build import Cuda, generate_cuda, headers, losses  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
@@ -42,7 +42,8 @@ REGISTERS = 65536  # of a multiprocessor
 def report(cuda: Cuda, source: Path) -> list[dict[str, object]]:
     """One line per kernel and architecture of a source file."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(cuda.nvcc), *cuda.flags().split(), "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
+        folders = [f"-I{x}" for x in (ROOT / "csrc", source.parent)]
+        command = [str(cuda.nvcc), *cuda.flags().split(), "-Xptxas=-v", *folders]
         done = subprocess.run(
             [*command, "-c", str(source), "-o", str(Path(folder) / "out.o")],
             capture_output=True,
@@ -89,10 +90,10 @@ def collect(names: list[str] | None = None, jobs: int = 2) -> list[dict[str, obj
     cuda = Cuda.find()
     if cuda is None:
         raise SystemExit("no CUDA toolkit with nvcc was found")
-    rows = ROOT / "csrc" / "rows"
-    headers = {header.stem for name, _, header in losses(rows) if not names or name in names}
     with tempfile.TemporaryDirectory() as folder:
-        sources = [s for s in generate_cuda(Path(folder), rows) if s.name.split(".")[0] in headers]
+        found = headers(ROOT, Path(folder) / "printed")
+        stems = {header.stem for name, _, header in losses(found) if not names or name in names}
+        sources = [s for s in generate_cuda(Path(folder), found) if s.name.split(".")[0] in stems]
         if not names:
             sources.append(ROOT / "csrc" / "cuda" / "radial.cu")
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from csrc.build import Cuda, generate_cuda  # noqa: E402
+from csrc.build import Cuda, generate_cuda, headers  # noqa: E402
 from fastdml.kernels.aot import _tool  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,10 +88,12 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
         raise SystemExit("no CUDA toolkit with nvcc was found")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = {s.name.split(".")[0]: s for s in generate_cuda(folder, csrc / "rows")}
+        found = headers(csrc.parent, folder / "printed")
+        made = {s.name.split(".")[0]: s for s in generate_cuda(folder, found)}
         command = [
             str(cuda.nvcc), "-std=c++20", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a",
-            "-Xptxas=-v", f"-I{csrc}", "-cubin", str(made[loss]), "-o", str(folder / "out.cubin"),
+            "-Xptxas=-v", f"-I{csrc}", f"-I{folder}", "-cubin", str(made[loss]), "-o",
+            str(folder / "out.cubin"),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

@@ -1,7 +1,8 @@
 """Writes and runs the ninja build of the extension.
 
-Every loss header in csrc/rows is compiled once per instruction set, from a generated source file of
-a few lines; the table of losses is generated from the same list. So a new loss is a new header. The
+Every loss header is compiled once per instruction set, from a generated source file of a few lines; the
+table of losses is generated from the same list. Headers are those of csrc/rows, and those that losses in
+the row language print (fastdml/language/printed.py): what runs for them is written nowhere else. The
 sweep of the retrieval metrics (csrc/metrics/kernel.h) is compiled the same way.
 
 Where nvcc is found, every header is compiled for CUDA too, GPU or not: the library loads on any
@@ -51,10 +52,31 @@ def instruction_sets() -> list[tuple[str, int, str]]:
     return found
 
 
-def losses(rows: Path) -> list[tuple[str, str, Path]]:
+def headers(root: Path, folder: Path) -> list[Path]:
+    """The headers of losses: those written by hand, and those that are printed, into the folder."""
+    return [*sorted((root / "csrc" / "rows").glob("*.h")), *printed(root, folder)]
+
+
+def printed(root: Path, folder: Path) -> list[Path]:
+    """Writes the headers of the losses in the row language. Needs torch, but nothing compiled."""
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    import fastdml.losses  # noqa: F401, the losses
+    from fastdml.language.printed import headers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {folder / f"{stem}.h": text for stem, text in headers().items()}
+    for path in set(folder.glob("*.h")) - set(texts):
+        path.unlink()
+    for path, text in texts.items():
+        write(path, text)
+    return sorted(texts)
+
+
+def losses(headers: list[Path]) -> list[tuple[str, str, Path]]:
     """(name, functor, header) of every loss, by name; of the headers of FASTDML_LOSSES if that is set."""
     found = []
-    for header in sorted(rows.glob("*.h")):
+    for header in headers:
         if header.name == "row.h":
             continue
         found += [(name, functor, header) for name, functor in LOSS.findall(header.read_text())]
@@ -73,10 +95,10 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]]:
+def generate(folder: Path, headers: list[Path], isas: list) -> list[tuple[Path, str, str]]:
     """Writes the generated sources; returns (source, isa, flags) of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = losses(rows)
+    found = losses(headers)
     sources = []
     for header in sorted({h for _, _, h in found}):
         for isa, width, flags in isas:
@@ -84,7 +106,7 @@ def generate(folder: Path, rows: Path, isas: list) -> list[tuple[Path, str, str]
             write(
                 source,
                 f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
-                f'#include "cpu/instantiate.h"\n#include "rows/{header.name}"\n',
+                f'#include "cpu/instantiate.h"\n#include "{header.parent.name}/{header.name}"\n',
             )
             sources.append((source, isa, flags))
     for isa, width, flags in isas:
@@ -169,16 +191,16 @@ class Cuda:
         return f"{self.cudart} -Wl,--exclude-libs,{self.cudart.name} -lrt -lpthread -ldl"
 
 
-def generate_cuda(folder: Path, rows: Path) -> list[Path]:
+def generate_cuda(folder: Path, headers: list[Path]) -> list[Path]:
     """Writes the generated CUDA sources; returns them."""
-    found = losses(rows)
+    found = losses(headers)
     sources = []
     for header in sorted({h for _, _, h in found}):
         source = folder / f"{header.stem}.cuda.cu"
         write(
             source,
             f"#define FASTDML_ISA cuda\n#define FASTDML_LISTS {int(uses_lists(header))}\n"
-            f'#include "cuda/instantiate.cuh"\n#include "rows/{header.name}"\n',
+            f'#include "cuda/instantiate.cuh"\n#include "{header.parent.name}/{header.name}"\n',
         )
         sources.append(source)
     table = [f"extern const CudaKernel cuda_kernel_{name};" for name, _, _ in found]
@@ -212,10 +234,11 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     csrc = root / "csrc"
     isas = instruction_sets()
-    generated = generate(work / "generated", csrc / "rows", isas)
+    found = headers(root, work / "printed")
+    generated = generate(work / "generated", found, isas)
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    rows = f"{ROWS} -I{csrc} -I{work}/generated"
+    rows = f"{ROWS} -I{csrc} -I{work} -I{work}/generated"
     torch_includes = " ".join(f"-isystem {p}" for p in cpp_extension.include_paths())
     # Stable ABI of the oldest torch that is supported: 2.10.
     torch_flags = f"{PLAIN} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
@@ -245,8 +268,8 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     if cuda is not None:
         # Without a launcher such as ccache before it.
         host = (compiler or "c++").split()[-1]
-        device_flags = f"{cuda.flags()} -ccbin {host} -I{csrc}"
-        sources = generate_cuda(work / "generated", csrc / "rows")
+        device_flags = f"{cuda.flags()} -ccbin {host} -I{csrc} -I{work}"
+        sources = generate_cuda(work / "generated", found)
         sources += [csrc / "cuda" / "sort.cu", csrc / "cuda" / "radial.cu"]
         device_edges = [(source, device_flags) for source in sources]
         edges += [

@@ -16,9 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import fastdml  # noqa: E402, F401
-from csrc.build import losses as headers  # noqa: E402
+from csrc.build import losses  # noqa: E402
 from fastdml.engine.crossover import NOT_RUN, verified  # noqa: E402
 from fastdml.engine.registry import LOSSES  # noqa: E402
+from fastdml.language.described import Described  # noqa: E402
 from fastdml.losses import MODULES  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -111,8 +112,11 @@ def _rounded(ratio: float) -> str:
 
 
 def status() -> str:
-    functors = {name for name, _, _ in headers(ROOT / "csrc" / "rows")}
+    printed = {name: loss() for name, loss in LOSSES.items() if issubclass(loss, Described)}
+    written = losses(sorted((ROOT / "csrc" / "rows").glob("*.h")))
+    functors = {*printed, *(name for name, _, _ in written)}
     tiles = {p.stem for p in (ROOT / "fastdml" / "kernels" / "tiles").glob("*.py")}
+    tiles |= {name for name, loss in printed.items() if loss.tiles is not None}
     cuda = (ROOT / "csrc" / "cuda").is_dir()
     seen = verified()
 

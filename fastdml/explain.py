@@ -28,7 +28,8 @@ class Explanation:
     """The choice of an executor. `print` it.
 
     executor: its name. reason: why it was chosen. plan: what it does. refused: why others cannot run.
-    further: the other calls that the loss makes, each explained.
+    further: the other calls that the loss makes, each explained. memory: of a loss of several processes,
+    the bytes that each needs beside its own rows and their gradient.
     """
 
     loss: str
@@ -41,6 +42,7 @@ class Explanation:
     plan: str
     refused: dict[str, str]
     further: tuple[Explanation, ...] = ()
+    memory: int | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -49,6 +51,9 @@ class Explanation:
             f"  how      {self.plan}",
         ]
         lines += [f"  not on   {name}: {why}" for name, why in self.refused.items()]
+        if self.memory is not None:
+            size = f"{self.memory / 2**20:.0f} MiB"
+            lines.append(f"  memory   {size} beside the rank's rows and their gradient")
         return "\n".join([*lines, *map(str, self.further)])
 
 
@@ -67,7 +72,8 @@ def explain(
 
     Args:
         loss: a loss module, the name of a loss in `fastdml.functional` (with its module's defaults) or
-            of a description, such as "multi_similarity", or a description.
+            of a description, such as "multi_similarity", or a description. Or one of
+            `fastdml.distributed.wrap`, of which numbers M and N are those of each rank.
         M, *batch: what the loss would be called with: the calls that it makes of these very tensors are
             explained. Or numbers: M rows (samples, or proxies for proxy losses), then N and D.
         N: candidates; None: the rows themselves. Of several proxies a class, rounded up to whole classes.
@@ -95,7 +101,11 @@ def explain(
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     on = _device(device or numbers.get("device", "cpu"))
-    shape = _Sizes(**sizes, dtype=dtype)
+    shape = Sizes(**sizes, dtype=dtype)
+    explained: Any = getattr(loss, "explained", None)
+    if explained is not None:
+        found: Explanation = explained(shape, backend, on)
+        return found
     if isinstance(loss, RowLoss) or (isinstance(loss, str) and loss in LOSSES):
         description = loss if isinstance(loss, RowLoss) else LOSSES[loss]()
         return _explained(None, [shape.call(description)], backend, on)
@@ -119,7 +129,7 @@ def _at_rest(module: nn.Module) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class Sizes:
     """A batch of which only sizes are known, made of one number."""
 
     M: int
@@ -216,11 +226,11 @@ def _explained(
     for part in parts:
         if isinstance(part, Call):
             before = () if part.before is None else part.before.calls
-            found += [_of_call(call, backend, torch.device(device)) for call in (part, *before)]
+            found += [of_call(call, backend, torch.device(device)) for call in (part, *before)]
         elif isinstance(part, OneByOne):
             found.append(_of_triplets(part, backend, str(device)))
         elif isinstance(part, Vertices):
-            one = _of_call(part.call, backend, torch.device(device))
+            one = of_call(part.call, backend, torch.device(device))
             found.append(dataclasses.replace(one, plan=f"{one.plan}; one vertex after another"))
     if not found:
         name = "loss" if module is None else type(module).__name__
@@ -234,7 +244,7 @@ def _explained(
     return dataclasses.replace(first, further=tuple(found))
 
 
-def _of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:
+def of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:
     problem = Problem.of(call, device)
     executor, reason = choose(problem, backend or call.backend)
     refusals = {name: e.refuses(problem) for name, e in EXECUTORS.items() if e is not executor}

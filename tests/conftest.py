@@ -493,7 +493,7 @@ def python(code: str, **environment: str) -> str:
 
 
 def compiled(description: RowLoss) -> bool:
-    return description.name in FUNCTORS
+    return description.functor_name in FUNCTORS
 
 
 def not_compiled(given) -> bool:

@@ -48,3 +48,11 @@ def test_the_stub_of_the_functional_forms_is_up_to_date():
     import make_stub
 
     assert make_stub.STUB.read_text() == make_stub.stub(), "run python docs/make_stub.py"
+
+
+def test_the_tables_of_scaling_are_up_to_date():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import make_scaling
+
+    text = make_scaling.PAGE.read_text(encoding="utf-8")
+    assert make_scaling.page(text) == text, "run python docs/make_scaling.py"

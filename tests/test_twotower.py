@@ -496,6 +496,15 @@ def test_wrong_arguments_say_what_is_wrong(arguments, message):
     assert str(found.value).startswith(message)
 
 
+def test_one_tensor_as_both_towers_is_two_sets():
+    batch = pair(8)
+    for options in ("plain", "margin", "Qwen3"):
+        same = dataclasses.replace(batch, d=batch.q)
+        twice = dataclasses.replace(batch, d=batch.q.clone())
+        loss = losses.InfoNCELoss(T, backend="chunked", **OPTIONS[options])
+        assert same.call(loss).item() == pytest.approx(twice.call(loss).item(), rel=1e-12)
+
+
 def test_one_pair_has_nothing_to_be_told_from():
     x, y = drawn(1, 4).requires_grad_(), drawn(1, 4, seed=1).requires_grad_()
     for options in OPTIONS.values():

@@ -28,6 +28,7 @@ struct Known {
     return of.weight * (of.weights ? of.weights[i * outputs + k] : T(1));
   }
   FASTDML_FN double candidates() const { return of.counts ? of.counts[i] : of.candidates; }
+  FASTDML_FN bool has_own() const { return of.candidates < of.samples; }  // which is none of them
   FASTDML_FN void d_scalar(int k, double v) const {
     if (of.d_scalars) of.d_scalars[i * of.scalar_count + k] = static_cast<T>(v);
   }

@@ -21,6 +21,8 @@ _MOST_DIMENSIONS = 4
 _EACH = 3 + _MOST_DIMENSIONS  # numbers that tell of an argument
 _MOST = 12  # arguments
 _TOLD = 5  # numbers besides: failed, gradients recorded, draws, which arguments, own copies
+# And two by which a rank is known.
+NUMBERS_TOLD = 2 + _TOLD + _EACH * _MOST
 # Which arguments have as many rows.
 _ALIKE = {
     "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask", "guide"),
@@ -37,6 +39,8 @@ class Set:
     local: Tensor
     counts: tuple[int, ...]
     rank: int
+    recorded: bool  # whether gradients are
+    whole: Tensor | None = None  # the rows of all ranks, once they were gathered
 
     @property
     def rows(self) -> int:
@@ -84,6 +88,9 @@ def told(
     given = {k: v for k, v in arguments.items() if k not in PLACES and isinstance(v, Tensor)}
     names = [k for k, v in arguments.items() if v is not None and k != "own"]
     device = next((v.device for v in given.values()), torch.device("cpu"))
+    if not isinstance(arguments.get("embeddings", next(iter(given.values()), None)), Tensor):
+        got = type(arguments.get("embeddings")).__name__
+        failure = failure or f"embeddings: expected a tensor, got {got}"
     failure = failure or _unfit(given)
     own = _own(arguments) is not None
     head = [len(failure), int(torch.is_grad_enabled()), draws, _names(names), int(own)]
@@ -100,7 +107,7 @@ def told(
     sets = {}
     for k, (name, value) in enumerate(given.items()):
         counts = tuple(row[_TOLD + k * _EACH + 3] for row in every)
-        sets[name] = Set(scaled(value, factor), counts, ranks.rank)
+        sets[name] = Set(scaled(value, factor), counts, ranks.rank, torch.is_grad_enabled())
     return Told(sets, every[0][2], any(row[4] for row in every))
 
 
@@ -114,8 +121,6 @@ def _own(arguments: Mapping[str, Any]) -> int | Tensor | None:
 
 def _unfit(given: Mapping[str, Tensor]) -> str:
     """Why these cannot be told, or nothing."""
-    if not given:
-        return "embeddings: expected a tensor, got none"
     if len(given) > _MOST:
         return f"expected at most {_MOST} tensors, got {len(given)}"
     for name, x in given.items():
@@ -168,7 +173,10 @@ def _shown(numbers: list[int]) -> str:
 
 def join(own: Set, ranks: Ranks) -> Tensor:
     """The rows of all ranks."""
-    return gathered(own.local, ranks, own.counts)
+    if own.whole is None:
+        with torch.set_grad_enabled(own.recorded):  # a sweep without a graph may be the first to ask
+            own.whole = gathered(own.local, ranks, own.counts)
+    return own.whole
 
 
 def place(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 # Seconds in which whoever lives has noticed that somebody does not, or that nobody comes.
-_ROLL_CALL = 5.0
+_ROLL_CALL = 3.0
 
 
 class RankError(RuntimeError):
@@ -71,7 +71,7 @@ class Ranks:
         flat = _bytes(x)
         found = flat.new_empty(self.size * flat.numel())
         with self._watched():
-            dist.all_gather_into_tensor(found, flat, group=self.group)
+            _named("all_gather_single", "all_gather_into_tensor")(found, flat, group=self.group)
         return found.view(x.dtype).view(self.size, *x.shape)
 
     def gather(self, x: Tensor, counts: Sequence[int]) -> Tensor:
@@ -96,7 +96,7 @@ class Ranks:
             parts = torch.cat([_padded(rows, most) for rows in parts.split(list(counts))])
         found = parts.new_empty(most, *x.shape[1:])
         with self._watched():
-            dist.reduce_scatter_tensor(found, parts, group=self.group)
+            _named("reduce_scatter_single", "reduce_scatter_tensor")(found, parts, group=self.group)
         return found[: counts[self.rank]].to(x.dtype)
 
     def total(self, x: Tensor, operation: str = "sum") -> Tensor:
@@ -203,6 +203,12 @@ class Ranks:
             return dist.distributed_c10d._get_default_store()
         except (AttributeError, RuntimeError, ValueError):
             return None
+
+
+def _named(now: str, before: str, of: Any = None) -> Any:
+    """A collective by the name that this version of torch has for it."""
+    of = of or dist
+    return getattr(of, now, None) or getattr(of, before)
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from ..engine import autograd
 from ..engine.call import Before, Call, statistic_type
 from ..engine.op import row_outputs
 from ..engine.problem import computed_scalars, relation_of
-from ..losses.base import Part, Weighted
+from ..losses.base import Part, Term, Weighted
 from ..losses.teacher.relational_distillation import Vertices
 from ..losses.triplet.listed import OneByOne
-from .arguments import Set
+from .arguments import Set, join
 from .ranks import Ranks
 from .ring import Columns, Ring, refuses
 from .travelling import Travelling
@@ -59,11 +59,14 @@ class Shares:
     """How the parts of a loss of gathered sets are shared out.
 
     sets: (the rows of all ranks, this rank's set) of the arguments. Rows of such an argument are evaluated
-    where they come from; others (proxies) are shared out evenly.
+    where they come from; others (proxies) are shared out evenly. ring: sets that are not here travel; else
+    they are gathered where they are needed.
     """
 
-    def __init__(self, ranks: Ranks, sets: Sequence[tuple[Tensor, Set]]) -> None:
-        self.ranks, self.sets = ranks, sets
+    def __init__(
+        self, ranks: Ranks, sets: Sequence[tuple[Tensor, Set]], ring: bool = False
+    ) -> None:
+        self.ranks, self.sets, self.ring = ranks, sets, ring
 
     def value(self, part: Call | Part) -> Tensor:
         """What a part of the loss is; with reduction "none", of this rank's rows."""
@@ -78,6 +81,9 @@ class Shares:
         if isinstance(part, Vertices):
             rows = self._rows(part.embeddings)
             return summed(part.share(rows.start, rows.stop).evaluate(), self.ranks)
+        if isinstance(part, Term) and not self.ring:
+            arguments = tuple(self._here(x) for x in part.arguments)
+            part = dataclasses.replace(part, arguments=arguments)
         found = part.evaluate()
         if found.dim():  # numbers of the rows
             return found[self._rows(found).start : self._rows(found).stop]
@@ -86,6 +92,13 @@ class Shares:
     def _alike(self, x: Tensor) -> Tensor:
         """x, which all ranks have computed from the same: its derivative counts once."""
         return scaled(x, 1 / self.ranks.size)
+
+    def _here(self, x: Any) -> Any:
+        """x, with the rows of all ranks if it is a set that is not here."""
+        if not isinstance(x, Travelling):
+            return x
+        whole = join(x.own, self.ranks)
+        return whole if x.requires_grad else whole.detach()
 
     def _set(self, x: Tensor) -> Set | None:
         if isinstance(x, Travelling):
@@ -150,6 +163,8 @@ class Shares:
         if call.candidates is None:
             call = call.replace(candidates=call.anchors, candidate_labels=call.anchor_labels, own=0)
         parts = self._of_rows(call, rows, own, some)
+        if isinstance(call.candidates, Travelling) and not self.ring:
+            call = call.replace(candidates=self._here(call.candidates))
         if isinstance(call.candidates, Travelling):
             return self._of_travelling(call, rows, parts)
         if call.teacher:

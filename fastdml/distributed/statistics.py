@@ -23,9 +23,10 @@ from ..language.evaluate import values
 from ..language.graph import Node, NotInLanguage, make, topological
 from ..language.program import Program, program
 from ..language.row import Row, trace
+from .ranks import Ranks
 
 _CANDIDATES = make("candidates")
-_BYTES = 12  # numbers held per pair of a block
+BYTES = 12  # numbers held per pair of a block
 
 
 def statistics_of(loss: RowLoss) -> Statistics | str:
@@ -147,7 +148,7 @@ class _Step:
     """Similarities of a block as the specification sees them."""
 
     def bytes_per_pair(self, problem: Problem) -> int:
-        return _BYTES * torch.finfo(problem.statistic).bits // 8
+        return BYTES * torch.finfo(problem.statistic).bits // 8
 
     def column_sums(self, problem: Problem) -> None:
         return None
@@ -288,3 +289,46 @@ def _merged(node: Node, one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
         return [level]
     safe = torch.where(level.isneginf(), 0.0, level)
     return [level, (a - safe).exp() * one[1] + (b - safe).exp() * other[1]]
+
+
+def merged_over(state: State, ranks: Ranks) -> None:
+    """Merges the statistics of a sweep over ranks, each of which has other candidates for the same rows."""
+    if ranks.size == 1:
+        return
+    by_kind: dict[str, list[Tensor]] = {"sum": [], "max": []}
+    for node, held in state.partial.items():
+        if node.op in ("amax", "amin"):
+            by_kind["max"].append(held[0] if node.op == "amax" else -held[0])
+        elif node.op in ("log_sum_exp", "softmax_mean"):
+            by_kind["max"].append(held[0])
+        else:
+            by_kind["sum"].append(held[0])
+    largest = _over(ranks, by_kind["max"], "max")
+    # Log-sum-exps as sums of exponentials over the largest.
+    sums = by_kind["sum"]
+    masses: dict[Node, Tensor] = {}
+    for node, held in state.partial.items():
+        if node.op in ("amax", "amin"):
+            top = largest.pop(0)
+            held[0] = top if node.op == "amax" else -top
+        elif node.op in ("log_sum_exp", "softmax_mean"):
+            top = largest.pop(0)
+            top = torch.where(top.isneginf(), 0.0, top)
+            masses[node] = top
+            mass = (held[0] - top).exp()
+            sums = [*sums, mass, *(mass * mean for mean in held[1:])]
+    found = _over(ranks, sums, "sum")
+    for node, held in state.partial.items():
+        if node.op == "sum" or node is _CANDIDATES:
+            held[0] = found.pop(0)
+    for node, top in masses.items():
+        mass = found.pop(0)
+        held = state.partial[node]
+        held[0] = mass.log() + top
+        if len(held) > 1:
+            held[1] = found.pop(0) / torch.where(mass > 0, mass, 1.0)
+
+
+def _over(ranks: Ranks, held: list[Tensor], operation: str) -> list[Tensor]:
+    """The sums or maxima over ranks, in one exchange."""
+    return list(ranks.total(torch.stack(held), operation).unbind()) if held else []

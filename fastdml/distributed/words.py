@@ -40,6 +40,13 @@ def joined(x: Tensor, ranks: Ranks, counts: Sequence[int]) -> Tensor:
     return found
 
 
+def mine(x: Tensor, ranks: Ranks, counts: Sequence[int]) -> Tensor:
+    """This rank's of the rows [sum of counts, ...], which all ranks have; backward: every rank's rows of the
+    derivative, which all ranks need."""
+    found: Tensor = _Mine.apply(x, ranks, tuple(counts))
+    return found
+
+
 def scaled(x: Tensor, factor: float) -> Tensor:
     """x; backward: the derivative times factor."""
     if factor == 1 or not (x.is_floating_point() and x.requires_grad):
@@ -89,6 +96,17 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return upstream[ctx.rows], None, None
+
+
+class _Mine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: Ranks, counts: tuple[int, ...]) -> Tensor:
+        ctx.ranks, ctx.counts = ranks, counts
+        return x[sum(counts[: ranks.rank]) : sum(counts[: ranks.rank + 1])].clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.ranks.gather(upstream, ctx.counts), None, None
 
 
 class _Scaled(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..losses.base import Loss, total
-from .arguments import Set, join, place, told
+from ..losses.proxy.proxies import ProxyLoss
+from ..losses.twotower.paired import PairedLoss
+from . import cost
+from .arguments import Set, Told, join, place, told
 from .ranks import Ranks
 from .shares import Shares
-from .travelling import Travelling, refused
+from .travelling import NotHere, Travelling, refused
 from .words import spread
 
 SCHEDULES = ("gather", "ring")
@@ -85,25 +89,44 @@ class Distributed(nn.Module):
         ranks = self.ranks
         factor = float(ranks.size) if self.gradient == "mean" else 1.0
         known = told(ranks, arguments, factor, self._draws(), failure)
-        travels = self.schedule == "ring"
+        partners = signature.parameters["own"].default if "own" in signature.parameters else None
+        bound.arguments.update(place(ranks, arguments, known, partners))
+        if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
+            # Of embeddings that are only compared, those that are no candidates need not be gathered.
+            with contextlib.suppress(NotHere):
+                return self._made(bound, known, same, travels=True)
+        return self._made(bound, known, same, travels=self.schedule == "ring")
+
+    def _may_compare_rows_alone(self, arguments: Mapping[str, Any]) -> bool:
+        listed = arguments.get("indices_tuple") is not None or self.miner is not None
+        return isinstance(self.loss, (ProxyLoss, PairedLoss)) and not listed
+
+    def _made(
+        self, bound: inspect.BoundArguments, known: Told, same: bool, travels: bool
+    ) -> list[Any]:
+        """The parts of the loss; travels: made of embeddings that are not here."""
+        ranks = self.ranks
         whole = {
             name: Travelling(own) if travels and _embeds(own) else join(own, ranks)
             for name, own in known.sets.items()
         }
         bound.arguments.update(whole)
-        partners = signature.parameters["own"].default if "own" in signature.parameters else None
-        bound.arguments.update(place(ranks, arguments, known, partners))
         if same:
             bound.arguments["ref_emb"] = whole["embeddings"]
         if self.miner is not None:
             names = ("embeddings", "labels", "ref_emb", "ref_labels")
             bound.arguments["indices_tuple"] = self.miner(*map(bound.arguments.get, names))
         bound.apply_defaults()
-        shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()])
+        ring = self.schedule == "ring"
+        shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()], ring)
         name = type(self.loss).__name__
-        with self._same_draws(known.draws), refused(name):
+        with self._same_draws(known.draws), refused(name) if ring else contextlib.nullcontext():
             parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
         return [Shared(part, shares, name) for part in parts]
+
+    def explained(self, sizes: Any, backend: str | None, device: torch.device) -> Any:
+        """What one rank runs, and the memory that it takes, with this many rows of its own: `explain`."""
+        return cost.explained(self, sizes, backend, device)
 
     @property
     def _draws_from_torch(self) -> bool:

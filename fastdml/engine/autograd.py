@@ -148,7 +148,7 @@ class _RowLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
             leaves = saved[::2]
-            found = _scaled(saved[1::2], leaves, upstream)
+            found = scaled(saved[1::2], leaves, upstream)
         else:
             leaves = [x for x, w in zip(saved, wanted) if w]
             found = _of_rows(saved, ctx.words, upstream, wanted)
@@ -165,7 +165,7 @@ def _of_rows(
     return [g for g, w in zip(gradients, wanted) if w]
 
 
-def _scaled(
+def scaled(
     gradients: Sequence[Tensor], leaves: Sequence[Tensor], upstream: Tensor
 ) -> list[Tensor]:
     # The usual upstream gradient is exactly 1: then nothing is copied, unless the graph is kept for

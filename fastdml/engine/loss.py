@@ -56,6 +56,14 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learnt:
+    """A parameter of a description that is no number of its own, but parameter k of those that a call hands
+    in among its scalars and that may want a gradient."""
+
+    k: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RowLoss:
     """A loss that is a function of one row, summed over rows. Subclasses are frozen dataclasses.
 
@@ -165,9 +173,14 @@ class RowLoss:
         names = {f.name for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **rule) if set(rule) <= names else None
 
+    @property
+    def functor_name(self) -> str:
+        """The functor's name in the compiled library."""
+        return self.name
+
     def functor(self) -> int | str | None:
         """For a description that brings a compiled functor of its own: its id, for the CPU, or why there
-        is none. None: the compiled functor is that of its name."""
+        is none. None: the compiled functor is that of `functor_name`."""
         return None
 
     def streamed(

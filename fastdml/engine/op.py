@@ -116,7 +116,7 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _SAME_WORLD = contextlib.nullcontext()
 
 
-def _own_world(device: str) -> contextlib.AbstractContextManager[object]:
+def own_world(device: str) -> contextlib.AbstractContextManager[object]:
     """Without autocast, and with an autograd of its own.
 
     The specs are differentiated inside the operator. A compiled graph or a dispatch mode (a counter
@@ -142,7 +142,7 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     if device == "cuda":
         crossover.notice(problem, executor.name, call.backend)
     summed = call.reduction in ("mean", "sum") and problem.loss.outputs == 1
-    with _own_world(device):
+    with own_world(device):
         value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, summed))  # type: ignore[call-arg]
     problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:
@@ -159,7 +159,7 @@ def row_outputs(call: Call) -> Tensor:
     """[M, outputs] of the rows of a call, whatever is made of them; no gradient."""
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
-    with _own_world(call.anchors.device.type):
+    with own_world(call.anchors.device.type):
         return _ran(problem, executor, Wanted()).outputs
 
 

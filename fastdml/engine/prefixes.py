@@ -1,7 +1,7 @@
 """Several calls whose embeddings are the leading dimensions of one set, evaluated in one sweep.
 
-For widths d_1 < ... < d_K the block of products of d_(k+1) is that of d_k plus a product of the slice between.
-So all K cost the one product of the widest, and the row of every call is visited on a copy of the block:
+For widths d_1 < ... < d_K the block of products of d_(k+1) is that of d_k plus a product of the slice
+between. So all K cost the one product of the widest, and every call's rows are visited on a copy of it:
 
     S   += A_I[:, slice k] C[:, slice k]^T      S_k, and G_k by the call's own step
     Q   += G_k, from the widest down            the weights of all that the slice is part of
@@ -24,41 +24,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conditioning, dispatch, library
-from .autograd import _scaled, _slopes, _watched, evaluate, once
+from . import conditioning, dispatch
+from .autograd import evaluate, once, scaled, slopes, watched
 from .call import LEAVES, Call
 from .executors import one_block
 from .executors.chunked import Chunked
 from .executors.native import Native
+from .op import own_world
 from .problem import Problem
 from .products import accumulate_, multiply
-from .relation import LabelRelation
 from .schedule import ColumnSums, Result, Step, Wanted
 from .workspace import block_limit, buffer, rows_within
 
-_COUNT = len(LEAVES)
 _SHARED = 2  # leaves that all calls have together: anchors and candidates
 
 
-def totals(calls: Sequence[Call], weights: Sequence[float]) -> Tensor:
-    """The weighted sum of the values of calls, which may share their products (`shared`), widest last."""
+def total(calls: Sequence[Call], weights: Sequence[float]) -> Tensor:
+    """The weighted sum of the values of calls, widest last, in one sweep where they can share it."""
     ready = _filled(calls)
-    values: Sequence[Tensor]
-    if ready[0].reduction != "none" and shared(ready):
-        return _together(ready, weights)[0]
-    values = values_of(ready)
-    found = values[0] * weights[0]
-    for value, weight in zip(values[1:], weights[1:], strict=True):
-        found = found + value * weight
-    return found
+    together = None if ready[0].reduction == "none" else prepared(ready)
+    if together is not None:
+        return _together(ready, weights, together)[0]
+    found = [v * w for v, w in zip(_values(ready), weights, strict=True)]
+    value = found[0]
+    for other in found[1:]:
+        value = value + other
+    return value
 
 
-def values_of(calls: Sequence[Call]) -> list[Tensor]:
-    """The values of calls: [M] each in one sweep with reduction "none", where they share their products."""
-    ready = _filled(calls)
-    if ready[0].reduction == "none" and shared(ready):
-        return list(_together(ready, [1.0] * len(ready)))
-    return [evaluate(call) for call in ready]
+def _values(ready: list[Call]) -> list[Tensor]:
+    """The values of calls, in one sweep where they are those of rows and can share it."""
+    together = prepared(ready) if ready[0].reduction == "none" else None
+    if together is None:
+        return [evaluate(call) for call in ready]
+    found = _together(ready, [1.0] * len(ready), together)
+    return [v * c.weight for v, c in zip(found, ready, strict=True)]
 
 
 def _filled(calls: Sequence[Call]) -> list[Call]:
@@ -68,7 +68,7 @@ def _filled(calls: Sequence[Call]) -> list[Call]:
         return list(calls)
     befores = [c.before for c in calls]
     groups = [list(group) for group in zip(*(b.calls for b in befores if b is not None), strict=True)]
-    found = [[_slopes(c) for c in group] if first.slopes else values_of(group) for group in groups]
+    found = [[slopes(c) for c in group] if first.slopes else _values(_filled(group)) for group in groups]
     return [
         before.fill(call.replace(before=None), [values[k] for values in found])
         for k, (call, before) in enumerate(zip(calls, befores, strict=True))
@@ -76,26 +76,58 @@ def _filled(calls: Sequence[Call]) -> list[Call]:
     ]
 
 
-def shared(calls: Sequence[Call]) -> bool:
-    """Whether the calls are one call of the leading dimensions of one set, that the sweep below can run."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """Calls as problems of one set, and what turns a block of theirs into weights."""
+
+    problems: list[Problem]
+    step: Step
+
+
+def prepared(calls: Sequence[Call]) -> Prepared | None:
+    """Calls that are one call of the leading dimensions of one set, so that the sweep below can run them;
+    None where they are not, and where they run better one by one."""
     last = calls[-1]
-    alike = all(
-        type(c.loss) is type(last.loss)
-        and c.loss == last.loss
-        and (c.reduction, c.backend, c.finish, len(c.teacher)) == (last.reduction, last.backend, None, len(last.teacher))
-        and not isinstance(c.weight, Tensor)
-        and _leads(c.anchors, last.anchors)
-        and (c.candidates is None) == (last.candidates is None)
-        and (c.candidates is None or last.candidates is None or _leads(c.candidates, last.candidates))
-        and all(a is b for a, b in zip(c.teacher, last.teacher))
-        for c in calls
-    )
-    if not alike or _watched(last.anchors):
-        return False
+    if len(calls) < 2 or last.anchors.device.type != "cpu" or watched(last.anchors):
+        return None
+    if not all(_alike(call, last) for call in calls):
+        return None
     metric = last.loss.metric
-    if metric.clipped or metric.raw_anchors or metric.from_differences or metric.needs_totals:
+    odd = metric.clipped or metric.raw_anchors or metric.from_differences or metric.needs_totals
+    if odd or last.loss.column_bias:
+        return None
+    problems = _problems(calls)
+    step = None if problems is None else _step(problems[-1], last.backend)
+    return None if problems is None or step is None else Prepared(problems, step)
+
+
+def _alike(call: Call, last: Call) -> bool:
+    """Whether a call is that of the leading dimensions of the other's embeddings."""
+    if call.finish is not None or isinstance(call.weight, Tensor) or call.whole is not None:
         return False
-    return not last.loss.column_bias and last.anchors.device.type == "cpu" and len(calls) > 1
+    words = [(c.reduction, c.backend, len(c.teacher), c.candidates is None) for c in (call, last)]
+    if words[0] != words[1] or call.loss != last.loss:
+        return False
+    sets = [(call.anchors, last.anchors)]
+    if call.candidates is not None and last.candidates is not None:
+        sets.append((call.candidates, last.candidates))
+    leads = all(_leads(x, whole) for x, whole in sets)
+    taught = all(a.shape == b.shape and _leads(a, b) for a, b in zip(call.teacher, last.teacher))
+    return leads and taught and _same_pairs(call, last)
+
+
+def _same_pairs(call: Call, other: Call) -> bool:
+    """Whether two calls of equally many rows relate them alike."""
+    named = ("anchor_labels", "candidate_labels", "own", "row_weight")
+    for a, b in ((getattr(call, name), getattr(other, name)) for name in named):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a is not b and not torch.equal(a, b):
+                return False
+        elif isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
+            return False
+    listed = len(call.pairs) == len(other.pairs)
+    listed = listed and all(a is b for a, b in zip(call.pairs, other.pairs))
+    return listed and call.predicate is other.predicate
 
 
 def _leads(x: Tensor, whole: Tensor) -> bool:
@@ -113,7 +145,8 @@ def _leads(x: Tensor, whole: Tensor) -> bool:
 def _step(problem: Problem, backend: str) -> Step | None:
     """The executor whose step turns a block into weights; None where the calls run better one by one."""
     executor, _ = dispatch.choose(problem, backend)
-    if backend == "auto" and executor is dispatch.SYMMETRIC:  # two products of each width are more than three of one
+    # Two products of every width are more than three of the widest.
+    if backend == "auto" and executor is dispatch.SYMMETRIC:
         native = dispatch.EXECUTORS["native"]
         executor = native if native.refuses(problem) is None else dispatch.EXECUTORS["chunked"]
     if isinstance(executor, Native):
@@ -132,8 +165,7 @@ def _problems(calls: Sequence[Call]) -> list[Problem] | None:
     for call in calls[:-1]:
         width = call.anchors.shape[1]
         a = widest.anchors[:, :width]
-        problem = Problem.of(call, widest.anchors.device, like=widest)
-        problem.device = None
+        problem = Problem.of(call, like=widest)
         problem.anchors = a
         problem.candidates = a if widest.one_set else widest.candidates[:, :width]
         problem.conditioned = True
@@ -160,7 +192,9 @@ class _Sweep:
         per_pair = step.bytes_per_pair(self.widest)
         size = self.a.element_size()
         held = per_pair + size * (count + 1)  # a copy for each, products of weights and embeddings
-        self.rows = rows_within(2 * block_limit("cpu", n, held), n, held, m)
+        rows = rows_within(2 * block_limit("cpu", n, held), n, held, m)
+        group = self.widest.loss.rows_together
+        self.rows = rows if rows == m else max(group, rows - rows % group)
 
     def block(self, name: str, like: Tensor) -> Tensor:
         return buffer(name, self.rows * self.n, like).view(self.rows, self.n)
@@ -315,3 +349,134 @@ class _Radial:
             high = getattr(problem, of).shape[1]
             d[:, low:high].addcmul_(whole[:, low:high], factors[k:].sum(0)[:, None], value=-1)
             low = high
+
+
+def _run(
+    calls: Sequence[Call], together: Prepared, weights: Sequence[float], wanted: Wanted
+) -> tuple[list[Tensor], list[Result]]:
+    """The values of calls, not weighted, and the derivatives of their weighted sum."""
+    problems = together.problems
+    loss, reduction = problems[-1].loss, calls[-1].reduction
+    rows = max(1, problems[-1].relation.rows)
+    for problem, call, weight in zip(problems, calls, weights, strict=True):
+        factor = weight * float(call.weight)
+        problem.weight = factor / rows if reduction == "mean" and not loss.counted else factor
+    read_first = loss.combined or reduction == "nonzero" or (reduction == "mean" and loss.counted)
+    sweep = _Sweep(problems, together.step)
+    if not read_first:
+        results = sweep.run(wanted)
+        return [_reduced(p, r.outputs, reduction, rows) for p, r in zip(problems, results)], results
+    results = sweep.run(Wanted())
+    values = []
+    for problem, result in zip(problems, results, strict=True):
+        if loss.combined:
+            values.append(_combined(problem, result.outputs, reduction))
+        else:
+            values.append(_reduced(problem, result.outputs, reduction, rows))
+            problem.weight *= float(_share(problem, result.outputs, reduction))
+    return values, sweep.run(wanted) if wanted else results
+
+
+def _combined(problem: Problem, outputs: Tensor, reduction: str) -> Tensor:
+    """The value that the loss makes of all rows' outputs, whose derivatives become the rows' weights."""
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        value = problem.loss.combine(leaf, reduction)
+        (problem.row_weight,) = torch.autograd.grad(value, leaf)
+    return value.detach()
+
+
+def _weighted(problem: Problem, outputs: Tensor) -> Tensor:
+    losses = outputs[:, 0]
+    return losses if problem.row_weight is None else losses * problem.row_weight
+
+
+def _share(problem: Problem, outputs: Tensor, reduction: str) -> Tensor:
+    """One over what a mean is over that the rows count."""
+    count = (_weighted(problem, outputs) > 0) if reduction == "nonzero" else outputs[:, 1]
+    return count.sum(dtype=torch.float64).clamp(min=1).reciprocal()
+
+
+def _reduced(problem: Problem, outputs: Tensor, reduction: str, rows: int) -> Tensor:
+    weighted = _weighted(problem, outputs)
+    if reduction == "none":
+        return weighted.contiguous()
+    total = weighted.sum(dtype=torch.float64)
+    if reduction == "nonzero" or (reduction == "mean" and problem.loss.counted):
+        total = total * _share(problem, outputs, reduction)
+    elif reduction == "mean":
+        total = total / rows
+    return total.to(outputs.dtype)
+
+
+def _together(
+    calls: Sequence[Call], weights: Sequence[float], together: Prepared
+) -> tuple[Tensor, ...]:
+    """The weighted sum of the calls' values, or with reduction "none" each [M]; differentiable."""
+    last = calls[-1]
+    others = [x for c in calls for x in c.leaves[_SHARED:]]
+    found = _Together.apply(
+        last.anchors, last.candidates, *others,
+        tuple(calls), tuple(weights), together, torch.is_grad_enabled(),
+    )  # fmt: skip
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _evaluated(
+    calls: Sequence[Call], weights: Sequence[float], together: Prepared, needed: Sequence[bool]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The values, and the gradients of the weighted sum that are needed, in the order of the leaves."""
+    each = len(LEAVES) - _SHARED
+    own = [any(needed[_SHARED + k :: each]) for k in range(each)]
+    wanted = Wanted(*needed[:_SHARED], *own)
+    with own_world(calls[-1].anchors.device.type):
+        values, results = _run(calls, together, weights, wanted)
+    widest = results[-1]
+    together.problems[-1].unconditioned(widest.d_anchors, widest.d_candidates)
+    found = [widest.d_anchors, widest.d_candidates]
+    for call, result in zip(calls, results, strict=True):
+        d = result.d_scalars
+        if d is not None and call.scalars is not None:
+            d = d[: call.scalars.numel()]  # those that the loss computes come after the call's
+        found += [d, result.d_row_values, result.d_col_values]
+    return values, [d for d, n in zip(found, needed, strict=True) if n and d is not None]
+
+
+class _Together(torch.autograd.Function):
+    """The gradients of a sum come with the forward, those of rows with the backward, as for one call."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        *leaves, calls, weights, together, recorded = arguments
+        ctx.needed = [recorded and n for n in ctx.needs_input_grad[: len(leaves)]]
+        ctx.of_rows = calls[-1].reduction == "none"
+        asked = [False] * len(leaves) if ctx.of_rows else ctx.needed
+        values, gradients = _evaluated(calls, weights, together, asked)
+        ctx.save_for_backward(*(leaf for leaf, n in zip(leaves, ctx.needed) if n), *gradients)
+        if ctx.of_rows:
+            ctx.calls, ctx.weights = calls, weights
+            return tuple(values)
+        shares = (w * float(c.weight) for w, c in zip(weights, calls))
+        return torch.stack([v * share for v, share in zip(values, shares)]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        count = sum(ctx.needed)
+        leaves, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if ctx.of_rows:
+            weighted = [
+                c.replace(
+                    reduction="sum", weight=1.0, row_weight=u if c.row_weight is None else u * c.row_weight
+                )
+                for c, u in zip(ctx.calls, upstream)
+            ]
+            problems = _problems(weighted)
+            assert problems is not None
+            step = _step(problems[-1], weighted[-1].backend)
+            assert step is not None
+            _, found = _evaluated(weighted, ctx.weights, Prepared(problems, step), ctx.needed)
+            found = [g.to(x.dtype) for g, x in zip(found, leaves)]
+        else:
+            found = scaled(gradients, leaves, upstream[0])
+        each = iter(once(found, leaves))
+        return (*(next(each) if n else None for n in ctx.needed), None, None, None, None)

@@ -60,8 +60,13 @@ class Problem:
     candidate_factor: Tensor | None = None
 
     @staticmethod
-    def of(call: Call, device: torch.device | None = None) -> Problem:
-        """The problem of a call; device: only to see what would run there, with embeddings as they are."""
+    def of(
+        call: Call, device: torch.device | None = None, like: Problem | None = None
+    ) -> Problem:
+        """The problem of a call; device: only to see what would run there, with embeddings as they are.
+
+        like: a problem of the same pairs, whose class numbers serve this one too; embeddings as they are.
+        """
         anchors, candidates = call.anchors, call.candidates
         statistic = statistic_type(anchors, candidates)
         # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
@@ -72,11 +77,13 @@ class Problem:
         def values(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.detach().to(statistic).contiguous()
 
+        as_it_is = device is not None or like is not None
+
         def plain(x: Tensor) -> Tensor:
-            return x.detach() if device is not None else _dense(x.detach().to(compute))
+            return x.detach() if as_it_is else _dense(x.detach().to(compute))
 
         # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
-        a = plain(anchors if device is not None else anchors.contiguous())
+        a = plain(anchors if as_it_is else anchors.contiguous())
         c = a if candidates is None else plain(candidates)
         exact = call.loss.teacher_from_differences
         theirs = [t.detach() if exact else plain(t.contiguous()) for t in call.teacher]
@@ -84,7 +91,7 @@ class Problem:
             loss=interned(call.loss),
             anchors=a,
             candidates=c,
-            relation=relation_of(call),
+            relation=relation_of(call) if like is None else like.relation,
             statistic=statistic,
             row_weight=values(call.row_weight),
             teacher=(theirs[0], theirs[-1]) if theirs else None,
@@ -239,7 +246,9 @@ class Problem:
     def _raw_squares(self) -> list[Tensor]:
         """Squared lengths of which those of distances are made, where they may overflow."""
         metric = self.loss.metric
-        if metric.kind == PRODUCT or metric.normalized or metric.from_differences:
+        # Those of rows that are brought into the ball tell of nothing that was outside.
+        bounded = metric.normalized or metric.clipped
+        if metric.kind == PRODUCT or bounded or metric.from_differences:
             return []
         squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
         return [q for q in squares if q is not None]

@@ -9,7 +9,7 @@ import itertools
 import weakref
 from typing import Any, TypeVar
 
-from .loss import RowLoss
+from .loss import Learnt, RowLoss
 
 LOSSES: dict[str, type[RowLoss]] = {}
 # The names of their fields, which a compiled graph could not ask for.
@@ -85,11 +85,18 @@ def _text(value: object) -> str:
     # made a variable of.
     if isinstance(value, float):
         return value.hex()
+    if isinstance(value, Learnt):
+        return f"{_LEARNT}{value.k}"
     # Nor does repr() take an integer that is a variable there.
     return f"{value}" if isinstance(value, int) else repr(value)
 
 
+_LEARNT = "parameter "
+
+
 def _value(text: str) -> object:
+    if text.startswith(_LEARNT):
+        return Learnt(int(text[len(_LEARNT) :]))
     is_float = text.lstrip("-")[:2] in ("0x", "in")
     return float.fromhex(text) if is_float else ast.literal_eval(text)
 

@@ -14,17 +14,22 @@ from .words import (
     absolute,
     amax,
     amin,
+    cos,
     count,
     detach,
     equal,
     exp,
     log,
     log_sum_exp,
+    lowest,
     maximum,
     mean,
     minimum,
     relu,
+    rounding,
+    share,
     sigmoid,
+    sin,
     softplus,
     sqrt,
     square,
@@ -33,7 +38,7 @@ from .words import (
 )
 
 __all__ = [
-    "NotInLanguage", "Row", "absolute", "amax", "amin", "count", "detach", "equal", "exp", "log",
-    "log_sum_exp", "maximum", "mean", "minimum", "relu", "sigmoid", "softplus", "sqrt", "square", "sum",
-    "trace", "where",
+    "NotInLanguage", "Row", "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log",
+    "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin",
+    "softplus", "sqrt", "square", "sum", "trace", "where",
 ]  # fmt: skip

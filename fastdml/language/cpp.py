@@ -182,6 +182,8 @@ class RowPrinter(Text):
                 return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
             case "candidates":
                 return "candidates", "T(row.candidates())"
+            case "columns":
+                return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
             case "bound" | "cut":
                 name = f"bound_{self.bounds.index(node)}"
                 return name, f"this->{name}"
@@ -301,8 +303,8 @@ def lambda_of(
     return f"[=](auto p) {{\n{body}\n}}"
 
 
-def functor(program: Program, name: str, comment: str = "") -> str:
-    """The text of a header as in csrc/rows: a functor called `name`, registered as such."""
+def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:
+    """The text of a header as in csrc/rows: a functor called `name`, registered as such, and as `also`."""
     printer = RowPrinter(program)
     needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
     for nodes in program.passes:
@@ -315,6 +317,7 @@ def functor(program: Program, name: str, comment: str = "") -> str:
     members = ", ".join(program.trace.parameters) or "unused"
     kind = camel(name)
     body = indented(printer.lines, 4)
+    registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))
     return f"""// {comment or f"{name}, printed from its description."}
 #pragma once
 
@@ -333,7 +336,7 @@ struct {kind} {{
 
 }}  // namespace FASTDML_ISA
 }}  // namespace fastdml
-FASTDML_ROW_LOSS({name}, {kind})
+{registered}
 """
 
 

@@ -5,46 +5,39 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Mapping
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from ..engine import library
 from ..engine.lazy import lazy
-from ..engine.loss import RowLoss, Rows
+from ..engine.loss import Learnt, RowLoss, Rows
+from ..engine.registry import registered
 from . import compile
 from .graph import ROW, Node, NotInLanguage, topological
 from .program import Program, program
-from .row import Row, RowFunction, TensorRow, TracedRow, outputs_of, trace
+from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
 from .stream import NoStream, Ranges, StreamForm, windows_of
+
+# A field of a description that is above 0 for sure, which may save a pass.
+Positive = Annotated[float, "above 0"]
 
 
 class Forms:
-    """A traced function in all its forms, each made when it is asked for.
+    """A traced function in all its forms, each made when it is asked for."""
 
-    function(p, **arguments): numbers among the arguments stay open; `positive` are those above 0.
-    """
-
-    def __init__(
-        self,
-        function: RowFunction,
-        name: str,
-        opened: tuple[str, ...],
-        bound: Mapping[str, Any],
-        positive: tuple[str, ...],
-        counted: bool = False,
-        outputs: int = 1,
-    ) -> None:
-        self.name = compile.identifier(name)
-        self._arguments = (function, opened, bound, counted, positive)
-        self._outputs = outputs
+    def __init__(self, name: str, traced: Callable[[], Trace], outputs: int = 1) -> None:
+        self.name = name
+        self._traced, self._outputs = traced, outputs
         self._streams: dict[tuple[tuple[Node, int], ...], StreamForm | str] = {}
 
     @lazy
     def program(self) -> Program | str:
         """The passes of the row and of its derivatives, or which word of the function is none."""
         try:
-            made = trace(*self._arguments)
+            made = self._traced()
             if len(made.outputs) != self._outputs:
                 return f"it returns {len(made.outputs)} numbers of a row, not {self._outputs}"
             return program(made)
@@ -63,7 +56,7 @@ class Forms:
             return str(error)
 
     def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
-        """The compiled streamed form for inputs within `ranges` and its members, or why there is none."""
+        """The streamed form for inputs within `ranges` and its members, or why there is none."""
         if isinstance(self.program, str):
             return self.program
         made = self.program.trace
@@ -76,10 +69,7 @@ class Forms:
             except NoStream as error:
                 self._streams[key] = str(error)
         form = self._streams[key]
-        try:
-            return form if isinstance(form, str) else (form.compiled, form.members(ranges, size))
-        except compile.CannotCompile as error:
-            return str(error)
+        return form if isinstance(form, str) else (form, form.members(ranges, size))
 
     @lazy
     def tiles(self) -> Any:
@@ -106,29 +96,58 @@ class Described(RowLoss):
     """A description that says what its row is: a frozen dataclass with a method `row`.
 
     Fields that are floats stay open in what is printed; other fields (flags, names, None) choose what is
-    printed. `row` must not branch on a float.
+    printed. `row` must not branch on a float. Of one that is `Positive` it is known that it is above 0.
     """
+
+    # Attributes made of the fields that `row` reads too, such as `sign`; they are `lazy`.
+    derived: typing.ClassVar[tuple[str, ...]] = ()
+    # Fields that it does not read.
+    unread: typing.ClassVar[tuple[str, ...]] = ()
+    # Flags that stay open too, as 0 and 1.
+    numbers: typing.ClassVar[tuple[str, ...]] = ()
+
+    @lazy
+    def sign(self) -> float:
+        """1 where what is larger is nearer, -1 for distances."""
+        return float(self.metric.sign)
 
     def row(self, p: Row) -> Any:
         """The number that a row adds to the loss (or its outputs), in the words of the language."""
         raise NotImplementedError
 
+    @lazy
+    def arguments(self) -> dict[str, Any]:
+        """What `row` reads of this object."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "similarity"]
+        names = [n for n in (*names, *self.derived) if n not in self.unread]
+        return {n: float(v) if n in self.numbers else v for n in names for v in [getattr(self, n)]}
+
+    @classmethod
+    def of(cls, p: Row, arguments: Mapping[str, Any]) -> Any:
+        """The row of a description of these arguments."""
+        view = object.__new__(cls)
+        view.__dict__.update(arguments)
+        return view.row(p)
+
+    def function(self, p: Row, **arguments: Any) -> Any:
+        return self.of(p, arguments)
+
     def spec(self, rows: Rows) -> Tensor:
-        return outputs_of(self.row(TensorRow(rows)), rows.s.shape[0]).to(rows.s.dtype)
+        p = TensorRow(rows)
+        arguments = _read(p, self.arguments, len(self.learnable))
+        return outputs_of(self.function(p, **arguments), rows.s.shape[0]).to(rows.s.dtype)
 
     @property
     def open_arguments(self) -> dict[str, float]:
         """The parameters of what is printed."""
-        fields = (f.name for f in dataclasses.fields(self))
-        return {k: v for k in fields if is_number(v := getattr(self, k))}
+        return {k: float(v) for k, v in self.arguments.items() if is_number(v)}
 
-    @property
+    @lazy
     def forms(self) -> Forms:
-        kept = self.open_arguments
-        names = [f.name for f in dataclasses.fields(self)]
-        chosen = tuple((k, getattr(self, k)) for k in names if k not in kept)
-        positive = tuple(k for k, v in kept.items() if v > 0)
-        return _forms(type(self), chosen, tuple(kept), positive)  # type: ignore[arg-type]
+        arguments = self.arguments
+        chosen = tuple((k, v) for k, v in arguments.items() if not is_number(v))
+        opened = tuple(k for k, v in arguments.items() if is_number(v))
+        return _forms(type(self), chosen, opened)  # type: ignore[arg-type]
 
     def parameters(self) -> tuple[float, ...]:
         return tuple(self.open_arguments.values()) or (0.0,)
@@ -146,7 +165,14 @@ class Described(RowLoss):
     def tiles(self) -> Any:  # type: ignore[override]
         return self.forms.tiles
 
-    def functor(self) -> int | str:
+    @property
+    def functor_name(self) -> str:
+        return self.forms.name
+
+    def functor(self) -> int | str | None:
+        """None where the library was built with this form; else it is compiled at its first use."""
+        if registered(self) and self.forms.name in library.functors():
+            return None
         return self.forms.functor
 
     def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
@@ -154,28 +180,76 @@ class Described(RowLoss):
         return self.forms.streamed({**ranges, **opened}, size)
 
 
-@functools.lru_cache(maxsize=1024)
-def _forms(
-    kind: type[Described],
-    chosen: tuple[tuple[str, Any], ...],
+def _read(p: Row, arguments: Mapping[str, Any], first: int) -> dict[str, Any]:
+    """The arguments, those among them that are learnt read from the row, where they stand from value
+    `first` of the call on."""
+    p.learnt = (first, sum(isinstance(v, Learnt) for v in arguments.values()))
+    return {k: p.parameter(v.k) if isinstance(v, Learnt) else v for k, v in arguments.items()}
+
+
+def traced(
+    function: RowFunction,
+    arguments: Mapping[str, Any],
     opened: tuple[str, ...],
     positive: tuple[str, ...],
+    counted: bool = False,
+    scalars: int = 0,
+) -> Trace:
+    """function(p, **arguments) and its open arguments; `scalars` values of the call that may want a
+    gradient come before its learnt parameters."""
+    learnt = sum(isinstance(v, Learnt) for v in arguments.values())
+
+    def read(p: Row, **numbers: Any) -> Any:
+        return function(p, **_read(p, arguments, scalars), **numbers)
+
+    return trace(read, opened, {}, counted, positive, scalars + learnt)
+
+
+@functools.lru_cache(maxsize=1024)
+def _forms(
+    kind: type[Described], chosen: tuple[tuple[str, Any], ...], opened: tuple[str, ...]
 ) -> Forms:
     """The forms that all descriptions of a kind share whose fields differ in open numbers only."""
 
-    def function(p: Row, **numbers: Any) -> Any:
-        view = object.__new__(kind)
-        view.__dict__.update(dict(chosen), **numbers)
-        return view.row(p)
+    def function(p: Row, **arguments: Any) -> Any:
+        return kind.of(p, arguments)
 
-    return Forms(function, kind.name, opened, {}, positive, kind.counted, kind.outputs)
+    above = tuple(k for k in opened if k in positive_fields(kind))  # type: ignore[arg-type]
+    return Forms(
+        _name(kind, dict(chosen), opened),
+        lambda: traced(function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),
+        kind.outputs,
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Learnt:
-    """A parameter that is value k of the call's scalars, which may want a gradient."""
+@functools.cache
+def positive_fields(kind: type) -> frozenset[str]:
+    """The fields of a description that are above 0 for sure."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return frozenset(k for k, v in hints.items() if v == Positive)
 
-    k: int
+
+def _name(kind: type[Described], chosen: Mapping[str, Any], opened: tuple[str, ...]) -> str:
+    """What the functor is called: as the loss, and by what distinguishes it from that of its defaults."""
+    usual = kind().arguments
+    words = [kind.name]
+    for name, default in usual.items():
+        if name in opened:
+            words += [] if is_number(default) else [name]
+            continue
+        value = chosen[name]
+        if value == default and isinstance(value, type(default)):
+            continue
+        match value:
+            case None | False:
+                words += ["without", name]
+            case True:
+                words.append(name)
+            case Learnt():
+                words += ["learnt", name]
+            case _:
+                words += [name, str(value)]
+    return compile.plain("_".join(words))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,8 +257,8 @@ class DescribedLoss(Described):
     """A user's function(p, **arguments); `Learnt` arguments are read from the call. Equal only to itself:
     functions need not be hashable. taught: the similarity of the teacher, if there is one."""
 
-    function: RowFunction
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    function: RowFunction  # type: ignore[assignment]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # type: ignore[assignment]
     taught: str | None = None
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -197,16 +271,6 @@ class DescribedLoss(Described):
     def teacher_similarity(self) -> str | None:  # type: ignore[override]
         return self.taught
 
-    @property
-    def open_arguments(self) -> dict[str, float]:
-        return {k: v for k, v in self.arguments.items() if is_number(v)}
-
-    def row(self, p: Row) -> Any:
-        return self.function(p, **{**self.arguments, **self._learnt(p)})
-
-    def _learnt(self, p: Row) -> dict[str, Any]:
-        return {k: p.scalar(v.k) for k, v in self.arguments.items() if isinstance(v, Learnt)}
-
     def spec(self, rows: Rows) -> Tensor:
         found = super().spec(rows)
         if found.dim() > 1:
@@ -216,18 +280,18 @@ class DescribedLoss(Described):
         return found
 
     @lazy
-    def _forms(self) -> Forms:
+    def forms(self) -> Forms:
         kept = self.open_arguments
         bound = {k: v for k, v in self.arguments.items() if k not in kept}
         positive = tuple(k for k, v in kept.items() if v > 0)
-        learnt = self._learnt(TracedRow())
+        function, opened = self.function, tuple(kept)
         return Forms(
-            self.function, self.name, tuple(kept), {**bound, **learnt}, positive, self.counted, self.outputs
+            compile.identifier(self.name),
+            lambda: traced(
+                function, bound, opened, positive, self.counted, len(self.learnable)
+            ),
+            self.outputs,
         )
-
-    @property
-    def forms(self) -> Forms:
-        return self._forms
 
 
 def is_number(x: object) -> bool:

@@ -101,6 +101,10 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
             return [(a, mul(bar, node))]
         case "log":
             return [(a, div(bar, a))]
+        case "cos":
+            return [(a, neg(mul(bar, make("sin", a))))]
+        case "sin":
+            return [(a, mul(bar, make("cos", a)))]
         case "sqrt":
             safe = where(node > ZERO, node, ONE)
             return [(a, where(node > ZERO, mul(constant(0.5), div(bar, safe)), ZERO))]

@@ -79,6 +79,8 @@ def values(
                 return number((parameters or {})[node.value[0]])
             case "candidates":
                 return p.pair.sum(1, keepdim=True).to(like.dtype)
+            case "columns":
+                return number(n)
             case "weight":
                 assert weights is not None
                 return weights[:, node.value : node.value + 1]
@@ -128,8 +130,9 @@ def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
 
 _POINTWISE: dict[str, Callable[..., Any]] = {
     "add": torch.add, "neg": torch.neg, "mul": torch.mul, "div": torch.div, "exp": torch.exp,
-    "log": torch.log, "sqrt": words.sqrt, "abs": torch.abs, "softplus": words.softplus,
-    "sigmoid": torch.sigmoid, "max": words.maximum, "where": words.where, "detach": lambda x: x,
+    "log": torch.log, "cos": torch.cos, "sin": torch.sin, "sqrt": words.sqrt, "abs": torch.abs,
+    "softplus": words.softplus, "sigmoid": torch.sigmoid,
+    "max": words.maximum, "where": words.where, "detach": lambda x: x,
     "lt": torch.lt, "le": torch.le, "eq": torch.eq, "and": torch.logical_and, "or": torch.logical_or,
     "not": torch.logical_not, "exp2": torch.exp2, "log2": torch.log2,
     "softplus2": lambda x: torch.logaddexp2(x, torch.zeros_like(x)),

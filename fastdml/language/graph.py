@@ -21,9 +21,11 @@ LEAVES = {
     "cut": CALL,  # and one between two of those
     "parameter": CALL,
     "scalar": CALL,
+    "own": CALL,  # 1 where rows' own copies are taken out, else 0: of tiles
     "row_value": ROW,
     "weight": ROW,  # of an output of the row in the result
     "candidates": ROW,
+    "columns": ROW,
     "s": PAIR,
     "positive": PAIR,
     "negative": PAIR,
@@ -168,6 +170,7 @@ LOWEST = make("lowest")
 HIGHEST = make("neg", LOWEST)
 S, POSITIVE, NEGATIVE = (make(op) for op in ("s", "positive", "negative"))
 CANDIDATES = make("candidates")  # how many pairs the row has
+COLUMNS = make("columns")  # the same and the row's own copy that was taken out
 # Every pair that counts is either positive or negative.
 EVERY = make("or", POSITIVE, NEGATIVE)
 

@@ -72,12 +72,15 @@ def program(
 ) -> Program:
     """The passes of a traced function and of its derivatives.
 
-    scalars: of how many values of the call, from the first, derivatives are wanted; None: all.
+    scalars: of how many values of the call, from the first, derivatives are wanted; None: as traced.
     reference: how log-sum-exps are computed: see `statistics`.
     """
-    first_outputs = (
-        tuple(statistics.without_one([*trace.outputs])) if reference == "whole" else trace.outputs
-    )
+    scalars = trace.scalars if scalars is None else scalars
+    first_outputs = trace.outputs
+    if reference != "largest":
+        first_outputs = tuple(statistics.unshifted([*first_outputs]))
+    if reference == "whole":
+        first_outputs = tuple(statistics.without_one([*first_outputs]))
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.loss import Rows
-from .graph import EVERY, NEGATIVE, POSITIVE, Node, NotInLanguage, S, lift, make
+from .graph import COLUMNS, EVERY, NEGATIVE, ONE, POSITIVE, Node, NotInLanguage, S, lift, make
 
 
 class Row:
@@ -18,7 +18,9 @@ class Row:
 
     s: similarity (or distance) of the pair. positive, negative: its kind; pair: either of them. (A
     sample's pair with itself is neither, unless the loss keeps it, and then it is a positive.)
-    teacher: the same pair in a second matrix, a constant.
+    teacher: the same pair in a second matrix, a constant. grade: the weight of a positive, where pairs are
+    those of a function that gives such, else 1 (so in compiled forms, which see labels). columns: how many
+    candidates the row has, its own copy that was taken out among them.
     """
 
     s: Any
@@ -26,9 +28,23 @@ class Row:
     negative: Any
     pair: Any
     teacher: Any
+    columns: Any
+    grade: Any
+    # Where parameters that may want a gradient stand among the values of the call, and how many there are:
+    # `scalar` passes over them.
+    learnt: tuple[int, int] = (0, 0)
 
     def scalar(self, k: int) -> Any:
         """Value k of the call."""
+        first, count = self.learnt
+        return self.given(k if k < first else k + count)
+
+    def parameter(self, k: int) -> Any:
+        """Parameter k of those that may want a gradient."""
+        return self.given(self.learnt[0] + k)
+
+    def given(self, k: int) -> Any:
+        """Value k of the call, parameters among them."""
         raise NotImplementedError
 
     def row_value(self, k: int) -> Any:
@@ -46,13 +62,18 @@ class TensorRow(Row):
     def __init__(self, rows: Rows) -> None:
         self.s, self.positive, self.negative = rows.s, rows.positive, rows.negative
         self.pair = rows.positive | rows.negative
+        self.columns = rows.s.shape[1]
+        self.grade: Any = 1.0
+        if rows.weight is not None:
+            some = rows.positive & (rows.weight > 0)
+            self.grade = torch.where(some, rows.weight.to(rows.s.dtype), 1.0)
         self._rows = rows
 
     @property
     def teacher(self) -> Tensor:  # type: ignore[override]
         return _given(self._rows.teacher, "teacher")
 
-    def scalar(self, k: int) -> Tensor:
+    def given(self, k: int) -> Tensor:
         return _given(self._rows.scalars, "scalars")[k]
 
     def row_value(self, k: int) -> Tensor:
@@ -74,8 +95,10 @@ class TracedRow(Row):
     negative = NEGATIVE
     pair = EVERY
     teacher = make("teacher")
+    columns = COLUMNS
+    grade = ONE
 
-    def scalar(self, k: int) -> Node:
+    def given(self, k: int) -> Node:
         return make("scalar", value=k)
 
     def row_value(self, k: int) -> Node:
@@ -90,12 +113,14 @@ class Trace:
     """What a function of the row returns, as expressions.
 
     outputs: of a row. counted: the second is how many things the first is a sum over (`Counted`).
-    parameters: names of the numbers that stay open, in their order.
+    parameters: names of the numbers that stay open, in their order. scalars: of how many values of the call,
+    from the first, derivatives are wanted; None: of all.
     """
 
     outputs: tuple[Node, ...]
     counted: bool = False
     parameters: tuple[str, ...] = ()
+    scalars: int | None = None
 
 
 RowFunction = Callable[..., Any]
@@ -123,11 +148,12 @@ def trace(
     bound: Mapping[str, Any] | None = None,
     counted: bool = False,
     positive: Collection[str] = (),
+    scalars: int | None = None,
 ) -> Trace:
     """The expressions that function(p, **parameters, **bound) returns.
 
     parameters: names of keyword arguments that are numbers of the call and stay open; positive: those of
-    them that are above 0 for sure, which may save a pass. bound: the other arguments.
+    them that are above 0 for sure, which may save a pass. bound: the other arguments. scalars: see `Trace`.
 
     Raises:
         NotInLanguage: saying which word of the function is not one of the language's.
@@ -143,4 +169,4 @@ def trace(
     for output in outputs:
         if output.level > 2 or output.is_mask:
             raise NotInLanguage("a result that is no number of the row: reduce it over pairs")
-    return Trace(outputs, counted, parameters)
+    return Trace(outputs, counted, parameters, scalars)

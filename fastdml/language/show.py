@@ -12,7 +12,7 @@ from typing import Any
 from ..engine.loss import RowLoss
 from ..engine.registry import LOSSES
 from . import compile, cpp, tiles
-from .described import DescribedLoss
+from .described import Described, DescribedLoss
 from .graph import NotInLanguage
 from .program import program
 
@@ -34,7 +34,7 @@ def shown(loss: RowLoss | str, form: str = "cpp") -> str:
     if form not in FORMS:
         raise ValueError(f"form: expected one of {FORMS}, got {form!r}")
     description = _described(loss) if isinstance(loss, str) else loss
-    if isinstance(description, DescribedLoss):
+    if isinstance(description, Described):
         return _printed(description, form)
     return _written(description, form)
 
@@ -66,12 +66,13 @@ def _module(where: str) -> ModuleType:
     return module
 
 
-def _printed(loss: DescribedLoss, form: str) -> str:
+def _printed(loss: Described, form: str) -> str:
     if form == "torch":
-        return inspect.getsource(loss.function)
+        user = isinstance(loss, DescribedLoss)
+        return inspect.getsource(loss.function if user else type(loss).row)
     if isinstance(loss.forms.program, str):
         raise ValueError(f"loss: expected words of the row language only: {loss.forms.program}")
-    name = compile.identifier(loss.name)
+    name = loss.forms.name
     if form != "triton":  # one row functor serves both
         return cpp.functor(loss.forms.program, name)
     try:

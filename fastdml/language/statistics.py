@@ -108,6 +108,23 @@ def without_one(roots: list[Node]) -> list[Node]:
     return rewrite(roots, rule)
 
 
+def unshifted(roots: list[Node]) -> list[Node]:
+    """The roots with statistics taken out of sums and of exponents that would else wait for them."""
+
+    def rule(node: Node) -> Node | None:
+        if node.op not in ("log_sum_exp", "sum") or node.args[0].op != "add" or node.value:
+            return None
+        for x, shift in (node.args[0].args, node.args[0].args[::-1]):
+            if shift.level < PAIR == x.level and _reduces(shift):
+                if node.op == "sum":
+                    return total(x, node.args[1]) + shift * total(ONE, node.args[1])
+                whole = make("log_sum_exp", x, node.args[1], value=node.value)
+                return where(whole > LOWEST, whole + shift, LOWEST)
+        return None
+
+    return rewrite(roots, rule)
+
+
 def means(roots: list[Node]) -> list[Node]:
     """The roots with sums of exp(x - log-sum-exp of x) v as means of v under the softmax of x."""
 
@@ -144,6 +161,10 @@ def _largest(x: Node, mask: Node) -> Node:
     other terms of the row may need too. Over no pair: at most the most negative number."""
     slope = _slope(x)
     if slope == 0:
+        # Less a number of the row: what a loss takes out itself is then found to be the largest.
+        for of_pair, of_row in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if of_row.level < PAIR:
+                return _largest(of_pair, mask) + of_row
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
     return rewrite([x], lambda node: extreme if node is S else None)[0]

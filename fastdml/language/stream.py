@@ -61,15 +61,21 @@ class StreamForm:
         self.settled = not any(n.op == "weight" for n in gathered)
 
     @property
-    def compiled(self) -> StreamForm:
-        """The form, which from now on has an `id` in the compiled library.
+    def _asked(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        return (self.printer.text,), (self.name,), True
 
-        Raises:
-            CannotCompile: why it cannot be compiled here.
-        """
-        if self.id < 0:
-            self.id = compile.load((self.printer.text,), (self.name,), stream=True)[0]
-        return self
+    @property
+    def ready(self) -> bool:
+        """Whether it has been compiled on this machine."""
+        return self.id >= 0 or compile.kept(*self._asked)
+
+    def compiled(self) -> str | None:
+        """Gives it its `id` in the compiled library; or why it cannot be compiled here."""
+        try:
+            self.id = compile.load(*self._asked)[0] if self.id < 0 else self.id
+        except compile.CannotCompile as error:
+            return str(error)
+        return None
 
     def members(self, ranges: Ranges, size: int) -> tuple[float, ...]:
         """The functor's members for inputs within `ranges`, in a type of `size` bytes."""

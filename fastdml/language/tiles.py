@@ -38,6 +38,7 @@ from .row import Trace
 
 LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
 _NOTHING = constant(float("-inf"))
+_OWN = make("own")
 _IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": _NOTHING}
 
 
@@ -57,6 +58,8 @@ def _in_base_two(node: Node) -> Node | None:
             return make("softmax_mean", mul(LOG2E, x), mask, v, value="2")
         case "candidates":
             return make("sum", ONE, TRUE)
+        case "columns":
+            return make("sum", ONE, TRUE) + _OWN
     return None
 
 
@@ -160,6 +163,11 @@ class PrintedTiles:
     def tile(self, loss: Any) -> Any:
         return self.functor
 
+    @property
+    def COUNTS_OWN(self) -> bool:
+        """Whether the last parameter is 1 where own copies are left out."""
+        return self.printer.counts_own
+
     def parameters(self, loss: Any) -> tuple[float, ...]:
         return self.printer.parameters(loss.open_arguments)
 
@@ -211,10 +219,13 @@ class Printer:
         self.column_slopes = [
             of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)
         ]
+        self.counts_own = program.reads("columns")
         self.host = self._host(roots)
         self.passes = passes_of(roots)
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
+        if program.several and any(x is not ZERO for x in self.derivatives):
+            raise NoTile("derivatives of several outputs by values of the call or of the row")
         if self.columns and program.reads("teacher"):
             raise NoTile("a teacher beside values of the candidates")
         self.text = self._module()
@@ -228,7 +239,7 @@ class Printer:
 
         def alone(node: Node) -> bool:
             leaves = (n for n in topological([node]) if not n.args)
-            return node.level == CALL and all(n.op != "scalar" for n in leaves)
+            return node.level == CALL and all(n.op not in ("scalar", "own") for n in leaves)
 
         forms = list(roots)
         for nodes in passes_of(list(roots)):
@@ -245,8 +256,11 @@ class Printer:
         made = _Tile()
         for k, node in enumerate(self.host):
             made.names[node] = f"p[{k}]"
+        first = max(1, len(self.host))
+        if self.counts_own:
+            made.names[_OWN] = f"p[{first}]"
         for k in range(max(self.program.inputs("scalar"), default=-1) + 1):
-            made.names[make("scalar", value=k)] = f"p[{max(1, len(self.host)) + k}]"
+            made.names[make("scalar", value=k)] = f"p[{first + self.counts_own + k}]"
         return made
 
     def _module(self) -> str:
@@ -265,7 +279,8 @@ class Printer:
                 if node is not None:
                     known[node] = place
                 place += 1
-        weights = _pair_forms([self.weight, *self.column_slopes])
+        slopes_of_columns = any(x is not ZERO for x in self.column_slopes)
+        weights = _pair_forms([self.weight, *(self.column_slopes if slopes_of_columns else ())])
         several = self.program.several
         states = _states(weights)
         finish = self._reader()
@@ -284,12 +299,14 @@ class Printer:
         if any(len(nodes) > 3 and _costs(nodes) for nodes in self.passes):
             options.append("heavy=True")
         if self.columns:
+            options.append(f"column_values={self.columns}")
+        if slopes_of_columns:
             slopes = self._reader()
             slopes.names |= read
             functions.append(
                 slopes.function("column_slopes", "s, t, positive, state, p", weights[1:])
             )
-            options += [f"column_values={self.columns}", "column_slopes=column_slopes"]
+            options.append("column_slopes=column_slopes")
         if several:
             options.append(f"outputs={len(self.outputs)}")
         for option in ("scalars", "inputs"):

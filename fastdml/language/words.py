@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from . import graph
-from .graph import LOWEST, ONE, Node, lift, make
+from .graph import LOWEST, ONE, PAIR, Node, NotInLanguage, lift, make
 
 V = TypeVar("V", Tensor, Node)
 Value = Any  # a Tensor, a Node or a number; the words keep to one of the former two
 
 __all__ = [
-    "absolute", "amax", "amin", "count", "detach", "equal", "exp", "log", "log_sum_exp", "maximum", "mean",
-    "minimum", "relu", "sigmoid", "softplus", "sqrt", "square", "sum", "where",
+    "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log", "log_sum_exp", "lowest",
+    "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin", "softplus", "sqrt", "square",
+    "sum", "where",
 ]  # fmt: skip
 
 
@@ -35,6 +36,8 @@ def _traced(*xs: Value) -> bool:
 
 def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     if isinstance(x, Node):
+        if x.op == "constant":
+            return graph.constant(on_tensor(_tensor(x.value)).item())
         return make(op, x)
     return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
 
@@ -65,6 +68,11 @@ def count(*, where: Value) -> Any:
 def mean(x: Value, *, where: Value) -> Any:
     """The mean of x over the pairs of `where`; 0 over none."""
     return sum(x, where=where) / maximum(count(where=where), 1.0)
+
+
+def share(x: Value, of: Value) -> Any:
+    """x / of, a sum and the number or the weights of what it sums; of nothing x, which is 0."""
+    return x / where(of > 0, of, 1.0)
 
 
 def amax(x: Value, *, where: Value) -> Any:
@@ -119,6 +127,21 @@ def sqrt(x: Value) -> Any:
         return torch.where(x > 0, safe.sqrt(), torch.zeros_like(x))
 
     return _pointwise("sqrt", root, x)
+
+
+def cos(x: Value) -> Any:
+    """The cosine of a number of the row or of the call."""
+    return _of_row("cos", torch.cos, x)
+
+
+def sin(x: Value) -> Any:
+    return _of_row("sin", torch.sin, x)
+
+
+def _of_row(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
+    if isinstance(x, Node) and x.level == PAIR:
+        raise NotInLanguage(f"{op} of a pair's number: of the row's only")
+    return _pointwise(op, on_tensor, x)
 
 
 def square(x: Value) -> Any:
@@ -193,6 +216,11 @@ def slack(x: Value) -> Any:
 def lowest(like: Value) -> Any:
     """The most negative number of the type of x."""
     return LOWEST if isinstance(like, Node) else torch.finfo(like.dtype).min
+
+
+def rounding(like: Value) -> Any:
+    """8 units in the last place of 1, in the type of x."""
+    return make("slack", ONE) if isinstance(like, Node) else 8 * torch.finfo(like.dtype).eps
 
 
 def _alike(a: Value, b: Value) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from conftest import ROOT
 
+from csrc.build import headers
 from fastdml.engine import library, schedule
 from fastdml.engine.executors.native import Native
 
@@ -26,28 +27,27 @@ def named(header: Path) -> set[str]:
     return set(re.findall(r"^FASTDML_ROW_LOSS\((\w+)", header.read_text(), re.M))
 
 
+HEADERS = headers(ROOT, ROOT / "build" / "emulator" / "printed")
 # Those of the library, which may have been built of some (FASTDML_LOSSES).
-ALL = [
-    h for h in sorted((ROOT / "csrc" / "rows").glob("*.h")) if named(h) & set(library.functors())
-]
+ALL = [h for h in HEADERS if named(h) & set(library.functors())]
 
 
 def build_emulator(
-    folder: Path, headers: Iterable[Path], floats: Iterable[str], flags: Iterable[str]
+    folder: Path, losses: Iterable[Path], floats: Iterable[str], flags: Iterable[str]
 ) -> Path:
     """The emulator as a torch library; compiled again only when a source is newer.
 
-    headers: losses that are in it; floats: those of them that are in float32 too.
+    losses: the headers that are in it; floats: those of them that are in float32 too.
     """
     from torch.utils import cpp_extension
 
     csrc = ROOT / "csrc"
     # The list is part of the file's name: a loss that is removed changes it too.
-    listed = "".join(f'#include "rows/{h.name}"\n' for h in headers)
+    listed = "".join(f'#include "{h}"\n' for h in losses)
     (folder / "losses.inc").write_text(listed)
     digest = hashlib.sha256(listed.encode()).hexdigest()[:12]
     target = folder / f"emulator-{torch.__version__}-{digest}.so"
-    sources = [*csrc.rglob("*.h"), *csrc.rglob("*.cuh"), *HERE.glob("*.h"), HERE / "emulate.cpp"]
+    sources = [*HEADERS, *csrc.rglob("*.h"), *csrc.rglob("*.cuh"), *HERE.glob("*.h"), HERE / "emulate.cpp"]
     newest = max(path.stat().st_mtime for path in sources)
     if not target.exists() or target.stat().st_mtime < newest:
         # As little optimised as is bearable to run: compiling takes most of the time.
@@ -72,7 +72,7 @@ def build_emulator(
 
 def build_once(
     folder: Path,
-    headers: Iterable[Path] = ALL,
+    losses: Iterable[Path] = ALL,
     floats: Iterable[str] = (),
     flags: Iterable[str] = (),
 ) -> Path:
@@ -80,7 +80,7 @@ def build_once(
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return build_emulator(folder, headers, floats, flags)
+        return build_emulator(folder, losses, floats, flags)
 
 
 class Emulated(Native):

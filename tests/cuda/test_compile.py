@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT, needs_compiled
 
-from csrc.build import Cuda, losses, uses_lists
+from csrc.build import Cuda, headers, losses, uses_lists
 
 ROWS = ROOT / "csrc" / "rows"
 needs_nvcc = pytest.mark.skipif(Cuda.find() is None, reason="no CUDA toolkit was found")
@@ -45,13 +45,13 @@ ptxas info    : Used 90 registers, used 1 barriers
     assert line["registers"] == 90 and line["threads_per_multiprocessor"] == 672
 
 
-def test_kept_report_shows_no_spills():
+def test_kept_report_shows_no_spills(tmp_path):
     """The committed table; benchmarks/cuda_resources.py remakes it, and fails where a kernel spills."""
     path = ROOT / "benchmarks" / "results" / "cuda-resources.csv"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     kernels = {(r["functor"], r["type"], r["arch"]) for r in rows}
-    for name, functor, header in losses(ROWS):
+    for name, functor, header in losses(headers(ROOT, tmp_path)):
         text = header.read_text()
         # Those whose arrays are as long as a row always find it sorted.
         kinds = [] if "whole_rows" in text else [""]

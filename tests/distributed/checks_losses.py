@@ -88,7 +88,7 @@ def _shared(
     known = told(ranks, local, 1.0)
     travels = schedule == "ring"
     whole = {k: Travelling(s) if travels else join(s, ranks) for k, s in known.sets.items()}
-    shares = Shares(ranks, [(whole[name], s) for name, s in known.sets.items()])
+    shares = Shares(ranks, [(whole[name], s) for name, s in known.sets.items()], travels)
     alike = {k: spread(v, ranks) for k, v in leaves.items() if k not in local}
     fields = {k: v for k, v in whole.items() if k in leaves}
     fields["teacher"] = [whole[k] for k in sorted(whole) if k.startswith("teacher")]

@@ -68,8 +68,8 @@ def _rank(module: object, rank: int, size: int, folder: Path) -> None:
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
     )
-    results = {"started": ""}
-    slow = []
+    results, slow = {"started": ""}, []
+    file = folder / f"{rank}.json"
     for name, check in module.CHECKS(size).items():
         start = time.perf_counter()
         try:
@@ -78,9 +78,9 @@ def _rank(module: object, rank: int, size: int, folder: Path) -> None:
         except Exception:
             results[name] = traceback.format_exc(limit=-6)
         slow.append((time.perf_counter() - start, name))
+        file.write_text(json.dumps(results))  # the next one may be this process's last
     if rank == 0 and "FASTDML_TIMES" in os.environ:
         print(*(f"{seconds:.2f} {name}" for seconds, name in sorted(slow)[-8:]), sep="\n")
-    (folder / f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 

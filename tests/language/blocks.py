@@ -5,9 +5,11 @@ import torch
 from fastdml.engine.loss import Rows
 
 
-def block(rows=11, columns=23, seed=0, classes=4, single=False, dtype=torch.float64):
+def block(
+    rows=11, columns=23, seed=0, classes=4, single=False, dtype=torch.float64, scalars=2, distances=False
+):
     """A block with unequal classes, a row without positives and one without negatives; every input wants a
-    gradient. single: one positive at most, as proxies have it."""
+    gradient. single: one positive at most, as proxies have it. distances: s above 0."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(*shape):
@@ -21,7 +23,10 @@ def block(rows=11, columns=23, seed=0, classes=4, single=False, dtype=torch.floa
     positive = row[:, None] == owner
     if not single:
         positive[1] = True
-    inputs = (uniform(rows, columns), uniform(2) + 1.5, uniform(rows, 1), uniform(2, columns))
+    s = uniform(rows, columns)
+    if distances:
+        s = s + 1.2
+    inputs = (s, uniform(scalars) + 1.5, uniform(rows, 1), uniform(2, columns))
     s, scalars, values, cols = (x.to(dtype).requires_grad_() for x in inputs)
     return Rows(
         s, positive, ~positive, None, uniform(rows, columns).to(dtype), scalars, values, cols

@@ -1,9 +1,6 @@
-"""Losses of the library described in the language, as their files will hold them: name -> function of the
-row, the library's description, and how the one's keyword arguments come from the other's fields."""
+"""Functions of the row as a user writes them, and the library's described losses."""
 
-import dataclasses
-from collections.abc import Callable
-
+import fastdml.losses  # noqa: F401
 from fastdml.engine.registry import LOSSES
 from fastdml.language import (
     amax,
@@ -17,6 +14,7 @@ from fastdml.language import (
     sum,
     where,
 )  # fmt: skip
+from fastdml.language.described import Described
 
 
 def multi_similarity(p, alpha, beta, base, max_positive, epsilon=None):
@@ -36,11 +34,6 @@ def binomial_deviance(p, alpha, beta, base, max_positive):
     pull = sum(softplus(-alpha * (p.s - base)), where=kept)
     push = sum(softplus(beta * (p.s - base)), where=p.negative)
     return pull / maximum(count(where=kept), 1) + push / maximum(count(where=p.negative), 1)
-
-
-def nt_xent(p, scale):
-    level = log_sum_exp(scale * p.s, where=p.negative)
-    return p.scalar(0) * sum(softplus(level - scale * p.s), where=p.positive)
 
 
 def sup_con(p, scale, pull, push):
@@ -72,76 +65,9 @@ def circle(p, m, gamma):
     return where(kept, softplus(where(kept, both, 0.0)), 0.0)
 
 
-def softmax_cross_entropy(p, scale, margin, smoothing, constant, among=True, biased=False,
-                          smoothed=True):  # fmt: skip
-    z = scale * p.s + p.column(0) if biased else scale * p.s
-    others = count(where=p.negative)
-    valid = (count(where=p.positive) > 0) & (others > 0)
-    target = sum(z, where=p.positive) - scale * margin
-    gap = log_sum_exp(z, where=p.negative) - target
-    loss = softplus(gap) if among else gap
-    if smoothed:
-        spread = sum(z, where=p.negative) / maximum(count(where=p.pair) - 1, 1)
-        loss = loss + smoothing * (target - spread)
-    return where(valid, loss, 0.0) + constant
-
-
-def proxy_anchor(p, alpha, margin):
-    pull = log_sum_exp(-alpha * (p.s - margin), where=p.positive, one=True)
-    push = log_sum_exp(alpha * (p.s + margin), where=p.negative, one=True)
-    return p.scalar(0) * pull + push
-
-
-def siglip(p):
-    u = p.scalar(0) * p.s + p.scalar(1)
-    return sum(softplus(-u), where=p.positive) + sum(softplus(u), where=p.negative)
-
-
-@dataclasses.dataclass(frozen=True)
-class Described:
-    function: Callable
-    arguments: Callable  # of the library's description: (open parameters, bound ones)
-    loss: str
-
-
-def _fields(*names):
-    return lambda d: ({n: getattr(d, n) for n in names}, {})
-
-
-def _multi_similarity(d):
-    opened, bound = _fields("alpha", "beta", "base", "max_positive")(d)
-    return (opened, {}) if d.epsilon is None else ({**opened, "epsilon": d.epsilon}, bound)
-
-
-def _contrastive(d):
-    opened = {"pos_margin": d.pos_margin, "neg_margin": d.neg_margin, "sign": d.sign}
-    active = {f"{k}_active": getattr(d, f"{k}_aggregation") == "active" for k in ("pos", "neg")}
-    return opened, {**active, "squared": d.squared, "relative": d.relative}
-
-
-def _softmax(d):
-    opened = {n: getattr(d, n) for n in ("scale", "margin", "smoothing", "constant")}
-    return opened, {"among": d.among, "biased": d.biased, "smoothed": d.smoothing > 0}
-
-
-DESCRIBED = {
-    d.loss: d
-    for d in (
-        Described(multi_similarity, _multi_similarity, "multi_similarity"),
-        Described(binomial_deviance, _fields("alpha", "beta", "base", "max_positive"), "binomial_deviance"),
-        Described(nt_xent, _fields("scale"), "nt_xent"),
-        Described(sup_con, _fields("scale", "pull", "push"), "sup_con"),
-        Described(contrastive, _contrastive, "contrastive"),
-        Described(circle, _fields("m", "gamma"), "circle"),
-        Described(softmax_cross_entropy, _softmax, "softmax_cross_entropy"),
-        Described(proxy_anchor, _fields("alpha", "margin"), "proxy_anchor"),
-        Described(siglip, lambda d: ({}, {}), "siglip"),
-    )
-}  # fmt: skip
-
-
 def examples():
-    """(name, number, Described, the library's description with its example parameters)"""
-    for name, described in DESCRIBED.items():
-        for k, description in enumerate(LOSSES[name].examples()):
-            yield name, k, described, description
+    """(name, number, description) of the library's described losses with their example parameters."""
+    for name, kind in LOSSES.items():
+        if issubclass(kind, Described):
+            for k, description in enumerate(kind.examples()):
+                yield name, k, description

@@ -1,20 +1,8 @@
-"""Printed functors run beside the library's own, by the operator that both have."""
+"""Functors run on a block of similarities, by the operator that all have."""
 
 import torch
 
-from fastdml.engine import library
 from fastdml.engine.relation import LabelRelation
-from fastdml.language.compile import load
-from fastdml.language.cpp import functor
-from fastdml.language.program import program
-from fastdml.language.row import trace
-
-
-def traced(described, description):
-    opened, bound = described.arguments(description)
-    above = [k for k, v in opened.items() if v > 0]
-    made = trace(described.function, tuple(opened), bound, positive=above)
-    return program(made, len(description.learnable)), tuple(opened.values()) or (0.0,)
 
 
 class Block:
@@ -53,15 +41,3 @@ class Block:
             gradient,
         )  # fmt: skip
         return loss, s, d_scalars, d_values
-
-
-def together(cases):
-    """name-number -> (functor, parameters) of printed functors, compiled as one library."""
-    made = {f"{name}_{k}": traced(described, d) for name, k, described, d in cases}
-    names = tuple(made)
-    ids = load(tuple(functor(made[name][0], name) for name in names), names)
-    return {name: (i, made[name][1]) for name, i in zip(names, ids)}
-
-
-def by_hand(description):
-    return library.functors()[description.name][0], description.members

@@ -53,6 +53,8 @@ def quickly():
 class Given(DescribedLoss):
     """A function whose compiled forms are found elsewhere."""
 
+    learnable = (1.0, 1.0)
+
     def functor(self):
         return self.__dict__["compiled"]
 

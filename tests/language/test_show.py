@@ -40,9 +40,17 @@ def test_one_exponential_a_pair_and_one_multiply_add_an_exponent(capsys):
 
 @pytest.mark.parametrize(
     ("form", "expected"),
-    [("torch", "def spec"), ("cpp", "struct NTXent"), ("triton", "@triton.jit")],
+    [("torch", "def spec"), ("cpp", "struct SmoothAP"), ("triton", "ListLoss(")],
 )
 def test_a_loss_written_by_hand(capsys, form, expected):
+    assert expected in shown(capsys, "smooth_ap", form)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("torch", "def row(self"), ("cpp", "FASTDML_ROW_LOSS(nt_xent, NtXent)"), ("triton", "'nt_xent'")],
+)
+def test_a_described_loss_of_the_library(capsys, form, expected):
     assert expected in shown(capsys, "nt_xent", form)
 
 

@@ -21,7 +21,7 @@ class ColumnSums:
 
     def add(self, s: Tensor, start: int) -> None:
         """Rows [start, start + R). s [R, N]: products, which stay."""
-        functor, _, outputs, gathered = library.functors()[self.before.name]
+        functor, _, outputs, gathered = library.functors()[self.before.functor_name]
         first = self.state is None
         if self.state is None:
             self.state = s.new_empty(gathered, s.shape[1])
@@ -53,5 +53,5 @@ def of(problem: Problem) -> ColumnSums | None:
         return None
     if metric.kind != PRODUCT or metric.raw_anchors:
         return None
-    functor = library.functors().get(before.name)
+    functor = library.functors().get(before.functor_name)
     return ColumnSums(problem, before) if functor is not None and functor[3] > 0 else None

@@ -38,7 +38,7 @@ class Native:
             if problem.device_type != "cpu":
                 return f"its functor was printed for the CPU, not for {problem.device_type}"
             return own if isinstance(own, str) else None
-        if not registered(problem.loss) or problem.loss.name not in library.functors():
+        if not registered(problem.loss) or problem.loss.functor_name not in library.functors():
             return f"no compiled functor is called {problem.loss.name!r}"
         return None
 
@@ -82,7 +82,7 @@ class Native:
         if problem.device_type != "cuda":
             return 0
         size = torch.finfo(problem.statistic).bits // 8
-        return library.cuda_sort_bytes(problem.loss.name, problem.loss.members, size)
+        return library.cuda_sort_bytes(problem.loss.functor_name, problem.loss.members, size)
 
     def __call__(
         self,

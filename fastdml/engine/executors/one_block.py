@@ -26,7 +26,7 @@ _FRESH = 1 << 12
 def functor_of(loss: RowLoss) -> int:
     """The id of the compiled functor of a description that has one."""
     own = loss.functor()
-    return own if isinstance(own, int) else library.functors()[loss.name][0]
+    return own if isinstance(own, int) else library.functors()[loss.functor_name][0]
 
 
 def takes(problem: Problem) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import schedule
 from ..loss import RowLoss
 from ..problem import Problem
+from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
 from ..similarity import DISTANCE, PRODUCT, Metric
 from ..workspace import block_limit, buffer, rows_within
@@ -52,12 +53,17 @@ class Symmetric:
         found = _streamed(problem)
         if found is None:
             return f"{problem.loss.name!r} has no streamed form"
-        return found if isinstance(found, str) else None
+        return found if isinstance(found, str) else found[0].compiled()  # type: ignore[no-any-return]
 
     def prefers(self, problem: Problem) -> bool:
         """Whether this can run the problem and is expected to cost less than the compiled rows: a sweep
         for statistics multiplies again, which small batches feel."""
-        if problem.relation.rows <= _SMALL or self.refuses(problem) is not None:
+        if problem.relation.rows <= _SMALL or problem.device_type != "cpu" or not problem.one_set:
+            return False
+        found = _streamed(problem)
+        if not isinstance(found, tuple) or (registered(problem.loss) and not found[0].ready):
+            return False  # nobody waits for a compiler who has not asked for it
+        if self.refuses(problem) is not None:
             return False
         if isinstance(problem.relation, TupleRelation):  # rows read no more than is listed
             return Native().refuses(problem) is not None

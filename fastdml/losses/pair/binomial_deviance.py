@@ -5,29 +5,27 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, mean, share, softplus, sum
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, masked_sum, share, softplus
+from ..terms import duplicate_ceiling
 
 __all__ = ["BinomialDevianceLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class BinomialDeviance(RowLoss):
+class BinomialDeviance(Described):
     """SPEC 2.11."""
 
     name = "binomial_deviance"
     graded = True
 
-    alpha: float = 2.0
-    beta: float = 25.0
+    alpha: Positive = 2.0
+    beta: Positive = 25.0
     base: float = 0.5
     max_positive: float = float("inf")
 
@@ -41,18 +39,10 @@ class BinomialDeviance(RowLoss):
         return [cls(), cls(3.0, 10.0, 0.2, 0.97)]
 
     def row(self, p: Row) -> Any:
-        pull = of.softplus(-self.alpha * (p.s - self.base))
-        push = of.softplus(self.beta * (p.s - self.base))
         kept = p.positive & (p.s < self.max_positive)
-        return of.mean(pull, where=kept) + of.mean(push, where=p.negative)
-
-    def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
-        positive = rows.positive & (s < self.max_positive)
-        grades = rows.grades * positive
-        pull = share((softplus(-self.alpha * (s - self.base)) * grades).sum(1), grades.sum(1))
-        push = masked_sum(softplus(self.beta * (s - self.base)), rows.negative)
-        return pull + push / rows.negative.sum(1).clamp(min=1)
+        pull = sum(p.grade * softplus(-self.alpha * (p.s - self.base)), where=kept)
+        pull = share(pull, sum(p.grade, where=kept))
+        return pull + mean(softplus(self.beta * (p.s - self.base)), where=p.negative)
 
 
 class BinomialDevianceLoss(SampleLoss):

@@ -6,24 +6,22 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, count, detach, log_sum_exp, relu, softplus, where
+from ...language.described import Described, Positive
 from ...mining.batch import Batch
 from ..base import SampleLoss
-from ..terms import log_sum_exp, softplus
+from ..terms import softplus as softplus_of
 
 __all__ = ["CircleLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Circle(RowLoss):
+class Circle(Described):
     """SPEC 3.6, every row by itself. The pairs' own weights carry no gradient."""
 
     name = "circle"
@@ -31,36 +29,23 @@ class Circle(RowLoss):
     detaches = True
 
     m: float = 0.4
-    gamma: float = 80.0
+    gamma: Positive = 80.0
 
     def __post_init__(self) -> None:
         check.finite(self.m, "m")
         check.positive(self.gamma, "gamma")
 
-    def logits(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """[R] logs of the sums over positives and over negatives."""
-        s, m = rows.s, self.m
-        fixed = s.detach()
-        z_p = -self.gamma * (1 + m - fixed).relu() * (s - (1 - m))
-        z_n = self.gamma * (fixed + m).relu() * (s - m)
-        return log_sum_exp(z_p, rows.positive), log_sum_exp(z_n, rows.negative)
-
-    def _sums(self, p: Row) -> tuple[Any, Any]:
-        m, fixed = self.m, of.detach(p.s)
-        z_p = -self.gamma * of.relu(1 + m - fixed) * (p.s - (1 - m))
-        z_n = self.gamma * of.relu(fixed + m) * (p.s - m)
-        return of.log_sum_exp(z_p, where=p.positive), of.log_sum_exp(z_n, where=p.negative)
+    def logits(self, p: Row) -> tuple[Any, Any]:
+        """Logs of the sums over positives and over negatives."""
+        fixed = detach(p.s)
+        z_p = -self.gamma * relu(1 + self.m - fixed) * (p.s - (1 - self.m))
+        z_n = self.gamma * relu(fixed + self.m) * (p.s - self.m)
+        return log_sum_exp(z_p, where=p.positive), log_sum_exp(z_n, where=p.negative)
 
     def row(self, p: Row) -> Any:
-        pull, push = self._sums(p)
-        kept = (of.count(where=p.positive) > 0) & (of.count(where=p.negative) > 0)
-        return of.where(kept, of.softplus(of.where(kept, pull + push, 0.0)), 0.0)
-
-    def spec(self, rows: Rows) -> Tensor:
-        pull, push = self.logits(rows)
-        kept = rows.positive.any(1) & rows.negative.any(1)
-        total = torch.where(kept, pull + push, torch.zeros_like(pull))
-        return torch.where(kept, softplus(total), torch.zeros_like(total))
+        pull, push = self.logits(p)
+        kept = (count(where=p.positive) > 0) & (count(where=p.negative) > 0)
+        return where(kept, softplus(where(kept, pull + push, 0.0)), 0.0)
 
 
 @register
@@ -71,25 +56,20 @@ class CircleGlobal(Circle):
     name = "circle_global"
     provenance = "unofficial port"
     outputs = 2
+    unread = ("unordered",)
 
     m: float = 0.25
-    gamma: float = 256.0
+    gamma: Positive = 256.0
     unordered: bool = True
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.m, self.gamma)
-
     def row(self, p: Row) -> Any:
-        return self._sums(p)
-
-    def spec(self, rows: Rows) -> Tensor:
-        return torch.stack(self.logits(rows), dim=1)
+        return self.logits(p)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         total = outputs.double().logsumexp(0).sum()
         if self.unordered:
             total = total - 2 * math.log(2)
-        return softplus(total).to(outputs.dtype)
+        return softplus_of(total).to(outputs.dtype)
 
 
 def _describe(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.lazy import lazy
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, relu, sum
+from ...language.described import Described
 from ..base import SampleLoss
-from ..terms import masked_sum, share
+from ..terms import share
 
 __all__ = ["CalibrationLoss", "ContrastiveLoss"]
 
@@ -21,7 +23,7 @@ AGGREGATIONS = ("active", "pairs", "rows", "batch")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Contrastive(RowLoss):
+class Contrastive(Described):
     """Sums of the positive and the negative hinge, and how many terms each is divided by.
 
     pos_aggregation, neg_aggregation: what a sum is divided by: its number of terms above 0 ("active"),
@@ -32,8 +34,11 @@ class Contrastive(RowLoss):
     name = "contrastive"
     provenance = "pytorch-metric-learning"
     outputs = 4
-    graded = True
     additive = True
+    graded = True
+    derived = ("sign", "floor_p", "floor_n")
+    unread = ("pos_aggregation", "neg_aggregation", "pos_weight", "neg_weight")
+    numbers = ("squared",)
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0
@@ -59,10 +64,6 @@ class Contrastive(RowLoss):
         ]
 
     @property
-    def sign(self) -> float:
-        return -self.metric.sign
-
-    @property
     def symmetric(self) -> bool:  # type: ignore[override]
         """Unless a row weighs its terms: by its own number of them, or by its own unit."""
         return not self.relative and "rows" not in (self.pos_aggregation, self.neg_aggregation)
@@ -72,34 +73,26 @@ class Contrastive(RowLoss):
         """Whether both sums are divided by their numbers of terms above 0."""
         return self.pos_aggregation == self.neg_aggregation == "active"
 
-    def parameters(self) -> tuple[float, ...]:
-        flags = (
-            self.pos_aggregation == "active",
-            self.neg_aggregation == "active",
-            self.squared,
-            self.relative,
-        )
-        return (self.pos_margin, self.neg_margin, self.sign, *map(float, flags))
+    @lazy
+    def floor_p(self) -> float:
+        """What a positive's term is above if it is counted."""
+        return 0.0 if self.pos_aggregation == "active" else -float("inf")
 
-    def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
-        if self.relative:
-            assert rows.row_values is not None
-            s = s * rows.row_values[:, :1]
+    @lazy
+    def floor_n(self) -> float:
+        return 0.0 if self.neg_aggregation == "active" else -float("inf")
+
+    def row(self, p: Row) -> Any:
+        s = p.s * p.row_value(0) if self.relative else p.s
         sums, counts = [], []
-        for term, mask, aggregation in (
-            (self.sign * (s - self.pos_margin), rows.positive, self.pos_aggregation),
-            (self.sign * (self.neg_margin - s), rows.negative, self.neg_aggregation),
+        for term, mask, floor, grade in (
+            (self.sign * (self.pos_margin - s), p.positive, self.floor_p, p.grade),
+            (self.sign * (s - self.neg_margin), p.negative, self.floor_n, 1.0),
         ):
-            cost = term.relu()
-            cost = cost.square() if self.squared else cost
-            counted = mask & (term > 0) if aggregation == "active" else mask
-            one = counted.to(s.dtype)
-            if mask is rows.positive and rows.weight is not None:
-                cost, one = cost * rows.grades, one * rows.grades
-            sums.append(masked_sum(cost, mask))
-            counts.append(one.sum(1))
-        return torch.stack(sums + counts, dim=1)
+            cost = relu(term)
+            sums.append(sum(grade * cost * (1 - self.squared + self.squared * cost), where=mask))
+            counts.append(sum(grade, where=mask & (term > floor)))
+        return (*sums, *counts)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, amax, amin, log, log_sum_exp
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one, log_weighted
+from ..terms import duplicate_ceiling
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -22,15 +20,15 @@ _INF = float("inf")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class MultiSimilarity(RowLoss):
+class MultiSimilarity(Described):
     """SPEC 2.11. `epsilon` None: every pair counts; else pairs are mined within it."""
 
     name = "multi_similarity"
     provenance = "released code"
     graded = True
 
-    alpha: float = 2.0
-    beta: float = 50.0
+    alpha: Positive = 2.0
+    beta: Positive = 50.0
     base: float = 0.5
     epsilon: float | None = None
     max_positive: float = _INF
@@ -46,35 +44,18 @@ class MultiSimilarity(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(epsilon=0.1), cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5)]
 
-    def parameters(self) -> tuple[float, ...]:
-        mined = self.epsilon is not None
-        epsilon = self.epsilon if self.epsilon is not None else 0.0
-        return (self.alpha, self.beta, self.base, epsilon, float(mined), self.max_positive)
-
     def row(self, p: Row) -> Any:
         positive, negative = p.positive & (p.s < self.max_positive), p.negative
         if self.epsilon is not None:
-            hardest_positive = of.amin(p.s, where=positive)
-            hardest_negative = of.amax(p.s, where=negative)
+            hardest_positive = amin(p.s, where=positive)
+            hardest_negative = amax(p.s, where=negative)
             positive = positive & (p.s < hardest_negative + self.epsilon)
             negative = negative & (p.s > hardest_positive - self.epsilon)
-        pull = of.log_sum_exp(-self.alpha * (p.s - self.base), where=positive, one=True)
-        push = of.log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
-        return pull / self.alpha + push / self.beta
-
-    def spec(self, rows: Rows) -> Tensor:
-        s = rows.s
-        positive, negative = rows.positive & (s < self.max_positive), rows.negative
-        if self.epsilon is not None:
-            hardest_positive = s.masked_fill(~positive, _INF).amin(1, keepdim=True)
-            hardest_negative = s.masked_fill(~negative, -_INF).amax(1, keepdim=True)
-            positive = positive & (s < hardest_negative + self.epsilon)
-            negative = negative & (s > hardest_positive - self.epsilon)
-        return (
-            log_sum_exp_with_one(log_weighted(-self.alpha * (s - self.base), rows.weight), positive)
-            / self.alpha
-            + log_sum_exp_with_one(self.beta * (s - self.base), negative) / self.beta
+        pull = log_sum_exp(
+            log(p.grade) - self.alpha * (p.s - self.base), where=positive, one=True
         )
+        push = log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
+        return pull / self.alpha + push / self.beta
 
 
 class MultiSimilarityLoss(SampleLoss):

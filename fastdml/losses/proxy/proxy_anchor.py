@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, log_sum_exp
+from ...language.described import Described, Positive
 from ...mining.sample_weights import sample_weights
-from ..terms import log_sum_exp_with_one
 from .proxies import ProxyLoss
 
 __all__ = ["ProxyAnchorLoss"]
@@ -23,14 +21,14 @@ __all__ = ["ProxyAnchorLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ProxyAnchor(RowLoss):
+class ProxyAnchor(Described):
     """SPEC 1.1. Rows are proxies; the mean over rows is the published normaliser."""
 
     name = "proxy_anchor"
     provenance = "released code"
     rows = "proxies"
 
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     margin: float = 0.1
 
     def __post_init__(self) -> None:
@@ -44,15 +42,9 @@ class ProxyAnchor(RowLoss):
         return (relation.rows / present.double().clamp(min=1)).reshape(1)
 
     def row(self, p: Row) -> Any:
-        pull = of.log_sum_exp(-self.alpha * (p.s - self.margin), where=p.positive, one=True)
-        push = of.log_sum_exp(self.alpha * (p.s + self.margin), where=p.negative, one=True)
+        pull = log_sum_exp(-self.alpha * (p.s - self.margin), where=p.positive, one=True)
+        push = log_sum_exp(self.alpha * (p.s + self.margin), where=p.negative, one=True)
         return p.scalar(0) * pull + push
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        pull = log_sum_exp_with_one(-self.alpha * (rows.s - self.margin), rows.positive)
-        push = log_sum_exp_with_one(self.alpha * (rows.s + self.margin), rows.negative)
-        return rows.scalars[0] * pull + push
 
 
 @register
@@ -68,16 +60,8 @@ class WeightedProxyAnchor(ProxyAnchor):
     def row(self, p: Row) -> Any:
         pull = p.column(0) - self.alpha * (p.s - self.margin)
         push = p.column(0) + self.alpha * (p.s + self.margin)
-        return p.scalar(0) * of.log_sum_exp(pull, where=p.positive, one=True) + of.log_sum_exp(
+        return p.scalar(0) * log_sum_exp(pull, where=p.positive, one=True) + log_sum_exp(
             push, where=p.negative, one=True
-        )
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None and rows.col_values is not None
-        pull = rows.col_values[0] - self.alpha * (rows.s - self.margin)
-        push = rows.col_values[0] + self.alpha * (rows.s + self.margin)
-        return rows.scalars[0] * log_sum_exp_with_one(pull, rows.positive) + log_sum_exp_with_one(
-            push, rows.negative
         )
 
 

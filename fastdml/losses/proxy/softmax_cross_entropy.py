@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, count, log_sum_exp, maximum, softplus, sum, where
+from ...language.described import Described
 from ..representation import learnt
-from ..rows import cross_entropy_of
-from ..terms import cross_entropy
 from .proxies import ProxyLoss
 
 __all__ = ["SmoothedCrossEntropyLoss"]
@@ -28,7 +26,7 @@ def check_smoothing(value: float) -> float:
 
 @register
 @dataclasses.dataclass(frozen=True)
-class SoftmaxCrossEntropy(RowLoss):
+class SoftmaxCrossEntropy(Described):
     """SPEC 2.6, 2.8, 2.16. Rows are samples; logits are scale * s plus the column's bias.
 
     The target's logit is scale * (s - margin); `smoothing` of its probability is spread evenly over the
@@ -40,6 +38,7 @@ class SoftmaxCrossEntropy(RowLoss):
     provenance = "released code"
     columns = "proxies"
     column_bias = True
+    numbers = ("among",)
 
     scale: float = 1.0
     margin: float = 0.0
@@ -68,17 +67,13 @@ class SoftmaxCrossEntropy(RowLoss):
 
     def row(self, p: Row) -> Any:
         z = self.scale * p.s + p.column(0) if self.biased else self.scale * p.s
-        target = of.sum(z, where=p.positive) - self.scale * self.margin
-        return cross_entropy_of(p, z, target, self.smoothing, self.among) + self.constant
-
-    def spec(self, rows: Rows) -> Tensor:
-        z = self.scale * rows.s
-        if self.biased:
-            assert rows.col_values is not None
-            z = z + rows.col_values[0]
-        target = (z * rows.positive).sum(1) - self.scale * self.margin
-        loss = cross_entropy(z, target, rows.positive, self.smoothing, self.among)
-        return loss + self.constant
+        others = count(where=p.negative)
+        valid = (count(where=p.positive) > 0) & (others > 0)
+        target = sum(z, where=p.positive) - self.scale * self.margin
+        gap = log_sum_exp(z, where=p.negative) - target
+        loss = where(self.among > 0, softplus(gap), gap)
+        spread = sum(z, where=p.negative) / maximum(others, 1)
+        return where(valid, loss + self.smoothing * (target - spread), 0.0) + self.constant
 
 
 class SmoothedCrossEntropyLoss(ProxyLoss):
@@ -154,7 +149,9 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
                 f"bias: expected shape [{classes}], one number per row of proxies, "
                 f"got {tuple(bias.shape)}"
             )
-        description = _describe(classes, self.smoothing, bias is not None, self.similarity)
+        # Of its own proxies a loss may have some only, and knows how many there are.
+        all_classes = self.num_classes if own else classes
+        description = _describe(all_classes, self.smoothing, bias is not None, self.similarity)
         columns = None if bias is None else bias[None]
         return [call.replace(loss=description, col_values=columns), *parts[1:]]
 

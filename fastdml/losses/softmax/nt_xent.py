@@ -8,50 +8,37 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, log_sum_exp, softplus, sum
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import log_sum_exp, masked_sum, rows_per, softplus
+from ..terms import rows_per
 
 __all__ = ["NTXentLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class NTXent(RowLoss):
+class NTXent(Described):
     """Sum over a row's positives, times rows / positive pairs: the mean over rows is that over pairs."""
 
     name = "nt_xent"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
 
-    temperature: float = 0.07
+    temperature: Positive = 0.07
 
     def __post_init__(self) -> None:
         check.positive(self.temperature, "temperature")
-
-    @property
-    def scale(self) -> float:
-        return self.metric.sign / self.temperature
-
-    def parameters(self) -> tuple[float, ...]:
-        return (self.scale,)
 
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives)
 
     def row(self, p: Row) -> Any:
-        z = self.scale * p.s
-        level = of.log_sum_exp(z, where=p.negative)
-        return p.scalar(0) * of.sum(of.softplus(level - z), where=p.positive)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        z = self.scale * rows.s
-        level = log_sum_exp(z, rows.negative)[:, None]
+        z = self.sign / self.temperature * p.s
         # Without negatives the gap is hugely negative, and its softplus 0.
-        return rows.scalars[0] * masked_sum(softplus(level - z), rows.positive)
+        level = log_sum_exp(z, where=p.negative)
+        return p.scalar(0) * sum(softplus(level - z), where=p.positive)
 
 
 class NTXentLoss(SampleLoss):

@@ -145,9 +145,9 @@ def _level(z: Tensor, log_weights: Tensor | None, kept: Tensor) -> Tensor:
 class Pairs:
     """Queries, documents, and what tells negatives from pairs; `calls` reads it from both sides.
 
-    queries, documents: [B, D], [N, D]; the very same tensor: one set. where: the rows' documents. ids:
-    int64 [N] of the documents. guide, ref_guide: [B, E], [N, E] of the guide. mask: a function of indices of
-    queries and documents. log_weights: [N] of the documents, or None.
+    queries, documents: [B, D], [N, D]. where: the rows' documents. ids: int64 [N] of the documents. guide,
+    ref_guide: [B, E], [N, E] of the guide. mask: a function of indices of queries and documents. log_weights:
+    [N] of the documents, or None. one_set: they are the same samples, of which each is not its own document.
     """
 
     queries: Tensor
@@ -158,6 +158,7 @@ class Pairs:
     ref_guide: Tensor | None = None
     mask: Mask | None = None
     log_weights: Tensor | None = None
+    one_set: bool = False
 
     @staticmethod
     def checked(
@@ -251,10 +252,6 @@ class Pairs:
             self.mask = _Within(self.mask, count)
 
     @property
-    def one_set(self) -> bool:
-        return self.documents is self.queries
-
-    @property
     def masked(self) -> bool:
         return self.mask is not None
 
@@ -282,7 +279,7 @@ class Pairs:
     def of_queries(self) -> Pairs:
         """The queries against each other; their ids are those of their documents."""
         ids = None if self.ids is None else self.own(self.ids)
-        return Pairs(self.queries, self.queries, 0, ids, self.guide, self.guide)
+        return Pairs(self.queries, self.queries, 0, ids, self.guide, self.guide, one_set=True)
 
     def predicate(self) -> Predicate:
         """The relation where a function says what is no negative."""

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import Row, softplus, sum
+from ...language.described import Described
 from ..base import total
 from ..representation import learnt
 from .paired import PairedLoss, as_scalars, check_sets
@@ -23,25 +23,19 @@ __all__ = ["SigLIPLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class SigLIP(RowLoss):
+class SigLIP(Described):
     """SPEC 3.7. Learnable scalars: scale and bias."""
 
     name = "siglip"
     provenance = "released code"
     learnable = (10.0, -10.0)
-    symmetric = True
     graded = True
     additive = True
 
-    def parameters(self) -> tuple[float, ...]:
-        return (0.0,)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        u = rows.scalars[0] * rows.s + rows.scalars[1]
-        # Not softplus, which torch cuts off: beyond 20 it is wrong by 1e-9.
-        terms = F.logsigmoid(u) * rows.grades + F.logsigmoid(-u) * rows.negative
-        return -terms.sum(1)
+    def row(self, p: Row) -> Any:
+        u = p.scalar(0) * p.s + p.scalar(1)
+        pull = sum(p.grade * softplus(-u), where=p.positive)
+        return pull + sum(softplus(u), where=p.negative)
 
 
 class SigLIPLoss(PairedLoss):

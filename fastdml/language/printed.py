@@ -1,0 +1,37 @@
+"""The library's own losses that are functions of the row language, as text: what its build compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..engine.registry import LOSSES
+from . import cpp
+from .described import Described, Forms
+from .program import Program
+
+
+def forms() -> Iterator[tuple[type[Described], Forms]]:
+    """Every form that the examples of a described loss have, of its defaults first."""
+    for kind in LOSSES.values():
+        if not issubclass(kind, Described):
+            continue
+        found = {one.forms.name: one.forms for one in (kind(), *kind.examples())}  # type: ignore[attr-defined]
+        for one in found.values():
+            yield kind, one
+
+
+def headers() -> dict[str, str]:
+    """Stem -> text of a header as in csrc/rows. Losses that print the same share one functor."""
+    same: dict[tuple[str, str], list[str]] = {}
+    programs: dict[str, Program] = {}
+    for kind, one in forms():
+        if isinstance(one.program, str):
+            raise TypeError(f"{kind.__name__}.row: {one.program}")
+        programs[one.name] = one.program
+        alike = cpp.functor(one.program, "same")
+        stem, first = next(((s, t) for s, t in same if t == alike), (kind.name, alike))
+        same.setdefault((stem, first), []).append(one.name)
+    found: dict[str, str] = {}
+    for (stem, _), (first, *others) in same.items():
+        found[stem] = found.get(stem, "") + cpp.functor(programs[first], first, others)
+    return found

@@ -1,0 +1,118 @@
+"""Matryoshka: a loss of the leading dimensions of embeddings, of several widths at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..engine import check, prefixes
+from ..engine.call import Call
+from ..losses.base import total, weighted
+
+# Arguments of losses that are embeddings of the one space.
+_EMBEDDINGS = ("embeddings", "ref_emb", "hard_negatives", "proxies")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Widths:
+    """One call of a loss, of embeddings of several widths, widest last; its value is their weighted sum."""
+
+    calls: tuple[Call, ...]
+    weights: tuple[float, ...]
+
+    def map(self, transform: Callable[[Call], Call]) -> Widths:
+        """The calls transformed, and those that come before them."""
+        return dataclasses.replace(self, calls=tuple(c.map(transform) for c in self.calls))
+
+    def evaluate(self) -> Tensor:
+        return prefixes.total(self.calls, self.weights)
+
+
+class MatryoshkaLoss(nn.Module):
+    """A loss of embeddings cut to several widths, each normalised anew, weighted and added up.
+
+    *Matryoshka Representation Learning*, Kusupati et al., NeurIPS 2022 (arXiv 2205.13147), equation 1: the
+    sum over widths m of c_m L(x[:, :m]). The products of a width are those of the width before and of the
+    dimensions between: all widths together take the products of the widest (docs/two-towers.md: where).
+
+    Args:
+        loss: a loss of embeddings, of this library: of samples, with proxies (whose first dimensions are
+            taken), of two towers, or a wrapper of one that has `parts`.
+        dims: the widths, ascending, of any sizes, each at least 1; embeddings may have more dimensions.
+        weights: one number for each; None: 1 for all, as in the paper.
+
+    Called as its loss is.
+
+    Raises:
+        ValueError: naming the argument and what was expected of it.
+    """
+
+    def __init__(
+        self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(loss, "parts", None)):
+            raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+        self.loss = loss
+        self.dims = tuple(check.count(d, "dims") for d in dims)
+        if not self.dims or any(a >= b for a, b in zip(self.dims, self.dims[1:])):
+            raise ValueError(f"dims: expected ascending widths, got {list(dims)}")
+        found = [1.0] * len(self.dims) if weights is None else list(weights)
+        if len(found) != len(self.dims):
+            raise ValueError(f"weights: expected {len(self.dims)} numbers, got {len(found)}")
+        self.weights = tuple(check.finite(w, "weights") for w in found)
+        methods = (loss.forward, getattr(loss, "calls", loss.forward))
+        told = [inspect.signature(method).parameters for method in methods]
+        # The one that spells out the batch has its places; proxies are an argument of `calls`.
+        batch = next((t for t in told if "embeddings" in t), told[0]).values()
+        self._places = {
+            p.name: None if p.default is p.empty else p.default
+            for p in batch
+            if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        }
+        self._proxies = any("proxies" in t for t in told)
+
+    def forward(self, *batch: Any, **more: Any) -> Tensor:
+        return total(self.parts(*batch, **more))
+
+    def parts(self, *batch: Any, **more: Any) -> list[Any]:
+        """The parts of the loss, each of all widths."""
+        given = self._places | dict(zip(self._places, batch, strict=False)) | more
+        if self._proxies:
+            given.setdefault("proxies", getattr(self.loss, "all_proxies", None))
+        whole = given.get("embeddings")
+        check.embeddings(whole, "embeddings")  # type: ignore[arg-type]
+        if whole.shape[1] < self.dims[-1]:  # type: ignore[union-attr]
+            raise ValueError(
+                f"embeddings: expected at least {self.dims[-1]} dimensions, got {whole.shape[1]}"  # type: ignore[union-attr]
+            )
+        each = [self._of_width(given, width) for width in self.dims]
+        found: list[Any] = []
+        for group in zip(*each, strict=True):
+            if all(isinstance(part, Call) for part in group):
+                found.append(Widths(group, self.weights))
+            else:
+                found += [weighted(p, w) for p, w in zip(group, self.weights, strict=True)]
+        return found
+
+    def _of_width(self, given: dict[str, Any], width: int) -> list[Any]:
+        found = _cut(given, width)
+        places = [found.pop(name) for name in self._places]
+        return self.loss.parts(*places, **found)  # type: ignore[no-any-return,operator]
+
+    def extra_repr(self) -> str:
+        return f"dims={list(self.dims)}, weights={list(self.weights)}"
+
+
+def _cut(given: dict[str, Any], width: int) -> dict[str, Any]:
+    """The arguments with embeddings of their first dimensions; what was one tensor stays one."""
+    views: dict[int, Tensor] = {}
+
+    def cut(x: Tensor) -> Tensor:
+        return views.setdefault(id(x), x[..., :width])
+
+    return {k: cut(v) if k in _EMBEDDINGS and isinstance(v, Tensor) else v for k, v in given.items()}

@@ -1,0 +1,148 @@
+"""Proxies of which every rank has some against one process with all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from checks_losses import close, own, shards
+from conftest import CASES
+
+from fastdml import losses
+from fastdml.distributed import shard
+from fastdml.distributed.ranks import Ranks
+
+CLASSES, DIM = 11, 19
+MADE: dict[str, Callable[[int], losses.ArcFaceLoss]] = {
+    "arc face": lambda n: losses.ArcFaceLoss(n, DIM, scale=20),
+    "cos face": lambda n: losses.CosFaceLoss(n, DIM, scale=20, reduction="sum"),
+    "sphere face": lambda n: losses.SphereFaceLoss(n, DIM),
+    "normalised softmax": lambda n: losses.NormalizedSoftmaxLoss(
+        n, DIM, weight_regularizer=lambda w: w.square().sum(), embedding_regularizer=lambda x: x.abs().mean()
+    ),
+    "proxy nca": lambda n: losses.ProxyNCALoss(n, DIM, positive_in_denominator=False, smoothing=0.1),
+    "cross-entropy": lambda n: losses.SmoothedCrossEntropyLoss(n, DIM),
+    "losses of rows": lambda n: losses.ArcFaceLoss(n, DIM, reduction="none"),
+    "proxy anchor": lambda n: losses.ProxyAnchorLoss(n, DIM),
+    "several proxies": lambda n: losses.MultiProxyAnchorLoss(n, DIM, proxies_per_class=3),
+}  # fmt: skip
+
+
+def _state(alone: torch.nn.Module) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(4)
+    return {
+        k: torch.randn(v.shape, generator=g, dtype=torch.float64) for k, v in alone.state_dict().items()
+    }
+
+
+def check_loss(name: str, sample: float = 1.0) -> None:
+    case, size = CASES["ragged"](), dist.get_world_size()
+    labels = case.y.unique(return_inverse=True)[1] * 3 % CLASSES
+    alone = MADE[name](CLASSES).double()
+    alone.load_state_dict(_state(alone))
+    loss = shard(MADE[name], CLASSES, sample=sample).double()
+    loss.load_full_state_dict({f"loss.{k}": v for k, v in _state(alone).items()} | {"step": loss.step})
+    counts = shards(len(case.x), size, False)
+    leaf, x = case.x.clone().requires_grad_(), own(case.x, counts).clone().requires_grad_()
+    weight = torch.arange(1.0, len(leaf) + 1).double()
+    result = loss(x, own(labels, counts))
+    if sample < 1:
+        _check_sampled(loss, alone, leaf, labels, result)
+        return
+    value = alone(leaf, labels)
+    close(result, own(value, counts) if value.dim() else value, "value")
+    (value * weight if value.dim() else value).sum().backward()
+    (result * own(weight, counts) if value.dim() else result).sum().backward()
+    close(x.grad, own(leaf.grad, counts) * size, "embeddings")
+    for key, p in alone.named_parameters():
+        dim = loss._dimension(f"loss.{key}")
+        each = p.shape[dim] // CLASSES
+        mine = p.grad.narrow(dim, loss.classes.start * each, len(loss.classes) * each)
+        close(dict(loss.loss.named_parameters())[key].grad, mine, key)
+    for key, x in loss.full_state_dict().items():
+        if key != "step":
+            assert torch.equal(x, _state(alone)[key.removeprefix("loss.")]), key
+
+
+def _check_sampled(loss, alone, leaf, labels, result) -> None:
+    """Of the classes that were drawn, which are the same on any number of ranks."""
+    every = torch.arange(CLASSES)
+    loss.step -= 1
+    kept = loss._drawn(every, labels)
+    assert (kept.tolist(), int(loss.step)) == (SAMPLED, 0)
+    assert set(labels.tolist()) < set(SAMPLED)
+    place = torch.full((CLASSES,), -1)
+    place[kept] = torch.arange(len(kept))
+    from fastdml import functional
+
+    value = functional.arc_face(leaf, place[labels], alone.W.t()[kept], scale=20)
+    close(result, value, "value")
+
+
+# Of 11 classes of which all but 2, 5, 8 and 10 have samples; seed 0, step 0, a share of 0.2.
+SAMPLED = [0, 1, 2, 3, 4, 6, 7, 9]
+
+
+def resumes() -> None:
+    """A checkpoint of all proxies goes on bit for bit, the draws of classes too."""
+    case = CASES["ragged"]()
+    labels = case.y.unique(return_inverse=True)[1] * 3 % CLASSES
+    counts = shards(len(case.x), dist.get_world_size(), False)
+    x, y = own(case.x, counts), own(labels, counts)
+
+    def made() -> torch.nn.Module:
+        torch.manual_seed(6)
+        return shard(MADE["cos face"], CLASSES, sample=0.3, seed=5).double()
+
+    def steps(loss: torch.nn.Module, count: int) -> list[float]:
+        optimizer = torch.optim.SGD(loss.parameters(), 0.1)
+        found = []
+        for _ in range(count):
+            optimizer.zero_grad()
+            value = loss(x.clone().requires_grad_(), y)
+            value.backward()
+            optimizer.step()
+            found.append(value.item())
+        return found
+
+    first, second = made(), made()
+    whole = steps(first, 4)
+    before = steps(second, 2)
+    state = {k: v.clone() for k, v in second.full_state_dict().items()}
+    third = made()
+    third.load_full_state_dict(state)
+    assert before + steps(third, 2) == whole
+    for (key, a), b in zip(first.full_state_dict().items(), third.full_state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def refused() -> None:
+    for make, words in (
+        (lambda n: losses.SubCenterArcFaceLoss(n, DIM), "several proxies of a class"),
+        (lambda n: losses.SoftTripleLoss(n, DIM), "soft_triple"),
+        (lambda n: losses.ArcFaceLoss(n + 1, DIM), "expected a loss over"),
+    ):
+        try:
+            shard(make, CLASSES)
+        except ValueError as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+    if Ranks().size > 1:
+        loss = shard(lambda n: losses.LargeMarginSoftmaxLoss(n, DIM), CLASSES)
+        try:
+            loss(torch.randn(3, DIM, requires_grad=True), torch.tensor([0, 1, 5]))
+        except ValueError as error:
+            assert "the proxy of every row" in str(error), error
+        else:
+            raise AssertionError("a loss that reads the proxy of every row")
+
+
+def CHECKS(size: int) -> dict[str, Callable[[], None]]:
+    found = {name: functools.partial(check_loss, name) for name in MADE}
+    found["a share of the classes"] = functools.partial(check_loss, "arc face", 0.2)
+    found["resumes"] = resumes
+    found["what cannot be shared out"] = refused
+    return found

@@ -1,0 +1,203 @@
+"""Whole steps over ranks: networks under DDP and FSDP, gradient caching, memories, what is sent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from checks_losses import close, own, shards
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fastdml
+from fastdml import losses
+from fastdml.distributed import cost, ranks, wrap
+from fastdml.distributed.ranks import Ranks
+from fastdml.large_batch import GradientCache
+from fastdml.wrappers import CrossBatchMemory
+
+ROWS, DIM = 26, 8
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(ROWS, 12, generator=g, dtype=torch.float64), torch.arange(ROWS) % 7
+
+
+def network() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, DIM)).double()
+
+
+LOSSES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "SupCon": ("ring", losses.SupConLoss),
+    "SmoothAP": ("gather", losses.SmoothAPLoss),
+    "contrastive": ("ring", losses.ContrastiveLoss),
+    "ProxyAnchor": ("gather", lambda: losses.ProxyAnchorLoss(7, DIM)),
+}
+
+
+def _loss(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    return LOSSES[name][1]().double()
+
+
+def step(name: str, way: str) -> None:
+    """The gradient of a network that every rank has, as one process with the whole batch finds it."""
+    x, y = batch()
+    plain, loss = network(), _loss(name)
+    value = loss(plain(x), y)
+    value.backward()
+    counts = shards(ROWS, dist.get_world_size(), False)
+    mine, labels = own(x, counts), own(y, counts)
+    shared = network()
+    if way == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(shared)
+    else:
+        shared = DistributedDataParallel(shared)
+    ours = _loss(name)
+    together = wrap(ours, schedule=LOSSES[name][0])
+    if way == "cached":
+        result = fastdml.cached_step(shared, together, (mine, labels), chunk=5)
+    elif way == "by hand":
+        with GradientCache(chunk=4) as cache:
+            result = together(cache.embed(shared, mine), labels)
+            result.backward()
+    else:
+        result = together(shared(mine), labels)
+        result.backward()
+    close(result, value, "value")
+    for p, (key, q) in zip(plain.parameters(), shared.named_parameters(), strict=True):
+        g = q.grad
+        close(g.full_tensor() if hasattr(g, "full_tensor") else g, p.grad, key)
+    for (key, p), q in zip(loss.named_parameters(), ours.parameters(), strict=True):
+        close(q.grad, p.grad, key)
+
+
+def towers() -> None:
+    """Two networks and a learnt scale; columns travel; in chunks."""
+    x, _ = batch()
+    queries, answers, loss = network(), network(), losses.CLIPLoss().double()
+    value = loss(queries(x), answers(x.flip(1)))
+    value.backward()
+    counts = shards(ROWS, dist.get_world_size(), False)
+    mine = own(x, counts)
+    for schedule in ("gather", "ring"):
+        a, b = (DistributedDataParallel(network()) for _ in range(2))
+        ours = losses.CLIPLoss().double()
+        together = wrap(ours, schedule=schedule)
+        result = fastdml.cached_step((a, b), together, (mine, mine.flip(1)), chunk=3)
+        close(result, value, "value")
+        for one, other in ((queries, a), (answers, b), (loss, ours)):
+            for p, q in zip(one.parameters(), other.parameters(), strict=True):
+                close(q.grad, p.grad, schedule)
+
+
+def memory_of_each() -> None:
+    """Every rank keeps its own batches, and rows see the memories of all."""
+    x, y = batch()
+    x = x[:, :DIM].contiguous()
+    size = dist.get_world_size()
+    counts = shards(ROWS, size, False)
+    starts = [sum(counts[:r]) for r in range(size)]
+    memory = CrossBatchMemory(wrap(losses.ContrastiveLoss(), gradient="sum"), DIM, 2 * max(counts)).double()
+    stored: list[list[Tensor]] = [[] for _ in range(size)]
+    for k in range(3):
+        rows = x.roll(5 * k, 0).clone().requires_grad_()
+        labels = y.roll(5 * k)
+        for r, (s, c) in enumerate(zip(starts, counts, strict=True)):
+            stored[r].append(torch.arange(s, s + c) - 5 * k)
+        # Each rank's queue: the latest that fit, wherever they stand in it.
+        kept = [torch.cat(s)[-2 * max(counts) :] % ROWS for s in stored]
+        every = torch.cat(kept)
+        place = []
+        for r, c in enumerate(counts):
+            end = sum(len(p) for p in kept[: r + 1])
+            place.append(torch.arange(end - c, end))
+        value = losses.ContrastiveLoss()(rows, labels, None, x[every], y[every], own=torch.cat(place))
+        (d,) = torch.autograd.grad(value, rows)
+        mine = own(rows.detach(), counts).clone().requires_grad_()
+        result = memory(mine, own(labels, counts))
+        (found,) = torch.autograd.grad(result, mine)
+        close(result, value, "value")
+        close(found, own(d, counts), "gradient")
+
+
+class Counted:
+    """torch.distributed as `ranks` uses it, counting the bytes that this rank sends."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(dist, name)
+
+    def all_gather_single(self, out: Tensor, x: Tensor, group: Any = None) -> None:
+        self.sent += (Ranks(group).size - 1) * x.numel() * x.element_size()
+        ranks._named("all_gather_single", "all_gather_into_tensor", dist)(out, x, group=group)
+
+    def reduce_scatter_single(self, out: Tensor, x: Tensor, group: Any = None) -> None:
+        self.sent += (Ranks(group).size - 1) * out.numel() * out.element_size()
+        ranks._named("reduce_scatter_single", "reduce_scatter_tensor", dist)(out, x, group=group)
+
+    def all_reduce(self, x: Tensor, op: Any, group: Any = None) -> None:
+        size = Ranks(group).size
+        self.sent += 2 * (size - 1) * x.numel() * x.element_size() // size
+        dist.all_reduce(x, op, group=group)
+
+    def batch_isend_irecv(self, operations: list[Any]) -> Any:
+        self.sent += sum(
+            o.tensor.numel() * o.tensor.element_size() for o in operations if o.op is dist.isend
+        )
+        return dist.batch_isend_irecv(operations)
+
+
+def what_is_sent() -> None:
+    size = dist.get_world_size()
+    for loss, schedule in (
+        (losses.SmoothAPLoss(), "gather"),
+        (losses.InfoNCELoss(), "gather"),
+        (losses.SupConLoss(reduction="mean"), "ring"),
+        (losses.BinomialDevianceLoss(), "ring"),
+        (losses.SigLIPLoss(), "ring"),
+        (losses.ArcFaceLoss(10, DIM), "rows"),
+    ):
+        counted = Counted()
+        x = torch.randn(10, DIM, requires_grad=True)
+        labels = torch.arange(10)
+        two_sets = isinstance(loss, (losses.InfoNCELoss, losses.SigLIPLoss))
+        second = (x.detach().clone().requires_grad_(),) if two_sets else (labels,)
+        ranks.dist = counted  # type: ignore[assignment]
+        try:
+            way = "gather" if schedule == "rows" else schedule
+            value = wrap(loss, schedule=way, gradient="sum")(x, *second)
+            forward = counted.sent
+            value.backward()
+        finally:
+            ranks.dist = dist
+        sizes = cost.Sizes(size, 10, DIM, labelled=int(not two_sets))
+        true = {
+            "gather": cost.gathered(sizes),
+            "ring": cost.ring(sizes, loss.description()),
+            # Rows against proxies, which are everywhere: embeddings stay where they are.
+            "rows": cost.Sent(cost.told(sizes) + cost.value(sizes), 0),
+        }[schedule]
+        found = cost.Sent(forward, counted.sent - forward)
+        assert found == true, f"{type(loss).__name__} {schedule}: {found} {true}"
+
+
+def CHECKS(size: int) -> dict[str, Callable[[], None]]:
+    found: dict[str, Callable[[], None]] = {}
+    for name in LOSSES:
+        for way in ("direct", "cached", "by hand"):
+            found[f"{name} {way}"] = functools.partial(step, name, way)
+    found["fsdp"] = functools.partial(step, "ProxyAnchor", "fsdp")
+    found["towers"] = towers
+    found["a memory of each"] = memory_of_each
+    found["what is sent"] = what_is_sent
+    return found

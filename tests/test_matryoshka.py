@@ -1,0 +1,182 @@
+"""Matryoshka: the sum of a loss over cut embeddings, in one sweep or one by one."""
+
+import pytest
+import torch
+from conftest import BACKENDS
+from torch import Tensor
+
+import fastdml
+from fastdml import losses
+from fastdml.engine import prefixes
+from fastdml.losses import MatryoshkaLoss
+
+B, D = 90, 13
+WIDTHS, WEIGHTS = (3, 4, 11), (1.0, -0.5, 2.0)
+LABELS = torch.arange(B) // 4
+AUTO = [b for b in BACKENDS if b != "dense"]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    g = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """How many sums of calls were made in one sweep; small problems too."""
+    found = []
+    plain = prefixes._together
+    monkeypatch.setattr(prefixes, "_together", lambda *a: (found.append(1), plain(*a))[1])
+    monkeypatch.setattr(prefixes.one_block, "takes", lambda problem: False)
+    return found
+
+
+def both(loss, *batch, widths=WIDTHS, weights=WEIGHTS, **more):
+    """(value, gradients) of Matryoshka, and of the loss on copies of cut embeddings."""
+
+    def evaluated(function):
+        leaves = [x.clone().requires_grad_() if x.is_floating_point() else x for x in batch]
+        value = function(leaves)
+        wanted = [x for x in leaves if x.requires_grad] + list(loss.parameters())
+        upstream = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).view(value.shape)
+        return [value.detach(), *torch.autograd.grad(value, wanted, upstream, allow_unused=True)]
+
+    def cut(leaves, width):
+        return [x[..., :width].clone() if x.is_floating_point() else x for x in leaves]
+
+    one = evaluated(lambda x: MatryoshkaLoss(loss, widths, weights)(*x, **more))
+    pairs = list(zip(widths, weights, strict=True))
+    each = evaluated(lambda x: sum(w * loss(*cut(x, d), **more) for d, w in pairs))
+    return one, each
+
+
+def assert_same(loss, *batch, **more):
+    for found, true in zip(*both(loss, *batch, **more), strict=True):
+        assert torch.isfinite(found).all()
+        torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-11)
+
+
+OF_PAIRS = {
+    "InfoNCE": lambda b: losses.InfoNCELoss(0.1, learnable=True, backend=b),
+    "of rows": lambda b: losses.InfoNCELoss(0.1, learnable=True, reduction="none", backend=b),
+    "CLIP": lambda b: losses.CLIPLoss(0.1, backend=b),
+    "SigLIP": lambda b: losses.SigLIPLoss(backend=b),
+    "distances": lambda b: losses.InfoNCELoss(0.5, similarity="squared_distance", backend=b),
+    "dot": lambda b: losses.CLIPLoss(2.0, similarity="dot", backend=b),
+}
+OF_SAMPLES = {
+    "multi-similarity": lambda b: losses.MultiSimilarityLoss(epsilon=0.1, backend=b),
+    "SupCon": lambda b: losses.SupConLoss(backend=b),  # a mean over rows above 0
+    "contrastive": lambda b: losses.ContrastiveLoss(backend=b),  # symmetric; a mean over active pairs
+    "circle": lambda b: losses.CircleLoss(form="global", backend=b),  # a combination of all rows
+    "Smooth-AP": lambda b: losses.SmoothAPLoss(backend=b),
+    "triplets": lambda b: losses.TripletMarginLoss(backend=b),
+}
+
+
+@pytest.mark.parametrize("backend", AUTO)
+@pytest.mark.parametrize("name", OF_PAIRS)
+def test_pairs_in_one_sweep(together, name, backend):
+    assert_same(OF_PAIRS[name](backend).double(), drawn(B, D), drawn(B, D, seed=1))
+    assert together
+
+
+@pytest.mark.parametrize("backend", AUTO)
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_samples_in_one_sweep(together, name, backend):
+    assert_same(OF_SAMPLES[name](backend).double(), drawn(B, D), LABELS)
+    assert together
+
+
+@pytest.mark.parametrize("widths", [(13,), (1, 2, 3, 5, 8, 13), (12, 13)])
+def test_any_widths_in_several_blocks(together, widths):
+    fastdml.set_workspace(1 << 16)
+    x, y, weights = drawn(301, D), drawn(301, D, seed=1), tuple(0.5 + k for k in range(len(widths)))
+    for loss in (losses.CLIPLoss(0.1).double(), losses.InfoNCELoss(0.1, symmetric=True, backend="chunked")):
+        assert_same(loss, x, y, widths=widths, weights=weights)
+    assert_same(losses.MultiSimilarityLoss(), x, torch.arange(301) % 50, widths=widths, weights=weights)
+    assert bool(together) == (len(widths) > 1)
+
+
+def test_hard_negatives_masks_and_other_matrices(together):
+    loss = losses.InfoNCELoss(
+        0.1, learnable=True, negatives=("qd", "qq", "dd"), false_negative_margin=0.1, backend="chunked"
+    ).double()
+    more = {"ids": torch.arange(B) % 80, "guide": drawn(B, 5), "ref_guide": drawn(B, 5, seed=3)}
+    guide = drawn(B, 2, 5, seed=4)
+    assert_same(loss, drawn(B, D), drawn(B, D, seed=1), drawn(B, 2, D, seed=2), hard_guide=guide, **more)
+    assert len(together) == 3
+
+
+def test_proxies(together):
+    loss = losses.ProxyAnchorLoss(30, D).double()
+    x = drawn(B, D).requires_grad_()
+    found = torch.autograd.grad(MatryoshkaLoss(loss, WIDTHS)(x, LABELS), (x, loss.proxies))
+    true = sum(
+        fastdml.functional.proxy_anchor(x[:, :d].clone(), LABELS, loss.proxies[:, :d].clone()) for d in WIDTHS
+    )
+    for f, t in zip(found, torch.autograd.grad(true, (x, loss.proxies)), strict=True):
+        torch.testing.assert_close(f, t, rtol=1e-10, atol=1e-12)
+    assert together
+
+
+def test_what_cannot_share_runs_one_by_one(together):
+    """Rows without a direction in some width, listed triplets, pairs that are gathered, a backend's name."""
+    x, y = drawn(B, D), drawn(B, D, seed=1)
+    x[5, :3], x[6, :4] = 0, 1e-25
+    assert_same(losses.InfoNCELoss(0.1), x, y)
+    assert_same(losses.InfoNCELoss(0.1, backend="dense"), drawn(B, D), y)
+    a, p, n = torch.tensor([0, 4, 9]), torch.tensor([1, 5, 8]), torch.tensor([20, 30, 40])
+    assert_same(losses.TripletMarginLoss(), drawn(B, D), LABELS, indices_tuple=(a, p, n))
+    assert_same(losses.NPairsLoss(), drawn(B, D), LABELS)
+    assert not together
+
+
+def test_regularizers_are_of_every_width():
+    loss = losses.SupConLoss(embedding_regularizer=lambda e: e.square().mean(), embedding_reg_weight=0.1)
+    assert_same(loss, drawn(B, D), LABELS)
+
+
+@pytest.mark.parametrize("locked", ["queries", "documents"])
+def test_a_locked_tower_costs_no_product(together, monkeypatch, locked):
+    x = drawn(B, D).requires_grad_(locked != "queries")
+    y = drawn(B, D, seed=1).requires_grad_(locked != "documents")
+    made = []
+    for name in ("multiply", "accumulate_"):
+        plain = getattr(prefixes, name)
+        monkeypatch.setattr(prefixes, name, lambda *a, _f=plain: (made.append(1), _f(*a))[1])
+    MatryoshkaLoss(losses.InfoNCELoss(0.1), WIDTHS)(x, y).backward()
+    assert len(made) == 2 * len(WIDTHS)  # a slice each of the similarities and of one gradient
+
+
+def test_views_half_precision_and_one_graph(together):
+    x = torch.randn(B, D)
+    loss = MatryoshkaLoss(losses.SelfSupervisedLoss(losses.NTXentLoss()), (4, D))
+    alone = losses.SelfSupervisedLoss(losses.NTXentLoss())
+    true = alone(x[:, :4], x[:, :4] + 0.1) + alone(x, x + 0.1)
+    torch.testing.assert_close(loss(x, x + 0.1), true)
+    half = MatryoshkaLoss(losses.InfoNCELoss(0.1), (4, D))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = half(x.bfloat16().requires_grad_(), x.bfloat16())
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(half(x, x).item(), rel=0.02)
+    step = torch.compile(lambda a, b: half(a, b), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(step(x, x.flip(0)), half(x, x.flip(0)))
+
+
+WRONG = {
+    "dims: expected ascending": lambda: MatryoshkaLoss(losses.SupConLoss(), (4, 4)),
+    "dims: expected a positive integer": lambda: MatryoshkaLoss(losses.SupConLoss(), (0, 4)),
+    "weights: expected 2 numbers": lambda: MatryoshkaLoss(losses.SupConLoss(), (2, 4), (1,)),
+    "loss: expected a loss of fastdml": lambda: MatryoshkaLoss(torch.nn.Linear(2, 2), (2, 4)),
+    "embeddings: expected at least 14 dimensions, got 13": lambda: MatryoshkaLoss(
+        losses.SupConLoss(), (2, 14)
+    )(torch.randn(4, 13), torch.arange(4)),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_say_what_is_wrong(message):
+    with pytest.raises(ValueError) as found:
+        WRONG[message]()
+    assert str(found.value).startswith(message)
