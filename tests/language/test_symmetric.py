@@ -160,12 +160,25 @@ def test_the_same_bits_at_every_run_and_thread():
 
 
 def test_chosen_by_size_and_explained():
-    loss = fastdml.row_loss(hinge, parameters={"margin": 0.2})
-    for n, taken in ((4096, "symmetric"), (256, "native")):
+    mined = fastdml.row_loss(multi_similarity, parameters=MINED)
+    # Where weights are symmetric, rows need two products as well.
+    hinges = fastdml.row_loss(hinge, parameters={"margin": 0.2})
+    for loss, n, taken in (
+        (mined, 4096, "symmetric"), (mined, 1024, "native"), (hinges, 4096, "native"),
+    ):  # fmt: skip
         x, y = torch.randn(n, 8), torch.arange(n) // 4
         assert re.search(rf"runs on\s+{taken}", str(fastdml.explain(loss, x, y)))
-    text = str(fastdml.explain(loss, torch.randn(900, 8), torch.arange(900) // 4))
-    assert "each pair once for both its ends: 1 sweep for statistics" in text
+    text = str(fastdml.explain(mined, torch.randn(1500, 8), torch.arange(1500) // 4))
+    assert "each pair once for both its ends: 2 sweeps for statistics" in text
+
+
+def test_losses_of_the_library():
+    """Only once this machine has the form, which is asked for."""
+    x, y = samples(1100)
+    loss = fastdml.losses.MultiSimilarityLoss(alpha=2.125)
+    assert re.search(r"runs on\s+native", str(fastdml.explain(loss, x, y)))
+    compared(loss.calls(x, y)[0], x)
+    assert re.search(r"runs on\s+symmetric", str(fastdml.explain(loss, x, y)))
 
 
 def compared(call, *leaves, backend="symmetric", tolerance=1e-10):

@@ -33,6 +33,9 @@ from .native import Native
 _ROWS = 256  # of a trapezoid, at most
 # Up to so many samples one block of all pairs costs less.
 _SMALL = 512
+# What the upper half of a product costs, in trapezoids, over the whole: as measured (4,096 samples, 128 and
+# 512 dimensions).
+_HALF = 0.54
 # Bytes a pair for making the masks of index tuples.
 _MASKS = 8
 
@@ -67,8 +70,8 @@ class Symmetric:
             return False
         if isinstance(problem.relation, TupleRelation):  # rows read no more than is listed
             return Native().refuses(problem) is not None
-        form, _ = _form(problem)
-        return problem.relation.rows > _SMALL * len(form.statistics)
+        sweeps = len(found[0].statistics)
+        return problem.relation.rows > _SMALL * sweeps and _costs_less(problem, sweeps)
 
     def plan(self, problem: Problem) -> str:
         form, _ = _form(problem)
@@ -83,6 +86,16 @@ class Symmetric:
         if kept is None:  # a loss of several outputs runs twice
             kept = problem.__dict__["symmetric_run"] = _Run(problem)
         return kept.result(wanted)  # type: ignore[no-any-return]
+
+
+def _costs_less(problem: Problem, sweeps: int) -> bool:
+    """Whether products cost less than those of rows, of which arithmetic follows suit."""
+    matrices = 1.0  # of products for one visit of all pairs
+    if problem.teacher_problem is not None:
+        matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
+    visits = 2 if problem.loss.combined else 1
+    rows = visits * matrices + (1 if problem.symmetric else 2)
+    return _HALF * matrices * (sweeps + 1) + 2 * _HALF < rows
 
 
 def _unrelated(problem: Problem) -> str | None:
