@@ -19,7 +19,10 @@ from fastdml.language.program import program
 from fastdml.language.row import trace
 from fastdml.language.stream import NoStream, StreamForm, windows_of
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
+pytestmark = [
+    pytest.mark.skipif(library.load() is None, reason="no compiled library"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 # How many: of streamed forms, which take long to compile; of row functors, 120 at least.
 COUNT = int(os.environ.get("FASTDML_EXPRESSIONS", "30"))

@@ -17,7 +17,10 @@ from fastdml.language.printed import forms, headers
 from fastdml.language.program import program
 from fastdml.language.row import Trace, TracedRow, trace
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
+pytestmark = [
+    pytest.mark.skipif(library.load() is None, reason="no compiled library"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 TOLERANCE = 1e-11
 

@@ -23,6 +23,7 @@ from fastdml.engine.registry import LOSSES as LIBRARY
 from fastdml.language import compile, log_sum_exp, relu, sum
 from fastdml.language.described import Described
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 needs_library = pytest.mark.skipif(library.load() is None, reason="no compiled library")
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "language.md"
 

@@ -30,7 +30,10 @@ from fastdml.language.described import Described, DescribedLoss
 from fastdml.language.row import trace
 from fastdml.language.stream import StreamForm
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
+pytestmark = [
+    pytest.mark.skipif(library.load() is None, reason="no compiled library"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 @pytest.fixture
