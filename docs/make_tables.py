@@ -144,14 +144,15 @@ def reductions() -> str:
         '| loss | default | "mean" is over | "nonzero" is over | "none" |',
         "|---|---|---|---|---|",
     ]
-    known = {"num_classes": 2, "embedding_size": 2, "margin": 0.4, "Tn": 10.0}
+    known = {"num_classes": 2, "embedding_size": 2, "margin": 0.4, "Tn": 10.0, "l": 2, "descriptors_dim": 2}
     for name, module in sorted(MODULES.items()):
         asked = inspect.signature(module.__init__).parameters.values()
         needed = {p.name for p in asked if p.default is p.empty} & set(known)
         loss = module(**{k: known[k] for k in needed})
         nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
-        rows = "[C]" if loss.description().rows == "proxies" else "[B]"
-        none = rows if "none" in loss.reductions else "–"
+        none = "–"
+        if "none" in loss.reductions:
+            none = "[C]" if loss.description().rows == "proxies" else "[B]"
         lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
     return "\n".join(lines)
 

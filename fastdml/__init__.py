@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import functional, losses, miners
+from . import distances, functional, losses, miners, reducers, regularizers
 from .engine.library import build_info
 from .engine.workspace import set_workspace
 from .explain import explain
@@ -13,10 +13,13 @@ __version__ = "0.1.0"
 __all__ = [
     "build_info",
     "cached_step",
+    "distances",
     "explain",
     "functional",
     "losses",
     "miners",
+    "reducers",
+    "regularizers",
     "row_loss",
     "set_workspace",
 ]

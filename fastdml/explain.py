@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine import in_torch
 from .engine.call import Call
 from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
@@ -19,7 +20,9 @@ from .engine.registry import LOSSES
 from .losses import FUNCTIONS, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
+from .losses.reduced import Elements, Reduced
 from .losses.teacher.relational_distillation import Vertices
+from .losses.triplet.dynamic_soft_margin import Weighed
 from .losses.triplet.listed import OneByOne
 
 
@@ -88,8 +91,10 @@ def explain(
     """
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
+        if module.in_torch is not None:
+            return _plain(module, M.shape[0], M.shape[1], str(device or M.device), backend)
         with _at_rest(module):
-            parts = module.calls(M, *batch)
+            parts = module.parts(M, *batch)
         return _explained(module, parts, backend, device or M.device)
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
@@ -111,6 +116,8 @@ def explain(
         return _explained(None, [shape.call(description)], backend, on)
     classes = shape.M if shape.N is None else shape.N
     module = _module(loss, classes, shape.D)
+    if module.in_torch is not None:
+        return _plain(module, shape.M, shape.D, str(on), backend, shape.N)
     with _at_rest(module):
         parts = shape.calls(module)
     return _explained(module, parts, backend, on)
@@ -207,6 +214,7 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")
     module = found[loss]
     sizes: dict[str, Any] = {"num_classes": classes, "embedding_size": dimension}
+    sizes |= {"descriptors_dim": dimension, "l": dimension}
     asked = inspect.signature(module.__init__).parameters
     with torch.device("meta"):  # proxies without memory
         return module(**{k: v for k, v in sizes.items() if k in asked})
@@ -227,6 +235,15 @@ def _explained(
         if isinstance(part, Call):
             before = () if part.before is None else part.before.calls
             found += [of_call(call, backend, torch.device(device)) for call in (part, *before)]
+        elif isinstance(part, Elements):
+            found.append(of_call(part.call, backend, torch.device(device)))
+        elif isinstance(part, Weighed) and part.call is not None:
+            one = of_call(part.call, backend, torch.device(device))
+            how = in_torch.plan(Problem.of(part.call, torch.device(device)))
+            found.append(dataclasses.replace(one, executor="chunked", plan=f"{how}, twice"))
+        elif isinstance(part, Reduced):
+            for call in part.calls:
+                found.append(_of_elements(part, call, backend, torch.device(device)))
         elif isinstance(part, OneByOne):
             found.append(_of_triplets(part, backend, str(device)))
         elif isinstance(part, Vertices):
@@ -259,6 +276,33 @@ def of_call(call: Call, backend: str | None, device: torch.device) -> Explanatio
         plan=executor.plan(problem),
         refused={name: why for name, why in refusals.items() if why is not None},
     )
+
+
+def _plain(
+    module: Loss, rows: int, dimension: int, device: str, backend: str | None, columns: int | None = None
+) -> Explanation:
+    """Of a loss that makes no calls."""
+    reason = in_torch.refuses(backend or module.backend)
+    if reason is not None:
+        raise ValueError(f"backend: {backend!r} cannot run {module.function!r}: {reason}")
+    assert module.in_torch is not None
+    refused = {n: why for n in EXECUTORS if (why := in_torch.refuses(n)) is not None}
+    columns = rows if columns is None else columns
+    name = str(module.function)
+    return Explanation(
+        name, rows, columns, dimension, device, "chunked", "no sum over rows", module.in_torch, refused
+    )
+
+
+def _of_elements(
+    part: Reduced, call: Call, backend: str | None, device: torch.device
+) -> Explanation:
+    found = of_call(call, backend, device)
+    kind = type(part.reducer).__name__
+    if not call.loss.in_pieces:
+        return dataclasses.replace(found, plan=f"{found.plan}; {kind} of the rows' losses")
+    how = in_torch.plan(Problem.of(call, device)) if part.by_blocks else "in torch, as a list of all elements"
+    return dataclasses.replace(found, executor="chunked", reason=f"{kind} of elements", plan=how)
 
 
 def _of_triplets(part: OneByOne, backend: str | None, device: str) -> Explanation:

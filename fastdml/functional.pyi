@@ -10,6 +10,26 @@ from .losses.base import Regularizer
 
 __all__: list[str]
 
+def angular(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    alpha: float = 40,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `AngularLoss`."""
+
 def arc_face(
     embeddings: Tensor,
     labels: Tensor | None,
@@ -20,7 +40,6 @@ def arc_face(
     ref_labels: Tensor | None = None,
     margin: float = 28.6,
     scale: float = 64,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -231,7 +250,6 @@ def cos_face(
     ref_labels: Tensor | None = None,
     margin: float = 0.35,
     scale: float = 64,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -283,6 +301,28 @@ def dense_triplet(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `DenseTripletLoss`."""
+
+def dynamic_soft_margin(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    min_val: float = -2.0,
+    num_bins: int = 10,
+    momentum: float = 0.01,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `DynamicSoftMarginLoss`."""
 
 def fast_ap(
     embeddings: Tensor,
@@ -433,7 +473,6 @@ def large_margin_softmax(
     ref_labels: Tensor | None = None,
     margin: int = 4,
     scale: float = 1,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -505,6 +544,28 @@ def log_ratio(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `LogRatioLoss`."""
+
+def manifold(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: Any = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    proxies: Tensor | None = None,
+    lambdaC: float = 1.0,
+    alpha: float = 0.8,
+    margin: float = 0.0005,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `ManifoldLoss`."""
 
 def margin(
     embeddings: Tensor,
@@ -656,7 +717,6 @@ def normalized_softmax(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     temperature: float = 0.05,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -689,6 +749,27 @@ def nt_xent(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `NTXentLoss`."""
+
+def p2s_grad(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    proxies: Tensor | None,
+    indices_tuple: object = None,
+    *,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    weight_regularizer: Regularizer | None = None,
+    weight_reg_weight: float = 1,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `P2SGradLoss`."""
 
 def pce(
     embeddings: Tensor,
@@ -759,7 +840,6 @@ def proxy_anchor(
     ref_labels: Tensor | None = None,
     margin: float = 0.1,
     alpha: float = 32,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -784,7 +864,6 @@ def proxy_nca(
     softmax_scale: float = 1,
     positive_in_denominator: bool = True,
     smoothing: float = 0.0,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -807,10 +886,8 @@ def proxy_nca_plus_plus(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     temperature: float = 0.1111111111111111,
-    softmax_scale: float = 1,
     positive_in_denominator: bool = True,
     smoothing: float = 0.0,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -1044,7 +1121,6 @@ def smoothed_cross_entropy(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     smoothing: float = 0.1,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -1092,7 +1168,6 @@ def soft_triple(
     gamma: float = 0.1,
     margin: float = 0.01,
     tau: float = 0.0,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -1161,7 +1236,6 @@ def sphere_face(
     ref_labels: Tensor | None = None,
     margin: int = 4,
     scale: float = 1,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -1186,7 +1260,6 @@ def sub_center_arc_face(
     margin: float = 28.6,
     scale: float = 64,
     sub_centers: int = 3,
-    proxies_per_class: int = 1,
     weight_regularizer: Regularizer | None = None,
     weight_reg_weight: float = 1,
     reduction: str = 'mean',
@@ -1246,6 +1319,29 @@ def sup_con(
 ) -> Tensor:
     """See `SupConLoss`."""
 
+def threshold_consistent_margin(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    own: int | Tensor | None = None,
+    lambda_plus: float = 1.0,
+    lambda_minus: float = 1.0,
+    margin_plus: float = 0.9,
+    margin_minus: float = 0.5,
+    reduction: str = 'nonzero',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `ThresholdConsistentMarginLoss`."""
+
 def triplet_margin(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -1296,6 +1392,28 @@ def tuplet_margin(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `TupletMarginLoss`."""
+
+def vicreg(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    indices_tuple: object = None,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    *,
+    invariance_lambda: float = 25,
+    variance_mu: float = 25,
+    covariance_v: float = 1,
+    eps: float = 0.0001,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `VICRegLoss`."""
 
 def xbm_pair(
     embeddings: Tensor,

@@ -31,7 +31,14 @@ WRONG = {
     "complex": (lambda: ms(x + 0j, y), "embeddings: expected a floating-point tensor, got torch.complex64"),
     "sparse": (lambda: ms(x.to_sparse(), y), "embeddings: expected a dense tensor, got layout torch.sparse_coo"),
     "no dimension": (lambda: ms(x[:, :0], y), r"embeddings: expected at least one dimension, got shape \(8, 0\)"),
-    "empty batch": (lambda: ms(x[:0], y[:0]), "embeddings: expected at least one embedding, got an empty batch"),
+    # arguments that there are not
+    "unknown": (lambda: losses.SupConLoss()(x, y, weights=x), 'weights: expected none, as SupConLoss has no such argument; multiply what reduction="none" returns'),
+    "unknown of pairs": (lambda: losses.CLIPLoss()(x, x, labels=y), "labels: expected none, as CLIPLoss has no such argument; it knows no classes; losses over samples"),
+    "misspelt": (lambda: losses.SupConLoss(temprature=1), "temprature: expected none, as SupConLoss has no such argument; did you mean 'temperature'?"),
+    "unlike any": (lambda: F.sup_con(x, y, zzz=1), r"zzz: expected none, as sup_con\(\) has no such argument; it takes embeddings, labels, "),
+    "set by a class": (lambda: losses.CLIPLoss(symmetric=False), "symmetric: expected none, as CLIPLoss has no such argument; it takes temperature, learnable"),
+    "too many": (lambda: losses.PairedNPairsLoss()(x, x, y), "PairedNPairsLoss: expected at most 2 arguments by place, embeddings, ref_emb; got 3"),
+    "too many of a function": (lambda: F.sup_con(*[x] * 9), r"sup_con\(\): expected at most 5 arguments by place, embeddings, labels, .*; got 9"),
     "NaN": (lambda: ms(bad, y, validate=True), "embeddings: expected finite values, got NaN or infinity in 2 rows"),
     # labels
     "labels missing": (lambda: ms(x), "labels: expected labels or indices_tuple, got neither"),
@@ -83,6 +90,7 @@ WRONG = {
     "temperature": (lambda: losses.SmoothAPLoss(0), "temperature: expected a positive number, got 0"),
     "temperature NaN": (lambda: F.smooth_ap(x, y, temperature=float("nan")), "temperature: expected a positive number, got nan"),
     "reduction": (lambda: losses.SmoothAPLoss(reduction="avg"), r"reduction: expected one of \('mean', .*got 'avg'"),
+    "reduction of a loss": (lambda: losses.HistogramLoss(reduction="sum"), "reduction: expected 'mean', got 'sum'"),
     "reduction of a function": (lambda: ms(x, y, reduction=None), "reduction: expected one of .*got None"),
     "similarity": (lambda: losses.SmoothAPLoss(similarity="l2"), r"similarity: expected one of .*'cosine', .*got 'l2'"),
     "similarity of distances": (lambda: F.relaxed_contrastive(x, x, similarity="dot"), r"similarity: expected a distance \(.*got 'dot'"),

@@ -142,6 +142,29 @@ def test_distances_far_from_the_origin(name, backend):
     assert error(found, slope) < 1e-3
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("size", [12, 600])
+@pytest.mark.parametrize(
+    ("make", "bound"),
+    [
+        (lambda **o: MODULES["LogRatioLoss"](**o), 1e-5),
+        (lambda **o: MODULES["LogRatioLoss"](normalize=True, **o), 1e-4),
+        (lambda **o: MODULES["LogRatioLoss"](squared_embedding=True, **o), 1e-5),
+        (lambda **o: MODULES["DenseTripletLoss"](**o), 1e-4),
+        (lambda **o: MODULES["MarginLoss"](epsilon=1e-8, **o), 1e-5),
+    ],
+)
+def test_equal_embeddings_pull_neither(make, bound, size, backend):
+    """Where something is added to squared distances, the derivative at 0 is large, and multiplies nothing."""
+    x = draw(size, 16).float()
+    x[3] = x[7]
+    loss = make(backend=backend)
+    name = type(loss).__name__
+    y = draw(size, seed=5).float() if name in LABELLED else torch.arange(size) // 4
+    (_, found), (_, true) = (run(name, loss, t, y) for t in (x, x.double()))
+    assert error(found, true) < bound
+
+
 DISTANCE = [n for n in NAMES if made(n, similarity="distance") is not None and n not in PAIRED]
 
 
@@ -333,3 +356,91 @@ def test_numbers_that_are_not_learnt_are_exact_in_float64():
     s = unit(x) @ unit(z).t() / 0.07
     true = torch.nn.functional.cross_entropy(s, torch.arange(B))
     assert fastdml.losses.InfoNCELoss(0.07)(x, z).item() == pytest.approx(true.item(), rel=1e-14)
+
+
+# ---- numbers in double precision
+
+
+def in_double(name, options, exact):
+    """The value of a loss made with numbers that float32 would round: made where double is torch's default
+    type (exact), or made as usual and converted."""
+    torch.set_default_dtype(torch.float64 if exact else torch.float32)
+    try:
+        torch.manual_seed(0)
+        loss = MODULES[name](**options).double()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for k, p in enumerate(loss.parameters()):
+        if p.dim() == 2:
+            p.data.copy_(draw(*p.shape, seed=9 + k))
+    extra = others(name, torch.float64)
+    value = loss.eval()(draw(B, D), second(name, slice(None)), *extra)
+    return value, [t for k, t in loss.state_dict().items() if t.dim() < 2]
+
+
+def forms_of(name):
+    """Arguments of every form that holds a number as state."""
+    signature = inspect.signature(MODULES[name].__init__).parameters
+    plain = dict(NEEDED.get(name, {}))
+    if "embedding_size" in signature:
+        plain |= {"num_classes": C, "embedding_size": D}
+    yield plain
+    if "learnable" in MODULES[name].names:
+        yield {**plain, "learnable": False}
+        yield {**plain, "learnable": True}
+    if "learn_beta" in MODULES[name].names:
+        yield {**plain, "num_classes": C}
+        yield {**plain, "learn_beta": True, "nu": 0.1}
+        yield {**plain, "learn_beta": True, "nu": 0.1, "num_classes": C}
+    if "class_counts" in MODULES[name].names:
+        yield {**plain, "class_counts": [3.3, 1.1, 2.7, 0.1, 5, 1e-3]}
+
+
+EXACT = [(name, k) for name in NAMES for k, _ in enumerate(forms_of(name))]
+
+
+@pytest.mark.parametrize(("name", "k"), EXACT)
+def test_numbers_have_all_their_digits_in_double_precision(name, k):
+    """Defaults, and numbers that are learnt, which have not changed yet."""
+    options = list(forms_of(name))[k]
+    true, state = in_double(name, options, True)
+    value, found = in_double(name, options, False)
+    assert value.item() == pytest.approx(true.item(), rel=1e-14)
+    assert all(map(torch.equal, found, state))
+
+
+@pytest.mark.parametrize("name", sorted(n for n in NAMES if MODULES[n].function))
+def test_functional_forms_have_all_digits_in_double_precision(name):
+    """Their defaults are the module's own."""
+    module, signature = MODULES[name], inspect.signature(MODULES[name].__init__).parameters
+    if "embedding_size" in signature:
+        pytest.skip("proxies have no default")
+    options = NEEDED.get(name, {})
+    function = getattr(fastdml.functional, module.function)
+    known = inspect.signature(function).parameters
+    given = {k: v for k, v in options.items() if k in known}
+    batch = (draw(B, D), second(name, slice(None)), *others(name, torch.float64))
+    torch.manual_seed(0)
+    true = module(**options).double().eval()(*batch)
+    torch.manual_seed(0)
+    assert function(*batch, **given).item() == pytest.approx(true.item(), rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_constants_are_not_rounded_with_a_network(dtype):
+    """A temperature in half a network's precision would be another temperature."""
+    x, z = draw(B, D).float(), draw(B, D, seed=1).float()
+    for make, batch in (
+        (lambda: MODULES["InfoNCELoss"](0.07), (x, z)),
+        (lambda: MODULES["MarginLoss"](beta=1.1, num_classes=C), (x, LABELS)),
+        (lambda: MODULES["SOPRCLoss"](C, prior_mul=0.07).eval(), (x, LABELS)),
+    ):
+        assert torch.equal(make().to(dtype)(*batch), make()(*batch))
+
+
+def test_a_number_that_was_learnt_is_not_set_back():
+    loss = fastdml.losses.SigLIPLoss()
+    loss.log_scale.data += 1
+    before = loss.log_scale.item()
+    assert loss.double().log_scale.item() == before
+    assert loss.bias.item() == -10

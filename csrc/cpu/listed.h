@@ -73,8 +73,9 @@ T weight_of(const Block<T>& b, std::int64_t i, std::int64_t j, T g, T d) {
   const T w = b.row_scale ? g * (b.row_scale[i] * b.col_scale[j]) : g;
   if constexpr (M == Metric::product) return w;
   if constexpr (M == Metric::squared_distance) return T(-2) * w;
-  const T quotient = -w / (d > T(0) ? d : T(1));
-  return d > T(0) ? quotient : T(0);
+  const bool apart = d > std::sqrt(b.epsilon);  // see rows/apart.h
+  const T quotient = -w / (apart ? d : T(1));
+  return apart ? quotient : T(0);
 }
 
 // What the pairs of rows [first, first + count) are, into out; s [count, cols]: their products, or null, and

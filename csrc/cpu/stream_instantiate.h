@@ -113,6 +113,9 @@ struct PairNumbers {
   }
   FASTDML_FN V out(V g, V scale, V number) const {
     if (b.metric == Metric::product) return b.row_scale ? g * scale : g;
+    // Of two embeddings that coincide there is none (rows/apart.h).
+    const T least = b.metric == Metric::distance ? std::sqrt(b.epsilon) : b.epsilon;
+    if (b.epsilon > T(0)) g = select(number > least, g, T(0));
     return weights_of_products<T>(b.metric, g, number, scale);
   }
 };

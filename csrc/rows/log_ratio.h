@@ -1,5 +1,6 @@
 // Log-ratio loss (Kim et al., CVPR 2019): SPEC 1.3. Twice the variance of log(distance / label distance).
 #pragma once
+#include "apart.h"
 
 namespace fastdml {
 inline namespace FASTDML_ISA {
@@ -35,7 +36,7 @@ struct LogRatio {
         Sum{}, Sum{});
     const T mean = sums[0] / n, spread = max(sums[1] - mean * sums[0], T(0));
     const T by = T(4) / (n - T(1));
-    row.map([=](auto p) { return (ratio(p) - mean) * by / (p.s + small); });
+    row.map([=](auto p) { return where_apart(p, (ratio(p) - mean) * by / (p.s + small)); });
     return T(2) * spread / (n - T(1));
   }
 };

@@ -1,5 +1,6 @@
 // Margin loss (Wu et al., ICCV 2017): SPEC 2.14. The row holds distances; its first value is beta.
 #pragma once
+#include "apart.h"
 #include "mining.h"
 
 namespace fastdml {
@@ -38,7 +39,7 @@ struct Margin {
     const T others = some, mine = own;
     row.map([=](auto p) {
       auto slope = select(p.positive, others, select(p.negative, -mine, T(0)));
-      return select(excess(p) > T(0), slope, T(0));
+      return where_apart(p, select(excess(p) > T(0), slope, T(0)));
     });
     row.d_value(0, mine * far - others * near + nu * mine * others);
     const T pairs = others * near + mine * far;

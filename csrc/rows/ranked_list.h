@@ -26,7 +26,8 @@ struct RankedList {
           return values(select(p.positive, v, T(0)), select(p.negative, v, T(0)));
         },
         Max{}, Max{});
-    const T most_p = max(top_p, T(0)), most_n = max(top_n, T(0));
+    // (Of a negative temperature that of a pair at the margin, which is 0.)
+    const T most_p = tp > T(0) ? max(top_p, T(0)) : T(0), most_n = tn > T(0) ? max(top_n, T(0)) : T(0);
     const auto weight = [=](auto p, auto v) {
       return select(v > T(0), exp(select(p.positive, (v - most_p) * tp, (v - most_n) * tn)), T(0));
     };

@@ -237,7 +237,8 @@ class Weigh(_Step):
         g = g * (factor[:, None] if isinstance(factor, Tensor) else factor)
         metric = problem.loss.metric
         d = s.clone() if metric.kind == DISTANCE else s
-        return metric.weigh_(s.copy_(g), d, _part(problem.row_scale, rows), problem.col_scale)
+        scales = _part(problem.row_scale, rows), problem.col_scale
+        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)
 
 
 def _part(x: Tensor | None, rows: slice) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import op
+from . import in_torch, op
 from .call import LEAVES, Call, of_rows, spelled
 
 _COUNT = len(LEAVES)
@@ -31,7 +31,9 @@ def evaluate(call: Call) -> Tensor:
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
     recorded = torch.is_grad_enabled()
-    if watched(call.anchors):
+    if call.loss.metric.in_torch:
+        value = in_torch.evaluate(call)
+    elif watched(call.anchors):
         tensors, words = call.packed()
         value = _RowLoss.apply(
             *tensors[:_COUNT], tuple(tensors[_COUNT:]), tuple(spelled(words)), recorded
@@ -144,6 +146,11 @@ class _RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if _batched(upstream):
+            raise RuntimeError(
+                "fastdml losses take one upstream gradient at a time: batched ones (is_grads_batched=True, "
+                "jacobian(vectorize=True)) cannot pass through them. Use vectorize=False."
+            )
         wanted = ctx.wanted
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
@@ -155,6 +162,13 @@ class _RowLoss(torch.autograd.Function):
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         each = iter(once(found, leaves))
         return (*(next(each) if w else None for w in wanted), None, None, None)
+
+
+def _batched(upstream: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream))
 
 
 def _of_rows(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from . import library
 from .call import REDUCTIONS
+from .distances import known, metric_of
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -31,8 +33,6 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one dimension, got shape {tuple(x.shape)}")
-    if x.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one embedding, got an empty batch")
     if validate:
         _finite_rows(x, name)
 
@@ -102,7 +102,7 @@ def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
     if tuple(where.shape) != (rows,):
         raise ValueError(f"own: expected shape [{rows}], got {tuple(where.shape)}")
     same_device(where, embeddings, "own", "embeddings")
-    if _readable(where) and not -1 <= int(where.min()) <= int(where.max()) < columns:
+    if _readable(where) and rows and not -1 <= int(where.min()) <= int(where.max()) < columns:
         raise ValueError(f"own: expected indices of ref_emb in [0, {columns}), or -1")
     return where.long()
 
@@ -119,7 +119,7 @@ def class_range(
         if validate:
             _in_graph(((y >= 0) & (y < classes)).all(), f"{name}: expected values in [0, classes), {each}")
         return
-    if y.device.type == "cpu" or validate:
+    if y.numel() and (y.device.type == "cpu" or validate):
         low, high = map(int, y.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
@@ -127,20 +127,57 @@ def class_range(
             )
 
 
+# What to do instead of handing in what other losses or other libraries take.
+_INSTEAD = {
+    "labels": "it knows no classes; losses over samples take them, and a second set as ref_emb",
+    "ref_labels": "it knows no classes; losses over samples take them, and a second set as ref_emb",
+    "indices_tuple": "it takes all pairs of its batch",
+    "weights": 'multiply what reduction="none" returns',
+    "weight": 'multiply the value, or what reduction="none" returns',
+    "sample_weight": 'multiply what reduction="none" returns',
+    "collect_stats": "nothing is collected",
+}
+
+
+def taken(given: Iterable[str], known: Collection[str], by: str) -> None:
+    """ValueError for a keyword that is none of those known by the function or class of that name."""
+    for name in given:
+        if name in known:
+            continue
+        use = _INSTEAD.get(name)
+        if use is None and (near := difflib.get_close_matches(name, known, 1)):
+            use = f"did you mean {near[0]!r}?"
+        use = use or f"it takes {', '.join(known)}"
+        raise ValueError(f"{name}: expected none, as {by} has no such argument; {use}")
+
+
+def by_place(given: Sequence[object], names: Sequence[str], by: str) -> None:
+    """ValueError for arguments by place beyond those that have these names."""
+    raise ValueError(
+        f"{by}: expected at most {len(names)} arguments by place, {', '.join(names)}; got {len(given)}"
+    )
+
+
 def reduction(kind: str) -> None:
     if not isinstance(kind, str) or kind not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {kind!r}")
 
 
+def among(kind: str, name: str, known: Sequence[str]) -> None:
+    """Refuses a kind that is not among those of a loss; without any, all are."""
+    if known and kind not in known:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {kind!r}")
+
+
 def similarity(kind: str) -> None:
-    if not isinstance(kind, str) or kind not in SIMILARITIES:
+    if not known(kind):
         raise ValueError(f"similarity: expected one of {sorted(SIMILARITIES)}, got {kind!r}")
 
 
 def distance(kind: str) -> None:
     """Refuses similarities where a loss is defined on distances only."""
     similarity(kind)
-    if SIMILARITIES[kind].kind == PRODUCT:
+    if metric_of(kind).kind == PRODUCT:
         expected = sorted(k for k, m in SIMILARITIES.items() if m.kind != PRODUCT)
         raise ValueError(f"similarity: expected a distance ({', '.join(expected)}), got {kind!r}")
 
@@ -263,7 +300,7 @@ def flag(value: bool, name: str) -> bool:
 def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
     """[count] positive numbers, as a tensor or a list."""
     try:
-        found = torch.as_tensor(values, dtype=torch.float32)
+        found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         found = torch.empty(0)
     if tuple(found.shape) != (count,) or not bool(((found > 0) & (found < torch.inf)).all()):

@@ -297,7 +297,9 @@ class Plain:
                     rows, columns = i[where], j[where]
                     row_scale = None if p.row_scale is None else p.row_scale[rows]
                     col_scale = None if p.col_scale is None else p.col_scale[columns]
-                    w = metric.weigh_(g[where].clone(), d[where], row_scale, col_scale)
+                    # Of a squared distance only the derivative is here.
+                    floor = p.epsilon if metric.kind == DISTANCE else 0.0
+                    w = metric.weigh_(g[where].clone(), d[where], row_scale, col_scale, floor)
                     _add_(h.view(-1), (rows - start) * c.shape[0] + columns, w)
                 if metric.needs_totals:
                     row_total[start:stop] = weight_totals(h, p.col_scale)

@@ -9,9 +9,26 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .distances import metric_of
 from .lazy import lazy
 from .relation import LabelRelation
 from .similarity import METRICS, Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Elements of a block of rows that a loss is made of: what a reducer object reduces.
+
+    kind: "element" (one of a row), "pos_pair", "neg_pair" (of the row's candidates) or "triplet".
+    losses, mask: [R, K], and which of them there are. divisor: [R] what rows add to the loss's own divisor.
+    columns: of triplets, the candidates [R, K] that are positives and negatives.
+    """
+
+    kind: str
+    losses: Tensor
+    mask: Tensor
+    divisor: Tensor | None = None
+    columns: tuple[Tensor, Tensor] | None = None
 
 
 @dataclasses.dataclass
@@ -27,6 +44,7 @@ class Rows:
         `RowLoss.label_scalars`, then those of `RowLoss.count_scalars`.
     row_values: [R, k] values of the rows (a learnable margin of its class, say), or None.
     col_values: [k, N] values of the candidates; those of `RowLoss.presweep` come last.
+    first: the number of the first row.
     weight: [R, N] weights of the positives, above 0, of a loss that is `graded`; None: 1.
     """
 
@@ -39,6 +57,7 @@ class Rows:
     row_values: Tensor | None = None
     col_values: Tensor | None = None
     weight: Tensor | None = None
+    first: int = 0
 
     @property
     def grades(self) -> Tensor:
@@ -69,7 +88,7 @@ class RowLoss:
 
     Their fields are the parameters; `parameters()` hands them to the compiled functor of the same
     `name` in the order of its members. `similarity` is what every loss has: a name in
-    `similarity.SIMILARITIES`; the numbers of a row are that.
+    `similarity.SIMILARITIES` or of `distances`; the numbers of a row are that.
 
     Four kinds of losses fit:
     1. a sum of row losses (most): `spec` returns [R].
@@ -148,11 +167,30 @@ class RowLoss:
 
     @property
     def metric(self) -> Metric:
-        return METRICS[self.similarity]
+        return METRICS.get(self.similarity) or metric_of(self.similarity)
 
     def spec(self, rows: Rows) -> Tensor:
         """[R] losses of a block of rows ([R, outputs] if several), in differentiable torch."""
         raise NotImplementedError
+
+    def pieces(self, rows: Rows) -> Mapping[str, Piece]:
+        """The elements of a block by the names of the loss's parts, where these are not the rows' losses.
+
+        Overridden only by losses whose elements are pairs, triplets, or some rows only.
+        """
+        raise NotImplementedError
+
+    @property
+    def only_in_torch(self) -> str | None:
+        """Why these parameters have no compiled form, or None."""
+        if self.metric.in_torch:
+            return f"{self.similarity!r} is not made of products"
+        return None
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether its elements are others than the rows' losses."""
+        return type(self).pieces is not RowLoss.pieces
 
     # The row in the words of `fastdml.language`, a method `row(p)`, where a description has it: then its
     # statistics over some candidates and over others can be merged.
@@ -169,9 +207,13 @@ class RowLoss:
         return self.parameters()
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not."""
-        names = {f.name for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **rule) if set(rule) <= names else None
+        """The loss that chooses its pairs by a miner's rule, whose fields it has; None: it has not, or they
+        say another rule already, which must not be lost."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        if not set(rule) <= set(fields):
+            return None
+        own = any(getattr(self, name) not in (fields[name].default, rule[name]) for name in rule)
+        return None if own else dataclasses.replace(self, **rule)
 
     @property
     def functor_name(self) -> str:

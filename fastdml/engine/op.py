@@ -134,8 +134,21 @@ def own_world(device: str) -> contextlib.AbstractContextManager[object]:
     return world
 
 
+def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    """What the operator returns of no anchors or no candidates: 0 (NaN of anchors that hold one), and
+    gradients of 0."""
+    a, kind = call.anchors, statistic_type(call.anchors, call.candidates)
+    value = a.new_zeros(a.shape[0] if call.reduction == "none" else (), dtype=kind)
+    value = value.masked_fill_(~a.isfinite().all(), torch.nan)
+    leaves = zip(call.leaves, wanted)
+    return value, *(torch.zeros_like(x, dtype=kind) if w and x is not None else None for x, w in leaves)
+
+
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
+    candidates = call.anchors if call.candidates is None else call.candidates
+    if call.anchors.shape[0] == 0 or candidates.shape[0] == 0:
+        return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
     device = call.anchors.device.type

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .autograd import once, watched
+from .distances import metric_of
+from .in_torch import pairs_of
 from .listed import Listed, Pair, listed
 from .similarity import DISTANCE, METRICS
 
@@ -20,6 +22,12 @@ def pair_values(
 
     x [M, D], y [N, D]: float32 or float64; None: one set. lists: int64 rows [T] of x, and of y.
     """
+    if x.shape[0] == 0 or (y is not None and y.shape[0] == 0):  # no pair; a gradient of zeros
+        nothing = x.flatten()[:0] if y is None else x.flatten()[:0] + y.flatten()[:0]
+        return (nothing,) * len(lists)
+    metric = metric_of(similarity)
+    if metric.in_torch:
+        return tuple(pairs_of(metric, x, x if y is None else y, *pair) for pair in lists)
     flat = tuple(t for pair in lists for t in pair)
     if torch.compiler.is_compiling():  # it refuses a tensor that is two inputs at once
         flat = tuple(t.view_as(t) if any(t is u for u in flat[:k]) else t for k, t in enumerate(flat))

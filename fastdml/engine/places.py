@@ -30,7 +30,7 @@ def _pairs_within(labels: Tensor) -> tuple[Tensor, Tensor]:
     order = labels.sort(stable=True).indices
     _, counts = labels.unique(return_counts=True)
     start = counts.cumsum(0) - counts
-    firsts, seconds = [], []
+    firsts, seconds = [order[:0]], [order[:0]]
     for size in counts.unique().tolist():
         i, j = torch.triu_indices(size, size, 1, device=labels.device)
         at = start[counts == size, None]

@@ -111,7 +111,9 @@ class Problem:
             return
         self.conditioned = True
         metric = self.loss.metric
-        if metric.normalized or metric.clipped:
+        if metric.in_torch:
+            pass
+        elif metric.normalized or metric.clipped:
             self._bring_into_range()
         elif metric.kind != PRODUCT and not metric.from_differences:
             origin = conditioning.centre(self.anchors, self.candidates)
@@ -248,7 +250,7 @@ class Problem:
         metric = self.loss.metric
         # Those of rows that are brought into the ball tell of nothing that was outside.
         bounded = metric.normalized or metric.clipped
-        if metric.kind == PRODUCT or bounded or metric.from_differences:
+        if metric.kind == PRODUCT or bounded or metric.from_differences or metric.in_torch:
             return []
         squares = [self.row_square] if self.one_set else [self.row_square, self.col_square]
         return [q for q in squares if q is not None]
@@ -319,6 +321,8 @@ class Problem:
         what no functor sees."""
         self.condition()
         a, c, metric = self.anchors[start:stop], self.candidates[first:], self.loss.metric
+        if metric.in_torch:
+            return metric.dense(a, c, self.epsilon)
         if out is None:
             out = torch.empty(a.shape[0], c.shape[0], dtype=self.statistic, device=a.device)
         if metric.from_differences:
@@ -367,6 +371,7 @@ class Problem:
             None if self.row_values is None else self.row_values[start:stop],
             self.col_values,
             weight=weight,
+            first=start,
         )
 
 

@@ -141,6 +141,8 @@ class LabelRelation(Relation):
             return same, self.columns - same
         if self.one_set and isinstance(self.own, int) and self.own == 0:
             return same - 1, self.columns - same
+        if self.columns == 0:
+            return same, same
         own = self.own_columns(0, self.rows, rows.device)
         assert own is not None
         alike = (self.candidate_labels[own.clamp(min=0)] == rows) & (own >= 0)
@@ -278,30 +280,9 @@ class PredicateRelation(Relation):
         self._weight: tuple[tuple[int, int], Tensor | None] | None = None  # of the latest block
 
     def masks(self, start: int, stop: int) -> Masks:
-        found = self.predicate(self._index[start:stop], self._index[: self.columns])
-        shape = (stop - start, self.columns)
-        if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
-            raise ValueError(
-                "indices_tuple: expected the function to return two bool masks, of positives and of "
-                f"negatives, or these and weights, got {type(found).__name__}"
-            )
-        for mask, name in zip(found, ("positive", "negative")):
-            fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
-            if not fits or tuple(mask.shape) != shape:
-                got = (
-                    f"{mask.dtype} of shape {tuple(mask.shape)}"
-                    if isinstance(mask, Tensor)
-                    else mask
-                )
-                raise ValueError(
-                    f"indices_tuple: expected the function to return a bool {name} mask of shape "
-                    f"{shape}, got {got}"
-                )
-        positive, negative = found[0], found[1]
-        weight = found[2] if len(found) == 3 else None
-        if weight is not None:
-            _check_weights(weight, shape)
-            positive = positive & (weight > 0)
+        positive, negative, weight = masks_of(
+            self.predicate, self._index[start:stop], self._index[: self.columns]
+        )
         self._weight = (start, stop), weight
         return positive, negative
 
@@ -320,6 +301,32 @@ def _check_weights(weight: Tensor, shape: tuple[int, int]) -> None:
         raise ValueError(message + got)
     if weight.device.type == "cpu" and not bool(((weight >= 0) & (weight < torch.inf)).all()):
         raise ValueError(message + "negative or infinite ones")
+
+
+def masks_of(
+    predicate: Predicate, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a user's function says of rows [R] and columns [N]: positives, negatives, and weights of the
+    positives, if any. ValueError unless these are two masks, or two and weights."""
+    found = predicate(rows, columns)
+    shape = (rows.shape[0], columns.shape[0])
+    if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
+        raise ValueError(
+            "indices_tuple: expected the function to return two bool masks, of positives and of "
+            f"negatives, or these and weights, got {type(found).__name__}"
+        )
+    for mask, name in zip(found, ("positive", "negative")):
+        fits = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if not fits or tuple(mask.shape) != shape:
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else mask
+            raise ValueError(
+                f"indices_tuple: expected the function to return a bool {name} mask of shape "
+                f"{shape}, got {got}"
+            )
+    if len(found) == 2:
+        return found[0], found[1], None
+    _check_weights(found[2], shape)
+    return found[0] & (found[2] > 0), found[1], found[2]
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

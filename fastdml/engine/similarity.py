@@ -56,6 +56,11 @@ class Metric:
     from_differences: bool = False
 
     @property
+    def in_torch(self) -> bool:
+        """Whether pairs are no function of products and norms, and torch evaluates them."""
+        return False
+
+    @property
     def sign(self) -> float:
         """1 where more alike means a larger number, -1 for distances."""
         return 1.0 if self.kind == PRODUCT else -1.0
@@ -162,14 +167,25 @@ class Metric:
         return d2.sqrt_() if self.kind == DISTANCE else d2
 
     def weigh_(
-        self, g: Tensor, d: Tensor, row_scale: Tensor | None, col_scale: Tensor | None
+        self,
+        g: Tensor,
+        d: Tensor,
+        row_scale: Tensor | None,
+        col_scale: Tensor | None,
+        epsilon: float = 0.0,
     ) -> Tensor:
         """Derivatives g by the numbers d of apply_ to weights of the products, in place; of a block [R, N],
-        or of pairs [T] with their own scales."""
+        or of pairs [T] with their own scales.
+
+        Of two embeddings that coincide there is none: two large shares, left in, would cancel badly where
+        something is added to their squared distance.
+        """
         if self.kind == SQUARED_DISTANCE:
             g.mul_(-2)
+            if epsilon:
+                g.masked_fill_(d <= epsilon, 0.0)
         elif self.kind == DISTANCE:
-            g.div_(d).neg_().masked_fill_(d <= 0, 0.0)
+            g.div_(d).neg_().masked_fill_(d <= d.new_tensor(epsilon).sqrt(), 0.0)
         if row_scale is not None and col_scale is not None:
             g.mul_(row_scale[:, None] if g.dim() == 2 else row_scale).mul_(col_scale)
         return g
@@ -261,7 +277,8 @@ class Metric:
                 alike = exact.detach() < _scaled_alike(s.dtype) * total.detach()
                 exact = exact.masked_fill(alike, 0.0)
             if s.dtype != torch.float64:
-                exact = d2 + (exact - d2).detach()
+                rounded = d2 + (exact - d2).detach()
+                exact = torch.where(exact == 0, exact.detach(), rounded)
             d2 = torch.where(near, exact, d2)
         d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)

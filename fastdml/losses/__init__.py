@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .base import Loss
 from .forms import functional_form
+from .plain.generic_pair import BaseMetricLossFunction, GenericPairLoss
 from .user import row_loss
 
 MODULES: dict[str, type[Loss]] = {}
@@ -31,7 +32,7 @@ for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
                 FUNCTIONS[_found.function] = functional_form(_found)
 
 globals().update(MODULES)
-__all__ = [*sorted(MODULES), "row_loss"]
+__all__ = [*sorted(MODULES), "BaseMetricLossFunction", "GenericPairLoss", "row_loss"]
 
 
 def __getattr__(name: str) -> Any:

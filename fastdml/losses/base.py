@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..distances import distance_of, similarity_of
 from ..engine import check
-from ..engine.autograd import evaluate
+from ..engine.arguments import NamedArguments
 from ..engine.call import Call
 from ..engine.dispatch import check_backend
-from ..engine.foreign import reduction_of, similarity_of
+from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
+from ..engine.peer import SeenAsPeer
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
 from ..mining.sample_weights import sample_weights
-from .representation import constructor, shown
+from ..reducers import (
+    AvgNonZeroReducer,
+    BaseReducer,
+    DoNothingReducer,
+    MeanReducer,
+    MultipleReducers,
+    SumReducer,
+    native,
+)
+from .reduced import Reduced
+from .reduced import total_of as total
+from .representation import ExactNumbers, shown
 
 Regularizer = Callable[[Tensor], Tensor]
 
@@ -41,6 +54,12 @@ class Term:
         return self.weight * self.function(*self.arguments)
 
 
+_REDUCERS: dict[str, type[BaseReducer]] = {
+    "mean": MeanReducer,
+    "sum": SumReducer,
+    "nonzero": AvgNonZeroReducer,
+    "none": DoNothingReducer,
+}
 @dataclasses.dataclass(frozen=True)
 class Weighted:
     """A part of a loss, times weight."""
@@ -59,13 +78,6 @@ def weighted(part: Call | Part, weight: float) -> Call | Part:
     return Weighted(part, weight)
 
 
-def total(parts: Sequence[Call | Part]) -> Tensor:
-    """The sum of what the parts of a loss are."""
-    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
-    value = values[0]
-    for other in values[1:]:
-        value = value + other
-    return value
 
 
 def _number(value: Tensor | int) -> Any:
@@ -76,7 +88,7 @@ def _number(value: Tensor | int) -> Any:
     return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
 
 
-class Loss(nn.Module):
+class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     """What all losses share.
 
     A loss makes calls of the engine (`calls`); its value is their sum. So whatever wraps a loss can take
@@ -92,12 +104,15 @@ class Loss(nn.Module):
         backend: "auto", "native", "chunked" or "dense" (see `fastdml.explain`).
         validate: also look for NaN and infinity, which costs a pass and, on CUDA, a synchronisation. In
             a compiled graph, which cannot raise a ValueError of values, it is a RuntimeError as it runs.
-        distance, reducer: objects of pytorch-metric-learning in place of similarity and reduction, where
-            these have their like.
+        distance: an object of fastdml.distances or of pytorch-metric-learning, or a user's module, in
+            place of similarity: kept as `loss.distance`. What is not made of products runs in torch.
+        reducer: an object of fastdml.reducers or of pytorch-metric-learning, or a user's module, in place
+            of reduction: kept as `loss.reducer`. It may also be the name of a reduction.
         embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
             times `embedding_reg_weight`.
     """
 
+    peer = ("pytorch_metric_learning.losses", "BaseMetricLossFunction")
     # The name of the functional form, which `functional` makes of the module; None: there is none.
     function: ClassVar[str | None] = None
     # What describes the loss, where its fields are called as the module's arguments are.
@@ -111,16 +126,27 @@ class Loss(nn.Module):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
-    # Arguments of the constructor, those of them that are True or False, and those without a default.
-    arguments: ClassVar[frozenset[str]] = frozenset()
-    flags: ClassVar[frozenset[str]] = frozenset()
-    required: ClassVar[frozenset[str]] = frozenset()
+    # A loss that passes its call on whole says in `calls` what it takes.
+    entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # Reducer objects that are a reduction of the loss, by the names of their classes; with others the loss's
+    # elements are reduced by torch.
+    reducers: ClassVar[Mapping[str, str]] = {
+        "MeanReducer": "mean",
+        "SumReducer": "sum",
+        "AvgNonZeroReducer": "nonzero",
+    }
+    # What runs, of a loss that makes no calls of the engine.
+    in_torch: ClassVar[str | None] = None
+    # The reduction, whatever the reducer object, of a loss that is one number there.
+    one_number: ClassVar[str | None] = None
+    # The names of its parts, which MultipleReducers asks for.
+    part_names: ClassVar[tuple[str, ...]] = ("loss",)
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
 
@@ -135,46 +161,81 @@ class Loss(nn.Module):
         reducer: object = None,
         embedding_regularizer: Regularizer | None = None,
         embedding_reg_weight: float = 1,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
+        super().__init__(**unknown)
         if distance is not None:
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
-            similarity = similarity_of(distance, name)
+            similarity = similarity_of(distance, type(self).__name__)
+        self._distance = distance if isinstance(distance, nn.Module) else None
+        self._reducer: nn.Module | None = None
         if reducer is not None:
-            reduction = reduction_of(reducer, name, self.reductions)
-        check.reduction(reduction)
-        if reduction not in self.reductions:
-            raise ValueError(
-                f"reduction: expected {' or '.join(map(repr, self.reductions))}, got {reduction!r}"
-            )
+            reduction = self._reduction_of(reducer)
         self.similarity = self.default_similarity if similarity is None else similarity
-        check.similarity(self.similarity)
-        if self.similarities and self.similarity not in self.similarities:
-            expected = " or ".join(map(repr, self.similarities))
-            raise ValueError(f"similarity: expected {expected}, got {similarity!r}")
-        check_backend(backend)
-        if reduction == "none" and embedding_regularizer is not None:
-            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+        if embedding_regularizer is not None:
+            self._expect_scalar(reduction)
         self.reduction = reduction
         self.backend = backend
         self.validate = validate
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Once a class: a graph that is compiled could not ask.
-        super().__init_subclass__(**kwargs)
-        known = constructor(cls)
-        cls.arguments = frozenset(known)
-        cls.flags = frozenset(k for k, p in known.items() if isinstance(p.default, bool))
-        cls.required = frozenset(k for k, p in known.items() if p.default is p.empty)
+    def _reduction_of(self, reducer: object) -> str:
+        """The reduction that a reducer object is, or that of the elements it takes."""
+        if isinstance(reducer, str):
+            return reducer
+        if not isinstance(reducer, nn.Module):
+            raise ValueError(
+                f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}"
+            )
+        self._reducer = reducer
+        known = native(reducer)
+        if self.one_number is not None:
+            self._is_reduction = not isinstance(known, DoNothingReducer)
+            return self.one_number
+        if known is not None and type(known).__name__ in self.reducers:
+            self._is_reduction = True
+            return self.reducers[type(known).__name__]
+        self._is_reduction = False
+        return "none" if "none" in self.reductions else self.reductions[0]
+
+    def _expect_scalar(self, reduction: str) -> None:
+        if reduction == "none" and self._reducer is None:
+            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+
+    @property
+    def distance(self) -> Any:
+        """What pairs are compared by, as an object."""
+        return self._distance if self._distance is not None else distance_of(self.similarity)
+
+    @distance.setter
+    def distance(self, value: Any) -> None:
+        self.similarity = similarity_of(value, type(self).__name__)
+        self._distance = value if isinstance(value, nn.Module) else None
+
+    @property
+    def reducer(self) -> Any:
+        """What makes the loss of its elements, as an object."""
+        given = self._reducer if self._reducer is not None else _REDUCERS[self.reduction]()
+        if len(self.part_names) == 1 or isinstance(native(given), (MultipleReducers, DoNothingReducer)):
+            return given
+        return MultipleReducers({name: given for name in self.part_names})
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):  # a module would be registered
+            return object.__setattr__(self, name, value)
         # An argument is kept under its name: flags are flags, and numbers Python's own.
         if name in self.flags and name not in self.learnt:
             check.flag(value, name)
+        elif name == "reduction":
+            check.reduction(value)
+            check.among(value, name, self.reductions)
+        elif name == "similarity":
+            check.similarity(value)
+            check.among(value, name, self.similarities)
+        elif name == "backend":
+            check_backend(value)
         elif isinstance(value, (Tensor, int)) and name in self.arguments:
             value = _number(value)
         self.__dict__.pop("_described", None)
@@ -210,10 +271,21 @@ class Loss(nn.Module):
     def parts(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls, and what else the loss adds up."""
         found = self.calls(*batch, **inputs)
+        term = None
         if self.embedding_regularizer is not None:
             embeddings = batch[0] if batch else inputs["embeddings"]
-            found.append(Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight))
-        return found
+            term = Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight)
+        if self._reducer is None or self._is_reduction:
+            return found if term is None else [*found, term]
+        named = dict(zip(self._batch_names(), batch)) | inputs
+        terms = {} if term is None else {"embedding_reg_loss": term}
+        labels = named.get("labels")
+        whole = self.one_number is not None
+        name = self.part_names[0]
+        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, name, whole)]
+
+    def _batch_names(self) -> tuple[str, ...]:
+        return ("embeddings", "labels")
 
     def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
         """A call of the engine with this loss's reduction and backend."""
@@ -232,6 +304,12 @@ class Loss(nn.Module):
         means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
+
+    @property
+    def keeps_candidates(self) -> bool:
+        """Whether a backward pass may read `ref_emb`, which must not change before it then."""
+        of_elements = self._reducer is not None and not self._is_reduction
+        return self.reduction == "none" or of_elements or metric_of(self.similarity).in_torch
 
     @property
     def nonzero_over(self) -> str:

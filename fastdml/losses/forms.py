@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import check
+from ..engine.arguments import constructor
 from .base import Loss, total
-from .representation import constructor
 
 _NONE = inspect.Parameter.empty
 # Sizes that a module asks for and the functional form finds in its tensors.
-_SIZES = {"num_classes": 1, "embedding_size": 1}
+_SIZES = {"num_classes": 1, "embedding_size": 1, "descriptors_dim": 1, "l": 1}
 
 
 def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
@@ -25,6 +26,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     places = tuple(name for name, p in batch.items() if p.kind is not keyword)
     names, sizes = frozenset(options), _sizes(module)
+    known = (*batch, *options)
     required = [name for name, p in batch.items() if p.default is _NONE]
     order = {
         name: None if p.default is _NONE else p.default for name, p in _forward(module).items()
@@ -34,13 +36,11 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         chosen = {k: keywords.pop(k) for k in tuple(keywords) if k in names}
         arguments = dict(module.input_defaults)
         if len(given) > len(places):
-            raise TypeError(
-                f"{module.function}() takes {len(places)} positional arguments, got {len(given)}"
-            )
+            check.by_place(given, places, f"{module.function}()")
         arguments.update(zip(places, given, strict=False))
         for name, value in keywords.items():
             if name not in batch:
-                raise TypeError(f"{module.function}() has no argument {name!r}")
+                check.taken([name], known, f"{module.function}()")
             if name in arguments and name not in module.input_defaults:
                 raise TypeError(f"{module.function}() got {name!r} twice")
             arguments[name] = value
@@ -103,20 +103,22 @@ def _parameters(
     return batch, options
 
 
+def _is_constant(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 _Arguments = tuple[tuple[str, Any], ...]
 
 
 def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Loss:
     """A module of these options, whose own state is not used."""
     given = (*sizes, *options.items())
-    if torch.compiler.is_compiling():
+    # Numbers and names are what they are; a tensor may change, and a function would be kept alive.
+    if torch.compiler.is_compiling() or not all(map(_is_constant, options.values())):
         return _fresh(module, given)
-    try:
-        return _kept(module, given)  # type: ignore[arg-type]
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _fresh(module, given)
+    return _kept(module, given)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256, typed=True)
@@ -125,7 +127,7 @@ def _kept(module: type[Loss], arguments: _Arguments) -> Loss:
 
 
 def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
-    if "proxies" not in module.inputs:
+    if "weight_init_func" not in module.arguments:
         return module(**dict(arguments))
     # The proxies are the caller's: the module's own few numbers are not drawn.
     init: Any = {"weight_init_func": _left_as_they_are}

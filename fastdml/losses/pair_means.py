@@ -32,7 +32,7 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     rows, cols = batch.need_labels(), batch.column_labels
     assert cols is not None
     classes = class_numbers(rows if batch.ref_emb is None else torch.cat([rows, cols]))
-    rows, cols = classes[: x.shape[0]], classes[-y.shape[0] :]
+    rows, cols = classes[: x.shape[0]], classes[len(classes) - y.shape[0] :]
     of_rows = x.new_zeros(len(classes), x.shape[1]).index_add(0, rows, x)
     of_cols = of_rows
     if batch.ref_emb is not None:
@@ -49,7 +49,7 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     if batch.ref_emb is None:
         pull = pull - x.square().sum()
         positives = positives - x.shape[0]
-    elif batch.own is not None:
+    elif batch.own is not None and y.shape[0]:
         own = batch.own_columns()
         at = own.clamp(min=0)
         product = (x * y[at]).sum(1)
@@ -95,7 +95,7 @@ def class_numbers(labels: Tensor) -> Tensor:
     """[n] numbers of the labels' classes in [0, n). (unique would wait for the device.)"""
     found, order = labels.sort()
     later = (found[1:] != found[:-1]).cumsum(0)
-    numbers = torch.cat([later.new_zeros(1), later])
+    numbers = torch.cat([later.new_zeros(1), later])[: labels.shape[0]]
     return torch.empty_like(numbers).scatter(0, order, numbers)
 
 
@@ -108,8 +108,10 @@ def _of_pairs(x: Tensor, y: Tensor, anchors: Tensor, others: Tensor) -> Tensor:
     """The mean over listed pairs, each counted once: a sparse product instead of a copy per pair."""
     index = torch.stack([anchors, others])
     ones = torch.ones(anchors.shape[0], dtype=x.dtype, device=x.device)
-    listed = torch.sparse_coo_tensor(index, ones, (x.shape[0], y.shape[0])).coalesce()
+    shape = (x.shape[0], y.shape[0])
+    listed = torch.sparse_coo_tensor(index, ones, shape, check_invariants=False).coalesce()
     once = torch.sparse_coo_tensor(
-        listed.indices(), torch.ones_like(listed.values()), listed.shape, is_coalesced=True
-    )
+        listed.indices(), torch.ones_like(listed.values()), listed.shape, is_coalesced=True,
+        check_invariants=False,
+    )  # fmt: skip
     return (x * torch.sparse.mm(once, y)).sum() / max(1, once.values().shape[0])

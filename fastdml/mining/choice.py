@@ -102,9 +102,13 @@ def pick(s: Tensor, columns: Tensor) -> Tensor:
     return s.gather(1, columns[:, None])[:, 0]
 
 
+# The least distance whose density is looked at: that of 0 is infinite.
+LEAST = 1e-30
+
+
 def distance_log_weight(d: Tensor, dimension: int, nearest: float) -> Tensor:
     """Log of the inverse density of distances d on the unit sphere: SPEC 2.14."""
-    d = d.clamp(min=nearest)
+    d = d.clamp(min=max(nearest, LEAST))
     bend = (3 - dimension) / 2
     return (2 - dimension) * d.log() + bend * (1 - d * d / 4).clamp(min=1e-8).log()
 

@@ -72,6 +72,9 @@ class LazyPairs:
         """
         fused = loss.with_rule(self.rule) if self.rule else None
         if fused is None:
+            plain = type(loss).with_rule is RowLoss.with_rule
+            if plain and self.rule and all(hasattr(loss, name) for name in self.rule):
+                _say_once(loss.name, "it has a rule of its own")
             return None
         reason = self._differs(loss, embeddings, labels, ref_emb, ref_labels)
         if reason is not None:

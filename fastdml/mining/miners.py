@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distances import distance_of, similarity_of
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
-from ..engine.foreign import similarity_of
+from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
+from ..engine.peer import SeenAsPeer
 from ..engine.problem import Problem
 from .batch import Batch, checked
 from .choice import check_strategies, chosen, distance_log_weight, draw, nearest
@@ -24,28 +28,44 @@ Chosen = tuple[Tensor, ...]  # index tensors of one block of rows
 Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 
 
-class Miner(nn.Module):
+class Miner(SeenAsPeer, NamedArguments):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
     num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
 
     Args:
-        distance: an object of pytorch-metric-learning's: the one that the miner compares by, or None.
+        distance: what pairs are compared by: an object of fastdml.distances or of pytorch-metric-learning, a
+            user's module, or the name of a similarity; None: the miner's own. Kept as `miner.distance`.
+        collect_stats: taken for pytorch-metric-learning's sake; nothing is collected.
     """
 
-    # What a pair is compared by; which of the result's tensors index anchors, and how many there are.
-    similarity = "cosine"
+    peer = ("pytorch_metric_learning.miners", "BaseMiner")
+    # What a pair is compared by unless another distance is given, and which are possible; empty: all.
+    default_similarity = "distance"
+    similarities: tuple[str, ...] = ()
+    # Which of the result's tensors index anchors, and how many there are.
     anchors: tuple[int, ...] = (0, 2)
     tensors = 4
     at_once = 1 << 22  # pairs of a block
 
     _latest: weakref.ref[LazyPairs] | None = None
 
-    def __init__(self, *, distance: object = None) -> None:
-        super().__init__()
+    def __init__(
+        self, *, distance: object = None, collect_stats: bool | None = None, **unknown: Any
+    ) -> None:
+        super().__init__(**unknown)
         name = type(self).__name__
-        if distance is not None and similarity_of(distance, name) != self.similarity:
-            raise ValueError(f"distance: {name} compares by {self.similarity!r} alone, got {distance!r}")
+        self.similarity = self.default_similarity if distance is None else similarity_of(distance, name)
+        if self.similarities and self.similarity not in self.similarities:
+            expected = " or ".join(map(repr, self.similarities))
+            raise ValueError(f"distance: {name} compares by {expected} alone, got {distance!r}")
+        self.distance = distance if isinstance(distance, nn.Module) else distance_of(self.similarity)
+        self.collect_stats = bool(collect_stats)
+
+    @property
+    def sign(self) -> float:
+        """1 where more alike is larger, -1 for distances."""
+        return metric_of(self.similarity).sign
 
     def forward(
         self,
@@ -66,10 +86,10 @@ class Miner(nn.Module):
         mined = (embeddings, labels, ref_emb, ref_labels)
         batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
         stream = self.stream(batch.need_labels())
-        select = self.selection(embeddings.shape[1], stream)
 
         def materialise() -> tuple[Tensor, ...]:
-            return _by_rows(batch, select, self.anchors, self.similarity, self.at_once)
+            with torch.no_grad():
+                return self.found(batch, stream)
 
         found = LazyPairs(self.rule(), mined, materialise, self.similarity, self.tensors, stream, batch.own)
         if not torch.compiler.is_compiling():
@@ -95,6 +115,17 @@ class Miner(nn.Module):
     def num_triplets(self) -> int:
         return self._counted({3: 0})
 
+    def mine(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> Any:
+        """The index tensors at once. Other candidates that are the very tensor `embeddings` are one set."""
+        return tuple(self(embeddings, labels, ref_emb, ref_labels))
+
+    def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
+        """The index tensors of a batch."""
+        select = self.selection(batch.embeddings.shape[1], stream)
+        return by_rows(
+            batch, select, self.anchors, self.tensors, self.similarity, self.at_once
+        )
+
     def rule(self) -> Mapping[str, float | str]:
         """Fields of a description that make a loss choose the same; none: the pairs are listed."""
         return {}
@@ -109,19 +140,22 @@ class Miner(nn.Module):
 
 
 class MultiSimilarityMiner(Miner):
-    """Pairs within epsilon of the row's hardest pair of the other kind (cosine similarity).
+    """Pairs within epsilon of the row's hardest pair of the other kind.
 
     Wang et al., CVPR 2019 (arXiv 1904.06627), equations 11 and 12.
 
     Args:
         epsilon: finite width of the band.
+        distance: the cosine unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
     `(a1, p, a2, n)`; `MultiSimilarityLoss` then mines inside its own pass and no index exists.
     """
 
-    def __init__(self, epsilon: float = 0.1, *, distance: object = None) -> None:
-        super().__init__(distance=distance)
+    default_similarity = "cosine"
+
+    def __init__(self, epsilon: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.epsilon = check.finite(epsilon, "epsilon")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -129,6 +163,7 @@ class MultiSimilarityMiner(Miner):
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
+            s = self.sign * s
             hardest_positive = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
             hardest_negative = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
             return (
@@ -140,41 +175,57 @@ class MultiSimilarityMiner(Miner):
 
 
 class BatchEasyHardMiner(Miner):
-    """One positive and one negative of each anchor, by distance (Euclidean, of normalised embeddings).
+    """One positive and one negative of each anchor.
 
     *Improved Embeddings with Easy Positive Triplet Mining*, Xuan et al., WACV 2020 (arXiv 1904.04370).
 
     Args:
         pos_strategy, neg_strategy: "hard" (farthest positive, nearest negative), "easy", "semihard"
             (the hardest that is on the right side of the other kind's choice) or "all".
+        allowed_pos_range, allowed_neg_range: (low, high): of distances (or similarities) that a chosen pair
+            may have, both included; None: any. They do not bear on "all".
+        distance: Euclidean, of normalised embeddings, unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
     `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists. Of
     distances that are equal to rounding the first candidate's counts.
     """
 
-    similarity = "distance"
+    HARD = "hard"
+    SEMIHARD = "semihard"
+    EASY = "easy"
+    ALL = "all"
+    all_batch_mining_strategies = [HARD, SEMIHARD, EASY, ALL]
 
     def __init__(
         self,
         pos_strategy: str = "easy",
         neg_strategy: str = "semihard",
-        *,
-        distance: object = None,
+        allowed_pos_range: Sequence[float] | None = None,
+        allowed_neg_range: Sequence[float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(distance=distance)
+        super().__init__(**kwargs)
         check_strategies(pos_strategy, neg_strategy, ("pos_strategy", "neg_strategy"))
         self.pos_strategy = pos_strategy
         self.neg_strategy = neg_strategy
+        self.allowed_pos_range = _range(allowed_pos_range, "allowed_pos_range")
+        self.allowed_neg_range = _range(allowed_neg_range, "allowed_neg_range")
 
     def rule(self) -> Mapping[str, float | str]:
+        if self.allowed_pos_range is not None or self.allowed_neg_range is not None:
+            return {}
         return {"positives": self.pos_strategy, "negatives": self.neg_strategy}
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         return self._choose
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-        kept = chosen(-d, positive, negative, self.pos_strategy, self.neg_strategy)
+        if self.pos_strategy != "all":
+            positive = _within(d, positive, self.allowed_pos_range)
+        if self.neg_strategy != "all":
+            negative = _within(d, negative, self.allowed_neg_range)
+        kept = chosen(self.sign * d, positive, negative, self.pos_strategy, self.neg_strategy)
         return (*kept[0].nonzero(as_tuple=True), *kept[1].nonzero(as_tuple=True))
 
 
@@ -185,11 +236,12 @@ class BatchHardMiner(BatchEasyHardMiner):
     1703.07737). See `BatchEasyHardMiner`.
     """
 
+    sets = ("pos_strategy", "neg_strategy")
     anchors = (0,)
     tensors = 3
 
-    def __init__(self, *, distance: object = None) -> None:
-        super().__init__("hard", "hard", distance=distance)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("hard", "hard", **self.unset(kwargs))
 
     def _choose(self, d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
         a, p, _, n = super()._choose(d, positive, negative, number)
@@ -202,7 +254,7 @@ class DistanceWeightedMiner(Miner):
     *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
 
     Args:
-        cutoff: distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
+        cutoff: >= 0, distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
             are not drawn.
         seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
             those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
@@ -214,7 +266,7 @@ class DistanceWeightedMiner(Miner):
 
     step: Tensor
 
-    similarity = "distance"
+    similarities = ("distance",)
     anchors = (0,)
     tensors = 3
     at_once = 1 << 18  # a draw is several 64-bit numbers per pair
@@ -225,11 +277,11 @@ class DistanceWeightedMiner(Miner):
         nonzero_loss_cutoff: float = 1.4,
         *,
         seed: int = 0,
-        distance: object = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(distance=distance)
-        self.cutoff = check.positive(cutoff, "cutoff")
-        self.nonzero_loss_cutoff = check.positive(nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        super().__init__(**kwargs)
+        self.cutoff = check.non_negative(cutoff, "cutoff")
+        self.nonzero_loss_cutoff = check.finite(nonzero_loss_cutoff, "nonzero_loss_cutoff")
         self.seed = check.seed(seed, "seed")
         # A number of Python would be a constant of a compiled graph.
         self.step: Tensor
@@ -241,7 +293,7 @@ class DistanceWeightedMiner(Miner):
         return {"drawn": True, **cutoffs}
 
     def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step, labels)
+        return int(self.seed), self._steps.take(self.step)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None
@@ -273,10 +325,8 @@ class NearestNegativeMiner(Miner):
     `(a1, p, a2, n)`; `TripletMarginLoss` then chooses inside its own pass and no index exists.
     """
 
-    similarity = "distance"
-
-    def __init__(self, k: int = 1, *, distance: object = None) -> None:
-        super().__init__(distance=distance)
+    def __init__(self, k: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.k = check.count(k, "k")
 
     def rule(self) -> Mapping[str, float | str]:
@@ -284,24 +334,39 @@ class NearestNegativeMiner(Miner):
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
-            kept = nearest(-d, negative, self.k)
+            kept = nearest(self.sign * d, negative, self.k)
             return (*positive.nonzero(as_tuple=True), *kept.nonzero(as_tuple=True))
 
         return select
 
 
+def _range(given: Sequence[float] | None, name: str) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    try:
+        low, high = map(float, given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected two numbers or None, got {given!r}") from error
+    return low, high
+
+
+def _within(d: Tensor, mask: Tensor, allowed: tuple[float, float] | None) -> Tensor:
+    return mask if allowed is None else mask & (d >= allowed[0]) & (d <= allowed[1])
+
+
 @torch.no_grad()
-def _by_rows(
+def by_rows(
     batch: Batch,
     select: Select,
     anchors: tuple[int, ...],
+    tensors: int,
     similarity: str,
     at_once: int,
 ) -> tuple[Tensor, ...]:
     """Index tensors that select(s, positive, negative, row numbers) finds in blocks of rows, joined.
 
-    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. anchors: which of
-    the tensors are rows of the block. at_once: how many pairs a block has at most.
+    s [R, N]: cosine similarities, or Euclidean distances of normalised embeddings. tensors: how
+    many there are, anchors: which of them are rows of the block. at_once: how many pairs a block has at most.
     """
     kind = statistic_type(batch.embeddings, batch.ref_emb)
     x = batch.embeddings.to(kind)
@@ -317,6 +382,9 @@ def _by_rows(
     problem = Problem.of(call)
     relation = problem.relation
     found: list[list[Tensor]] = []
+    if relation.rows == 0 or relation.columns == 0:
+        nothing = torch.empty(0, dtype=torch.int64, device=x.device)
+        return (nothing,) * tensors
     step = max(1, at_once // max(1, relation.columns))
     for start in range(0, relation.rows, step):
         stop = min(relation.rows, start + step)

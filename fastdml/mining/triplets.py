@@ -52,10 +52,11 @@ def listed(batch: Batch, join: bool) -> Triplets | None:
     if batch.listed == 3:
         a, p, _, n = batch.pairs
         return Triplets(a, p, n)
-    return _joined(*batch.pairs) if batch.listed and join else None
+    return Triplets(*joined(*batch.pairs)) if batch.listed and join else None
 
 
-def _joined(a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> Triplets:
+def joined(a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, p, n): every positive of an anchor with every negative of it."""
     order = a2.argsort(stable=True)
     found = a2[order]
     start, stop = torch.searchsorted(found, a1), torch.searchsorted(found, a1, right=True)
@@ -63,7 +64,7 @@ def _joined(a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> Triplets:
     first = torch.arange(a1.shape[0], device=a1.device).repeat_interleave(partners)
     before = (partners.cumsum(0) - partners)[first]
     second = order[start[first] + torch.arange(first.shape[0], device=a1.device) - before]
-    return Triplets(a1[first], p[first], n[second])
+    return a1[first], p[first], n[second]
 
 
 def drawn(batch: Batch, count: int, stream: Stream) -> Triplets:
@@ -71,6 +72,8 @@ def drawn(batch: Batch, count: int, stream: Stream) -> Triplets:
     uniformly with replacement. O(B count) numbers, and no wait for the device."""
     labels, columns = batch.need_labels(), batch.column_labels
     assert columns is not None
+    if columns.shape[0] == 0:
+        return Triplets(*[columns] * 3)
     found, order = columns.sort(stable=True)
     start = torch.searchsorted(found, labels.contiguous())
     stop = torch.searchsorted(found, labels.contiguous(), right=True)

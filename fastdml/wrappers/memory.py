@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
+from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
-from ..mining.miners import Miner
+from ..mining.batch import checked
+from ..mining.pairs import all_pairs
+from ..mining.triplets import joined
 
 
-class CrossBatchMemory(nn.Module):
+class CrossBatchMemory(SeenAsPeer, NamedArguments):
     """A loss of the batch against a queue of the latest embeddings, the batch's own among them.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798). No gradient
     goes to the memory. A sample's own copy in it is no pair, known by where it was stored.
 
     Args:
-        loss: a loss over samples.
+        loss: a loss over samples, of this library or of pytorch-metric-learning.
         embedding_size: D.
         memory_size: embeddings that are kept, the oldest leave first.
         miner: called on the batch against the memory; None: all pairs.
 
-    State: `embedding_memory` [memory_size, D], `label_memory` [memory_size], `queue_idx`, where the next
-    batch goes, and `filled`, how many there are: a state_dict resumes where it was.
+    State: `embedding_memory` [memory_size, D], in the widest type of the batches so far (float32 at least),
+    `label_memory` [memory_size], `queue_idx`, where the next batch goes, and `filled`, how many there are: a
+    state_dict resumes where it was. One of pytorch-metric-learning, which has no position, resumes at 0 with
+    as many as are not zero. `curr_batch_idx`: where the latest batch was stored.
 
-    Called as `memory(embeddings, labels, indices_tuple=None, enqueue_mask=None)`: embeddings [B, D],
-    labels [B]; enqueue_mask: bool [B], which samples are stored (and then compared with none of their own
-    copies); None: all. An `indices_tuple` of the batch is not taken: hand the miner to this class.
+    Called as `memory(embeddings, labels, indices_tuple=None, enqueue_mask=None)`: embeddings [B, D], labels
+    [B]. indices_tuple: further pairs or triplets, of rows of the batch and rows of the memory. enqueue_mask:
+    bool [B], which samples are stored; the others are then compared with the memory. None: all are stored,
+    and all are compared.
 
     Raises:
         ValueError: naming the argument and what was expected of it.
     """
+
+    peer = ("pytorch_metric_learning.losses", "CrossBatchMemory")
 
     embedding_memory: Tensor
     label_memory: Tensor
@@ -42,37 +52,57 @@ class CrossBatchMemory(nn.Module):
 
     def __init__(
         self,
-        loss: SampleLoss,
+        loss: nn.Module,
         embedding_size: int,
         memory_size: int = 1024,
-        miner: Miner | None = None,
+        miner: nn.Module | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         # A loss over samples of all processes is one: `distributed.wrap`.
         self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
-        if not self._shared and not isinstance(loss, SampleLoss):
-            raise ValueError(
-                f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
-            )
-        self.loss = loss
+        self.loss = loss if self._shared else over_samples(loss)
         self.miner = miner
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.memory_size = check.count(memory_size, "memory_size")
+        self.curr_batch_idx: Tensor | None = None
         self.register_buffer("embedding_memory", torch.zeros(self.memory_size, self.embedding_size))
         self.register_buffer("label_memory", torch.zeros(self.memory_size, dtype=torch.int64))
         self.register_buffer("queue_idx", torch.zeros((), dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Losses that pytorch-metric-learning takes here; this class takes any loss over samples."""
+        return [*SUPPORTED, "MarginLoss"]
+
+    @property
+    def has_been_filled(self) -> bool:
+        """Whether the oldest embeddings leave."""
+        return int(self.filled) == self.memory_size
+
     def reset_queue(self) -> None:
         """Forgets everything."""
-        self.queue_idx.zero_()
-        self.filled.zero_()
+        self.embedding_memory.zero_()
+        self.label_memory.zero_()
+        self.queue_idx = torch.zeros_like(self.queue_idx)
+        self.filled = torch.zeros_like(self.filled)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        memory = state_dict.get(prefix + "embedding_memory")
+        if memory is not None:
+            # Not rounded on the way in.
+            self.embedding_memory = self.embedding_memory.to(memory.dtype)
+            some = (memory != 0).any(1).sum().to(torch.int64)
+            state_dict.setdefault(prefix + "filled", some)
+            state_dict.setdefault(prefix + "queue_idx", torch.zeros((), dtype=torch.int64))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(
         self,
         embeddings: Tensor,
         labels: Tensor,
-        indices_tuple: object = None,
+        indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
         return total(self.parts(embeddings, labels, indices_tuple, enqueue_mask))
@@ -81,54 +111,178 @@ class CrossBatchMemory(nn.Module):
         self,
         embeddings: Tensor,
         labels: Tensor,
-        indices_tuple: object = None,
+        indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
         """Stores the batch, and returns the parts of the loss of it against the memory."""
         if not (self._shared and embeddings.dim() == 2 and embeddings.shape[0] == 0):
             check.embeddings(embeddings, "embeddings")
+        rows = embeddings.shape[0]
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected dimension {self.embedding_size}, got {embeddings.shape[1]}"
             )
-        labels = check.labels(
-            labels, embeddings.shape[0], embeddings.device, "labels", "embeddings"
-        )
-        if indices_tuple is not None:
-            raise ValueError(
-                "indices_tuple: expected None; pairs are of the batch and the memory: hand the miner to "
-                "CrossBatchMemory(miner=...)"
-            )
-        own = self._store(embeddings.detach(), labels, enqueue_mask)
+        if isinstance(labels, Tensor):
+            labels = labels.to(embeddings.device)
+        labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
+        own: Tensor | None = None
+        anchors, theirs = embeddings, labels
+        if enqueue_mask is None:
+            self.add_to_memory(embeddings, labels)
+            own = self._own(labels)
+        else:
+            if indices_tuple is not None:
+                raise ValueError("indices_tuple: expected None with enqueue_mask")
+            mask = self._mask(enqueue_mask, labels)
+            self.add_to_memory(embeddings[mask], labels[mask])
+            anchors, theirs = embeddings[~mask], labels[~mask]
         count = int(self.filled)
-        if count == 0 and not self._shared:  # other processes may have some
+        if (count == 0 or anchors.shape[0] == 0) and not self._shared:  # other processes may have some
             return [_Nothing(embeddings)]
-        # Another dtype than the buffer's (half precision) is the batch's.
-        memory = self.embedding_memory[:count].to(embeddings.dtype)
-        stored = self.label_memory[:count]
-        pairs = None
+        memory, stored = self.embedding_memory[:count], self.label_memory[:count]
+        inner: Any = self.loss.loss if self._shared else self.loss
+        if indices_tuple is not None or getattr(inner, "keeps_candidates", True):
+            # The next call writes into the memory, maybe before the backward pass of this one.
+            memory, stored = memory.clone(), stored.clone()
+        # Another type than the buffer's (half precision) is the batch's.
+        memory = memory.to(embeddings.dtype)
+        whole = isinstance(self.loss, SampleLoss) or self._shared
+        if indices_tuple is not None or not whole:
+            pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)
+            return _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
+        loss: Any = self.loss
+        mined: Any = None
         if self.miner is not None:
-            pairs = self.miner(embeddings, labels, memory, stored, own=own)
-        return self.loss.parts(embeddings, labels, pairs, memory, stored, own=own)
+            mined = self._mined(anchors, theirs, memory, stored, own)
+        found: list[Any] = loss.parts(anchors, theirs, mined, memory, stored, own=own)
+        return found
+
+    def _mined(
+        self, embeddings: Tensor, labels: Tensor, memory: Tensor, stored: Tensor, own: Tensor | None
+    ) -> Any:
+        assert self.miner is not None
+        try:
+            return self.miner(embeddings, labels, memory, stored, own=own)
+        except TypeError as error:
+            if "own" not in str(error):
+                raise
+        # A miner of another library: own copies are taken out of its list.
+        return _without_own(self.miner(embeddings, labels, memory, stored), own)
+
+    def create_indices_tuple(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        E_mem: Tensor,
+        L_mem: Tensor,
+        input_indices_tuple: Sequence[Tensor] | None,
+        do_remove_self_comparisons: bool,
+    ) -> tuple[Tensor, ...]:
+        """The pairs or triplets of a batch and the memory, and those of input_indices_tuple after them, as
+        index tensors."""
+        own = self._own(labels) if do_remove_self_comparisons else None
+        if self.miner is not None:
+            found = tuple(self._mined(embeddings, labels, E_mem, L_mem, own))
+        else:
+            found = all_pairs(checked(embeddings, labels, None, E_mem, L_mem, own))
+        if input_indices_tuple is None:
+            return found
+        given = tuple(input_indices_tuple)
+        if len(given) == 3 and len(found) == 4:
+            given = (given[0], given[1], given[0], given[2])
+        elif len(given) == 4 and len(found) == 3:
+            given = joined(*given)
+        return tuple(torch.cat([a, b.to(a.device)]) for a, b in zip(found, given, strict=True))
+
+    def _mask(self, mask: Tensor, labels: Tensor) -> Tensor:
+        if mask.dtype != torch.bool or mask.shape != labels.shape:
+            raise ValueError(
+                f"enqueue_mask: expected bool of shape {tuple(labels.shape)}, got {mask.dtype} of "
+                f"shape {tuple(mask.shape)}"
+            )
+        return mask.to(labels.device)
+
+    def _own(self, labels: Tensor) -> Tensor:
+        """int64 [B] places of the latest batch in the memory, -1 for samples that are there no more."""
+        assert self.curr_batch_idx is not None
+        found = torch.full_like(labels, -1)
+        kept = self.curr_batch_idx[-self.memory_size :]  # of more than fit, the last
+        found[labels.shape[0] - kept.shape[0] :] = kept.to(labels.device)
+        return found
 
     @torch.no_grad()
-    def _store(self, embeddings: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """int64 [B] places of the batch in the memory, -1 for samples that are not there."""
-        rows = torch.arange(embeddings.shape[0], device=embeddings.device)
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != labels.shape:
-                raise ValueError(
-                    f"enqueue_mask: expected bool of shape {tuple(labels.shape)}, got {mask.dtype} of "
-                    f"shape {tuple(mask.shape)}"
-                )
-            rows = rows[mask]
-        rows = rows[-self.memory_size :]  # of more than fit, the last
-        places = (self.queue_idx + torch.arange(len(rows), device=rows.device)) % self.memory_size
-        self.embedding_memory[places] = embeddings[rows].to(self.embedding_memory.dtype)
-        self.label_memory[places] = labels[rows]
-        self.queue_idx.copy_((self.queue_idx + len(rows)) % self.memory_size)
-        self.filled.copy_((self.filled + len(rows)).clamp(max=self.memory_size))
-        return torch.full_like(labels, -1).index_put_((rows,), places)
+    def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int | None = None) -> None:
+        """Stores a batch."""
+        count = embeddings.shape[0]
+        if self.embedding_memory.device != embeddings.device:
+            self.to(embeddings.device)
+        wide = torch.promote_types(self.embedding_memory.dtype, embeddings.dtype)
+        self.embedding_memory = self.embedding_memory.to(wide)
+        index = torch.arange(count, device=embeddings.device)
+        self.curr_batch_idx = (self.queue_idx + index) % self.memory_size
+        kept = slice(max(0, count - self.memory_size), count)
+        places = self.curr_batch_idx[kept]
+        self.embedding_memory[places] = embeddings.detach()[kept].to(wide)
+        self.label_memory[places] = labels[kept]
+        # New tensors: who has asked for the position keeps it.
+        self.queue_idx = (self.queue_idx + count) % self.memory_size
+        self.filled = (self.filled + count).clamp(max=self.memory_size)
+
+
+# Losses over samples that wrappers of pytorch-metric-learning take.
+SUPPORTED = (
+    "AngularLoss",
+    "CircleLoss",
+    "ContrastiveLoss",
+    "GeneralizedLiftedStructureLoss",
+    "IntraPairVarianceLoss",
+    "LiftedStructureLoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
+    "SignalToNoiseRatioContrastiveLoss",
+    "SupConLoss",
+    "TripletMarginLoss",
+    "NCALoss",
+    "TupletMarginLoss",
+)
+
+
+def over_samples(loss: nn.Module) -> nn.Module:
+    """ValueError unless this is a loss over samples, of this library or of pytorch-metric-learning."""
+    theirs = type(loss).__mro__[:-1]
+    known = any(c.__name__ == "BaseMetricLossFunction" for c in theirs)
+    if isinstance(loss, SampleLoss) or known:
+        return loss
+    raise ValueError(
+        f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
+    )
+
+
+def _parts_of(loss: nn.Module, *batch: Any) -> list[Any]:
+    return loss.parts(*batch) if isinstance(loss, SampleLoss) else [_Other(loss, batch)]
+
+
+def _without_own(pairs: Any, own: Tensor | None) -> tuple[Tensor, ...]:
+    found = tuple(pairs)
+    if own is None:
+        return found
+    kept = own[found[0]] != found[1]
+    if len(found) == 3:
+        kept = kept & (own[found[0]] != found[2])
+        return tuple(t[kept] for t in found)
+    also = own[found[2]] != found[3]
+    return (found[0][kept], found[1][kept], found[2][also], found[3][also])
+
+
+class _Other:
+    """A loss of another library."""
+
+    def __init__(self, loss: nn.Module, batch: tuple[Any, ...]) -> None:
+        self.loss = loss
+        self.batch = batch
+
+    def evaluate(self) -> Any:
+        return self.loss(*self.batch)
 
 
 class _Nothing:
@@ -139,3 +293,5 @@ class _Nothing:
 
     def evaluate(self) -> Tensor:
         return (self.embeddings * 0).sum()
+
+

@@ -8,15 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.arguments import NamedArguments
 from ..losses.base import weighted
 
 
-class MultipleLosses(nn.Module):
+class MultipleLosses(NamedArguments):
     """The weighted sum of several losses of one batch.
 
     Args:
         losses: a list or a dict of losses, called alike.
-        miners: None; or as the losses, a miner or None for each; its pairs go to that loss.
+        miners: None; or as the losses, a miner or None for each (of a dict, for some of them); its pairs go
+            to that loss.
         weights: None, for 1; or as the losses.
 
     Called as its losses are, `loss(embeddings, labels, indices_tuple=None, ref_emb=None,
@@ -31,13 +33,14 @@ class MultipleLosses(nn.Module):
         losses: Sequence[nn.Module] | Mapping[str, nn.Module],
         miners: Sequence[nn.Module | None] | Mapping[str, nn.Module | None] | None = None,
         weights: Sequence[float] | Mapping[str, float] | None = None,
+        **unknown: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**unknown)
         named = _named(losses, "losses")
         if not named:
             raise ValueError("losses: expected at least one loss, got none")
         self.losses = nn.ModuleDict(named)
-        mine = _named(miners, "miners", named) if miners is not None else {}
+        mine = _named(miners, "miners", named, some=True) if miners is not None else {}
         self.miners = nn.ModuleDict({k: m for k, m in mine.items() if m is not None})
         given = _named(weights, "weights", named) if weights is not None else dict.fromkeys(named, 1)
         self.weights = {k: check.finite(w, f"weights[{k!r}]") for k, w in given.items()}
@@ -75,8 +78,10 @@ class MultipleLosses(nn.Module):
             yield name, (embeddings, labels, mine, ref_emb, ref_labels)
 
 
-def _named(given: object, name: str, like: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A list or a dict as a dict; like: whose names it must have."""
+def _named(
+    given: object, name: str, like: Mapping[str, Any] | None = None, some: bool = False
+) -> dict[str, Any]:
+    """A list or a dict as a dict; like: whose names it must have; some: of a dict only some of them."""
     if isinstance(given, Mapping):
         found = dict(given)
     elif isinstance(given, (list, tuple, nn.ModuleList)):
@@ -85,6 +90,7 @@ def _named(given: object, name: str, like: Mapping[str, Any] | None = None) -> d
         found = dict(given.items())
     else:
         raise ValueError(f"{name}: expected a list or a dict, got {type(given).__name__}")
-    if like is not None and set(found) != set(like):
+    some = some and isinstance(given, (Mapping, nn.ModuleDict)) and set(found) <= set(like or ())
+    if like is not None and set(found) != set(like) and not some:
         raise ValueError(f"{name}: expected one for each of {sorted(like)}, got {sorted(found)}")
     return found

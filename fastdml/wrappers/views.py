@@ -8,54 +8,63 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
-from ..losses.base import SampleLoss, total
+from ..engine.arguments import NamedArguments
+from ..losses.base import total
+from .memory import SUPPORTED, _parts_of, over_samples
 
 
-class SelfSupervisedLoss(nn.Module):
+class SelfSupervisedLoss(NamedArguments):
     """A loss over samples in which the views of one sample are positives of each other.
 
-    Called as `loss(embeddings [B, D], ref_emb [B, D])`, two views; or `loss(views [B, V, D])`, any number.
+    Called as `loss(embeddings [B, D], ref_emb [B, D])`, two views; as `loss(embeddings, ref_emb, ref_emb2,
+    ...)`, more; or as `loss(views [B, V, D])`, any number.
 
     Args:
-        loss: a loss over samples.
-        symmetric: every view is an anchor against all others; False: `embeddings` are the anchors and
-            `ref_emb` the candidates.
+        loss: a loss over samples, of this library or of pytorch-metric-learning.
+        symmetric: every view is an anchor against all others; False: `embeddings` (the first of `views`)
+            are the anchors and all others the candidates.
 
     Raises:
         ValueError: naming the argument and what was expected of it.
     """
 
-    def __init__(self, loss: SampleLoss, symmetric: bool = True) -> None:
-        super().__init__()
-        if not isinstance(loss, SampleLoss):
-            raise ValueError(
-                f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
-            )
-        self.loss = loss
+    def __init__(self, loss: nn.Module, symmetric: bool = True, **unknown: Any) -> None:
+        super().__init__(**unknown)
+        self.loss = over_samples(loss)
         self.symmetric = check.flag(symmetric, "symmetric")
 
-    def forward(self, embeddings: Tensor, ref_emb: Tensor | None = None) -> Tensor:
-        return total(self.parts(embeddings, ref_emb))
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """Losses that pytorch-metric-learning takes here; this class takes any loss over samples."""
+        return list(SUPPORTED)
 
-    def parts(self, embeddings: Tensor, ref_emb: Tensor | None = None) -> list[Any]:
+    def forward(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more: Tensor) -> Tensor:
+        return total(self.parts(embeddings, ref_emb, *more))
+
+    def parts(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more: Tensor) -> list[Any]:
         """The parts of the loss of all views."""
+        labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if ref_emb is None:
-            if embeddings.dim() != 3 or not self.symmetric:
+            if embeddings.dim() != 3 or embeddings.shape[1] < 2:
                 raise ValueError(
-                    "embeddings: expected views [batch, views, dim] of a symmetric loss, or embeddings and "
+                    "embeddings: expected at least two views [batch, views, dim], or embeddings and "
                     f"ref_emb [batch, dim], got shape {tuple(embeddings.shape)} alone"
                 )
-            labels = torch.arange(embeddings.shape[0], device=embeddings.device)
-            labels = labels.repeat_interleave(embeddings.shape[1])
-            return self.loss.parts(embeddings.flatten(0, 1), labels)
+            if self.symmetric:
+                views = labels.repeat_interleave(embeddings.shape[1])
+                return _parts_of(self.loss, embeddings.flatten(0, 1), views)
+            embeddings, ref_emb, *rest = embeddings.unbind(1)
+            more = tuple(rest)
         check.embeddings(embeddings, "embeddings")
-        check.embeddings(ref_emb, "ref_emb")
-        if ref_emb.shape != embeddings.shape:
-            raise ValueError(
-                f"ref_emb: expected shape {tuple(embeddings.shape)}, that of embeddings, got "
-                f"{tuple(ref_emb.shape)}"
-            )
-        labels = torch.arange(embeddings.shape[0], device=embeddings.device)
+        others = (ref_emb, *more)
+        for view in others:
+            check.embeddings(view, "ref_emb")
+            if view.shape != embeddings.shape:
+                raise ValueError(
+                    f"ref_emb: expected shape {tuple(embeddings.shape)}, that of embeddings, got "
+                    f"{tuple(view.shape)}"
+                )
         if not self.symmetric:
-            return self.loss.parts(embeddings, labels, None, ref_emb, labels)
-        return self.loss.parts(torch.cat([embeddings, ref_emb]), torch.cat([labels, labels]))
+            ref = others[0] if len(others) == 1 else torch.cat(others)
+            return _parts_of(self.loss, embeddings, labels, None, ref, labels.repeat(len(others)))
+        return _parts_of(self.loss, torch.cat([embeddings, *others]), labels.repeat(1 + len(others)))

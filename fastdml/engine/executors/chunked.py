@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import schedule
+from .. import in_torch, schedule
 from ..problem import Problem
-from ..similarity import DISTANCE
+from ..similarity import DISTANCE, PRODUCT
 from . import Result, Wanted
 
 
@@ -21,6 +21,8 @@ class Chunked:
         return None
 
     def plan(self, problem: Problem) -> str:
+        if problem.loss.metric.in_torch:
+            return in_torch.plan(problem)
         rows = schedule.block_rows(problem, self)
         return f"the loss's torch form, {rows} rows at a time"
 
@@ -95,6 +97,7 @@ class Chunked:
             out.d_row_values[rows] = others.pop(0)
         if out.d_col_values is not None:
             out.d_col_values += others.pop(0)
-        # A root's derivative needs the distances that its weights are about to replace.
-        d = s.clone() if metric.kind == DISTANCE else s
-        return metric.weigh_(s.copy_(g), d, *scales)
+        # Derivatives of distances need those that their weights are about to replace.
+        kept = metric.kind == DISTANCE or (metric.kind != PRODUCT and problem.epsilon)
+        d = s.clone() if kept else s
+        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)

@@ -7,6 +7,7 @@ import torch
 from ..listed import Compiled, RowList, plan
 from ..loss import RowLoss
 from ..problem import Problem
+from ..registry import registered
 from ..relation import TupleRelation
 from ..similarity import DISTANCE
 from . import Result, Wanted
@@ -20,8 +21,8 @@ def refuses(problem: Problem) -> str | None:
         return "compiled functors take listed pairs on the CPU only"
     if problem.teacher is not None or problem.col_values is not None or loss.presweep() is not None:
         return "with values of columns or a teacher, compiled functors take pairs from labels only"
-    if type(loss).functor is not RowLoss.functor:
-        return "functors that are printed take pairs from labels only"
+    if not registered(loss):  # what a user's function reads of other pairs is not known
+        return "functors of a user's loss take pairs from labels only"
     from_labels = type(loss).label_scalars is not RowLoss.label_scalars
     if from_labels or loss.columns == "proxies" or loss.rows_together > 1:
         return f"{loss.name!r} needs labels"

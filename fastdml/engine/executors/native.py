@@ -24,6 +24,8 @@ class Native:
         return torch.ops.fastdml_native.rows_
 
     def refuses(self, problem: Problem) -> str | None:
+        if problem.loss.only_in_torch is not None:
+            return problem.loss.only_in_torch
         if library.load() is None:
             return "the compiled library is not installed"
         if not library.runs_on(problem.device_type):

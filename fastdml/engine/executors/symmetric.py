@@ -44,6 +44,8 @@ class Symmetric:
     name = "symmetric"
 
     def refuses(self, problem: Problem) -> str | None:
+        if problem.loss.only_in_torch is not None:
+            return problem.loss.only_in_torch
         if problem.device_type != "cpu":
             return f"the symmetric schedule runs on the CPU, not on {problem.device_type}"
         if not problem.one_set:

@@ -32,6 +32,8 @@ class Triton:
     name = "triton"
 
     def refuses(self, problem: Problem) -> str | None:
+        if problem.loss.only_in_torch is not None:
+            return problem.loss.only_in_torch
         loss = problem.loss
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if problem.device_type != "cuda" and not interpreted:

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...engine import check
 from ...engine.registry import register
+from ...engine.relation import Predicate, masks_of
 from ...language import Row, count, detach, log_sum_exp, relu, softplus, where
 from ...language.described import Described, Positive
 from ...mining.batch import Batch
@@ -129,7 +131,31 @@ class CircleLoss(SampleLoss):
 
     def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         found, checked = super().resolved(*batch, own=own)
-        one_set = checked.ref_emb is None and not checked.pairs and checked.predicate is None
-        if isinstance(found, CircleGlobal) and not one_set:
-            found = dataclasses.replace(found, unordered=False)
-        return found, checked
+        if not isinstance(found, CircleGlobal):
+            return found, checked
+        if checked.ref_emb is None and not checked.pairs and checked.predicate is None:
+            return found, checked
+        # Of one set a list or a function may name a pair from either side or from both: it counts once.
+        if checked.ref_emb is None and checked.predicate is not None:
+            checked = checked.replace(predicate=_from_one_side(checked.predicate))
+        elif checked.ref_emb is None:
+            a1, p, a2, n = checked.pairs
+            sides = (torch.minimum(a1, p), torch.maximum(a1, p), torch.minimum(a2, n), torch.maximum(a2, n))
+            checked = checked.replace(pairs=sides)
+        return dataclasses.replace(found, unordered=False), checked
+
+
+def _from_one_side(function: Predicate) -> Predicate:
+    """The pairs that a function names from either side, from the side of the smaller index."""
+
+    def pairs(i: Tensor, j: Tensor) -> tuple[Tensor, ...]:
+        positive, negative, weight = masks_of(function, i, j)
+        turned_positive, turned_negative, turned_weight = masks_of(function, j, i)
+        above = i[:, None] < j
+        positive = (positive | turned_positive.t()) & above
+        negative = (negative | turned_negative.t()) & above
+        if weight is None or turned_weight is None:
+            return positive, negative
+        return positive, negative, torch.maximum(weight, turned_weight.t())
+
+    return pairs

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.lazy import lazy
-from ...engine.loss import RowLoss
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...language import Row, relu, sum
 from ...language.described import Described
@@ -94,6 +94,18 @@ class Contrastive(Described):
             counts.append(sum(grade, where=mask & (term > floor)))
         return (*sums, *counts)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        s = rows.s
+        if self.relative:
+            assert rows.row_values is not None
+            s = s * rows.row_values[:, :1]
+        pull = (self.sign * (self.pos_margin - s)).relu()
+        push = (self.sign * (s - self.neg_margin)).relu()
+        return {
+            "pos_loss": Piece("pos_pair", pull, rows.positive),
+            "neg_loss": Piece("neg_pair", push, rows.negative),
+        }
+
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)
         if reduction == "sum":
@@ -146,6 +158,7 @@ class TwoSums(SampleLoss):
 
     mean_over = "pairs of each kind"
     reductions = ("nonzero", "mean", "sum")  # of two sums of the batch, which are no rows
+    part_names = ("pos_loss", "neg_loss")
 
     def __init__(
         self,

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...engine import check
-from ...engine.call import Call
-from ...engine.loss import RowLoss, Rows
+from ...engine import check, in_torch
+from ...engine.call import Call, statistic_type
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..pair_means import mean_similarities
-from ..terms import masked_sum, rows_per
+from ..terms import compiled_on_similarities, masked_sum, rows_per
 
 __all__ = ["IntraPairVarianceLoss"]
 
@@ -39,12 +39,30 @@ class IntraPairVariance(RowLoss):
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return torch.cat([rows_per(positives), rows_per(negatives)])
 
+    @property
+    def only_in_torch(self) -> str | None:
+        return super().only_in_torch or compiled_on_similarities(self)
+
+    def costs(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """[R, N] of pairs as positives and as negatives."""
+        assert rows.scalars is not None
+        sign = self.metric.sign
+        low = (sign * ((1 - sign * self.pos_eps) * rows.scalars[0] - rows.s)).relu().square()
+        high = (sign * (rows.s - (1 + sign * self.neg_eps) * rows.scalars[1])).relu().square()
+        return low, high
+
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
-        mean_p, mean_n, share_p, share_n = rows.scalars
-        low = ((1 - self.pos_eps) * mean_p - rows.s).relu().square()
-        high = (rows.s - (1 + self.neg_eps) * mean_n).relu().square()
+        low, high = self.costs(rows)
+        _, _, share_p, share_n = rows.scalars
         return share_p * masked_sum(low, rows.positive) + share_n * masked_sum(high, rows.negative)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        low, high = self.costs(rows)
+        return {
+            "pos_loss": Piece("pos_pair", low, rows.positive),
+            "neg_loss": Piece("neg_pair", high, rows.negative),
+        }
 
 
 class IntraPairVarianceLoss(SampleLoss):
@@ -59,16 +77,19 @@ class IntraPairVarianceLoss(SampleLoss):
 
     Args:
         pos_eps, neg_eps: as above.
-        similarity: "cosine" (the default) or "dot".
+        similarity: "cosine" (the default); on distances d all signs turn: [d - (1 + pos_eps) mean_P d]_+^2
+            and [(1 - neg_eps) mean_N d - d]_+^2.
 
-    The inner means come from sums over classes, so that one pass over the pairs is enough. With
+    The inner means come from sums over classes, so that one pass over the pairs is enough; on distances they
+    take one more, and torch. With
     reduction="none" the result has one value per row whose mean is the loss. Other arguments: see
     `SampleLoss`.
     """
 
-    similarities = ("cosine", "dot")
     function = "intra_pair_variance"
     mean_over = "pairs of each kind"
+    reducers = {"MeanReducer": "mean"}
+    part_names = ("pos_loss", "neg_loss")
     describes = IntraPairVariance
 
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01, **kwargs: Any) -> None:
@@ -78,5 +99,18 @@ class IntraPairVarianceLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
-        means = mean_similarities(batch, normalized=self.similarity == "cosine")
-        return super().sample_call(description, batch, scalars=torch.stack(means), **fields)
+        if self.similarity in ("cosine", "dot"):
+            means = torch.stack(mean_similarities(batch, normalized=self.similarity == "cosine"))
+        else:
+            call = super().sample_call(RowLoss(similarity=self.similarity), batch, reduction="mean")
+            sums, counts = in_torch.row_outputs(call, _sums).double().sum(0).view(2, 2)
+            means = (sums / counts.detach().clamp(min=1)).to(statistic_type(batch.embeddings))
+        return super().sample_call(description, batch, scalars=means, **fields)
+
+
+def _sums(rows: Rows) -> Tensor:
+    """[R, 4] sums over positives and over negatives, and how many there are."""
+    masks = (rows.positive, rows.negative)
+    return torch.stack(
+        [*(masked_sum(rows.s, m) for m in masks), *(m.sum(1).to(rows.s.dtype) for m in masks)], dim=1
+    )

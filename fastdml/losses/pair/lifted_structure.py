@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
+from ...engine.pair_values import pair_values
 from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
+from ...mining.batch import Batch
+from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import log_sum_exp, masked_sum, rows_per
+from ..triplet.listed import wide
 
 __all__ = [
     "GeneralizedLiftedStructureLoss",
@@ -71,6 +75,20 @@ class LiftedStructure(RowLoss):
         through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
         value = masked_sum(excess.square() / 2, rows.positive)
         return rows.scalars[0] * (self.pull * value + self.push * through)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        assert rows.col_values is not None
+        sign = self.metric.sign
+        own = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)[:, None]
+        loss = _half_square(own, rows.col_values[-2], sign * (self.pos_margin - rows.s))
+        return {"loss": Piece("pos_pair", loss, rows.positive)}
+
+
+def _half_square(own: Tensor, other: Tensor, pull: Tensor) -> Tensor:
+    """Half of [log(exp own + exp other) + pull]_+^2; 0 where neither sample has a negative."""
+    some = torch.maximum(own, other).detach() > 0.5 * torch.finfo(own.dtype).min
+    both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
+    return torch.where(some, (both + pull).relu().square() / 2, torch.zeros_like(pull))
 
 
 @register
@@ -136,11 +154,13 @@ class LiftedStructureLoss(SampleLoss):
         neg_margin, pos_margin: in units of `similarity`, "distance" by default; on similarities all
             signs turn.
 
-    Pairs come from labels; `indices_tuple` is refused. Other arguments: see `SampleLoss`.
+    Of an `indices_tuple` the listed negatives of the anchor and of the positive count (of two sets, those of
+    the candidate that is the positive); O(pairs) memory. Other arguments: see `SampleLoss`.
     """
 
     function = "lifted_structure"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = LiftedStructure
     reductions = ("mean", "sum")  # rows share their derivatives
     default_similarity = "distance"
@@ -149,14 +169,21 @@ class LiftedStructureLoss(SampleLoss):
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
-        self.description()  # checks the parameters
+        if self.description().metric.in_torch:
+            # (i, p) and (p, i) may differ: pairs go one by one through what torch differentiates.
+            known = {"mean": MeanReducer, "sum": SumReducer}
+            self._reducer = self._reducer or known[self.reduction]()
+            self._is_reduction = False
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
-        if len(batch) > 2 and batch[2] is not None:
-            raise ValueError(
-                "indices_tuple: lifted structure takes its pairs from labels; expected None"
-            )
         description, found = self.resolved(*batch, own=own)
+        if found.predicate is not None:
+            raise ValueError(
+                "indices_tuple: lifted structure takes labels or listed pairs; expected index tensors, got a "
+                "function"
+            )
+        if found.pairs:
+            return [OfListed(description, found, self.reduction)]
         if found.ref_emb is None:
             return [self.sample_call(description, found)]
         call = self.sample_call(
@@ -180,6 +207,50 @@ class LiftedStructureLoss(SampleLoss):
             weight=1.0 if self.reduction == "mean" else float(found.embeddings.shape[0]),
         )
         return [call, far]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfListed:
+    """The loss of listed pairs: what a list says, and no more."""
+
+    description: LiftedStructure
+    batch: Batch
+    reduction: str
+
+    def losses(self) -> Tensor:
+        """[P] of the positive pairs."""
+        loss, batch = self.description, self.batch
+        a1, p, a2, n = batch.pairs
+        x, y = wide(batch)
+        sign = loss.metric.sign
+        other_set = None if batch.ref_emb is None else y
+        near, far = pair_values(loss.similarity, x, other_set, [(a1, p), (a2, n)])
+        pull = sign * (loss.pos_margin - near)
+        push = sign * (far - loss.neg_margin)
+        own = _log_sums(push, a2, x.shape[0])
+        # What else is a negative of the positive: of one set it is an anchor too.
+        other = own if batch.ref_emb is None else _log_sums(push, n, y.shape[0])
+        return _half_square(own[a1], other[p], pull)
+
+    def evaluate(self) -> Tensor:
+        losses = self.losses()
+        if losses.shape[0] == 0:
+            return (self.batch.embeddings * 0).sum()
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The list, for a reducer object."""
+        index = self.batch.pairs[:2]
+        return {name: {"losses": self.losses(), "indices": index, "reduction_type": "pos_pair"}}
+
+
+def _log_sums(z: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups] log of the sum of exp z [T] of a group; the most negative number of the type without any."""
+    low = torch.finfo(z.dtype).min
+    top = z.detach().new_full((groups,), low).scatter_reduce(0, group, z.detach(), "amax")
+    total = z.new_zeros(groups).index_add(0, group, (z - top[group]).exp())
+    some = total > 0
+    return torch.where(some, torch.where(some, total, 1.0).log() + top, low)
 
 
 class GeneralizedLiftedStructureLoss(SampleLoss):

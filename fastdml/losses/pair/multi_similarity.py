@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...engine import check
+from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, amin, log, log_sum_exp
@@ -27,6 +28,8 @@ class MultiSimilarity(Described):
     provenance = "released code"
     graded = True
 
+    derived = ("away",)
+
     alpha: Positive = 2.0
     beta: Positive = 50.0
     base: float = 0.5
@@ -42,19 +45,27 @@ class MultiSimilarity(Described):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(epsilon=0.1), cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5)]
+        mined = cls(epsilon=0.1)
+        return [cls(), mined, cls(5.0, 20.0, 0.3, -0.05, 1 - 1e-5), cls(similarity="distance")]
+
+    @lazy
+    def away(self) -> bool:
+        """Whether numbers are distances."""
+        return self.metric.sign < 0
 
     def row(self, p: Row) -> Any:
-        positive, negative = p.positive & (p.s < self.max_positive), p.negative
+        # Of distances, where what is smaller is nearer, all signs turn.
+        s, base = (-p.s, -self.base) if self.away else (p.s, self.base)
+        positive, negative = p.positive & (s < self.max_positive), p.negative
         if self.epsilon is not None:
-            hardest_positive = amin(p.s, where=positive)
-            hardest_negative = amax(p.s, where=negative)
-            positive = positive & (p.s < hardest_negative + self.epsilon)
-            negative = negative & (p.s > hardest_positive - self.epsilon)
+            hardest_positive = amin(s, where=positive)
+            hardest_negative = amax(s, where=negative)
+            positive = positive & (s < hardest_negative + self.epsilon)
+            negative = negative & (s > hardest_positive - self.epsilon)
         pull = log_sum_exp(
-            log(p.grade) - self.alpha * (p.s - self.base), where=positive, one=True
+            log(p.grade) - self.alpha * (s - base), where=positive, one=True
         )
-        push = log_sum_exp(self.beta * (p.s - self.base), where=negative, one=True)
+        push = log_sum_exp(self.beta * (s - base), where=negative, one=True)
         return pull / self.alpha + push / self.beta
 
 
@@ -70,7 +81,8 @@ class MultiSimilarityLoss(SampleLoss):
 
     Args:
         alpha, beta: sharpness of positives and negatives, > 0.
-        base: the similarity around which pairs are weighted.
+        base: the similarity (on distances, of which all signs turn, the distance) around which pairs are
+            weighted.
         epsilon: width of the mining band: keeps the positives below the hardest negative + epsilon
             and the negatives above the hardest positive - epsilon. The paper uses 0.1. None (the
             default, as in pytorch-metric-learning, whose `MultiSimilarityMiner` may be handed in as

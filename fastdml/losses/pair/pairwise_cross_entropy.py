@@ -88,6 +88,7 @@ class PCELoss(Loss):
         check.embeddings(probabilities, "probabilities", self.validate)
         check.same_device(probabilities, embeddings, "probabilities", "embeddings")
         n = embeddings.shape[0]
+        size = max(1, n)
         if probabilities.shape[0] != n:
             raise ValueError(
                 f"probabilities: expected {n} rows, one per row of embeddings, got "
@@ -96,9 +97,9 @@ class PCELoss(Loss):
         labels = check.labels(labels, n, embeddings.device, "labels", "embeddings")
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings.to(statistic_type(embeddings))
-            centres = probabilities.detach().to(x.dtype).t() @ x / n  # [K, D]
+            centres = probabilities.detach().to(x.dtype).t() @ x / size  # [K, D]
             sums = torch.zeros_like(x).index_add(0, class_numbers(labels), x)
-            rest = -(sums.square().sum() / n**2 + centres.square().sum()) / (2 * self.ridge)
+            rest = -(sums.square().sum() / size**2 + centres.square().sum()) / (2 * self.ridge)
         # A classifier without bias, every centre a candidate and none a positive: row losses are the logs.
         partition = self.call(
             self.description(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.distances import metric_of
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ..base import SampleLoss
@@ -39,8 +40,8 @@ class RankedList(RowLoss):
     def __post_init__(self) -> None:
         check.finite(self.inner, "margin")
         check.finite(self.outer, "alpha")
-        check.non_negative(self.positive_temperature, "Tp")
-        check.non_negative(self.negative_temperature, "Tn")
+        check.finite(self.positive_temperature, "Tp")
+        check.finite(self.negative_temperature, "Tn")
         check.number(self.imbalance, "imbalance", "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
     @property
@@ -53,13 +54,14 @@ class RankedList(RowLoss):
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
-        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True)]
+        return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True), cls(0.8, 1.3, -2.0, -10.0)]
 
     def spec(self, rows: Rows) -> Tensor:
         def part(excess: Tensor, mask: Tensor, temperature: float) -> Tensor:
             active = mask & (excess > 0)
             excess = torch.where(active, excess, torch.zeros_like(excess))
-            top = excess.detach().amax(1, keepdim=True)
+            # Of a negative temperature the largest exponent is that of a pair at the margin: 0.
+            top = excess.detach().amax(1, keepdim=True) * (temperature > 0)
             weight = torch.exp(temperature * (excess - top)) * active
             if self.detach_weights:
                 weight = weight.detach()
@@ -87,7 +89,7 @@ class RankedListLoss(SampleLoss):
 
     Args:
         margin: between the positives' radius and the negatives'.
-        Tn, Tp: >= 0, temperatures of the weights.
+        Tn, Tp: temperatures of the weights; negative ones weigh what is nearest to its margin most.
         imbalance: in [0, 1], share of the negatives.
         alpha: the negatives' radius; None: 1 + margin / 2.
         detach_weights: False: the gradient is that of the value, as in pytorch-metric-learning. True: the
@@ -120,7 +122,7 @@ class RankedListLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> RankedList:
-        if "distance" not in self.similarity:
+        if metric_of(self.similarity).sign > 0:
             raise ValueError(f"similarity: expected a kind of distance, got {self.similarity!r}")
         check.finite(self.margin, "margin")
         outer = 1 + self.margin / 2 if self.alpha is None else check.finite(self.alpha, "alpha")

@@ -79,7 +79,9 @@ class SignalToNoiseRatioContrastiveLoss(TwoSums):
 def _in_common_range(x: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Both sets over one power of two, which ratios of squares do not see: squares of long rows overflow,
     those of short ones vanish."""
-    both = [x] if ref is None else [x, ref]
+    both = [v for v in (x, ref) if v is not None and v.shape[0]]
+    if not both:
+        return x, ref
     largest = torch.stack([v.detach().abs().amax() for v in both]).amax()
     factor = power_of_two(-torch.frexp(largest).exponent.clamp(-120, 120), x.dtype)
     return x * factor, None if ref is None else ref * factor

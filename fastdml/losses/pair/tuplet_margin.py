@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
@@ -53,6 +53,15 @@ class TupletMargin(RowLoss):
         return loss, of.count(where=p.positive)
 
     def spec(self, rows: Rows) -> Tensor:
+        loss = self.excess(rows)
+        loss = torch.where(rows.positive, loss, torch.zeros_like(loss)).sum(1)
+        return torch.stack([loss, rows.positive.sum(1).to(loss.dtype)], dim=1)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        return {"loss": Piece("pos_pair", self.excess(rows), rows.positive)}
+
+    def excess(self, rows: Rows) -> Tensor:
+        """[R, N] the losses of positive pairs."""
         s = rows.s
         # log sum over negatives; rows without any have no loss.
         total = (self.scale * s).masked_fill(~rows.negative, -torch.inf)
@@ -64,9 +73,7 @@ class TupletMargin(RowLoss):
         height = torch.where(some, square, torch.ones_like(s)).sqrt() * some
         eased = s * math.cos(self.margin) + height * math.sin(self.margin)
         excess = softplus(total[:, None] - self.scale * eased)
-        wanted = rows.positive & any_negative[:, None]
-        loss = torch.where(wanted, excess, torch.zeros_like(excess)).sum(1)
-        return torch.stack([loss, rows.positive.sum(1).to(s.dtype)], dim=1)
+        return torch.where(any_negative[:, None], excess, torch.zeros_like(excess))
 
 
 class TupletMarginLoss(SampleLoss):
@@ -88,6 +95,7 @@ class TupletMarginLoss(SampleLoss):
 
     function = "tuplet_margin"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean", "SumReducer": "sum"}
     similarities = ("cosine",)  # whose angles it needs
 
     def __init__(self, margin: float = 5.73, scale: float = 64, **kwargs: Any) -> None:

@@ -119,11 +119,9 @@ class ArcFaceLoss(ProxyLoss):
         embedding_size: int,
         margin: float = 28.6,
         scale: float = 64,
-        *,
-        proxies_per_class: int = 1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs)
+        super().__init__(num_classes, embedding_size, **kwargs)
         self.margin = margin
         self.scale = scale
         self.description()  # checks the parameters
@@ -162,7 +160,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
     ) -> None:
         sub_centers = check.count(sub_centers, "sub_centers")
         super().__init__(
-            num_classes, embedding_size, margin, scale, proxies_per_class=sub_centers, **kwargs
+            num_classes, embedding_size, margin, scale, _proxies_per_class=sub_centers, **kwargs
         )
         self.sub_centers = sub_centers
 

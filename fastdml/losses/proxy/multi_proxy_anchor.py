@@ -98,7 +98,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
         gamma: float = 0.1,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_classes, embedding_size, proxies_per_class=proxies_per_class, **kwargs)
+        super().__init__(num_classes, embedding_size, _proxies_per_class=proxies_per_class, **kwargs)
         self.margin = margin
         self.alpha = alpha
         self.gamma = gamma

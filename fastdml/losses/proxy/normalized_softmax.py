@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
+from ...engine.distances import metric_of
 from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
@@ -35,12 +36,21 @@ class NormalizedSoftmaxLoss(ProxyLoss):
         self, num_classes: int, embedding_size: int, temperature: float = 0.05, **kwargs: Any
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
+        if self._distance is not None:
+            # An object says what happens to the embeddings; the weights are normalised in any case.
+            if self.similarity == "dot":
+                self.similarity = "projection"
+            elif not metric_of(self.similarity).normalized:
+                raise ValueError(
+                    "distance: expected one of normalised embeddings, or the dot product, got "
+                    f"{self.distance!r}"
+                )
         self.temperature = temperature
         self.description()  # checks the parameters
 
     def description(self) -> SoftmaxCrossEntropy:
         scale = 1 / check.positive(self.temperature, "temperature")
-        away = "distance" in self.similarity
+        away = metric_of(self.similarity).sign < 0
         return SoftmaxCrossEntropy(-scale if away else scale, similarity=self.similarity)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:

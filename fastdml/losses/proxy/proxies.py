@@ -43,7 +43,7 @@ class ProxyLoss(Loss):
         num_classes: int,
         embedding_size: int,
         *,
-        proxies_per_class: int = 1,
+        _proxies_per_class: int = 1,
         weight_init_func: Callable[[Tensor], Any] | None = None,
         weight_regularizer: Regularizer | None = None,
         weight_reg_weight: float = 1,
@@ -52,9 +52,9 @@ class ProxyLoss(Loss):
         super().__init__(**kwargs)
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
-        self.proxies_per_class = check.count(proxies_per_class, "proxies_per_class")
-        if self.reduction == "none" and weight_regularizer:
-            raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
+        self.proxies_per_class = check.count(_proxies_per_class, "proxies_per_class")
+        if weight_regularizer:
+            self._expect_scalar(self.reduction)
         self.weight_init_func = check.function(weight_init_func, "weight_init_func")
         self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
         self.weight_reg_weight = check.finite(weight_reg_weight, "weight_reg_weight")

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
+from ...engine.loss import Piece, Rows
 from ...engine.registry import register
 from ...engine.relation import LabelRelation
 from ...language import Row, log_sum_exp
 from ...language.described import Described, Positive
 from ...mining.sample_weights import sample_weights
+from ..terms import log_sum_exp_with_one
 from .proxies import ProxyLoss
 
 __all__ = ["ProxyAnchorLoss"]
@@ -45,6 +47,17 @@ class ProxyAnchor(Described):
         pull = log_sum_exp(-self.alpha * (p.s - self.margin), where=p.positive, one=True)
         push = log_sum_exp(self.alpha * (p.s + self.margin), where=p.negative, one=True)
         return p.scalar(0) * pull + push
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        weight = 0.0 if rows.col_values is None else rows.col_values[0]
+        pull = log_sum_exp_with_one(weight - self.alpha * (rows.s - self.margin), rows.positive)
+        push = log_sum_exp_with_one(weight + self.alpha * (rows.s + self.margin), rows.negative)
+        every = torch.ones_like(pull, dtype=torch.bool)[:, None]
+        present = rows.positive.any(1)
+        return {
+            "pos_loss": Piece("element", pull[:, None], every, present),
+            "neg_loss": Piece("element", push[:, None], every, torch.ones_like(pull)),
+        }
 
 
 @register
@@ -89,6 +102,8 @@ class ProxyAnchorLoss(ProxyLoss):
 
     function = "proxy_anchor"
     mean_over = "classes that are present, and all classes"
+    reducers = {"DivisorReducer": "mean"}
+    part_names = ("pos_loss", "neg_loss")
     describes = ProxyAnchor
 
     def __init__(

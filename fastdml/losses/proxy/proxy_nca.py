@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine import check
+from ...engine.distances import metric_of
 from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
@@ -58,7 +59,7 @@ class ProxyNCALoss(ProxyLoss):
         if similarity == "squared_distance":
             # 2 - 2s: a softmax does not see the 2, and the similarity itself is exact near 1.
             similarity, scale = "cosine", 2 * scale
-        elif "distance" in similarity:
+        elif metric_of(similarity).sign < 0:
             scale = -scale
         return SoftmaxCrossEntropy(
             scale, 0.0, self.smoothing, self.positive_in_denominator, similarity=similarity
@@ -80,10 +81,11 @@ class ProxyNCAPlusPlusLoss(ProxyNCALoss):
     """
 
     function = "proxy_nca_plus_plus"
+    sets = ("softmax_scale",)
 
     def __init__(
         self, num_classes: int, embedding_size: int, temperature: float = 1 / 9, **kwargs: Any
     ) -> None:
         scale = 1 / check.positive(temperature, "temperature")
-        super().__init__(num_classes, embedding_size, scale, **kwargs)
+        super().__init__(num_classes, embedding_size, scale, **self.unset(kwargs))
         self.temperature = temperature

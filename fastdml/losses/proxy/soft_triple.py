@@ -96,7 +96,7 @@ class SoftTripleLoss(ProxyLoss):
         **kwargs: Any,
     ) -> None:
         centers = check.count(centers_per_class, "centers_per_class")
-        super().__init__(num_classes, embedding_size, proxies_per_class=centers, **kwargs)
+        super().__init__(num_classes, embedding_size, _proxies_per_class=centers, **kwargs)
         self.centers_per_class = centers_per_class
         self.la = la
         self.gamma = gamma

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Call
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ..base import SampleLoss
@@ -68,6 +68,10 @@ class HistogramAP(RowLoss):
         loss = (own * lost).sum(1) / self.mass(own, count)
         present = (count > 0).to(rows.s.dtype)
         return torch.stack([loss * present, present], dim=1)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        loss, present = self.spec(rows).unbind(1)
+        return {"loss": Piece("element", loss[:, None], present[:, None] > 0)}
 
 
 @register

@@ -115,6 +115,9 @@ class PNPLoss(SampleLoss):
     Other arguments: see `SampleLoss`.
     """
 
+    VARIANTS = tuple(_VARIANTS)
+    one_number = "mean"
+
     function = "pnp"
     mean_over = "queries with a positive"
 

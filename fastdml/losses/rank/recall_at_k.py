@@ -64,16 +64,21 @@ class RecallAtK(RowLoss):
         threshold, index, valid = rows.thresholds()
         above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.rank_temperature)
         above = above.scatter(2, index[:, :, None], 0.0)  # j = i is not a competitor
-        if self.exclude_self and rows.pair is not None:
-            above = above * rows.pair[:, None, :]
+        counted = rows.positive | rows.negative
+        if rows.pair is not None and not self.exclude_self:
+            counted = counted | ~rows.pair
+        above = above * counted[:, None, :]
         rank = 1 + above.sum(2)
         count = valid.sum(1)
+        # Of how many candidates a ranking is, the query's own copy among them.
+        size = (rows.positive | rows.negative).sum(1)
+        size = size if rows.pair is None else size + (~rows.pair).sum(1)
         recall = torch.zeros_like(rows.s[:, 0])
         for k in self.k:
-            within = min(k, rows.s.shape[1])
-            found = torch.sigmoid((within - rank) / self.recall_temperature) * valid
-            full = count.clamp(min=1, max=within)
-            recall = recall + found.sum(1).clamp(max=within) / full
+            within = size.clamp(max=k)
+            found = torch.sigmoid((within[:, None] - rank) / self.recall_temperature) * valid
+            full = torch.minimum(count.clamp(min=1), within)
+            recall = recall + torch.minimum(found.sum(1), within) / full.clamp(min=1)
         present = (count > 0).to(rows.s.dtype)
         return torch.stack([(1 - recall / len(self.k)) * present, present], dim=1)
 

@@ -47,6 +47,7 @@ class SmoothAP(RowLoss):
         # above[q, k, j]: how far candidate j ranks above positive k, smoothly.
         above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
         above = above.scatter(2, index[:, :, None], 0.0)  # j = k is not a competitor
+        above = above * (rows.positive | rows.negative)[:, None, :]
         rank_all = 1 + above.sum(2)
         rank_own = 1 + (above * rows.positive[:, None, :]).sum(2)
         precision = torch.where(valid, rank_own / rank_all, torch.zeros_like(rank_all))

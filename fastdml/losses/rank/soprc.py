@@ -16,6 +16,7 @@ from ...engine.similarity import unit
 from ...mining.steps import recomputing
 from ..base import SampleLoss
 from ..pair.semi_variance import SemiVarianceLoss
+from ..representation import unrounded
 from ..terms import sort_code
 
 __all__ = ["SOPRCLoss"]
@@ -165,6 +166,7 @@ class SOPRCLoss(SampleLoss):
 
     function = "soprc"
     mean_over = "queries with a positive"
+    constants = ("prior", "table")
     inputs = {
         "prior": ("class_counts", "prior_mul"),
         "table": ("num_classes", "momentum", "update"),
@@ -193,7 +195,7 @@ class SOPRCLoss(SampleLoss):
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         check.one_of(update, "update", ("last", "mean"))
-        counts = torch.ones(num_classes)
+        counts = torch.ones(num_classes, dtype=torch.float64)
         if class_counts is not None:
             counts = check.numbers(class_counts, "class_counts", num_classes)
         self.tau1 = tau1
@@ -204,9 +206,10 @@ class SOPRCLoss(SampleLoss):
         self.sort = sort
         self.semi_variance_weight = check.non_negative(semi_variance_weight, "semi_variance_weight")
         self.description()  # checks the parameters
-        self.register_buffer(
-            "table", (torch.arange(table_size) / table_size).repeat(num_classes, 1)
-        )
+        untouched = self.untouched()
+        table = untouched.to(torch.get_default_dtype()).repeat(num_classes, 1)
+        self.register_buffer("table", table)
+        self.starts("table", untouched)
         self.register_buffer("prior", prior_mul * counts / counts.max())
 
     def description(self) -> SOPRC:
@@ -248,6 +251,11 @@ class SOPRCLoss(SampleLoss):
             parts.append(call.replace(weight=self.semi_variance_weight))
         return parts
 
+    def untouched(self, device: torch.device | None = None) -> Tensor:
+        """[V] scores of a class that was in no batch."""
+        places = torch.arange(self.table_size, dtype=torch.float64, device=device)
+        return places / self.table_size
+
     def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
         """In training mode, moves the tables of the batch's classes towards its scores."""
         check.embeddings(embeddings, "embeddings", self.validate)
@@ -280,9 +288,13 @@ class SOPRCLoss(SampleLoss):
     def _scores(self, embeddings: Tensor, labels: Tensor, table: Tensor | None) -> Tensor:
         """[B, V] table of every row's class; None: the initial one."""
         if table is None:
-            initial = torch.arange(self.table_size, device=embeddings.device) / self.table_size
-            return initial.to(statistic_type(embeddings)).expand(labels.shape[0], -1)
+            initial = self.untouched(embeddings.device).to(statistic_type(embeddings))
+            return initial.expand(labels.shape[0], -1)
         if table.dim() != 2:
             raise ValueError(f"table: expected shape [classes, scores], got {tuple(table.shape)}")
         check.class_range(labels, table.shape[0], "labels", self.validate, "one table per class")
-        return table.detach().to(embeddings.device, statistic_type(embeddings))[labels]
+        kind = statistic_type(embeddings)
+        scores = table.detach().to(embeddings.device)[labels]
+        if table is self.table and kind == torch.float64 and scores.dtype != kind:
+            return unrounded(scores, self.untouched(scores.device), scores.dtype)
+        return scores.to(kind)

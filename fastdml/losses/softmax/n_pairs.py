@@ -17,6 +17,7 @@ from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES, lengths
 from ...mining.batch import checked
 from ..base import SampleLoss, Term
+from ..reduced import Elements
 from ..terms import log_sum_exp_with_one, masked_sum, softplus
 from ..twotower.paired import PairedLoss
 
@@ -193,6 +194,8 @@ class NPairsLoss(SampleLoss):
             row_weight=weight,
             col_values=None if kept is None else kept.to(x.dtype)[None],
         )
+        if self._reducer is not None and not self._is_reduction:
+            return [Elements(call, anchors), *penalties(self.l2_reg, self.l2_kind, embeddings)]
         sets = (embeddings,) if every else (x, x_p)
         count = None if kept is None else kept.sum()
         return [call, *penalties(self.l2_reg, self.l2_kind, *sets, count=count)]

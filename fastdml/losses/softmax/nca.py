@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...language import words as of
 from ...language.row import Row
@@ -60,6 +60,11 @@ class NCA(RowLoss):
         kept = rows.positive.any(1) & rows.negative.any(1)
         return torch.where(kept, loss, torch.zeros_like(loss))
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        z = self.scale * rows.s
+        loss = softplus(log_sum_exp(z, rows.negative) - log_sum_exp(z, rows.positive))
+        return {"loss": Piece("element", loss[:, None], rows.positive.any(1, keepdim=True))}
+
 
 class NCALoss(SampleLoss):
     """NCA loss.
@@ -82,6 +87,7 @@ class NCALoss(SampleLoss):
 
     function = "nca"
     mean_over = "samples with a positive"
+    reducers = {"MeanReducer": "mean"}
     describes = NCA
     default_similarity = "squared_distance"
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...engine import check
+from ...engine.loss import Piece, Rows
 from ...engine.registry import register
 from ...language import Row, log_sum_exp, softplus, sum
 from ...language.described import Described, Positive
@@ -40,6 +41,11 @@ class NTXent(Described):
         level = log_sum_exp(z, where=p.negative)
         return p.scalar(0) * sum(softplus(level - z), where=p.positive)
 
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        z = self.sign / self.temperature * rows.s
+        level = log_sum_exp(z, where=rows.negative)
+        return {"loss": Piece("pos_pair", softplus(level - z), rows.positive)}
+
 
 class NTXentLoss(SampleLoss):
     """NT-Xent loss, the normalised and temperature-scaled cross-entropy.
@@ -63,6 +69,7 @@ class NTXentLoss(SampleLoss):
 
     function = "nt_xent"
     mean_over = "positive pairs"
+    reducers = {"MeanReducer": "mean"}
     describes = NTXent
 
     def __init__(self, temperature: float = 0.07, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from .relations import RelationalLoss, check_teacher
 def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> None:
     """The label distances of the first sample to the others."""
     check.embeddings(embeddings, "embeddings", validate)
-    expected = (embeddings.shape[0] - 1,)
+    expected = (max(0, embeddings.shape[0] - 1),)
     if not isinstance(distance, Tensor) or tuple(distance.shape) != expected:
         got = tuple(distance.shape) if isinstance(distance, Tensor) else type(distance).__name__
         raise ValueError(
@@ -26,14 +26,12 @@ def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> No
         )
     check.same_device(distance, embeddings, "label_distance", "embeddings")
     check.distances(distance, "label_distance", validate)
-    if expected[0] == 0:
-        raise ValueError("embeddings: expected an anchor and at least one other sample, got 1 row")
 
 
 def _rounded_share(embeddings: Tensor, variant: str) -> float:
     """A factor of the loss: the released code rounds one over the number of pairs to float32."""
     check.variant(variant)
-    others = embeddings.shape[0] - 1
+    others = max(0, embeddings.shape[0] - 1)
     pairs = max(1, others * (others - 1) // 2)
     if variant == "paper":
         return 1.0

@@ -211,7 +211,7 @@ def _angles(
             (d_edges,) = torch.autograd.grad(value, edges)
             d_x += d_edges
             d_x[j] -= d_edges.sum(0)
-    share = 1.0 / size**3
+    share = 1.0 / max(1, size) ** 3
     return (total * share).to(kind), d_x * share
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import embedding
 
 from ...engine import check
@@ -81,8 +82,23 @@ class OneByOne:
         if self.batch.row_weight is not None:
             loss = loss * self.batch.row_weight[anchors].to(loss.dtype)
         all_rows = rows if self.whole is None else self.whole.rows
-        by = all_rows if self.by_rows else count
+        by = max(1, all_rows) if self.by_rows else count
         return reduced(loss, by, anchors, rows, self.reduction, self.whole)
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The triplets' losses as a list, for a reducer object."""
+        if self.triplets is None:
+            raise ValueError(
+                "reducer: all swapped triplets are summed by anchor; expected AvgNonZeroReducer, MeanReducer "
+                "or SumReducer, or a miner's list"
+            )
+        loss, count, _ = self.function(self.description, self.batch, self.triplets, False)
+        t = self.triplets
+        index = (t.a, t.p, t.n)
+        if t.valid is not None:
+            loss, index = loss[t.valid], (t.a[t.valid], t.p[t.valid], t.n[t.valid])
+        info = {"losses": loss, "indices": index, "reduction_type": "triplet", "divisor": count.sum()}
+        return {name: info}
 
     def refuses(self, backend: str) -> str | None:
         """Why a backend cannot run this, or None."""
@@ -153,6 +169,10 @@ def costs(
     return loss, count
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -169,7 +189,9 @@ class _Sums(torch.autograd.Function):
             leaves = [(x[where] if k < lists else x).detach() for k, x in enumerate(inputs)]
             kept = [x.requires_grad_() for x, w in zip(leaves, wanted) if w]
             part = triplets.part(where)
-            with torch.enable_grad():
+            # What is saved for this small graph is no affair of hooks around the whole: checkpointing would
+            # compute the loss again in the middle of its forward pass.
+            with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
                 loss, count = cost(part, *leaves)
                 loss = part.masked(loss).sum(dtype=torch.float64)
             total[0] += loss.detach()
@@ -254,6 +276,10 @@ class TripletLoss(SampleLoss):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
+    def keeps_candidates(self) -> bool:
+        return True  # of triplets one by one, which a miner may list
+
+    @property
     def draws(self) -> bool:
         return self.triplets_per_anchor != "all"
 
@@ -265,7 +291,7 @@ class TripletLoss(SampleLoss):
             return self.seed, 0
         if not self.training:
             return self.seed, self.step % check.STREAMS
-        return self.seed, self._steps.take(self.step, batch.need_labels())
+        return self.seed, self._steps.take(self.step)
 
     def listed(
         self, description: RowLoss, batch: Batch, step: int | Tensor | None, join: bool = False

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.call import statistic_type
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
-from ...mining.choice import distance_log_weight, draw, poison
+from ...mining.choice import LEAST, distance_log_weight, draw, poison
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
@@ -49,15 +49,20 @@ class Margin(RowLoss):
     def __post_init__(self) -> None:
         check.finite(self.margin, "margin")
         check.finite(self.nu, "nu")
-        check.positive(self.cutoff, "cutoff")
-        check.positive(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
+        check.non_negative(self.cutoff, "cutoff")
+        check.finite(self.nonzero_loss_cutoff, "nonzero_loss_cutoff")
         check.non_negative(self.epsilon, "epsilon")
         check.one_of(self.normalizer, "normalizer", sorted(_NORMALIZERS))
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        # A miner's distances have no epsilon, and only draws by distance are known.
+        # A miner's distances have no epsilon, and only draws by distance are known; they go before own ones.
         known = self.epsilon == 0 and "drawn" in rule
-        return super().with_rule(rule) if known else None
+        return dataclasses.replace(self, **rule) if known else None
+
+    @property
+    def only_in_torch(self) -> str | None:
+        known = self.metric.sign < 0
+        return super().only_in_torch or (None if known else "its compiled forms are on distances")
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]
@@ -74,7 +79,7 @@ class Margin(RowLoss):
             float(_NORMALIZERS[self.normalizer]),
             float(self.drawn),
             float(self.dimension),
-            self.cutoff,
+            max(self.cutoff, LEAST),
             self.nonzero_loss_cutoff,
         )
 
@@ -94,8 +99,9 @@ class Margin(RowLoss):
         return self._drawn(rows, beta) if self.drawn else self._all(rows, beta)
 
     def _all(self, rows: Rows, beta: Tensor) -> Tensor:
-        pull = rows.s - beta[:, None] + self.margin
-        push = beta[:, None] - rows.s + self.margin
+        sign = self.metric.sign
+        pull = sign * (beta[:, None] - rows.s) + self.margin
+        push = sign * (rows.s - beta[:, None]) + self.margin
         kind = rows.s.dtype
         own, others = rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
         near = ((pull > 0) & rows.positive).sum(1).to(kind)
@@ -107,6 +113,28 @@ class Margin(RowLoss):
         else:
             count = others * near + own * far
         return torch.stack([loss, count], dim=1)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        if self.drawn:
+            raise ValueError("reducer: expected DivisorReducer or SumReducer with draws by distance")
+        assert rows.row_values is not None
+        beta = rows.row_values[:, 0]
+        near, columns, valid = rows.thresholds()
+        sign = self.metric.sign
+        pull = (sign * (beta[:, None] - near) + self.margin).relu()[:, :, None]
+        push = (sign * (rows.s - beta[:, None]) + self.margin).relu()[:, None, :]
+        mask = (valid[:, :, None] & rows.negative[:, None, :]).flatten(1)
+        shape = (rows.s.shape[0], columns.shape[1], rows.s.shape[1])
+        every = torch.arange(rows.s.shape[1], device=rows.s.device)
+        index = [t.expand(shape).flatten(1) for t in (columns[:, :, None], every)]
+        active = ((pull > 0).to(pull.dtype) + (push > 0).to(pull.dtype)).flatten(1)
+        divisor = masked_sum(active, mask)
+        loss = Piece("triplet", (pull + push).flatten(1), mask, divisor, (index[0], index[1]))
+        found = {"margin_loss": loss}
+        if self.nu:
+            weight = (self.nu * beta)[:, None].expand_as(mask)
+            found["beta_reg_loss"] = Piece("element", weight, mask, divisor)
+        return found
 
     def _drawn(self, rows: Rows, beta: Tensor) -> Tensor:
         assert rows.row_values is not None
@@ -162,7 +190,7 @@ def _of_listed(
     def cost(some: Triplets, near: Tensor, far: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         # One boundary is added up as such, not once for every triplet's row.
         beta = beta if beta.shape[0] == 1 else values_of(beta, some.a)
-        pull, push = near - beta + description.margin, beta - far + description.margin
+        pull, push = sign * (beta - near) + margin, sign * (far - beta) + margin
         pulled, pushed = pull.detach() > 0, push.detach() > 0
         if description.normalizer == "triplets":
             count = (pulled | pushed).to(pull.dtype)
@@ -170,6 +198,7 @@ def _of_listed(
             count = pulled.to(pull.dtype) + pushed.to(pull.dtype)
         return pull.relu() + push.relu() + description.nu * beta, count
 
+    sign, margin = description.metric.sign, description.margin
     epsilon = description.distance_epsilon(batch.embeddings.shape[1])
     numbers = pair_numbers(batch, description.similarity, triplets, epsilon)
     return *costs(cost, triplets, numbers, (boundary,), summed), triplets.a
@@ -184,10 +213,10 @@ def _some_triplet(batch: Batch) -> Tensor:
     return ((own > 0) & (others > 0)).any()
 
 
-def _once(some: Tensor, nu: float, beta: Tensor, rows: int) -> Tensor:
-    """nu times the one beta there is, if there is a triplet; rows: as [rows] shares, or 0: at once."""
+def _once(some: Tensor, nu: float, beta: Tensor, rows: int | None) -> Tensor:
+    """nu times the one beta there is, if there is a triplet; rows: as [rows] shares, or None: at once."""
     once = torch.where(some, nu * beta, 0.0)
-    return once / rows * once.new_ones(rows) if rows else once
+    return once if rows is None else once / max(1, rows) * once.new_ones(rows)
 
 
 class MarginLoss(TripletLoss):
@@ -226,7 +255,12 @@ class MarginLoss(TripletLoss):
     """
 
     function = "margin"
+    reducers = {"DivisorReducer": "mean", "SumReducer": "sum"}
+    part_names = ("margin_loss", "beta_reg_loss")
     learnt = ("beta",)
+    constants = ("beta",)
+
+    beta: Tensor
     inputs = {"beta": ("beta", "learn_beta", "num_classes"), "step": ()}
     default_similarity = "distance"
 
@@ -256,19 +290,20 @@ class MarginLoss(TripletLoss):
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.epsilon = epsilon
         within = "a number in the range of float32"
-        self.initial_beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
+        beta = check.number(beta, "beta", within, lambda v: abs(v) < 3e38)
         classes = 1 if num_classes is None else check.count(num_classes, "num_classes")
         self.num_classes = None if num_classes is None else classes
-        initial = torch.full((classes,), float(self.initial_beta))
+        initial = torch.full((classes,), beta, dtype=torch.float64)
         if learn_beta:
-            self.beta = nn.Parameter(initial)
+            self.learn("beta", initial)
         else:
             # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
             self.register_buffer("beta", initial, persistent=False)
         by_distance = triplets_per_anchor == _BY_DISTANCE
-        if "distance" not in self.similarity or (by_distance and self.similarity != "distance"):
-            kinds = "'distance' with draws by distance" if by_distance else "a kind of distance"
-            raise ValueError(f"similarity: expected {kinds}, got {self.similarity!r}")
+        if by_distance and self.similarity != "distance":
+            raise ValueError(
+                f"similarity: expected 'distance' with draws by distance, got {self.similarity!r}"
+            )
         self.description()  # checks the parameters
 
     @property
@@ -317,15 +352,13 @@ class MarginLoss(TripletLoss):
             parts = [self.one_by_one(description, found, function, triplets)]
         if one_beta and nu != 0:
             some = _some_triplet(found) if triplets is None else triplets.any()
-            rows = embeddings.shape[0] if self.reduction == "none" else 0
+            rows = embeddings.shape[0] if self.reduction == "none" else None
             parts.append(Term(_once, (some, nu, values[0], rows)))
         return parts
 
     def _values(self, embeddings: Tensor, beta: Tensor | float | None) -> Tensor:
         """[1] or [C] values of beta in the type of the loss."""
-        if beta is None:
-            # A float32 buffer would round what the caller gave.
-            beta = self.beta if self.learn_beta or self.beta.numel() > 1 else self.initial_beta
+        beta = self.beta if beta is None else beta
         if not isinstance(beta, Tensor):
             check.finite(beta, "beta")
         elif beta.dim() > 1 or beta.numel() == 0 or not beta.is_floating_point():

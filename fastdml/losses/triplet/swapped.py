@@ -117,7 +117,7 @@ def _blocks(labels: Tensor, columns: Tensor, count: int) -> Iterator[tuple[Tenso
     found = columns[order].contiguous()
     start = torch.searchsorted(found, classes)
     kept = torch.searchsorted(found, classes, right=True) - start
-    most = max(1, _AT_ONCE // count)  # rows of products
+    most = max(1, _AT_ONCE // max(1, count))  # rows of products
     for size, others in torch.stack([sizes, kept], 1).unique(dim=0).tolist():
         if others == 0:
             continue

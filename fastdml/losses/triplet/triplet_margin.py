@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
+from ...mining.lazy import LazyPairs
 from ...mining.triplets import Triplets, check_per_anchor
+from ...reducers import MeanReducer, native
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
 from .listed import Listed, TripletLoss, costs, pair_numbers, wide
 from .swapped import swapped_sums
@@ -54,7 +56,7 @@ class TripletMargin(RowLoss):
 
     @property
     def direction(self) -> float:
-        return -1.0 if "distance" in self.similarity else 1.0
+        return self.metric.sign
 
     def parameters(self) -> tuple[float, ...]:
         counted = float(_COUNTED[self.normalizer])
@@ -106,6 +108,23 @@ class TripletMargin(RowLoss):
         else:
             count, _, _ = rank_pairs(rows, active)
         return torch.stack([total, count], dim=1)
+
+    def pieces(self, rows: Rows) -> dict[str, Piece]:
+        if self.negatives == "nearest":
+            negative = nearest(self.direction * rows.s, rows.negative, self.k)
+            rows = dataclasses.replace(rows, negative=negative)
+        if self.positives != "all" or self.negatives not in ("all", "nearest"):
+            negatives = "all" if self.negatives == "nearest" else self.negatives
+            positive, negative = chosen(
+                self.direction * rows.s, rows.positive, rows.negative, self.positives, negatives
+            )
+            rows = dataclasses.replace(rows, positive=positive, negative=negative)
+        threshold, columns, valid = rows.thresholds()
+        cost = self.cost(rows.s[:, None, :] - threshold[:, :, None])
+        mask = valid[:, :, None] & rows.negative[:, None, :]
+        every = torch.arange(rows.s.shape[1], device=rows.s.device)
+        index = [t.expand_as(mask).flatten(1) for t in (columns[:, :, None], every)]
+        return {"loss": Piece("triplet", cost.flatten(1), mask.flatten(1), columns=(index[0], index[1]))}
 
     def _of_chosen(
         self, rows: Rows, cost: Callable[[Tensor], Tensor], active: Callable[[Tensor], Tensor]
@@ -176,6 +195,7 @@ class TripletMarginLoss(TripletLoss):
     function = "triplet_margin"
     inputs = {"step": ()}
     default_similarity = "distance"
+    reducers = {"AvgNonZeroReducer": "mean", "SumReducer": "sum", "MeanReducer": "mean"}
 
     def __init__(
         self,
@@ -197,6 +217,8 @@ class TripletMarginLoss(TripletLoss):
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
+        if type(native(self._reducer)) is MeanReducer:  # the mean of all, not of those above 0
+            normalizer = "triplets"
         self.normalizer = normalizer
         self.positives = positives
         self.negatives = negatives
@@ -226,6 +248,9 @@ class TripletMarginLoss(TripletLoss):
         self, *batch: Any, own: int | Tensor | None = None, step: int | Tensor | None = None
     ) -> list[Any]:
         step = None if step is None else check.seed(step, "step")
+        if (self.swap or self.draws) and len(batch) > 2 and isinstance(batch[2], LazyPairs):
+            # These take triplets one by one: no rule of a miner's applies.
+            batch = (*batch[:2], tuple(batch[2]), *batch[3:])
         description, found = self.resolved(*batch, own=own)
         triplets = self.listed(description, found, step, join=self.swap)
         if triplets is None and not self.swap:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Before, Call
@@ -141,6 +141,9 @@ class InfoNCELoss(PairedLoss):
     inputs = {"scale": ("temperature", "learnable", "max_scale")}
     positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")
+    constants = ("log_scale",)
+
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -164,11 +167,15 @@ class InfoNCELoss(PairedLoss):
         self.learnable = learnable
         value = -math.log(check.positive(temperature, "temperature"))
         self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
+        log_scale = torch.tensor(value, dtype=torch.float64)
         if learnable:
-            self.log_scale = nn.Parameter(torch.tensor(value))
+            self.learn("log_scale", log_scale)
         else:
-            # In double precision: float32 would round what the caller gave.
-            self.register_buffer("log_scale", torch.tensor(value, dtype=torch.float64))
+            # Of one dimension: a compiled graph takes one number of double precision for Python's own, and is
+            # then made twice.
+            self.register_buffer("log_scale", log_scale.reshape(1))
+        if not isinstance(negatives, (str, list, tuple)):
+            raise ValueError(f"negatives: expected a list of {NEGATIVES} with 'qd', got {negatives!r}")
         for name in (negatives,) if isinstance(negatives, str) else negatives:
             check.one_of(name, "negatives", NEGATIVES)
         if isinstance(negatives, str) or "qd" not in negatives:
@@ -287,9 +294,12 @@ class CLIPLoss(InfoNCELoss):
     """CLIP's loss: symmetric InfoNCE with a learnable scale; see `InfoNCELoss`."""
 
     function = None
+    sets = ("symmetric",)
 
     def __init__(self, temperature: float = 0.07, *, learnable: bool = True, **kwargs: Any) -> None:
-        super().__init__(temperature, symmetric=True, learnable=learnable, **kwargs)
+        super().__init__(
+            temperature, symmetric=True, learnable=learnable, **self.unset(kwargs)
+        )
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,6 @@ from ...engine.registry import register
 from ...language import Row, softplus, sum
 from ...language.described import Described
 from ..base import total
-from ..representation import learnt
 from .paired import PairedLoss, as_scalars, check_sets
 
 __all__ = ["SigLIPLoss"]
@@ -56,10 +55,14 @@ class SigLIPLoss(PairedLoss):
     positional = ("embeddings", "ref_emb", "scale", "bias")
     inputs = {"scale": ("init_scale",), "bias": ("init_bias",)}
 
+    log_scale: Tensor
+    bias: Tensor
+
     def __init__(self, init_scale: float = 10.0, init_bias: float = -10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.log_scale = learnt(torch.tensor(math.log(check.positive(init_scale, "init_scale"))))
-        self.bias = learnt(torch.tensor(check.finite(init_bias, "init_bias")))
+        scale, bias = check.positive(init_scale, "init_scale"), check.finite(init_bias, "init_bias")
+        self.learn("log_scale", torch.tensor(math.log(scale), dtype=torch.float64))
+        self.learn("bias", torch.tensor(bias, dtype=torch.float64))
 
     def calls(
         self,

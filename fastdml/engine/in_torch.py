@@ -1,0 +1,173 @@
+"""A call evaluated by torch: blocks of rows, each computed again in the backward pass.
+
+For what no executor makes of products: distances of other kinds, whose own parameters may want a
+gradient, and numbers of the pairs that a row's loss does not keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .call import Call
+from .loss import RowLoss, Rows
+from .problem import Problem
+from .similarity import Metric
+
+# Bytes of one block's temporaries.
+_AT_ONCE = 32 << 20
+_BACKENDS = ("auto", "chunked", "dense")
+
+
+def refuses(backend: str) -> str | None:
+    """Why a backend cannot run this, or None."""
+    if backend in _BACKENDS:
+        return None
+    return f"this runs in torch; expected backend {', '.join(map(repr, _BACKENDS))}"
+
+
+def plan(problem: Problem) -> str:
+    """What runs, in words."""
+    return f"in torch, {_block(problem)} rows at a time, computed again in the backward pass"
+
+
+def evaluate(call: Call) -> Tensor:
+    """The loss of a call, as `autograd.evaluate` has it before `finish` and `weight`."""
+    reason = refuses(call.backend)
+    if reason is not None:
+        raise ValueError(f"backend: {call.backend!r} cannot run {call.loss.name!r}: {reason}")
+    outputs = row_outputs(call)
+    return reduced(call.loss, outputs, call.row_weight, call.reduction)
+
+
+def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) -> Tensor:
+    """[M, k] what `function` (the loss's specification) makes of every row, differentiable."""
+    with torch.autocast(call.anchors.device.type, enabled=False):
+        problem = Problem.of(call)
+        make = function or call.loss.spec
+        block, inputs = _blocks(call, problem, function is not None)
+
+        def part(start: int, stop: int, *inputs: Tensor | None) -> Tensor:
+            return make(block(start, stop, *inputs)).reshape(stop - start, -1)
+
+        rows, step = problem.relation.rows, _block(problem)
+        if step >= rows:
+            return part(0, rows, *inputs) + problem.poison
+        parts = [
+            checkpoint(part, start, min(rows, start + step), *inputs, use_reentrant=False)
+            for start in range(0, rows, step)
+        ]
+        return torch.cat(parts) + problem.poison
+
+
+def all_rows(call: Call) -> Rows:
+    """All rows as one block, differentiable: the whole matrix."""
+    with torch.autocast(call.anchors.device.type, enabled=False):
+        problem = Problem.of(call)
+        block, inputs = _blocks(call, problem, True)
+        return block(0, problem.relation.rows, *inputs)
+
+
+def pairs_of(metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """[T] what rows i [T] of x and rows j of y are, differentiable; one block's copies exist at a time."""
+    size = max(1, _AT_ONCE // (x[:1].numel() * x.element_size() * 4))
+
+    def part(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return metric.paired(x.index_select(0, i), y.index_select(0, j))
+
+    if i.shape[0] <= size:
+        return part(x, y, i, j)
+    blocks = zip(i.split(size), j.split(size), strict=True)
+    return torch.cat([checkpoint(part, x, y, *b, use_reentrant=False) for b in blocks])
+
+
+def _blocks(
+    call: Call, problem: Problem, follow: bool
+) -> tuple[Callable[..., Rows], tuple[Tensor | None, ...]]:
+    """A function of start, stop and the differentiable inputs that makes the rows of a block; the inputs.
+
+    follow: whether derivatives go through what the presweep finds, for which a specification accounts itself.
+    """
+    kind = problem.statistic
+
+    def wide(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(kind)
+
+    a = call.anchors.to(kind)
+    c = a if call.candidates is None else call.candidates.to(kind)
+    scalars = problem.all_scalars
+    if call.scalars is not None and scalars is not None:
+        # Those of the call may want a gradient; those that follow were counted.
+        scalars = torch.cat([call.scalars.to(kind), scalars[call.scalars.numel() :]])
+    col_values = _with_presweep(problem, a, c, wide(call.col_values), follow)
+    row_values = wide(call.row_values)
+
+    def block(start: int, stop: int, a: Tensor, c: Tensor, *values: Tensor | None) -> Rows:
+        s = call.loss.metric.dense(a[start:stop], c, problem.epsilon)
+        teacher = problem.teacher_problem
+        found = problem.rows(s, start, stop, None if teacher is None else teacher.similarities(start, stop))
+        found.scalars, row_values, found.col_values = values
+        found.row_values = None if row_values is None else row_values[start:stop]
+        return found
+
+    return block, (a, c, scalars, row_values, col_values)
+
+
+def _with_presweep(
+    problem: Problem, a: Tensor, c: Tensor, col_values: Tensor | None, follow: bool
+) -> Tensor | None:
+    """The column values, and what the loss's presweep finds."""
+    before = problem.loss.presweep()
+    if before is None:
+        return col_values
+    other = problem.swapped(before)
+    step = _block(other)
+
+    def part(start: int, stop: int, a: Tensor, c: Tensor) -> Tensor:
+        s = before.metric.dense(c[start:stop], a, problem.epsilon)
+        return before.spec(other.rows(s, start, stop)).reshape(stop - start, -1)
+
+    with contextlib.nullcontext() if follow else torch.no_grad():
+        found = [
+            checkpoint(part, start, min(other.relation.rows, start + step), a, c, use_reentrant=False)
+            for start in range(0, other.relation.rows, step)
+        ]
+        theirs = torch.cat(found).t()
+    return theirs if col_values is None else torch.cat([col_values, theirs])
+
+
+def _block(problem: Problem) -> int:
+    loss = problem.loss
+    size = torch.finfo(problem.statistic).bits // 8
+    per_pair = size * (2 + loss.spec_bytes // 4)
+    if loss.threshold_list:
+        positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
+        per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
+    rows = max(1, _AT_ONCE // (per_pair * max(1, problem.relation.columns)))
+    together = loss.rows_together
+    return max(together, rows - rows % together)
+
+
+def reduced(loss: RowLoss, outputs: Tensor, row_weight: Tensor | None, reduction: str) -> Tensor:
+    """The loss of all rows' outputs [M, k], reduced."""
+    if loss.combined:
+        return loss.combine(outputs, reduction)
+    losses = outputs[:, 0]
+    if row_weight is not None:
+        losses = losses * row_weight.to(losses.dtype)
+    if reduction == "none":
+        return losses
+    total = losses.sum(dtype=torch.float64)
+    if reduction == "nonzero":
+        total = total / (losses > 0).sum().clamp(min=1)
+    elif reduction == "mean":
+        total = total / (
+            outputs[:, 1].detach().sum(dtype=torch.float64).clamp(min=1)
+            if loss.counted
+            else max(1, losses.shape[0])
+        )
+    return total.to(losses.dtype)

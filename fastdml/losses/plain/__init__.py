@@ -1,0 +1,1 @@
+"""Losses of plain torch: no sum over rows of a matrix of similarities."""

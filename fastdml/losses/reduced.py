@@ -1,0 +1,220 @@
+"""A loss whose elements go to a reducer object."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import in_torch
+from ..engine.autograd import evaluate
+from ..engine.call import Call
+from ..engine.loss import Piece, Rows
+from ..reducers import BaseReducer, DivisorReducer, MultipleReducers, PerAnchorReducer, native
+
+_NOTHING = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
+
+
+def total_of(parts: list[Any]) -> Any:
+    """The sum of what the parts of a loss are."""
+    values = [evaluate(p) if isinstance(p, Call) else p.evaluate() for p in parts]
+    value = values[0]
+    for other in values[1:]:
+        value = value + other
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """A call whose rows are no samples of the batch, and what they are: indices, and the kind of element."""
+
+    call: Call
+    indices: Any
+    kind: str = "element"
+
+    def evaluate(self) -> Tensor:
+        return evaluate(self.call)
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The rows' losses as a list."""
+        losses = evaluate(self.call.replace(reduction="none", weight=1.0))
+        return {name: {"losses": losses, "indices": self.indices, "reduction_type": self.kind}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+    """What a reducer object makes of the parts of a loss.
+
+    parts: calls, of row losses or of elements (`RowLoss.pieces`), and what else the loss adds up.
+    terms: numbers by name, already reduced. name: of the first part. whole: the loss is one number.
+    """
+
+    reducer: nn.Module
+    parts: list[Any]
+    embeddings: Tensor
+    labels: Tensor | None
+    terms: Mapping[str, Any]
+    name: str = "loss"
+    whole: bool = False
+
+    @property
+    def calls(self) -> list[Call]:
+        """Its calls of the engine."""
+        return [p for p in self.parts if isinstance(p, Call)]
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether elements are reduced as they come, and no list of them is made."""
+        main = self._main
+        if main is None:
+            return False
+        reducer = native(self.reducer)
+        if isinstance(reducer, MultipleReducers):
+            inner = [*reducer.reducers.values(), reducer.default_reducer]
+            plain = type(reducer).sub_loss_reduction is MultipleReducers.sub_loss_reduction
+            return plain and all(_folds(native(r)) for r in inner)
+        return _folds(reducer)
+
+    @property
+    def _main(self) -> Call | None:
+        """The call whose elements are reduced."""
+        found = [c for c in self.calls if c.loss.in_pieces]
+        return found[0] if found else None
+
+    def evaluate(self) -> Any:
+        """The loss; a dict with a reducer that does nothing."""
+        terms = {k: t.evaluate() for k, t in self.terms.items()}
+        others = [p.evaluate() for p in self.parts if not isinstance(p, Call) and not _is_list(p)]
+        if self.whole:
+            value = total_of(self.parts)
+            found = {self.name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+            return self.reducer(found, self.embeddings, self.labels)
+        if self.by_blocks:
+            return sum([self._folded(), *terms.values(), *others])
+        listed = self._listed if self._main is not None else self._of_triplets
+        found = listed() or self._of_rows()
+        for k, value in enumerate(others):
+            terms[f"term_{k}"] = value
+        for name, value in terms.items():
+            found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+        reducer = native(self.reducer) or self.reducer
+        if len(found) > 1 and not isinstance(reducer, MultipleReducers):
+            if type(reducer).__name__ == "DoNothingReducer":
+                return found
+            parts = [_alone(reducer, {k: v}, self.embeddings, self.labels) for k, v in found.items()]
+            return sum(parts[1:], parts[0])
+        return reducer(found, self.embeddings, self.labels)
+
+    def _of_rows(self) -> dict[str, Any]:
+        """The rows' losses, or a number of the batch, as one list."""
+        values = [evaluate(c) for c in self.calls]
+        total = sum(values[1:], values[0])
+        if total.dim() == 0:
+            return {"loss": {"losses": total, "indices": None, "reduction_type": "already_reduced"}}
+        index = torch.arange(total.shape[0], device=total.device)
+        return {"loss": {"losses": total, "indices": index, "reduction_type": "element"}}
+
+    def _of_triplets(self) -> dict[str, Any]:
+        """The losses of triplets one by one, if that is what the loss is."""
+        for part in self.parts:
+            if _is_list(part):
+                found: dict[str, Any] = part.elements(self.name)
+                return found
+        return {}
+
+    def _weighted(self, call: Call, rows: Rows) -> dict[str, Piece]:
+        if rows.weight is not None:
+            raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
+        pieces = dict(call.loss.pieces(rows))
+        if call.row_weight is None:
+            return pieces
+        weight = call.row_weight[rows.first : rows.first + rows.s.shape[0], None].to(rows.s.dtype)
+        return {k: dataclasses.replace(p, losses=p.losses * weight) for k, p in pieces.items()}
+
+    def _folded(self) -> Tensor:
+        call = self._main
+        assert call is not None
+        names: list[str] = []
+
+        def sums(rows: Rows) -> Tensor:
+            pieces = self._weighted(call, rows)
+            names[:] = pieces
+            labels = None
+            if call.loss.rows == "proxies":  # in the order of the classes
+                labels = torch.arange(rows.s.shape[0], device=rows.s.device) + rows.first
+            elif self.labels is not None and self.labels.shape[0] == call.anchors.shape[0]:
+                labels = self.labels[rows.first : rows.first + rows.s.shape[0]]
+            return torch.cat([self._fold(k, p, labels) for k, p in pieces.items()], dim=1)
+
+        outputs = in_torch.row_outputs(call, sums)
+        totals = outputs.double().sum(0)
+        found = [
+            self._reducer_of(name).finish(totals[2 * k], totals[2 * k + 1]) for k, name in enumerate(names)
+        ]
+        return sum(found[1:], found[0]).to(outputs.dtype)
+
+    def _reducer_of(self, name: str) -> BaseReducer:
+        reducer = native(self.reducer)
+        if isinstance(reducer, MultipleReducers):
+            reducer = native(reducer.of(name))
+        assert reducer is not None
+        return reducer
+
+    def _fold(self, name: str, piece: Piece, labels: Tensor | None) -> Tensor:
+        reducer = self._reducer_of(name)
+        if isinstance(reducer, PerAnchorReducer):
+            if piece.kind == "triplet":
+                raise NotImplementedError(
+                    "reducer: an anchor's triplets have no number; expected a loss of pairs"
+                )
+            if piece.kind == "element":
+                inner = native(reducer.reducer)
+                assert inner is not None
+                return inner.fold(piece.losses, piece.mask, labels)
+        if isinstance(reducer, DivisorReducer):
+            if piece.divisor is None:
+                raise ValueError("reducer: this loss names no divisor; expected another reducer")
+            kept = torch.where(piece.mask, piece.losses, torch.zeros_like(piece.losses))
+            return torch.stack([kept.sum(1), piece.divisor.to(kept.dtype)], dim=1)
+        return reducer.fold(piece.losses, piece.mask, labels)
+
+    def _listed(self) -> dict[str, Any]:
+        """All elements as lists, as pytorch-metric-learning has them."""
+        call = self._main
+        assert call is not None
+        found: dict[str, Any] = {}
+        for name, piece in self._weighted(call, in_torch.all_rows(call)).items():
+            if not bool(piece.mask.any()):
+                found[name] = dict(_NOTHING)
+                continue
+            rows, places = piece.mask.nonzero(as_tuple=True)
+            index: Any = (rows, places)
+            if piece.kind == "element":
+                index = rows
+            elif piece.columns is not None:
+                index = (rows, *(c[piece.mask] for c in piece.columns))
+            losses = piece.losses[piece.mask]
+            if piece.columns is not None:  # positives come in any order
+                size = (call.anchors if call.candidates is None else call.candidates).shape[0]
+                order = ((index[0] * size + index[1]) * size + index[2]).argsort()
+                losses, index = losses[order], tuple(t[order] for t in index)
+            info = {"losses": losses, "indices": index, "reduction_type": piece.kind}
+            if piece.divisor is not None:
+                info["divisor"] = piece.divisor.sum()
+            found[name] = info
+        return found
+
+
+def _is_list(part: Any) -> bool:
+    return hasattr(part, "elements")
+
+
+def _alone(reducer: nn.Module, one: dict[str, Any], embeddings: Tensor, labels: Tensor | None) -> Any:
+    return reducer(one, embeddings, labels)
+
+
+def _folds(reducer: BaseReducer | None) -> bool:
+    return reducer is not None and (reducer.folds or isinstance(reducer, DivisorReducer))

@@ -1,0 +1,77 @@
+"""Positive pairs one by one, for losses whose rows they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..engine.places import pairs_within
+from ..engine.relation import LabelRelation, Relation
+from .batch import Batch
+
+
+def positive_pairs(batch: Batch, once: bool = False) -> tuple[Tensor, Tensor]:
+    """int64 (anchors, positives) [P] of a batch: those it lists, or all of equal labels but own copies.
+
+    once: of one set, (i, j) without (j, i). O(P) memory.
+    """
+    if batch.pairs:
+        return batch.pairs[0], batch.pairs[1]
+    if batch.predicate is not None:
+        return _of_function(batch)
+    labels, columns = batch.need_labels(), batch.column_labels
+    assert columns is not None
+    if batch.ref_emb is None:
+        i, j = pairs_within(labels)
+        return (i, j) if once else (torch.cat([i, j]), torch.cat([j, i]))
+    found, order = columns.sort(stable=True)
+    rows = labels.contiguous()
+    start = torch.searchsorted(found, rows)
+    count = torch.searchsorted(found, rows, right=True) - start
+    a = torch.arange(rows.shape[0], device=rows.device).repeat_interleave(count)
+    before = (count.cumsum(0) - count)[a]
+    p = order[start[a] + torch.arange(a.shape[0], device=a.device) - before]
+    if batch.own is None:
+        return a, p
+    kept = p != batch.own_columns()[a]
+    return a[kept], p[kept]
+
+
+def _of_function(batch: Batch) -> tuple[Tensor, Tensor]:
+    relation = batch.by_function()
+    step = max(1, (1 << 22) // max(1, relation.columns))
+    found = []
+    for start in range(0, relation.rows, step):
+        stop = min(relation.rows, start + step)
+        mask = relation.masks(start, stop)[0]
+        own = relation.own_pairs(start, stop, mask.device)
+        i, j = (mask if own is None else mask & ~own).nonzero(as_tuple=True)
+        found.append((i + start, j))
+    return torch.cat([i for i, _ in found]), torch.cat([j for _, j in found])
+
+
+def all_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a1, p, a2, n) of a batch: those it lists, or all, row by row. O(pairs) memory, as lists are."""
+    if batch.pairs:
+        a1, p, a2, n = batch.pairs
+        return a1, p, a2, n
+    relation: Relation
+    if batch.predicate is not None:
+        relation = batch.by_function()
+    else:
+        labels, columns = batch.need_labels(), batch.column_labels
+        assert columns is not None
+        relation = LabelRelation(labels, columns, 0 if batch.ref_emb is None else batch.own)
+    step = max(1, (1 << 22) // max(1, relation.columns))
+    found: list[tuple[Tensor, ...]] = []
+    for start in range(0, relation.rows, step):
+        stop = min(relation.rows, start + step)
+        positive, negative = relation.masks(start, stop)
+        own = relation.own_pairs(start, stop, positive.device)
+        if own is not None:
+            positive, negative = positive & ~own, negative & ~own
+        a1, p = positive.nonzero(as_tuple=True)
+        a2, n = negative.nonzero(as_tuple=True)
+        found.append((a1 + start, p, a2 + start, n))
+    a1, p, a2, n = (torch.cat(t) for t in zip(*found, strict=True))
+    return a1, p, a2, n

@@ -1,0 +1,171 @@
+"""Nothing to compare with: a loss of 0 that still has a gradient, of zeros, in everything that learns."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import BACKENDS
+from test_faults import build
+from torch import nn
+
+import fastdml
+from fastdml import functional, losses, miners
+
+D = 4
+g = torch.Generator().manual_seed(0)
+x, y = torch.randn(8, D, generator=g), torch.tensor([0, 0, 0, 1, 1, 2, 2, 0])
+NO_ROWS, NO_LABELS = x[:0], y[:0]
+LISTED = (NO_LABELS,) * 3, (NO_LABELS,) * 4
+# The negatives of N-pair come from the batch.
+OVER_SAMPLES = [n for n in losses.MODULES if issubclass(losses.MODULES[n], losses.base.SampleLoss)]
+WITH_OTHERS = [n for n in OVER_SAMPLES if n != "NPairsLoss"]
+
+
+def floats(t):
+    return isinstance(t, torch.Tensor) and t.is_floating_point()
+
+
+def proxies_are_rows(module):
+    return module.description().rows == "proxies"
+
+
+def nothing_of(module, *batch, **more):
+    """Asserts that the loss is 0 and differentiable, and its gradients 0."""
+    embeddings = [t.clone().requires_grad_() if floats(t) else t for t in batch]
+    value = module(*embeddings, **more)
+    over = getattr(module, "num_classes", None) if proxies_are_rows(module) else batch[0].shape[0]
+    assert value.shape == ((over,) if module.reduction == "none" else ()) and not value.any()
+    value.sum().backward()
+    grad = embeddings[0].grad
+    assert grad is not None and grad.shape == batch[0].shape and not grad.any()
+    for p in module.parameters():
+        assert p.grad is None or not p.grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", WITH_OTHERS)
+def test_other_candidates_without_rows(name, backend):
+    """The first step of a memory."""
+    for reduction in losses.MODULES[name].reductions:
+        try:
+            module = build(name, reduction=reduction, backend=backend)
+        except ValueError:  # a combination that the loss refuses
+            continue
+        nothing_of(module, x, y, None, NO_ROWS, NO_LABELS)
+        nothing_of(module, x, y, None, NO_ROWS, NO_LABELS, own=torch.full((8,), -1))
+        nothing_of(module.train(), NO_ROWS, NO_LABELS, None, x, y)
+
+
+FORMS = {
+    "swap": lambda: losses.TripletMarginLoss(swap=True),
+    "drawn": lambda: losses.TripletMarginLoss(triplets_per_anchor=3),
+    "by distance": lambda: losses.MarginLoss(triplets_per_anchor="distance_weighted"),
+    "beta": lambda: losses.MarginLoss(nu=0.5, learn_beta=True),
+    "betas": lambda: losses.MarginLoss(nu=0.5, learn_beta=True, num_classes=3, reduction="none"),
+    "one beta of rows": lambda: losses.MarginLoss(nu=0.5, learn_beta=True, reduction="none"),
+    "mixtures": lambda: losses.RecallAtKLoss(simix=True),
+    "raw": lambda: losses.TripletMarginLoss(similarity="raw_distance"),
+    "dot": lambda: losses.SignalToNoiseRatioContrastiveLoss(similarity="dot"),
+    "semi-variance": lambda: losses.SOPRCLoss(3, semi_variance_weight=1),
+    "penalty": lambda: losses.NPairsLoss(l2_reg=0.1),
+    "drawn positives": lambda: losses.NPairsLoss(form="all"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_without_rows(form):
+    nothing_of(FORMS[form](), NO_ROWS, NO_LABELS)
+    if form not in ("mixtures", "penalty", "drawn positives"):
+        nothing_of(FORMS[form](), x, y, None, NO_ROWS, NO_LABELS)
+
+
+def without_rows(name):
+    """What a loss is called with."""
+    given = {
+        "embeddings": NO_ROWS, "labels": NO_LABELS, "ref_emb": NO_ROWS, "teacher": x[:0, :3],
+        "probabilities": torch.empty(0, 3),
+    }  # fmt: skip
+    names = inspect.signature(losses.MODULES[name].forward).parameters
+    if "indices_tuple" in names:
+        return [given["embeddings"], given["labels"]]
+    return [given[k] for k in names if k in given]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", losses.MODULES)
+def test_a_batch_without_rows(name, backend):
+    """A rank without samples takes part in the synchronisation of gradients: proxies have them too."""
+    for reduction in losses.MODULES[name].reductions:
+        try:
+            module = build(name, reduction=reduction, backend=backend)
+        except ValueError:
+            continue
+        nothing_of(module, *without_rows(name))
+
+
+@pytest.mark.parametrize("name", losses.MODULES)
+def test_proxies_have_a_gradient_without_rows(name):
+    module = build(name)
+    if not any(p.dim() == 2 for p in module.parameters()):
+        pytest.skip("no proxies")
+    nothing_of(module, NO_ROWS, NO_LABELS)
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+@pytest.mark.parametrize("name", OVER_SAMPLES)
+def test_lists_without_pairs(name, backend):
+    """Losses that take them as weights of samples count all of them instead, lifted structure takes none,
+    and in SPCE a sample is its own positive, of a term that is no hinge."""
+    module = build(name, backend=backend).eval()
+    if module.description().tuples == "weights" or name in ("LiftedStructureLoss", "SPCELoss"):
+        return
+    for listed in LISTED:
+        nothing_of(module, x, y, listed)
+
+
+MINERS = {n: m for n, m in vars(miners).items() if inspect.isclass(m) and issubclass(m, nn.Module)}
+
+
+@pytest.mark.parametrize("name", [n for n in MINERS if n != "Miner"])
+def test_miners_find_nothing(name):
+    miner = MINERS[name]()
+    for batch in ((x, y, NO_ROWS, NO_LABELS), (NO_ROWS, NO_LABELS), (NO_ROWS, NO_LABELS, x, y)):
+        found = tuple(miner(*batch))
+        assert len(found) == miner.tensors
+        assert all(t.dtype == torch.int64 and t.shape == (0,) for t in found)
+        for loss in (losses.TripletMarginLoss(), losses.MultiSimilarityLoss(), losses.MarginLoss()):
+            nothing_of(loss, *batch[:2], found, *batch[2:])
+            assert loss(*batch[:2], miner(*batch), *batch[2:]) == 0  # fused
+
+
+def test_wrappers_of_nothing():
+    memory = fastdml.wrappers.CrossBatchMemory(losses.SupConLoss(), D, 16)
+    value = memory(x.clone().requires_grad_(), y, enqueue_mask=torch.zeros(8, dtype=torch.bool))
+    assert value == 0 and value.requires_grad
+    rows = fastdml.wrappers.CrossBatchMemory(losses.SupConLoss(reduction="none"), D, 16)
+    assert rows(x, y, enqueue_mask=torch.zeros(8, dtype=torch.bool)).shape == (8,)
+    assert memory(NO_ROWS, NO_LABELS) == 0 and memory.filled == 0
+    assert fastdml.wrappers.SelfSupervisedLoss(losses.NTXentLoss())(NO_ROWS, NO_ROWS) == 0
+
+
+def test_functional_forms_of_nothing():
+    assert functional.info_nce(NO_ROWS, NO_ROWS) == 0
+    assert functional.proxy_anchor(NO_ROWS, NO_LABELS, x) == 0
+
+
+def test_nothing_of_a_network_that_has_diverged_is_no_zero():
+    assert losses.SupConLoss()(x / 0, y, None, NO_ROWS, NO_LABELS).isnan()
+
+
+def test_nothing_is_explained():
+    assert fastdml.explain(losses.SupConLoss(), x, y, None, NO_ROWS, NO_LABELS).columns == 0
+
+
+@pytest.mark.unpoisoned
+def test_nothing_in_a_compiled_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(losses.SupConLoss(), fullgraph=True, backend="aot_eager")
+    leaf = x.clone().requires_grad_()
+    compiled(leaf, y, None, NO_ROWS, NO_LABELS).backward()
+    assert not leaf.grad.any()
