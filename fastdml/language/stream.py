@@ -264,7 +264,7 @@ def _step(node: Node, args: Sequence[Interval], ranges: Ranges) -> Interval:
             return ranges[f"parameter {node.value[0]}"][0]
         case "s" | "teacher" | "scalar" | "row_value" | "column" if node.op in ranges:
             return ranges[node.op][node.value or 0]
-        case "detach":
+        case "detach" | "apart":
             return args[0]
         case "add":
             return args[0][0] + args[1][0], args[0][1] + args[1][1]
