@@ -103,7 +103,7 @@ def test_manifold():
 
 
 def test_dynamic_soft_margin():
-    """Values of several batches, with labels, lists and pairs; the weights are constants, kept in the state."""
+    """Values of several batches, with labels, lists and pairs; the weights are constants, in the state."""
     ours, other = losses.DynamicSoftMarginLoss(), theirs.DynamicSoftMarginLoss()
     for seed in range(4):
         x, y = draw(seed)
