@@ -12,6 +12,7 @@ from torch import Tensor
 from . import library
 from .call import REDUCTIONS
 from .distances import known, metric_of
+from .loss import Learnt
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -228,6 +229,8 @@ def finite(value: float, name: str) -> float:
 def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
     """expected: what is right, in words. A tensor of one number is read; one that wants a gradient would
     not get it, and is refused."""
+    if isinstance(value, Learnt):  # its value is read at every call
+        return value
     if isinstance(value, Tensor):
         value = _one_number(value, name, expected)
     try:
