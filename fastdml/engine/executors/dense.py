@@ -77,7 +77,7 @@ class Dense:
                 if problem.row_weight is not None:
                     weight = weight * problem.row_weight.reshape(a.shape[0], -1)
                 derivatives: Sequence[Tensor | None] = [None] * len(inputs)
-                if outputs.requires_grad:  # a loss may be a constant of what it is given
+                if outputs.requires_grad:  # not of a loss that is a constant
                     derivatives = torch.autograd.grad(
                         outputs, list(inputs.values()), weight, allow_unused=True
                     )
