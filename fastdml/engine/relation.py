@@ -246,6 +246,18 @@ class TupleRelation(Relation):
         return count[1::2], count[::2]
 
 
+    @lazy
+    def disjoint(self) -> bool:
+        """Whether no pair is both a positive and a negative."""
+        a1, p, a2, n = self.indices
+        return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
+
+    def swapped(self) -> TupleRelation:
+        a1, p, a2, n = self.indices
+        own = self._own_swapped(a1.device)
+        return TupleRelation((p, a1, n, a2), self.columns, self.rows, own)
+
+
 class PredicateRelation(Relation):
     """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative), or with
     weights of the positives. A positive of weight 0 is none."""
