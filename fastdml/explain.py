@@ -193,7 +193,7 @@ class Sizes:
             return module.calls(x, torch.ones(1, 1).expand(rows, 2))
         if "probabilities" in names:
             return module.calls(x, self.labels(rows), torch.ones(1, 1).expand(rows, columns or 1))
-        if "labels" not in names:
+        if module.paired:
             return module.calls(x, self.embeddings(columns or rows))
         labels = self.labels(rows, module.num_classes)
         if columns is None or columns == rows:

@@ -470,7 +470,8 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
             arguments["labels"] = dense
         # A table of scores moves with every call in training mode: two calls would differ.
         found[name] = (built.to(case.x.dtype).train(name != "SOPRCLoss"), arguments)
-    for name, function in losses.FUNCTIONS.items():
+    of_rows = {m.function for m in losses.MODULES.values()}
+    for name, function in ((n, f) for n, f in losses.FUNCTIONS.items() if n in of_rows):
         arguments = fill(function, **values)
         several = inspect.signature(function).parameters
         several = next((p for n in SEVERAL if (p := several.get(n)) is not None), None)

@@ -35,7 +35,8 @@ OTHER: dict[str, object] = {
     "pos_aggregation": "rows", "neg_aggregation": "batch", "aggregation": "rows",
     "imbalance": 0.3, "entropy_weight": 0.3, "swap": True, "tau": 0.2, "reduction": "sum",
     "mining_margin": -0.5, "similarity": "dot", "backend": "dense", "validate": True, "bias": False,
-    "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0, "false_negative_margin": -0.2,
+    "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0,
+    "positive_weights": "rows", "false_negative_margin": -0.2,
 }  # fmt: skip
 FORMS = {
     "variant": {"PNPLoss": "Dq", "GeneralizedLiftedStructureLoss": "paper"},

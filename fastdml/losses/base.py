@@ -134,6 +134,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # Whether it is a function of rows of similarities, with a description; else torch evaluates it.
+    in_rows: ClassVar[bool] = True
+    # Whether row i of one set belongs to row i of another, unless a call says otherwise.
+    paired: ClassVar[bool] = False
     # Reducer objects that are a reduction of the loss, by the names of their classes; with others the loss's
     # elements are reduced by torch.
     reducers: ClassVar[Mapping[str, str]] = {
@@ -301,7 +305,9 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
-        means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
+        means = {"mean": self.mean_over}
+        if "nonzero" in self.reductions:
+            means["nonzero"] = f"{self.nonzero_over} above 0"
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
 

@@ -164,11 +164,11 @@ def wrapped(
         counts = shards(len(turned["embeddings"]), size, False)
         leaf = turned["embeddings"].clone().requires_grad_()
         value = alone(**{**turned, "embeddings": leaf})
-        value.backward()
+        (3 * value).backward()
         mine = {key: own(x, counts) for key, x in turned.items()}
         mine["embeddings"] = mine["embeddings"].clone().requires_grad_()
         result = together(**mine)
-        result.backward()
+        (3 * result).backward()
         close(result, value, f"value {k}")
         close(mine["embeddings"].grad, own(leaf.grad, counts) * size, f"gradient {k}")
     found = dict(shared.named_parameters())
@@ -203,6 +203,37 @@ def listed() -> None:
         (d,) = torch.autograd.grad(result, x)
         close(result, value, "value")
         close(d, own(t, counts), "gradient")
+
+
+def mined() -> None:
+    """A miner that is handed in sees all rows; a lazy result that is handed in is of the rank's own."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, True)
+    miners = fastdml.miners
+    for loss, miner in (
+        (fastdml.losses.TripletMarginLoss(), miners.BatchEasyHardMiner()),
+        (fastdml.losses.ContrastiveLoss(), miners.MultiSimilarityMiner(0.3)),
+        (fastdml.losses.MarginLoss(), miners.DistanceWeightedMiner()),
+    ):
+        leaf, x = case.x.clone().requires_grad_(), own(case.x, counts).clone().requires_grad_()
+        state = {k: v.clone() for k, v in miner.state_dict().items()}
+        value = loss(leaf, case.y, miner(leaf, case.y))
+        (t,) = torch.autograd.grad(value, leaf)
+        miner.load_state_dict(state)
+        result = wrap(loss, gradient="sum", miner=miner)(x, own(case.y, counts))
+        (d,) = torch.autograd.grad(result, x)
+        close(result, value, type(miner).__name__)
+        close(d, own(t, counts), type(miner).__name__)
+    # Each rank's own: the pairs of all of them are the whole's.
+    lazy, starts = miners.BatchEasyHardMiner(), [sum(counts[:r]) for r in range(size)]
+    every = [
+        tuple(i + s for i in lazy(x, y))
+        for x, y, s in zip(case.x.split(counts), case.y.split(counts), starts)
+    ]
+    whole = tuple(torch.cat(parts) for parts in zip(*every))
+    x, y = own(case.x, counts), own(case.y, counts)
+    loss = fastdml.losses.ContrastiveLoss()
+    close(wrap(loss)(x, y, lazy(x, y)), loss(case.x, case.y, whole), "own pairs")
 
 
 def rows_of_losses() -> None:
@@ -287,6 +318,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         for name, (build, rounds) in _variants().items():
             found[name] = functools.partial(wrapped, build, batch, rounds=rounds)
         found["index tuples"] = listed
+        found["miners"] = mined
         found["losses of rows"] = rows_of_losses
     for p in EXAMPLES:
         if refuses(p.values[0]) is None and (size == 2 or p.id.endswith("0")):

@@ -128,6 +128,60 @@ def memory_of_each() -> None:
         close(found, own(d, counts), "gradient")
 
 
+def some_ranks() -> None:
+    """A group of the first and the last rank, whose numbers in it are not those among all."""
+    size = dist.get_world_size()
+    members = [0, size - 1]
+    group = dist.new_group(members)
+    if dist.get_rank() not in members:
+        return
+    x, y = batch()
+    x = x[:, :DIM].contiguous()
+    rows = slice(0, 10) if dist.get_rank() == 0 else slice(10, ROWS)
+    leaf = x.clone().requires_grad_()
+    value = losses.SupConLoss()(leaf, y)
+    (d,) = torch.autograd.grad(value, leaf)
+    for schedule in ("gather", "ring"):
+        mine = x[rows].clone().requires_grad_()
+        result = wrap(losses.SupConLoss(), group, schedule)(mine, y[rows])
+        (found,) = torch.autograd.grad(result, mine)
+        close(result, value, schedule)
+        close(found, d[rows] * 2, schedule)
+
+
+def half_precision() -> None:
+    """Embeddings in bfloat16: derivatives are added up in single precision, and come in their type."""
+    x, y = batch()
+    x = x[:, :DIM].bfloat16()
+    counts = shards(ROWS, dist.get_world_size(), False)
+    leaf = x.clone().requires_grad_()
+    value = losses.MultiSimilarityLoss()(leaf, y)
+    (d,) = torch.autograd.grad(value * 1024, leaf)
+    for schedule in ("gather", "ring"):
+        mine = own(x, counts).clone().requires_grad_()
+        result = wrap(losses.MultiSimilarityLoss(), None, schedule, "sum")(mine, own(y, counts))
+        (found,) = torch.autograd.grad(result * 1024, mine)
+        assert found.dtype == torch.bfloat16 and result.dtype == torch.float32
+        close(result, value, schedule, 1e-5)
+        close(found, own(d, counts), schedule, 0.02)
+
+
+def in_autocast_and_compiled() -> None:
+    """A compiled step has the loss of all ranks in it; autocast's types are the loss's."""
+    x, y = batch()
+    counts = shards(ROWS, dist.get_world_size(), False)
+    mine, labels = own(x, counts), own(y, counts)
+    loss, net = wrap(losses.SupConLoss()), network()
+
+    def forward(inputs: Tensor) -> Tensor:
+        return loss(net(inputs), labels) * 2
+
+    true = losses.SupConLoss()(net(x), y) * 2
+    close(torch.compile(forward, backend="eager")(mine), true, "compiled")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        close(forward(mine), losses.SupConLoss()(net(x), y) * 2, "autocast", 1e-3)
+
+
 class Counted:
     """torch.distributed as `ranks` uses it, counting the bytes that this rank sends."""
 
@@ -200,4 +254,8 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     found["towers"] = towers
     found["a memory of each"] = memory_of_each
     found["what is sent"] = what_is_sent
+    found["half precision"] = half_precision
+    found["autocast and compiled"] = in_autocast_and_compiled
+    if size == 3:
+        found["some ranks"] = some_ranks
     return found
