@@ -293,6 +293,14 @@ def test_explaining_moves_no_state():
         assert loss.training
 
 
+def test_what_a_loss_takes_by_name_is_explained():
+    x, y = torch.randn(8, 4), torch.arange(8) // 2
+    said = fastdml.explain(losses.SupConLoss(), x, y, None, x.clone(), y, own=0)
+    assert (said.rows, said.columns) == (8, 8)
+    with pytest.raises(ValueError, match=r"^own: expected with the tensors of a batch only"):
+        fastdml.explain(losses.SupConLoss(), 8, own=0)
+
+
 @pytest.mark.parametrize("name", losses.MODULES)
 def test_every_module_is_explained(name):
     module = build(name)

@@ -51,6 +51,7 @@ WRONG = {
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),
     # other candidates
     "own negative": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=-1), "own: expected a number of at least 0, or indices, got -1"),
+    "own far": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=8), "own: expected a number below 8, the rows of ref_emb, got 8"),
     "own type": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own="0"), "own: expected a number or a tensor of 8 integers, got str"),
     "own shape": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=y[:3]), r"own: expected shape \[8\], got \(3,\)"),
     "own range": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=y + 8), r"own: expected indices of ref_emb in \[0, 8\), or -1"),

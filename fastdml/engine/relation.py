@@ -106,10 +106,7 @@ class Relation:
             return self.own
         own = self.own_columns(0, self.rows, device)
         assert own is not None
-        found = torch.full((self.columns + 1,), -1, dtype=torch.int64, device=device)
-        # Anchors without a copy write to one place beyond the last.
-        at = torch.where(own < 0, self.columns, own)
-        return found.scatter_(0, at, torch.arange(self.rows, device=device))[: self.columns]
+        return own_rows(own, self.columns)
 
     def swapped(self) -> Relation:
         """The same pairs with candidates as rows."""
@@ -315,6 +312,24 @@ def masks_of(
         return found[0], found[1], None
     _check_weights(found[2], shape)
     return found[0] & (found[2] > 0), found[1], found[2]
+
+
+def own_rows(own: Tensor, columns: int) -> Tensor:
+    """int64 [columns] rows whose own copies they are, -1 for none; own: int64 [rows], the rows' copies.
+
+    ValueError, on the CPU, where a column is the own copy of several rows, which a column can name one of.
+    """
+    found = own.new_full((columns + 1,), -1)
+    # Rows without a copy write to one place beyond the last.
+    at = torch.where(own < 0, columns, own)
+    found = found.scatter_(0, at, torch.arange(own.shape[0], device=own.device))[:columns]
+    readable = own.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and int((own >= 0).sum()) != int((found >= 0).sum()):
+        raise ValueError(
+            "own: expected each row of ref_emb as the own copy of one row of embeddings in this loss, got "
+            "one that is the copy of several"
+        )
+    return found
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -20,6 +20,8 @@ from .graph import (
     both,
     conjuncts,
     either,
+    make,
+    rewrite,
     topological,
     where,
 )
@@ -42,8 +44,35 @@ def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     roots = [
         where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
     ]
-    kinds = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
+    kinds = (_alone(roots, kind) for kind in (True, False))
     return folded(joined(*kinds))
+
+
+def _alone(roots: Sequence[Node], positive: bool) -> list[Node]:
+    return bounded(folded(rewrite(specialised(roots, positive), _quotient, pairs=True)))
+
+
+def _quotient(node: Node) -> Node | None:
+    """One logarithm instead of two."""
+    if node.op == "add" and node.level == PAIR:
+        for a, b in (node.args, node.args[::-1]):
+            if a.op == "log" and b.op == "neg" and b.args[0].op == "log" and b.level == PAIR == a.level:
+                return make("log", make("div", a.args[0], b.args[0].args[0]))
+    return None
+
+
+def of_negatives(nodes: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
+    nothing. Most vectors of pairs hold no positive."""
+    roots = [
+        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
+    ]
+    alone = folded(_alone(roots, False))
+    return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
+
+
+def _cost(roots: Sequence[Node]) -> int:
+    return sum(n.level == PAIR and n.op in COSTLY for n in topological(roots, pairs=True))
 
 
 class Text:
@@ -106,6 +135,8 @@ class Text:
                 return f"p.column({node.value})", _ATOM
             case "detach":
                 return self._text(args[0])
+            case "apart":
+                return f"({self.expression(args[0])})", _ATOM
         return f"{node.op}({self.expression(args[0])})", _ATOM
 
     def _infix(self, node: Node) -> tuple[str, int]:
@@ -197,8 +228,7 @@ class RowPrinter(Text):
             self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
             for node in nodes
         ]
-        empty = [IDENTITY[n.op] for n in nodes]
-        body = lambda_of(self, roots, "values", guard(roots, empty), empty)
+        body = lambda_of(self, roots, "values", negatives=self._negatives(nodes))
         operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
         if not needed:
@@ -218,8 +248,13 @@ class RowPrinter(Text):
     def map(self) -> None:
         roots = pair_forms([self.program.weight])
         self._hoist(roots)
-        body = lambda_of(self, roots, "", guard(roots, [ZERO]), [ZERO])
+        body = lambda_of(self, roots, "", negatives=self._negatives([self.program.weight]))
         self.lines.append(f"row.map({body});")
+
+    def _negatives(self, nodes: Sequence[Node]) -> list[Node]:
+        found = of_negatives(nodes)
+        self._hoist(found)
+        return found
 
     def derivatives(self) -> None:
         for word, found in (
@@ -264,8 +299,29 @@ def lambda_of(
     wrap: str,
     guard: Node | None = None,
     empty: Sequence[Node] = (),
+    negatives: Sequence[Node] = (),
 ) -> str:
-    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`."""
+    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`.
+    negatives: what it is where no pair is a positive."""
+    before: list[str] = []
+    if negatives:
+        inner = _block(row, negatives, wrap)
+        before = ["if (!any(p.positive)) {", *(f"  {line}" for line in inner), "}"]
+    lines = before + _block(row, roots, wrap, guard, empty)
+    if len(lines) == 1:
+        return f"[=](auto p) {{ {lines[0]} }}"
+    body = "\n".join(f"  {line}" for line in lines)
+    return f"[=](auto p) {{\n{body}\n}}"
+
+
+def _block(
+    row: Text,
+    roots: Sequence[Node],
+    wrap: str,
+    guard: Node | None = None,
+    empty: Sequence[Node] = (),
+) -> list[str]:
+    """The lines that compute and return what a pair adds."""
     pair = Text(row._count)
     pair.names = dict(row.names)
     uses: dict[Node, int] = {}
@@ -292,10 +348,7 @@ def lambda_of(
         text = pair.expression(root)
         texts.append(text if root.level == PAIR else f"p.s * T(0) + {text}")
     found = f"{wrap}({', '.join(texts)})" if wrap else texts[0]
-    if not lines:
-        return f"[=](auto p) {{ return {found}; }}"
-    body = "\n".join(f"  {line}" for line in [*lines, f"return {found};"])
-    return f"[=](auto p) {{\n{body}\n}}"
+    return [*lines, f"return {found};"]
 
 
 def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:

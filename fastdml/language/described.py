@@ -134,9 +134,11 @@ class Described(RowLoss):
         return self.of(p, arguments)
 
     def spec(self, rows: Rows) -> Tensor:
-        p = TensorRow(rows)
-        arguments = _read(p, self.arguments, len(self.learnable))
-        return outputs_of(self.function(p, **arguments), rows.s.shape[0]).to(rows.s.dtype)
+        return outputs_of(self.read(TensorRow(rows)), rows.s.shape[0]).to(rows.s.dtype)
+
+    def read(self, p: Row) -> Any:
+        """The row, with arguments that are learnt read from the call."""
+        return self.function(p, **_read(p, self.arguments, len(self.learnable)))
 
     @property
     def open_arguments(self) -> dict[str, float]:

@@ -336,6 +336,10 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return mul(x.args[0], total(x.args[1], mask, spread))
     if x.op == "add" and spread:
         return add(*(total(a, mask, True) for a in x.args))
+    if x.op == "mul" and spread:
+        for a, b in (x.args, x.args[::-1]):
+            if b.op == "add" and any(_has_factor_of_row(c) for c in b.args):
+                return add(*(total(mul(a, c), mask, True) for c in b.args))
     if x.level < PAIR and x is not ONE:
         return mul(x, total(ONE, mask))
     if x is ONE and mask in (EVERY, TRUE):
@@ -343,6 +347,14 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
     if x is ONE and mask is NEGATIVE:
         return CANDIDATES - make("sum", ONE, POSITIVE)
     return make("sum", x, mask)
+
+
+def _has_factor_of_row(x: Node) -> bool:
+    if x.op == "where" and x.args[2] is ZERO:
+        return _has_factor_of_row(x.args[1])
+    if x.op == "neg":
+        return _has_factor_of_row(x.args[0])
+    return x.op == "mul" and x.args[0].level == ROW
 
 
 _POINTWISE: dict[str, Callable[..., Node]] = {

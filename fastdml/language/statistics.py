@@ -75,18 +75,28 @@ def without_one(roots: list[Node]) -> list[Node]:
 def unshifted(roots: list[Node]) -> list[Node]:
     """The roots with statistics taken out of sums and of exponents that would else wait for them."""
 
-    def rule(node: Node) -> Node | None:
-        if node.op not in ("log_sum_exp", "sum") or node.args[0].op != "add" or node.value:
-            return None
-        for x, shift in (node.args[0].args, node.args[0].args[::-1]):
-            if shift.level < PAIR == x.level and _reduces(shift):
-                if node.op == "sum":
-                    return total(x, node.args[1]) + shift * total(ONE, node.args[1])
-                whole = make("log_sum_exp", x, node.args[1], value=node.value)
-                return where(whole > LOWEST, whole + shift, LOWEST)
+    def shifted(x: Node) -> tuple[Node, Node] | None:
+        if x.op == "mul" and x.args[0].level < PAIR:
+            found = shifted(x.args[1])
+            return None if found is None else (x.args[0] * found[0], x.args[0] * found[1])
+        for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if b.level < PAIR == a.level and _reduces(b):
+                return a, b
         return None
 
-    return rewrite(roots, rule)
+    def rule(node: Node) -> Node | None:
+        if node.op not in ("log_sum_exp", "sum") or node.value:
+            return None
+        found = shifted(node.args[0])
+        if found is None:
+            return None
+        x, shift = found
+        if node.op == "sum":
+            return total(x, node.args[1]) + shift * total(ONE, node.args[1])
+        whole = make("log_sum_exp", x, node.args[1], value=node.value)
+        return where(whole > LOWEST, whole + shift, LOWEST)
+
+    return rewrite(rewrite(roots, lambda n: n.args[0] if n.op == "apart" else None), rule)
 
 
 def means(roots: list[Node]) -> list[Node]:
@@ -129,9 +139,13 @@ def _largest(x: Node, mask: Node) -> Node:
         for of_pair, of_row in (x.args, x.args[::-1]) if x.op == "add" else ():
             if of_row.level < PAIR:
                 return _largest(of_pair, mask) + of_row
+        if x.op == "apart":
+            return _largest(x.args[0], mask)
+        if x.op == "mul" and _sign(x.args[0]) > 0:
+            return x.args[0] * _largest(x.args[1], mask)
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
-    return rewrite([x], lambda node: extreme if node is S else None)[0]
+    return rewrite([x], lambda node: extreme if node is S else None, pairs=True)[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:

@@ -53,6 +53,7 @@ class LateInteractionLoss(Loss):
 
     function = "late_interaction"
     in_rows = False
+    in_torch = "in torch, a block of documents at a time; which token was nearest is kept"
     mean_over = "pairs"
     similarities = ("cosine", "dot")
     reductions = ("mean", "sum")

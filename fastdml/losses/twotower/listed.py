@@ -25,6 +25,7 @@ class ListedLoss(Loss):
     scores of every row's own candidates, which get no gradient. Keyword arguments: see `Loss`."""
 
     in_rows = False
+    in_torch = "in torch, on the pairs that are listed"
     least: ClassVar[int] = 1  # candidates
     reductions = ("mean", "sum", "none")
 
