@@ -24,6 +24,7 @@ from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.loss import RowLoss
 from fastdml.engine.registry import LOSSES
+from fastdml.language import compile
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = library.load() is not None
@@ -65,6 +66,16 @@ def _isas() -> list[str]:
 
 
 ISAS = _isas()
+
+
+@pytest.fixture(scope="session")
+def compiled_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of printed functors for all tests that ask for it, which are compiled with less effort."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        build = compile._build()
+        patch.setattr(build, "ROWS", build.ROWS.replace("-O3", "-O1"))
+        yield
 
 
 @pytest.fixture
