@@ -603,12 +603,12 @@ def log_ratio(
 
 def manifold(
     embeddings: Tensor,
-    labels: Tensor | None = None,
+    proxies: Tensor | None,
     indices_tuple: Any = None,
+    *,
+    labels: Tensor | None = None,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    *,
-    proxies: Tensor | None = None,
     lambdaC: float = 1.0,
     alpha: float = 0.8,
     margin: float = 0.0005,

@@ -156,7 +156,7 @@ class Text:
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
         text = self.expression(mask, binds)
-        if within.level < PAIR or mask.level == PAIR:
+        if within.level < PAIR or mask.level == PAIR or text.startswith("row.is("):
             return text
         return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
 
@@ -175,7 +175,7 @@ class RowPrinter(Text):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.bounds = [n for n in topological(program.roots) if n.op == "bound"]
+        self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
         self.uses: dict[Node, int] = {}
         for node in topological(program.roots):
             for a in set(node.args):
@@ -186,7 +186,7 @@ class RowPrinter(Text):
         for node in topological(nodes):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args or node.op == "bound" else None
+            made = self._input(node) if not node.args else None
             if made is not None:
                 hint, text = made
                 self.names[node] = hint
@@ -215,7 +215,7 @@ class RowPrinter(Text):
                 return "candidates", "T(row.candidates())"
             case "columns":
                 return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
-            case "bound":
+            case "bound" | "cut":
                 name = f"bound_{self.bounds.index(node)}"
                 return name, f"this->{name}"
         return None
@@ -246,10 +246,15 @@ class RowPrinter(Text):
                 self._define(node)
 
     def map(self) -> None:
-        roots = pair_forms([self.program.weight])
+        for k, slope in enumerate(self.program.column_slopes):
+            self._each(f"d_column({k}, ", slope)
+        self._each("map(", self.program.weight)
+
+    def _each(self, word: str, of_pair: Node) -> None:
+        roots = pair_forms([of_pair])
         self._hoist(roots)
-        body = lambda_of(self, roots, "", negatives=self._negatives([self.program.weight]))
-        self.lines.append(f"row.map({body});")
+        body = lambda_of(self, roots, "", negatives=self._negatives([of_pair]))
+        self.lines.append(f"row.{word}{body});")
 
     def _negatives(self, nodes: Sequence[Node]) -> list[Node]:
         found = of_negatives(nodes)

@@ -129,7 +129,7 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
         case "amax" | "amin":
             return [(a, _of_extreme(node, bar))]
         case "log_sum_exp":
-            return [(a, where(b, mul(*statistics.softmax(node, bar, reference)), ZERO))]
+            return [(a, where(b, statistics.softmax(node, bar, reference), ZERO))]
     raise NotImplementedError(node.op)
 
 

@@ -17,6 +17,8 @@ CONSTANT, CALL, ROW, PAIR = range(4)
 LEAVES = {
     "constant": CONSTANT,
     "lowest": CONSTANT,  # the most negative number of the type
+    "bound": CALL,  # a number that is taken out of exponents
+    "cut": CALL,  # and one between two of those
     "parameter": CALL,
     "scalar": CALL,
     "own": CALL,  # 1 where rows' own copies are taken out, else 0: of tiles
@@ -30,7 +32,6 @@ LEAVES = {
     "teacher": PAIR,
     "column": PAIR,
 }
-FIXED = {"bound": CALL}  # whatever their arguments vary by
 REDUCTIONS = ("sum", "amax", "amin", "log_sum_exp", "softmax_mean")
 MASKS = ("positive", "negative", "lt", "le", "eq", "and", "or", "not")
 
@@ -138,8 +139,8 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
     node = object.__new__(Node)
     node.op, node.args, node.value = op, args, value
     if level is None:
-        level = FIXED.get(op, LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT))
-        if op not in REDUCTIONS and op not in FIXED:
+        level = LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT)
+        if op not in REDUCTIONS:
             level = max([level, *(a.level for a in args)])
     node.level = level
     masks = op in MASKS or (op == "constant" and isinstance(value, bool))

@@ -47,6 +47,15 @@ class Program:
         """Whether the result weighs several outputs of a row."""
         return len(self.outputs) > 1 and not self.trace.counted
 
+    @property
+    def column_slopes(self) -> list[Node]:
+        """The derivatives of a pair by the values of its candidate, up to the last that is not 0."""
+        found = [ZERO] * (max((k for k, d in self.d_columns if d is not ZERO), default=-1) + 1)
+        for k, d in self.d_columns:
+            if k < len(found):
+                found[k] = d
+        return found
+
     def inputs(self, op: str) -> list[int]:
         """The indices that occur of an input such as "scalar" or "column"."""
         return sorted({n.value for n in topological(self.roots) if n.op == op})

@@ -81,8 +81,11 @@ def weighted(part: Call | Part, weight: float) -> Call | Part:
 
 
 
-def _number(value: Tensor | int) -> Any:
-    """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
+def _number(value: Any) -> Any:
+    """A tensor or array of one number as that, an integer that torch cannot hold as a float; others as they
+    are."""
+    if not isinstance(value, (Tensor, int)):
+        return value.item() if getattr(value, "ndim", None) == 0 else value
     if isinstance(value, Tensor):
         constant = value.numel() == 1 and not value.requires_grad and not value.is_complex()
         return value.item() if constant else value
@@ -227,7 +230,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     def _reduction_of(self, reducer: object) -> str:
         """The reduction that a reducer object is, or that of the elements it takes."""
         if isinstance(reducer, str):
-            return reducer
+            return check.one_of(reducer, "reducer", self.reductions)
         if not isinstance(reducer, nn.Module):
             raise ValueError(
                 f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}"
@@ -279,7 +282,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             check.among(value, name, self.similarities)
         elif name == "backend":
             check_backend(value)
-        elif isinstance(value, (Tensor, int)) and name in self.arguments:
+        elif name in self.arguments and not isinstance(value, (float, str, nn.Module)):
             value = _number(value)
             if isinstance(value, Tensor) and name in self.open:
                 _check_one_number(value, name)

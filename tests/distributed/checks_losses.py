@@ -309,7 +309,9 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     for p in KINDS:
         found[f"example {p.id} reference"] = functools.partial(example, p.values[0], "reference", False)
     if size == 2:
-        for k, name in enumerate(fastdml.losses.MODULES):
+        # A manifold's meta-classes are those of one batch, handed in where pairs are elsewhere.
+        modules = (n for n in fastdml.losses.MODULES if n != "ManifoldLoss")
+        for k, name in enumerate(modules):
             gradient = "mean" if k % 2 else "sum"
             found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
             found[f"ring module {name}"] = functools.partial(ring_module, name)

@@ -85,6 +85,8 @@ class IntraPairVarianceLoss(SampleLoss):
     """
 
     function = "intra_pair_variance"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
     open = ("pos_eps", "neg_eps")
     mean_over = "pairs of each kind"
     reducers = {"MeanReducer": "mean"}

@@ -75,6 +75,8 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
     open = ("softmax_scale",)
     mean_over = "samples with a positive"
     reducers = {"MeanReducer": "mean"}

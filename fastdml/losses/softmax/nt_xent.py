@@ -68,6 +68,8 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
     open = ("temperature",)
     mean_over = "positive pairs"
     reducers = {"MeanReducer": "mean"}
