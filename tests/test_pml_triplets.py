@@ -169,8 +169,7 @@ def test_one_learnt_beta_is_added_once(listed):
         kind = {"learn_beta": True, "reduction": reduction}
         plain, heavy = (losses.MarginLoss(nu=nu, **kind).double() for nu in (0, 0.5))
         reductions[reduction] = (heavy(x, y, indices) - plain(x, y, indices)).sum().item()
-    beta = float(torch.tensor(1.2))
-    assert reductions == pytest.approx(dict.fromkeys(reductions, 0.5 * beta), rel=1e-12)
+    assert reductions == pytest.approx(dict.fromkeys(reductions, 0.5 * 1.2), rel=1e-12)
     assert losses.MarginLoss(nu=0.5, learn_beta=True)(x, torch.arange(len(x))) == 0
     empty = (torch.zeros(0, dtype=torch.long),) * 3
     value = losses.MarginLoss(nu=0.5, learn_beta=True)(x.requires_grad_(), y, empty)
