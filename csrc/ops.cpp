@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/class_index.h"
+#include "cpu/common.h"
 #include "cpu/norms.h"
 #include "cpu/run_rows.h"
 #include "cpu/similarities.h"
@@ -135,6 +136,32 @@ void similarities_(Tensor s, OptionalTensor row_scale, OptionalTensor col_scale,
 }
 
 template <class T>
+void common_of(const Tensor& g, const Tensor& s, T* rows, T* columns) {
+  fastdml::common<T>(static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(s.const_data_ptr()),
+                     g.size(0), g.size(1), g.stride(0), s.stride(0), rows, columns);
+}
+
+// rows [R] = the sums of the rows of g * s, columns [N] += those of its columns; g, s [R, N].
+void common_(Tensor g, Tensor s, OptionalTensor rows, OptionalTensor columns) {
+  const auto fits = [&](const OptionalTensor& v, int64_t size) {
+    return !v.has_value() ||
+           (v->is_contiguous() && v->numel() == size && v->scalar_type() == g.scalar_type());
+  };
+  STD_TORCH_CHECK(g.dim() == 2 && s.dim() == 2 && g.size(0) == s.size(0) && g.size(1) == s.size(1) &&
+                      g.scalar_type() == s.scalar_type() &&
+                      (g.size(1) <= 1 || (g.stride(1) == 1 && s.stride(1) == 1)) && fits(rows, g.size(0)) &&
+                      fits(columns, g.size(1)),
+                  "fastdml: common_ takes two matrices stored by rows and vectors of both their sides");
+  const auto at = [](OptionalTensor& v) { return v.has_value() ? v->mutable_data_ptr() : nullptr; };
+  if (g.scalar_type() == ScalarType::Float) {
+    common_of<float>(g, s, static_cast<float*>(at(rows)), static_cast<float*>(at(columns)));
+  } else {
+    STD_TORCH_CHECK(g.scalar_type() == ScalarType::Double, "fastdml: g must be float32 or float64");
+    common_of<double>(g, s, static_cast<double*>(at(rows)), static_cast<double*>(at(columns)));
+  }
+}
+
+template <class T>
 double mean_of(Tensor& out, std::initializer_list<const Tensor*> sets, int64_t sample) {
   const int64_t dim = out.numel();
   std::vector<double> sum(dim);
@@ -231,6 +258,7 @@ STABLE_TORCH_LIBRARY(fastdml_native, m) {
       "similarities_(Tensor(a!) s, Tensor? row_scale, Tensor? col_scale, int metric, "
       "Tensor? row_square, Tensor? col_square, float epsilon, Tensor? anchors=None, "
       "Tensor? candidates=None) -> ()");
+  m.def("common_(Tensor g, Tensor s, Tensor(a!)? rows, Tensor(b!)? columns) -> ()");
   m.def("common_mean(Tensor a, Tensor? c, int sample) -> (Tensor, float)");
   m.def("inverse_norm_(Tensor(a!) out, Tensor x, float epsilon) -> ()");
   m.def("remove_radial_(Tensor(a!) g, Tensor x, Tensor inverse_norm) -> ()");
@@ -242,6 +270,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("total", TORCH_BOX(&fastdml::total));
   m.impl("columns_", TORCH_BOX(&columns_));
   m.impl("similarities_", TORCH_BOX(&similarities_));
+  m.impl("common_", TORCH_BOX(&common_));
   m.impl("common_mean", TORCH_BOX(&common_mean));
   m.impl("inverse_norm_", TORCH_BOX(&inverse_norm_));
   m.impl("remove_radial_", TORCH_BOX(&remove_radial_));

@@ -42,6 +42,7 @@ struct RowArguments {
   OptionalTensor weights;  // where weights go, if not into s
   bool seen;               // s holds what an earlier call without a gradient has left there
   OptionalTensor anchors, candidates;  // for distances of near pairs, on the CPU
+  OptionalTensor d_columns;
 };
 
 template <class T>
@@ -104,6 +105,7 @@ Block<T> block_of(const RowArguments& a, int weights) {
   b.loss = static_cast<T*>(a.loss.mutable_data_ptr());
   b.d_scalars = writable<T>(a.d_scalars, b.rows * b.scalar_count);
   b.d_row_values = writable<T>(a.d_row_values, b.rows * b.row_count);
+  b.d_columns = writable<T>(a.d_columns, b.rows * b.cols);
   b.gradient = a.gradient;
   b.seen = a.seen;
   b.parameters = a.parameters.data();
@@ -127,7 +129,8 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
            int64_t longest, int64_t own_offset, OptionalTensor own, OptionalTensor row_weight, double weight,
            OptionalTensor scalars, OptionalTensor row_values, OptionalTensor col_values, Tensor loss,
            OptionalTensor d_scalars, OptionalTensor d_row_values, bool gradient,
-           OptionalTensor weights, bool seen, OptionalTensor anchors, OptionalTensor candidates) {
+           OptionalTensor weights, bool seen, OptionalTensor anchors, OptionalTensor candidates,
+           OptionalTensor d_columns) {
   const Functor& f = checked_functor(id, parameters);
   STD_TORCH_CHECK(s.dim() == 2, "fastdml: s must be a matrix");
   STD_TORCH_CHECK(loss.numel() >= s.size(0) * f.outputs(), "fastdml: loss is too short");
@@ -137,7 +140,7 @@ void rows_(Tensor s, int64_t id, std::vector<double> parameters, OptionalTensor 
                        col_square,  metric,      epsilon,    row_class,   col_class,  class_start,
                        class_order, longest,     own_offset, own,         row_weight, weight,     scalars,
                        row_values,  col_values,  loss,       d_scalars,   d_row_values, gradient,
-                       weights,     seen,        anchors,    candidates};
+                       weights,     seen,        anchors,    candidates,  d_columns};
   STD_TORCH_CHECK(s.scalar_type() == ScalarType::Float || s.scalar_type() == ScalarType::Double,
                   "fastdml: s must be float32 or float64");
   run(f, a);
@@ -150,6 +153,6 @@ inline constexpr char kRowsSchema[] =
     "int own_offset, Tensor? own, Tensor? row_weight, float weight, Tensor? scalars, Tensor? row_values, "
     "Tensor? col_values, Tensor(b!) loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values, "
     "bool gradient, Tensor(e!)? weights=None, bool seen=False, Tensor? anchors=None, "
-    "Tensor? candidates=None) -> ()";
+    "Tensor? candidates=None, Tensor(f!)? d_columns=None) -> ()";
 
 }  // namespace fastdml

@@ -37,98 +37,115 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// The tensors of a visit of a trapezoid, in the order of its schema.
+struct Visit {
+  Tensor s;
+  std::vector<double> parameters;
+  int64_t first;
+  OptionalTensor teacher, scale;
+  int64_t metric;
+  OptionalTensor square;
+  double epsilon;
+  OptionalTensor embeddings, classes, codes;
+  bool own;
+  OptionalTensor known, scalars, col_values, row_weight;
+  double weight;
+};
+
 template <class T>
-Trapezoid<T> trapezoid(const Tensor& s, const std::vector<double>& parameters, int64_t first,
-                       const OptionalTensor& scale, int64_t metric, const OptionalTensor& square,
-                       double epsilon, const Tensor& classes, const OptionalTensor& known,
-                       const OptionalTensor& scalars) {
-  Trapezoid<T> b;
-  b.s = data<T>(s);
-  b.rows = s.size(0);
-  b.cols = s.size(1);
-  b.ld = s.stride(0);
-  b.first = first;
-  b.samples = classes.numel();
-  STD_TORCH_CHECK(first >= 0 && first + b.cols == b.samples && b.rows <= b.cols && s.stride(1) == 1,
+Trapezoid<T> trapezoid(const Visit& v) {
+  Trapezoid<T> t;
+  fastdml::Block<T>& b = t.block;
+  b.s = data<T>(v.s);
+  b.rows = v.s.size(0);
+  b.cols = v.s.size(1);
+  b.ld = v.s.stride(0);
+  t.first = v.first;
+  t.samples = v.first + b.cols;
+  STD_TORCH_CHECK(v.first >= 0 && b.rows <= b.cols && v.s.stride(1) == 1,
                   "fastdml: a trapezoid has all columns from its first row on");
-  b.scale = pointer<T>(scale, b.samples);
-  b.square = pointer<T>(square, b.samples);
-  b.metric = static_cast<fastdml::Metric>(metric);
-  STD_TORCH_CHECK(metric == 0 || (b.scale && b.square), "fastdml: distances need squared norms");
-  b.epsilon = static_cast<T>(epsilon);
-  b.classes = static_cast<const int32_t*>(classes.const_data_ptr());
-  b.known = pointer<T>(known, 0);
-  b.scalars = pointer<T>(scalars, 0);
-  b.parameters = parameters.data();
-  return b;
-}
-
-template <class T>
-void fold(Tensor& s, const Stream& stream, const std::vector<double>& parameters, int64_t pass,
-          int64_t first, const OptionalTensor& scale, int64_t metric, const OptionalTensor& square,
-          double epsilon, const Tensor& classes, const OptionalTensor& known,
-          const OptionalTensor& scalars, Tensor& partial) {
-  Trapezoid<T> b =
-      trapezoid<T>(s, parameters, first, scale, metric, square, epsilon, classes, known, scalars);
-  b.partial = data<T>(partial);
-  b.pieces = partial.size(0);
-  STD_TORCH_CHECK(partial.is_contiguous() && partial.size(1) == stream.statistics[pass] &&
-                      partial.size(2) == b.samples,
-                  "fastdml: partial is [pieces, statistics, samples]");
-  torch::stable::parallel_for(0, b.pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece)
-      functions<T>(stream).fold(b, static_cast<int>(pass), piece);
-  });
-}
-
-void stream_fold_(Tensor s, int64_t id, std::vector<double> parameters, int64_t pass, int64_t first,
-                  OptionalTensor scale, int64_t metric, OptionalTensor square, double epsilon,
-                  Tensor classes, OptionalTensor known, OptionalTensor scalars, Tensor partial) {
-  const Stream& stream = checked(id, parameters);
-  STD_TORCH_CHECK(pass >= 0 && pass < stream.passes, "fastdml: it has no such pass");
-  if (s.scalar_type() == ScalarType::Float)
-    fold<float>(s, stream, parameters, pass, first, scale, metric, square, epsilon, classes, known,
-                scalars, partial);
-  else
-    fold<double>(s, stream, parameters, pass, first, scale, metric, square, epsilon, classes, known,
-                 scalars, partial);
-}
-
-template <class T>
-void weigh(Tensor& s, const Stream& stream, const std::vector<double>& parameters, int64_t first,
-           const OptionalTensor& scale, int64_t metric, const OptionalTensor& square, double epsilon,
-           const Tensor& classes, const OptionalTensor& known, const OptionalTensor& scalars,
-           const OptionalTensor& row_weight, double weight, int64_t pieces) {
-  Trapezoid<T> b =
-      trapezoid<T>(s, parameters, first, scale, metric, square, epsilon, classes, known, scalars);
-  // Of several outputs the weights are in what is known of the rows.
-  if (stream.outputs == 1) {
-    b.row_weight = pointer<T>(row_weight, b.samples);
-    b.weight = static_cast<T>(weight);
+  const auto from_first = [&](const OptionalTensor& x) {
+    const T* all = pointer<T>(x, t.samples);
+    return all ? all + v.first : nullptr;
+  };
+  b.row_scale = b.col_scale = from_first(v.scale);
+  b.row_square = b.col_square = from_first(v.square);
+  b.metric = static_cast<fastdml::Metric>(v.metric);
+  STD_TORCH_CHECK(v.metric == 0 || b.row_square, "fastdml: distances need squared norms");
+  b.epsilon = static_cast<T>(v.epsilon);
+  if (v.embeddings.has_value()) {
+    const Tensor& x = *v.embeddings;
+    STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == t.samples &&
+                        x.element_size() == static_cast<int64_t>(sizeof(T)),
+                    "fastdml: embeddings must have a row a sample, in the type of the block");
+    const T* const from = static_cast<const T*>(x.const_data_ptr()) + v.first * x.stride(0);
+    b.anchors = b.candidates = {from, x.stride(0), x.stride(1)};
+    b.dim = x.size(1);
   }
-  b.pieces = pieces;
-  torch::stable::parallel_for(0, b.pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece) functions<T>(stream).weigh(b, piece);
+  if (v.teacher.has_value()) {
+    STD_TORCH_CHECK(v.teacher->size(0) == b.rows && v.teacher->size(1) == b.cols,
+                    "fastdml: teacher must have the shape of s");
+    b.teacher = static_cast<const T*>(v.teacher->const_data_ptr());
+    b.teacher_ld = v.teacher->stride(0);
+  }
+  b.scalars = pointer<T>(v.scalars, 0);
+  b.parameters = v.parameters.data();
+  STD_TORCH_CHECK(v.classes.has_value() || v.codes.has_value(), "fastdml: pairs of classes or of codes");
+  if (v.classes.has_value()) t.classes = pointer<int32_t>(v.classes, t.samples) + v.first;
+  t.codes = pointer<uint8_t>(v.codes, b.rows * b.cols);
+  t.own = v.own;
+  t.known = pointer<T>(v.known, 0);
+  t.col_values = pointer<T>(v.col_values, 0);
+  t.row_weight = pointer<T>(v.row_weight, t.samples);
+  t.weight = static_cast<T>(v.weight);
+  return t;
+}
+
+template <class T>
+void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
+           const OptionalTensor& partial) {
+  Trapezoid<T> t = trapezoid<T>(v);
+  t.pieces = pieces;
+  if (stream.outputs > 1) {  // their weights are in what is known of the rows
+    t.row_weight = nullptr;
+    t.weight = T(1);
+  }
+  if (partial.has_value()) {
+    STD_TORCH_CHECK(pass >= 0 && pass <= stream.passes && partial->is_contiguous() &&
+                        partial->size(0) == pieces && partial->size(1) == stream.statistics[pass] &&
+                        partial->size(2) == t.samples,
+                    "fastdml: partial is [pieces, statistics, samples] of a pass");
+    t.partial = data<T>(*partial);
+  }
+  torch::stable::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece)
+      if (partial.has_value())
+        functions<T>(stream).fold(t, static_cast<int>(pass), piece);
+      else
+        functions<T>(stream).weigh(t, piece);
   });
 }
 
-void stream_weigh_(Tensor s, int64_t id, std::vector<double> parameters, int64_t first,
-                   OptionalTensor scale, int64_t metric, OptionalTensor square, double epsilon,
-                   Tensor classes, OptionalTensor known, OptionalTensor scalars,
-                   OptionalTensor row_weight, double weight, int64_t pieces) {
+// Pass `pass` over a trapezoid, folded into partial; without it, its weights.
+void stream_visit_(Tensor s, int64_t id, std::vector<double> parameters, int64_t pass, int64_t pieces,
+                   OptionalTensor partial, int64_t first, OptionalTensor teacher, OptionalTensor scale,
+                   int64_t metric, OptionalTensor square, double epsilon, OptionalTensor embeddings,
+                   OptionalTensor classes, OptionalTensor codes, bool own, OptionalTensor known,
+                   OptionalTensor scalars, OptionalTensor col_values, OptionalTensor row_weight,
+                   double weight) {
   const Stream& stream = checked(id, parameters);
+  const Visit v{s,       parameters, first, teacher, scale,   metric,     square,     epsilon, embeddings,
+                classes, codes,      own,   known,   scalars, col_values, row_weight, weight};
   if (s.scalar_type() == ScalarType::Float)
-    weigh<float>(s, stream, parameters, first, scale, metric, square, epsilon, classes, known, scalars,
-                 row_weight, weight, pieces);
+    visit<float>(v, stream, pass, pieces, partial);
   else
-    weigh<double>(s, stream, parameters, first, scale, metric, square, epsilon, classes, known, scalars,
-                  row_weight, weight, pieces);
+    visit<double>(v, stream, pass, pieces, partial);
 }
 
-// partial [pieces, statistics, samples]: as before any pair; or merged into statistics [all, samples].
+// partial [pieces, statistics, samples]: as before any pair; or merged into statistics [statistics, samples].
 void stream_gather_(int64_t id, int64_t pass, Tensor partial, OptionalTensor statistics) {
   const Stream* stream = fastdml::stream_of(id);
-  STD_TORCH_CHECK(stream && pass >= 0 && pass < stream->passes, "fastdml: no such pass");
+  STD_TORCH_CHECK(stream && pass >= 0 && pass <= stream->passes, "fastdml: no such pass");
   const auto run = [&]<class T>(T) {
     const StreamOf<T>& f = functions<T>(*stream);
     if (statistics.has_value())
@@ -143,8 +160,8 @@ void stream_gather_(int64_t id, int64_t pass, Tensor partial, OptionalTensor sta
 // What pass `pass` (or the weight) reads of the rows, into known; pass -1: the results, into loss.
 void stream_rows_(int64_t id, std::vector<double> parameters, int64_t pass, Tensor statistics,
                   OptionalTensor scalars, OptionalTensor row_values, OptionalTensor weights,
-                  double weight, double candidates, OptionalTensor known, OptionalTensor loss,
-                  OptionalTensor d_scalars, OptionalTensor d_row_values) {
+                  double weight, double candidates, OptionalTensor counts, OptionalTensor known,
+                  OptionalTensor loss, OptionalTensor d_scalars, OptionalTensor d_row_values) {
   const Stream& stream = checked(id, parameters);
   const auto run = [&]<class T>(T) {
     RowNumbers<T> of;
@@ -156,9 +173,13 @@ void stream_rows_(int64_t id, std::vector<double> parameters, int64_t pass, Tens
     of.weights = pointer<T>(weights, 0);
     of.weight = static_cast<T>(weight);
     of.candidates = static_cast<T>(candidates);
+    of.counts = pointer<T>(counts, of.samples);
     of.parameters = parameters.data();
     if (known.has_value()) of.known = data<T>(*known);
-    if (loss.has_value()) of.loss = data<T>(*loss);
+    if (loss.has_value()) {
+      STD_TORCH_CHECK(loss->numel() >= of.samples * stream.outputs, "fastdml: loss is too short");
+      of.loss = data<T>(*loss);
+    }
     if (d_scalars.has_value()) {
       of.d_scalars = data<T>(*d_scalars);
       of.scalar_count = d_scalars->size(1);
@@ -179,23 +200,19 @@ void stream_rows_(int64_t id, std::vector<double> parameters, int64_t pass, Tens
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
   m.def(
-      "stream_fold_(Tensor s, int stream, float[] parameters, int sweep, int first, Tensor? scale, "
-      "int metric, Tensor? square, float epsilon, Tensor classes, Tensor? known, Tensor? scalars, "
-      "Tensor(a!) partial) -> ()");
-  m.def(
-      "stream_weigh_(Tensor(a!) s, int stream, float[] parameters, int first, Tensor? scale, int metric, "
-      "Tensor? square, float epsilon, Tensor classes, Tensor? known, Tensor? scalars, "
-      "Tensor? row_weight, float weight, int pieces) -> ()");
+      "stream_visit_(Tensor(a!) s, int stream, float[] parameters, int sweep, int pieces, "
+      "Tensor(b!)? partial, int first, Tensor? teacher, Tensor? scale, int metric, Tensor? square, "
+      "float epsilon, Tensor? embeddings, Tensor? classes, Tensor? codes, bool own, Tensor? known, "
+      "Tensor? scalars, Tensor? col_values, Tensor? row_weight, float weight) -> ()");
   m.def("stream_gather_(int stream, int sweep, Tensor(a!) partial, Tensor(b!)? statistics) -> ()");
   m.def(
       "stream_rows_(int stream, float[] parameters, int sweep, Tensor statistics, Tensor? scalars, "
-      "Tensor? row_values, Tensor? weights, float weight, float candidates, Tensor(a!)? known, "
-      "Tensor(b!)? loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values) -> ()");
+      "Tensor? row_values, Tensor? weights, float weight, float candidates, Tensor? counts, "
+      "Tensor(a!)? known, Tensor(b!)? loss, Tensor(c!)? d_scalars, Tensor(d!)? d_row_values) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
-  m.impl("stream_fold_", TORCH_BOX(&stream_fold_));
-  m.impl("stream_weigh_", TORCH_BOX(&stream_weigh_));
+  m.impl("stream_visit_", TORCH_BOX(&stream_visit_));
   m.impl("stream_gather_", TORCH_BOX(&stream_gather_));
   m.impl("stream_rows_", TORCH_BOX(&stream_rows_));
 }

@@ -24,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.end(parser.prog, lambda: arguments.command(arguments))
 
 
+def run() -> None:
+    """The console's command: runs it, and ends the process."""
+    command_line.leave(main())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastdml", description="Fused losses for deep metric learning."

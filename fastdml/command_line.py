@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141
@@ -84,6 +85,17 @@ def make_folder(path: Path, name: str) -> None:
         raise ValueError(
             f"{name}: expected a folder that can be written to, got {str(path)!r} ({error.strerror})"
         ) from error
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process. An interrupted one at once: once any frame has ended in a KeyboardInterrupt, Python
+    kills itself by the signal in the end, whatever status it was given; and a second one is no traceback."""
+    if status != INTERRUPTED:
+        sys.exit(status)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, KeyboardInterrupt):
+            stream.flush()
+    os._exit(status)
 
 
 def end(program: str, command: Callable[[], int | None]) -> int:

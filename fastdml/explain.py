@@ -17,7 +17,7 @@ from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
 from .engine.problem import Problem
 from .engine.registry import LOSSES
-from .losses import FUNCTIONS, MODULES
+from .losses import FUNCTIONS, FURTHER, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
 from .losses.reduced import Elements, Reduced
@@ -70,6 +70,7 @@ def explain(
     per_class: int = 4,
     dtype: torch.dtype = torch.float32,
     backend: str | None = None,
+    **further: Any,
 ) -> Explanation:
     """Says which executor would run a loss, how, and why. Computes no loss.
 
@@ -85,6 +86,7 @@ def explain(
         per_class: samples per class, which sizes the threshold lists.
         dtype: of the embeddings.
         backend: as in the losses; None: the module's own, else "auto".
+        further: what else the loss would be called with by name, such as own=0, beside tensors.
 
     Raises:
         ValueError: for an unknown loss, sizes below 1, or a forced backend that cannot run it.
@@ -94,8 +96,10 @@ def explain(
         if module.in_torch is not None:
             return _plain(module, M.shape[0], M.shape[1], str(device or M.device), backend)
         with _at_rest(module):
-            parts = module.parts(M, *batch)
+            parts = module.parts(M, *batch, **further)
         return _explained(module, parts, backend, device or M.device)
+    if further:
+        raise ValueError(f"{next(iter(further))}: expected with the tensors of a batch only")
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
     for name, value in sizes.items():
@@ -193,7 +197,7 @@ class Sizes:
             return module.calls(x, torch.ones(1, 1).expand(rows, 2))
         if "probabilities" in names:
             return module.calls(x, self.labels(rows), torch.ones(1, 1).expand(rows, columns or 1))
-        if "labels" not in names:
+        if module.paired:
             return module.calls(x, self.embeddings(columns or rows))
         labels = self.labels(rows, module.num_classes)
         if columns is None or columns == rows:
@@ -208,7 +212,7 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         return loss
     if not isinstance(loss, str):
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
-    found = {m.function: m for m in MODULES.values() if m.function is not None}
+    found = {m.function: m for m in (MODULES | FURTHER).values() if m.function is not None}
     if loss not in found:
         known = sorted({*LOSSES, *FUNCTIONS})
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")

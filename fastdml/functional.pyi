@@ -169,6 +169,24 @@ def calibration(
 ) -> Tensor:
     """See `CalibrationLoss`."""
 
+def candidate_kl(
+    embeddings: Tensor,
+    candidates: Tensor,
+    teacher_scores: Tensor,
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `CandidateKLLoss`."""
+
 def circle(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -190,6 +208,24 @@ def circle(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `CircleLoss`."""
+
+def co_sent(
+    embeddings: Tensor,
+    ref_emb: Tensor,
+    scores: Tensor,
+    *,
+    temperature: float = 0.05,
+    compare: str = 'similarity',
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `CoSENTLoss`."""
 
 def contrastive(
     embeddings: Tensor,
@@ -486,6 +522,26 @@ def large_margin_softmax(
 ) -> Tensor:
     """See `LargeMarginSoftmaxLoss`."""
 
+def late_interaction(
+    queries: Tensor,
+    documents: Tensor,
+    scale: Tensor | float | None = None,
+    *,
+    query_mask: Tensor | None = None,
+    document_mask: Tensor | None = None,
+    own: int | Tensor = 0,
+    symmetric: bool = False,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `LateInteractionLoss`."""
+
 def lifted_structure(
     embeddings: Tensor,
     labels: Tensor | None = None,
@@ -547,12 +603,12 @@ def log_ratio(
 
 def manifold(
     embeddings: Tensor,
-    labels: Tensor | None = None,
+    proxies: Tensor | None,
     indices_tuple: Any = None,
+    *,
+    labels: Tensor | None = None,
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
-    *,
-    proxies: Tensor | None = None,
     lambdaC: float = 1.0,
     alpha: float = 0.8,
     margin: float = 0.0005,
@@ -595,6 +651,22 @@ def margin(
     embedding_reg_weight: float = 1,
 ) -> Tensor:
     """See `MarginLoss`."""
+
+def margin_mse(
+    embeddings: Tensor,
+    candidates: Tensor,
+    teacher_scores: Tensor,
+    *,
+    reduction: str = 'mean',
+    similarity: str | None = None,
+    backend: str = 'auto',
+    validate: bool = False,
+    distance: object = None,
+    reducer: object = None,
+    embedding_regularizer: Regularizer | None = None,
+    embedding_reg_weight: float = 1,
+) -> Tensor:
+    """See `MarginMSELoss`."""
 
 def multi_proxy_anchor(
     embeddings: Tensor,
@@ -1057,7 +1129,11 @@ def siglip(
     scale: Tensor | float | None = None,
     bias: Tensor | float | None = None,
     *,
+    labels: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | Tensor = 0,
     positives: Callable[..., Any] | None = None,
+    positive_weights: str = 'each',
     reduction: str = 'mean',
     similarity: str | None = None,
     backend: str = 'auto',

@@ -24,6 +24,7 @@ from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.loss import RowLoss
 from fastdml.engine.registry import LOSSES
+from fastdml.language import compile
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILED = library.load() is not None
@@ -65,6 +66,16 @@ def _isas() -> list[str]:
 
 
 ISAS = _isas()
+
+
+@pytest.fixture(scope="session")
+def compiled_quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache of printed functors for all tests that ask for it, which are compiled with less effort."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
+        build = compile._build()
+        patch.setattr(build, "ROWS", build.ROWS.replace("-O3", "-O1"))
+        yield
 
 
 @pytest.fixture
@@ -463,14 +474,18 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     found: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {}
     for name, module in losses.MODULES.items():
         torch.manual_seed(0)
-        built = module(**fill(module.__init__, num_classes=classes, embedding_size=dim, **PARAMETERS))
+        sizes = {"num_classes": classes, **dict.fromkeys(("embedding_size", "descriptors_dim", "l"), dim)}
+        built = module(**fill(module.__init__, **sizes, **PARAMETERS))
         arguments = fill(module.forward, **values)
         # labels have a default only because index tuples may replace them
         if set(arguments) <= {"embeddings", *PARAMETERS}:
             arguments["labels"] = dense
+        arguments = further(name, arguments, values)
         # A table of scores moves with every call in training mode: two calls would differ.
-        found[name] = (built.to(case.x.dtype).train(name != "SOPRCLoss"), arguments)
-    for name, function in losses.FUNCTIONS.items():
+        moves = name in ("SOPRCLoss", "DynamicSoftMarginLoss")
+        found[name] = (built.to(case.x.dtype).train(not moves), arguments)
+    of_rows = {m.function for m in losses.MODULES.values()}
+    for name, function in ((n, f) for n, f in losses.FUNCTIONS.items() if n in of_rows):
         arguments = fill(function, **values)
         several = inspect.signature(function).parameters
         several = next((p for n in SEVERAL if (p := several.get(n)) is not None), None)
@@ -478,8 +493,18 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
             arguments["proxies"] = torch.randn(classes * several.default, dim, generator=g).to(case.x.dtype)
         if set(arguments) <= {"embeddings", *PARAMETERS}:
             arguments["labels"] = dense
-        found[name] = (function, arguments)
+        found[name] = (function, further(name, arguments, values))
     return found
+
+
+def further(name: str, arguments: dict[str, object], values: dict[str, object]) -> dict[str, object]:
+    """The arguments of losses that take no labels."""
+    if name in ("VICRegLoss", "vicreg"):
+        return {k: values[k] for k in ("embeddings", "ref_emb")}
+    if name in ("ManifoldLoss", "manifold"):
+        arguments = {k: v for k, v in arguments.items() if k != "labels"}
+        return {**arguments, "indices_tuple": values["labels"]}
+    return arguments
 
 
 def python(code: str, **environment: str) -> str:

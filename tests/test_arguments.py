@@ -35,7 +35,8 @@ OTHER: dict[str, object] = {
     "pos_aggregation": "rows", "neg_aggregation": "batch", "aggregation": "rows",
     "imbalance": 0.3, "entropy_weight": 0.3, "swap": True, "tau": 0.2, "reduction": "sum",
     "mining_margin": -0.5, "similarity": "dot", "backend": "dense", "validate": True, "bias": False,
-    "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0, "false_negative_margin": -0.2,
+    "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0,
+    "positive_weights": "rows", "false_negative_margin": -0.2,
 }  # fmt: skip
 FORMS = {
     "variant": {"PNPLoss": "Dq", "GeneralizedLiftedStructureLoss": "paper"},
@@ -290,6 +291,14 @@ def test_explaining_moves_no_state():
         fastdml.explain(loss, torch.randn(6, 4), torch.arange(6) // 2)
         assert all(torch.equal(t, before[name]) for name, t in loss.state_dict().items())
         assert loss.training
+
+
+def test_what_a_loss_takes_by_name_is_explained():
+    x, y = torch.randn(8, 4), torch.arange(8) // 2
+    said = fastdml.explain(losses.SupConLoss(), x, y, None, x.clone(), y, own=0)
+    assert (said.rows, said.columns) == (8, 8)
+    with pytest.raises(ValueError, match=r"^own: expected with the tensors of a batch only"):
+        fastdml.explain(losses.SupConLoss(), 8, own=0)
 
 
 @pytest.mark.parametrize("name", losses.MODULES)

@@ -115,8 +115,12 @@ def test_native_operators_write_what_their_schemas_say():
         check(native.one_block, arguments, test_utils=("test_schema",))
 
 
+# Its histogram moves by how many triplets there are, which it asks the device.
+EAGER = {"DynamicSoftMarginLoss"}
+
+
 @pytest.mark.unpoisoned
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in EAGER])
 def test_one_graph_forward_and_backward(name):
     """Equal to eager, one graph for one shape, and one more for all others.
 
@@ -146,7 +150,7 @@ def test_one_graph_forward_and_backward(name):
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-8)
     assert counter.frame_count == 1
     for rows in (30, 29):
-        batch = ("embeddings", "labels", "ref_emb", "probabilities", "teacher")
+        batch = ("embeddings", "labels", "ref_emb", "probabilities", "teacher", "indices_tuple")
         short = {k: v[:rows] if k in batch else v for k, v in arguments.items()}
         value, true = (seeded(f, short) for f in (compiled, function))
         torch.testing.assert_close(value, true, rtol=1e-6, atol=1e-8)

@@ -51,6 +51,7 @@ WRONG = {
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),
     # other candidates
     "own negative": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=-1), "own: expected a number of at least 0, or indices, got -1"),
+    "own far": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=8), "own: expected a number below 8, the rows of ref_emb, got 8"),
     "own type": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own="0"), "own: expected a number or a tensor of 8 integers, got str"),
     "own shape": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=y[:3]), r"own: expected shape \[8\], got \(3,\)"),
     "own range": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=y + 8), r"own: expected indices of ref_emb in \[0, 8\), or -1"),
@@ -97,7 +98,7 @@ WRONG = {
     "similarity of a function": (lambda: ms(x, y, similarity="l2"), "similarity: expected one of .*got 'l2'"),
     "backend": (lambda: losses.SmoothAPLoss(backend="gpu"), r"backend: expected 'auto' or one of \[.*got 'gpu'"),
     "backend of a function": (lambda: ms(x, y, backend="gpu"), "backend: expected 'auto' or one of .*got 'gpu'"),
-    "negative": (lambda: losses.RankedListLoss(margin=0.4, Tn=-1), "Tn: expected a number of at least 0, got -1"),
+    "negative": (lambda: losses.ROADMAPLoss(ap_weight=-1), "ap_weight: expected a number of at least 0, got -1"),
     "seed": (lambda: losses.TripletMarginLoss(seed=1 << 24), r"seed: expected an integer in \[0, 2\^24\), got 16777216"),
     "seed type": (lambda: F.triplet_margin(x, y, triplets_per_anchor=1, seed=x[0, 0]), r"seed: expected one integer, got torch.float32 \(\)"),
     "two temperatures": (lambda: losses.SmoothAPLoss(torch.ones(2)), r"temperature: expected a positive number, got a tensor of shape \(2,\)"),

@@ -174,6 +174,21 @@ def test_triplets_one_by_one(how):
 
 
 @needs_compiled
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("loss", [losses.TripletMarginLoss(), losses.MarginLoss(), losses.ContrastiveLoss()])
+def test_a_long_list_is_held_in_a_few_numbers(loss, in_order):
+    """Two numbers of a triplet and their derivatives, and its place where the list is in no order; or what a
+    distinct pair is: no row of an embedding, and no matrix beyond the block."""
+    rows, count, g = 512, 1 << 19, torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 256, generator=g).requires_grad_()
+    a, p, n = torch.randint(0, rows, (3, count), generator=g).unbind()
+    a = a.sort().values if in_order else a
+    block, temporaries = rows * rows * 4, 8 << 20
+    held = peak(lambda: loss(x, None, (a, p, n)).backward())
+    assert held <= 24 * count + 3 * block + x.numel() * 4 + temporaries
+
+
+@needs_compiled
 @pytest.mark.parametrize("loss", [losses.NormalizedSoftmaxLoss, losses.ProxyAnchorLoss])
 def test_a_step_with_a_million_classes(loss):
     """One step of descent: every class's proxy moves, those of the batch towards their samples."""

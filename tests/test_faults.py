@@ -19,7 +19,7 @@ from fastdml import losses, miners
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
 
-NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0}
+NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0, "l": 2, "descriptors_dim": 4}
 x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 0])
 
@@ -322,6 +322,75 @@ def test_pairs_that_are_named_neither_way_are_in_no_ranking(name):
     others = torch.ones(12, dtype=torch.bool)
     others[kept] = False
     assert not leaf.grad[others].any()
+
+
+@pytest.mark.parametrize("make", [losses.LiftedStructureLoss])
+def test_a_candidate_that_is_the_copy_of_several_rows(make):
+    """An image drawn twice: refused where candidates have to name their rows."""
+    others, own = torch.cat([x + 1, x[1:2]]), torch.full((12,), -1)
+    own[[1, 5]] = 12
+    labels = torch.cat([y, y[1:2]])
+    with pytest.raises(ValueError, match=r"^own: expected each row of ref_emb as the own copy of one row"):
+        make()(x.clone().requires_grad_(), y, None, others, labels, own=own)
+    losses.SupConLoss()(x, y, None, others, labels, own=own)
+    own[5] = -1
+    make()(x.clone().requires_grad_(), y, None, others, labels, own=own).backward()
+
+
+def test_a_view_of_rows_of_one_number_is_them():
+    for base in (torch.randn(2, 1).t(), torch.randn(12, 1)):
+        labels = y[: len(base)]
+        view = base.as_strided(base.shape, (base.shape[1], 1)) if len(base) > 1 else base.view_as(base)
+        found = losses.XBMPairLoss(similarity="dot")(base, labels, None, view, labels)
+        assert found == losses.XBMPairLoss(similarity="dot")(base, labels)
+
+
+def test_values_are_not_looked_at_where_there_are_none():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        for name in ("ArcFaceLoss", "ProxyAnchorLoss", "SoftTripleLoss", "CosFaceLoss"):
+            leaf = torch.randn(8, 4, requires_grad=True)
+            getattr(losses, name)(3, 4)(leaf, torch.arange(8) % 3).backward()
+            assert leaf.grad.shape == leaf.shape
+
+
+IN_TORCH = [
+    lambda: losses.TripletMarginLoss(0.3, swap=True),
+    lambda: build("SoftTripleLoss", tau=0.2, embedding_size=4),
+]
+
+
+@pytest.mark.parametrize("make", IN_TORCH)
+def test_torch_parts_do_not_multiply_in_autocast_s_type(make):
+    true = step(make())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step(make())
+    for a, b in zip(found, true, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_that_is_a_constant():
+    """Of no similarity: a value, and a gradient of zeros."""
+    for backend in BACKENDS:
+        loss = fastdml.row_loss(lambda p: 2.0 * fastdml.language.count(where=p.positive), backend=backend)
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, y)
+        value.backward()
+        assert value > 0 and not leaf.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+def test_numbers_come_as_arrays_too(kind):
+    import numpy as np
+
+    make = np.array if kind == "array" else torch.tensor
+    true = step(losses.MultiSimilarityLoss(alpha=0.5))
+    assert torch.equal(step(losses.MultiSimilarityLoss(alpha=make(0.5)))[0], true[0])
+    found = fastdml.functional.multi_similarity(x, y, alpha=make(0.5))
+    assert torch.equal(found, true[0])
+    assert losses.HistogramLoss(delta=make(0.1)).n_bins == 20
+    assert losses.SOPRCLoss(make(4.0)).table.shape == (4, 100)
 
 
 # ---- options

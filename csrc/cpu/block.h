@@ -48,6 +48,8 @@ struct Block {
   T* d_scalars = nullptr;                     // [rows, scalar_count] out: derivatives by the scalars
   T* d_row_values = nullptr;                  // [rows, row_count] out
   std::int64_t scalar_count = 0;
+  T* d_columns = nullptr;                     // [count, rows, cols] out: of the row's loss by the values of its
+                                              // candidates, of which there are none for a row's own copy
   bool gradient = true;                       // false: s need not become weights
   bool seen = false;                          // s is what a call without a gradient has left there: on
                                               // the CPU, what the functor sees; on CUDA, products

@@ -33,6 +33,28 @@ struct OutputsOf<Counted<T>> {
 template <class T, template <class> class Loss>
 using Outputs = OutputsOf<decltype(std::declval<const Loss<T>&>()(std::declval<Row<T>&>()))>;
 
+// Distances of row i and the columns from j on, of their products v times `scale` and the sums of their squared
+// norms.
+template <class T>
+FASTDML_FN Vector<T> distances(const Block<T>& b, std::int64_t i, std::int64_t j, int count, Vector<T> v,
+                               Vector<T> scale, Vector<T> total) {
+  Vector<T> d2 = total - T(2) * v * scale;
+  const Mask<T> near = d2 < T(kNear) * total;
+  if (any(near))
+    for (int l = 0; l < count; ++l)
+      if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
+  d2 += b.epsilon;
+  return b.metric == Metric::distance ? sqrt(d2) : d2;
+}
+
+// And derivatives g by them to weights of the products: d(d2)/d(product) = -2; d(d)/d(d2) = 1/(2d), and 0 where
+// two embeddings coincide.
+template <class T>
+FASTDML_FN Vector<T> weights_of_products(Metric metric, Vector<T> g, Vector<T> distance, Vector<T> scale) {
+  if (metric == Metric::squared_distance) return g * (scale * T(-2));
+  return select(distance > T(0), -g * scale / distance, T(0));
+}
+
 // In place over one row: products to what the functor sees, and its weights back to those of products.
 // `by` is the row's scale, on the way out times the row's weight.
 template <class T>
@@ -61,16 +83,8 @@ struct Prologue {
       return;
     }
     const T own = b.row_square[i];
-    const bool root = b.metric == Metric::distance;
     each(s, [&](Vector<T> v, std::int64_t j, int n) {
-      const Vector<T> total = own + load(b.col_square + j, n);
-      Vector<T> d2 = total - T(2) * v * scale(j, n, by);
-      const Mask<T> near = d2 < T(kNear) * total;
-      if (any(near))
-        for (int l = 0; l < n; ++l)
-          if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
-      d2 += b.epsilon;
-      return root ? sqrt(d2) : d2;
+      return distances(b, i, j, n, v, scale(j, n, by), own + load(b.col_square + j, n));
     });
   }
   // d: what in() produced, for distances; the functor has overwritten s. weight: of the row.
@@ -81,14 +95,10 @@ struct Prologue {
         each(s, [&](Vector<T> v, std::int64_t j, int n) { return v * scale(j, n, by); });
       return;
     }
-    // d(d2)/d(product) = -2; d(d)/d(d2) = 1/(2d), and 0 where two embeddings coincide.
-    if (b.metric == Metric::squared_distance)
-      each(s, [&](Vector<T> v, std::int64_t j, int n) { return v * (scale(j, n, by) * T(-2)); });
-    else
-      each(s, [&](Vector<T> v, std::int64_t j, int n) {
-        const Vector<T> x = load(d + j, n);
-        return select(x > T(0), -v * scale(j, n, by) / x, T(0));
-      });
+    each(s, [&](Vector<T> v, std::int64_t j, int n) {
+      const bool root = b.metric == Metric::distance;
+      return weights_of_products<T>(b.metric, v, root ? load(d + j, n) : v, scale(j, n, by));
+    });
   }
 };
 

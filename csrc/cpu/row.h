@@ -110,15 +110,11 @@ class Row {
 
   template <class F>
   FASTDML_FN void map(F f) {
-    if (!block_.gradient) return;
-    chunks(
-        [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
-          for (std::int64_t j = begin; j < end; j += W) store(s_ + j, f(pairs(j)));
-        },
-        [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
-          V g = f(pairs(j, count));
-          store(s_ + j, valid ? g : V{}, count);
-        });
+    if (block_.gradient) write(s_, f);
+  }
+  template <class F>
+  FASTDML_FN void d_column(int k, F f) {
+    if (block_.d_columns) write(block_.d_columns + (k * block_.rows + i_) * n_, f);
   }
 
   // The positives of a row as thresholds. Values are copied: map() overwrites the row they came from.
@@ -564,6 +560,19 @@ class Row {
   template <class Full, class Partial>
   FASTDML_FN void chunks(Full full, Partial partial) const {
     runs(n_, self_, full, partial);
+  }
+
+  // to[j] = f(pair j), which may read to[j]; 0 for the row's own.
+  template <class F>
+  FASTDML_FN void write(T* to, F f) const {
+    chunks(
+        [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+          for (std::int64_t j = begin; j < end; j += W) store(to + j, f(pairs(j)));
+        },
+        [&](std::int64_t j, int count, M valid) __attribute__((always_inline)) {
+          V g = f(pairs(j, count));
+          store(to + j, valid ? g : V{}, count);
+        });
   }
 
   // Calls full(begin, end) on runs of whole vectors of at most kChunk, and partial(j, count, valid)

@@ -10,23 +10,24 @@ namespace fastdml {
 
 template <class T>
 struct Trapezoid {
-  T* s = nullptr;  // [rows, cols], leading dimension ld: products in, weights out
-  std::int64_t rows = 0, cols = 0, ld = 0;
-  std::int64_t first = 0;          // row 0 and column 0 are sample `first`
+  // s [rows, cols], products in and weights out, and what they are products of: scales, squares, embeddings
+  // of the rows are those of the columns, from sample `first` on.
+  Block<T> block;
+  std::int64_t first = 0;          // row 0 and column 0 are this sample
   std::int64_t samples = 0;        // N
-  const T* scale = nullptr;        // [N] or null, as Block's
-  Metric metric = Metric::product;
-  const T* square = nullptr;       // [N] or null
-  T epsilon = T(0);
-  const std::int32_t* classes = nullptr;  // [N]
+  const std::int32_t* classes = nullptr;  // [cols], from `first` on; or null:
+  const std::uint8_t* codes = nullptr;    // [rows, cols], sums of `Code`s of the pairs
+  bool own = false;                // whether a sample's pair with itself counts
   const T* known = nullptr;        // [reads, N]: what the pass, or the weight, reads of a row
+  const T* col_values = nullptr;   // [columns, N]: what it reads of a candidate
   T* partial = nullptr;            // [pieces, statistics, N]: what each piece has gathered so far
   std::int64_t pieces = 1;
   const T* row_weight = nullptr;   // [N] or null: of the rows in the result
   T weight = T(1);                 // times this
-  const T* scalars = nullptr;
-  const double* parameters = nullptr;
 };
+
+// What the pair of row i and column j is in the row of i, and in that of j; neither: it does not count.
+enum Code : std::uint8_t { positive = 1, negative = 2, positive_of_column = 4, negative_of_column = 8 };
 
 // The rows' side of it: statistics [all, N] to what a pass reads of a row, or to the results.
 template <class T>
@@ -38,7 +39,8 @@ struct RowNumbers {
   std::int64_t row_count = 0;
   const T* weights = nullptr;     // [N, outputs] of several outputs
   T weight = T(1);                // times this
-  T candidates = T(0);
+  T candidates = T(0);            // pairs of a row
+  const T* counts = nullptr;      // [N] or null: of each row
   const double* parameters = nullptr;
   T* known = nullptr;             // out [reads, N]
   T* loss = nullptr;              // out [N, outputs]
@@ -63,7 +65,9 @@ struct Stream {
   StreamOf<float> f32;
   StreamOf<double> f64;
   int parameters, outputs, passes;
-  int statistics[kMostPasses];  // of each pass
+  // Of each pass; and last the values of a candidate by which there are derivatives: a pass that gathers
+  // those of columns, weighted, once everything is known of the rows.
+  int statistics[kMostPasses + 1];
   int reads[kMostPasses + 1];   // of each pass, and of the weight
 };
 

@@ -10,10 +10,11 @@ template <int K>
 struct Pass {};
 
 // The numbers of a row, as pairs read them: of the row's own, or of columns as rows.
-template <class X>
+template <class T, class X>
 struct Numbers {
   const X* v;
   FASTDML_FN X operator()(int k) const { return v[k]; }
+  FASTDML_FN Mask<T> is(int k) const { return v[k] - Vector<T>{} != T(0); }  // of a mask
 };
 
 // What the numbers of one row are made from: in double precision, as there are few.
@@ -26,7 +27,8 @@ struct Known {
   FASTDML_FN double weight(int k, int outputs) const {
     return of.weight * (of.weights ? of.weights[i * outputs + k] : T(1));
   }
-  FASTDML_FN double candidates() const { return of.candidates; }
+  FASTDML_FN double candidates() const { return of.counts ? of.counts[i] : of.candidates; }
+  FASTDML_FN bool has_own() const { return of.candidates < of.samples; }  // which is none of them
   FASTDML_FN void d_scalar(int k, double v) const {
     if (of.d_scalars) of.d_scalars[i * of.scalar_count + k] = static_cast<T>(v);
   }
@@ -88,55 +90,35 @@ struct Operations {
 
 constexpr int kStrip = 4;  // rows at a time: a column's numbers are read and gathered once for all
 
+// A vector of pairs as one of their ends sees it, whose columns' values `other` the other ends have.
+template <class T, class X>
+struct Half {
+  Vector<T> s;
+  Mask<T> positive, negative;
+  Vector<T> theirs;
+  const X* other;
+  FASTDML_FN Vector<T> teacher() const { return theirs; }
+  FASTDML_FN Vector<T> column(int k) const { return other[k] - Vector<T>{}; }
+};
+
 // Products of one vector of a row's pairs to what the loss sees, and weights back.
 template <class T>
 struct PairNumbers {
-  const Trapezoid<T>& b;
+  const Block<T>& b;
   using V = Vector<T>;
-  FASTDML_FN V scale(V of_columns, T own) const { return of_columns * own; }
-  FASTDML_FN V in(V v, V scale, V square, T own_square) const {
-    if (b.metric == Metric::product) return b.scale ? v * scale : v;
-    const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
-    const V total = own_square + square;
-    V d2 = total - T(2) * v * scale;
-    d2 = select(d2 < tiny * total, T(0), d2) + b.epsilon;
-    return b.metric == Metric::distance ? sqrt(d2) : d2;
+  FASTDML_FN V in(std::int64_t i, std::int64_t j, int count, V scale, V squares) const {
+    const V v = load(b.s + i * b.ld + j, count);
+    if (b.metric == Metric::product) return b.row_scale ? v * scale : v;
+    return distances(b, i, j, count, v, scale, squares);
   }
   FASTDML_FN V out(V g, V scale, V number) const {
-    if (b.metric == Metric::product) return b.scale ? g * scale : g;
-    if (b.metric == Metric::squared_distance) return g * (scale * T(-2));
-    return select(number > T(0), -g * scale / number, T(0));
+    if (b.metric == Metric::product) return b.row_scale ? g * scale : g;
+    // Of two embeddings that coincide there is none (rows/apart.h).
+    const T least = b.metric == Metric::distance ? std::sqrt(b.epsilon) : b.epsilon;
+    if (b.epsilon > T(0)) g = select(number > least, g, T(0));
+    return weights_of_products<T>(b.metric, g, number, scale);
   }
 };
-
-// Calls f.template operator()<masked>(i, rows, j, count) for strips of rows and vectors of columns of one
-// piece of a trapezoid. masked: some pair of these is none.
-template <class T, class Before, class F, class After>
-void strips(const Trapezoid<T>& b, std::int64_t piece, Before before, F f, After after) {
-  constexpr int W = kWidth<T>;
-  const std::int64_t count = (b.rows + kStrip - 1) / kStrip;
-  const std::int64_t begin = count * piece / b.pieces, end = count * (piece + 1) / b.pieces;
-  for (std::int64_t strip = begin; strip < end; ++strip) {
-    const std::int64_t i = strip * kStrip;
-    const int rows = b.rows - i < kStrip ? static_cast<int>(b.rows - i) : kStrip;
-    before(i, rows);
-    const std::int64_t whole = b.cols / W * W;
-    std::int64_t j = i / W * W;
-    // The vectors that hold a row's own pair.
-    for (; j < b.cols && (j <= i + kStrip - 1 || rows < kStrip || j >= whole); j += W)
-      f.template operator()<true>(i, rows, j, b.cols - j < W ? static_cast<int>(b.cols - j) : W);
-    for (; j < whole; j += W) f.template operator()<false>(i, rows, j, W);
-    if (j < b.cols) f.template operator()<true>(i, rows, j, static_cast<int>(b.cols - j));
-    after(i, rows);
-  }
-}
-
-template <class T>
-FASTDML_FN Mask<T> counting(std::int64_t i, std::int64_t j, int count) {
-  using I = typename Lane<T>::I;
-  const Mask<T> lane = iota<T>();
-  return (lane > static_cast<I>(i - j)) & (lane < static_cast<I>(count));
-}
 
 template <class T>
 FASTDML_FN Mask<T> same_class(const std::int32_t* classes, std::int64_t j, int count, std::int32_t own) {
@@ -146,138 +128,263 @@ FASTDML_FN Mask<T> same_class(const std::int32_t* classes, std::int64_t j, int c
   return __builtin_convertvector(c == own, Mask<T>);
 }
 
+// Whether a strip of rows has a positive among a vector of columns.
 template <class T>
-FASTDML_FN Pairs<T> pairs_of(Vector<T> s, Mask<T> same, std::int64_t j, int count) {
-  return {s, same, ~same, nullptr, nullptr, j, count};
+FASTDML_FN bool some_positive(const Trapezoid<T>& b, std::int64_t i, std::int64_t j) {
+  Mask<T> some{};
+  for (int r = 0; r < kStrip; ++r) some |= same_class<T>(b.classes, j, kWidth<T>, b.classes[i + r]);
+  return any(some);
 }
 
+// What is known of the pairs of a strip of rows and a vector of columns: nothing, that all count, that all
+// are negatives. As classes are small beside a batch, most are the latter.
+enum class Vectors { any, whole, negatives };
+
+// Calls f.template operator()<vectors>(i, rows, j, count) for strips of rows and vectors of columns of one
+// piece of a trapezoid.
+template <class T, class Before, class F, class After>
+void strips(const Trapezoid<T>& b, std::int64_t piece, Before before, F f, After after) {
+  constexpr int W = kWidth<T>;
+  const std::int64_t all = b.block.rows, cols = b.block.cols, count = (all + kStrip - 1) / kStrip;
+  const std::int64_t begin = count * piece / b.pieces, end = count * (piece + 1) / b.pieces;
+  for (std::int64_t strip = begin; strip < end; ++strip) {
+    const std::int64_t i = strip * kStrip;
+    const int rows = all - i < kStrip ? static_cast<int>(all - i) : kStrip;
+    before(i, rows);
+    const std::int64_t whole = b.codes || rows < kStrip ? 0 : cols / W * W;
+    std::int64_t j = i / W * W;
+    // The vectors that hold a row's own pair.
+    for (; j < cols && (j <= i + kStrip - 1 || j >= whole); j += W)
+      f.template operator()<Vectors::any>(i, rows, j, cols - j < W ? static_cast<int>(cols - j) : W);
+    for (; j < whole; j += W)
+      if (some_positive(b, i, j))
+        f.template operator()<Vectors::whole>(i, rows, j, W);
+      else
+        f.template operator()<Vectors::negatives>(i, rows, j, W);
+    if (j < cols) f.template operator()<Vectors::any>(i, rows, j, static_cast<int>(cols - j));
+    after(i, rows);
+  }
+}
+
+// What a vector of pairs is in the rows of its two ends, 0 and 1, and whether it counts there.
+template <class T>
+struct Related {
+  Mask<T> positive[2], negative[2], counts[2];
+};
+
+template <Vectors vectors, class T>
+FASTDML_FN Related<T> related(const Trapezoid<T>& b, std::int64_t i, std::int64_t j, int count) {
+  using I = typename Lane<T>::I;
+  Related<T> r;
+  if constexpr (vectors == Vectors::negatives) {  // constants, which make much of what follows one
+    r.negative[0] = r.negative[1] = ~Mask<T>{};
+    r.positive[0] = r.positive[1] = Mask<T>{};
+  } else if (vectors == Vectors::any && b.codes) {
+    typedef std::uint8_t C __attribute__((vector_size(kWidth<T>)));
+    C c{};
+    std::memcpy(&c, b.codes + i * b.block.cols + j, count);
+    const Mask<T> code = __builtin_convertvector(c, Mask<T>);
+    for (int end = 0; end < 2; ++end) {
+      const I is_positive = end ? positive_of_column : positive;
+      const I is_negative = end ? negative_of_column : negative;
+      r.positive[end] = (code & is_positive) != 0;
+      r.negative[end] = (code & is_negative) != 0;
+      r.counts[end] = r.positive[end] | r.negative[end];
+    }
+  } else {
+    const Mask<T> same = same_class<T>(b.classes, j, count, b.classes[i]);
+    for (int end = 0; end < 2; ++end) {
+      r.positive[end] = same;
+      r.negative[end] = ~same;
+      r.counts[end] = same | ~same;
+    }
+  }
+  if constexpr (vectors == Vectors::any) {
+    // A row's own pair has one end.
+    const Mask<T> lane = iota<T>(), last = lane < static_cast<I>(count);
+    r.counts[1] &= (lane > static_cast<I>(i - j)) & last;
+    r.counts[0] &= (lane > static_cast<I>(i - j - b.own)) & last;
+  }
+  return r;
+}
+
+// A strip of rows, and a vector of columns, with what is known of them: R numbers and C values of candidates.
+template <class T, int R, int C>
+struct Strip {
+  T known[kStrip][R + 1], value[kStrip][C + 1], scale[kStrip], square[kStrip], weight[kStrip];
+  FASTDML_FN void read(const Trapezoid<T>& b, std::int64_t i, int rows) {
+    for (int r = 0; r < kStrip; ++r) {
+      const std::int64_t own = i + (r < rows ? r : 0), at = b.first + own;
+      scale[r] = b.block.row_scale ? b.block.row_scale[own] : T(1);
+      square[r] = b.block.row_square ? b.block.row_square[own] : T(0);
+      weight[r] = b.weight * (b.row_weight ? b.row_weight[at] : T(1));
+      for (int h = 0; h < R; ++h) known[r][h] = b.known[h * b.samples + at];
+      for (int k = 0; k < C; ++k) value[r][k] = b.col_values[k * b.samples + at];
+    }
+  }
+};
+
+template <class T, int R, int C>
+struct Columns {
+  Vector<T> known[R + 1], value[C + 1], scale, square, weight;
+  FASTDML_FN Columns(const Trapezoid<T>& b, std::int64_t j, int count) {
+    const std::int64_t at = b.first + j;
+    scale = b.block.row_scale ? load(b.block.row_scale + j, count) : broadcast<T>(T(1));
+    square = b.block.row_square ? load(b.block.row_square + j, count) : Vector<T>{};
+    weight = b.row_weight ? load(b.row_weight + at, count) * b.weight : broadcast<T>(b.weight);
+    for (int h = 0; h < R; ++h) known[h] = load(b.known + h * b.samples + at, count);
+    for (int k = 0; k < C; ++k) value[k] = load(b.col_values + k * b.samples + at, count);
+  }
+};
+
+// f of both ends of the pairs of row r of a strip and a vector of columns: x of the row, y of the columns.
+template <class T, int R, int C, class F>
+struct Ends {
+  const Trapezoid<T>& b;
+  const F& f;
+  template <class X>
+  FASTDML_FN void operator()(const Strip<T, R, C>& strip, const Columns<T, R, C>& columns, int r,
+                             std::int64_t i, std::int64_t j, int count, Vector<T> s, const Related<T>& is,
+                             X& x, X& y) const {
+    using V = Vector<T>;
+    V theirs{};
+    if (b.block.teacher) theirs = load(b.block.teacher + i * b.block.teacher_ld + j, count);
+    x = f(Half<T, V>{s, is.positive[0], is.negative[0], theirs, columns.value},
+          Numbers<T, T>{strip.known[r]});
+    y = f(Half<T, T>{s, is.positive[1], is.negative[1], theirs, strip.value[r]},
+          Numbers<T, V>{columns.known});
+  }
+};
+
+// Folds pairs into what both their ends gather. Of the pass after the last, that is what their weights give
+// the other end, as a candidate.
 template <class T, template <class> class Loss, int K>
 void fold_pass(const Trapezoid<T>& b, std::int64_t piece) {
   using V = Vector<T>;
   using L = Loss<T>;
   using Ops = decltype(L::operations(Pass<K>{}));
-  constexpr int W = kWidth<T>, N = Ops::count, R = L::reads(Pass<K>{});
-  const L loss = streamed<L, T>(b.parameters);
-  const auto fold = loss.fold(Pass<K>{}, Asked<T>{b.scalars});
-  const PairNumbers<T> numbers{b};
+  constexpr int W = kWidth<T>, N = Ops::count, R = L::reads(Pass<K>{}), C = L::columns;
+  constexpr bool crossed = K == L::passes;
+  const L loss = streamed<L, T>(b.block.parameters);
+  const auto fold = loss.fold(Pass<K>{}, Asked<T>{b.block.scalars});
+  const PairNumbers<T> numbers{b.block};
+  const Ends<T, R, C, decltype(fold)> ends{b, fold};
+  const std::int64_t cols = b.block.cols;
   T nothing[N];
   Ops::identities(nothing);
   // What the columns gather from this block: added to the rest once, which keeps rounding small.
-  const std::int64_t padded = (b.cols + W - 1) / W * W;
-  T* const columns = new T[N * padded];
+  const std::int64_t padded = (cols + W - 1) / W * W;
+  T* const gathering = new T[N * padded];
   for (int k = 0; k < N; ++k)
-    for (std::int64_t j = 0; j < padded; ++j) columns[k * padded + j] = nothing[k];
-  T* const partial = b.partial + piece * N * b.samples;
-  const std::int32_t* const classes = b.classes + b.first;
+    for (std::int64_t j = 0; j < padded; ++j) gathering[k * padded + j] = nothing[k];
+  T* const partial = b.partial + piece * N * b.samples + b.first;
+  const auto join = [&](std::int64_t at, const T* x) {
+    T before[N];
+    for (int k = 0; k < N; ++k) before[k] = partial[k * b.samples + at];
+    Ops::fold(before, x);
+    for (int k = 0; k < N; ++k) partial[k * b.samples + at] = before[k];
+  };
   V rows_total[kStrip][N];
-  T own[kStrip][R + 1], own_scale[kStrip], own_square[kStrip];
+  Strip<T, R, C> strip;
   strips(
       b, piece,
       [&](std::int64_t i, int rows) {
-        for (int r = 0; r < kStrip; ++r) {
-          const std::int64_t at = b.first + i + (r < rows ? r : 0);
-          own_scale[r] = b.scale ? b.scale[at] : T(1);
-          own_square[r] = b.square ? b.square[at] : T(0);
-          for (int h = 0; h < R; ++h) own[r][h] = b.known[h * b.samples + at];
+        strip.read(b, i, rows);
+        for (int r = 0; r < kStrip; ++r)
           for (int k = 0; k < N; ++k) rows_total[r][k] = broadcast<T>(nothing[k]);
-        }
       },
-      [&]<bool masked>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
-        const V scale = b.scale ? load(b.scale + b.first + j, count) : broadcast<T>(T(1));
-        const V square = b.square ? load(b.square + b.first + j, count) : V{};
-        V of_column[R + 1], gathered[N];
-        for (int h = 0; h < R; ++h) of_column[h] = load(b.known + h * b.samples + b.first + j, count);
-        for (int k = 0; k < N; ++k) gathered[k] = load(columns + k * padded + j);
-        const int most = masked ? rows : kStrip;
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count)
+          __attribute__((always_inline)) {
+        const Columns<T, R, C> columns(b, j, count);
+        V gathered[N];
+        for (int k = 0; k < N; ++k) gathered[k] = load(gathering + k * padded + j);
+        const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4
         for (int r = 0; r < most; ++r) {
-          const V s = numbers.in(load(b.s + (i + r) * b.ld + j, count), scale * own_scale[r], square,
-                                 own_square[r]);
-          const auto p = pairs_of<T>(s, same_class<T>(classes, j, count, classes[i + r]), j, count);
-          auto x = fold(p, Numbers<T>{own[r]});
-          auto y = x;
-          if constexpr (R > 0) y = fold(p, Numbers<V>{of_column});
-          if constexpr (masked) {
-            const auto counts = counting<T>(i + r, j, count);
-            for (int k = 0; k < N; ++k) {
-              x[k] = counts ? x[k] : broadcast<T>(nothing[k]);
-              y[k] = counts ? y[k] : broadcast<T>(nothing[k]);
+          const V s = numbers.in(i + r, j, count, columns.scale * strip.scale[r],
+                                 columns.square + strip.square[r]);
+          const auto is = related<vectors>(b, i + r, j, count);
+          Values<V, N> x, y;
+          ends(strip, columns, r, i + r, j, count, s, is, x, y);
+          for (int k = 0; k < N; ++k) {
+            if constexpr (crossed) {
+              x[k] *= strip.weight[r];
+              y[k] *= columns.weight;
+            }
+            if constexpr (vectors == Vectors::any) {
+              x[k] = is.counts[0] ? x[k] : broadcast<T>(nothing[k]);
+              y[k] = is.counts[1] ? y[k] : broadcast<T>(nothing[k]);
             }
           }
-          Ops::fold(rows_total[r], x.v);
-          Ops::fold(gathered, y.v);
+          Ops::fold(rows_total[r], crossed ? y.v : x.v);
+          Ops::fold(gathered, crossed ? x.v : y.v);
         }
-        for (int k = 0; k < N; ++k) store(columns + k * padded + j, gathered[k]);
+        for (int k = 0; k < N; ++k) store(gathering + k * padded + j, gathered[k]);
       },
       [&](std::int64_t i, int rows) {
         for (int r = 0; r < rows; ++r) {
-          T x[N], before[N];
+          T x[N];
           Ops::across_lanes(x, rows_total[r]);
-          for (int k = 0; k < N; ++k) before[k] = partial[k * b.samples + b.first + i + r];
-          Ops::fold(before, x);
-          for (int k = 0; k < N; ++k) partial[k * b.samples + b.first + i + r] = before[k];
+          join(i + r, x);
         }
       });
-  for (std::int64_t j = 0; j < b.cols; ++j) {
-    T x[N], before[N];
-    for (int k = 0; k < N; ++k) x[k] = columns[k * padded + j];
-    for (int k = 0; k < N; ++k) before[k] = partial[k * b.samples + b.first + j];
-    Ops::fold(before, x);
-    for (int k = 0; k < N; ++k) partial[k * b.samples + b.first + j] = before[k];
+  for (std::int64_t j = 0; j < cols; ++j) {
+    T x[N];
+    for (int k = 0; k < N; ++k) x[k] = gathering[k * padded + j];
+    join(j, x);
   }
-  delete[] columns;
+  delete[] gathering;
 }
 
 template <class T, template <class> class Loss>
 void weigh(const Trapezoid<T>& b, std::int64_t piece) {
   using V = Vector<T>;
   using L = Loss<T>;
-  using Last = Pass<L::passes>;
-  constexpr int R = L::reads(Last{});
-  const L loss = streamed<L, T>(b.parameters);
-  const auto weight = loss.weight(Asked<T>{b.scalars});
-  const PairNumbers<T> numbers{b};
-  const std::int32_t* const classes = b.classes + b.first;
-  T own[kStrip][R + 1], own_scale[kStrip], own_square[kStrip], own_weight[kStrip];
+  constexpr int R = L::reads(Pass<L::passes>{}), C = L::columns;
+  const L loss = streamed<L, T>(b.block.parameters);
+  const auto weight = loss.weight(Asked<T>{b.block.scalars});
+  const PairNumbers<T> numbers{b.block};
+  const Ends<T, R, C, decltype(weight)> ends{b, weight};
+  Strip<T, R, C> strip;
   strips(
       b, piece,
       [&](std::int64_t i, int rows) {
-        for (int r = 0; r < kStrip; ++r) {
-          const std::int64_t at = b.first + i + (r < rows ? r : 0);
-          own_scale[r] = b.scale ? b.scale[at] : T(1);
-          own_square[r] = b.square ? b.square[at] : T(0);
-          own_weight[r] = b.weight * (b.row_weight ? b.row_weight[at] : T(1));
-          for (int h = 0; h < R; ++h) own[r][h] = b.known[h * b.samples + at];
-        }
+        strip.read(b, i, rows);
         for (int r = 0; r < rows; ++r)
-          std::memset(b.s + (i + r) * b.ld, 0, i / kWidth<T> * kWidth<T> * sizeof(T));
+          std::memset(b.block.s + (i + r) * b.block.ld, 0, i / kWidth<T> * kWidth<T> * sizeof(T));
       },
-      [&]<bool masked>(std::int64_t i, int rows, std::int64_t j, int count) __attribute__((always_inline)) {
-        const V scale = b.scale ? load(b.scale + b.first + j, count) : broadcast<T>(T(1));
-        const V square = b.square ? load(b.square + b.first + j, count) : V{};
-        const V by = b.row_weight ? load(b.row_weight + b.first + j, count) * b.weight : broadcast<T>(b.weight);
-        V of_column[R + 1];
-        for (int h = 0; h < R; ++h) of_column[h] = load(b.known + h * b.samples + b.first + j, count);
-        const int most = masked ? rows : kStrip;
+      [&]<Vectors vectors>(std::int64_t i, int rows, std::int64_t j, int count)
+          __attribute__((always_inline)) {
+        const Columns<T, R, C> columns(b, j, count);
+        const int most = vectors == Vectors::any ? rows : kStrip;
 #pragma GCC unroll 4
         for (int r = 0; r < most; ++r) {
-          T* const at = b.s + (i + r) * b.ld + j;
-          const V both = scale * own_scale[r];
-          const V s = numbers.in(load(at, count), both, square, own_square[r]);
-          const auto p = pairs_of<T>(s, same_class<T>(classes, j, count, classes[i + r]), j, count);
-          V g = weight(p, Numbers<T>{own[r]}) * own_weight[r];
-          g += weight(p, Numbers<V>{of_column}) * by;
-          g = numbers.out(g, both, s);
-          if constexpr (masked) g = counting<T>(i + r, j, count) ? g : V{};
-          store(at, g, count);
+          const V scale = columns.scale * strip.scale[r];
+          const V s = numbers.in(i + r, j, count, scale, columns.square + strip.square[r]);
+          const auto is = related<vectors>(b, i + r, j, count);
+          V x, y;
+          ends(strip, columns, r, i + r, j, count, s, is, x, y);
+          x *= strip.weight[r];
+          y *= columns.weight;
+          if constexpr (vectors == Vectors::any) {
+            x = is.counts[0] ? x : V{};
+            y = is.counts[1] ? y : V{};
+          }
+          store(b.block.s + (i + r) * b.block.ld + j, numbers.out(x + y, scale, s), count);
         }
       },
       [](std::int64_t, int) {});
 }
 
+// Whether there is a pass k that gathers anything: the last one, of candidates' values, may not.
+template <class L>
+constexpr bool gathers(int k) {
+  return k < L::passes || (k == L::passes && L::statistics[k] > 0);
+}
+
 template <class T, template <class> class Loss, int K = 0>
 void fold(const Trapezoid<T>& b, int pass, std::int64_t piece) {
-  if constexpr (K < Loss<T>::passes) {
+  if constexpr (gathers<Loss<T>>(K)) {
     if (pass == K) return fold_pass<T, Loss, K>(b, piece);
     return fold<T, Loss, K + 1>(b, pass, piece);
   }
@@ -292,7 +399,7 @@ constexpr int statistics_before(int pass) {
 
 template <class T, template <class> class Loss, int K = 0>
 void begin(T* partial, std::int64_t pieces, std::int64_t samples, int pass) {
-  if constexpr (K < Loss<T>::passes) {
+  if constexpr (gathers<Loss<T>>(K)) {
     if (pass != K) return begin<T, Loss, K + 1>(partial, pieces, samples, pass);
     using Ops = decltype(Loss<T>::operations(Pass<K>{}));
     T nothing[Ops::count];
@@ -305,11 +412,10 @@ void begin(T* partial, std::int64_t pieces, std::int64_t samples, int pass) {
 
 template <class T, template <class> class Loss, int K = 0>
 void merge(const T* partial, std::int64_t pieces, std::int64_t samples, int pass, T* statistics) {
-  if constexpr (K < Loss<T>::passes) {
+  if constexpr (gathers<Loss<T>>(K)) {
     if (pass != K) return merge<T, Loss, K + 1>(partial, pieces, samples, pass, statistics);
     using Ops = decltype(Loss<T>::operations(Pass<K>{}));
     constexpr int N = Ops::count;
-    T* const to = statistics + statistics_before<T, Loss>(K) * samples;
     for (std::int64_t i = 0; i < samples; ++i) {
       T total[N], x[N];
       for (int k = 0; k < N; ++k) total[k] = partial[k * samples + i];
@@ -317,7 +423,7 @@ void merge(const T* partial, std::int64_t pieces, std::int64_t samples, int pass
         for (int k = 0; k < N; ++k) x[k] = partial[(piece * N + k) * samples + i];
         Ops::fold(total, x);
       }
-      for (int k = 0; k < N; ++k) to[k * samples + i] = total[k];
+      for (int k = 0; k < N; ++k) statistics[k * samples + i] = total[k];
     }
   }
 }

@@ -184,6 +184,13 @@ class Row {
     });
   }
 
+  template <class F>
+  FASTDML_FN void d_column(int k, F f) {
+    if (!block_.d_columns) return;
+    T* const to = block_.d_columns + (k * block_.rows + i_) * block_.cols;
+    visit<1>([&](const Pairs<T>& p) { to[p.j] = f(p); });
+  }
+
   // Thresholds in shared memory: the row's positives, whose values are copied because map() overwrites
   // the row they came from, or values that are no pairs.
   class List {

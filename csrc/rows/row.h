@@ -54,6 +54,7 @@
 //   row.candidates()                 number of pairs of the row
 //   row.reduce(f, Op...)             fold f(p) = values(...) over all pairs, one Op each: Sum, Min, Max
 //   row.map(f)                       s := f(p)
+//   row.d_column(k, f)               f(p): derivative of the row's loss by value k of the pair's column; before map
 //   row.group(size, pool)            groups of `size` consecutive columns as a row of their own, with
 //                                    reduce, map, candidates, scalar and value. pool(member, size) makes
 //                                    values(pooled, ...) of a group's lanes member(0 ... size - 1);

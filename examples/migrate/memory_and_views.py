@@ -19,11 +19,11 @@ else:
 
 
 def main():
-    args = icons.arguments(epochs=3, batch=128)
+    args = icons.arguments(epochs=3, batch=64)
     train, test = icons.start(args.seed, args.classes)
     net = icons.network()
     memory = CrossBatchMemory(
-        losses.MultiSimilarityLoss(), 128, memory_size=8 * args.batch, miner=miners.MultiSimilarityMiner()
+        losses.MultiSimilarityLoss(), 128, memory_size=16 * args.batch, miner=miners.MultiSimilarityMiner()
     )
     two_views = SelfSupervisedLoss(losses.NTXentLoss(temperature=0.1))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)

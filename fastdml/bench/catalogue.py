@@ -58,9 +58,8 @@ def module_classes() -> dict[str, type[nn.Module]]:
 
     def alone(cls: type[nn.Module]) -> bool:
         example = Workload("", batch=8, dim=4, classes=4)
-        paired = "labels" not in inspect.signature(cls.forward).parameters
         try:
-            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=paired))) == 1
+            return len(calls(cls(**_arguments(cls, example)), example.inputs(paired=_paired(cls)))) == 1
         except TypeError:  # its call takes more than a batch
             return False
 
@@ -141,7 +140,11 @@ def is_proxy(name: str) -> bool:
 
 def is_paired(name: str) -> bool:
     """Whether the loss pairs row i of two sets, without labels."""
-    return "labels" not in inspect.signature(module_class(name).forward).parameters
+    return _paired(module_class(name))
+
+
+def _paired(cls: type[nn.Module]) -> bool:
+    return bool(getattr(cls, "paired", False))
 
 
 def inputs(workload: Workload, dtype: torch.dtype | None = None) -> Inputs:
@@ -170,6 +173,8 @@ def arguments(module: nn.Module, data: Inputs) -> dict[str, Tensor]:
         "ref_emb": data.ref,
         "ref_labels": data.ref_labels,
     }
+    if _paired(type(module)):
+        given["labels"] = given["ref_labels"] = None
     taken = inspect.signature(module.forward).parameters
     if is_relational(type(module)):
         # What a batch is compared with are embeddings, or labels of as many dimensions.

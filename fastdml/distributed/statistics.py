@@ -19,6 +19,7 @@ from ..engine.problem import Problem
 from ..engine.registry import interned
 from ..engine.schedule import Result, Wanted
 from ..engine.similarity import DISTANCE
+from ..language.described import Described
 from ..language.evaluate import values
 from ..language.graph import Node, NotInLanguage, make, topological
 from ..language.program import Program, program
@@ -42,7 +43,7 @@ def _statistics(loss: RowLoss) -> Statistics | str:
         return f"{loss.name!r} compares several proxies of a class with each other"
 
     def row(p: Row) -> object:
-        return loss.row(p)
+        return loss.read(p) if isinstance(loss, Described) else loss.row(p)
 
     try:
         return Statistics(loss, program(trace(row, counted=loss.counted), reference="whole"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import library
 from .call import REDUCTIONS
 from .distances import known, metric_of
+from .loss import Learnt
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -95,6 +96,8 @@ def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
     if isinstance(where, int) and not isinstance(where, bool):
         if where < 0:
             raise ValueError(f"own: expected a number of at least 0, or indices, got {where}")
+        if where >= columns > 0:
+            raise ValueError(f"own: expected a number below {columns}, the rows of ref_emb, got {where}")
         return where
     if not isinstance(where, Tensor) or where.is_floating_point() or where.dtype == torch.bool:
         got = where.dtype if isinstance(where, Tensor) else type(where).__name__
@@ -119,7 +122,7 @@ def class_range(
         if validate:
             _in_graph(((y >= 0) & (y < classes)).all(), f"{name}: expected values in [0, classes), {each}")
         return
-    if y.numel() and (y.device.type == "cpu" or validate):
+    if y.numel() and (_readable(y) or validate):
         low, high = map(int, y.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
@@ -228,6 +231,8 @@ def finite(value: float, name: str) -> float:
 def number(value: float, name: str, expected: str, is_right: Callable[[float], bool]) -> float:
     """expected: what is right, in words. A tensor of one number is read; one that wants a gradient would
     not get it, and is refused."""
+    if isinstance(value, Learnt):  # its value is read at every call
+        return value
     if isinstance(value, Tensor):
         value = _one_number(value, name, expected)
     try:
@@ -314,7 +319,10 @@ def variant(kind: str) -> None:
 
 
 def _readable(t: Tensor) -> bool:
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether values may be looked at: not on an accelerator, which would wait, nor where there are none, or
+    somebody traces."""
+    plain = t.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _outside(t: Tensor, limit: int) -> bool:

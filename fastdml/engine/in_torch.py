@@ -45,7 +45,11 @@ def evaluate(call: Call) -> Tensor:
 
 
 def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) -> Tensor:
-    """[M, k] what `function` (the loss's specification) makes of every row, differentiable."""
+    """[M, k] what `function` (the loss's specification) makes of every row, differentiable; 0 of no pair."""
+    columns = call.anchors if call.candidates is None else call.candidates
+    if call.anchors.shape[0] == 0 or columns.shape[0] == 0:
+        nothing = (call.anchors * 0).sum(1, keepdim=True)
+        return nothing.expand(-1, max(1, call.loss.outputs))
     with torch.autocast(call.anchors.device.type, enabled=False):
         problem = Problem.of(call)
         make = function or call.loss.spec

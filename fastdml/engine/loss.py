@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -130,6 +130,8 @@ class RowLoss:
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not
     # the one of finite differences.
     detaches: ClassVar[bool] = False
+    # By how many values of a candidate, from the first, the compiled functor gives derivatives.
+    column_slopes: ClassVar[int] = 0
     # True: among samples of one set the weight of a pair is the same in the rows of both (the loss is a
     # sum over pairs, each a function of its similarity and relation): one product of weights serves both.
     symmetric: ClassVar[bool] = False
@@ -224,11 +226,11 @@ class RowLoss:
         return None
 
     def streamed(
-        self, scalars: list[float], low: float, high: float, size: int
+        self, ranges: Mapping[str, Sequence[tuple[float, float]]], size: int
     ) -> tuple[Any, tuple[float, ...]] | str | None:
         """For the symmetric schedule (executors/symmetric.py): a streamed form and its members, or why
-        there is none; None: the loss has none. Numbers of pairs are from low to high, in a type of `size`
-        bytes; scalars are those of the call."""
+        there is none; None: the loss has none. ranges: between which numbers the inputs of a row lie, in a
+        type of `size` bytes, by name ("s", "teacher", "scalar", "row_value", "column") and index."""
         return None
 
     @classmethod

@@ -160,8 +160,10 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
         value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, summed))  # type: ignore[call-arg]
     problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:
-        # Computed scalars come after those of the call.
+        # Computed scalars come after those of the call, and a presweep's values after the candidates'.
         result.d_scalars = result.d_scalars[: call.scalars.numel()]
+    if result.d_col_values is not None and call.col_values is not None:
+        result.d_col_values = result.d_col_values[: call.col_values.shape[0]]
     found = (getattr(result, name) for name in GRADIENTS)
     by_columns = (name == "candidates" for name in LEAVES)
     return value, *map(_stored_like, found, call.leaves, by_columns)

@@ -9,7 +9,7 @@ between. So all K cost the one product of the widest, and every call's rows are 
 
 Each width has norms of its own. What its normalisation takes out of its gradient lies along the embedding's
 first d_k dimensions, by as much as G_k and S_k have in common, which is summed while both are there:
-(dA_k)_i . a_i = sum_j (G_k)_ij (S_k)_ij.
+(dA_k)_i . a_i = sum_j (G_k)_ij (S_k)_ij. The widest's own is what the whole gradient has beyond the others'.
 
 Calls that read their outputs before they know their weights (`combine`, means over what is counted) visit the
 blocks twice, columns' statistics come from a sweep before, as in `schedule`.
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conditioning, dispatch
+from . import conditioning, dispatch, library
 from .autograd import evaluate, once, scaled, slopes, watched
 from .call import LEAVES, Call
 from .executors import one_block
@@ -94,6 +94,7 @@ def prepared(calls: Sequence[Call]) -> Prepared | None:
         return None
     metric = last.loss.metric
     odd = metric.clipped or metric.raw_anchors or metric.from_differences or metric.needs_totals
+    odd = odd or metric.in_torch
     if odd or last.loss.column_bias:
         return None
     problems = _problems(calls)
@@ -191,7 +192,7 @@ class _Sweep:
         m, n, count = self.m, self.n, len(problems)
         per_pair = step.bytes_per_pair(self.widest)
         size = self.a.element_size()
-        held = per_pair + size * (count + 1)  # a copy for each, products of weights and embeddings
+        held = per_pair + size * count  # the block of products, and a copy for each width
         rows = rows_within(2 * block_limit("cpu", n, held), n, held, m)
         group = self.widest.loss.rows_together
         self.rows = rows if rows == m else max(group, rows - rows % group)
@@ -243,8 +244,7 @@ class _Sweep:
         results = [self._empty(p, wanted) for p in problems]
         radial = _Radial(problems, wanted) if widest.loss.metric.normalized and wanted else None
         product = self.block("similarity", self.a)
-        copies = [self.block(f"similarity of width {k}", self.a) for k in range(len(problems))]
-        together = None if radial is None else self.block("along", self.a)
+        copies = [self.block(f"similarity of width {k}", self.a) for k in range(len(problems) - 1)]
         teacher = None if widest.teacher is None else self.block("teacher", self.a)
         d_a, d_c = results[-1].d_anchors, results[-1].d_candidates
         if widest.one_set and not widest.symmetric:
@@ -258,11 +258,13 @@ class _Sweep:
                 widest.teacher_problem.similarities(start, stop, t)
             weights = []
             for k, (problem, out) in enumerate(zip(problems, results, strict=True)):
-                self.products(start, stop, k, product[:rows])
-                s = copies[k][:rows].copy_(product[:rows])
+                s = product[:rows]
+                self.products(start, stop, k, s)
+                if problem is not widest:
+                    s = copies[k][:rows].copy_(s)
                 g = self.step(problem, s, t, start, out, bool(wanted), None, False)
-                if radial is not None and together is not None:
-                    radial.add(k, start, g, product[:rows], together[:rows])
+                if radial is not None and problem is not widest:
+                    radial.add(k, start, g, product[:rows])
                 weights.append(g)
             if wanted.anchors or wanted.candidates:
                 self._gradients(start, stop, weights, d_a, d_c)
@@ -314,7 +316,7 @@ class _Radial:
     def __init__(self, problems: list[Problem], wanted: Wanted) -> None:
         self.problems = problems
         widest = problems[-1]
-        m, n, count = widest.anchors.shape[0], widest.candidates.shape[0], len(problems)
+        m, n, count = widest.anchors.shape[0], widest.candidates.shape[0], len(problems) - 1
         self.one_set = widest.one_set
         self.symmetric = widest.symmetric
         zeros = widest.anchors.new_zeros
@@ -323,13 +325,18 @@ class _Radial:
         if not self.symmetric and (wanted.candidates or widest.one_set):
             self.columns = zeros(count, n)
 
-    def add(self, k: int, start: int, g: Tensor, s: Tensor, room: Tensor) -> None:
+    def add(self, k: int, start: int, g: Tensor, s: Tensor) -> None:
         """g, s [R, N]: weights and products of width k."""
-        common = torch.mul(g, s, out=room)
-        if self.rows is not None:
-            self.rows[k, start : start + g.shape[0]] = common.sum(1)
-        if self.columns is not None:
-            self.columns[k] += common.sum(0)
+        rows = None if self.rows is None else self.rows[k, start : start + g.shape[0]]
+        columns = None if self.columns is None else self.columns[k]
+        if library.load() is not None:
+            torch.ops.fastdml_native.common_(g, s, rows, columns)
+            return
+        common = g * s
+        if rows is not None:
+            rows.copy_(common.sum(1))
+        if columns is not None:
+            columns += common.sum(0)
 
     def take_out(self, d_a: Tensor | None, d_c: Tensor | None) -> None:
         """Takes what lies along the embeddings' leading dimensions out of the gradients."""
@@ -342,8 +349,10 @@ class _Radial:
             self._take(d_c, self.columns, "candidates", "col_scale")
 
     def _take(self, d: Tensor, along: Tensor, of: str, scale: str) -> None:
-        factors = torch.stack([getattr(p, scale) for p in self.problems]).square() * along
         whole = getattr(self.problems[-1], of)
+        beyond = torch.linalg.vecdot(d, whole)
+        along = torch.cat([along, (beyond - along.sum(0))[None]])
+        factors = torch.stack([getattr(p, scale) for p in self.problems]).square() * along
         low = 0
         for k, problem in enumerate(self.problems):
             high = getattr(problem, of).shape[1]

@@ -314,25 +314,28 @@ class Problem:
         whole = rows == self.anchors.shape[0]  # a small batch feels every slice
         return self.anchors if whole else self.anchors[start : start + rows], self.candidates
 
-    def similarities(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """[R, N] what the pairs of rows [start, stop) are, in `out`; for what no functor sees."""
+    def similarities(
+        self, start: int, stop: int, out: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """[R, N - first] what the pairs of rows [start, stop) and columns from `first` on are, in `out`; for
+        what no functor sees."""
         self.condition()
-        a, c, metric = self.anchors[start:stop], self.candidates, self.loss.metric
+        a, c, metric = self.anchors[start:stop], self.candidates[first:], self.loss.metric
         if metric.in_torch:
             return metric.dense(a, c, self.epsilon)
         if out is None:
             out = torch.empty(a.shape[0], c.shape[0], dtype=self.statistic, device=a.device)
         if metric.from_differences:
             return metric.differences(a, c, out)
-        rows = slice(start, stop)
+        near = metric.kind != PRODUCT and self.device_type == "cpu"
         return metric.apply_(
             multiply(a, c.t(), out),
-            None if self.row_scale is None else self.row_scale[rows],
-            self.col_scale,
-            None if self.row_square is None else self.row_square[rows],
-            self.col_square,
+            None if self.row_scale is None else self.row_scale[start:stop],
+            None if self.col_scale is None else self.col_scale[first:],
+            None if self.row_square is None else self.row_square[start:stop],
+            None if self.col_square is None else self.col_square[first:],
             self.epsilon,
-            *self.embeddings_of(start, stop - start),
+            *((a, c) if near else ()),
         )
 
     @lazy

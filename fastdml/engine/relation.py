@@ -106,10 +106,7 @@ class Relation:
             return self.own
         own = self.own_columns(0, self.rows, device)
         assert own is not None
-        found = torch.full((self.columns + 1,), -1, dtype=torch.int64, device=device)
-        # Anchors without a copy write to one place beyond the last.
-        at = torch.where(own < 0, self.columns, own)
-        return found.scatter_(0, at, torch.arange(self.rows, device=device))[: self.columns]
+        return own_rows(own, self.columns)
 
     def swapped(self) -> Relation:
         """The same pairs with candidates as rows."""
@@ -249,6 +246,18 @@ class TupleRelation(Relation):
         return count[1::2], count[::2]
 
 
+    @lazy
+    def disjoint(self) -> bool:
+        """Whether no pair is both a positive and a negative."""
+        a1, p, a2, n = self.indices
+        return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
+
+    def swapped(self) -> TupleRelation:
+        a1, p, a2, n = self.indices
+        own = self._own_swapped(a1.device)
+        return TupleRelation((p, a1, n, a2), self.columns, self.rows, own)
+
+
 class PredicateRelation(Relation):
     """A user's function of (anchor indices [R], candidate indices [N]) -> (positive, negative), or with
     weights of the positives. A positive of weight 0 is none."""
@@ -315,6 +324,24 @@ def masks_of(
         return found[0], found[1], None
     _check_weights(found[2], shape)
     return found[0] & (found[2] > 0), found[1], found[2]
+
+
+def own_rows(own: Tensor, columns: int) -> Tensor:
+    """int64 [columns] rows whose own copies they are, -1 for none; own: int64 [rows], the rows' copies.
+
+    ValueError, on the CPU, where a column is the own copy of several rows, which a column can name one of.
+    """
+    found = own.new_full((columns + 1,), -1)
+    # Rows without a copy write to one place beyond the last.
+    at = torch.where(own < 0, columns, own)
+    found = found.scatter_(0, at, torch.arange(own.shape[0], device=own.device))[:columns]
+    readable = own.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and int((own >= 0).sum()) != int((found >= 0).sum()):
+        raise ValueError(
+            "own: expected each row of ref_emb as the own copy of one row of embeddings in this loss, got "
+            "one that is the copy of several"
+        )
+    return found
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

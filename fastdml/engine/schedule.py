@@ -55,7 +55,8 @@ class Step(Protocol):
         """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `weights`.
 
         holds_similarities: s holds what an earlier step without a gradient has left there: no products.
-        Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`.
+        Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`, and adds to
+        out.d_col_values, where there is one.
         weights: [R, N] of the type that the products of weights are made in, if that is not the type
         of s; the schedule converts where the step leaves the weights in s.
         """
@@ -195,6 +196,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         out.d_row_values = torch.zeros_like(problem.row_values)
     metric = problem.loss.metric
     bias = wanted.col_values and problem.loss.column_bias
+    if wanted.col_values and problem.col_values is not None and not bias:
+        out.d_col_values = torch.zeros_like(problem.col_values)
     row_total = empty(m) if metric.needs_totals and wanted.anchors else None
     col_total = None
     if bias or (metric.needs_totals and d_candidates is not None):

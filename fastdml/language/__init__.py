@@ -14,6 +14,7 @@ from .words import (
     absolute,
     amax,
     amin,
+    apart,
     cos,
     count,
     detach,
@@ -38,7 +39,7 @@ from .words import (
 )
 
 __all__ = [
-    "NotInLanguage", "Row", "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log",
-    "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin",
-    "softplus", "sqrt", "square", "sum", "trace", "where",
+    "NotInLanguage", "Row", "absolute", "amax", "amin", "apart", "cos", "count", "detach", "equal", "exp",
+    "log", "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid",
+    "sin", "softplus", "sqrt", "square", "sum", "trace", "where",
 ]  # fmt: skip

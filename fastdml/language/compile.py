@@ -94,16 +94,9 @@ def load(texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False) -
     Raises:
         CannotCompile: saying why.
     """
-    module = library.load()
-    if module is None:
-        raise CannotCompile("the compiled library is not installed")
-    isa = module.active_isa()
-    key = hashlib.sha256("\n".join([*texts, str(stream), isa, _versions()]).encode()).hexdigest()[
-        :24
-    ]
-    path = cache_folder() / f"{names[0]}-{key}.so"
+    module, path = _place(texts, names, stream)
     if not path.exists():
-        _compile(texts, names, isa, path, "stream" if stream else "kernel")
+        _compile(texts, names, module.active_isa(), path, "stream" if stream else "kernel")
     try:
         loaded = ctypes.CDLL(str(path))  # for good: nothing unloads it
     except OSError as error:
@@ -115,8 +108,28 @@ def load(texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False) -
         if stream:
             ids.append(int(module.add_stream(kernel())))
         else:
-            ids.append(int(module.add_functor(f"{name}@{key}", kernel())))
+            ids.append(int(module.add_functor(f"{name}@{path.stem}", kernel())))
     return tuple(ids)
+
+
+def _place(
+    texts: tuple[str, ...], names: tuple[str, ...], stream: bool
+) -> tuple[ModuleType, Path]:
+    """The compiled library, and where the shared library of these functors is, or will be."""
+    module = library.load()
+    if module is None:
+        raise CannotCompile("the compiled library is not installed")
+    parts = [*texts, str(stream), module.active_isa(), _versions()]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    return module, cache_folder() / f"{names[0]}-{key}.so"
+
+
+def kept(texts: tuple[str, ...], names: tuple[str, ...], stream: bool) -> bool:
+    """Whether this machine has compiled these functors."""
+    try:
+        return _place(texts, names, stream)[1].exists()
+    except CannotCompile:
+        return False
 
 
 def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int, kind: str) -> str:

@@ -20,6 +20,8 @@ from .graph import (
     both,
     conjuncts,
     either,
+    make,
+    rewrite,
     topological,
     where,
 )
@@ -42,8 +44,35 @@ def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     roots = [
         where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
     ]
-    kinds = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
+    kinds = (_alone(roots, kind) for kind in (True, False))
     return folded(joined(*kinds))
+
+
+def _alone(roots: Sequence[Node], positive: bool) -> list[Node]:
+    return bounded(folded(rewrite(specialised(roots, positive), _quotient, pairs=True)))
+
+
+def _quotient(node: Node) -> Node | None:
+    """One logarithm instead of two."""
+    if node.op == "add" and node.level == PAIR:
+        for a, b in (node.args, node.args[::-1]):
+            if a.op == "log" and b.op == "neg" and b.args[0].op == "log" and b.level == PAIR == a.level:
+                return make("log", make("div", a.args[0], b.args[0].args[0]))
+    return None
+
+
+def of_negatives(nodes: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
+    nothing. Most vectors of pairs hold no positive."""
+    roots = [
+        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
+    ]
+    alone = folded(_alone(roots, False))
+    return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
+
+
+def _cost(roots: Sequence[Node]) -> int:
+    return sum(n.level == PAIR and n.op in COSTLY for n in topological(roots, pairs=True))
 
 
 class Text:
@@ -106,6 +135,8 @@ class Text:
                 return f"p.column({node.value})", _ATOM
             case "detach":
                 return self._text(args[0])
+            case "apart":
+                return f"({self.expression(args[0])})", _ATOM
         return f"{node.op}({self.expression(args[0])})", _ATOM
 
     def _infix(self, node: Node) -> tuple[str, int]:
@@ -125,7 +156,7 @@ class Text:
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
         text = self.expression(mask, binds)
-        if within.level < PAIR or mask.level == PAIR:
+        if within.level < PAIR or mask.level == PAIR or text.startswith("row.is("):
             return text
         return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
 
@@ -144,7 +175,7 @@ class RowPrinter(Text):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.bounds = [n for n in topological(program.roots) if n.op == "bound"]
+        self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
         self.uses: dict[Node, int] = {}
         for node in topological(program.roots):
             for a in set(node.args):
@@ -155,7 +186,7 @@ class RowPrinter(Text):
         for node in topological(nodes):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args or node.op == "bound" else None
+            made = self._input(node) if not node.args else None
             if made is not None:
                 hint, text = made
                 self.names[node] = hint
@@ -184,7 +215,7 @@ class RowPrinter(Text):
                 return "candidates", "T(row.candidates())"
             case "columns":
                 return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
-            case "bound":
+            case "bound" | "cut":
                 name = f"bound_{self.bounds.index(node)}"
                 return name, f"this->{name}"
         return None
@@ -197,8 +228,7 @@ class RowPrinter(Text):
             self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
             for node in nodes
         ]
-        empty = [IDENTITY[n.op] for n in nodes]
-        body = lambda_of(self, roots, "values", guard(roots, empty), empty)
+        body = lambda_of(self, roots, "values", negatives=self._negatives(nodes))
         operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
         if not needed:
@@ -216,10 +246,20 @@ class RowPrinter(Text):
                 self._define(node)
 
     def map(self) -> None:
-        roots = pair_forms([self.program.weight])
+        for k, slope in enumerate(self.program.column_slopes):
+            self._each(f"d_column({k}, ", slope)
+        self._each("map(", self.program.weight)
+
+    def _each(self, word: str, of_pair: Node) -> None:
+        roots = pair_forms([of_pair])
         self._hoist(roots)
-        body = lambda_of(self, roots, "", guard(roots, [ZERO]), [ZERO])
-        self.lines.append(f"row.map({body});")
+        body = lambda_of(self, roots, "", negatives=self._negatives([of_pair]))
+        self.lines.append(f"row.{word}{body});")
+
+    def _negatives(self, nodes: Sequence[Node]) -> list[Node]:
+        found = of_negatives(nodes)
+        self._hoist(found)
+        return found
 
     def derivatives(self) -> None:
         for word, found in (
@@ -264,8 +304,29 @@ def lambda_of(
     wrap: str,
     guard: Node | None = None,
     empty: Sequence[Node] = (),
+    negatives: Sequence[Node] = (),
 ) -> str:
-    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`."""
+    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`.
+    negatives: what it is where no pair is a positive."""
+    before: list[str] = []
+    if negatives:
+        inner = _block(row, negatives, wrap)
+        before = ["if (!any(p.positive)) {", *(f"  {line}" for line in inner), "}"]
+    lines = before + _block(row, roots, wrap, guard, empty)
+    if len(lines) == 1:
+        return f"[=](auto p) {{ {lines[0]} }}"
+    body = "\n".join(f"  {line}" for line in lines)
+    return f"[=](auto p) {{\n{body}\n}}"
+
+
+def _block(
+    row: Text,
+    roots: Sequence[Node],
+    wrap: str,
+    guard: Node | None = None,
+    empty: Sequence[Node] = (),
+) -> list[str]:
+    """The lines that compute and return what a pair adds."""
     pair = Text(row._count)
     pair.names = dict(row.names)
     uses: dict[Node, int] = {}
@@ -292,10 +353,7 @@ def lambda_of(
         text = pair.expression(root)
         texts.append(text if root.level == PAIR else f"p.s * T(0) + {text}")
     found = f"{wrap}({', '.join(texts)})" if wrap else texts[0]
-    if not lines:
-        return f"[=](auto p) {{ return {found}; }}"
-    body = "\n".join(f"  {line}" for line in [*lines, f"return {found};"])
-    return f"[=](auto p) {{\n{body}\n}}"
+    return [*lines, f"return {found};"]
 
 
 def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:

@@ -16,12 +16,10 @@ from ..engine.lazy import lazy
 from ..engine.loss import Learnt, RowLoss, Rows
 from ..engine.registry import registered
 from . import compile
-from .graph import ROW, NotInLanguage, topological
+from .graph import ROW, Node, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
-from .statistics import Reference
-from .stream import NoStream, StreamForm
-from .stream import compiled as compiled_stream
+from .stream import NoStream, Ranges, StreamForm, windows_of
 
 # A field of a description that is above 0 for sure, which may save a pass.
 Positive = Annotated[float, "above 0"]
@@ -30,15 +28,19 @@ Positive = Annotated[float, "above 0"]
 class Forms:
     """A traced function in all its forms, each made when it is asked for."""
 
-    def __init__(self, name: str, traced: Callable[[], Trace]) -> None:
+    def __init__(self, name: str, traced: Callable[[], Trace], outputs: int = 1) -> None:
         self.name = name
-        self._traced = traced
+        self._traced, self._outputs = traced, outputs
+        self._streams: dict[tuple[tuple[Node, int], ...], StreamForm | str] = {}
 
     @lazy
     def program(self) -> Program | str:
         """The passes of the row and of its derivatives, or which word of the function is none."""
         try:
-            return program(self._traced())
+            made = self._traced()
+            if len(made.outputs) != self._outputs:
+                return f"it returns {len(made.outputs)} numbers of a row, not {self._outputs}"
+            return program(made)
         except NotInLanguage as error:
             return f"{error} is no word of the row language (docs/language.md)"
 
@@ -53,24 +55,21 @@ class Forms:
             compile.notice(str(error))
             return str(error)
 
-    @lazy
-    def stream(self) -> StreamForm | str:
-        """The compiled streamed form whose exponents have bounds, or why there is none."""
-        return self._streamed("bound")
-
-    @lazy
-    def stream_of_largest(self) -> StreamForm | str:
-        """The one that finds the largest exponent of a row in a sweep more."""
-        return self._streamed("largest")
-
-    def _streamed(self, reference: Reference) -> StreamForm | str:
+    def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
+        """The streamed form for inputs within `ranges` and its members, or why there is none."""
         if isinstance(self.program, str):
             return self.program
-        name = f"{self.name}_by_{reference}"
-        try:
-            return compiled_stream(self.program.trace, name, reference)
-        except (NoStream, compile.CannotCompile) as error:
-            return str(error)
+        made = self.program.trace
+        windows = windows_of(made, ranges, size)
+        key = tuple(windows.items())
+        if key not in self._streams:
+            name = "_".join([self.name, "stream", *(str(n) for n in windows.values())])
+            try:
+                self._streams[key] = StreamForm(made, name, windows)
+            except NoStream as error:
+                self._streams[key] = str(error)
+        form = self._streams[key]
+        return form if isinstance(form, str) else (form, form.members(ranges, size))
 
     @lazy
     def tiles(self) -> Any:
@@ -134,9 +133,11 @@ class Described(RowLoss):
         return self.of(p, arguments)
 
     def spec(self, rows: Rows) -> Tensor:
-        p = TensorRow(rows)
-        arguments = _read(p, self.arguments, len(self.learnable))
-        return outputs_of(self.function(p, **arguments), rows.s.shape[0]).to(rows.s.dtype)
+        return outputs_of(self.read(TensorRow(rows)), rows.s.shape[0]).to(rows.s.dtype)
+
+    def read(self, p: Row) -> Any:
+        """The row, with arguments that are learnt read from the call."""
+        return self.function(p, **_read(p, self.arguments, len(self.learnable)))
 
     @property
     def open_arguments(self) -> dict[str, float]:
@@ -158,6 +159,11 @@ class Described(RowLoss):
         return self.forms.symmetric
 
     @property
+    def column_slopes(self) -> int:  # type: ignore[override]
+        made = self.forms.program
+        return 0 if isinstance(made, str) else len(made.column_slopes)
+
+    @property
     def tiles(self) -> Any:  # type: ignore[override]
         return self.forms.tiles
 
@@ -171,22 +177,9 @@ class Described(RowLoss):
             return None
         return self.forms.functor
 
-    def streamed(
-        self, scalars: list[float], low: float, high: float, size: int
-    ) -> tuple[StreamForm, tuple[float, ...]] | str | None:
-        if registered(self):
-            return None
-        found: str | None = None
-        for kind in ("stream", "stream_of_largest"):
-            form = getattr(self.forms, kind)
-            if isinstance(form, str):
-                found = form
-                continue
-            members = form.members(self.open_arguments, scalars, low, high, size)
-            if not isinstance(members, str):
-                return form, members
-            found = members
-        return found
+    def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
+        opened = {f"parameter {k}": [(v, v)] for k, v in self.open_arguments.items()}
+        return self.forms.streamed({**ranges, **opened}, size)
 
 
 def _read(p: Row, arguments: Mapping[str, Any], first: int) -> dict[str, Any]:
@@ -227,6 +220,7 @@ def _forms(
     return Forms(
         _name(kind, dict(chosen), opened),
         lambda: traced(function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),
+        kind.outputs,
     )
 
 
@@ -294,7 +288,11 @@ class DescribedLoss(Described):
         positive = tuple(k for k, v in kept.items() if v > 0)
         function, opened = self.function, tuple(kept)
         return Forms(
-            compile.identifier(self.name), lambda: traced(function, bound, opened, positive)
+            compile.identifier(self.name),
+            lambda: traced(
+                function, bound, opened, positive, self.counted, len(self.learnable)
+            ),
+            self.outputs,
         )
 
 

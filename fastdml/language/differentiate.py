@@ -90,8 +90,12 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
     match node.op:
         case "add":
             return [(a, bar), (b, bar)]
+        case "apart":
+            return [(a, bar)]
         case "neg":
             return [(a, neg(bar))]
+        case "mul" if a is b:
+            return [(a, mul(constant(2.0), mul(bar, a)))]
         case "mul":
             return [(a, mul(bar, b)), (b, mul(bar, a))]
         case "div":
@@ -114,6 +118,8 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
             return [(a, mul(bar, make("sigmoid", a)))]
         case "sigmoid":
             return [(a, mul(bar, mul(node, ONE - node)))]
+        case "max" if b is ZERO and _vanishes(bar, node):
+            return [(a, bar)]  # where the hinge is shut
         case "max":
             return [(a, where(b < a, bar, ZERO)), (b, where(b < a, ZERO, bar))]
         case "where":
@@ -123,8 +129,15 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
         case "amax" | "amin":
             return [(a, _of_extreme(node, bar))]
         case "log_sum_exp":
-            return [(a, where(b, mul(*statistics.softmax(node, bar, reference)), ZERO))]
+            return [(a, where(b, statistics.softmax(node, bar, reference), ZERO))]
     raise NotImplementedError(node.op)
+
+
+def _vanishes(x: Node, with_: Node) -> bool:
+    """Whether x has a number as a factor."""
+    if x.op == "where" and x.args[2] is ZERO:
+        return _vanishes(x.args[1], with_)
+    return x is with_ or (x.op in ("mul", "neg") and any(_vanishes(a, with_) for a in x.args))
 
 
 def _of_extreme(node: Node, bar: Node) -> Node:

@@ -133,6 +133,7 @@ _POINTWISE: dict[str, Callable[..., Any]] = {
     "log": torch.log, "cos": torch.cos, "sin": torch.sin, "sqrt": words.sqrt, "abs": torch.abs,
     "softplus": words.softplus, "sigmoid": torch.sigmoid,
     "max": words.maximum, "where": words.where, "detach": lambda x: x,
+    "apart": lambda x: x,
     "lt": torch.lt, "le": torch.le, "eq": torch.eq, "and": torch.logical_and, "or": torch.logical_or,
     "not": torch.logical_not, "exp2": torch.exp2, "log2": torch.log2,
     "softplus2": lambda x: torch.logaddexp2(x, torch.zeros_like(x)),

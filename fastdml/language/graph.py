@@ -17,6 +17,8 @@ CONSTANT, CALL, ROW, PAIR = range(4)
 LEAVES = {
     "constant": CONSTANT,
     "lowest": CONSTANT,  # the most negative number of the type
+    "bound": CALL,  # a number that is taken out of exponents
+    "cut": CALL,  # and one between two of those
     "parameter": CALL,
     "scalar": CALL,
     "own": CALL,  # 1 where rows' own copies are taken out, else 0: of tiles
@@ -30,7 +32,6 @@ LEAVES = {
     "teacher": PAIR,
     "column": PAIR,
 }
-FIXED = {"bound": CALL}  # whatever their arguments vary by
 REDUCTIONS = ("sum", "amax", "amin", "log_sum_exp", "softmax_mean")
 MASKS = ("positive", "negative", "lt", "le", "eq", "and", "or", "not")
 
@@ -138,8 +139,8 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
     node = object.__new__(Node)
     node.op, node.args, node.value = op, args, value
     if level is None:
-        level = FIXED.get(op, LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT))
-        if op not in REDUCTIONS and op not in FIXED:
+        level = LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT)
+        if op not in REDUCTIONS:
             level = max([level, *(a.level for a in args)])
     node.level = level
     masks = op in MASKS or (op == "constant" and isinstance(value, bool))
@@ -336,6 +337,10 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return mul(x.args[0], total(x.args[1], mask, spread))
     if x.op == "add" and spread:
         return add(*(total(a, mask, True) for a in x.args))
+    if x.op == "mul" and spread:
+        for a, b in (x.args, x.args[::-1]):
+            if b.op == "add" and any(_has_factor_of_row(c) for c in b.args):
+                return add(*(total(mul(a, c), mask, True) for c in b.args))
     if x.level < PAIR and x is not ONE:
         return mul(x, total(ONE, mask))
     if x is ONE and mask in (EVERY, TRUE):
@@ -343,6 +348,14 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
     if x is ONE and mask is NEGATIVE:
         return CANDIDATES - make("sum", ONE, POSITIVE)
     return make("sum", x, mask)
+
+
+def _has_factor_of_row(x: Node) -> bool:
+    if x.op == "where" and x.args[2] is ZERO:
+        return _has_factor_of_row(x.args[1])
+    if x.op == "neg":
+        return _has_factor_of_row(x.args[0])
+    return x.op == "mul" and x.args[0].level == ROW
 
 
 _POINTWISE: dict[str, Callable[..., Node]] = {

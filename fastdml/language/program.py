@@ -8,6 +8,7 @@ from . import statistics
 from .differentiate import gradient
 from .graph import (
     EVERY,
+    PAIR,
     REDUCTIONS,
     ROW,
     ZERO,
@@ -21,6 +22,7 @@ from .graph import (
     topological,
     where,
 )
+from .kinds import COSTLY
 from .row import Trace
 
 
@@ -44,6 +46,15 @@ class Program:
     def several(self) -> bool:
         """Whether the result weighs several outputs of a row."""
         return len(self.outputs) > 1 and not self.trace.counted
+
+    @property
+    def column_slopes(self) -> list[Node]:
+        """The derivatives of a pair by the values of its candidate, up to the last that is not 0."""
+        found = [ZERO] * (max((k for k, d in self.d_columns if d is not ZERO), default=-1) + 1)
+        for k, d in self.d_columns:
+            if k < len(found):
+                found[k] = d
+        return found
 
     def inputs(self, op: str) -> list[int]:
         """The indices that occur of an input such as "scalar" or "column"."""
@@ -142,13 +153,40 @@ def _merged(roots: list[Node]) -> list[Node]:
 
 
 def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
-    """The reductions of the roots, each in the earliest sweep that its dependences allow."""
+    """The reductions of the roots, each in the earliest sweep that its dependences allow, or in a later one
+    that computes its costly functions anyway."""
     depth = _depths(roots)
-    found: list[list[Node]] = [[] for _ in range(max(depth.values(), default=0))]
-    for node in depth:
-        if node.op in REDUCTIONS:
-            found[depth[node] - 1].append(node)
-    return tuple(tuple(nodes) for nodes in found)
+    sweep = {node: depth[node] - 1 for node in depth if node.op in REDUCTIONS}
+    latest = _latest(depth, sweep)
+    costly = {node: _costly(node) for node in sweep}
+    for node in sorted(sweep, key=lambda n: -latest[n]):
+        if not costly[node]:
+            continue
+        for k in range(latest[node], sweep[node], -1):
+            there = {x for n, at in sweep.items() if at == k and n is not node for x in costly[n]}
+            if costly[node] <= there:
+                sweep[node] = k
+                break
+    found: list[list[Node]] = [[] for _ in range(max(sweep.values(), default=-1) + 1)]
+    for node, k in sweep.items():
+        found[k].append(node)
+    return tuple(tuple(nodes) for nodes in found if nodes)
+
+
+def _latest(depth: dict[Node, int], sweep: dict[Node, int]) -> dict[Node, int]:
+    """The last sweep in which each reduction is in time for those that read it."""
+    last = max(sweep.values(), default=0)
+    latest = dict.fromkeys(depth, last)
+    for node in reversed(list(depth)):
+        before = sweep[node] - 1 if node in sweep else latest[node]
+        for a in node.args:
+            latest[a] = min(latest[a], before)
+    return {node: latest[node] for node in sweep}
+
+
+def _costly(node: Node) -> set[Node]:
+    """The costly functions of a pair in what a reduction folds."""
+    return {n for n in topological(node.args, pairs=True) if n.level == PAIR and n.op in COSTLY}
 
 
 def _depths(roots: list[Node]) -> dict[Node, int]:

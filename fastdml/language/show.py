@@ -57,7 +57,10 @@ def _described(name: str) -> RowLoss:
 
 def _module(where: str) -> ModuleType:
     if not where.endswith(".py"):
-        return importlib.import_module(where)
+        try:
+            return importlib.import_module(where)
+        except ImportError as error:
+            raise ValueError(f"loss: expected a Python file or module before the colon: {error}") from error
     spec = importlib.util.spec_from_file_location(Path(where).stem, where)
     if spec is None or spec.loader is None or not Path(where).exists():
         raise ValueError(f"loss: expected a Python file, got {where!r}")

@@ -1,12 +1,14 @@
 """Log-sum-exp in terms of sums: what is taken out of its exponents first is its `reference`.
 
-"largest": the largest exponent, found in a pass before. "bound": a number of the call that no exponent
-exceeds; where similarities are bounded and exponents lie within what the type holds. "whole": it stays a
-statistic of its own, which whoever runs the pass keeps with a running maximum.
+"largest": the largest exponent, found in a pass before. "whole": it stays a statistic of its own, which
+whoever runs the pass keeps with a running maximum. Or a mapping of log-sum-exps to numbers of windows: where
+exponents are bounded, numbers of the call, each of which serves the exponents in a window around it; those of
+several windows are summed apart. What is not in the mapping has its largest taken out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from .graph import (
@@ -21,7 +23,9 @@ from .graph import (
     both,
     conjuncts,
     div,
+    invert,
     make,
+    mul,
     neg,
     number_of,
     rewrite,
@@ -30,35 +34,67 @@ from .graph import (
     where,
 )
 
-Reference = Literal["largest", "bound", "whole"]
+Reference = Literal["largest", "whole"] | Mapping[Node, int]
 
 
-def _parts(node: Node, reference: Reference) -> tuple[Node, Node, Node, Node]:
-    """Of a log-sum-exp: its reference, the exponential of a pair, their sum (with the one), and whether
-    there is anything in it: where not, the sum is 1."""
+def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Node]], Node, Node]:
+    """Of a log-sum-exp: its reference; (factor of the row, exponential of a pair), whose products are the
+    exponentials less that; their sum (with the one); and whether there is anything in it: where not, the sum
+    is 1."""
     x, mask = node.args
     wider = mask
-    if reference == "bound":
-        top = make("bound", x, value=node.value)
+    windows = 0 if isinstance(reference, str) else reference.get(node, 0)
+    if windows:
+        top, terms, of_pairs = _windowed(node, windows)
     else:
         wider = _relaxed(x, mask)
         largest = _largest(x, wider)
         top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
-    exponential = make("exp", x - top)
-    of_pairs = total(exponential, mask)
+        terms = [(ONE, make("exp", x - top))]
+        of_pairs = total(terms[0][1], mask)
     # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
-    sure = node.value and wider is mask and reference == "largest"
+    sure = node.value and wider is mask and not windows
     some = TRUE if sure else of_pairs > ZERO
     sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
-    return top, exponential, where(some, sum_, ONE), some
+    return top, terms, where(some, sum_, ONE), some
 
 
-def softmax(node: Node, bar: Node, reference: Reference) -> tuple[Node, Node]:
-    """(factor of the row, exponential of the pair) of the derivative `bar` by a log-sum-exp."""
+def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], Node]:
+    """By bounds in descending order, the exponents of each above its cut."""
+    x, mask = node.args
+    bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    above = [make("cut", value=(x, k, node.value)) < x for k in range(windows - 1)]
+    centre = bounds[-1]
+    for bound, inside in zip(bounds[-2::-1], above[::-1]):
+        centre = where(inside, bound, centre)
+    exponential = make("exp", x - centre)
+    parts, sums, below = [], [], TRUE
+    for inside in (*above, TRUE):
+        parts.append(where(both(below, inside), exponential, ZERO))
+        sums.append(total(parts[-1], mask))
+        below = both(below, invert(inside))
+    top = bounds[-1]
+    for bound, of_part in zip(bounds[-2::-1], sums[-2::-1]):
+        top = where(of_part > ZERO, bound, top)
+    factors = [
+        where(of_part > ZERO, make("exp", bound - top), ZERO) if windows > 1 else ONE
+        for bound, of_part in zip(bounds, sums)
+    ]
+    of_pairs = ZERO
+    for factor, of_part in zip(factors, sums):
+        of_pairs = of_pairs + mul(factor, of_part)
+    return top, list(zip(factors, parts)), of_pairs
+
+
+def softmax(node: Node, bar: Node, reference: Reference) -> Node:
+    """The derivative by the exponent of a pair, of a derivative `bar` by a log-sum-exp."""
     if reference == "whole":
-        return bar, make("exp", node.args[0] - node)
-    _, exponential, sum_, _ = _parts(node, reference)
-    return div(bar, sum_), exponential
+        return mul(bar, make("exp", node.args[0] - node))
+    _, terms, sum_, _ = _parts(node, reference)
+    found = ZERO
+    for factor, exponential in terms:
+        found = found + mul(mul(div(bar, sum_), factor), exponential)
+    return found
 
 
 def without_one(roots: list[Node]) -> list[Node]:
@@ -75,18 +111,28 @@ def without_one(roots: list[Node]) -> list[Node]:
 def unshifted(roots: list[Node]) -> list[Node]:
     """The roots with statistics taken out of sums and of exponents that would else wait for them."""
 
-    def rule(node: Node) -> Node | None:
-        if node.op not in ("log_sum_exp", "sum") or node.args[0].op != "add" or node.value:
-            return None
-        for x, shift in (node.args[0].args, node.args[0].args[::-1]):
-            if shift.level < PAIR == x.level and _reduces(shift):
-                if node.op == "sum":
-                    return total(x, node.args[1]) + shift * total(ONE, node.args[1])
-                whole = make("log_sum_exp", x, node.args[1], value=node.value)
-                return where(whole > LOWEST, whole + shift, LOWEST)
+    def shifted(x: Node) -> tuple[Node, Node] | None:
+        if x.op == "mul" and x.args[0].level < PAIR:
+            found = shifted(x.args[1])
+            return None if found is None else (x.args[0] * found[0], x.args[0] * found[1])
+        for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
+            if b.level < PAIR == a.level and _reduces(b):
+                return a, b
         return None
 
-    return rewrite(roots, rule)
+    def rule(node: Node) -> Node | None:
+        if node.op not in ("log_sum_exp", "sum") or node.value:
+            return None
+        found = shifted(node.args[0])
+        if found is None:
+            return None
+        x, shift = found
+        if node.op == "sum":
+            return total(x, node.args[1]) + shift * total(ONE, node.args[1])
+        whole = make("log_sum_exp", x, node.args[1], value=node.value)
+        return where(whole > LOWEST, whole + shift, LOWEST)
+
+    return rewrite(rewrite(roots, lambda n: n.args[0] if n.op == "apart" else None), rule)
 
 
 def means(roots: list[Node]) -> list[Node]:
@@ -129,9 +175,13 @@ def _largest(x: Node, mask: Node) -> Node:
         for of_pair, of_row in (x.args, x.args[::-1]) if x.op == "add" else ():
             if of_row.level < PAIR:
                 return _largest(of_pair, mask) + of_row
+        if x.op == "apart":
+            return _largest(x.args[0], mask)
+        if x.op == "mul" and _sign(x.args[0]) > 0:
+            return x.args[0] * _largest(x.args[1], mask)
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
-    return rewrite([x], lambda node: extreme if node is S else None)[0]
+    return rewrite([x], lambda node: extreme if node is S else None, pairs=True)[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:

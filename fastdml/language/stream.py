@@ -1,86 +1,118 @@
 """A program in its streamed form: pairs of one set, each visited once for both its ends (csrc/cpu/stream.h).
 
-Log-sum-exps have a bound of the call as their reference where exponents fit the type then, so that an
-exponential is the same for both rows of a pair, and so is everything else that reads nothing of the row: the
-compiler computes it once. Else their reference is the row's largest exponent, found in a sweep more.
+Log-sum-exps have numbers of the call as their references where exponents are bounded (`windows_of`), so that
+an exponential is the same for both rows of a pair, and so is everything else that reads nothing of the row:
+the compiler computes it once. Else their reference is the row's largest exponent, found in a sweep more.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 from . import compile
-from .cpp import IDENTITY, RowPrinter, camel, guard, indented, lambda_of, pair_forms
+from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
 from .program import Program, program
 from .row import Trace
-from .statistics import Reference
 
 MOST_PASSES = 4
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
-# The most that exponents may lie apart (or above the one): what a type holds, with room for the sum.
-_RANGE = {4: 80.0, 8: 690.0}
+# How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
+# sum and for what the exponentials are multiplied by.
+_REACH = {4: (78.0, 68.0), 8: (680.0, 640.0)}
+_MOST_WINDOWS = 3
+# Where an interval is as wide as this, it is looked at piece by piece.
+_SURE = 60.0
+_PIECES = 64
+
+Ranges = Mapping[str, Sequence[tuple[float, float]]]
+Interval = tuple[float, float]
 
 
 class NoStream(NotImplementedError):
     """Why a program has no streamed form."""
 
 
-@dataclasses.dataclass(frozen=True)
 class StreamForm:
-    """A compiled streamed form, as the executor asks for it (`RowLoss.streamed`).
+    """The streamed form of a traced function, as the executor asks for it (`RowLoss.streamed`).
 
-    id: in the compiled library. statistics: how many each pass has; reads: what each pass, and the
-    weight last, read of a row.
-    """
+    windows: of its log-sum-exps: see `windows_of`.
 
-    id: int
-    program: Program
-    bounds: tuple[Node, ...]
-    statistics: tuple[int, ...]
-    reads: tuple[int, ...]
-
-    def members(
-        self,
-        parameters: Mapping[str, float],
-        scalars: Sequence[float],
-        low: float,
-        high: float,
-        size: int,
-    ) -> tuple[float, ...] | str:
-        """The functor's members for similarities from low to high, in a type of `size` bytes; or why its
-        exponents do not fit there."""
-        found = list(parameters.values())
-        for bound in self.bounds:
-            least, most = _interval(bound.args[0], parameters, scalars, (low, high))
-            if bound.value:
-                least, most = 0.0, max(most, 0.0)
-            if not most - least <= _RANGE[size]:
-                return f"exponents that may lie {most - least:.3g} apart do not fit the type"
-            found.append(most)
-        return tuple(found) or (0.0,)
-
-
-def compiled(trace: Trace, name: str, reference: Reference = "bound") -> StreamForm:
-    """The streamed form of a traced function. reference: of log-sum-exps: see `statistics`.
+    statistics: how many each pass has; reads: what each pass, and the weight last, read of a row. columns:
+    values of a candidate that are read; slopes: by how many of them, from the first, there are derivatives.
+    needed: how many passes the outputs take. settled: whether no statistic reads the outputs' weights in the
+    result.
 
     Raises:
         NoStream: saying why there is none.
-        CannotCompile: why it cannot be compiled here.
     """
-    made = program(trace, reference=reference)
-    if made.reads("column") or made.reads("teacher"):
-        raise NoStream("it reads a teacher or values of the candidates")
-    if not 1 <= len(made.passes) <= MOST_PASSES:
-        raise NoStream(f"it has {len(made.passes)} passes")
-    for node in topological(made.roots):
-        if node.op == "bound" and any(n.level == ROW for n in topological([node.args[0]])):
-            raise NoStream("an exponent depends on the row")
-    printer = StreamPrinter(made, name)
-    (number,) = compile.load((printer.text,), (name,), stream=True)
-    return StreamForm(number, made, tuple(printer.bounds), printer.statistics, printer.read_counts)
+
+    def __init__(self, trace: Trace, name: str, windows: Mapping[Node, int]) -> None:
+        made = program(trace, reference=windows)
+        if not 1 <= len(made.passes) <= MOST_PASSES:
+            raise NoStream(f"it has {len(made.passes)} passes")
+        self.id, self.name, self.printer = -1, name, StreamPrinter(made, name)
+        self.statistics, self.reads = self.printer.statistics, self.printer.read_counts
+        self.columns, self.slopes = self.printer.columns, len(self.printer.slopes)
+        outputs = set(topological(made.outputs))
+        self.needed = max((k + 1 for k, n in enumerate(made.passes) if outputs & {*n}), default=0)
+        gathered = topological(n for nodes in made.passes for n in nodes)
+        self.settled = not any(n.op == "weight" for n in gathered)
+
+    @property
+    def _asked(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        return (self.printer.text,), (self.name,), True
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been compiled on this machine."""
+        return self.id >= 0 or compile.kept(*self._asked)
+
+    def compiled(self) -> str | None:
+        """Gives it its `id` in the compiled library; or why it cannot be compiled here."""
+        try:
+            self.id = compile.load(*self._asked)[0] if self.id < 0 else self.id
+        except compile.CannotCompile as error:
+            return str(error)
+        return None
+
+    def members(self, ranges: Ranges, size: int) -> tuple[float, ...]:
+        """The functor's members for inputs within `ranges`, in a type of `size` bytes."""
+        found = [ranges[f"parameter {name}"][0][0] for name in self.printer.program.trace.parameters]
+        below, above = _REACH[size]
+        for bound in self.printer.bounds:
+            x, k, one = bound.value
+            least, most = _exponents(x, one, ranges)
+            centre = most - max(0.0, min(above, most - least - below)) - k * (below + above)
+            found.append(centre if bound.op == "bound" else centre - below)
+        return tuple(found) or (0.0,)
+
+
+def windows_of(trace: Trace, ranges: Ranges, size: int) -> dict[Node, int]:
+    """How many windows the exponents of log-sum-exps take for inputs within `ranges`, in a type of `size`
+    bytes; where that is few."""
+    found = {}
+    for node in topological(trace.outputs):
+        if node.op == "log_sum_exp":
+            least, most = _exponents(node.args[0], node.value, ranges)
+            count = (most - least) / sum(_REACH[size])
+            if count <= _MOST_WINDOWS:
+                found[node] = max(1, math.ceil(count))
+    return found
+
+
+def _exponents(x: Node, one: bool, ranges: Ranges) -> Interval:
+    """Between which numbers exponents lie; one: and 0, below which they count for nothing."""
+    least, most = _interval(x, ranges)
+    low, high = ranges["s"][0]
+    if most - least > _SURE and high - low < math.inf:
+        # The narrower the interval, the nearer to the truth.
+        step = (high - low) / _PIECES
+        pieces = [[(low + k * step, low + (k + 1) * step)] for k in range(_PIECES)]
+        found = [_interval(x, {**ranges, "s": piece}) for piece in pieces]
+        least, most = min(f[0] for f in found), max(f[1] for f in found)
+    return (0.0, max(most, 0.0)) if one else (least, most)
 
 
 class StreamPrinter:
@@ -89,7 +121,10 @@ class StreamPrinter:
     def __init__(self, made: Program, name: str) -> None:
         self.program, self.name = made, name
         self.bounds = RowPrinter(made).bounds
-        self.forms = [pair_forms(nodes) for nodes in made.passes] + [pair_forms([made.weight])]
+        self.columns = max(made.inputs("column"), default=-1) + 1
+        self.slopes = made.column_slopes
+        last = pair_forms([made.weight, *self.slopes])
+        self.forms = [*(pair_forms(nodes) for nodes in made.passes), last]
         self.reads = [_reads(roots) for roots in self.forms]
         self.order = [n for nodes in made.passes for n in nodes]
         self.statistics = tuple(len(nodes) for nodes in made.passes)
@@ -98,27 +133,26 @@ class StreamPrinter:
 
     def _printer(self, reads: Sequence[Node] = ()) -> RowPrinter:
         made = RowPrinter(self.program)
-        made.names |= {n: f"row({k})" for k, n in enumerate(reads)}
+        made.names |= {n: f"row{'.is' * n.is_mask}({k})" for k, n in enumerate(reads)}
         return made
 
-    def _pairs(self, k: int, head: str, wrap: str) -> list[str]:
+    def _pairs(
+        self, k: int, head: str, roots: Sequence[Node], wrap: str = "values"
+    ) -> list[str]:
         """A function that makes the lambda of a pass, or of the weight."""
-        reads = self.reads[k]
         printer = self._printer()
-        inner = self._printer(reads)
+        inner = self._printer(self.reads[k])
         # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
-        read = [x for n in topological(self.forms[k], pairs=True) for x in n.args]
-        calls = [x for x in (*read, *self.forms[k]) if 0 < x.level < ROW]
+        read = [x for n in topological(roots, pairs=True) for x in n.args]
+        calls = [x for x in (*read, *roots) if 0 < x.level < ROW]
         printer.define(calls)
         for node in calls:
             if node not in printer.names and node.args:
                 printer._define(node)
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
         inner._count = printer._count
-        empty = [IDENTITY[n.op] for n in self.program.passes[k]] if wrap else []
-        passed = guard(self.forms[k], empty) if wrap else None
-        body = lambda_of(inner, self.forms[k], wrap, passed, empty)
-        body = body.replace("[=](auto p)", "[=](auto p, auto row)", 1)
+        body = lambda_of(inner, roots, wrap)
+        body = body.replace("[=](auto p)", "[=](auto p, auto row) __attribute__((always_inline))", 1)
         lines = [line.replace("row.", "call.") for line in printer.lines]
         return [
             "template <class Call>",
@@ -164,20 +198,25 @@ class StreamPrinter:
         passes = len(self.program.passes)
         members = [*self.program.trace.parameters, *(f"bound_{k}" for k in range(len(self.bounds)))]
         kind = camel(self.name)
-        counts = ", ".join(map(str, self.statistics))
+        counts = ", ".join(map(str, (*self.statistics, len(self.slopes))))
         lines = [
             f"T {', '.join(members) or 'unused'};",
             f"static constexpr int passes = {passes}, outputs = {len(self.program.outputs)};",
+            f"static constexpr int columns = {self.columns};",
             f"static constexpr int statistics[] = {{{counts}}};",
         ]
-        for k, nodes in enumerate(self.program.passes):
-            operations = ", ".join(_OPERATIONS[n.op] for n in nodes)
-            lines.append(f"static Operations<{operations}> operations(Pass<{k}>);")
+        gathered = [[_OPERATIONS[n.op] for n in nodes] for nodes in self.program.passes]
+        gathered += [["Sum"] * len(self.slopes)] if self.slopes else []
+        for k, names in enumerate(gathered):
+            lines.append(f"static Operations<{', '.join(names)}> operations(Pass<{k}>);")
         for k, count in enumerate(self.read_counts):
             lines.append(f"static constexpr int reads(Pass<{k}>) {{ return {count}; }}")
+        weight, *slopes = self.forms[passes]
         for k in range(passes):
-            lines += self._pairs(k, f"fold(Pass<{k}>, const Call& call)", "values")
-        lines += self._pairs(passes, "weight(const Call& call)", "")
+            lines += self._pairs(k, f"fold(Pass<{k}>, const Call& call)", self.forms[k])
+        if slopes:
+            lines += self._pairs(passes, f"fold(Pass<{passes}>, const Call& call)", slopes)
+        lines += self._pairs(passes, "weight(const Call& call)", [weight], wrap="")
         for k in range(passes + 1):
             lines += self._before(k)
         lines += self._result()
@@ -209,36 +248,24 @@ def _reads(roots: Sequence[Node]) -> list[Node]:
     return list(found)
 
 
-_Interval = tuple[float, float]
-
-
-def _interval(
-    x: Node, parameters: Mapping[str, float], scalars: Sequence[float], s: _Interval
-) -> _Interval:
-    """Between which numbers x lies for similarities in s: interval arithmetic."""
-    known: dict[Node, _Interval] = {}
+def _interval(x: Node, ranges: Ranges) -> Interval:
+    """Between which numbers x lies: interval arithmetic."""
+    known: dict[Node, Interval] = {}
     for node in topological([x]):
-        known[node] = _step(node, [known[a] for a in node.args], parameters, scalars, s)
+        known[node] = _step(node, [known[a] for a in node.args], ranges)
     return known[x]
 
 
-def _step(
-    node: Node,
-    args: Sequence[_Interval],
-    parameters: Mapping[str, float],
-    scalars: Sequence[float],
-    s: _Interval,
-) -> _Interval:
+def _step(node: Node, args: Sequence[Interval], ranges: Ranges) -> Interval:
     match node.op:
-        case "s":
-            return s
-        case "constant" | "parameter" | "scalar":
-            v = node.value
-            if node.op == "parameter":
-                v = parameters[v[0]]
-            elif node.op == "scalar":
-                v = scalars[v]
-            return float(v), float(v)
+        case "constant" if not node.is_mask:
+            return node.value, node.value
+        case "parameter":
+            return ranges[f"parameter {node.value[0]}"][0]
+        case "s" | "teacher" | "scalar" | "row_value" | "column" if node.op in ranges:
+            return ranges[node.op][node.value or 0]
+        case "detach" | "apart":
+            return args[0]
         case "add":
             return args[0][0] + args[1][0], args[0][1] + args[1][1]
         case "neg":
@@ -253,4 +280,4 @@ def _step(
         case "div" if args[1][0] > 0 or args[1][1] < 0:
             ends = [a / b for a in args[0] for b in args[1]]
             return min(ends), max(ends)
-    return (0.0, 1.0) if node.is_mask else (-math.inf, math.inf)
+    return -math.inf, math.inf

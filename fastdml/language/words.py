@@ -20,9 +20,9 @@ V = TypeVar("V", Tensor, Node)
 Value = Any  # a Tensor, a Node or a number; the words keep to one of the former two
 
 __all__ = [
-    "absolute", "amax", "amin", "cos", "count", "detach", "equal", "exp", "log", "log_sum_exp", "lowest",
-    "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin", "softplus", "sqrt", "square",
-    "sum", "where",
+    "absolute", "amax", "amin", "apart", "cos", "count", "detach", "equal", "exp", "log", "log_sum_exp",
+    "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid", "sin", "softplus", "sqrt",
+    "square", "sum", "where",
 ]  # fmt: skip
 
 
@@ -203,6 +203,11 @@ def detach(x: Value) -> Any:
     if isinstance(x, Node):
         return graph.detach(x)
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def apart(x: Value) -> Any:
+    """x, a difference whose digits count: not folded into a multiply-add with what it is multiplied by."""
+    return make("apart", x) if isinstance(x, Node) else x
 
 
 def slack(x: Value) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from ..distances import distance_of, similarity_of
 from ..engine import check
 from ..engine.arguments import NamedArguments
-from ..engine.call import Call
+from ..engine.call import Call, statistic_type
 from ..engine.dispatch import check_backend
 from ..engine.distances import metric_of
-from ..engine.loss import RowLoss
+from ..engine.loss import Learnt, RowLoss
 from ..engine.peer import SeenAsPeer
 from ..engine.registry import FIELDS, interned
 from ..mining.batch import Batch, resolved
@@ -80,12 +81,45 @@ def weighted(part: Call | Part, weight: float) -> Call | Part:
 
 
 
-def _number(value: Tensor | int) -> Any:
-    """A tensor of one number as that, an integer that torch cannot hold as a float; others as they are."""
+def _number(value: Any) -> Any:
+    """A tensor or array of one number as that, an integer that torch cannot hold as a float; others as they
+    are."""
+    if not isinstance(value, (Tensor, int)):
+        return value.item() if getattr(value, "ndim", None) == 0 else value
     if isinstance(value, Tensor):
         constant = value.numel() == 1 and not value.requires_grad and not value.is_complex()
         return value.item() if constant else value
     return float(value) if 1 << 62 < abs(value) < 1 << 127 else value
+
+
+def _check_one_number(value: Any, name: str) -> None:
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a number or a tensor of one, got {value.dtype} {tuple(value.shape)}"
+        )
+
+
+def _seeing_learnt(description: Callable[[Any], RowLoss]) -> Callable[[Any], RowLoss]:
+    """A module's `description`, for which arguments that are tensors are `Learnt`."""
+
+    @functools.wraps(description)
+    def seeing(self: Any) -> RowLoss:
+        names = self.tensors
+        if not names:
+            return description(self)
+        own = self.__dict__
+        hidden = {name: own.get(name) for name in names}
+        own.update({name: Learnt(k) for k, name in enumerate(names)})
+        try:
+            return description(self)
+        finally:
+            for name, value in hidden.items():  # a parameter of the module is kept elsewhere
+                if value is None:
+                    del own[name]
+                else:
+                    own[name] = value
+
+    return seeing
 
 
 class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
@@ -126,6 +160,9 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     positional: ClassVar[tuple[str, ...]] = ()
     # Arguments of the constructor that may be parameters of the module.
     learnt: ClassVar[tuple[str, ...]] = ()
+    # Those that may be a tensor of one number, which is read at every call and may want a gradient: fields of
+    # a description in the row language.
+    open: ClassVar[tuple[str, ...]] = ()
     # A loss that passes its call on whole says in `calls` what it takes.
     entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
@@ -134,6 +171,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
+    # Whether it is a function of rows of similarities, with a description; else torch evaluates it.
+    in_rows: ClassVar[bool] = True
+    # Whether row i of one set belongs to row i of another, unless a call says otherwise.
+    paired: ClassVar[bool] = False
     # Reducer objects that are a reduction of the loss, by the names of their classes; with others the loss's
     # elements are reduced by torch.
     reducers: ClassVar[Mapping[str, str]] = {
@@ -181,10 +222,15 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
         self.embedding_reg_weight = check.finite(embedding_reg_weight, "embedding_reg_weight")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "description" in vars(cls):
+            cls.description = _seeing_learnt(cls.description)  # type: ignore[method-assign, assignment]
+
     def _reduction_of(self, reducer: object) -> str:
         """The reduction that a reducer object is, or that of the elements it takes."""
         if isinstance(reducer, str):
-            return reducer
+            return check.one_of(reducer, "reducer", self.reductions)
         if not isinstance(reducer, nn.Module):
             raise ValueError(
                 f"reducer: expected an object of fastdml.reducers or a reduction, got {reducer!r}"
@@ -236,8 +282,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             check.among(value, name, self.similarities)
         elif name == "backend":
             check_backend(value)
-        elif isinstance(value, (Tensor, int)) and name in self.arguments:
+        elif name in self.arguments and not isinstance(value, (float, str, nn.Module)):
             value = _number(value)
+            if isinstance(value, Tensor) and name in self.open:
+                _check_one_number(value, name)
         self.__dict__.pop("_described", None)
         super().__setattr__(name, value)
 
@@ -250,14 +298,23 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             found = self.__dict__["_described"] = interned(self.description())
         return found
 
+    @property
+    def tensors(self) -> list[str]:
+        """The arguments among `open` that are tensors."""
+        return [name for name in self.open if isinstance(getattr(self, name, None), Tensor)]
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         # A parameter given for a number would stand in `parameters()` and never get a gradient.
-        if param is not None and name in self.arguments and name not in self.learnt:
+        given = param is not None and name in self.arguments
+        if given and name in self.open:
+            _check_one_number(param, name)
+        elif given and name not in self.learnt:
             raise ValueError(
                 f"{name}: expected a number, got a parameter; {type(self).__name__} does not learn its {name}"
             )
         super().register_parameter(name, param)
 
+    @_seeing_learnt
     def description(self) -> RowLoss:
         """The loss as mathematics: `describes` with the module's arguments of the names of its fields."""
         assert self.describes is not None
@@ -295,13 +352,20 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             raise ValueError(
                 f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
             )
+        if learnt := self.tensors:
+            found = fields.get("scalars")
+            kind = statistic_type(anchors, fields.get("candidates"))
+            values = [getattr(self, n).to(anchors.device, kind).reshape(1) for n in learnt]
+            fields["scalars"] = torch.cat(values if found is None else [found.to(kind), *values])
         return Call(description, anchors, **fields)
 
     def forward(self, *batch: Any) -> Tensor:
         return total(self.parts(*batch))
 
     def extra_repr(self) -> str:
-        means = {"mean": self.mean_over, "nonzero": f"{self.nonzero_over} above 0"}
+        means = {"mean": self.mean_over}
+        if "nonzero" in self.reductions:
+            means["nonzero"] = f"{self.nonzero_over} above 0"
         over = means.get(self.reduction)
         return shown(self) + (f", which is over {over}" if over else "")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.loss import RowLoss, Rows
+from ..engine.loss import Rows
 
 
 def log_sum_exp_with_one(z: Tensor, mask: Tensor) -> Tensor:
@@ -58,13 +58,6 @@ def rows_per(count: Tensor) -> Tensor:
     """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
     over things. Rows per 1 where there is none."""
     return count.shape[0] / count.sum().clamp(min=1).to(torch.float64).reshape(1)
-
-
-def compiled_on_similarities(loss: RowLoss) -> str | None:
-    """Why a loss whose compiled forms know similarities only has none on distances, or None."""
-    if loss.metric.sign > 0:
-        return None
-    return f"its compiled forms are on similarities, not {loss.similarity!r}"
 
 
 def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:

@@ -49,7 +49,10 @@ def read_labels(path: str | Path, column: str | None = None) -> np.ndarray:
     if path.suffix == ".parquet":
         return _parquet_labels(path, column)
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
         try:
             return np.array([int(line) for line in lines])
         except ValueError:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import RowLoss
-from ..engine.relation import LabelRelation, Predicate, PredicateRelation
+from ..engine.relation import LabelRelation, Predicate, PredicateRelation, own_rows
 from .identity import equal_labels, same_memory
 from .label_sets import LabelSets
 from .lazy import LazyPairs
@@ -66,11 +66,7 @@ class Batch:
         """int64 [N] rows that are candidates' own copies, -1 for none; None: there are none."""
         if self.own is None:
             return None
-        own, rows = self.own_columns(), self.embeddings.shape[0]
-        columns = self.columns.shape[0]
-        found = own.new_full((columns + 1,), -1)
-        at = torch.where(own < 0, columns, own)
-        return found.scatter_(0, at, torch.arange(rows, device=own.device))[:columns]
+        return own_rows(self.own_columns(), self.columns.shape[0])
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """How many positives and negatives every row has, its own copy not among them: int64 [B]."""

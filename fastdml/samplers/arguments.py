@@ -12,15 +12,16 @@ import torch
 Labels = torch.Tensor | np.ndarray | Sequence[Any]
 
 _LARGEST_SEED = 2**64 - 1
+_MOST = 2**31 - 1  # of anything counted: what is drawn for an epoch is held in memory
 
 
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(name: str, value: Any, low: int, high: int = _MOST) -> int:
     """The integer, a numpy one or a tensor of one included; neither a bool nor a float."""
-    expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+    expected = f"of at least {low}" if high == _MOST else f"from {low} to {high}"
     try:
         if not isinstance(value, bool | np.bool_):
             number = operator.index(value)
-            if low <= number and (high is None or number <= high):
+            if low <= number <= high:
                 return number
     except (TypeError, ValueError):  # a string, None, a tensor of two
         pass

@@ -11,6 +11,8 @@ from . import arguments
 from .deck import Classes, Deck, ItemDecks
 from .epochs import EpochSampler
 
+_MOST = 1 << 16  # items of a class in a batch
+
 
 class MPerClassSampler(EpochSampler):
     """Draws ``m`` items of each class it visits, so that every anchor has ``m - 1`` positives.
@@ -28,7 +30,7 @@ class MPerClassSampler(EpochSampler):
     Args:
         labels: ``[N]`` class of each item of the data set: integers (tensor, array or list), or
             any values numpy can sort, such as class names.
-        m: items drawn per class, at least 1.
+        m: items drawn per class, 1 to 65,536.
         batch_size: indices per batch of one rank, a multiple of ``m`` with at most as many classes as
             exist.
         length_before_new_iter: indices per epoch over all ranks, cut down to whole batches on each
@@ -61,7 +63,7 @@ class MPerClassSampler(EpochSampler):
     ) -> None:
         super().__init__(seed, rank, num_replicas)
         found = arguments.labels(labels)
-        self.m_per_class = arguments.integer("m", m, 1)
+        self.m_per_class = arguments.integer("m", m, 1, _MOST)
         self.batch_size = (
             None if batch_size is None else arguments.integer("batch_size", batch_size, 1)
         )

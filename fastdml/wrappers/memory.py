@@ -137,7 +137,8 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             self.add_to_memory(embeddings[mask], labels[mask])
             anchors, theirs = embeddings[~mask], labels[~mask]
         count = int(self.filled)
-        if (count == 0 or anchors.shape[0] == 0) and not self._shared:  # other processes may have some
+        of_ours = isinstance(self.loss, SampleLoss) or self._shared  # which know an empty set
+        if (count == 0 or anchors.shape[0] == 0) and not of_ours:
             return [_Nothing(embeddings)]
         memory, stored = self.embedding_memory[:count], self.label_memory[:count]
         inner: Any = self.loss.loss if self._shared else self.loss
@@ -146,7 +147,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             memory, stored = memory.clone(), stored.clone()
         # Another type than the buffer's (half precision) is the batch's.
         memory = memory.to(embeddings.dtype)
-        whole = isinstance(self.loss, SampleLoss) or self._shared
+        whole = of_ours
         if indices_tuple is not None or not whole:
             pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)
             return _parts_of(self.loss, anchors, theirs, pairs, memory, stored)

@@ -17,16 +17,12 @@ from fastdml.language.printed import forms, headers
 from fastdml.language.program import program
 from fastdml.language.row import Trace, TracedRow, trace
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
+pytestmark = [
+    pytest.mark.skipif(library.load() is None, reason="no compiled library"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 TOLERANCE = 1e-11
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def close(found, expected, what):

@@ -3,11 +3,13 @@ without a compiler, without a folder and with words that are none."""
 
 import copy
 import dataclasses
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
-import threading
+import time
 
 import pytest
 import torch
@@ -21,15 +23,9 @@ from fastdml.engine.registry import LOSSES as LIBRARY
 from fastdml.language import compile, log_sum_exp, relu, sum
 from fastdml.language.described import Described
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 needs_library = pytest.mark.skipif(library.load() is None, reason="no compiled library")
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "language.md"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def documented():
@@ -170,27 +166,49 @@ print(float(loss(x, torch.arange(6) // 2)))
 """
 
 
+def program(folder, **environment):
+    """A process of its own that compiles into a folder, as a leader of its group."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _PROGRAM],
+        env={**os.environ, "FASTDML_CACHE": str(folder), **environment},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 @needs_library
-def test_two_processes_at_once_and_a_killed_compile(tmp_path, monkeypatch):
-    """Both compile, one result is kept, and what a killed compiler left behind disturbs nobody."""
+def test_two_processes_at_once_after_a_killed_one(tmp_path):
+    """Both compile, one result is kept, and what a killed compile left behind disturbs nobody."""
+    compiler = tmp_path / "endless"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || exec sleep 600\n')
+    compiler.chmod(0o755)
+    folder = tmp_path / "cache"
+    killed = program(folder, CXX=str(compiler))
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(".compiling-*/functor.cpp")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert list(folder.glob(".compiling-*")) and not list(folder.glob("*.so"))
+    found = [(p, *p.communicate()) for p in [program(folder), program(folder)]]
+    assert all(p.returncode == 0 for p, _, _ in found), found
+    assert found[0][1] == found[1][1] != ""
+    assert len(list(folder.glob("*.so"))) == 1
+
+
+@needs_library
+def test_another_version_is_compiled_anew(tmp_path, monkeypatch):
+    """Of the headers, of the flags or of the compiler: all of them make the key."""
+    x, y, _ = batch()
     monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
-    (tmp_path / ".compiling-killed").mkdir()
-    (tmp_path / ".compiling-killed" / "functor.so").write_text("half")
     found = []
-
-    def run():
-        command = [sys.executable, "-W", "error", "-c", _PROGRAM]
-        found.append(subprocess.run(command, capture_output=True, text=True, check=False))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(f.returncode == 0 for f in found), found
-    assert found[0].stdout == found[1].stdout
-    assert len(list(tmp_path.glob("*.so"))) == 1
+    for version in ("one", "one", "another"):
+        monkeypatch.setattr(compile, "_versions", lambda version=version: version)
+        compile.load.cache_clear()  # as in another process
+        loss = fastdml.row_loss(lambda p: sum(p.s * 0.75, where=p.positive), backend="native")
+        found.append((loss(x, y), len(list(tmp_path.glob("*.so")))))
+    assert [count for _, count in found] == [1, 1, 2]
+    assert found[0][0] == found[1][0] == found[2][0]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +232,14 @@ def test_a_result_that_is_not_of_the_row():
     x, y, _ = batch()
     with pytest.raises(ValueError, match=r"fn: expected a number of every row, \[\d+, 1\], got"):
         fastdml.row_loss(lambda p: log_sum_exp(p.s, where=p.pair) + p.s)(x, y)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_a_result_of_several_numbers(backend):
+    x, y, _ = batch()
+    loss = fastdml.row_loss(lambda p: (sum(p.s, where=p.pair),) * 2, backend=backend)
+    with pytest.raises(ValueError, match="fn: expected one number of every row"):
+        loss(x, y)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,3 +58,6 @@ def test_unknown(capsys):
     with pytest.raises(SystemExit):
         main(["show", "nothing"])
     assert "loss: expected FILE:FUNCTION or one of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["show", "nowhere:function"])
+    assert "loss: expected a Python file or module before the colon" in capsys.readouterr().err

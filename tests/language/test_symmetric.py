@@ -5,20 +5,35 @@ import re
 import pytest
 import torch
 from described import binomial_deviance, circle, contrastive, multi_similarity, sup_con
-from test_row_loss import LOSSES, hinge
+from test_row_loss import hinge
 
 import fastdml
 from fastdml.engine import library
-from fastdml.language import amax, amin, count, log_sum_exp, softplus, sum, where
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
+from fastdml.language import (
+    absolute,
+    amax,
+    amin,
+    count,
+    exp,
+    log_sum_exp,
+    mean,
+    relu,
+    softplus,
+    sqrt,
+    square,
+    sum,
+    where,
+)
+from fastdml.language.described import Described, DescribedLoss
+from fastdml.language.row import trace
+from fastdml.language.stream import StreamForm
 
-pytestmark = pytest.mark.skipif(library.load() is None, reason="no compiled library")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTDML_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = [
+    pytest.mark.skipif(library.load() is None, reason="no compiled library"),
+    pytest.mark.usefixtures("compiled_quickly"),
+]
 
 
 @pytest.fixture
@@ -36,6 +51,37 @@ def two_passes(p, scale):
     )
 
 
+def far_and_near(p, margin):
+    """Of distances: hinges, with their hardest and a level."""
+    level = log_sum_exp(-3 * p.s, where=p.negative, one=True)
+    push = mean(relu(margin + amin(p.s, where=p.negative) - p.s), where=p.negative)
+    pull = sum(square(relu(p.s - 0.2 * margin)), where=p.positive)
+    return where(count(where=p.negative) > 0, pull + push + level, 0.0)
+
+
+def taught(p, temperature):
+    """Distils a teacher's distances, with weights that come from them."""
+    theirs = p.teacher / temperature
+    level = log_sum_exp(-theirs, where=p.pair)
+    return sum(exp(-theirs - level) * square(p.s - p.teacher), where=p.pair) + mean(
+        absolute(p.s - 0.3 * theirs), where=p.negative
+    )
+
+
+def kept(p, scale):
+    """With the sample itself among its positives."""
+    level = log_sum_exp(scale * p.s, where=p.pair)
+    return level - mean(scale * p.s, where=p.positive)
+
+
+def of_values(p, scale):
+    """Values of rows and of candidates."""
+    z = scale * p.s * p.row_value(0) + p.column(0)
+    level = log_sum_exp(z, where=p.negative)
+    others = sum(sqrt(1 + square(p.s - p.column(1))), where=p.positive)
+    return others + where(count(where=p.negative) > 0, softplus(level), 0.0) * p.row_value(1)
+
+
 MINED = {"alpha": 2.0, "beta": 30.0, "base": 0.5, "max_positive": 0.999, "epsilon": 0.1}
 LEARNT = torch.nn.Parameter(torch.tensor(9.0))
 MADE = {
@@ -50,6 +96,10 @@ MADE = {
     "hinge": (hinge, "dot", {"margin": 1.1}),
     # Exponents too far apart for a bound, in double precision too: the row's largest is found first.
     "circle": (circle, "cosine", {"m": 0.4, "gamma": 200.0}),
+    **{
+        f"of_{kind}": (far_and_near, kind, {"margin": 1.3})
+        for kind in ("distance", "squared_distance", "raw_distance", "raw_squared_distance")
+    },
 }
 
 
@@ -113,29 +163,177 @@ def test_the_same_bits_at_every_run_and_thread():
 
 
 def test_chosen_by_size_and_explained():
-    loss = fastdml.row_loss(hinge, parameters={"margin": 0.2})
-    for n, taken in ((4096, "symmetric"), (256, "native")):
+    mined = fastdml.row_loss(multi_similarity, parameters=MINED)
+    # Where weights are symmetric, rows need two products as well.
+    hinges = fastdml.row_loss(hinge, parameters={"margin": 0.2})
+    for loss, n, taken in (
+        (mined, 4096, "symmetric"), (mined, 1024, "native"), (hinges, 4096, "native"),
+    ):  # fmt: skip
         x, y = torch.randn(n, 8), torch.arange(n) // 4
         assert re.search(rf"runs on\s+{taken}", str(fastdml.explain(loss, x, y)))
-    text = str(fastdml.explain(loss, torch.randn(900, 8), torch.arange(900) // 4))
-    assert "each pair once for both its ends: 1 sweep for statistics" in text
+    text = str(fastdml.explain(mined, torch.randn(1500, 8), torch.arange(1500) // 4))
+    assert "each pair once for both its ends: 2 sweeps for statistics" in text
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [
-        (lambda: LOSSES["distilled"], "a teacher"),
-        (lambda: fastdml.losses.MultiSimilarityLoss(), "has no streamed form"),
-        (lambda: fastdml.row_loss(hinge, "raw_distance", parameters={"margin": 1.0}), "raw_distance"),
-    ],
-)  # fmt: skip
-def test_says_why_not(loss, expected):
-    x, y = torch.randn(20, 6), torch.arange(20) // 4
-    built = loss()
-    built.backend = "symmetric"
-    further = {"teacher": x} if built is LOSSES["distilled"] else {}
-    with pytest.raises(ValueError, match=expected):
-        built.float()(x, y, **further)
+def test_losses_of_the_library():
+    """Only once this machine has the form, which is asked for."""
+    x, y = samples(1100)
+    loss = fastdml.losses.MultiSimilarityLoss(alpha=2.125)
+    assert re.search(r"runs on\s+native", str(fastdml.explain(loss, x, y)))
+    compared(loss.calls(x, y)[0], x)
+    assert re.search(r"runs on\s+symmetric", str(fastdml.explain(loss, x, y)))
+
+
+def compared(call, *leaves, backend="symmetric", tolerance=1e-10):
+    """Value and gradients of a call by both executors."""
+    found = []
+    for name in (backend, "dense"):
+        value = evaluate(call.replace(backend=name))
+        weight = torch.linspace(0.5, 2, value.numel(), dtype=value.dtype).view_as(value)
+        found.append((value.detach(), *torch.autograd.grad((value * weight).sum(), leaves)))
+    for a, b in zip(*found):
+        assert torch.isfinite(a).all()
+        assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+
+
+def samples(n=70, d=9, dtype=torch.float64):
+    g = torch.Generator().manual_seed(n)
+    x = torch.randn(n, d, generator=g, dtype=torch.float64).to(dtype)
+    return x.requires_grad_(), torch.randint(0, n // 5, (n,), generator=g)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance", "raw_squared_distance"])
+@pytest.mark.parametrize("teacher", ["distance", "raw_distance", "label_distance"])
+def test_a_teacher_of_one_set(similarity, teacher, workspace):
+    workspace(64 << 10)
+    x, y = samples(150)
+    theirs = torch.linspace(0, 5, 300, dtype=torch.float64).sin().view(150, 2)
+    loss = DescribedLoss(taught, {"temperature": 0.4}, teacher, similarity=similarity)
+    compared(Call(loss, x, anchor_labels=y, teacher=(theirs,), reduction="none"), x)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+def test_samples_among_their_own_positives(similarity, workspace):
+    workspace(64 << 10)
+
+    class Kept(DescribedLoss):
+        self_pair = "keep"
+
+    x, y = samples(150)
+    loss = Kept(kept, {"scale": 5.0}, similarity=similarity)
+    compared(Call(loss, x, anchor_labels=y, reduction="none"), x)
+
+
+@pytest.mark.parametrize("backend", ["symmetric", "native", "chunked"])
+def test_derivatives_by_values_of_rows_and_candidates(backend, workspace):
+    workspace(64 << 10)
+    x, y = samples(150)
+    g = torch.Generator().manual_seed(1)
+    rows, columns = (torch.rand(*s, generator=g, dtype=torch.float64) for s in ((150, 2), (3, 150)))
+    rows, columns = rows.requires_grad_(), columns.requires_grad_()
+    weight = torch.linspace(0, 3, 150, dtype=torch.float64)
+    loss = DescribedLoss(of_values, {"scale": 5.0})
+    for reduction in ("none", "mean"):
+        call = Call(
+            loss, x, anchor_labels=y, reduction=reduction, row_values=rows, col_values=columns,
+            row_weight=weight,
+        )  # fmt: skip
+        compared(call, x, rows, columns, backend=backend)
+
+
+def pairs(n, share, symmetric=False):
+    """(a1, p, a2, n) of a random share of all pairs of two, of which none has both kinds."""
+    kind = torch.rand(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    kind = torch.minimum(kind, kind.t()) if symmetric else kind
+    kind.fill_diagonal_(1.0)
+    positives = kind < share / 3
+    negatives = (kind < share) & ~positives
+    return *positives.nonzero(as_tuple=True), *negatives.nonzero(as_tuple=True)
+
+
+@pytest.mark.parametrize("name", ["multi_similarity", "two_passes", "of_distance"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_index_tuples(name, symmetric, workspace):
+    workspace(64 << 10)
+    x, _ = samples(150)
+    call = Call(made(name).description(), x, pairs=pairs(150, 0.3, symmetric), reduction="none")
+    compared(call, x)
+
+
+def test_pairs_of_two_kinds_are_left_to_torch():
+    x, _ = samples(20)
+    i = torch.arange(5)
+    loss = made("multi_similarity")
+    loss.backend = "symmetric"
+    with pytest.raises(ValueError, match="as positive and as negative"):
+        loss(x, None, (i, i + 5, i, i + 5))
+    loss.backend = "auto"
+    assert torch.isfinite(loss(x, None, (i, i + 5, i, i + 5)))
+
+
+def test_near_pairs_and_rows_out_of_range():
+    """Distances of near pairs from differences; rows brought into range, or their mean taken out."""
+    x, y = samples(90, dtype=torch.float32)
+    with torch.no_grad():
+        x[1] = x[0] + 1e-5
+        x[2] = x[0]
+        offset = x + 300
+    far = x.detach() * 1e25
+    for similarity, embeddings in (("distance", x), ("raw_distance", offset), ("cosine", far)):
+        loss = DescribedLoss(far_and_near, {"margin": 1.1}, similarity=similarity)
+        values = []
+        for backend in ("symmetric", "native"):
+            z = embeddings.detach().clone().requires_grad_()
+            call = Call(loss, z, anchor_labels=y, reduction="none", backend=backend)
+            value = evaluate(call)
+            (d,) = torch.autograd.grad(value.sum(), z)
+            values.append((value.detach(), d))
+        # Derivatives of near pairs keep the rounding of products.
+        for (a, b), some in zip(zip(*values), (slice(None), slice(3, None))):
+            assert torch.isfinite(b).all() and b[some].abs().max() > 0
+            bound = float(3e-5 * b[some].abs().max())
+            torch.testing.assert_close(a[some], b[some], rtol=3e-5, atol=bound)
+
+
+def test_statistics_are_found_once_for_several_outputs(monkeypatch):
+    """A loss of several outputs visits for them and for the weights: two sweeps, not three."""
+
+    class Ratio(DescribedLoss):
+        outputs = 2
+
+        def combine(self, outputs, reduction):
+            return outputs[:, 0].sum() / outputs[:, 1].sum().clamp(min=1)
+
+        def spec(self, rows):
+            return Described.spec(self, rows)
+
+    from fastdml.engine.executors.symmetric import _Run
+
+    def hinges(p, margin):
+        return sum(relu(p.s - margin), where=p.negative), count(where=p.negative & (p.s > margin))
+
+    visits, visit = [], _Run.visit
+    monkeypatch.setattr(_Run, "visit", lambda self, *a: visits.append(a[1]) or visit(self, *a))
+    x, y = samples()
+    compared(Call(Ratio(hinges, {"margin": 0.1}), x, anchor_labels=y), x)
+    assert visits == [0, 1]
+
+
+def test_says_why_not():
+    x, y = samples(20)
+    taken = DescribedLoss(taught, {"temperature": 0.4}, "cosine")
+    call = Call(taken, x, anchor_labels=y, teacher=(x, x.clone()), backend="symmetric")
+    with pytest.raises(ValueError, match="the teacher's anchors and candidates are two sets"):
+        evaluate(call)
+    with pytest.raises(ValueError, match="has no streamed form"):
+        fastdml.losses.FastAPLoss(backend="symmetric")(x, y)
+    with pytest.raises(ValueError, match="may draw"):
+        evaluate(
+            Call(
+                made("hinge").description(), x, predicate=lambda i, j: (i[:, None] < j,) * 2,
+                backend="symmetric",
+            )
+        )  # fmt: skip
 
 
 def test_not_of_two_sets():
@@ -147,10 +345,6 @@ def test_not_of_two_sets():
 
 def test_contrastive_of_several_outputs_is_combined():
     """Weights of several outputs come through the rows' numbers: the engine's own combined loss."""
-    from fastdml.language.program import program
-    from fastdml.language.row import trace
-    from fastdml.language.stream import StreamPrinter
-
     made = trace(contrastive, ("pos_margin", "neg_margin", "sign"))
-    text = StreamPrinter(program(made, reference="bound"), "contrastive").text
+    text = StreamForm(made, "contrastive", {}).printer.text
     assert "row.weight(0, 4)" in text and "reads(Pass<1>) { return 2; }" in text

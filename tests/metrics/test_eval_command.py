@@ -22,6 +22,7 @@ def folder(tmp_path):
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
     (tmp_path / "y.txt").write_text("\n".join(Y), encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("été\n".encode("latin-1"))
     np.save(tmp_path / "i.npy", RNG.integers(0, 256, (70, 6, 5), dtype=np.uint8))
     return tmp_path
 
@@ -118,6 +119,7 @@ def test_histogram_of_pairs():
         (("x.npy", "short.npy"), r"short.npy: expected 70 labels"),
         (("x.npy",), "labels: expected a file of labels"),
         (("y.txt", "y.npy"), "expected a .npy or .parquet file"),
+        (("x.npy", "latin.txt"), "latin.txt: expected text in UTF-8"),
         (("broken.npy", "y.npy"), "broken.npy: expected an npy file of plain numbers"),
         (("pickled.npy", "y.npy"), "pickled.npy: expected an npy file of plain numbers"),
         (("broken.parquet",), "broken.parquet: expected a parquet file"),

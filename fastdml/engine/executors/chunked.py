@@ -77,6 +77,9 @@ class Chunked:
             if gradient and out.d_row_values is not None and block.row_values is not None:
                 block.row_values = block.row_values.detach().requires_grad_()
                 inputs.append(block.row_values)
+            if gradient and out.d_col_values is not None and block.col_values is not None:
+                block.col_values = block.col_values.detach().requires_grad_()
+                inputs.append(block.col_values)
             outputs = problem.loss.spec(block).reshape(s.shape[0], -1)
             found: list[Tensor | None] = [None] * len(inputs)
             if gradient and outputs.requires_grad:
@@ -92,6 +95,8 @@ class Chunked:
             out.d_scalars[start] = others.pop(0)  # the block's sum, in its first row
         if out.d_row_values is not None:
             out.d_row_values[rows] = others.pop(0)
+        if out.d_col_values is not None:
+            out.d_col_values += others.pop(0)
         # Derivatives of distances need those that their weights are about to replace.
         kept = metric.kind == DISTANCE or (metric.kind != PRODUCT and problem.epsilon)
         d = s.clone() if kept else s

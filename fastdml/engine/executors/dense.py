@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -74,9 +76,11 @@ class Dense:
                 weight = torch.full_like(outputs, problem.weight)
                 if problem.row_weight is not None:
                     weight = weight * problem.row_weight.reshape(a.shape[0], -1)
-                derivatives = torch.autograd.grad(
-                    outputs, list(inputs.values()), weight, allow_unused=True
-                )
+                derivatives: Sequence[Tensor | None] = [None] * len(inputs)
+                if outputs.requires_grad:  # not of a loss that is a constant
+                    derivatives = torch.autograd.grad(
+                        outputs, list(inputs.values()), weight, allow_unused=True
+                    )
                 for (name, x), g in zip(inputs.items(), derivatives, strict=True):
                     setattr(result, name, torch.zeros_like(x) if g is None else g)
         return result

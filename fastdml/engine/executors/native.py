@@ -57,7 +57,7 @@ class Native:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if isinstance(problem.relation, TupleRelation):
             return listed_rows.run(problem, wanted)
-        if one_block.takes(problem):
+        if one_block.takes(problem) and not (wanted.col_values and problem.loss.column_slopes):
             schedule.presweep(problem, schedule.outputs_by(self))
             found = one_block.run(problem, wanted)
             if found is None:
@@ -73,6 +73,7 @@ class Native:
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
         held = size * (2 if problem.teacher is not None else 1)
+        held += size * problem.loss.column_slopes
         # Weights in bfloat16 lie beside the similarities they come from.
         if problem.anchors.dtype == torch.bfloat16:
             held += 2
@@ -104,6 +105,9 @@ class Native:
 
         classes = problem.classes
         weights = weights if gradient else None
+        slopes = None
+        if gradient and out.d_col_values is not None and problem.loss.column_slopes:
+            slopes = s.new_zeros(problem.loss.column_slopes, *s.shape)
         self.kernel(
             s,
             functor_of(problem.loss),
@@ -134,5 +138,13 @@ class Native:
             weights,
             holds_similarities,
             *problem.embeddings_of(start, s.shape[0]),
+            slopes,
         )
+        if slopes is not None and out.d_col_values is not None:
+            # A functor with several weights has applied them itself.
+            by = torch.full_like(s[:, 0], 1.0 if problem.loss.combined else problem.weight)
+            if problem.row_weight is not None and not problem.loss.combined:
+                by *= problem.row_weight[rows]
+            for d, slope in zip(out.d_col_values, slopes):
+                d += torch.mv(slope.t(), by)
         return s if weights is None else weights

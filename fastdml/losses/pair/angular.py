@@ -90,7 +90,9 @@ class AngularLoss(SampleLoss):
         ordered = self._reducer is not None and not self._is_reduction
         with torch.no_grad():
             a, p = positive_pairs(found, once=not ordered)
-        if a.shape[0] == 0 or (found.pairs and found.pairs[2].shape[0] == 0):
+        # A graph does not know how many pairs there are; a list without negatives has no loss.
+        known = not torch.compiler.is_compiling()
+        if (known and a.shape[0] == 0) or (found.pairs and found.pairs[2].shape[0] == 0):
             return [Term(_nothing, (found.embeddings,))]
         # Rows of one set count once for both orders.
         halved = not (ordered or found.pairs or found.predicate or found.ref_emb is not None)

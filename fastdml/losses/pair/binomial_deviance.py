@@ -63,6 +63,7 @@ class BinomialDevianceLoss(SampleLoss):
     """
 
     function = "binomial_deviance"
+    open = ("alpha", "beta", "base")
 
     def __init__(
         self,

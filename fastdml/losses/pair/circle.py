@@ -107,6 +107,7 @@ class CircleLoss(SampleLoss):
     """
 
     function = "circle"
+    open = ("m", "gamma")
 
     def __init__(
         self,
@@ -123,8 +124,10 @@ class CircleLoss(SampleLoss):
                 "reduction: the global form is one number; expected another kind than 'none'"
             )
         self.form = form
-        found = _describe(m, gamma, form, True, self.similarity)
-        self.m, self.gamma = found.m, found.gamma
+        usual = _describe(None, None, form, True, self.similarity)
+        self.m = usual.m if m is None else m
+        self.gamma = usual.gamma if gamma is None else gamma
+        self.description()  # checks the parameters
 
     def description(self) -> Circle:
         return _describe(self.m, self.gamma, self.form, True, self.similarity)

@@ -199,6 +199,7 @@ class ContrastiveLoss(TwoSums):
     """
 
     function = "contrastive"
+    open = ("pos_margin", "neg_margin")
     default_similarity = "distance"
 
     def description(self) -> Contrastive:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, amax, amin, count, exp, log_sum_exp, mean, square, sum, where
+from ...language.described import Described, Positive
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, log_sum_exp_with_one, masked_sum
+from ..terms import duplicate_ceiling
 
 __all__ = ["ContrastiveBayesianLoss"]
 
@@ -21,16 +20,16 @@ FORMS = ("log", "sqrt", "constant")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ContrastiveBayesian(RowLoss):
+class ContrastiveBayesian(Described):
     """SPEC 2.5."""
 
     name = "contrastive_bayesian"
     provenance = "released code"
 
     pos_a: float = 0.5
-    pos_b: float = 0.5
+    pos_b: Positive = 0.5
     neg_a: float = 1.0
-    neg_b: float = 0.01
+    neg_b: Positive = 0.01
     mining_margin: float = 0.1
     variance_weight: float = 1.0
     mean_mix: float = 0.2
@@ -53,34 +52,26 @@ class ContrastiveBayesian(RowLoss):
             cls(neg_b=0.1, mining_margin=-0.1, form="constant"),
         ]
 
-    def parameters(self) -> tuple[float, ...]:
-        *numbers, form, ceiling = (
-            getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "similarity"
-        )
-        return (*map(float, numbers), float(FORMS.index(form)), ceiling)
-
-    def term(self, log: Tensor) -> Tensor:
+    def term(self, log: Any) -> Any:
         """What log f adds to the loss, f = 1 + a sum of exponentials."""
         if self.form == "log":
             return log
-        return (log / 2).exp() if self.form == "sqrt" else 0.75 + log.exp() / 4
+        return exp(log / 2) if self.form == "sqrt" else 0.75 + exp(log) / 4
 
-    def spec(self, rows: Rows) -> Tensor:
-        s, negative = rows.s, rows.negative
-        positive = rows.positive & (s < self.max_positive)
-        hardest_p = s.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
-        hardest_n = s.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
-        mined_p = positive & (s < hardest_n + self.mining_margin)
-        mined_n = negative & (s > hardest_p - self.mining_margin)
-        pull = log_sum_exp_with_one((self.pos_a - s) / self.pos_b, mined_p)
-        push = log_sum_exp_with_one((s - self.neg_a) / self.neg_b, mined_n)
+    def row(self, p: Row) -> Any:
+        positive, negative = p.positive & (p.s < self.max_positive), p.negative
+        hardest_p, hardest_n = amin(p.s, where=positive), amax(p.s, where=negative)
+        mined_p = positive & (p.s < hardest_n + self.mining_margin)
+        mined_n = negative & (p.s > hardest_p - self.mining_margin)
+        pull = log_sum_exp((self.pos_a - p.s) / self.pos_b, where=mined_p, one=True)
+        push = log_sum_exp((p.s - self.neg_a) / self.neg_b, where=mined_n, one=True)
         h = self.mean_mix
-        mean = h * masked_sum(s, positive) / positive.sum(1).clamp(min=1) + (1 - h) * masked_sum(
-            s, negative
-        ) / negative.sum(1).clamp(min=1)
-        variance = masked_sum((s - mean[:, None]).square(), negative)
+        middle = h * mean(p.s, where=positive) + (1 - h) * mean(p.s, where=negative)
+        variance = sum(square(p.s - middle), where=negative)
+        some = (count(where=positive) > 0) & (count(where=negative) > 0)
+        some = some & (hardest_p - self.mining_margin < hardest_n)
         loss = self.term(pull) + self.term(push) + self.variance_weight * variance
-        return torch.where(mined_p.any(1) & mined_n.any(1), loss, torch.zeros_like(loss))
+        return where(some, loss, 0.0)
 
 
 class ContrastiveBayesianLoss(SampleLoss):
@@ -110,6 +101,7 @@ class ContrastiveBayesianLoss(SampleLoss):
     """
 
     function = "contrastive_bayesian"
+    open = ("pos_a", "pos_b", "neg_a", "neg_b", "mining_margin", "variance_weight", "mean_mix")
 
     def __init__(
         self,

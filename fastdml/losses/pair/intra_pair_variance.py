@@ -12,22 +12,26 @@ from ...engine import check, in_torch
 from ...engine.call import Call, statistic_type
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
+from ...language import Row, relu, square, sum
+from ...language.described import Described
+from ...language.row import TensorRow
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..pair_means import mean_similarities
-from ..terms import compiled_on_similarities, masked_sum, rows_per
+from ..terms import masked_sum, rows_per
 
 __all__ = ["IntraPairVarianceLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class IntraPairVariance(RowLoss):
+class IntraPairVariance(Described):
     """Scalars of the call: the mean similarity of positives and of negatives, whose derivatives count."""
 
     name = "intra_pair_variance"
     provenance = "pytorch-metric-learning"
     learnable = (0.5, 0.1)
+    derived = ("sign",)
 
     pos_eps: float = 0.01
     neg_eps: float = 0.01
@@ -39,26 +43,20 @@ class IntraPairVariance(RowLoss):
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return torch.cat([rows_per(positives), rows_per(negatives)])
 
-    @property
-    def only_in_torch(self) -> str | None:
-        return super().only_in_torch or compiled_on_similarities(self)
+    def costs(self, p: Row) -> tuple[Any, Any]:
+        """Of pairs as positives and as negatives."""
+        sign = self.sign
+        low = relu(sign * ((1 - sign * self.pos_eps) * p.scalar(0) - p.s))
+        high = relu(sign * (p.s - (1 + sign * self.neg_eps) * p.scalar(1)))
+        return square(low), square(high)
 
-    def costs(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """[R, N] of pairs as positives and as negatives."""
-        assert rows.scalars is not None
-        sign = self.metric.sign
-        low = (sign * ((1 - sign * self.pos_eps) * rows.scalars[0] - rows.s)).relu().square()
-        high = (sign * (rows.s - (1 + sign * self.neg_eps) * rows.scalars[1])).relu().square()
-        return low, high
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        low, high = self.costs(rows)
-        _, _, share_p, share_n = rows.scalars
-        return share_p * masked_sum(low, rows.positive) + share_n * masked_sum(high, rows.negative)
+    def row(self, p: Row) -> Any:
+        low, high = self.costs(p)
+        pull, push = sum(low, where=p.positive), sum(high, where=p.negative)
+        return p.scalar(2) * pull + p.scalar(3) * push
 
     def pieces(self, rows: Rows) -> dict[str, Piece]:
-        low, high = self.costs(rows)
+        low, high = self.costs(TensorRow(rows))
         return {
             "pos_loss": Piece("pos_pair", low, rows.positive),
             "neg_loss": Piece("neg_pair", high, rows.negative),
@@ -87,6 +85,9 @@ class IntraPairVarianceLoss(SampleLoss):
     """
 
     function = "intra_pair_variance"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    open = ("pos_eps", "neg_eps")
     mean_over = "pairs of each kind"
     reducers = {"MeanReducer": "mean"}
     part_names = ("pos_loss", "neg_loss")

@@ -6,20 +6,33 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.pair_values import pair_values
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import (
+    Row,
+    absolute,
+    count,
+    detach,
+    log_sum_exp,
+    lowest,
+    maximum,
+    relu,
+    sigmoid,
+    softplus,
+    square,
+    sum,
+    where,
+)
+from ...language.described import Described
 from ...mining.batch import Batch
 from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
-from ..terms import log_sum_exp, masked_sum, rows_per
+from ..terms import rows_per
 from ..triplet.listed import wide
 
 __all__ = [
@@ -30,7 +43,7 @@ __all__ = [
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LiftedStructure(RowLoss):
+class LiftedStructure(Described):
     """A positive pair (i, p) against the negatives of i and of p: half of [log sum + margin]^2.
 
     The derivative through the log of sum L_p of the other sample does not come with the row, and is the
@@ -41,6 +54,7 @@ class LiftedStructure(RowLoss):
 
     name = "lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
     detaches = True  # other values of pull and push than 1 and 2 are half of a loss
 
     pos_margin: float = 0.0
@@ -53,9 +67,6 @@ class LiftedStructure(RowLoss):
         check.finite(self.pos_margin, "pos_margin")
         check.finite(self.neg_margin, "neg_margin")
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, self.pull, self.push)
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives)
 
@@ -63,23 +74,21 @@ class LiftedStructure(RowLoss):
         sign = self.metric.sign
         return LogSumExp(sign, -sign * self.neg_margin, True, similarity=self.similarity)
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None and rows.col_values is not None
-        sign = self.metric.sign
-        level = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)
-        own, other = level.detach()[:, None], rows.col_values[-2].detach()
-        some = torch.maximum(own, other) > 0.5 * torch.finfo(own.dtype).min
-        both = torch.where(some, torch.logaddexp(own, other), torch.zeros_like(own))
-        excess = torch.where(some, (both - sign * (rows.s - self.pos_margin)).relu(), 0.0)
-        slope = masked_sum(excess.detach() * torch.sigmoid(own - other), rows.positive)
-        through = slope * (level - level.detach())  # 0, with the derivative of the row's log of sum
-        value = masked_sum(excess.square() / 2, rows.positive)
-        return rows.scalars[0] * (self.pull * value + self.push * through)
+    def row(self, p: Row) -> Any:
+        level = log_sum_exp(self.sign * (p.s - self.neg_margin), where=p.negative)
+        own, other = detach(level), detach(p.column(0))
+        both = maximum(own, other) + softplus(-absolute(own - other))
+        some = both > 0.5 * lowest(p.s)
+        excess = where(some, relu(both - self.sign * (p.s - self.pos_margin)), 0.0)
+        slope = detach(sum(excess * sigmoid(own - other), where=p.positive))
+        through = slope * (level - own)  # 0, with the derivative of the row's log of sum
+        value = sum(square(excess), where=p.positive) / 2
+        return p.scalar(0) * (self.pull * value + self.push * through)
 
     def pieces(self, rows: Rows) -> dict[str, Piece]:
         assert rows.col_values is not None
         sign = self.metric.sign
-        own = log_sum_exp(sign * (rows.s - self.neg_margin), rows.negative)[:, None]
+        own = log_sum_exp(sign * (rows.s - self.neg_margin), where=rows.negative)
         loss = _half_square(own, rows.col_values[-2], sign * (self.pos_margin - rows.s))
         return {"loss": Piece("pos_pair", loss, rows.positive)}
 
@@ -93,11 +102,13 @@ def _half_square(own: Tensor, other: Tensor, pull: Tensor) -> Tensor:
 
 @register
 @dataclasses.dataclass(frozen=True)
-class GeneralizedLiftedStructure(RowLoss):
+class GeneralizedLiftedStructure(Described):
     """All positives of a row against all its negatives."""
 
     name = "generalized_lifted_structure"
     provenance = "pytorch-metric-learning"
+    derived = ("sign",)
+    numbers = ("needs_both",)
 
     pos_margin: float = 0.0
     neg_margin: float = 1.0
@@ -112,30 +123,16 @@ class GeneralizedLiftedStructure(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.2, 1.5, True), cls(0.9, 0.1, similarity="cosine")]
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, self.pos_margin, self.neg_margin, float(self.needs_both))
-
     def row(self, p: Row) -> Any:
-        sign = self.metric.sign
-        own, others = of.count(where=p.positive), of.count(where=p.negative)
-        pull = of.log_sum_exp(sign * (self.pos_margin - p.s), where=p.positive)
-        push = of.log_sum_exp(sign * (p.s - self.neg_margin), where=p.negative)
-        total = of.where(own > 0, pull, 0.0) + of.where(others > 0, push, 0.0)
-        if self.needs_both:
-            total = of.where((own > 0) & (others > 0), total, 0.0)
-        return of.relu(total)
-
-    def spec(self, rows: Rows) -> Tensor:
-        sign = self.metric.sign
-        total = torch.zeros_like(rows.s[:, 0])
+        parts, some = [], []
         for z, mask in (
-            (sign * (self.pos_margin - rows.s), rows.positive),
-            (sign * (rows.s - self.neg_margin), rows.negative),
+            (self.sign * (self.pos_margin - p.s), p.positive),
+            (self.sign * (p.s - self.neg_margin), p.negative),
         ):
-            total = total + torch.where(mask.any(1), log_sum_exp(z, mask), 0.0)
-        if self.needs_both:
-            total = torch.where(rows.positive.any(1) & rows.negative.any(1), total, 0.0)
-        return F.relu(total)
+            some.append(count(where=mask) > 0)
+            parts.append(where(some[-1], log_sum_exp(z, where=mask), 0.0))
+        counts = (some[0] & some[1]) | (self.needs_both < 0.5)
+        return where(counts, relu(parts[0] + parts[1]), 0.0)
 
 
 class LiftedStructureLoss(SampleLoss):
@@ -271,6 +268,7 @@ class GeneralizedLiftedStructureLoss(SampleLoss):
     """
 
     function = "generalized_lifted_structure"
+    open = ("neg_margin", "pos_margin")
     default_similarity = "distance"
 
     def __init__(

@@ -95,6 +95,7 @@ class MultiSimilarityLoss(SampleLoss):
     """
 
     function = "multi_similarity"
+    open = ("alpha", "beta", "base", "epsilon")
 
     def __init__(
         self,

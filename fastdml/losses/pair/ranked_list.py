@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...engine import check
 from ...engine.distances import metric_of
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, amax, detach, exp, maximum, sum, where
+from ...language.described import Described
 from ..base import SampleLoss
 
 __all__ = ["RankedListLoss"]
@@ -22,12 +21,13 @@ _FLOOR = 1e-5  # added to a sum of weights, once per candidate, by the ports in 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class RankedList(RowLoss):
+class RankedList(Described):
     """Weighted means of the hinges of positives beyond `inner` and negatives within `outer`."""
 
     name = "ranked_list"
     unlisted = True
     provenance = "pytorch-metric-learning"
+    numbers = ("detach_weights",)
 
     inner: float = 1.0
     outer: float = 1.4
@@ -48,31 +48,27 @@ class RankedList(RowLoss):
     def detaches(self) -> bool:  # type: ignore[override]
         return self.detach_weights
 
-    def parameters(self) -> tuple[float, ...]:
-        bounds = (self.inner, self.outer, self.positive_temperature, self.negative_temperature)
-        return (*bounds, self.imbalance, float(not self.detach_weights), _FLOOR)
-
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.8, 1.3, 3.0, 5.0, 0.3, True), cls(0.8, 1.3, -2.0, -10.0)]
 
-    def spec(self, rows: Rows) -> Tensor:
-        def part(excess: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    def row(self, p: Row) -> Any:
+        def part(excess: Any, mask: Any, temperature: Any) -> Any:
             active = mask & (excess > 0)
-            excess = torch.where(active, excess, torch.zeros_like(excess))
-            # Of a negative temperature the largest exponent is that of a pair at the margin: 0.
-            top = excess.detach().amax(1, keepdim=True) * (temperature > 0)
-            weight = torch.exp(temperature * (excess - top)) * active
-            if self.detach_weights:
-                weight = weight.detach()
-            floor = _FLOOR * excess.shape[1] * torch.exp(-temperature * top[:, 0])
-            total = weight.sum(1) + floor
+            # The largest exponent is taken out of all of them.
+            most = detach(maximum(amax(excess, where=mask), 0.0))
+            # Of a negative temperature that of a pair at the margin: 0.
+            top = where(temperature > 0, most, 0.0)
+            weight = exp(temperature * (excess - top))
+            weight = weight + self.detach_weights * (detach(weight) - weight)
+            floor = _FLOOR * p.columns * exp(-temperature * top)
+            total = sum(weight, where=active) + floor
             # Without an active pair the floor may underflow; the sum is 0 all the same.
-            total = torch.where(active.any(1), total, torch.ones_like(total))
-            return (weight * excess).sum(1) / total
+            total = where(most > 0, total, 1.0)
+            return sum(weight * excess, where=active) / total
 
-        pull = part(rows.s - self.inner, rows.positive, self.positive_temperature)
-        push = part(self.outer - rows.s, rows.negative, self.negative_temperature)
+        pull = part(p.s - self.inner, p.positive, self.positive_temperature)
+        push = part(self.outer - p.s, p.negative, self.negative_temperature)
         return (1 - self.imbalance) * pull + self.imbalance * push
 
 
@@ -100,6 +96,7 @@ class RankedListLoss(SampleLoss):
     """
 
     function = "ranked_list"
+    open = ("Tn", "Tp", "imbalance")
     default_similarity = "distance"
 
     def __init__(

@@ -10,19 +10,20 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Call
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, count, relu, square, sum
+from ...language.described import Described
 from ...mining.batch import Batch
 from ..base import SampleLoss
 from ..pair_means import mean_similarities
-from ..terms import masked_sum
 
 __all__ = ["SemiVarianceLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class SemiVariance(RowLoss):
+class SemiVariance(Described):
     """Scalars of the call: the mean similarity of positives and of negatives, whose derivatives count."""
 
     name = "semi_variance"
@@ -30,6 +31,7 @@ class SemiVariance(RowLoss):
     learnable = (0.5, 0.1)
     outputs = 4
     symmetric = True
+    unread = ("pos_weight", "neg_weight")
 
     pos_weight: float = 1.0
     neg_weight: float = 5.0
@@ -38,18 +40,11 @@ class SemiVariance(RowLoss):
         check.non_negative(self.pos_weight, "pos_weight")
         check.non_negative(self.neg_weight, "neg_weight")
 
-    def parameters(self) -> tuple[float, ...]:
-        return (0.0,)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        parts = (
-            (rows.scalars[0] - rows.s, rows.positive),
-            (rows.s - rows.scalars[1], rows.negative),
-        )
-        sums = [masked_sum(x.relu().square(), mask) for x, mask in parts]
-        counts = [((x > 0) & mask).sum(1).to(x.dtype) for x, mask in parts]
-        return torch.stack(sums + counts, dim=1)
+    def row(self, p: Row) -> Any:
+        parts = ((p.scalar(0) - p.s, p.positive), (p.s - p.scalar(1), p.negative))
+        sums = [sum(square(relu(x)), where=mask) for x, mask in parts]
+        counts = [count(where=mask & (x > 0)) for x, mask in parts]
+        return (*sums, *counts)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().sum(0).unbind(0)

@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, sum
+from ...language.described import Described
 from ..base import SampleLoss
-from ..terms import duplicate_ceiling, masked_sum
+from ..terms import duplicate_ceiling
 
 __all__ = ["XBMPairLoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class XBMPair(RowLoss):
+class XBMPair(Described):
     """SPEC 2.10: sums over pairs, no counts. A negative above the margin costs s - offset."""
 
     name = "xbm_pair"
     provenance = "released code"
-    symmetric = True
 
     margin: float = 0.5
     offset: float = 0.5
@@ -36,10 +35,10 @@ class XBMPair(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.3, 0.0, 1 - 1e-5)]
 
-    def spec(self, rows: Rows) -> Tensor:
-        positive = rows.positive & (rows.s < self.max_positive)
-        hit = rows.negative & (rows.s > self.margin)
-        return masked_sum(1 - rows.s, positive) + masked_sum(rows.s - self.offset, hit)
+    def row(self, p: Row) -> Any:
+        kept = p.positive & (p.s < self.max_positive)
+        hit = p.negative & (p.s > self.margin)
+        return sum(1 - p.s, where=kept) + sum(p.s - self.offset, where=hit)
 
 
 class XBMPairLoss(SampleLoss):
@@ -61,6 +60,7 @@ class XBMPairLoss(SampleLoss):
     """
 
     function = "xbm_pair"
+    open = ("margin",)
 
     def __init__(self, margin: float = 0.5, *, variant: str = "paper", **kwargs: Any) -> None:
         super().__init__(**kwargs)

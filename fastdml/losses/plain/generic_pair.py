@@ -42,8 +42,13 @@ class BaseMetricLossFunction(SampleLoss):
     several.
     """
 
+    default_similarity = "distance"
     reducers = {}
     reductions = ("mean", "sum", "nonzero")
+
+    @property
+    def part_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self.sub_loss_names())
 
     def compute_loss(
         self, embeddings: Tensor, labels: Any, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
@@ -60,7 +65,7 @@ class BaseMetricLossFunction(SampleLoss):
         return {name: self.zero_loss() for name in self.sub_loss_names()}
 
     def _sub_loss_names(self) -> list[str]:
-        return list(self.part_names)
+        return ["loss"]
 
     def sub_loss_names(self) -> list[str]:
         """The names of the parts."""

@@ -41,6 +41,7 @@ class ManifoldLoss(Loss):
     reductions = ("mean",)
     one_number = "mean"
     inputs = {"proxies": ("l", "K")}
+    positional = ("embeddings", "proxies", "indices_tuple")
     similarities = ("cosine", "dot")
 
     def __init__(

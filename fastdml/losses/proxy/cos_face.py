@@ -27,6 +27,7 @@ class CosFaceLoss(ProxyLoss):
     """
 
     function = "cos_face"
+    open = ("margin", "scale")
     describes = SoftmaxCrossEntropy
     parameter_name = "W"
     by_columns = True

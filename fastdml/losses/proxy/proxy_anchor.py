@@ -101,6 +101,7 @@ class ProxyAnchorLoss(ProxyLoss):
     """
 
     function = "proxy_anchor"
+    open = ("margin", "alpha")
     mean_over = "classes that are present, and all classes"
     reducers = {"DivisorReducer": "mean"}
     part_names = ("pos_loss", "neg_loss")

@@ -132,8 +132,9 @@ def center_distance(proxies: Tensor, size: int) -> Tensor:
     """
     if size == 1:
         return proxies.sum() * 0
-    directions = unit(proxies).unflatten(0, (-1, size))
-    s = torch.bmm(directions, directions.transpose(1, 2))
+    with torch.autocast(proxies.device.type, enabled=False):
+        directions = unit(proxies).unflatten(0, (-1, size))
+        s = torch.bmm(directions, directions.transpose(1, 2))
     first, second = torch.triu_indices(size, size, 1, device=proxies.device)
     d = (2 + 1e-5 - 2 * s[:, first, second]).clamp(min=1e-5).sqrt()
     return d.sum() / (proxies.shape[0] * (size - 1))

@@ -85,9 +85,9 @@ class HistogramLoss(SampleLoss):
         super().__init__(**kwargs)
         bins = n_bins
         if delta is not None:
-            check.positive(delta, "delta")
+            delta = check.positive(delta, "delta")
             bins = round(2 / delta)
-            if bins < 1 or abs(bins * delta - 2) > 1e-9 or n_bins not in (None, bins):
+            if bins < 1 or abs(bins * delta - 2) > 1e-6 or n_bins not in (None, bins):
                 raise ValueError(f"delta: expected 2 / n_bins, got {delta} with n_bins={n_bins}")
         self.n_bins = 100 if bins is None else check.integer(bins, "n_bins", 1, _MOST)
 

@@ -119,6 +119,7 @@ class PNPLoss(SampleLoss):
     one_number = "mean"
 
     function = "pnp"
+    reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "nonzero"}
     mean_over = "queries with a positive"
 
     def __init__(

@@ -195,9 +195,9 @@ class SOPRCLoss(SampleLoss):
         check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
         check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         check.one_of(update, "update", ("last", "mean"))
-        counts = torch.ones(num_classes, dtype=torch.float64)
+        counts = torch.ones(self.num_classes, dtype=torch.float64)
         if class_counts is not None:
-            counts = check.numbers(class_counts, "class_counts", num_classes)
+            counts = check.numbers(class_counts, "class_counts", self.num_classes)
         self.tau1 = tau1
         self.tau2 = tau2
         self.table_size = table_size
@@ -207,7 +207,7 @@ class SOPRCLoss(SampleLoss):
         self.semi_variance_weight = check.non_negative(semi_variance_weight, "semi_variance_weight")
         self.description()  # checks the parameters
         untouched = self.untouched()
-        table = untouched.to(torch.get_default_dtype()).repeat(num_classes, 1)
+        table = untouched.to(torch.get_default_dtype()).repeat(self.num_classes, 1)
         self.register_buffer("table", table)
         self.starts("table", untouched)
         self.register_buffer("prior", prior_mul * counts / counts.max())

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.places import places
 from ...engine.registry import register
 from ...engine.similarity import SIMILARITIES, lengths
+from ...language import Row, log_sum_exp, softplus, sum
+from ...language.described import Described
 from ...mining.batch import checked
 from ..base import SampleLoss, Term
 from ..reduced import Elements
-from ..terms import log_sum_exp_with_one, masked_sum, softplus
 from ..twotower.paired import PairedLoss
 
 __all__ = ["NPairsLoss", "PairedNPairsLoss"]
@@ -29,7 +30,7 @@ L2_KINDS = ("norm", "squared")
 
 @register
 @dataclasses.dataclass(frozen=True)
-class NPair(RowLoss):
+class NPair(Described):
     """SPEC 2.9. row_values[:, 0]: similarity of the anchor and its positive, in a pair's own terms.
 
     paired: the positive is among the candidates, the only one of the anchor's class, and there are no
@@ -39,6 +40,7 @@ class NPair(RowLoss):
 
     name = "n_pair"
     provenance = "released code"
+    derived = ("sign",)
 
     one_vs_one: bool = False
     paired: bool = False
@@ -62,23 +64,13 @@ class NPair(RowLoss):
             found["col_values"] = (torch.arange(columns) % 3 > 0).float()[None]
         return found
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.metric.sign, float(self.one_vs_one), float(self.paired), float(self.padded))
-
-    def spec(self, rows: Rows) -> Tensor:
-        if self.paired:
-            own = masked_sum(rows.s, rows.positive)[:, None]
-        else:
-            assert rows.row_values is not None
-            own = rows.row_values[:, :1]
-        negative = rows.negative
-        if self.padded:
-            assert rows.col_values is not None
-            negative = negative & (rows.col_values[0] > 0)
-        gap = self.metric.sign * (rows.s - own)
+    def row(self, p: Row) -> Any:
+        own = sum(p.s, where=p.positive) if self.paired else p.row_value(0)
+        negative = p.negative & (p.column(0) > 0) if self.padded else p.negative
+        gap = self.sign * (p.s - own)
         if self.one_vs_one:
-            return masked_sum(softplus(gap), negative)
-        return log_sum_exp_with_one(gap, negative)
+            return sum(softplus(gap), where=negative)
+        return log_sum_exp(gap, where=negative, one=True)
 
 
 class NPairsLoss(SampleLoss):

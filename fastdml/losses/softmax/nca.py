@@ -5,65 +5,54 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import Piece, RowLoss, Rows
+from ...engine.loss import Piece, Rows
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, count, log, log_sum_exp, softplus, where
+from ...language.described import Described, Positive
+from ...language.row import TensorRow
 from ..base import SampleLoss
-from ..terms import log_sum_exp, log_weighted, rows_per, softplus
+from ..terms import rows_per
 
 __all__ = ["NCALoss"]
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class NCA(RowLoss):
+class NCA(Described):
     """-log of the softmax mass on positives, times rows / rows that have one."""
 
     name = "nca"
     provenance = "pytorch-metric-learning"
     tuples = "weights"
     graded = True
+    derived = ("sign",)
 
-    softmax_scale: float = 1.0
+    softmax_scale: Positive = 1.0
     similarity: str = dataclasses.field(default="squared_distance", kw_only=True)
 
     def __post_init__(self) -> None:
         check.positive(self.softmax_scale, "softmax_scale")
 
-    @property
-    def scale(self) -> float:
-        return self.metric.sign * self.softmax_scale
-
-    def parameters(self) -> tuple[float, ...]:
-        return (self.scale,)
-
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor:
         return rows_per(positives > 0)
 
-    def row(self, p: Row) -> Any:
-        z = self.scale * p.s
-        own, others = of.count(where=p.positive), of.count(where=p.negative)
-        kept = (own > 0) & (others > 0)
-        gap = of.log_sum_exp(z, where=p.negative) - of.log_sum_exp(z, where=p.positive)
-        return of.where(kept, p.scalar(0) * of.softplus(of.where(kept, gap, 0.0)), 0.0)
+    def gap(self, p: Row) -> Any:
+        """Of the log of the sum over negatives above that over positives."""
+        z = self.sign * self.softmax_scale * p.s
+        own = log_sum_exp(z + log(p.grade), where=p.positive)
+        return log_sum_exp(z, where=p.negative) - own
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        z = self.scale * rows.s
-        gap = log_sum_exp(z, rows.negative) - log_sum_exp(log_weighted(z, rows.weight), rows.positive)
-        loss = rows.scalars[0] * softplus(gap)
-        kept = rows.positive.any(1) & rows.negative.any(1)
-        return torch.where(kept, loss, torch.zeros_like(loss))
+    def row(self, p: Row) -> Any:
+        gap = self.gap(p)
+        kept = (count(where=p.positive) > 0) & (count(where=p.negative) > 0)
+        return where(kept, p.scalar(0) * softplus(where(kept, gap, 0.0)), 0.0)
 
     def pieces(self, rows: Rows) -> dict[str, Piece]:
-        z = self.scale * rows.s
-        loss = softplus(log_sum_exp(z, rows.negative) - log_sum_exp(z, rows.positive))
-        return {"loss": Piece("element", loss[:, None], rows.positive.any(1, keepdim=True))}
+        loss = softplus(self.gap(TensorRow(rows)))
+        return {"loss": Piece("element", loss, rows.positive.any(1, keepdim=True))}
 
 
 class NCALoss(SampleLoss):
@@ -86,6 +75,9 @@ class NCALoss(SampleLoss):
     """
 
     function = "nca"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    open = ("softmax_scale",)
     mean_over = "samples with a positive"
     reducers = {"MeanReducer": "mean"}
     describes = NCA

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import Piece, Rows
 from ...engine.registry import register
-from ...language import Row, log_sum_exp, softplus, sum
+from ...language import Row, count, log_sum_exp, softplus, sum, where
 from ...language.described import Described, Positive
 from ..base import SampleLoss
 from ..terms import rows_per
@@ -37,9 +37,9 @@ class NTXent(Described):
 
     def row(self, p: Row) -> Any:
         z = self.sign / self.temperature * p.s
-        # Without negatives the gap is hugely negative, and its softplus 0.
         level = log_sum_exp(z, where=p.negative)
-        return p.scalar(0) * sum(softplus(level - z), where=p.positive)
+        loss = p.scalar(0) * sum(softplus(level - z), where=p.positive)
+        return where(count(where=p.negative) > 0, loss, 0.0)
 
     def pieces(self, rows: Rows) -> dict[str, Piece]:
         z = self.sign / self.temperature * rows.s
@@ -68,6 +68,9 @@ class NTXentLoss(SampleLoss):
     """
 
     function = "nt_xent"
+    # Rows come divided by how many of them, or of their pairs, count: not to be divided again.
+    reductions = ("mean", "sum", "none")
+    open = ("temperature",)
     mean_over = "positive pairs"
     reducers = {"MeanReducer": "mean"}
     describes = NTXent

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...engine import check
-from ...language import Row, amax, count, detach, log, log_sum_exp, maximum, sum, where
+from ...language import Row, amax, apart, count, detach, log, log_sum_exp, maximum, sum, where
 from ...language.described import Described, Positive
 from ..terms import rows_per
 
@@ -49,16 +49,17 @@ class RowCrossEntropy(Described):
         return rows_per(positives) if self.per == "pairs" else None
 
     def row(self, p: Row) -> Any:
-        z = self.sign / self.temperature * p.s
+        s, scale = self.sign * p.s, 1 / self.temperature
         members = p.negative if self.negatives_only else p.pair
         count_ = count(where=members)
         positives = sum(p.grade, where=p.positive)
         # With the largest exponent left out of both terms: a small loss of large logits keeps its digits.
-        top = 0.0 if self.negatives_only else detach(amax(z, where=members))
-        level = log_sum_exp(z - top, where=members)
+        top = 0.0 if self.negatives_only else detach(amax(s, where=members))
+        z = scale * apart(s - top)
+        level = log_sum_exp(z, where=members)
         if self.log_mean:
             level = level - log(maximum(count_, 1))
-        target = sum(p.grade * (z - top), where=p.positive)
+        target = sum(p.grade * z, where=p.positive)
         share: Any = 1.0
         if self.per == "positives":
             share = 1 / where(positives > 0, positives, 1.0)
@@ -66,6 +67,8 @@ class RowCrossEntropy(Described):
             share = 1 / maximum(count(where=p.pair), 1)
         elif self.per == "pairs":
             share = p.scalar(0)
-        loss = self.push * level + (self.push - self.pull * share * positives) * top
+        # What the target's weights add up to: exactly 1 where it is a mean.
+        whole = where(positives > 0, 1.0, 0.0) if self.per == "positives" else share * positives
+        loss = self.push * level + (self.push - self.pull * whole) * scale * top
         loss = where(count_ > 0, loss, 0.0) - where(count(where=p.pair) > 0, self.pull * share * target, 0.0)
         return where(positives > 0, loss, 0.0) if self.needs_positive else loss

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...engine import check
+from ...engine.loss import Learnt
 from ...engine.registry import register
 from ..base import SampleLoss
 from .row_cross_entropy import RowCrossEntropy
@@ -40,6 +41,7 @@ class SupConLoss(SampleLoss):
     """
 
     function = "sup_con"
+    open = ("temperature",)
 
     def __init__(
         self,
@@ -58,5 +60,10 @@ class SupConLoss(SampleLoss):
         check.positive(self.temperature, "temperature")
         factor = 1.0
         if self.base_temperature is not None:
+            if isinstance(self.temperature, Learnt):
+                raise ValueError(
+                    "base_temperature: expected None with a temperature that is a tensor, got "
+                    f"{self.base_temperature!r}"
+                )
             factor = self.temperature / check.positive(self.base_temperature, "base_temperature")
         return SupCon(self.temperature, factor, factor, similarity=self.similarity)

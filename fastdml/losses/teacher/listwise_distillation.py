@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, amax, detach, exp, log, log_sum_exp, sum, where
+from ...language.described import Described, Positive
 from .relations import RelationalLoss
 
 __all__ = ["ListwiseSelfDistillationLoss"]
@@ -17,14 +17,14 @@ __all__ = ["ListwiseSelfDistillationLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ListwiseDistillation(RowLoss):
+class ListwiseDistillation(Described):
     """SPEC 2.12. A sample is a candidate of its own row, in both matrices."""
 
     name = "listwise_distillation"
     provenance = "released code"
     self_pair = "keep"
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     similarity: str = dataclasses.field(default="dot", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -38,11 +38,16 @@ class ListwiseDistillation(RowLoss):
     def teacher_similarity(self) -> str:  # type: ignore[override]
         return self.similarity
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.teacher is not None
-        mine = (rows.s / self.temperature).log_softmax(1)
-        theirs = (rows.teacher / self.temperature).log_softmax(1)
-        return (theirs.exp() * (theirs - mine)).sum(1)
+    def row(self, p: Row) -> Any:
+        every, sharpness = p.pair, 1 / self.temperature
+        mine = sharpness * (p.s - detach(amax(p.s, where=every)))
+        theirs = sharpness * (p.teacher - amax(p.teacher, where=every))
+        share = exp(theirs)
+        total = sum(share, where=every)
+        some = total > 0
+        total = where(some, total, 1.0)
+        entropy = sum(share * (theirs - mine), where=every) / total - log(total)
+        return where(some, entropy + log_sum_exp(mine, where=every), 0.0)
 
 
 class ListwiseSelfDistillationLoss(RelationalLoss):
@@ -62,6 +67,7 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
     """
 
     function = "listwise_self_distillation"
+    open = ("temperature",)
     describes = ListwiseDistillation
     default_similarity = "dot"
 

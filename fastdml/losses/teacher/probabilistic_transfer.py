@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...engine.similarity import lengths
+from ...language import Row, count, log, maximum, sum, where
+from ...language.described import Described, Positive
 from .relations import RelationalLoss, check_teacher
 
 __all__ = ["PKTLoss"]
@@ -19,14 +20,14 @@ __all__ = ["PKTLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class ProbabilisticTransfer(RowLoss):
+class ProbabilisticTransfer(Described):
     """SPEC 1.2. A sample is a candidate of its own row."""
 
     name = "probabilistic_transfer"
     provenance = "released code"
     self_pair = "keep"
 
-    epsilon: float = 1e-7
+    epsilon: Positive = 1e-7
 
     def __post_init__(self) -> None:
         check.positive(self.epsilon, "epsilon")
@@ -39,17 +40,17 @@ class ProbabilisticTransfer(RowLoss):
     def teacher_similarity(self) -> str:  # type: ignore[override]
         return self.similarity
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.teacher is not None
-        mine, theirs = (0.5 * (c + 1) for c in (rows.s, rows.teacher))
-        totals = mine.sum(1, keepdim=True), theirs.sum(1, keepdim=True)
+    def row(self, p: Row) -> Any:
+        every = p.pair
+        mine, theirs = ((c + 1) * 0.5 for c in (p.s, p.teacher))
+        totals = [sum(k, where=every) for k in (mine, theirs)]
         valid = (totals[0] > 0) & (totals[1] > 0)
-        p, q = (
-            (k / torch.where(valid, total, torch.ones_like(total))).clamp(min=0)
-            for k, total in zip((mine, theirs), totals)
+        # Rounding may leave a cosine below -1.
+        m, q = (
+            maximum(0.0, k / where(valid, total, 1.0)) for k, total in zip((mine, theirs), totals)
         )
-        terms = q * ((q + self.epsilon).log() - (p + self.epsilon).log())
-        return torch.where(valid, terms, torch.zeros_like(terms)).mean(1)
+        terms = q * (log(q + self.epsilon) - log(m + self.epsilon))
+        return where(valid, sum(terms, where=every) / maximum(count(where=every), 1), 0.0)
 
 
 class PKTLoss(RelationalLoss):

@@ -11,20 +11,23 @@ from torch import Tensor
 from ...engine import check
 from ...engine.autograd import evaluate, once
 from ...engine.call import Before, Call, statistic_type
-from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ...language import Row, count, detach, maximum, minimum, sum
+from ...language.described import Described
 from .relations import RelationalLoss, check_teacher
 
 __all__ = ["RKDAngleLoss", "RKDDistanceLoss"]
 
 
-def _huber(x: Tensor) -> Tensor:
-    return torch.nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")
+def _huber(x: Any) -> Any:
+    """x^2 / 2 up to 1 and |x| - 1/2 beyond; its derivative is x, cut off."""
+    cut = detach(minimum(maximum(x, -1.0), 1.0))
+    return cut * (x - cut / 2)
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class RKDDistance(RowLoss):
+class RKDDistance(Described):
     """SPEC 1.2. Scalars: one over the student's mean distance, and over the teacher's."""
 
     name = "rkd_distance"
@@ -38,20 +41,14 @@ class RKDDistance(RowLoss):
     def __post_init__(self) -> None:
         check.distance(self.similarity)
 
-    def parameters(self) -> tuple[float, ...]:
-        return (0.0,)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.teacher is not None and rows.scalars is not None
-        terms = _huber(rows.s * rows.scalars[0] - rows.teacher * rows.scalars[1])
-        if rows.pair is not None:
-            terms = torch.where(rows.pair, terms, torch.zeros_like(terms))
-        return terms.mean(1)
+    def row(self, p: Row) -> Any:
+        x = p.s * p.scalar(0) - p.teacher * p.scalar(1)
+        return sum(_huber(x), where=p.pair) / p.columns
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class MeanDistance(RowLoss):
+class MeanDistance(Described):
     """The mean of the distances above 0."""
 
     name = "mean_distance"
@@ -66,21 +63,13 @@ class MeanDistance(RowLoss):
     def __post_init__(self) -> None:
         check.distance(self.similarity)
 
-    def parameters(self) -> tuple[float, ...]:
-        return (0.0,)
-
-    def spec(self, rows: Rows) -> Tensor:
-        d = (
-            rows.s
-            if rows.pair is None
-            else torch.where(rows.pair, rows.s, torch.zeros_like(rows.s))
-        )
-        return torch.stack([d.sum(1), (d > 0).sum(1).to(d.dtype)], dim=1)
+    def row(self, p: Row) -> Any:
+        return sum(p.s, where=p.pair), count(where=p.pair & (p.s > 0))
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class RKDAngle(RowLoss):
+class RKDAngle(Described):
     """SPEC 1.2, of one vertex: rows are directions from it, compared by their cosines."""
 
     name = "rkd_angle"
@@ -89,12 +78,8 @@ class RKDAngle(RowLoss):
     teacher_similarity = "cosine"
     symmetric = True
 
-    def parameters(self) -> tuple[float, ...]:
-        return (0.0,)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.teacher is not None
-        return _huber(rows.s - rows.teacher).sum(1)
+    def row(self, p: Row) -> Any:
+        return sum(_huber(p.s - p.teacher), where=p.pair)
 
 
 class RKDDistanceLoss(RelationalLoss):

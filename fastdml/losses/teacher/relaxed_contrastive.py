@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...engine import check
-from ...engine.loss import RowLoss, Rows
+from ...engine.loss import RowLoss
 from ...engine.registry import register
+from ...language import Row, exp, relu, square, sum, where
+from ...language.described import Described, Positive
 from .relations import RelationalLoss
 
 __all__ = ["RelaxedContrastiveLoss"]
@@ -18,7 +17,7 @@ __all__ = ["RelaxedContrastiveLoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class RelaxedContrastive(RowLoss):
+class RelaxedContrastive(Described):
     """SPEC 1.2. Rows hold distances; the teacher's pairs are squared distances of unit vectors.
 
     The gradient flows through a row's mean distance. Pairs at a distance of 0 do not count, but in
@@ -29,7 +28,7 @@ class RelaxedContrastive(RowLoss):
     provenance = "released code"
     teacher_similarity = "squared_distance"
 
-    sigma: float = 1.0
+    sigma: Positive = 1.0
     delta: float = 1.0
     similarity: str = dataclasses.field(default="raw_distance", kw_only=True)
 
@@ -42,15 +41,14 @@ class RelaxedContrastive(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(0.5, 1.5)]
 
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.teacher is not None
-        d = rows.s if rows.pair is None else rows.s * rows.pair
-        mean = d.sum(1, keepdim=True) / d.shape[1]
+    def row(self, p: Row) -> Any:
+        # The pair of a sample with itself has a distance of 0 that counts in the mean.
+        mean = sum(p.s, where=p.pair) / p.columns
         # A row of distances 0 has no mean to divide by; its loss is not used.
-        r = d / torch.where(mean > 0, mean, torch.ones_like(mean))
-        w = (-rows.teacher / self.sigma).exp()
-        terms = w * r.square() + (1 - w) * (self.delta - r).relu().square()
-        return torch.where(d > 0, terms, torch.zeros_like(terms)).sum(1)
+        r = p.s / where(mean > 0, mean, 1.0)
+        w = exp(-p.teacher / self.sigma)
+        terms = w * square(r) + (1 - w) * square(relu(self.delta - r))
+        return sum(terms, where=p.pair & (p.s > 0))
 
 
 class RelaxedContrastiveLoss(RelationalLoss):
@@ -73,6 +71,7 @@ class RelaxedContrastiveLoss(RelationalLoss):
     """
 
     function = "relaxed_contrastive"
+    open = ("sigma", "delta")
     describes = RelaxedContrastive
     default_similarity = "raw_distance"
 

@@ -47,9 +47,10 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        found = torch.ops.fastdml.swapped_triplets_backward(
-            weight.contiguous(), *ctx.saved_tensors, *ctx.form
-        )
+        with torch.autocast(weight.device.type, enabled=False):
+            found = torch.ops.fastdml.swapped_triplets_backward(
+                weight.contiguous(), *ctx.saved_tensors, *ctx.form
+            )
         return (*found, *[None] * 7)
 
 

@@ -319,10 +319,11 @@ def _of_all_swapped(
     assert columns is not None
     if batch.ref_emb is None:  # the compiler refuses a tensor that is two inputs at once
         y, columns = x.view_as(x), labels.view_as(labels)
-    loss, count = swapped_sums(
-        x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
-        description.margin, description.smooth,
-    )  # fmt: skip
+    with torch.autocast(x.device.type, enabled=False):
+        loss, count = swapped_sums(
+            x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
+            description.margin, description.smooth,
+        )  # fmt: skip
     if description.smooth or description.normalizer == "triplets":
         own, others = batch.counts()
         count = (own * others).to(loss.dtype)

@@ -36,6 +36,8 @@ __all__: list[str] = []
 # 64 bits of an id in numbers that float32 holds exactly.
 _IDS = ("id 0", "id 1", "id 2")
 _BITS = 22
+# The level of no pair, such that levels of many rows have a sum.
+NOTHING = -1e30
 # The least share of a sum that has a logarithm.
 _TINY = 1e-37
 
@@ -58,7 +60,7 @@ class Contrast(Described):
 
         level = log(exp(z_own) + sum_N exp(z_j) + exp(H))       loss = level - z_own
 
-    part: "loss", or "level": log(sum_N exp(z_j)) alone, for the row of another matrix.
+    part: "loss", or "level": log(sum_N exp(z_j)) alone, `NOTHING` over none, for the row of another matrix.
     below, guided: negatives count up to a limit of the row only: of s, or of the teacher's.
     identified: negatives of the row's own id do not count.
     weighted: the negatives' exponentials have weights, whose logarithms are given by column.
@@ -157,7 +159,7 @@ class Contrast(Described):
         z = sign * scale * p.s
         kept = self._kept(p)
         if self.part == "level":
-            return log_sum_exp(self._weighed(p, z), where=kept)
+            return maximum(log_sum_exp(self._weighed(p, z), where=kept), NOTHING)
         positives = count(where=p.positive)
         own = sum(z, where=p.positive) / maximum(positives, 1.0)
         others = count(where=kept)
@@ -173,7 +175,8 @@ class Contrast(Described):
         loss = where((positives > 0) & (others > 0), loss, 0.0)
         if self.columns_weight is None:
             return loss
-        return (1.0 - self.columns_weight) * loss + self.columns_weight * self._columns(p, z)
+        columns = of_columns(p, z, len(self.of_columns))
+        return (1.0 - self.columns_weight) * loss + self.columns_weight * columns
 
     def _of_row(self, p: Row, name: str) -> Any:
         return p.row_value(self.of_rows.index(name))
@@ -233,13 +236,17 @@ class Contrast(Described):
         found = top + log(maximum(share, _TINY))
         return where(share > _TINY, maximum(found, least), least)
 
-    def _columns(self, p: Row, z: Any) -> Any:
-        """As in `InfoNCE`: no derivative goes through the columns' levels, in which all is stationary."""
-        first = len(self.of_columns)
-        level, positives = p.column(first), p.column(first + 1)
-        own = sum(level, where=p.positive) - sum(z, where=p.positive)
-        mass = sum(positives * exp(z - level), where=p.pair & (positives > 0))
-        return own + mass - count(where=p.positive)
+
+def of_columns(p: Row, z: Any, first: int = 0) -> Any:
+    """What a row adds to the columns' cross-entropies, as `InfoNCE` explains: no derivative goes through the
+    columns' levels, in which all is stationary. first: which value of a column its level is; its number of
+    positives is the next."""
+    level, number = detach(p.column(first)), detach(p.column(first + 1))
+    own = sum(level, where=p.positive) - sum(z, where=p.positive)
+    # In a column without positives nobody asked for its level.
+    gap = where(number > 0, z - level, 0.0)
+    mass = sum(number * exp(gap), where=p.pair & (number > 0))
+    return own + mass - count(where=p.positive)
 
 
 def _joined(a: Any, b: Any) -> Any:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Before, Call
-from ...engine.loss import RowLoss, Rows
+from ...engine.lazy import lazy
+from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import words as of
-from ...language.row import Row
+from ...language import Row, count, log_sum_exp, sum, where
+from ...language.described import Described
 from ..base import total
 from ..presweeps import LogSumExp
-from ..terms import log_sum_exp, masked_sum
-from .contrast import Contrast, pieces
+from .contrast import Contrast, of_columns, pieces
 from .negatives import Beside, Hard, Margin, Pairs
 from .paired import PairedLoss, as_scalars, check_own, check_sets
 from .scale import clamped_scale
@@ -29,7 +29,7 @@ __all__ = ["CLIPLoss", "InfoNCELoss"]
 
 @register
 @dataclasses.dataclass(frozen=True)
-class InfoNCE(RowLoss):
+class InfoNCE(Described):
     """Cross-entropy of every row's softmax, and of every column's where `columns` is not 0.
 
     Learnable scalar: 1 / temperature. Over positive pairs (i, p), with C_j the log of sum of column j:
@@ -44,6 +44,7 @@ class InfoNCE(RowLoss):
 
     name = "info_nce"
     learnable = (10.0,)
+    derived = ("sign", "columnwise")
 
     rows_weight: float = 0.5
     columns_weight: float = 0.5
@@ -52,11 +53,12 @@ class InfoNCE(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(1.0, 0.0)]
 
-    def parameters(self) -> tuple[float, ...]:
-        return (self.rows_weight, self.columns_weight, self.metric.sign)
+    @lazy
+    def columnwise(self) -> bool:
+        return self.columns_weight != 0
 
     def presweep(self) -> RowLoss | None:
-        if self.columns_weight == 0:
+        if not self.columnwise:
             return None
         return LogSumExp(self.metric.sign, learnable_scale=True, similarity=self.similarity)
 
@@ -65,34 +67,14 @@ class InfoNCE(RowLoss):
         return self.rows_weight == 0
 
     def row(self, p: Row) -> Any:
-        z = self.metric.sign * p.scalar(0) * p.s
-        count, target = of.count(where=p.positive), of.sum(z, where=p.positive)
-        level = of.where(count > 0, of.log_sum_exp(z, where=p.pair), 0.0)
-        loss = self.rows_weight * (count * level - target)
-        if self.columns_weight == 0:
+        z = self.sign * p.scalar(0) * p.s
+        positives = count(where=p.positive)
+        target = sum(z, where=p.positive)
+        level = where(positives > 0, log_sum_exp(z, where=p.pair), 0.0)
+        loss = self.rows_weight * (positives * level - target)
+        if not self.columnwise:
             return loss
-        levels, counts = p.column(0), p.column(1)
-        gap = of.where(counts > 0, z - levels, 0.0)
-        mass = of.sum(counts * of.exp(gap), where=p.pair)
-        own = of.sum(levels, where=p.positive)
-        return loss + self.columns_weight * (own - target + mass - count)
-
-    def spec(self, rows: Rows) -> Tensor:
-        assert rows.scalars is not None
-        members = rows.positive | rows.negative
-        z = self.metric.sign * rows.scalars[0] * rows.s
-        count = rows.positive.sum(1)
-        target = masked_sum(z, rows.positive)
-        level = torch.where(count > 0, log_sum_exp(z, members), torch.zeros_like(target))
-        loss = self.rows_weight * (count * level - target)
-        if self.columns_weight == 0:
-            return loss
-        assert rows.col_values is not None
-        levels, counts = (v.expand_as(z) for v in rows.col_values[-2:])
-        own = masked_sum(levels, rows.positive)
-        gap = torch.where(members & (counts > 0), z - levels, torch.zeros_like(z))
-        mass = masked_sum(counts * gap.exp(), members)
-        return loss + self.columns_weight * (own - target + mass - count)
+        return loss + self.columns_weight * of_columns(p, z)
 
 
 # Pairs that a query's own may be told from, beside those of queries with documents, "qd".

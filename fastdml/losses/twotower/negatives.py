@@ -13,7 +13,7 @@ from ...engine.call import Call
 from ...engine.relation import Predicate
 from ...engine.similarity import METRICS
 from ..terms import log_sum_exp
-from .contrast import Contrast, pieces
+from .contrast import NOTHING, Contrast, pieces
 from .paired import Own, partner_columns, partners
 
 Mask = Callable[[Tensor, Tensor], Tensor]
@@ -99,7 +99,7 @@ class Beside:
         kind = call.scalars.dtype
         count = total = self.queries.new_zeros(self.queries.shape[0], dtype=kind)
         for other in levels:  # whether there is anything: how much does not show in a softmax
-            count = count + (other > torch.finfo(kind).min / 2).to(kind)
+            count = count + (other > NOTHING / 2).to(kind)
         of_hardness = None
         if self.hard is not None:
             s = loss.metric.sign * loss.metric.listed(

@@ -77,6 +77,8 @@ def as_scalars(
 class PairedLoss(Loss):
     """A loss called as `loss(embeddings [B, D], ref_emb [B, D])`. Keyword arguments: see `Loss`."""
 
+    paired = True
+
     def paired_call(
         self,
         description: RowLoss,

@@ -1,0 +1,69 @@
+"""What losses of candidate lists share: a row has a few numbers, and there is no matrix of all pairs."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...engine import check
+from ...engine.similarity import SIMILARITIES
+from ..base import Loss, Term, total
+
+__all__: list[str] = []
+
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
+    """Row losses [B] as a mean, a sum or themselves."""
+    if reduction == "none":
+        return losses
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+class ListedLoss(Loss):
+    """A loss called as `loss(embeddings [B, D], candidates [B, K, D], teacher_scores [B, K])`: a teacher's
+    scores of every row's own candidates, which get no gradient. Keyword arguments: see `Loss`."""
+
+    in_rows = False
+    in_torch = "in torch, on the pairs that are listed"
+    least: ClassVar[int] = 1  # candidates
+    reductions = ("mean", "sum", "none")
+
+    def calls(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> list[Any]:
+        check.embeddings(embeddings, "embeddings", self.validate)
+        rows, width = embeddings.shape
+        shape = tuple(candidates.shape)
+        if len(shape) != 3 or shape[0] != rows or shape[2] != width or shape[1] < self.least:
+            raise ValueError(
+                f"candidates: expected shape [{rows}, K, {width}] of K >= {self.least}, got {shape}"
+            )
+        check.same_device(candidates, embeddings, "candidates", "embeddings")
+        if tuple(teacher_scores.shape) != shape[:2]:
+            got = tuple(teacher_scores.shape)
+            raise ValueError(f"teacher_scores: expected shape {list(shape[:2])}, got {got}")
+        check.same_device(teacher_scores, embeddings, "teacher_scores", "embeddings")
+        if self.validate:
+            check.embeddings(candidates.reshape(-1, width), "candidates", True)
+            check.embeddings(teacher_scores, "teacher_scores", True)
+        return [Term(self._value, (embeddings, candidates, teacher_scores.detach()))]
+
+    def _value(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
+        metric = SIMILARITIES[self.similarity]
+        s = metric.sign * metric.listed(embeddings, candidates)
+        return reduced(self.of_scores(s, teacher_scores.to(s.dtype)), self.reduction)
+
+    def of_scores(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """[B] row losses of scores [B, K]."""
+        raise NotImplementedError
+
+    def forward(  # type: ignore[override]
+        self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor
+    ) -> Tensor:
+        """The loss of embeddings [B, D], each row's own candidates [B, K, D], and a teacher's scores of them
+        [B, K].
+
+        Raises:
+            ValueError: naming the argument and what was expected of it.
+        """
+        return total(self.parts(embeddings, candidates, teacher_scores))
+
