@@ -15,11 +15,11 @@ from ...engine.call import Before, Call
 from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...language import Row, count, detach, exp, log_sum_exp, sum, where
+from ...language import Row, count, log_sum_exp, sum, where
 from ...language.described import Described
 from ..base import total
 from ..presweeps import LogSumExp
-from .contrast import Contrast, pieces
+from .contrast import Contrast, of_columns, pieces
 from .negatives import Beside, Hard, Margin, Pairs
 from .paired import PairedLoss, as_scalars, check_own, check_sets
 from .scale import clamped_scale
@@ -76,12 +76,7 @@ class InfoNCE(Described):
         loss = self.rows_weight * (positives * level - target)
         if not self.columnwise:
             return loss
-        level_of_column, number = detach(p.column(0)), detach(p.column(1))
-        own = sum(level_of_column, where=p.positive)
-        # In a column without positives nobody asked for its level.
-        gap = where(number > 0, z - level_of_column, 0.0)
-        mass = sum(number * exp(gap), where=p.pair & (number > 0))
-        return loss + self.columns_weight * (own - target + mass - positives)
+        return loss + self.columns_weight * of_columns(p, z)
 
 
 # Pairs that a query's own may be told from, beside those of queries with documents, "qd".
