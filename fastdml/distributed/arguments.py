@@ -28,8 +28,6 @@ _ALIKE = {
     "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask", "guide"),
     "ref_emb": ("ref_labels", "ref_teacher", "ref_guide", "ids"),
 }
-# These say which samples, not what they are; they are not rows.
-PLACES = ("indices_tuple", "own")
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,7 +83,8 @@ def told(
     Raises:
         RankError: naming the rank whose arguments are not like the others'.
     """
-    given = {k: v for k, v in arguments.items() if k not in PLACES and isinstance(v, Tensor)}
+    # A tensor alone in place of index tuples is a number of every row.
+    given = {k: v for k, v in arguments.items() if k != "own" and isinstance(v, Tensor)}
     names = [k for k, v in arguments.items() if v is not None and k != "own"]
     device = next((v.device for v in given.values()), torch.device("cpu"))
     if not isinstance(arguments.get("embeddings", next(iter(given.values()), None)), Tensor):
@@ -190,7 +189,7 @@ def place(
         return found
     columns = told.sets.get("ref_emb", rows)
     pairs = arguments.get("indices_tuple")
-    if pairs is not None:
+    if pairs is not None and not isinstance(pairs, Tensor):
         given = callable(pairs) and not isinstance(pairs, tuple)
         found["indices_tuple"] = pairs if given else _joined_pairs(ranks, pairs, rows, columns)
     own = _own(arguments)

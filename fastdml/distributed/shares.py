@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import autograd
+from ..engine import autograd, in_torch
 from ..engine.call import Before, Call, statistic_type
 from ..engine.op import row_outputs
 from ..engine.problem import computed_scalars, relation_of
@@ -122,17 +122,38 @@ class Shares:
         if before is not None:
             call = self._filled(call, before)
         rows = self._rows(call.anchors, call.loss.rows_together)
-        share = self.share(call, rows)
-        value = autograd.evaluate(share.replace(finish=None, weight=1.0))
         local = self._local(call, rows)
-        if call.reduction == "none" and not local:
-            value = joined(value, self.ranks, rows.counts)
+        if call.loss.metric.in_torch:
+            value = self._in_torch(call, rows)
+            value = value[rows.start : rows.stop] if local else value
+        else:
+            share = self.share(call, rows)
+            value = autograd.evaluate(share.replace(finish=None, weight=1.0))
+            if call.reduction == "none" and not local:
+                value = joined(value, self.ranks, rows.counts)
         if call.finish is not None:
             value = call.finish(value)
         weight = call.weight
         if isinstance(weight, Tensor):
             weight = weight if local else self._alike(weight)
         return value if isinstance(weight, float) and weight == 1 else value * weight
+
+    def _in_torch(self, call: Call, rows: Rows) -> Tensor:
+        """The value of a call that no executor runs, of all rows."""
+        if self.ring:
+            raise ValueError(
+                f"schedule: pairs of the similarity {call.loss.similarity!r} are made in torch; "
+                "expected 'gather'"
+            )
+        call = call.replace(
+            anchors=self._here(call.anchors), candidates=self._here(call.candidates), finish=None,
+            weight=1.0,
+        )  # fmt: skip
+        if call.loss.presweep() is not None:
+            return self._alike(autograd.evaluate(call))
+        outputs = in_torch.row_outputs(self.share(call, rows).replace(whole=None))
+        every = joined(outputs, self.ranks, rows.counts)
+        return in_torch.reduced(call.loss, every, call.row_weight, call.reduction)
 
     def _filled(self, call: Call, before: Before) -> Call:
         plain = call.replace(before=None)

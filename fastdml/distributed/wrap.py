@@ -130,7 +130,10 @@ class Distributed(nn.Module):
 
     @property
     def _draws_from_torch(self) -> bool:
-        return any(isinstance(m, Loss) and "generator" in m.inputs for m in self.loss.modules())
+        return any(
+            isinstance(m, Loss) and ("generator" in m.inputs or m.in_torch is not None)
+            for m in self.loss.modules()
+        )
 
     def _draws(self) -> int:
         """Where the loss draws from torch's generator: a number by which all ranks draw alike."""

@@ -147,7 +147,8 @@ def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
     candidates = call.anchors if call.candidates is None else call.candidates
-    if call.anchors.shape[0] == 0 or candidates.shape[0] == 0:
+    # (A share without a row takes part in what the shares tell each other.)
+    if call.whole is None and 0 in (call.anchors.shape[0], candidates.shape[0]):
         return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)

@@ -224,6 +224,8 @@ class Printer:
         self.passes = passes_of(roots)
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
+        if program.trace.counted:
+            raise NoTile("a mean over things that rows count")
         if program.several and any(x is not ZERO for x in self.derivatives):
             raise NoTile("derivatives of several outputs by values of the call or of the row")
         if self.columns and program.reads("teacher"):
@@ -238,8 +240,10 @@ class Printer:
         """Expressions of parameters alone that the functions read."""
 
         def alone(node: Node) -> bool:
+            if node.level != CALL or node.is_mask:
+                return False
             leaves = (n for n in topological([node]) if not n.args)
-            return node.level == CALL and all(n.op not in ("scalar", "own") for n in leaves)
+            return all(n.op not in ("scalar", "own") for n in leaves)
 
         forms = list(roots)
         for nodes in passes_of(list(roots)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from conftest import CASES, EXAMPLES, KINDS, Inputs, calls, inputs
+from conftest import CASES, EXAMPLES, KINDS, PARAMETERS, Case, Inputs, fill, inputs
 from torch import Tensor
 
 import fastdml
@@ -22,7 +22,9 @@ from fastdml.distributed.words import spread
 from fastdml.engine.loss import RowLoss
 
 BOUND = 1e-10
-ROWS = ("embeddings", "labels", "ref_emb", "ref_labels", "teacher", "probabilities")
+ROWS = (
+    "embeddings", "labels", "ref_emb", "ref_labels", "teacher", "probabilities", "indices_tuple",
+)  # fmt: skip
 
 
 def shards(count: int, size: int, equal: bool) -> list[int]:
@@ -97,9 +99,37 @@ def _shared(
     return mine, (value, list(torch.autograd.grad(value, wanted, allow_unused=True)))
 
 
+def made(name: str, case: Case) -> tuple[torch.nn.Module, dict[str, object]]:
+    """A module and what it is called with."""
+    cls = fastdml.losses.MODULES[name]
+    _, dense = case.y.unique(return_inverse=True)
+    classes, (rows, dim) = int(dense.max()) + 1, case.x.shape
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    sizes = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim, "l": dim}
+    further = {"K": 5} if name == "ManifoldLoss" else {}
+    loss = cls(**fill(cls.__init__, **sizes, **PARAMETERS), **further).double()
+    arguments = fill(
+        cls.forward,
+        **PARAMETERS,
+        embeddings=case.x,
+        labels=dense,
+        ref_emb=torch.randn(rows, dim, generator=g).double(),
+        teacher=torch.randn(rows, 8, generator=g).double(),
+        probabilities=torch.rand(rows, 5, generator=g).softmax(1).double(),
+    )
+    if name == "ManifoldLoss":
+        arguments["indices_tuple"] = dense % 5
+    elif name == "VICRegLoss":
+        arguments["ref_emb"] = torch.randn(rows, dim, generator=g).double()
+    elif set(arguments) <= {"embeddings", *PARAMETERS}:
+        arguments["labels"] = dense
+    return loss.train(name != "SOPRCLoss"), arguments
+
+
 def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", **options: object) -> None:
     """A module of `fastdml.losses`, as a user wraps it."""
-    loss, arguments = calls(CASES[case]().to(torch.float64))[name]
+    loss, arguments = made(name, CASES[case]().to(torch.float64))
     size = dist.get_world_size()
 
     def run(
@@ -286,6 +316,9 @@ def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
         ),
         "a bias": (lambda: L.SmoothedCrossEntropyLoss(7, 19), 1),
         "several losses": (lambda: fastdml.wrappers.MultipleLosses(miners=[miner, None], **mined), 1),
+        "a distance in torch": (
+            lambda: L.ContrastiveLoss(distance=fastdml.distances.LpDistance(p=1)), 1,
+        ),
         "a memory of all": (lambda: fastdml.wrappers.CrossBatchMemory(L.SupConLoss(), 19, 60), 4),
     }  # fmt: skip
 

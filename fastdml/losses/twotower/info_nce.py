@@ -45,6 +45,8 @@ class InfoNCE(Described):
     name = "info_nce"
     learnable = (10.0,)
     derived = ("sign", "columnwise")
+    # That of fastdml/kernels/tiles, which reads what the sweep of columns leaves there.
+    tiles = None
 
     rows_weight: float = 0.5
     columns_weight: float = 0.5
