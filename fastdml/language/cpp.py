@@ -110,7 +110,7 @@ class Text:
             case "neg":
                 return f"-{self.expression(args[0], _UNARY)}", _UNARY
             case "not":
-                return f"{'!' if of_row else '~'}{self._mask(args[0], node, _UNARY)}", _UNARY
+                return f"!{self._mask(args[0], node, _UNARY)}", _UNARY  # of vectors, each lane's
             case "div":
                 low, high = self.expression(args[0], _PRODUCT), self.expression(args[1], _UNARY)
                 return f"{low} / {high}", _PRODUCT
@@ -369,7 +369,7 @@ def functor(program: Program, name: str, also: Sequence[str] = (), comment: str 
     printer.lines.append(result)
     members = ", ".join(program.trace.parameters) or "unused"
     kind = camel(name)
-    body = indented(printer.lines, 4)
+    body = indented(read_later(printer.lines), 4)
     registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))
     return f"""// {comment or f"{name}, printed from its description."}
 #pragma once
@@ -391,6 +391,16 @@ struct {kind} {{
 }}  // namespace fastdml
 {registered}
 """
+
+
+def read_later(lines: Sequence[str]) -> list[str]:
+    """The lines less definitions that no later one reads: parts of an expression that was printed whole."""
+    kept: list[str] = []
+    for line in reversed(lines):
+        defined = re.match(r"const (?:T|bool) (\w+) = ", line)
+        if defined is None or any(re.search(rf"\b{defined[1]}\b", later) for later in kept):
+            kept.append(line)
+    return kept[::-1]
 
 
 def indented(lines: Sequence[str], by: int) -> str:
