@@ -21,12 +21,14 @@ from ..engine.schedule import Result, Wanted
 from ..engine.similarity import DISTANCE
 from ..language.described import Described
 from ..language.evaluate import values
-from ..language.graph import Node, NotInLanguage, make, topological
+from ..language.graph import COLUMNS, Node, NotInLanguage, make, topological
 from ..language.program import Program, program
 from ..language.row import Row, trace
 from .ranks import Ranks
 
 _CANDIDATES = make("candidates")
+# How many there are of something is a statistic too.
+_COUNTS = (_CANDIDATES, COLUMNS)
 BYTES = 12  # numbers held per pair of a block
 
 
@@ -56,11 +58,10 @@ class Statistics:
 
     def __init__(self, loss: RowLoss, made: Program) -> None:
         self.loss, self.program = loss, made
-        counts = any(n is _CANDIDATES for n in topological(made.roots))
-        # How many candidates there are is a statistic too.
+        counts = tuple(n for n in topological(made.roots) if n in _COUNTS)
         self.sweeps: list[tuple[Node, ...]] = [*made.passes]
         if counts:
-            self.sweeps[0] = (*self.sweeps[0], _CANDIDATES)
+            self.sweeps[0] = (*self.sweeps[0], *counts)
 
     def start(self, problem: Problem) -> State:
         """What the rows of a problem know before the first sweep."""
@@ -261,6 +262,8 @@ def _of_block(node: Node, args: list[Tensor], block: Rows, kind: torch.dtype) ->
     """A statistic over the candidates of a block."""
     if node is _CANDIDATES:
         return [(block.positive | block.negative).sum(1, keepdim=True).to(kind)]
+    if node is COLUMNS:
+        return [block.s.new_full((block.s.shape[0], 1), block.s.shape[1], dtype=kind)]
     x, mask = args[:2]
     x, limits = x.to(kind), torch.finfo(kind)
     if node.op == "sum":
@@ -321,7 +324,7 @@ def merged_over(state: State, ranks: Ranks) -> None:
             sums = [*sums, mass, *(mass * mean for mean in held[1:])]
     found = _over(ranks, sums, "sum")
     for node, held in state.partial.items():
-        if node.op == "sum" or node is _CANDIDATES:
+        if node.op == "sum" or node in _COUNTS:
             held[0] = found.pop(0)
     for node, top in masses.items():
         mass = found.pop(0)
