@@ -8,6 +8,7 @@ Contenders take turns in one process; the best time of each counts. The first ru
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -59,7 +60,7 @@ def schedule(size: int, dim: int, repeats: int, gradient: bool) -> None:
     for name, make in LOSSES.items():
         contenders: dict[str, Callable[[], None]] = {"bare": bare}
         for backend in ("symmetric", "native"):
-            contenders[backend] = lambda loss=make(backend=backend): step(loss)
+            contenders[backend] = functools.partial(step, make(backend=backend))
         found = best_of(contenders, repeats)
         shares = ", ".join(f"{b} {found[b] / found['bare']:.3f}" for b in ("symmetric", "native"))
         print(f"{name}: {shares} of three products ({found['bare'] * 1e3:.1f} ms)", flush=True)

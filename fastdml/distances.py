@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine import check
 from .engine.distances import known, lp_name, metric_of, snr_name, user_name
 from .engine.similarity import PRODUCT, Metric
 
@@ -52,7 +53,7 @@ class BaseDistance(nn.Module):
         self.p = p
         self.power = power
         self.is_inverted = is_inverted
-        self.collect_stats = bool(collect_stats)
+        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
 
     @property
     def similarity(self) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .engine import check
+
 __all__ = [
     "AvgNonZeroReducer",
     "BaseReducer",
@@ -43,7 +45,7 @@ class BaseReducer(nn.Module):
 
     def __init__(self, collect_stats: bool | None = None) -> None:
         super().__init__()
-        self.collect_stats = bool(collect_stats)
+        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
 
     def forward(self, loss_dict: Losses, embeddings: Tensor, labels: Tensor | None) -> Tensor:
         """The number of the one loss in loss_dict: {name: {"losses", "indices", "reduction_type"}}."""

@@ -51,7 +51,7 @@ class BaseRegularizer(nn.Module):
         super().__init__()
         self.distance = self.get_default_distance() if distance is None else distance
         self.reducer = self.get_default_reducer() if reducer is None else reducer
-        self.collect_stats = bool(collect_stats)
+        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
 
     def get_default_distance(self) -> BaseDistance:
         return LpDistance(p=2)

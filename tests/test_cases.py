@@ -327,7 +327,7 @@ SLIPS = {
     "rows of a mean": (lambda: m.BalancedContrastiveLoss(reduction="none"), "reduction"),
     "nonzero of a mean": (lambda: m.BalancedContrastiveLoss(reduction="nonzero"), "reduction"),
     "a learnt temperature": (
-        lambda: m.SupConLoss(torch.nn.Parameter(torch.tensor(0.1))), "temperature"
+        lambda: m.SmoothAPLoss(torch.nn.Parameter(torch.tensor(0.1))), "temperature"
     ),
     "mixtures of a list": (lambda: fastdml.mixing.similarity_mixup(e, y, share=[0.5]), "share"),
     "workspace": (lambda: fastdml.set_workspace("1M"), "size"),

@@ -727,7 +727,6 @@ BAD = [
     (losses.ContrastiveBayesianLoss, {"neg_b": 0}, "neg_b"),
     (losses.GeneralizedLiftedStructureLoss, {"variant": "old"}, "variant"),
     (losses.LiftedStructureLoss, {"neg_margin": float("inf")}, "neg_margin"),
-    (losses.IntraPairVarianceLoss, {"similarity": "distance"}, "similarity"),
     (losses.SignalToNoiseRatioContrastiveLoss, {"similarity": "distance"}, "similarity"),
     (losses.BalancedNTXentLoss, {"entropy_weight": 1.5}, "entropy_weight"),
     (losses.BalancedNTXentLoss, {"aggregation": "active"}, "aggregation"),
@@ -747,8 +746,6 @@ def test_bad_arguments_are_named(loss, arguments, name):
 
 def test_bad_calls_are_named():
     x, y = problem()
-    with pytest.raises(ValueError, match=r"^indices_tuple: "):
-        F.lifted_structure(x, y, (y[:1], y[:1], y[:1], y[:1]))
     with pytest.raises(ValueError, match=r"^reduction: "):
         F.lifted_structure(x, y, reduction="none")
     with pytest.raises(ValueError, match=r"^reduction: "):

@@ -113,7 +113,7 @@ EXTREMES: dict[str, Callable[..., Tensor]] = {
     "normalized_softmax 0.001": lambda *a, **o: F.normalized_softmax(*a, temperature=1e-3, **o),
     "cos_face 1000": lambda *a, **o: F.cos_face(*a, scale=1000.0, **o),
     "arc_face 1000": lambda *a, **o: F.arc_face(*a, scale=1000.0, **o),
-    "sub-center 1000": lambda *a, **o: F.arc_face(*a, scale=1000.0, proxies_per_class=2, **o),
+    "sub-center 1000": lambda *a, **o: F.sub_center_arc_face(*a, scale=1000.0, sub_centers=2, **o),
     "sphere_face 1000": lambda *a, **o: F.sphere_face(*a, scale=1000.0, **o),
     "large_margin 1000": lambda *a, **o: F.large_margin_softmax(*a, scale=1000.0, **o),
     "soft_triple 1000": lambda *a, **o: F.soft_triple(*a, centers_per_class=2, la=1000.0, **o),
@@ -206,7 +206,7 @@ def test_equal_sub_centers_share_nothing_twice() -> None:
     proxies = torch.randn(CLASSES, DIM).repeat_interleave(2, dim=0)
     for backend in BACKENDS:
         leaf = proxies.clone().requires_grad_()
-        F.arc_face(x, y, leaf, proxies_per_class=2, backend=backend).backward()
+        F.sub_center_arc_face(x, y, leaf, sub_centers=2, backend=backend).backward()
         assert not leaf.grad[1::2].any() and leaf.grad[::2].any(1).all()
 
 

@@ -154,7 +154,12 @@ def test_dot_product(description, backend):
         pytest.skip(str(refused))
     case = CASES["ragged"]()
     case = dataclasses.replace(case, x=case.x / 8)
-    for t, f in zip(call(description, case, "dense"), call(description, case, backend)):
+    try:
+        found = call(description, case, backend)
+    except ValueError as refused:
+        assert str(refused).startswith("backend: ")
+        pytest.skip(str(refused))
+    for t, f in zip(call(description, case, "dense"), found):
         assert distance(f, t) < 1e-11
 
 

@@ -14,7 +14,7 @@ COMPILED = []
 try:
     from fastdml import _C
 
-    COMPILED = [p for p in EXAMPLES if p.values[0].name in _C.functors()]
+    COMPILED = [p for p in EXAMPLES if p.values[0].functor_name in _C.functors()]
 except ImportError:
     pass
 SMOOTH_AP = (0.1, 0)  # parameters of the functor: temperature, whether to sort
@@ -68,7 +68,7 @@ def test_losses_and_weights(description, columns, dtype):
     )
     (true,) = torch.autograd.grad(losses.sum(), t)
     found = _C.apply_rows(
-        description.name, description.parameters(), s, row_labels, col_labels, scalars=scalars, **given
+        description.functor_name, description.members, s, row_labels, col_labels, scalars=scalars, **given
     )
     tolerance = 1e-11 if dtype == np.float64 else 2e-4
     assert found.dtype == dtype and found.shape == (9,)
@@ -80,7 +80,7 @@ def test_losses_and_weights(description, columns, dtype):
 def test_the_own_pair_is_left_out():
     rng = np.random.default_rng(0)
     s, labels = rng.uniform(-1, 1, (20, 20)), np.arange(20) // 4
-    parameters = (2, 50, 0.5, 0, 0, np.inf)
+    parameters = (2, 50, 0.5, np.inf)
     one, two = s.copy(), s.copy()
     two[np.arange(20), np.arange(20)] = 7.0
     losses = _C.apply_rows("multi_similarity", parameters, one, labels, labels, own_offset=0)

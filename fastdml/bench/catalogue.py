@@ -50,6 +50,8 @@ def module_classes() -> dict[str, type[nn.Module]]:
     """Registered name -> the first module that computes it, and nothing beside it if there is one."""
     found: dict[str, list[type[nn.Module]]] = {}
     for _, cls in sorted(MODULES.items()):
+        if cls.in_torch is not None:  # no products to count
+            continue
         try:
             name = _registered(cls)
         except (TypeError, AttributeError):  # needs arguments only its user can give

@@ -76,7 +76,7 @@ def interleave(
     turn = {name: c * (2 if c < _WARM else 1) for name, c in cost.items()}
     share = budget / max(1, len(steps))
     wanted = {n: max(3, min(_LONGEST, int(share / max(t, 1e-9)))) for n, t in turn.items()}
-    rounds = max(_FEWEST, *wanted.values())
+    rounds = max([_FEWEST, *wanted.values()])
     stride = {n: 1 if n == floor else math.ceil(rounds / k) for n, k in wanted.items()}
     begun = time.perf_counter()
     for r in range(3 * _LONGEST):

@@ -302,6 +302,11 @@ def flag(value: bool, name: str) -> bool:
     return value
 
 
+def optional_flag(value: bool | None, name: str) -> bool:
+    """False for None."""
+    return False if value is None else flag(value, name)
+
+
 def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
     """[count] positive numbers, as a tensor or a list."""
     try:

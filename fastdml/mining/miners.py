@@ -60,7 +60,7 @@ class Miner(SeenAsPeer, NamedArguments):
             expected = " or ".join(map(repr, self.similarities))
             raise ValueError(f"distance: {name} compares by {expected} alone, got {distance!r}")
         self.distance = distance if isinstance(distance, nn.Module) else distance_of(self.similarity)
-        self.collect_stats = bool(collect_stats)
+        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
 
     @property
     def sign(self) -> float:

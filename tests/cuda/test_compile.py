@@ -101,7 +101,7 @@ assert fastdml.explain("smooth_ap", 40).executor == "native"
 asked = {sort: library.cuda_sort_bytes("smooth_ap", (0.01, sort), 4) for sort in (0.0, 1.0, 2.0)}
 assert asked == {0.0: 0, 1.0: 0, 2.0: 8}, asked
 assert library.cuda_sort_bytes("siglip", (0.0,), 4) == 0
-assert fastdml.explain("multi_similarity", 40).executor == "chunked"
+assert fastdml.explain("sup_ap", 40).executor == "chunked"
 x = torch.randn(40, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 found = []
 for backend in ("native", "chunked"):

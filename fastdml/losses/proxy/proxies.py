@@ -53,7 +53,7 @@ class ProxyLoss(Loss):
         self.num_classes = check.count(num_classes, "num_classes")
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.proxies_per_class = check.count(_proxies_per_class, "proxies_per_class")
-        if weight_regularizer:
+        if weight_regularizer is not None:
             self._expect_scalar(self.reduction)
         self.weight_init_func = check.function(weight_init_func, "weight_init_func")
         self.weight_regularizer = check.function(weight_regularizer, "weight_regularizer")
