@@ -330,7 +330,10 @@ def test_every_preset_names_known_things():
 
 def test_shared_losses_are_those_of_both_libraries():
     pml = pytest.importorskip("pytorch_metric_learning.losses")
-    assert set(catalogue.SHARED) == {name for name in losses.MODULES if hasattr(pml, name)}
+    # Manifold, VICReg and dynamic soft margin have no floor of products; the others are not in the presets.
+    further = {"AngularLoss", "DynamicSoftMarginLoss", "ManifoldLoss", "P2SGradLoss", "VICRegLoss",
+               "ThresholdConsistentMarginLoss"}  # fmt: skip
+    assert set(catalogue.SHARED) | further == {n for n in losses.MODULES if hasattr(pml, n)}
     for name in ("ArcFaceLoss", "NormalizedSoftmaxLoss", "NPairsLoss", "MultiSimilarityLoss"):
         workload = small(name)
         of = {who: contenders.make(who, workload) for who in ("native", "pml")}

@@ -34,13 +34,13 @@ def test_code_for_an_instruction_set_stays_in_its_namespace():
 
 @needs_compiled
 def test_explain_names_what_runs():
-    said = fastdml.explain("multi_similarity", 4096)
+    said = fastdml.explain("smooth_ap", 4096)
     assert said.executor == "native" and said.reason == "compiled for this device"
     assert said.rows == said.columns == 4096 and said.dimension == 128
     rows = int(re.search(r"(\d+) rows at a time", said.plan)[1])
     assert rows * 4096 * 4 <= 16 << 20 < (rows + 16) * 4096 * 4
     fastdml.set_workspace(4 << 20)
-    assert int(re.search(r"(\d+) rows", fastdml.explain("multi_similarity", 4096).plan)[1]) == rows // 4
+    assert int(re.search(r"(\d+) rows", fastdml.explain("smooth_ap", 4096).plan)[1]) == rows // 4
     text = str(said)
     assert "4096 rows x 4096 candidates, D=128, cpu" in text and "runs on  native" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,17 +46,24 @@ def _arguments(cls: type, workload: Workload) -> dict[str, Any]:
     return {**sizes(cls, workload), **needed(cls), **dict(workload.options)}
 
 
+def _described() -> Iterator[tuple[str, type[nn.Module], str]]:
+    """(name, module, registered name) of all that can be made from sizes alone and whose products count."""
+    for name, cls in sorted(MODULES.items()):
+        if cls.in_torch is not None:
+            continue
+        try:
+            registered = _registered(cls)
+        except (TypeError, AttributeError):  # needs arguments only its user can give
+            continue
+        if registered in LOSSES:
+            yield name, cls, registered
+
+
 @functools.cache
 def module_classes() -> dict[str, type[nn.Module]]:
     """Registered name -> the first module that computes it, and nothing beside it if there is one."""
     found: dict[str, list[type[nn.Module]]] = {}
-    for _, cls in sorted(MODULES.items()):
-        if cls.in_torch is not None:  # no products to count
-            continue
-        try:
-            name = _registered(cls)
-        except (TypeError, AttributeError):  # needs arguments only its user can give
-            continue
+    for _, cls, name in _described():
         found.setdefault(name, []).append(cls)
 
     def alone(cls: type[nn.Module]) -> bool:
@@ -115,11 +123,8 @@ def check_loss(name: str) -> None:
 def proxy_modules() -> list[str]:
     """Names of all modules whose registered loss has proxies: several may share one."""
     found = []
-    for name, cls in sorted(MODULES.items()):
-        try:
-            loss = LOSSES[_registered(cls)]
-        except (TypeError, AttributeError):
-            continue
+    for name, _, registered in _described():
+        loss = LOSSES[registered]
         if "proxies" in (loss.rows, loss.columns):
             found.append(name)
     return found
