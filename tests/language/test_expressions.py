@@ -98,6 +98,8 @@ def gradients(call):
 
 def agree(loss, backend, what):
     found, expected = (gradients(call(loss, backend=b)) for b in (backend, "dense"))
+    if not all(torch.isfinite(b).all() for b in expected):
+        return  # a function that has no derivative here
     for a, b, name in zip(found, expected, ("value", "embeddings", "scalars", "row", "columns")):
         assert torch.isfinite(a).all(), f"{what}: {name} is not finite"
         bound = 1e-9 * max(1.0, float(b.abs().max()))
