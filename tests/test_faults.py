@@ -77,7 +77,8 @@ HOSTILE = {
     "an object": object(),
 }
 MINERS = {name: m for name, m in vars(miners).items() if inspect.isclass(m) and issubclass(m, nn.Module)}
-CONSTRUCTED = {**losses.MODULES, **MINERS}
+# Losses that torch evaluates take other batches: test_pml_more.
+CONSTRUCTED = {**{n: m for n, m in losses.MODULES.items() if m.in_torch is None}, **MINERS}
 
 
 def tried(name, argument, value):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine import check
 from .choice import tie
 from .miners import Chosen, Miner, Select
 from .triplets import Stream
@@ -34,9 +35,7 @@ class SemiHardMiner(Miner):
 
     def __init__(self, margin: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if margin is not None and not float(margin) > 0:
-            raise ValueError(f"margin: expected a positive number or None, got {margin!r}")
-        self.margin = margin
+        self.margin = None if margin is None else check.positive(margin, "margin")
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(d: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:
