@@ -106,6 +106,11 @@ class _Tile(Text):
         return super()._text(node)
 
     def _infix(self, node: Node) -> tuple[str, int]:
+        if node.op in ("lt", "le", "eq") and node.level <= CALL:
+            # In the shape of the pairs, or rows: Triton's interpreter knows no single condition beside many.
+            a, b = (self.expression(x, 3) for x in node.args)
+            sign = {"lt": "<", "le": "<=", "eq": "=="}[node.op]
+            return f"tl.zeros_like({self.like}) + {a} {sign} {b}", 2
         text, binds = super()._infix(node)
         return text.replace("&&", "&").replace("||", "|"), binds
 
@@ -116,6 +121,10 @@ class _Tile(Text):
         self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True
     ) -> str:
         """A jitted function that returns the results."""
+        # Every result has the shape of what comes in.
+        of_pairs, of_rows = (arguments.startswith(x) for x in ("s,", "stats,"))
+        level = PAIR if of_pairs else ROW if of_rows else CONSTANT
+        self.like = "s" if of_pairs else "stats[0]"
         uses: dict[Node, int] = {}
         nodes = self._within(results)
         for node in nodes:
@@ -127,14 +136,10 @@ class _Tile(Text):
             if node.args and node not in self.names and shared and node is not HIGHEST:
                 text = self.expression(node)
                 lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
-        # Every result has the shape of what comes in.
-        like, level = {"s": ("s", PAIR), "stats": ("stats[0]", ROW)}.get(
-            arguments.split(",")[0], ("", CONSTANT)
-        )
         texts = []
         for result in results:
             text = self.expression(result)
-            texts.append(text if result.level >= level else f"{like} * 0.0 + {text}")
+            texts.append(text if result.level >= level else f"{self.like} * 0.0 + {text}")
         found = texts[0]
         if wrap:
             found = "(" + "".join(f"\n        {text}," for text in texts) + "\n    )"
