@@ -5,7 +5,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/block.h"
@@ -16,10 +18,18 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Torch's own of these is not in the headers of the oldest torch that is supported.
+template <class P>
+inline constexpr ScalarType kTypeOf = std::is_same_v<P, float>          ? ScalarType::Float
+                                      : std::is_same_v<P, double>       ? ScalarType::Double
+                                      : std::is_same_v<P, std::int32_t> ? ScalarType::Int
+                                                                        : ScalarType::Byte;
+
 template <class P>
 const P* pointer(const OptionalTensor& t, int64_t count) {
   if (!t.has_value()) return nullptr;
   STD_TORCH_CHECK(t->is_contiguous() && t->numel() >= count, "fastdml: vector argument too short");
+  STD_TORCH_CHECK(t->scalar_type() == kTypeOf<P>, "fastdml: vector argument of another type than the block's");
   return static_cast<const P*>(t->const_data_ptr());
 }
 
@@ -76,8 +86,9 @@ Block<T> block_of(const RowArguments& a, int weights) {
   b.ld = a.s.stride(0);
   STD_TORCH_CHECK(b.cols <= 1 || a.s.stride(1) == 1, "fastdml: s must have contiguous rows");
   if (a.teacher.has_value()) {
-    STD_TORCH_CHECK(a.teacher->size(0) == b.rows && a.teacher->size(1) == b.cols,
-                    "fastdml: teacher must have the shape of s");
+    STD_TORCH_CHECK(a.teacher->size(0) == b.rows && a.teacher->size(1) == b.cols &&
+                        a.teacher->scalar_type() == a.s.scalar_type(),
+                    "fastdml: teacher must have the shape and the type of s");
     b.teacher = static_cast<const T*>(a.teacher->const_data_ptr());
     b.teacher_ld = a.teacher->stride(0);
   }

@@ -12,6 +12,11 @@ from conftest import BACKENDS, CASES, EXAMPLES, KINDS, ROOT, inputs, needs_compi
 import fastdml
 from fastdml import functional as F
 from fastdml import losses
+from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine.executors import Wanted
+from fastdml.engine.problem import Problem
+from fastdml.engine.registry import LOSSES
+from fastdml.engine.relation import LabelRelation
 
 B, D = 8, 4
 x = torch.randn(B, D, generator=torch.Generator().manual_seed(0))
@@ -243,3 +248,12 @@ def test_nan_of_a_teacher_shows(loss, backend):
     given = inputs(loss, case)
     given.teacher[0][2, 1] = float("nan")
     assert given.loss(loss, backend).isnan()
+
+
+@needs_compiled
+def test_compiled_rows_refuse_numbers_of_another_type():
+    """... whose bytes they would read as their own: a problem made by hand is not converted."""
+    scalars = torch.tensor([10.0, -10.0], dtype=torch.float64)
+    problem = Problem(LOSSES["siglip"](), x, x, LabelRelation(y, y), x.dtype, scalars=scalars)
+    with pytest.raises(RuntimeError, match="of another type"):
+        EXECUTORS["native"].run(problem, Wanted())

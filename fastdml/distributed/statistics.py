@@ -17,8 +17,7 @@ from ..engine import schedule
 from ..engine.loss import RowLoss, Rows
 from ..engine.problem import Problem
 from ..engine.registry import interned
-from ..engine.schedule import Result, Wanted
-from ..engine.similarity import DISTANCE
+from ..engine.schedule import Result, Visit, Wanted
 from ..language.described import Described
 from ..language.evaluate import values
 from ..language.graph import COLUMNS, Node, NotInLanguage, make, topological
@@ -147,27 +146,11 @@ class State:
 
 
 class _Step:
-    """Similarities of a block as the specification sees them."""
-
     def bytes_per_pair(self, problem: Problem) -> int:
         return BYTES * torch.finfo(problem.statistic).bits // 8
 
     def column_sums(self, problem: Problem) -> None:
         return None
-
-    def compare(self, problem: Problem, s: Tensor, start: int, done: bool) -> slice:
-        rows = slice(start, start + s.shape[0])
-        if not done:
-            problem.loss.metric.apply_(
-                s,
-                _part(problem.row_scale, rows),
-                problem.col_scale,
-                _part(problem.row_square, rows),
-                problem.col_square,
-                problem.epsilon,
-                *problem.embeddings_of(start, s.shape[0]),
-            )
-        return rows
 
 
 class Fold(_Step):
@@ -181,23 +164,14 @@ class Fold(_Step):
         if block.relation.rows and block.relation.columns:
             schedule.run(block, self, Wanted())
 
-    def __call__(
-        self,
-        problem: Problem,
-        s: Tensor,
-        teacher: Tensor | None,
-        start: int,
-        out: Result,
-        gradient: bool,
-        weights: Tensor | None,
-        holds_similarities: bool,
-    ) -> Tensor:
-        rows = self.compare(problem, s, start, holds_similarities)
-        block = problem.rows(s, start, rows.stop, teacher)
+    def __call__(self, block: Visit) -> Tensor:
+        block.compare()
+        s, rows = block.s, block.rows
+        seen = block.problem.rows(s, rows.start, rows.stop, block.teacher)
         arguments = [a for node in self.nodes for a in node.args]
-        known = self.state.evaluated(arguments, block, rows)
+        known = self.state.evaluated(arguments, seen, rows)
         for node in self.nodes:
-            self._merge(node, [known[a].expand_as(s) for a in node.args], block, rows)
+            self._merge(node, [known[a].expand_as(s) for a in node.args], seen, rows)
         return s
 
     def _merge(self, node: Node, args: list[Tensor], block: Rows, rows: slice) -> None:
@@ -217,34 +191,17 @@ class Weigh(_Step):
         """The derivatives that one block of candidates makes."""
         return schedule.run(block, self, wanted)
 
-    def __call__(
-        self,
-        problem: Problem,
-        s: Tensor,
-        teacher: Tensor | None,
-        start: int,
-        out: Result,
-        gradient: bool,
-        weights: Tensor | None,
-        holds_similarities: bool,
-    ) -> Tensor:
-        rows = self.compare(problem, s, start, holds_similarities)
-        out.outputs[rows] = 0
-        if not gradient:
+    def __call__(self, block: Visit) -> Tensor:
+        block.compare()
+        s, rows = block.s, block.rows
+        block.out.outputs[rows] = 0
+        if not block.gradient:
             return s
-        block = problem.rows(s, start, rows.stop, teacher)
+        seen = block.problem.rows(s, rows.start, rows.stop, block.teacher)
         weight = self.state.statistics.program.weight
-        g = self.state.evaluated([weight], block, rows)[weight].expand_as(s)
+        g = self.state.evaluated([weight], seen, rows)[weight].expand_as(s)
         factor = self.state._factor(rows)
-        g = g * (factor[:, None] if isinstance(factor, Tensor) else factor)
-        metric = problem.loss.metric
-        d = s.clone() if metric.kind == DISTANCE else s
-        scales = _part(problem.row_scale, rows), problem.col_scale
-        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)
-
-
-def _part(x: Tensor | None, rows: slice) -> Tensor | None:
-    return None if x is None else x[rows]
+        return block.weigh(g * (factor[:, None] if isinstance(factor, Tensor) else factor))
 
 
 def _start(node: Node, kind: torch.dtype) -> tuple[float, ...]:

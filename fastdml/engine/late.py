@@ -28,7 +28,7 @@ from .executors.chunked import Chunked
 from .executors.native import Native
 from .op import own_world
 from .problem import Problem
-from .schedule import Result
+from .schedule import Result, Visit
 from .workspace import workspace_limit
 
 # Bytes of a pair of tokens while a block of them is looked through, and of the place of a maximum.
@@ -108,7 +108,7 @@ def _presweep(problem: Problem, anchors: Tokens, candidates: Tokens, step: Chunk
         s = problem.anchors.new_empty(anchors.count, some.count, dtype=problem.statistic)
         for k, mine in _blocks(anchors, block_rows(anchors, some)):
             best(mine, some, None, s[k : k + mine.count])
-        step(turned, s.t().contiguous(), None, start, out, False, None, True)
+        step(Visit(turned, s.t().contiguous(), start, out, compared=True))
     given, found = problem.col_values, out.outputs.t().contiguous()
     problem.col_values = found if given is None else torch.cat([given, found])
 
@@ -138,7 +138,7 @@ def _run(
         if d_a is not None or d_c is not None:
             places = torch.empty(rows, mine.length, n, dtype=torch.int64, device=theirs.device)
         s = best(mine, candidates, places, torch.empty(rows, n, dtype=kind, device=theirs.device))
-        g = step(problem, s, None, start, out, any(wanted), None, True)
+        g = step(Visit(problem, s, start, out, any(wanted), compared=True))
         if places is None:
             continue
         share = g[:, None, :].expand(rows, mine.length, n)

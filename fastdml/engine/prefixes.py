@@ -33,7 +33,7 @@ from .executors.native import Native
 from .op import own_world
 from .problem import Problem
 from .products import accumulate_, multiply
-from .schedule import ColumnSums, Result, Step, Wanted
+from .schedule import ColumnSums, Result, Step, Visit, Wanted
 from .workspace import block_limit, buffer, rows_within
 
 _SHARED = 2  # leaves that all calls have together: anchors and candidates
@@ -262,7 +262,7 @@ class _Sweep:
                 self.products(start, stop, k, s)
                 if problem is not widest:
                     s = copies[k][:rows].copy_(s)
-                g = self.step(problem, s, t, start, out, bool(wanted), None, False)
+                g = self.step(Visit(problem, s, start, out, bool(wanted), t))
                 if radial is not None and problem is not widest:
                     radial.add(k, start, g, product[:rows])
                 weights.append(g)

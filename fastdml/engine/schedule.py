@@ -32,6 +32,7 @@ from torch import Tensor
 
 from .problem import Block, Problem
 from .products import accumulate_, multiply
+from .similarity import DISTANCE, PRODUCT
 from .workspace import block_limit, buffer, rows_within
 
 
@@ -41,24 +42,11 @@ class Step(Protocol):
     def bytes_per_pair(self, problem: Problem) -> int:
         """Bytes held per pair of a block, the block itself included."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        s: Tensor,
-        teacher: Tensor | None,
-        start: int,
-        out: Result,
-        gradient: bool,
-        weights: Tensor | None,
-        holds_similarities: bool,
-    ) -> Tensor:
-        """s [R, N]: products in. Returns the weights of the products (if `gradient`), in s or `weights`.
+    def __call__(self, block: Visit) -> Tensor:
+        """Returns the weights of the products (if the block wants a gradient), in its s or its weights.
 
-        holds_similarities: s holds what an earlier step without a gradient has left there: no products.
-        Writes rows [start, start + R) of out.outputs and of the row-wise derivatives in `out`, and adds to
-        out.d_col_values, where there is one.
-        weights: [R, N] of the type that the products of weights are made in, if that is not the type
-        of s; the schedule converts where the step leaves the weights in s.
+        Writes the block's rows of `out.outputs` and of the row-wise derivatives in `out`, and adds to
+        `out.d_col_values`, where there is one.
         """
 
     def column_sums(self, problem: Problem) -> ColumnSums | None:
@@ -79,6 +67,61 @@ class Result:
     d_row_values: Tensor | None = None  # [M, k]
     d_col_values: Tensor | None = None  # [k, N]
     total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
+
+
+@dataclasses.dataclass
+class Visit:
+    """A block of rows as a step sees it.
+
+    s: [R, N], products in. start: the first row; the others follow. out: where results go. gradient: whether
+    weights are wanted.
+    teacher: [R, N] the same pairs in the teacher's matrix.
+    weights: [R, N] of the type that the products of weights are made in, if that is not the type of s; the
+        schedule converts where the step leaves the weights in s.
+    compared: s holds what an earlier step without a gradient has left there: no products.
+    """
+
+    problem: Problem
+    s: Tensor
+    start: int
+    out: Result
+    gradient: bool = False
+    teacher: Tensor | None = None
+    weights: Tensor | None = None
+    compared: bool = False
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.s.shape[0])
+
+    def part(self, x: Tensor | None) -> Tensor | None:
+        """The block's rows of what all rows have."""
+        whole = self.s.shape[0] == self.problem.relation.rows  # a small batch feels every slice
+        return x if whole or x is None else x[self.rows]
+
+    def compare(self) -> None:
+        """s becomes similarities, for steps in torch."""
+        problem = self.problem
+        if not self.compared:
+            problem.loss.metric.apply_(
+                self.s,
+                self.part(problem.row_scale),
+                problem.col_scale,
+                self.part(problem.row_square),
+                problem.col_square,
+                problem.epsilon,
+                *problem.embeddings_of(self.start, self.s.shape[0]),
+            )
+        self.compared = True
+
+    def weigh(self, g: Tensor) -> Tensor:
+        """s, similarities, becomes the weights of the products, from the derivatives g by similarities."""
+        problem, metric, s = self.problem, self.problem.loss.metric, self.s
+        # Derivatives of distances need those that their weights are about to replace.
+        kept = metric.kind == DISTANCE or (metric.kind != PRODUCT and problem.epsilon)
+        d = s.clone() if kept else s
+        scales = self.part(problem.row_scale), problem.col_scale
+        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)
 
 
 class ColumnSums(Protocol):
@@ -238,7 +281,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
                 problem.teacher_problem.similarities(start, stop, t)
         weights = None if held_weights is None else held_weights[: stop - start]
         similarities = reused is not None and not reused.products
-        g = step(problem, s, t, start, out, bool(wanted), weights, similarities)
+        g = step(Visit(problem, s, start, out, bool(wanted), t, weights, similarities))
         if weights is not None and g is not weights:
             g = weights.copy_(g)
         if row_total is not None:

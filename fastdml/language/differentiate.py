@@ -88,7 +88,7 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
     a = node.args[0]
     b = node.args[1] if len(node.args) > 1 else a
     match node.op:
-        case "add":
+        case "add" | "beside":
             return [(a, bar), (b, bar)]
         case "apart":
             return [(a, bar)]

@@ -350,6 +350,16 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
     return make("sum", x, mask)
 
 
+def log_sum_exp(x: Node, mask: Node, one: bool) -> Node:
+    """log of the sum of exp(x), and of 1 if `one`. Of an x that all pairs share it is no sum: over no pair an
+    exponential of x, which nothing has been taken out of, need not be finite."""
+    if x.level == PAIR:
+        return make("log_sum_exp", x, mask, value=one)
+    count = total(ONE, mask)
+    shared = where(count > ZERO, x + make("log", make("max", count, ONE)), LOWEST)
+    return make("softplus", shared) if one else shared
+
+
 def _has_factor_of_row(x: Node) -> bool:
     if x.op == "where" and x.args[2] is ZERO:
         return _has_factor_of_row(x.args[1])

@@ -78,11 +78,7 @@ def program(
     reference: how log-sum-exps are computed: see `statistics`.
     """
     scalars = trace.scalars if scalars is None else scalars
-    first_outputs = trace.outputs
-    if reference != "largest":
-        first_outputs = tuple(statistics.unshifted([*first_outputs]))
-    if reference == "whole":
-        first_outputs = tuple(statistics.without_one([*first_outputs]))
+    first_outputs = tuple(statistics.prepared(trace.outputs, reference))
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:

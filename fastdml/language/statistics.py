@@ -8,7 +8,7 @@ several windows are summed apart. What is not in the mapping has its largest tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from .graph import (
@@ -43,7 +43,7 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Nod
     is 1."""
     x, mask = node.args
     wider = mask
-    windows = 0 if isinstance(reference, str) else reference.get(node, 0)
+    windows = _windows(node, reference)
     if windows:
         top, terms, of_pairs = _windowed(node, windows)
     else:
@@ -57,6 +57,10 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Nod
     some = TRUE if sure else of_pairs > ZERO
     sum_ = of_pairs + make("exp", neg(top)) if node.value else of_pairs
     return top, terms, where(some, sum_, ONE), some
+
+
+def _windows(node: Node, reference: Reference) -> int:
+    return 0 if isinstance(reference, str) else reference.get(node, 0)
 
 
 def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], Node]:
@@ -108,16 +112,21 @@ def without_one(roots: list[Node]) -> list[Node]:
     return rewrite(roots, rule)
 
 
-def unshifted(roots: list[Node]) -> list[Node]:
-    """The roots with statistics taken out of sums and of exponents that would else wait for them."""
+def unshifted(roots: list[Node], exact: bool) -> list[Node]:
+    """The roots with statistics taken out of sums and of exponents that would else wait for them.
 
-    def shifted(x: Node) -> tuple[Node, Node] | None:
+    exact: where a loss takes the largest exponent out itself, whose digits count, what is left is `beside`:
+    the sum of a log-sum-exp and a number, as the log of a sum over its largest term (`spelled_out`).
+    """
+
+    def shifted(x: Node) -> tuple[Node, Node, Node] | None:
+        """x as a product of a factor and a sum of a number of the pair and one of the row."""
         if x.op == "mul" and x.args[0].level < PAIR:
             found = shifted(x.args[1])
-            return None if found is None else (x.args[0] * found[0], x.args[0] * found[1])
+            return None if found is None else (x.args[0] * found[0], *found[1:])
         for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
             if b.level < PAIR == a.level and _reduces(b):
-                return a, b
+                return ONE, a, b
         return None
 
     def rule(node: Node) -> Node | None:
@@ -126,13 +135,26 @@ def unshifted(roots: list[Node]) -> list[Node]:
         found = shifted(node.args[0])
         if found is None:
             return None
-        x, shift = found
+        factor, x, shift = found
+        mask = node.args[1]
         if node.op == "sum":
-            return total(x, node.args[1]) + shift * total(ONE, node.args[1])
-        whole = make("log_sum_exp", x, node.args[1], value=node.value)
-        return where(whole > LOWEST, whole + shift, LOWEST)
+            return factor * (total(x, mask) + shift * total(ONE, mask))
+        whole = make("log_sum_exp", factor * x, mask, value=node.value)
+        largest = make("neg", make("detach", make("amax", x, mask)))
+        left = whole + factor * shift
+        if exact and shift is largest and _sign(factor) > 0:
+            left = make("beside", whole, factor * shift)
+        return where(whole > LOWEST, left, LOWEST)
 
     return rewrite(rewrite(roots, lambda n: n.args[0] if n.op == "apart" else None), rule)
+
+
+def prepared(outputs: Sequence[Node], reference: Reference) -> list[Node]:
+    """The outputs as they are differentiated."""
+    if reference == "largest":
+        return [*outputs]
+    found = unshifted([*outputs], exact=reference != "whole")
+    return without_one(found) if reference == "whole" else found
 
 
 def means(roots: list[Node]) -> list[Node]:
@@ -156,6 +178,12 @@ def means(roots: list[Node]) -> list[Node]:
 def spelled_out(roots: list[Node], reference: Reference) -> list[Node]:
     """The roots without log-sum-exps."""
 
+    def over_largest(node: Node) -> Node | None:
+        if node.op != "beside":
+            return None
+        _, _, sum_, some = _parts(node.args[0], reference)
+        return make("log", div(sum_, where(some, _largest_term(node.args[0], reference), ONE)))
+
     def rule(node: Node) -> Node | None:
         if node.op != "log_sum_exp":
             return None
@@ -163,7 +191,19 @@ def spelled_out(roots: list[Node], reference: Reference) -> list[Node]:
         return where(some, top + make("log", sum_), ZERO if node.value else LOWEST)
 
     # Arguments first, so a log-sum-exp within another's exponent is spelled out before it.
-    return rewrite(roots, rule)
+    return rewrite(rewrite(roots, over_largest), rule)
+
+
+def _largest_term(node: Node, reference: Reference) -> Node:
+    """The largest of a log-sum-exp's exponentials, which is among those of the highest window that has any."""
+    windows = _windows(node, reference)
+    if not windows:
+        return ONE
+    found = ZERO
+    for _, of_pairs in reversed(_windowed(node, windows)[1]):
+        some = total(of_pairs, node.args[1]) > ZERO
+        found = where(some, make("amax", of_pairs, node.args[1]), found)
+    return found
 
 
 def _largest(x: Node, mask: Node) -> Node:

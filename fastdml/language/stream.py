@@ -15,6 +15,7 @@ from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
 from .program import Program, program
 from .row import Trace
+from .statistics import prepared
 
 MOST_PASSES = 4
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
@@ -93,7 +94,7 @@ def windows_of(trace: Trace, ranges: Ranges, size: int) -> dict[Node, int]:
     """How many windows the exponents of log-sum-exps take for inputs within `ranges`, in a type of `size`
     bytes; where that is few."""
     found = {}
-    for node in topological(trace.outputs):
+    for node in topological(prepared(trace.outputs, {})):
         if node.op == "log_sum_exp":
             least, most = _exponents(node.args[0], node.value, ranges)
             count = (most - least) / sum(_REACH[size])

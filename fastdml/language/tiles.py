@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import compile
@@ -17,6 +17,7 @@ from .cpp import Text, camel
 from .evaluate import number_on_host
 from .graph import (
     CALL,
+    CONSTANT,
     HIGHEST,
     LOWEST,
     ONE,
@@ -26,8 +27,10 @@ from .graph import (
     ZERO,
     Node,
     constant,
+    div,
     make,
     mul,
+    number_of,
     rewrite,
     topological,
     where,
@@ -39,6 +42,7 @@ from .row import Trace
 LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
 _NOTHING = constant(float("-inf"))
 _OWN = make("own")
+_LEAST = constant(1e-6)  # what a gain is at least
 _IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": _NOTHING}
 
 
@@ -102,6 +106,11 @@ class _Tile(Text):
         return super()._text(node)
 
     def _infix(self, node: Node) -> tuple[str, int]:
+        if node.op in ("lt", "le", "eq") and node.level <= CALL:
+            # In the shape of the pairs, or rows: Triton's interpreter knows no single condition beside many.
+            a, b = (self.expression(x, 3) for x in node.args)
+            sign = {"lt": "<", "le": "<=", "eq": "=="}[node.op]
+            return f"tl.zeros_like({self.like}) + {a} {sign} {b}", 2
         text, binds = super()._infix(node)
         return text.replace("&&", "&").replace("||", "|"), binds
 
@@ -112,6 +121,10 @@ class _Tile(Text):
         self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True
     ) -> str:
         """A jitted function that returns the results."""
+        # Every result has the shape of what comes in.
+        of_pairs, of_rows = (arguments.startswith(x) for x in ("s,", "stats,"))
+        level = PAIR if of_pairs else ROW if of_rows else CONSTANT
+        self.like = "s" if of_pairs else "stats[0]"
         uses: dict[Node, int] = {}
         nodes = self._within(results)
         for node in nodes:
@@ -123,12 +136,10 @@ class _Tile(Text):
             if node.args and node not in self.names and shared and node is not HIGHEST:
                 text = self.expression(node)
                 lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
-        # Every result has the shape of what comes in.
-        like, level = ("s", PAIR) if arguments.startswith("s,") else ("stats[0]", ROW)
         texts = []
         for result in results:
             text = self.expression(result)
-            texts.append(text if result.level >= level else f"{like} * 0.0 + {text}")
+            texts.append(text if result.level >= level else f"{self.like} * 0.0 + {text}")
         found = texts[0]
         if wrap:
             found = "(" + "".join(f"\n        {text}," for text in texts) + "\n    )"
@@ -220,7 +231,12 @@ class Printer:
             of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)
         ]
         self.counts_own = program.reads("columns")
-        self.host = self._host(roots)
+        self.gain = _size([self.weight, *self.column_slopes])
+        if self.gain.level > CONSTANT:
+            self.weight, *self.column_slopes = (
+                mul(div(ONE, self.gain), x) for x in (self.weight, *self.column_slopes)
+            )
+        self.host = self._host([*roots, self.gain])
         self.passes = passes_of(roots)
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
@@ -304,6 +320,11 @@ class Printer:
             options.append("heavy=True")
         if self.columns:
             options.append(f"column_values={self.columns}")
+        if self.gain.level > CONSTANT:
+            functions.append(self._reader().function("gain", "p", [self.gain], wrap=False))
+            options.append("gain=gain")
+        if _often_zero(self.weight):
+            options.append("sparse=True")
         if slopes_of_columns:
             slopes = self._reader()
             slopes.names |= read
@@ -404,6 +425,52 @@ def _costs(nodes: Sequence[Node]) -> bool:
     """Whether a pass computes costly functions of a pair beside the exponentials of its log-sum-exps."""
     forms = [x for n in nodes for x in _forms(n)]
     return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
+
+
+def _size(weights: Sequence[Node]) -> Node:
+    """The order of the weights: their factors that are numbers of the call. Without them weights are of order
+    one, which half precision needs."""
+    known: dict[Node, Node] = {}
+
+    def largest(nodes: Iterable[Node]) -> Node:
+        found = ZERO
+        for size in {known[n]: None for n in nodes}:
+            a, b = number_of(found), number_of(size)
+            both = a is not None and b is not None
+            found = constant(max(a, b)) if both else size if a == 0 else make("max", size, found)
+        return found
+
+    for x in topological(weights):
+        if x.is_mask:
+            continue
+        if x.level <= CALL:
+            value = number_of(x)
+            known[x] = make("abs", x) if value is None else constant(abs(value))
+            continue
+        match x.op:
+            case "mul":
+                known[x] = mul(*(known[a] for a in x.args))
+            case "div":
+                a, b = x.args
+                known[x] = div(known[a], known[b]) if b.level <= CALL else known[a]
+            case "neg" | "abs":
+                known[x] = known[x.args[0]]
+            case "add" | "max":
+                known[x] = largest(x.args)
+            case "where":
+                known[x] = largest(x.args[1:])
+            case _:
+                known[x] = ONE
+    found = largest(weights)
+    return found if found.level == CONSTANT else make("max", found, _LEAST)
+
+
+def _often_zero(weight: Node) -> bool:
+    """Whether most weights may be exactly 0: those of negatives on a condition."""
+    (of_negative,) = specialised([weight], False)
+    while of_negative.op in ("neg", "mul"):
+        of_negative = of_negative.args[-1]
+    return of_negative is ZERO or (of_negative.op == "where" and of_negative.args[2] is ZERO)
 
 
 def _states(weights: Sequence[Node]) -> list[Node]:

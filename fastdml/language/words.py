@@ -100,7 +100,7 @@ def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
     Over none the most negative number of the type (one: 0), with a derivative of 0.
     """
     if _traced(x, where):
-        return make("log_sum_exp", lift(x), where, value=one)
+        return graph.log_sum_exp(lift(x), where, one)
     z = _masked(x, where, torch.finfo(_tensor(x).dtype).min)
     if one:
         z = torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1)

@@ -187,11 +187,7 @@ def test_weights_in_bfloat16(description, padding, emulator):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["ragged", "reference"])
-@pytest.mark.parametrize("loss", [
-    "multi_similarity", "smooth_ap", "contrastive",
-    pytest.param("siglip", marks=pytest.mark.xfail(
-        strict=True, reason="a fault not yet found: its printed functor disagrees in this schedule alone")),
-])  # fmt: skip
+@pytest.mark.parametrize("loss", ["multi_similarity", "smooth_ap", "siglip", "contrastive"])
 def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
     """What schedule.py does on CUDA with narrow embeddings, its products made as cuBLAS makes them:
     exact products of the narrow numbers, accumulated and returned in float32."""
@@ -220,7 +216,7 @@ def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
         columns = made.anchor_labels if made.candidate_labels is None else made.candidate_labels
         problem = Problem(
             description, anchors, candidates, LabelRelation(made.anchor_labels, columns), statistic,
-            scalars=made.scalars,
+            scalars=None if made.scalars is None else made.scalars.to(statistic),
         )  # fmt: skip
         out = executor.run(problem, Wanted(anchors=True, candidates=True))
         into += [t for t in (out.outputs, out.d_anchors, out.d_candidates) if t is not None]

@@ -53,7 +53,6 @@ def compare(traced, direct, rows, parameters, weights):
             )
 
 
-@pytest.mark.xfail(reason="one function has a derivative by a scalar that is NaN where autograd has 0")
 @given(functions)
 @settings(
     max_examples=300, deadline=None, derandomize=True, database=None, report_multiple_bugs=False

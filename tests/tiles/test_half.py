@@ -60,9 +60,8 @@ def dense(given: Problem) -> list[torch.Tensor]:
         weight[:, 1] = 0
     total = (outputs * weight).sum()
     count = 0 if given.scalars is None else given.scalars.numel()
-    found = torch.autograd.grad(
-        total, leaves + [v for v in values if v is not None], allow_unused=True
-    )
+    wanted = leaves + [v for v in values if v is not None]
+    found = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
     gradients = [g for g in found[: len(leaves)]]
     further = dict(zip([n for n, v in zip(names, values) if v is not None], found[len(leaves) :]))
     if count:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import in_torch, schedule
 from ..problem import Problem
-from ..similarity import DISTANCE, PRODUCT
+from ..schedule import Visit
 from . import Result, Wanted
 
 
@@ -41,46 +41,24 @@ class Chunked:
             per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
         return per_pair
 
-    def __call__(
-        self,
-        problem: Problem,
-        s: Tensor,
-        teacher: Tensor | None,
-        start: int,
-        out: Result,
-        gradient: bool,
-        weights: Tensor | None,
-        holds_similarities: bool,
-    ) -> Tensor:
-        rows = slice(start, start + s.shape[0])
-
-        def part(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[rows]
-
-        metric = problem.loss.metric
-        scales = part(problem.row_scale), problem.col_scale
-        if not holds_similarities:
-            metric.apply_(
-                s,
-                *scales,
-                part(problem.row_square),
-                problem.col_square,
-                problem.epsilon,
-                *problem.embeddings_of(start, s.shape[0]),
-            )
+    def __call__(self, block: Visit) -> Tensor:
+        problem, s, start, rows, out = block.problem, block.s, block.start, block.rows, block.out
+        gradient = block.gradient
+        block.compare()
         with torch.enable_grad():
-            block = problem.rows(s.detach().requires_grad_(gradient), start, rows.stop, teacher)
-            inputs = [block.s]
-            if gradient and out.d_scalars is not None and block.scalars is not None:
-                block.scalars = block.scalars.detach().requires_grad_()
-                inputs.append(block.scalars)
-            if gradient and out.d_row_values is not None and block.row_values is not None:
-                block.row_values = block.row_values.detach().requires_grad_()
-                inputs.append(block.row_values)
-            if gradient and out.d_col_values is not None and block.col_values is not None:
-                block.col_values = block.col_values.detach().requires_grad_()
-                inputs.append(block.col_values)
-            outputs = problem.loss.spec(block).reshape(s.shape[0], -1)
+            leaf = s.detach().requires_grad_(gradient)
+            seen = problem.rows(leaf, start, rows.stop, block.teacher)
+            inputs = [leaf]
+            if gradient and out.d_scalars is not None and seen.scalars is not None:
+                seen.scalars = seen.scalars.detach().requires_grad_()
+                inputs.append(seen.scalars)
+            if gradient and out.d_row_values is not None and seen.row_values is not None:
+                seen.row_values = seen.row_values.detach().requires_grad_()
+                inputs.append(seen.row_values)
+            if gradient and out.d_col_values is not None and seen.col_values is not None:
+                seen.col_values = seen.col_values.detach().requires_grad_()
+                inputs.append(seen.col_values)
+            outputs = problem.loss.spec(seen).reshape(s.shape[0], -1)
             found: list[Tensor | None] = [None] * len(inputs)
             if gradient and outputs.requires_grad:
                 weight = torch.full_like(outputs, problem.weight)
@@ -97,7 +75,4 @@ class Chunked:
             out.d_row_values[rows] = others.pop(0)
         if out.d_col_values is not None:
             out.d_col_values += others.pop(0)
-        # Derivatives of distances need those that their weights are about to replace.
-        kept = metric.kind == DISTANCE or (metric.kind != PRODUCT and problem.epsilon)
-        d = s.clone() if kept else s
-        return metric.weigh_(s.copy_(g), d, *scales, problem.epsilon)
+        return block.weigh(g)

@@ -11,6 +11,7 @@ from .. import library, schedule
 from ..problem import Problem
 from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
+from ..schedule import Visit
 from . import Result, Wanted, column_sums, listed_rows, one_block
 from .one_block import functor_of
 
@@ -86,33 +87,18 @@ class Native:
         size = torch.finfo(problem.statistic).bits // 8
         return library.cuda_sort_bytes(problem.loss.functor_name, problem.loss.members, size)
 
-    def __call__(
-        self,
-        problem: Problem,
-        s: Tensor,
-        teacher: Tensor | None,
-        start: int,
-        out: Result,
-        gradient: bool,
-        weights: Tensor | None,
-        holds_similarities: bool,
-    ) -> Tensor:
-        rows = slice(start, start + s.shape[0])
-        whole = s.shape[0] == problem.relation.rows  # a small batch feels every slice
-
-        def part(x: Tensor | None) -> Tensor | None:
-            return x if whole or x is None else x[rows]
-
+    def __call__(self, block: Visit) -> Tensor:
+        problem, s, start, out, part = block.problem, block.s, block.start, block.out, block.part
         classes = problem.classes
-        weights = weights if gradient else None
+        weights = block.weights if block.gradient else None
         slopes = None
-        if gradient and out.d_col_values is not None and problem.loss.column_slopes:
+        if block.gradient and out.d_col_values is not None and problem.loss.column_slopes:
             slopes = s.new_zeros(problem.loss.column_slopes, *s.shape)
         self.kernel(
             s,
             functor_of(problem.loss),
             problem.loss.members,
-            teacher,
+            block.teacher,
             part(problem.row_scale),
             problem.col_scale,
             part(problem.row_square),
@@ -134,9 +120,9 @@ class Native:
             part(out.outputs),
             part(out.d_scalars),
             part(out.d_row_values),
-            gradient,
+            block.gradient,
             weights,
-            holds_similarities,
+            block.compared,
             *problem.embeddings_of(start, s.shape[0]),
             slopes,
         )
@@ -144,7 +130,7 @@ class Native:
             # A functor with several weights has applied them itself.
             by = torch.full_like(s[:, 0], 1.0 if problem.loss.combined else problem.weight)
             if problem.row_weight is not None and not problem.loss.combined:
-                by *= problem.row_weight[rows]
+                by *= problem.row_weight[block.rows]
             for d, slope in zip(out.d_col_values, slopes):
                 d += torch.mv(slope.t(), by)
         return s if weights is None else weights

@@ -56,7 +56,6 @@ class CircleGlobal(Circle):
     """One pair of sums for the whole matrix; unordered: every pair is in it twice but counts once."""
 
     name = "circle_global"
-    tiles = None  # that of fastdml/kernels/tiles: the printed one is not right yet
     provenance = "unofficial port"
     outputs = 2
     unread = ("unordered",)

@@ -106,7 +106,6 @@ class GeneralizedLiftedStructure(Described):
     """All positives of a row against all its negatives."""
 
     name = "generalized_lifted_structure"
-    tiles = None  # that of fastdml/kernels/tiles: the printed one is not right yet
     provenance = "pytorch-metric-learning"
     derived = ("sign",)
     numbers = ("needs_both",)

@@ -35,7 +35,6 @@ class SoftmaxCrossEntropy(Described):
     """
 
     name = "softmax_cross_entropy"
-    tiles = None  # that of fastdml/kernels/tiles: the printed one is not right yet
     provenance = "released code"
     columns = "proxies"
     column_bias = True

@@ -75,7 +75,6 @@ class Contrast(Described):
     """
 
     name = "contrast"
-    tiles = None  # the printed one is not right yet
     provenance = "sentence-transformers"
     learnable = (10.0,)
 
