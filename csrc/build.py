@@ -59,18 +59,40 @@ def headers(root: Path, folder: Path) -> list[Path]:
 
 def printed(root: Path, folder: Path) -> list[Path]:
     """Writes the headers of the losses in the row language. Needs torch, but nothing compiled."""
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    importable(root)
     import fastdml.losses  # noqa: F401, the losses
     from fastdml.language.printed import headers
 
+    return write_all(folder, headers())
+
+
+def streamed(root: Path, folder: Path) -> dict[Path, str]:
+    """Writes the streamed forms of losses as headers, and returns the key of each. Needs torch."""
+    importable(root)
+    from fastdml.language.printed import streams
+    from fastdml.losses.one_set import of_defaults
+
+    found = streams(of_defaults())
+    if chosen := set(filter(None, os.environ.get("FASTDML_LOSSES", "").split(","))):
+        found = {k: v for k, v in found.items() if any(k.startswith(f"{c}_") for c in chosen)}
+    written = write_all(folder, {name: text for name, (_, text) in found.items()})
+    return {path: found[path.stem][0] for path in written}
+
+
+def importable(root: Path) -> None:
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+
+
+def write_all(folder: Path, texts: dict[str, str]) -> list[Path]:
+    """Writes headers, by their stems, and removes others."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {folder / f"{stem}.h": text for stem, text in headers().items()}
-    for path in set(folder.glob("*.h")) - set(texts):
+    written = [folder / f"{stem}.h" for stem in sorted(texts)]
+    for path in set(folder.glob("*.h")) - set(written):
         path.unlink()
-    for path, text in texts.items():
-        write(path, text)
-    return sorted(texts)
+    for path in written:
+        write(path, texts[path.stem])
+    return written
 
 
 def losses(headers: list[Path]) -> list[tuple[str, str, Path]]:
@@ -132,6 +154,39 @@ def generate(folder: Path, headers: list[Path], isas: list) -> list[tuple[Path, 
     table.append(f"const Functor kFunctors[] = {{{entries}}};")
     table.append(f"const int kFunctorCount = {len(found)};")
     write(folder / "losses.inc", "\n".join(table) + "\n")
+    return sources
+
+
+def generate_streams(
+    folder: Path, found: dict[Path, str], isas: list
+) -> list[tuple[Path, str, str]]:
+    """Writes the generated sources of streamed forms; returns (source, isa, flags) of each.
+
+    The plainest instruction set has none: rows serve processors that have no other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sources, declared, entries = [], [], []
+    for header, key in found.items():
+        forms = []
+        for isa, width, flags in isas:
+            if isa == X86[0][0] and len(isas) > 1:
+                forms.append("nullptr")
+                continue
+            source = folder / f"{header.stem}.{isa}.cpp"
+            write(
+                source,
+                f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
+                f'#include "cpu/stream_instantiate.h"\n#include "{header.parent.name}/{header.name}"\n',
+            )
+            sources.append((source, isa, flags))
+            declared.append(f"extern const Stream stream_{header.stem}_{isa};")
+            forms.append(f"&stream_{header.stem}_{isa}")
+        declared.append(f"const Stream* const streams_{header.stem}[] = {{{', '.join(forms)}}};")
+        entries.append(f'{{"{key}", streams_{header.stem}}}')
+    entries.append("{nullptr, nullptr}")  # an array of nothing is none
+    declared.append(f"const BuiltStream kStreams[] = {{{', '.join(entries)}}};")
+    declared.append(f"const int kStreamCount = {len(found)};")
+    write(folder / "streams.inc", "\n".join(declared) + "\n")
     return sources
 
 
@@ -236,6 +291,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     isas = instruction_sets()
     found = headers(root, work / "printed")
     generated = generate(work / "generated", found, isas)
+    generated += generate_streams(work / "generated", streamed(root, work / "streamed"), isas)
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     rows = f"{ROWS} -I{csrc} -I{work} -I{work}/generated"

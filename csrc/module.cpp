@@ -40,6 +40,13 @@ py::dict functors() {
   return out;
 }
 
+py::dict streams() {
+  py::dict out;
+  for (int i = 0; i < fastdml::built_stream_count(); ++i)
+    if (fastdml::stream_of(i)) out[fastdml::built_stream(i).key] = i;
+  return out;
+}
+
 template <class T>
 using Optional = std::optional<py::array_t<T, py::array::c_style | py::array::forcecast>>;
 
@@ -140,6 +147,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("functors", &functors,
         "Compiled losses: name -> (id, number of parameters, outputs of a row, values per column of the\n"
         "state in which it gathers statistics of columns, 0 where it cannot).");
+  m.def("streams", &streams, "Streamed forms for this instruction set: what a text is called -> id.");
   m.def(
       "add_stream",
       [](std::uintptr_t stream) {

@@ -71,6 +71,15 @@ struct Stream {
   int reads[kMostPasses + 1];   // of each pass, and of the weight
 };
 
+// One that was compiled with the library, by what its text was called, for every instruction set; null where
+// it has none.
+struct BuiltStream {
+  const char* key;
+  const Stream* const* of;
+};
+int built_stream_count();
+const BuiltStream& built_stream(int id);
+
 // The number of a stream that lives as long as the process; -1 where there are too many.
 int add_stream(const Stream* stream);
 const Stream* stream_of(std::int64_t id);  // null: none has that number

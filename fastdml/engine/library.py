@@ -57,6 +57,19 @@ def functors() -> dict[str, tuple[int, int, int, int]]:
     return library.functors() if library is not None else {}
 
 
+def streams() -> dict[str, int]:
+    """Streamed forms that were compiled with the library for the instruction set in use: key -> id."""
+    library = load()
+    return _streams(library.active_isa()) if library is not None else {}
+
+
+@functools.cache
+def _streams(isa: str) -> dict[str, int]:
+    library = load()
+    assert library is not None
+    return library.streams()  # type: ignore[no-any-return]
+
+
 def runs_on(device_type: str) -> bool:
     """Whether there are compiled operators for tensors of a device."""
     library = load()

@@ -16,7 +16,7 @@ from ..engine.lazy import lazy
 from ..engine.loss import Learnt, RowLoss, Rows
 from ..engine.registry import registered
 from . import compile
-from .graph import ROW, Node, NotInLanguage, topological
+from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
 from .stream import NoStream, Ranges, StreamForm, windows_of
@@ -31,7 +31,7 @@ class Forms:
     def __init__(self, name: str, traced: Callable[[], Trace], outputs: int = 1) -> None:
         self.name = name
         self._traced, self._outputs = traced, outputs
-        self._streams: dict[tuple[tuple[Node, int], ...], StreamForm | str] = {}
+        self._streams: dict[tuple[Any, ...], StreamForm | str] = {}
 
     @lazy
     def program(self) -> Program | str:
@@ -61,11 +61,11 @@ class Forms:
             return self.program
         made = self.program.trace
         windows = windows_of(made, ranges, size)
-        key = tuple(windows.items())
+        key = (size, *windows.items())
         if key not in self._streams:
-            name = "_".join([self.name, "stream", *(str(n) for n in windows.values())])
+            name = "_".join([self.name, f"stream{8 * size}", *(str(n) for n in windows.values())])
             try:
-                self._streams[key] = StreamForm(made, name, windows)
+                self._streams[key] = StreamForm(made, name, windows, size)
             except NoStream as error:
                 self._streams[key] = str(error)
         form = self._streams[key]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from ..engine.executors.symmetric import costs_less, range_of
+from ..engine.loss import RowLoss
 from ..engine.registry import LOSSES
 from . import cpp
 from .described import Described, Forms
 from .program import Program
+
+_FLOAT = 4
 
 
 def forms() -> Iterator[tuple[type[Described], Forms]]:
@@ -34,4 +38,17 @@ def headers() -> dict[str, str]:
     found: dict[str, str] = {}
     for (stem, _), (first, *others) in same.items():
         found[stem] = found.get(stem, "") + cpp.functor(programs[first], first, others)
+    return found
+
+
+def streams(descriptions: Iterable[RowLoss]) -> dict[str, tuple[str, str]]:
+    """Name -> (key, text) of the streamed forms of losses over one set in float32 that cost less than their
+    rows: so are most steps. Others are compiled where they are asked for."""
+    found = {}
+    for one in descriptions:
+        if not isinstance(one, Described):
+            continue
+        made = one.streamed({"s": [range_of(one.metric, 0.0)]}, _FLOAT)
+        if not isinstance(made, str) and costs_less(one, len(made[0].statistics), one.symmetric):
+            found[made[0].name] = (made[0].key, made[0].printer.text)
     return found

@@ -7,9 +7,11 @@ the compiler computes it once. Else their reference is the row's largest exponen
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
+from ..engine import library
 from . import compile
 from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
@@ -38,22 +40,23 @@ class NoStream(NotImplementedError):
 class StreamForm:
     """The streamed form of a traced function, as the executor asks for it (`RowLoss.streamed`).
 
-    windows: of its log-sum-exps: see `windows_of`.
+    windows: of its log-sum-exps: see `windows_of`. size: of the type, in bytes.
 
     statistics: how many each pass has; reads: what each pass, and the weight last, read of a row. columns:
     values of a candidate that are read; slopes: by how many of them, from the first, there are derivatives.
     needed: how many passes the outputs take. settled: whether no statistic reads the outputs' weights in the
-    result.
+    result. key: what the compiled library knows it by.
 
     Raises:
         NoStream: saying why there is none.
     """
 
-    def __init__(self, trace: Trace, name: str, windows: Mapping[Node, int]) -> None:
+    def __init__(self, trace: Trace, name: str, windows: Mapping[Node, int], size: int) -> None:
         made = program(trace, reference=windows)
         if not 1 <= len(made.passes) <= MOST_PASSES:
             raise NoStream(f"it has {len(made.passes)} passes")
-        self.id, self.name, self.printer = -1, name, StreamPrinter(made, name)
+        self._loaded, self.name, self.printer = -1, name, StreamPrinter(made, name, size)
+        self.key = hashlib.sha256(self.printer.text.encode()).hexdigest()[:24]
         self.statistics, self.reads = self.printer.statistics, self.printer.read_counts
         self.columns, self.slopes = self.printer.columns, len(self.printer.slopes)
         outputs = set(topological(made.outputs))
@@ -66,14 +69,20 @@ class StreamForm:
         return (self.printer.text,), (self.name,), True
 
     @property
+    def id(self) -> int:
+        """Its number in the compiled library; -1 before it is compiled."""
+        return library.streams().get(self.key, self._loaded)
+
+    @property
     def ready(self) -> bool:
-        """Whether it has been compiled on this machine."""
+        """Whether it has been compiled: with the library, or on this machine."""
         return self.id >= 0 or compile.kept(*self._asked)
 
     def compiled(self) -> str | None:
-        """Gives it its `id` in the compiled library; or why it cannot be compiled here."""
+        """Gives it its `id`; or why it cannot be compiled here."""
         try:
-            self.id = compile.load(*self._asked)[0] if self.id < 0 else self.id
+            if self.id < 0:
+                self._loaded = compile.load(*self._asked)[0]
         except compile.CannotCompile as error:
             return str(error)
         return None
@@ -117,10 +126,10 @@ def _exponents(x: Node, one: bool, ranges: Ranges) -> Interval:
 
 
 class StreamPrinter:
-    """text: the functor."""
+    """text: the functor, for a type of `size` bytes."""
 
-    def __init__(self, made: Program, name: str) -> None:
-        self.program, self.name = made, name
+    def __init__(self, made: Program, name: str, size: int) -> None:
+        self.program, self.name, self.size = made, name, size
         self.bounds = RowPrinter(made).bounds
         self.columns = max(made.inputs("column"), default=-1) + 1
         self.slopes = made.column_slopes
@@ -222,6 +231,11 @@ class StreamPrinter:
             lines += self._before(k)
         lines += self._result()
         symbol = f"FASTDML_JOIN(stream, {self.name}, FASTDML_ISA)"
+        functions = (
+            f"stream_functions<float, {kind}>(), {{}}"
+            if self.size == 4
+            else f"{{}}, stream_functions<double, {kind}>()"
+        )
         reads = ", ".join(map(str, self.read_counts))
         return f"""namespace fastdml {{
 inline namespace FASTDML_ISA {{
@@ -234,7 +248,7 @@ struct {kind} {{
 }}  // namespace FASTDML_ISA
 extern const Stream {symbol};
 const Stream {symbol} = {{
-    stream_functions<float, {kind}>(), stream_functions<double, {kind}>(),
+    {functions},
     {len(members) or 1}, {len(self.program.outputs)}, {passes}, {{{counts}}}, {{{reads}}}}};
 }}  // namespace fastdml
 """

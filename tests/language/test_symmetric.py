@@ -27,8 +27,10 @@ from fastdml.language import (
     where,
 )
 from fastdml.language.described import Described, DescribedLoss
+from fastdml.language.printed import streams
 from fastdml.language.row import trace
 from fastdml.language.stream import StreamForm
+from fastdml.losses.one_set import of_defaults
 
 pytestmark = [
     pytest.mark.skipif(library.load() is None, reason="no compiled library"),
@@ -343,8 +345,23 @@ def test_not_of_two_sets():
         loss(x, y, None, torch.randn(9, 6), torch.arange(9))
 
 
+@pytest.mark.skipif(library.load().active_isa() == "baseline", reason="rows serve this processor")
+def test_steps_at_the_defaults_were_compiled_with_the_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))  # nothing was compiled on this machine
+    made = {n.partition("_stream32")[0]: key for n, (key, _) in streams(of_defaults()).items()}
+    assert {"sup_con", "nt_xent", "multi_similarity", "multi_similarity_epsilon", "circle"} <= {*made}
+    assert {key for name, key in made.items() if name in library.functors()} == {*library.streams()}
+    loss = fastdml.losses.MultiSimilarityLoss()
+    x, y = torch.randn(1024, 16, requires_grad=True), torch.arange(1024) // 4
+    assert "symmetric" in str(fastdml.explain(loss, x, y))
+    found = torch.autograd.grad(loss(x, y), x)[0]
+    loss.backend = "native"
+    torch.testing.assert_close(found, torch.autograd.grad(loss(x, y), x)[0])
+    assert not list(tmp_path.iterdir())
+
+
 def test_contrastive_of_several_outputs_is_combined():
     """Weights of several outputs come through the rows' numbers: the engine's own combined loss."""
     made = trace(contrastive, ("pos_margin", "neg_margin", "sign"))
-    text = StreamForm(made, "contrastive", {}).printer.text
+    text = StreamForm(made, "contrastive", {}, 4).printer.text
     assert "row.weight(0, 4)" in text and "reads(Pass<1>) { return 2; }" in text

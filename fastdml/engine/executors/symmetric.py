@@ -73,7 +73,12 @@ class Symmetric:
         if isinstance(problem.relation, TupleRelation):  # rows read no more than is listed
             return Native().refuses(problem) is not None
         sweeps = len(found[0].statistics)
-        return problem.relation.rows > _SMALL * sweeps and _costs_less(problem, sweeps)
+        matrices = 1.0  # of products for one visit of all pairs
+        if problem.teacher_problem is not None:
+            matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
+        return problem.relation.rows > _SMALL * sweeps and costs_less(
+            problem.loss, sweeps, problem.symmetric, matrices
+        )
 
     def plan(self, problem: Problem) -> str:
         form, _ = _form(problem)
@@ -90,13 +95,11 @@ class Symmetric:
         return kept.result(wanted)  # type: ignore[no-any-return]
 
 
-def _costs_less(problem: Problem, sweeps: int) -> bool:
-    """Whether products cost less than those of rows, of which arithmetic follows suit."""
-    matrices = 1.0  # of products for one visit of all pairs
-    if problem.teacher_problem is not None:
-        matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
-    visits = 2 if problem.loss.combined else 1
-    rows = visits * matrices + (1 if problem.symmetric else 2)
+def costs_less(loss: RowLoss, sweeps: int, symmetric: bool, matrices: float = 1.0) -> bool:
+    """Whether products cost less than those of rows, of which arithmetic follows suit. symmetric: the
+    weights are; matrices: of products for one visit of all pairs."""
+    visits = 2 if loss.combined else 1
+    rows = visits * matrices + (1 if symmetric else 2)
     return _HALF * matrices * (sweeps + 1) + 2 * _HALF < rows
 
 
@@ -116,9 +119,9 @@ def _unrelated(problem: Problem) -> str | None:
 
 def _ranges(problem: Problem) -> Mapping[str, Sequence[tuple[float, float]]]:
     """Between which numbers the inputs of a row lie."""
-    found = {"s": [_range(problem.loss.metric, problem.epsilon)]}
+    found = {"s": [range_of(problem.loss.metric, problem.epsilon)]}
     if problem.teacher_problem is not None:
-        found["teacher"] = [_range(problem.teacher_problem.loss.metric, 0.0)]
+        found["teacher"] = [range_of(problem.teacher_problem.loss.metric, 0.0)]
     for name, values in (
         ("scalar", problem.all_scalars),
         ("row_value", None if problem.row_values is None else problem.row_values.t()),
@@ -130,7 +133,8 @@ def _ranges(problem: Problem) -> Mapping[str, Sequence[tuple[float, float]]]:
     return found
 
 
-def _range(metric: Metric, epsilon: float) -> tuple[float, float]:
+def range_of(metric: Metric, epsilon: float) -> tuple[float, float]:
+    """Between which numbers similarities lie."""
     bounded = metric.normalized or metric.clipped
     if metric.kind == PRODUCT:
         return (-1.0, 1.0) if bounded else (-math.inf, math.inf)

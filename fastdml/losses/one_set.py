@@ -1,0 +1,20 @@
+"""The losses that compare the samples of a batch with each other."""
+
+from __future__ import annotations
+
+from ..engine.loss import RowLoss
+from . import MODULES
+from .base import SampleLoss
+from .pair.multi_similarity import MultiSimilarityLoss
+
+
+def of_defaults() -> list[RowLoss]:
+    """Their descriptions, of each with its defaults where it has any, and of multi-similarity mined."""
+    found = [MultiSimilarityLoss(epsilon=0.1).description()]
+    for module in MODULES.values():
+        if issubclass(module, SampleLoss):
+            try:
+                found.append(module().description())
+            except (TypeError, ValueError):  # an argument has no default
+                continue
+    return found
