@@ -21,6 +21,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
 
+from fastdml.bench.tiles import names, usual
 from fastdml.kernels import aot, configs, launch
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +46,7 @@ def row(
 ) -> dict:
     """One line of the table. precision: of float32 products, else empty."""
     per_thread = c.stay * c.stream / (32 * c.warps)
-    tile = aot.example(loss)[0]
+    tile = usual(loss).tile
     # Kernel 1 takes the thresholds of a list in groups; kernel 2 loops over them.
     groups = max(1, tile.slots // launch.GROUP) if kernel.startswith("statistics") else 1
     counts = {pipe: groups * c.counts[pipe] / per_thread for pipe in ("mufu", "fp32", "alu")}
@@ -80,7 +81,7 @@ def row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--losses", nargs="*", default=list(aot.LOSSES))
+    parser.add_argument("--losses", nargs="*", default=names())
     parser.add_argument("--arch", nargs="*", type=int, default=list(aot.ARCHITECTURES))
     parser.add_argument("--types", nargs="*", default=["bfloat16", "float32"])
     parser.add_argument(
@@ -98,7 +99,9 @@ def main() -> None:
             if "float32" in options.types and loss in FLOAT32 and arch < 100:
                 wanted += [(torch.float32, 128, precision) for precision in configs.PRECISIONS]
             for dtype, d, precision in wanted:
-                for kernel, compiled in aot.kernels(loss, arch, dtype, d, precision or "tf32"):
+                for kernel, compiled in aot.kernels(
+                    usual(loss), arch, dtype, d, precision or "tf32"
+                ):
                     rows.append(row(loss, kernel, arch, dtype, d, compiled, precision))
                 print(loss, arch, dtype, d, precision, flush=True)
         write(merged(rows) if options.keep else rows)
@@ -107,14 +110,16 @@ def main() -> None:
 def merged(rows: list[dict]) -> list[dict]:
     """The rows, and those of the present table for other losses, architectures or dimensions."""
 
+    known = names()
+
     def place(row: dict) -> tuple[int, int, str, str, int]:
         products = row.get("precision") or ""  # an older table has none
         return (
-            aot.LOSSES.index(row["loss"]), int(row["arch"][3:]), row["dtype"], products, int(row["D"])
+            known.index(row["loss"]), int(row["arch"][3:]), row["dtype"], products, int(row["D"])
         )  # fmt: skip
 
     with open(RESULTS / "triton-resources.csv", newline="") as file:
-        present = [row for row in csv.DictReader(file) if row["loss"] in aot.LOSSES]
+        present = [row for row in csv.DictReader(file) if row["loss"] in known]
     fresh = {place(row) for row in rows}
     return sorted([*rows, *(row for row in present if place(row) not in fresh)], key=place)
 

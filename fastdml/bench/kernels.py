@@ -14,7 +14,7 @@ from ..demo.extras import require
 from ..engine import library, schedule
 from ..engine.executors.native import Native
 from ..engine.problem import Problem
-from ..engine.schedule import Result
+from ..engine.schedule import Result, Visit
 from . import catalogue
 from .timing import Quantiles, quantiles
 from .workload import Workload
@@ -90,7 +90,7 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
         for k in range(repeats + 2):
             s.copy_(source)  # the functor overwrites it
             start = time.perf_counter()
-            native(problem, s, teacher, 0, out, gradient, None, False)
+            native(Visit(problem, s, 0, out, gradient, teacher))
             seconds = time.perf_counter() - start
             if k >= 2:
                 found.append(1e9 * seconds / s.numel())

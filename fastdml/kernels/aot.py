@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import importlib
 import os
-import pkgutil
 import re
 import subprocess
 import tempfile
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from . import configs, tiles
+from . import configs
 from .launch import AnyLoss
 from .list_loss import ListLoss
-from .tile import Pass, Usual
+from .tile import Pass
 
 # Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
@@ -45,34 +43,27 @@ class Compiled:
     stream: int
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"fastdml.kernels.tiles.{name}")
+@dataclasses.dataclass(frozen=True)
+class Usual:
+    """A tile loss as it is usually called: what its kernels are compiled for where there is no call.
+
+    parameters: how many numbers p has. metric: its similarity. centres: candidates of a class in a row.
+    two_sets: anchors and candidates differ, so no sweep sums both directions. gradient: whether it has one.
+    """
+
+    tile: AnyLoss
+    parameters: int
+    metric: str = "cosine"
+    centres: int = 1
+    two_sets: bool = False
+    gradient: bool = True
 
 
-# The tile functors, which are found, not listed; other files there are what they share.
-LOSSES = tuple(
-    info.name
-    for info in pkgutil.iter_modules(tiles.__path__)
-    if hasattr(_module(info.name), "PARAMETERS")
-)
-
-
-def usual(name: str) -> Usual:
-    """How the loss is usually called."""
-    found: Usual = getattr(_module(name), "USUAL", Usual())
-    return found
-
-
-def example(name: str) -> tuple[AnyLoss, int]:
-    """A tile loss as usually called, and its number of parameters."""
-    module = _module(name)
-    return module.tile(SimpleNamespace(**usual(name).options)), module.PARAMETERS
-
-
-def kernels(name: str, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32") -> Any:
-    """Yields (kernel, Compiled) for every kernel that a call of the loss launches."""
-    tile, parameters = example(name)
-    call = usual(name)
+def kernels(
+    call: Usual, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
+) -> Iterator[tuple[str, Compiled]]:
+    """Every kernel that a call of the loss launches, by name."""
+    tile, parameters = call.tile, call.parameters
     metric, centres, two = call.metric, call.centres, call.two_sets
     given = (tile, parameters, arch, dtype, d)
     common: dict[str, Any] = {"precision": precision, "metric": metric, "centres": centres}

@@ -26,7 +26,6 @@ class TileResult:
         numbers: for metrics that are distances of raw embeddings, and for `sums=True`.
     scalar_rows: [M, scalars] derivatives of each row's loss by the learnable parameters, and
     slope_rows: [M, slopes] by its inputs; not multiplied by row weights.
-    column_losses: [N] losses of the columns, for `columns=True`.
     d_column_values: [column_values, N], for losses with `column_slopes`, beside the gradient of the
         candidates (or of the one set).
     """
@@ -38,7 +37,6 @@ class TileResult:
     candidate_sums: Tensor | None = None
     scalar_rows: Tensor | None = None
     slope_rows: Tensor | None = None
-    column_losses: Tensor | None = None
     d_column_values: Tensor | None = None
 
 
@@ -63,8 +61,6 @@ def tile_rows(
     teacher: tuple[Tensor, Tensor] | None = None,
     teacher_norms: tuple[Tensor, Tensor] | None = None,
     centres: int = 1,
-    columns: bool = False,
-    column_weight: Tensor | None = None,
     gradients: tuple[bool, bool] = (True, True),
     sums: bool = False,
     precision: str | None = None,
@@ -93,8 +89,6 @@ def tile_rows(
         teacher: second matrix's factors [M, DT], [N, DT].
         teacher_norms: as norms.
         centres: consecutive candidates that make one class.
-        columns: also the same loss of every column over the rows (two towers).
-        column_weight: [N] their weights.
         gradients: which of the two gradients are wanted.
         sums: also sums of weights per row and column.
         precision: "ieee", "tf32" or "tf32x3" for float32; None: torch's setting.
@@ -105,7 +99,7 @@ def tile_rows(
     one_set = candidates is anchors
     listed = isinstance(loss, ListLoss)
     order = order or listed
-    _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set, columns)
+    _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set)
     p = launch.parameter_tensor(parameters, anchors.device)
     own_norms = norms or (None, None)
     u, v = teacher or (None, None)
@@ -134,8 +128,6 @@ def tile_rows(
     if row_order is not None:
         row_weight = None if row_weight is None else row_weight[row_order]
         inputs = None if inputs is None else inputs[:, row_order]
-    if col_order is not None and column_weight is not None:
-        column_weight = column_weight[col_order]
 
     lists = None
     if isinstance(loss, ListLoss):
@@ -152,16 +144,7 @@ def tile_rows(
     if loss.derivatives:
         by_row = _restored(found[k:j].t(), row_order)
         result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
-    col_states = None
     own_row = _inverse(own, cols.count) if own is not None and not one_set else own
-    if columns:
-        if isinstance(loss, ListLoss) or loss.column_values:
-            raise ValueError(f"columns: {loss.name!r} is a loss of rows")
-        col_found, _ = launch.statistics(
-            loss, cols, rows, p, pair, own=own_row, precision=precision
-        )
-        result.column_losses = _restored(col_found[0], col_order)
-        col_states = col_found[j:]
     if not any(gradients):
         return result
     states = found[j:]
@@ -169,7 +152,7 @@ def tile_rows(
         by_output = torch.ones_like(found[:k].t()) if row_weight is None else row_weight
         states = torch.cat([by_output.float().t(), states])
         row_weight = None
-    row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
+    row_w, factor = _relative(row_weight, weight, rows)
     totals = sums or pair.metric.startswith("raw")
     shared: dict[str, Any] = {
         "factor": factor,
@@ -187,14 +170,13 @@ def tile_rows(
         return result
     if gradients[0]:
         done = launch.weights(
-            loss, rows, cols, p, pair, stay_states=states, stream_states=col_states,
-            stay_weights=row_w, stream_weights=col_w, own=own, **shared,
+            loss, rows, cols, p, pair, stay_states=states, stay_weights=row_w, own=own, **shared,
         )  # fmt: skip
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
     if gradients[1]:
         done = launch.weights(
-            loss, cols, rows, p, pair, stay_states=col_states, stream_states=states,
-            stay_weights=col_w, stream_weights=row_w, own=own_row, **shared,
+            loss, cols, rows, p, pair, stream_states=states, stream_weights=row_w, own=own_row,
+            **shared,
         )  # fmt: skip
         result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
         result.d_column_values = _by_column(done, col_order)
@@ -290,34 +272,21 @@ def _by_column(done: launch.Weighted, order: Tensor | None) -> Tensor | None:
 
 
 def _relative(
-    row_weight: Tensor | None, column_weight: Tensor | None, weight: float, rows: Side, cols: Side,
-    columns: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor]:  # fmt: skip
+    row_weight: Tensor | None, weight: float, rows: Side
+) -> tuple[Tensor | None, Tensor]:
     """Row weights over their largest (half precision would lose small ones), and the factor."""
     factor = launch.constants((float(weight),), rows.x.device)
-    if row_weight is None and column_weight is None:
-        return None, None, factor
-    row = (
-        torch.ones_like(rows.labels, dtype=torch.float32)
-        if row_weight is None
-        else row_weight.float()
-    )
+    if row_weight is None:
+        return None, factor
+    row = row_weight.float()
     top = row.abs().amax()
-    col = None
-    if columns:
-        col = (
-            torch.ones_like(cols.labels, dtype=torch.float32)
-            if column_weight is None
-            else column_weight.float()
-        )
-        top = torch.maximum(top, col.abs().amax())
     safe = torch.where(top > 0, top, torch.ones_like(top))
-    return row / safe, None if col is None else col / safe, factor * safe
+    return row / safe, factor * safe
 
 
 def _check(
     anchors: Tensor, candidates: Tensor, anchor_labels: Tensor, candidate_labels: Tensor,
-    centres: int, one_set: bool, columns: bool,
+    centres: int, one_set: bool,
 ) -> None:  # fmt: skip
     if anchors.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"anchors: expected float32, float16 or bfloat16, got {anchors.dtype}")
@@ -332,7 +301,7 @@ def _check(
         raise ValueError(
             f"candidates: expected {anchors.shape[1]} columns, got {candidates.shape[1]}"
         )
-    if centres < 1 or candidates.shape[0] % centres or (centres > 1 and (one_set or columns)):
+    if centres < 1 or candidates.shape[0] % centres or (centres > 1 and one_set):
         raise ValueError(
             f"centres: expected a divisor of the candidates, a second set; got {centres}"
         )
@@ -343,5 +312,3 @@ def _check(
             raise ValueError(
                 f"{name}: expected int64 of shape ({count},), got {labels.dtype} {tuple(labels.shape)}"
             )
-    if columns and one_set:
-        raise ValueError("columns: expected two sets of embeddings")

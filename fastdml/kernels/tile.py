@@ -19,22 +19,6 @@ Jit = Any  # a function under @triton.jit; not named so that this file needs no 
 
 
 @dataclasses.dataclass(frozen=True)
-class Usual:
-    """How a loss is usually called: what its kernels are compiled for where there is no call (`aot`).
-
-    options: attributes that its description has. metric: its similarity. centres: candidates of a class
-    in a row. two_sets: anchors and candidates differ, so no sweep sums both directions. gradient: whether
-    it has one.
-    """
-
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    metric: str = "cosine"
-    centres: int = 1
-    two_sets: bool = False
-    gradient: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class Pass:
     """One sweep over the columns.
 

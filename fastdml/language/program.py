@@ -90,7 +90,7 @@ def program(
     found = gradient(first_outputs, trace.counted, wanted, reference)
     roots = [*first_outputs, *found]
     roots = (
-        statistics.means(roots)
+        statistics.means(statistics.without_one(roots))
         if reference == "whole"
         else statistics.spelled_out(roots, reference)
     )

@@ -102,7 +102,8 @@ def softmax(node: Node, bar: Node, reference: Reference) -> Node:
 
 
 def without_one(roots: list[Node]) -> list[Node]:
-    """The roots with log(1 + sum of exp) as softplus of a log-sum-exp."""
+    """The roots with log(1 + sum of exp) as softplus of a log-sum-exp. (Of derivatives, exp(x - that) is one
+    exponential, where the factor sigmoid of a derivative of softplus would be a number of the row more.)"""
 
     def rule(node: Node) -> Node | None:
         if node.op != "log_sum_exp" or not node.value:
@@ -153,8 +154,7 @@ def prepared(outputs: Sequence[Node], reference: Reference) -> list[Node]:
     """The outputs as they are differentiated."""
     if reference == "largest":
         return [*outputs]
-    found = unshifted([*outputs], exact=reference != "whole")
-    return without_one(found) if reference == "whole" else found
+    return unshifted([*outputs], exact=reference != "whole")
 
 
 def means(roots: list[Node]) -> list[Node]:
@@ -195,7 +195,7 @@ def spelled_out(roots: list[Node], reference: Reference) -> list[Node]:
 
 
 def _largest_term(node: Node, reference: Reference) -> Node:
-    """The largest of a log-sum-exp's exponentials, which is among those of the highest window that has any."""
+    """The largest of a log-sum-exp's exponentials: among those of the highest window that has any."""
     windows = _windows(node, reference)
     if not windows:
         return ONE

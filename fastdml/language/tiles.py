@@ -316,7 +316,7 @@ class Printer:
             weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
         )
         options = [f"states={len(states)}"]
-        if any(len(nodes) > 3 and _costs(nodes) for nodes in self.passes):
+        if any(len(_statistics(nodes)[0]) > 2 and _costs(nodes) for nodes in self.passes):
             options.append("heavy=True")
         if self.columns:
             options.append(f"column_values={self.columns}")
@@ -422,7 +422,9 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
 
 
 def _costs(nodes: Sequence[Node]) -> bool:
-    """Whether a pass computes costly functions of a pair beside the exponentials of its log-sum-exps."""
+    """Whether a pass computes exponentials or other costly functions of a pair."""
+    if any(n.op in ("log_sum_exp", "softmax_mean") for n in nodes):
+        return True
     forms = [x for n in nodes for x in _forms(n)]
     return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
 
@@ -436,8 +438,10 @@ def _size(weights: Sequence[Node]) -> Node:
         found = ZERO
         for size in {known[n]: None for n in nodes}:
             a, b = number_of(found), number_of(size)
-            both = a is not None and b is not None
-            found = constant(max(a, b)) if both else size if a == 0 else make("max", size, found)
+            if a is not None and b is not None:
+                found = constant(max(a, b))
+            else:
+                found = size if a == 0 else make("max", size, found)
         return found
 
     for x in topological(weights):

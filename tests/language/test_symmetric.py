@@ -186,6 +186,25 @@ def test_losses_of_the_library():
     assert re.search(r"runs on\s+symmetric", str(fastdml.explain(loss, x, y)))
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.01])  # one window of exponents, and two
+def test_a_loss_of_nothing_is_exactly_nothing(temperature):
+    """... in one sweep: it decides over how many rows a mean goes."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.eye(30).repeat_interleave(2, 0) + 0.07 * torch.randn(60, 30, generator=g)
+    x[:40] += 1.0  # near to each other: some of these have a loss
+    y = torch.arange(60) // 2
+    y[59] = 99
+    rows = [
+        fastdml.losses.SupConLoss(temperature, reduction="none", backend=backend)(x, y)
+        for backend in ("symmetric", "native")
+    ]
+    assert 0 < (rows[1] == 0).sum() < 58
+    assert torch.equal(rows[0] == 0, rows[1] == 0)
+    torch.testing.assert_close(*rows, rtol=1e-5, atol=1e-6)
+    text = str(fastdml.explain(fastdml.losses.SupConLoss(temperature, backend="symmetric"), x, y))
+    assert "1 sweep for statistics" in text
+
+
 def compared(call, *leaves, backend="symmetric", tolerance=1e-10):
     """Value and gradients of a call by both executors."""
     found = []

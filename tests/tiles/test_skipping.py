@@ -8,13 +8,15 @@ zero, is NaN.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 from triton_mode import DEVICE  # (before triton is imported)
 
+import fastdml.losses  # noqa: F401  (they are registered)
+from fastdml.engine.executors.triton import functor_of
+from fastdml.engine.registry import LOSSES
 from fastdml.kernels import launch
 from fastdml.kernels.rows import tile_rows
 from fastdml.kernels.tile import Pass, TileLoss
@@ -27,14 +29,11 @@ import triton.language as tl  # isort: skip
 SIZE = 128 if DEVICE == "cuda" else 32
 POISONED = 2  # the class whose columns hold NaN
 
-FAR = SimpleNamespace(pos_margin=1.0, neg_margin=0.5, sign=-1.0, active_only=True)
-FAR_APART = SimpleNamespace(pos_margin=0.0, neg_margin=0.8, sign=1.0, active_only=True)
-MINED = SimpleNamespace(alpha=2.0, beta=40.0, base=0.5, epsilon=0.1, max_positive=1 - 1e-5)
-# Losses whose weights are exactly 0 between distant classes: description, metric.
+# Losses whose weights are exactly 0 between distant classes.
 SPARSE = {
-    "contrastive": (FAR, "cosine"),
-    "contrastive_distance": (FAR_APART, "distance"),
-    "multi_similarity": (MINED, "cosine"),
+    "contrastive": LOSSES["contrastive"](1.0, 0.5, similarity="cosine"),
+    "contrastive_distance": LOSSES["contrastive"](0.0, 0.8),
+    "multi_similarity": LOSSES["multi_similarity"](2.0, 40.0, 0.5, 0.1, 1 - 1e-5),
 }
 
 
@@ -50,9 +49,9 @@ def batch():
 
 
 def tile_of(name):
-    description, metric = SPARSE[name]
-    module = importlib.import_module(f"fastdml.kernels.tiles.{name.removesuffix('_distance')}")
-    return module.tile(description), module.parameters(description), launch.Numbers(metric)
+    loss = SPARSE[name]
+    functor = functor_of(loss)
+    return functor.tile(loss), functor.parameters(loss), launch.Numbers(loss.similarity)
 
 
 def run(tile, parameters, pair, x, labels, **options):

@@ -1,8 +1,8 @@
-"""Every tile loss against its float64 dense form: in the interpreter here, on the device elsewhere."""
+"""Tile losses against their formulas in float64: in the interpreter here, on the device elsewhere."""
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 from tile_reference import CASES
 from triton_mode import DEVICE
 
+from fastdml.engine.executors.triton import functor_of
 from fastdml.kernels import launch
 from fastdml.kernels.rows import tile_rows
 
@@ -69,28 +70,24 @@ def numbers(a, c, metric, epsilon=0.0):
     return torch.where(d2 > 0, torch.where(d2 > 0, d2, 1.0).sqrt(), torch.zeros_like(d2))
 
 
-def dense(case, x, y, la, lc, teacher, weight, col_weight, dtype, values=None):
+def dense(case, x, y, la, lc, teacher, weight, dtype):
     """Outputs, scalars' and embeddings' gradients of the dense form, as plain torch in `dtype`."""
     a = x.detach().to(dtype).requires_grad_()
     c = a if y is x else y.detach().to(dtype).requires_grad_()
-    s = numbers(a, c, case.metric, case.epsilon)
-    t = None if teacher is None else numbers(*(u.to(dtype) for u in teacher), case.teacher)
+    s = numbers(a, c, case.loss.similarity)
+    kind = case.loss.teacher_similarity
+    t = None if teacher is None else numbers(*(u.to(dtype) for u in teacher), kind or case.loss.similarity)
     if dtype != torch.float64:
         s, t = s.float(), None if t is None else t.float()
     positive = la[:, None] == lc[None]
     pair = torch.ones_like(positive)
-    if y is x and not case.keep_self:
+    if y is x and case.loss.self_pair == "exclude":
         pair.fill_diagonal_(False)
     scalars = torch.tensor(case.extra, dtype=s.dtype, device=s.device, requires_grad=True)
-    values = None if values is None else values.to(s.dtype)[:, None].requires_grad_()
-    options = SimpleNamespace(**vars(case.loss), scalars=scalars, inputs=values)
-    losses = case.spec(s, positive, pair, t, options)
-    total = (losses * weight).sum()
-    if case.rows == "towers":
-        total = total + (case.spec(s.t(), positive.t(), pair.t(), t, options) * col_weight).sum()
+    fields = {f.name: getattr(case.loss, f.name) for f in dataclasses.fields(case.loss)}
+    losses = case.spec(s, positive, pair, t, SimpleNamespace(**fields, scalars=scalars))
     inputs = [a] if y is x else [a, c]
-    further = scalars if values is None else values
-    gradients = torch.autograd.grad(total, [*inputs, further], allow_unused=True)
+    gradients = torch.autograd.grad((losses * weight).sum(), [*inputs, scalars], allow_unused=True)
     return losses.detach(), gradients[-1], gradients[:-1]
 
 
@@ -123,9 +120,11 @@ def run(name, size, dtype, **options):
     """Kernels, float64 and torch in the same type: each (outputs, scalars' gradient, gradients)."""
     case = CASES[name]
     m, n, d = size
-    if case.rows in ("towers", "pairs"):
+    loss, functor = case.loss, functor_of(case.loss)
+    if case.rows == "pairs":
         n = m
-    x, y, la, lc = problem(case, m, n * case.centres, d)
+    centres, metric = loss.columns_per_class, loss.similarity
+    x, y, la, lc = problem(case, m, n * centres, d)
     lc = lc[:n]
     g = torch.Generator().manual_seed(1)
     if y is x:
@@ -136,51 +135,36 @@ def run(name, size, dtype, **options):
     if case.rows == "classes":
         la = la % n
     teacher = None
-    if case.teacher is not None:
+    if loss.teacher_similarity is not None:
         u = move(torch.randn(x.shape[0], 20, generator=g), dtype)
         teacher = (u, u)
-    module = importlib.import_module(f"fastdml.kernels.tiles.{case.tile}")
-    tile = module.tile(case.loss)
+    tile = functor.tile(loss)
     shape = (x.shape[0], tile.outputs) if tile.outputs > 1 else (x.shape[0],)
     weight = move(torch.rand(shape, generator=g) * 1e-3)
-    col_weight = move(torch.rand(n, generator=g) * 1e-3)
-    parameters = (*module.parameters(case.loss), *case.extra)
-    assert len(parameters) == module.PARAMETERS
-    values = None
-    if case.inputs:  # around the similarity of the positive
-        own = (x[: len(y)].float() * y[: len(x)].float()).sum(1)
-        values = own if case.metric == "dot" else torch.linspace(-0.5, 0.8, len(x), device=DEVICE)
+    apart = y is x and loss.self_pair == "exclude"
+    own = (float(apart),) if getattr(functor, "COUNTS_OWN", False) else ()
     found = tile_rows(
         tile,
         x,
         y,
         la,
         lc,
-        parameters=parameters,
-        pair=launch.Numbers(case.metric, case.epsilon, case.teacher or "dot"),
-        exclude_self=y is x and not case.keep_self,
+        parameters=(*functor.parameters(loss), *own, *case.extra),
+        pair=launch.Numbers(metric, 0.0, loss.teacher_similarity or "dot"),
+        exclude_self=apart,
         row_weight=weight,
-        inputs=None if values is None else values[None],
         teacher=teacher,
-        centres=case.centres,
-        columns=case.rows == "towers",
-        column_weight=col_weight if case.rows == "towers" else None,
+        centres=centres,
         **options,
     )
-    scalars = None
-    if tile.slopes:
-        scalars = found.slope_rows * weight[:, None]
-    elif tile.scalars:
-        scalars = (found.scalar_rows * weight[:, None]).sum(0)
+    scalars = (found.scalar_rows * weight[:, None]).sum(0) if tile.scalars else None
     products = [(found.d_anchors, x, found.anchor_sums)]
     if y is not x:
         products.append((found.d_candidates, y, found.candidate_sums))
-    gradients = [finished(p, z, case.metric, sums) for p, z, sums in products]
+    gradients = [finished(p, z, metric, sums) for p, z, sums in products]
     outputs = found.outputs if tile.outputs > 1 else found.outputs[:, 0]
-    labels = (la, lc)
-    truth = dense(case, x, y, *labels, teacher, weight.double(), col_weight.double(), torch.float64,
-                  values)  # fmt: skip
-    plain = dense(case, x, y, *labels, teacher, weight, col_weight, dtype, values)
+    truth = dense(case, x, y, la, lc, teacher, weight.double(), torch.float64)
+    plain = dense(case, x, y, la, lc, teacher, weight, dtype)
     return (outputs, scalars, gradients), truth, plain
 
 

@@ -123,7 +123,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     launch = importlib.import_module("fastdml.kernels.launch")
     loss, relation = problem.loss, problem.relation
     assert isinstance(relation, LabelRelation)
-    tile, module = _tile(problem), _functor(loss)
+    tile, module = _tile(problem), functor_of(loss)
     values = module.parameters(loss)
     if getattr(module, "COUNTS_OWN", False):
         values = (*values, float(problem.excludes_own))
@@ -168,7 +168,7 @@ def _weighted(by_row: Tensor, problem: Problem) -> Tensor:
 def _tile(problem: Problem) -> Any:
     """The tile loss of a problem, or in words why there is none."""
     loss = problem.loss
-    module = _functor(loss)
+    module = functor_of(loss)
     if module is None:
         return f"no tile functor is called {loss.name!r}"
     try:
@@ -206,7 +206,7 @@ def _too_long(problem: Problem) -> str | None:
     return f"tile kernels hold up to {_most()} candidates of one anchor's label, not {longest}"
 
 
-def _functor(loss: RowLoss) -> Any:
+def functor_of(loss: RowLoss) -> Any:
     """What has the tile functor of a loss: its own, else the library's module of its name, or None.
 
     A user's loss may bear the name of one of the library's, whose names belong to their classes. These

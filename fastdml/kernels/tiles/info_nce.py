@@ -13,11 +13,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss, Usual
+from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
-
-PARAMETERS = 6
-USUAL = Usual({"columns_weight": 0.5}, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

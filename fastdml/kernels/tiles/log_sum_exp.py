@@ -11,11 +11,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss, Usual
+from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
-
-PARAMETERS = 5
-USUAL = Usual({"negatives_only": False, "learnable_scale": True}, two_sets=True, gradient=False)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

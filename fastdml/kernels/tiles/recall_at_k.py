@@ -14,13 +14,10 @@ import triton.language as tl
 
 from ..list_loss import ListLoss
 from ..reductions import sigmoid2
-from ..tile import Usual
 from .common import LOG2E
-from .smooth_ranks import OWN, compare, gain, own_ranks, pulled, shared, slope
+from .smooth_ranks import compare, gain, own_ranks, pulled, shared, slope
 
 _K = 12  # the most that the loss takes
-PARAMETERS = OWN + 3 + _K
-USUAL = Usual({"exclude_self": False})
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

@@ -8,9 +8,7 @@ import triton
 import triton.language as tl
 
 from ..list_loss import ListLoss
-from .smooth_ranks import OWN, compare, gain, own_ranks, pulled, shared, slope
-
-PARAMETERS = OWN
+from .smooth_ranks import compare, gain, own_ranks, pulled, shared, slope
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

@@ -12,8 +12,6 @@ from ..lists import among
 from ..reductions import sigmoid2
 from .common import LOG2E
 
-OWN = 2  # index of the first parameter of a loss's own
-
 
 def shared(temperature: float) -> tuple[float, ...]:
     return (LOG2E / temperature, 1.0 / temperature)

@@ -11,11 +11,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..tile import Pass, TileLoss, Usual
+from ..tile import Pass, TileLoss
 from .common import LN2, LOG2E
-
-PARAMETERS = 5
-USUAL = Usual(centres=4, two_sets=True)
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

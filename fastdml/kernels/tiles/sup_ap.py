@@ -12,9 +12,7 @@ import triton.language as tl
 
 from ..list_loss import ListLoss
 from ..reductions import sigmoid2
-from .smooth_ranks import OWN, gain, shared
-
-PARAMETERS = OWN + 5
+from .smooth_ranks import gain, shared
 
 
 def parameters(loss: Any) -> tuple[float, ...]:

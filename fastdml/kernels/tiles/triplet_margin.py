@@ -14,11 +14,8 @@ import triton.language as tl
 
 from ..list_loss import ListLoss
 from ..reductions import sigmoid2, softplus2
-from ..tile import Usual
 from .common import LN2, LOG2E
 
-PARAMETERS = 5
-USUAL = Usual({"smooth": False, "positives": "all", "negatives": "all"}, metric="distance")
 _COUNTED = {"active": 0.0, "triplets": 1.0, "anchors": 2.0}
 
 
