@@ -341,6 +341,22 @@ def test_products_that_overflow_are_refused(backend):
     assert loss(draw(B, D) * 1e25, LABELS) > 1e50
 
 
+@pytest.mark.parametrize("kind, least, most", [(torch.float32, 1e-18, 1e18), (torch.float64, 1e-150, 1e150)])
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "SupConLoss", "ContrastiveLoss", "ProxyAnchorLoss"])
+def test_lengths_that_hold_where_rows_are_not_copied(name, kind, least, most, monkeypatch):
+    """As on an accelerator in sets above 64 MiB: right in the range that documents state, else NaN."""
+    monkeypatch.setattr(fastdml.engine.conditioning, "fits", lambda x: False)
+    loss = made(name, backend="chunked")
+    x = draw(B, D)
+    true, slope = run(name, loss, x)
+    for length in (least, most):
+        value, found = run(name, loss, (x * length).to(kind))
+        assert value.item() == pytest.approx(true.item(), rel=1e-5)
+        assert error(found * length, slope) < 1e-4
+    value, found = run(name, loss, (x * most * 1e3).to(kind))
+    assert value.isnan() and found.isnan().any()
+
+
 @pytest.mark.parametrize("length", [1e-30, 1e30])
 def test_miners_take_rows_of_any_length(length):
     x = draw(B, D).float()
