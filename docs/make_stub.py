@@ -9,7 +9,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from fastdml.losses import FUNCTIONS, FURTHER, MODULES
+from fastdml.losses import FUNCTIONS, MODULES
 
 STUB = Path(__file__).resolve().parents[1] / "fastdml" / "functional.pyi"
 
@@ -47,7 +47,7 @@ def _function(name: str) -> str:
 
 
 def _module(name: str) -> str:
-    return next(m.__name__ for m in (MODULES | FURTHER).values() if m.function == name)
+    return next(m.__name__ for m in MODULES.values() if m.function == name)
 
 
 def main(arguments: list[str]) -> int:

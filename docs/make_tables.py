@@ -152,7 +152,8 @@ def reductions() -> str:
         nonzero = f"{loss.nonzero_over} above 0" if "nonzero" in loss.reductions else "–"
         none = "–"
         if "none" in loss.reductions:
-            none = "[C]" if loss.description().rows == "proxies" else "[B]"
+            over_proxies = loss.in_torch is None and loss.description().rows == "proxies"
+            none = "[C]" if over_proxies else "[B]"
         lines.append(f"| `{name}` | {loss.reduction} | {loss.mean_over} | {nonzero} | {none} |")
     return "\n".join(lines)
 

@@ -11,6 +11,10 @@ from . import __version__, command_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    return command_line.end("fastdml", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["bench"]:  # has a command line of its own, --help included
         from . import bench
@@ -21,11 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
-    return command_line.end(parser.prog, lambda: arguments.command(arguments))
+    return arguments.command(arguments) or 0
 
 
 def run() -> None:
     """The console's command: runs it, and ends the process."""
+    command_line.hear("fastdml")
     command_line.leave(main())
 
 

@@ -98,6 +98,20 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def hear(program: str) -> None:
+    """Has an interrupt end the process also where its exception would be printed and forgotten: in a
+    destructor, or a callback that native code calls."""
+    before = sys.unraisablehook
+
+    def ended(error: Any) -> None:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
+            return before(error)
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        leave(INTERRUPTED)
+
+    sys.unraisablehook = ended
+
+
 def end(program: str, command: Callable[[], int | None]) -> int:
     """Runs a command; what the user or the machine has stopped ends in a line, not in a traceback."""
     try:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .engine import in_torch
+from .engine import check, in_torch
 from .engine.call import Call
 from .engine.dispatch import EXECUTORS, choose
 from .engine.loss import RowLoss
 from .engine.problem import Problem
 from .engine.registry import LOSSES
-from .losses import FUNCTIONS, FURTHER, MODULES
+from .losses import FUNCTIONS, MODULES
 from .losses.base import Loss
 from .losses.proxy.proxies import ProxyLoss
 from .losses.reduced import Elements, Reduced
@@ -94,7 +94,8 @@ def explain(
     if isinstance(M, Tensor):
         module = _module(loss, M.shape[0], M.shape[1])
         if module.in_torch is not None:
-            return _plain(module, M.shape[0], M.shape[1], str(device or M.device), backend)
+            columns = _candidates(M, *batch, *further.values())
+            return _plain(module, M.shape[0], M.shape[-1], str(device or M.device), backend, columns)
         with _at_rest(module):
             parts = module.parts(M, *batch, **further)
         return _explained(module, parts, backend, device or M.device)
@@ -102,13 +103,7 @@ def explain(
         raise ValueError(f"{next(iter(further))}: expected with the tensors of a batch only")
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
-    for name, value in sizes.items():
-        if name == "N" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    sizes |= {name: check.whole(n, name, 1) for name, n in sizes.items() if (name, n) != ("N", None)}
     on = _device(device or numbers.get("device", "cpu"))
     shape = Sizes(**sizes, dtype=dtype)
     explained: Any = getattr(loss, "explained", None)
@@ -128,12 +123,13 @@ def explain(
 
 
 @contextlib.contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """As in evaluation: tables do not move, and no numbers are drawn, for being asked what would run."""
+def _at_rest(module: Loss) -> Iterator[None]:
+    """Tables do not move, and torch's generator is where it was, for being asked what would run."""
     modes = {m: m.training for m in module.modules()}
-    module.train(False)
+    module.rest()
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         for m, training in modes.items():
             m.training = training
@@ -212,7 +208,7 @@ def _module(loss: Any, classes: int, dimension: int) -> Loss:
         return loss
     if not isinstance(loss, str):
         raise ValueError(f"loss: expected a loss of fastdml or its name, got {loss!r}")
-    found = {m.function: m for m in (MODULES | FURTHER).values() if m.function is not None}
+    found = {m.function: m for m in MODULES.values() if m.function is not None}
     if loss not in found:
         known = sorted({*LOSSES, *FUNCTIONS})
         raise ValueError(f"loss: expected one of {known}, got {loss!r}")
@@ -282,17 +278,23 @@ def of_call(call: Call, backend: str | None, device: torch.device) -> Explanatio
     )
 
 
+def _candidates(rows: Tensor, *batch: Any) -> int:
+    """How many there are of what rows are compared with: a second set of their kind, else themselves."""
+    others = next((t for t in batch if isinstance(t, Tensor) and t.dim() == rows.dim()), rows)
+    return others.shape[0]
+
+
 def _plain(
     module: Loss, rows: int, dimension: int, device: str, backend: str | None, columns: int | None = None
 ) -> Explanation:
     """Of a loss that makes no calls."""
+    name = module.function or type(module).__name__
     reason = in_torch.refuses(backend or module.backend)
     if reason is not None:
-        raise ValueError(f"backend: {backend!r} cannot run {module.function!r}: {reason}")
+        raise ValueError(f"backend: {backend!r} cannot run {name!r}: {reason}")
     assert module.in_torch is not None
     refused = {n: why for n in EXECUTORS if (why := in_torch.refuses(n)) is not None}
     columns = rows if columns is None else columns
-    name = str(module.function)
     return Explanation(
         name, rows, columns, dimension, device, "chunked", "no sum over rows", module.in_torch, refused
     )

@@ -149,8 +149,10 @@ class ThresholdReducer(BaseReducer):
         super().__init__(**kwargs)
         if low is None and high is None:
             raise ValueError("low: expected a number for low or high, got neither")
-        self.low = low
-        self.high = high
+        self.low, self.high = (
+            None if v is None else check.number(v, name, "a number or None", lambda x: x == x)
+            for v, name in ((low, "low"), (high, "high"))
+        )
 
     def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.low is not None:
@@ -219,6 +221,13 @@ class DoNothingReducer(BaseReducer):
         return loss_dict
 
 
+def _reducer(given: object, name: str) -> nn.Module:
+    """A reducer object; None: the mean."""
+    if given is not None and not isinstance(given, nn.Module):
+        raise ValueError(f"{name}: expected an object of fastdml.reducers or None, got {given!r}")
+    return MeanReducer() if given is None else given
+
+
 class MultipleReducers(BaseReducer):
     """A reducer for each of a loss's parts, by the part's name; the sum of what they make.
 
@@ -233,8 +242,11 @@ class MultipleReducers(BaseReducer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        known = reducers if isinstance(reducers, Mapping) else {"": None}
+        if not all(isinstance(k, str) and isinstance(r, nn.Module) for k, r in known.items()):
+            raise ValueError(f"reducers: expected reducer objects by the names of parts, got {reducers!r}")
         self.reducers = nn.ModuleDict(dict(reducers))
-        self.default_reducer = MeanReducer() if default_reducer is None else default_reducer
+        self.default_reducer = _reducer(default_reducer, "default_reducer")
 
     def of(self, name: str) -> nn.Module:
         """The reducer of a part."""
@@ -271,7 +283,8 @@ class PerAnchorReducer(BaseReducer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.reducer = MeanReducer() if reducer is None else reducer
+        self.reducer = _reducer(reducer, "reducer")
+        check.function(aggregation_func, "aggregation_func")
         self.aggregation_func = _mean_of_row if aggregation_func is None else aggregation_func
 
     @property

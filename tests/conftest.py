@@ -464,11 +464,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
     g = torch.Generator().manual_seed(0)
     values = {
         **PARAMETERS,
-        "probabilities": torch.rand(len(case.x), 5, generator=g).softmax(1).to(case.x.dtype),
-        "embeddings": case.x,
-        "labels": dense,
-        "ref_emb": torch.randn(case.x.shape, generator=g).to(case.x.dtype),
-        "teacher": torch.randn(len(case.x), 8, generator=g).to(case.x.dtype),
+        **sets(case.x, dense),
         "proxies": torch.randn(classes, dim, generator=g).to(case.x.dtype),
     }
     found: dict[str, tuple[Callable[..., Tensor], dict[str, object]]] = {}
@@ -484,8 +480,7 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
         # A table of scores moves with every call in training mode: two calls would differ.
         moves = name in ("SOPRCLoss", "DynamicSoftMarginLoss")
         found[name] = (built.to(case.x.dtype).train(not moves), arguments)
-    of_rows = {m.function for m in losses.MODULES.values()}
-    for name, function in ((n, f) for n, f in losses.FUNCTIONS.items() if n in of_rows):
+    for name, function in losses.FUNCTIONS.items():
         arguments = fill(function, **values)
         several = inspect.signature(function).parameters
         several = next((p for n in SEVERAL if (p := several.get(n)) is not None), None)
@@ -495,6 +490,52 @@ def calls(case: Case) -> dict[str, tuple[Callable[..., Tensor], dict[str, object
             arguments["labels"] = dense
         found[name] = (function, further(name, arguments, values))
     return found
+
+
+def sets(x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What losses are called with, by name, for embeddings x [B, D] in classes."""
+    g = torch.Generator().manual_seed(1)
+    rows, dim = x.shape
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(x)
+
+    return {
+        "embeddings": x,
+        "labels": labels,
+        "ref_emb": drawn(rows, dim),
+        "teacher": drawn(rows, 8),
+        "probabilities": drawn(rows, 5).softmax(1),
+        "candidates": drawn(rows, 4, dim),
+        "teacher_scores": drawn(rows, 4),
+        "scores": drawn(rows),
+        "queries": tokens(x),
+        "documents": drawn(rows, 3, dim),
+    }
+
+
+def tokens(x: Tensor) -> Tensor:
+    """Two of each row."""
+    return torch.stack((x, x.flip(1)), 1)
+
+
+def replaced(arguments: dict[str, object], x: Tensor) -> dict[str, object]:
+    """The arguments of `calls` with other embeddings."""
+    if "queries" in arguments:
+        return {**arguments, "queries": tokens(x)}
+    return {**arguments, "embeddings": x}
+
+
+def batch_of(module: torch.nn.Module | type, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What a loss is called with, its embeddings, which are those of x or made of them, first."""
+    values = sets(x, labels)
+    taken = inspect.signature(module.forward).parameters
+    name = (module if isinstance(module, type) else type(module)).__name__
+    if name in ("VICRegLoss", "ManifoldLoss"):
+        return further(name, {"embeddings": x}, values)
+    if "indices_tuple" in taken:
+        taken = ("embeddings", "labels")
+    return {k: values[k] for k in taken if k in values}
 
 
 def further(name: str, arguments: dict[str, object], values: dict[str, object]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from conftest import batch_of
 from torch import Tensor, nn
 
 import fastdml
@@ -36,7 +37,7 @@ OTHER: dict[str, object] = {
     "imbalance": 0.3, "entropy_weight": 0.3, "swap": True, "tau": 0.2, "reduction": "sum",
     "mining_margin": -0.5, "similarity": "dot", "backend": "dense", "validate": True, "bias": False,
     "seed": 5, "nonzero_loss_cutoff": 1.1, "max_scale": 3.0,
-    "positive_weights": "rows", "false_negative_margin": -0.2,
+    "positive_weights": "rows", "false_negative_margin": -0.2, "compare": "angle", "teacher_temperature": 0.7,
 }  # fmt: skip
 FORMS = {
     "variant": {"PNPLoss": "Dq", "GeneralizedLiftedStructureLoss": "paper"},
@@ -56,6 +57,7 @@ BESIDE: dict[tuple[str, str], dict[str, object]] = {
     ("PNPLoss", "b"): {"variant": "Ib"},
     ("PNPLoss", "alpha"): {"variant": "Dq"},
     ("MarginLoss", "nu"): {"learn_beta": True},
+    ("LateInteractionLoss", "max_scale"): {"temperature": 0.1},
     **{(name, "relative"): {"false_negative_margin": -0.2} for name in TOWERS},
     **{
         ("MarginLoss", name): {"triplets_per_anchor": "distance_weighted"}
@@ -90,27 +92,18 @@ def batch(name: str) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(SIZE, DIM, generator=g, dtype=torch.float64)
     x[1] = 2 * x[0]  # of one class
-    values = {
-        "embeddings": x,
-        "labels": torch.tensor([0] * 8 + [1] * 5 + [2] * 4 + [3] * 3 + [4] * 3 + [5]),
-        "ref_emb": x + 0.5 * torch.randn(SIZE, DIM, generator=g, dtype=torch.float64),
-        "teacher": torch.randn(SIZE, 7, generator=g, dtype=torch.float64),
-        "probabilities": torch.rand(SIZE, 4, generator=g, dtype=torch.float64).softmax(1),
-    }
-    taken = inspect.signature(losses.MODULES[name].forward).parameters
-    if name == "VICRegLoss":
-        return {k: values[k] for k in ("embeddings", "ref_emb")}
-    if name == "ManifoldLoss":
-        return {"embeddings": x, "indices_tuple": values["labels"]}
-    if "indices_tuple" in taken:
-        return {k: values[k] for k in ("embeddings", "labels")}
-    return {k: v for k, v in values.items() if k in taken}
+    labels = torch.tensor([0] * 8 + [1] * 5 + [2] * 4 + [3] * 3 + [4] * 3 + [5])
+    given = batch_of(losses.MODULES[name], x, labels)
+    if "ref_emb" in given:  # near their partners
+        given["ref_emb"] = x + 0.5 * torch.randn(SIZE, DIM, generator=g, dtype=torch.float64)
+    return given
 
 
 def result(module: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Value and gradient."""
-    x = given["embeddings"].clone().requires_grad_()
-    value = module(**{**given, "embeddings": x})
+    first = next(iter(given))
+    x = given[first].clone().requires_grad_()
+    value = module(**{**given, first: x})
     return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
 
@@ -135,12 +128,14 @@ def same(found: tuple[Tensor, ...], true: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
 
 
+# One similarity; one number, whatever it is called.
+ONLY = {("VICRegLoss", "similarity"), ("CoSENTLoss", "reduction"), ("AnglELoss", "reduction")}
 ARGUMENTS = [
     (name, argument)
     for name, module in losses.MODULES.items()
     for argument in parameters(module)
     if argument not in OWN | {"backend", "validate", "sort"}  # the same by other ways
-    if (name, argument) != ("VICRegLoss", "similarity")  # the only one
+    if (name, argument) not in ONLY
 ]
 
 
@@ -285,12 +280,24 @@ def test_other_candidates_than_a_loss_takes_are_no_silence(name):
 
 def test_explaining_moves_no_state():
     """No table, no number drawn."""
-    for loss in (losses.SOPRCLoss(3), losses.TripletMarginLoss(triplets_per_anchor=2)):
+    drawing = losses.TripletMarginLoss(triplets_per_anchor=2), losses.RecallAtKLoss(simix=True)
+    for loss in (losses.SOPRCLoss(3), losses.NPairsLoss("all"), *drawing):
         before = {name: t.clone() for name, t in loss.state_dict().items()}
+        batch = torch.randn(6, 4), torch.arange(6) // 2
+        drawn = torch.get_rng_state()
         fastdml.explain(loss, 64)
-        fastdml.explain(loss, torch.randn(6, 4), torch.arange(6) // 2)
+        fastdml.explain(loss, *batch)
+        assert torch.equal(torch.get_rng_state(), drawn)
         assert all(torch.equal(t, before[name]) for name, t in loss.state_dict().items())
         assert loss.training
+
+
+def test_mixtures_are_explained():
+    """In training, where there are some: of three pairs in each of two classes of three."""
+    loss, batch = losses.RecallAtKLoss(simix=True), (torch.randn(6, 4), torch.arange(6) // 3)
+    assert fastdml.explain(loss, *batch).rows == 6 + 2 * 3
+    assert fastdml.explain(loss, 64, per_class=4).rows == 64 + 16 * 6
+    assert fastdml.explain(loss.eval(), *batch).rows == 6
 
 
 def test_what_a_loss_takes_by_name_is_explained():
@@ -305,7 +312,8 @@ def test_what_a_loss_takes_by_name_is_explained():
 def test_every_module_is_explained(name):
     module = build(name)
     said = fastdml.explain(module, 64)
-    assert said.loss == (module.function if module.in_torch else module.description().name) and said.executor
+    own = (module.function, name) if module.in_torch else (module.description().name,)
+    assert said.loss in own and said.executor
 
 
 def test_the_explained_function_has_its_defaults():
@@ -315,6 +323,14 @@ def test_the_explained_function_has_its_defaults():
 
 
 # ---- arguments of single losses
+
+
+def test_a_size_beside_a_table():
+    x, y = torch.randn(6, 4), torch.arange(6) // 2
+    table = torch.rand(3, 7)
+    assert F.soprc(x, y, table=table) == F.soprc(x, y, table=table, table_size=7)
+    with pytest.raises(ValueError, match=r"^table_size: expected 7, the scores of table, or none, got 50"):
+        F.soprc(x, y, table=table, table_size=50)
 
 
 def test_calibration_takes_a_similarity():

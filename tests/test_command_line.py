@@ -51,9 +51,9 @@ def stopped(argv, capsys) -> tuple[int, str]:
         (["explain", "smooth_ap", "8", "--dim", "0"], "--dim: expected an integer from 1"),
         (["explain", "smooth_ap", "8", "--columns", "-1"], "--columns: expected an integer from 1"),
         (["explain", "smooth_ap", "8", "--device", "foo"], "--device: expected a device of torch"),
-        (["demo", "--threads", "0"], "threads: expected at least 1, got 0"),
+        (["demo", "--threads", "0"], "threads: expected an integer from 1 to 1024, got 0"),
         (["demo", "--seed", "9" * 30], "seed: expected an integer from 0 to"),
-        (["demo", "--epochs", "0"], "epochs: expected at least 1"),
+        (["demo", "--epochs", "0"], "epochs: expected an integer of at least 1"),
     ],
 )
 def test_what_cannot_be_right_is_named(argv, message, capsys):
@@ -138,6 +138,52 @@ def test_an_interrupt_ends_in_a_line(argv, begun, tmp_path):
             running.kill()
     assert running.returncode == command_line.INTERRUPTED, errors.decode()
     assert b"Traceback" not in said + errors and b"interrupted" in errors
+
+
+AT_WORK = """
+import os, signal, threading, torch
+import fastdml
+from fastdml import command_line
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+x, y = torch.randn(512, 64, requires_grad=True), torch.arange(512) // 4
+loss = fastdml.losses.MultiSimilarityLoss()
+
+def work():
+    while True:
+        loss(x, y).backward()
+
+threading.Thread(target=work, daemon=True).start()
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+command_line.hear("fastdml")
+command_line.leave(command_line.end("fastdml", work))
+"""
+
+
+def test_an_interrupt_while_a_worker_is_in_native_code():
+    """And the command itself, forwards or backwards."""
+    done = subprocess.run([sys.executable, "-c", AT_WORK], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nfastdml: interrupted\n")
+
+
+def test_an_interrupt_where_its_exception_would_be_forgotten(monkeypatch, capsys):
+    """In a destructor, Python prints it and goes on."""
+    left = []
+    monkeypatch.setattr(command_line.os, "_exit", left.append)
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    command_line.hear("fastdml")
+
+    class Held:
+        def __init__(self, error):
+            self.error = error
+
+        def __del__(self):
+            raise self.error
+
+    Held(KeyboardInterrupt())
+    assert left == [130] and capsys.readouterr().err == "\nfastdml: interrupted\n"
+    Held(ValueError("another"))
+    assert left == [130] and "ValueError: another" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -12,6 +12,8 @@ from conftest import (
     calls,
     inputs,
     needs_compiled,
+    replaced,
+    sets,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,6 +131,7 @@ def test_one_graph_forward_and_backward(name):
     counter = CompileCounterWithBackend("aot_eager")
     case = CASES["ragged"]().to(torch.float32)
     function, arguments = calls(case)[name]
+    batch = {*sets(case.x, case.y), "indices_tuple"}
     if name == "NPairsLoss":
         function = losses.NPairsLoss(form="all")
     compiled = torch.compile(function, fullgraph=True, backend=counter)
@@ -140,7 +143,7 @@ def test_one_graph_forward_and_backward(name):
 
     def step(f, x):
         x = x.clone().requires_grad_()
-        value = seeded(f, {**arguments, "embeddings": x})
+        value = seeded(f, replaced(arguments, x))
         return value.detach(), *torch.autograd.grad(value, [x, *parameters])
 
     g = torch.Generator().manual_seed(1)
@@ -150,7 +153,6 @@ def test_one_graph_forward_and_backward(name):
             torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-8)
     assert counter.frame_count == 1
     for rows in (30, 29):
-        batch = ("embeddings", "labels", "ref_emb", "probabilities", "teacher", "indices_tuple")
         short = {k: v[:rows] if k in batch else v for k, v in arguments.items()}
         value, true = (seeded(f, short) for f in (compiled, function))
         torch.testing.assert_close(value, true, rtol=1e-6, atol=1e-8)
@@ -268,9 +270,9 @@ def test_autocast(name):
     with torch.autocast("cpu", torch.bfloat16):
         z = layer(case.x)
         assert z.dtype == torch.bfloat16
-        value = function(**{**arguments, "embeddings": z})
+        value = function(**replaced(arguments, z))
     assert value.dtype == torch.float32
     value.backward()
     assert layer.weight.grad.dtype == torch.float32 and torch.isfinite(layer.weight.grad).all()
-    outside = function(**{**arguments, "embeddings": z.detach()})
+    outside = function(**replaced(arguments, z.detach()))
     torch.testing.assert_close(value, outside, rtol=1e-6, atol=0)

@@ -126,8 +126,8 @@ WRONG = {
     "workspace device": (lambda: fastdml.set_workspace(1 << 20, "tpu"), r"device: expected one of \['cpu', 'cuda'\], got 'tpu'"),
     "explain loss": (lambda: fastdml.explain("l2", 8), r"loss: expected one of \[.*got 'l2'"),
     "explain object": (lambda: fastdml.explain(3, 8), "loss: expected a loss of fastdml or its name, got 3"),
-    "explain size": (lambda: fastdml.explain("smooth_ap", 0), "M: expected at least 1, got 0"),
-    "explain class size": (lambda: fastdml.explain("smooth_ap", 8, per_class=0), "per_class: expected at least 1, got 0"),
+    "explain size": (lambda: fastdml.explain("smooth_ap", 0), "M: expected an integer of at least 1, got 0"),
+    "explain class size": (lambda: fastdml.explain("smooth_ap", 8, per_class=0), "per_class: expected an integer of at least 1, got 0"),
     "explain backend": (lambda: fastdml.explain("smooth_ap", 8, device="cuda", backend="native"), "backend: 'native' cannot run 'smooth_ap'"),
 }  # fmt: skip
 

@@ -7,10 +7,17 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from conftest import BACKENDS, EXAMPLES, FIRST_EXAMPLES, Case, call, distance, inputs, of_batch
+from test_own_copies import FORMS, build, step
 
 from fastdml import functional as F
 
 BACKEND = BACKENDS[-1]
+# Forms that take no second set, or no function.
+REFUSED = {
+    "LiftedStructureLoss": ("indices_tuple: ",),
+    "triplets, swapped": ("indices_tuple: ",),
+    **dict.fromkeys(("NPairsLoss", "N-pairs, all"), ("ref_emb: ", "indices_tuple: ")),
+}
 # The fixture that poisons memory is the same for every example; time differs with the machine's load.
 SETTINGS = hypothesis.settings(
     deadline=None,
@@ -112,6 +119,46 @@ def test_rows_against_a_reference_are_independent(description, case, other, cut)
     assert distance(sum(f[0] for f in found), value) < 1e-11
     assert distance(torch.cat([f[1] for f in found]), d_x, 1e-1) < 1e-11
     assert distance(sum(f[2] for f in found), d_ref, 1e-1) < 1e-10
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if "drawn" not in f])
+@hypothesis.settings(SETTINGS, max_examples=4)
+@hypothesis.given(case=batches(least=2), seed=st.integers(0, 1000))
+def test_own_pairs_by_tensor_by_index_and_by_function(form, case, seed):
+    """The same value and gradient, whether a function calls a sample its own positive or not."""
+    loss = build(form, "chunked")
+    loss.backend = "auto"
+    x, y = case.x.clone().requires_grad_(), case.y + 4
+    true = step(loss, [x], y)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    moved, place = case.x[order].requires_grad_(), order.argsort()
+    of_function = {"labels": y} if form == "SOPRCLoss" else {}
+
+    def relation(with_own, columns):
+        def masks(i, j):
+            same = y[i][:, None] == y[columns[j]]
+            return same if with_own else same & (i[:, None] != columns[j]), ~same
+
+        return masks
+
+    here = torch.arange(len(y))
+    ways = {
+        "tensor": lambda: step(loss, [x], y, None, x, y),
+        "index": lambda: step(loss, [x, moved], y, None, moved, y[order], own=place),
+        "function": lambda: step(loss, [x], indices_tuple=relation(seed % 2, here), **of_function),
+        "function of two sets": lambda: step(
+            loss, [x, moved], indices_tuple=relation(seed % 2, order), ref_emb=moved, own=place, **of_function
+        ),
+    }
+    for way, found in ways.items():
+        try:
+            value, gradient, *others = found()
+        except ValueError as error:
+            assert str(error).startswith(REFUSED.get(form, ())), (way, error)
+            continue
+        gradient = gradient + sum(d[place] for d in others)
+        assert distance(value, true[0], 1e-1) < 1e-10, way
+        assert distance(gradient, true[1], 1e-1) < 1e-9, way
 
 
 @SETTINGS

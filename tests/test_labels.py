@@ -161,6 +161,8 @@ def test_a_users_function_of_weights():
     ones = loss(x, None, function(lambda i, j: torch.ones(())))
     torch.testing.assert_close(ones, loss(x, y))
     some = loss(x, None, function(lambda i, j: ((i + j) % 2).double()))
+    elsewhere = function(lambda i, j: ((i + j) % 2).double().masked_fill(y[i] != y[j], -torch.inf))
+    assert loss(x, None, elsewhere) == some
     i, j = torch.triu_indices(ROWS, ROWS, 1)
     i, j = torch.cat([i, j]), torch.cat([j, i])
     positive, negative = (y[i] == y[j]) & ((i + j) % 2 == 1), y[i] != y[j]
@@ -194,8 +196,18 @@ def test_sets_are_checked():
         LabelSets(a, a[:, :4])
     with pytest.raises(ValueError, match="grade: expected one of"):
         LabelSets(a, grade="likely")
-    with pytest.raises(ValueError, match="labels: expected one set per embedding"):
-        loss(x, None, LabelSets(a[:9]))
+    for wrong, other, message in (
+        (LabelSets(a[:9]), None, "^labels: expected 23 sets"),
+        (LabelSets(torch.cat([a, a])), None, "^labels: expected 23 sets"),
+        (LabelSets(a), x.detach() + 1, "^ref_labels: expected one set of labels per row of ref_emb"),
+        (LabelSets(a, a[:9]), x.detach() + 1, "^ref_labels: expected 23 sets"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(x, None, wrong, other)
+    assert loss(x, None, LabelSets(a), x) == loss(x, a)
+    for words in (["12", "3"], [["a"]], [[1.5]], [[True, False]], a.numpy(), 5):
+        with pytest.raises(ValueError, match=r"^labels: expected a list of lists of integers"):
+            LabelSets(words)
 
 
 # ---- labels to ignore
@@ -326,9 +338,21 @@ def test_weights_are_checked():
     x, y = embeddings(ROWS, 1), torch.arange(ROWS) % 5
     with pytest.raises(ValueError, match="loss: ContrastiveLoss is no sum over samples"):
         Labelled(losses.ContrastiveLoss())(x, y, sample_weights=torch.ones(ROWS))
-    for weight in (torch.ones(4), -torch.ones(ROWS), torch.ones(ROWS).long()):
-        with pytest.raises(ValueError, match="sample_weights: expected"):
-            Labelled(losses.SupConLoss())(x, y, sample_weights=weight)
+    for weight in (torch.ones(4), torch.ones(ROWS + 1), -torch.ones(ROWS), torch.ones(ROWS).long(), [1.0]):
+        for ignored in (None, 2):
+            with pytest.raises(ValueError, match=r"^sample_weights: expected"):
+                Labelled(losses.SupConLoss(), ignored)(x, y, sample_weights=weight)
+    for name, more in {
+        "ref_labels": (None, x.detach() + 1, y[:3]),
+        "ref_emb": (None, None, y),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            Labelled(losses.SupConLoss(), 2)(x, y, *more)
+    with pytest.raises(ValueError, match=r"^own: expected"):
+        Labelled(losses.SupConLoss(), 2)(x, y, None, x.detach() + 1, y, own=torch.zeros(3))
+    for wrong in ("abc", {}, [[1.0]]):
+        with pytest.raises(ValueError, match=r"^class_weights: expected"):
+            Labelled(losses.SupConLoss(), class_weights=wrong)
     with pytest.raises(ValueError, match="class_weights: expected"):
         Labelled(losses.SupConLoss(), class_weights=torch.tensor([1.0, -1]))
     with pytest.raises(ValueError, match="labels: expected values in"):

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from conftest import BACKENDS
+from conftest import BACKENDS, batch_of
 from test_faults import build
 from torch import nn
 
@@ -18,7 +18,7 @@ NO_ROWS, NO_LABELS = x[:0], y[:0]
 LISTED = (NO_LABELS,) * 3, (NO_LABELS,) * 4
 # The negatives of N-pair come from the batch.
 OVER_SAMPLES = [n for n in losses.MODULES if issubclass(losses.MODULES[n], losses.base.SampleLoss)]
-# Views, and a batch whose classes are drawn from it, cannot be empty.
+# Variances, and meta-classes drawn from the batch, are of at least two samples.
 OF_BATCHES = [n for n in losses.MODULES if n not in ("ManifoldLoss", "VICRegLoss")]
 WITH_OTHERS = [n for n in OVER_SAMPLES if n != "NPairsLoss"]
 
@@ -28,7 +28,7 @@ def floats(t):
 
 
 def proxies_are_rows(module):
-    return module.description().rows == "proxies"
+    return module.in_torch is None and module.description().rows == "proxies"
 
 
 def nothing_of(module, *batch, **more):
@@ -81,18 +81,6 @@ def test_forms_without_rows(form):
         nothing_of(FORMS[form](), x, y, None, NO_ROWS, NO_LABELS)
 
 
-def without_rows(name):
-    """What a loss is called with."""
-    given = {
-        "embeddings": NO_ROWS, "labels": NO_LABELS, "ref_emb": NO_ROWS, "teacher": x[:0, :3],
-        "probabilities": torch.empty(0, 3),
-    }  # fmt: skip
-    names = inspect.signature(losses.MODULES[name].forward).parameters
-    if "indices_tuple" in names:
-        return [given["embeddings"], given["labels"]]
-    return [given[k] for k in names if k in given]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OF_BATCHES)
 def test_a_batch_without_rows(name, backend):
@@ -102,7 +90,7 @@ def test_a_batch_without_rows(name, backend):
             module = build(name, reduction=reduction, backend=backend)
         except ValueError:
             continue
-        nothing_of(module, *without_rows(name))
+        nothing_of(module, *batch_of(module, NO_ROWS, NO_LABELS).values())
 
 
 @pytest.mark.parametrize("name", OF_BATCHES)

@@ -341,6 +341,36 @@ def test_products_that_overflow_are_refused(backend):
     assert loss(draw(B, D) * 1e25, LABELS) > 1e50
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+def test_long_rows_in_the_ball(backend):
+    """Outside of it lengths do not count: their derivative is no small rest of a large one."""
+    margins = {"pos_margin": 0.05, "neg_margin": 0.95}
+    loss = made("ContrastiveLoss", **margins, similarity="ball_distance", backend=backend)
+    x = (draw(B, D) * 10.0 ** torch.linspace(-1, 25, B, dtype=torch.float64)[:, None]).float()
+    value, found = run("ContrastiveLoss", loss, x)
+    true, slope = run("ContrastiveLoss", loss, x.double())
+    length = x.double().norm(dim=1, keepdim=True)
+    assert value.item() == pytest.approx(true.item(), rel=1e-5)
+    assert error(found * length, slope * length) < 1e-4
+
+
+@pytest.mark.parametrize("kind, least, most", [(torch.float32, 1e-18, 1e18), (torch.float64, 1e-37, 1e150)])
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "SupConLoss", "ContrastiveLoss", "ProxyAnchorLoss"])
+def test_lengths_that_hold_where_rows_are_not_copied(name, kind, least, most, monkeypatch):
+    """As on an accelerator in sets above 64 MiB: right in the range that documents state, else NaN."""
+    monkeypatch.setattr(fastdml.engine.conditioning, "fits", lambda x: False)
+    loss = made(name, backend="chunked")
+    x = draw(B, D)
+    true, slope = run(name, loss, x)
+    for length in (least, most):
+        value, found = run(name, loss, (x * length).to(kind))
+        assert value.item() == pytest.approx(true.item(), rel=1e-5)
+        assert error(found * length, slope) < 1e-4
+    for length in (most * 1e4, 1e-30) if kind == torch.float32 else (most * 1e10,):
+        value, found = run(name, loss, (x * length).to(kind))
+        assert value.isnan() and found.isnan().any()
+
+
 @pytest.mark.parametrize("length", [1e-30, 1e30])
 def test_miners_take_rows_of_any_length(length):
     x = draw(B, D).float()

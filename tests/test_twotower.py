@@ -442,6 +442,17 @@ def test_the_scale_is_clamped_and_comes_back():
     assert loss.log_scale.grad.item() != 0
 
 
+def test_masks_where_several_queries_share_a_document():
+    """In both directions, and beside negatives of all rows, of which a mask says nothing."""
+    own = torch.tensor([1, 1, 0, 1, 0, 0, 1])
+    mask = torch.rand(7, 2, generator=torch.Generator().manual_seed(1)) < 0.3
+    leaves = [drawn(n, 5, seed=n).requires_grad_() for n in (7, 2, 3)]
+    for hard in (None, leaves[2]):
+        batch = Batch(*leaves[:2], hard, own=own, mask=mask)
+        for symmetric in (False, True):
+            assert_same(losses.InfoNCELoss(T, symmetric=symmetric).double(), batch, symmetric=symmetric)
+
+
 WRONG = {
     "hard_negatives: expected floats": dict(hard_negatives=torch.zeros(4, 2, 3, 5)),
     "hard_negatives: expected shape [6, K, 4]": dict(hard_negatives=torch.zeros(5, 2, 4)),
@@ -463,9 +474,23 @@ WRONG = {
     "hard_guide: expected None": dict(hard_negatives=torch.zeros(3, 4), hard_guide=torch.ones(3, 2)),
     "mask: expected a function": dict(mask=torch.ones(6, 6)),
     "mask: expected the function": dict(mask=lambda i, j: torch.ones(2, 2)),
+    "hard_ids: expected shape [1], got list": dict(
+        hard_negatives=torch.zeros(1, 4), ids=torch.arange(6), hard_ids=[1]
+    ),
+    "hard_guide: expected shape [1, 2], got list": dict(
+        hard_negatives=torch.zeros(1, 4), guide=torch.ones(6, 2), ref_guide=torch.ones(6, 2),
+        hard_guide=[[1.0, 1.0]],
+    ),
     "own: expected": dict(own=-1),
     "ref_emb: expected 8 rows, one per row of embeddings from row 2 on": dict(own=2),
 }
+
+
+@pytest.mark.parametrize("answer", [None, torch.ones(6, 6), torch.ones(6, dtype=torch.bool)], ids=str)
+@pytest.mark.parametrize("hard", [None, torch.zeros(3, 4)], ids=["", "hard"])
+def test_a_mask_that_is_none_is_refused_from_both_sides(answer, hard):
+    with pytest.raises(ValueError, match=r"^mask: expected the function to return a bool mask"):
+        losses.CLIPLoss(T)(torch.randn(6, 4), torch.randn(6, 4), hard, mask=lambda i, j: answer)
 
 
 @pytest.mark.parametrize("message", WRONG)

@@ -27,8 +27,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 RELATIONAL = ("dark_rank", "pkt", "relaxed_contrastive", "rkd_angle", "rkd_distance")
 TWO_SETS = ("clip", "info_nce", "sig_lip")
-# Of numbers, not classes (benchmarks/continuous_labels.py); or a method below.
-ELSEWHERE = ("dense_triplet", "log_ratio", "listwise_self_distillation")
 
 
 def registered() -> dict[str, type[nn.Module]]:
@@ -38,6 +36,13 @@ def registered() -> dict[str, type[nn.Module]]:
         re.sub(words, "_", name.removesuffix("Loss")).lower(): module
         for name, module in losses.MODULES.items()
     }
+
+
+# Of numbers, not classes (benchmarks/continuous_labels.py); a method below; or of other batches.
+ELSEWHERE = (
+    "dense_triplet", "log_ratio", "listwise_self_distillation",
+    *(name for name, module in registered().items() if module.in_torch is not None),
+)  # fmt: skip
 
 
 def _arguments(module: type[nn.Module]) -> dict[str, inspect.Parameter]:

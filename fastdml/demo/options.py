@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..engine import check
 from ..engine.dispatch import EXECUTORS
 from .losses import DEFAULT_LOSSES, available_losses, canonical_name
 
@@ -35,14 +36,11 @@ class Options:
     cost_seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed: expected an integer from 0 to 2147483647, got {self.seed}")
-        if self.threads is not None and self.threads > 1024:
-            raise ValueError(f"threads: expected at most 1024, got {self.threads}")
+        check.whole(self.batch_size, "batch_size", 1)
+        check.whole(self.epochs, "epochs", 1)
+        check.whole(self.seed, "seed", 0)
+        if self.threads is not None:
+            check.whole(self.threads, "threads", 1, 1024)
         if self.per_class < 2:
             raise ValueError(
                 f"per_class: expected at least 2, or no anchor has a positive; got {self.per_class}"

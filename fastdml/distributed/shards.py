@@ -123,7 +123,7 @@ class ShardedProxies(nn.Module):
         self.loss.num_classes = num_classes  # what the loss says of all classes
         check.one_of(gradient, "gradient", ("mean", "sum"))
         self.gradient = gradient
-        self.sample = check.number(sample, "sample", "a number in (0, 1]", lambda v: 0 < v <= 1)
+        self.sample = check.part(sample, "sample")
         self.seed = check.seed(seed, "seed")
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         description = self.loss.description()  # type: ignore[attr-defined]

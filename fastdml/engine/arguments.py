@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,6 +13,18 @@ from . import check
 
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+_found: weakref.WeakKeyDictionary[Callable[..., Any], tuple[inspect.Parameter, ...]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    """A function's parameters, found once: many classes share one, and importing all of them is felt."""
+    if function not in _found:
+        _found[function] = tuple(inspect.signature(function).parameters.values())
+    return _found[function]
 
 
 def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -25,7 +38,7 @@ def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
             break
         if made is None:
             continue
-        parameters = inspect.signature(made).parameters.values()
+        parameters = parameters_of(made)
         for p in parameters:
             named = p.name != "self" and p.name[0] != "_" and p.kind in _NAMED
             if named and p.name not in own:
@@ -38,7 +51,7 @@ def constructor(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
 def called_with(function: Callable[..., Any]) -> tuple[tuple[str, ...], int] | None:
     """The names of a method's arguments, and how many of them may come by place; None: any may come."""
-    found = list(inspect.signature(function).parameters.values())[1:]
+    found = parameters_of(function)[1:]
     if not all(p.kind in _NAMED for p in found):
         return None
     return tuple(p.name for p in found), sum(p.kind in _BY_PLACE for p in found)
@@ -82,10 +95,12 @@ class NamedArguments(nn.Module):
         cls.taken = next((one for one in found if one is not None), None)
 
     def __call__(self, *batch: Any, **further: Any) -> Any:
-        if self.taken is not None:
-            names, places = self.taken
-            if further:
+        try:
+            return super().__call__(*batch, **further)
+        except TypeError:  # Python's own words, or an error of what was called: looked at only now
+            if self.taken is not None:
+                names, places = self.taken
                 check.taken(further, names, type(self).__name__)
-            if len(batch) > places:
-                check.by_place(batch, names[:places], type(self).__name__)
-        return super().__call__(*batch, **further)
+                if len(batch) > places:
+                    check.by_place(batch, names[:places], type(self).__name__)
+            raise

@@ -146,17 +146,13 @@ class _RowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if _batched(upstream):
-            raise RuntimeError(
-                "fastdml losses take one upstream gradient at a time: batched ones (is_grads_batched=True, "
-                "jacobian(vectorize=True)) cannot pass through them. Use vectorize=False."
-            )
         wanted = ctx.wanted
         saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
             leaves = saved[::2]
             found = scaled(saved[1::2], leaves, upstream)
         else:
+            _refuse_batched(upstream)
             leaves = [x for x, w in zip(saved, wanted) if w]
             found = _of_rows(saved, ctx.words, upstream, wanted)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
@@ -164,11 +160,15 @@ class _RowLoss(torch.autograd.Function):
         return (*(next(each) if w else None for w in wanted), None, None, None)
 
 
-def _batched(upstream: Tensor) -> bool:
+def _refuse_batched(upstream: Tensor) -> None:
     if torch.compiler.is_compiling():
-        return False
+        return
     functorch = torch._C._functorch
-    return bool(functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream))
+    if functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream):
+        raise RuntimeError(
+            "fastdml losses take one upstream gradient at a time: batched ones (is_grads_batched=True, "
+            "jacobian(vectorize=True)) cannot pass through them. Use vectorize=False."
+        )
 
 
 def _of_rows(
@@ -191,12 +191,20 @@ def scaled(
         and upstream.device.type == "cpu"
         and not torch._C._len_torch_dispatch_stack()
         and not graph_is_kept()
-        and upstream.item() == 1.0
+        and _is_one(upstream)
     ):
         return [
             g.detach() if g.dtype == x.dtype else g.to(x.dtype) for g, x in zip(gradients, leaves)
         ]
+    _refuse_batched(upstream)
     return [(g * upstream).to(x.dtype) for g, x in zip(gradients, leaves)]
+
+
+def _is_one(upstream: Tensor) -> bool:
+    try:
+        return upstream.item() == 1.0
+    except RuntimeError:  # batched ones have no number
+        return False
 
 
 # Not public in torch: where it is missing, gradients are copied.

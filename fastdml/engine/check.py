@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,7 +107,7 @@ def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
     if tuple(where.shape) != (rows,):
         raise ValueError(f"own: expected shape [{rows}], got {tuple(where.shape)}")
     same_device(where, embeddings, "own", "embeddings")
-    if _readable(where) and rows and not -1 <= int(where.min()) <= int(where.max()) < columns:
+    if readable(where) and rows and not -1 <= int(where.min()) <= int(where.max()) < columns:
         raise ValueError(f"own: expected indices of ref_emb in [0, {columns}), or -1")
     return where.long()
 
@@ -122,7 +124,7 @@ def class_range(
         if validate:
             _in_graph(((y >= 0) & (y < classes)).all(), f"{name}: expected values in [0, classes), {each}")
         return
-    if y.numel() and (_readable(y) or validate):
+    if y.numel() and (readable(y) or validate):
         low, high = map(int, y.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
@@ -194,8 +196,38 @@ def count(value: float, name: str) -> int:
 
 
 def integer(value: float, name: str, low: int, high: int) -> int:
+    """Also a float without a fraction, as `count` is: 3.0."""
     expected = f"an integer from {low} to {high}"
     return int(number(value, name, expected, lambda v: low <= v <= high and int(v) == v))
+
+
+MOST = 2**31 - 1  # of anything counted
+BYTES = 2**62  # more than any memory has
+LARGEST_SEED = 2**64 - 1
+
+
+def whole(value: Any, name: str, low: int, high: int = MOST, beside: str = "") -> int:
+    """An integer of any of Python's, numpy's and torch's kinds, but neither a bool nor a float; beside: what
+    else is taken, in words."""
+    open_ended = high in (MOST, BYTES, LARGEST_SEED)
+    try:
+        if not isinstance(value, bool) and getattr(value, "dtype", None) not in _BOOLS:
+            found = operator.index(value)
+            if low <= found <= high:
+                return found
+            open_ended = open_ended and found < low
+    except (TypeError, ValueError):  # a string, None, a tensor of two
+        pass
+    span = f"of at least {low}" if open_ended else f"from {low} to {high}"
+    raise ValueError(f"{name}: expected an integer {span}{beside}, got {_shown(value)}")
+
+
+_BOOLS = (torch.bool, np.dtype(bool))
+
+
+def _shown(value: Any) -> str:
+    huge = isinstance(value, int) and abs(value) >= 1 << 64  # which Python may not even print
+    return "a huge integer" if huge else repr(value)
 
 
 STREAMS = 1 << 24  # float32 row values carry the numbers of a stream exactly below this
@@ -208,7 +240,7 @@ def seed(value: int | Tensor, name: str) -> int | Tensor:
             raise ValueError(
                 f"{name}: expected one integer, got {value.dtype} {tuple(value.shape)}"
             )
-        number = int(value) if _readable(value) else 0
+        number = int(value) if readable(value) else 0
     else:
         number = value
     if not isinstance(number, int) or not 0 <= number < STREAMS:
@@ -222,6 +254,14 @@ def non_negative(value: float, name: str) -> float:
 
 def share(value: float, name: str) -> float:
     return number(value, name, "a number in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def fraction(value: float, name: str) -> float:
+    return number(value, name, "a number in [0, 1]", lambda v: 0 <= v <= 1)
+
+
+def part(value: float, name: str) -> float:
+    return number(value, name, "a number in (0, 1]", lambda v: 0 < v <= 1)
 
 
 def finite(value: float, name: str) -> float:
@@ -244,8 +284,7 @@ def number(value: float, name: str, expected: str, is_right: Callable[[float], b
             expected += " in the range of float32"
     except (TypeError, ValueError, OverflowError):  # a string, None, infinity as an integer
         pass
-    shown = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge integer"
-    raise ValueError(f"{name}: expected {expected}, got {shown}")
+    raise ValueError(f"{name}: expected {expected}, got {_shown(value)}")
 
 
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -275,7 +314,7 @@ def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
 
 def distances(x: Tensor, name: str, validate: bool) -> None:
     """Given distances: looked into on the CPU, elsewhere with validate."""
-    if not (_readable(x) or validate):
+    if not (readable(x) or validate):
         return
     right = ((x >= 0) & (x < torch.inf)).all()
     if not _in_graph(right, f"{name}: expected finite distances of at least 0") and not bool(right):
@@ -323,7 +362,7 @@ def variant(kind: str) -> None:
     one_of(kind, "variant", ("paper", "released"))
 
 
-def _readable(t: Tensor) -> bool:
+def readable(t: Tensor) -> bool:
     """Whether values may be looked at: not on an accelerator, which would wait, nor where there are none, or
     somebody traces."""
     plain = t.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -358,7 +397,7 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
         limit = columns if k % 2 else rows
         again = k == 2 and t is given[0]
         found[k] = found[0] if again else t.long()
-        if _readable(t) and t.numel() and not again and _outside(found[k], limit):
+        if readable(t) and t.numel() and not again and _outside(found[k], limit):
             raise ValueError(f"indices_tuple: expected {name} in [0, {limit})")
     for one, other, names in ((0, 1, "a1 and p"), (2, 3, "a2 and n")):
         if found[one].shape != found[other].shape:

@@ -75,6 +75,13 @@ def fits(x: Tensor) -> bool:
     return x.device.type == "cpu" or x.numel() * x.element_size() <= _COPIED
 
 
+def poisoned(scale: Tensor, x: Tensor) -> Tensor:
+    """Inverse norms [rows], NaN where the norm of a row of x that stays as it is does not fit its type: its
+    pairs are no numbers then, rather than those of a row of zeros."""
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=1)
+    return scale.masked_fill((scale == 0) & (largest > EPSILON), torch.nan)
+
+
 def centre(a: Tensor, c: Tensor) -> Tensor | None:
     """[D] what to take out of the rows of a [M, D] and c [N, D] before distances are made of their products:
     their mean, near enough; None where that gains nothing (on an accelerator, 0)."""

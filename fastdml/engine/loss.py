@@ -165,7 +165,7 @@ class RowLoss:
         kind = self.teacher_similarity
         return kind is not None and METRICS[kind].from_differences
 
-    @property
+    @lazy
     def metric(self) -> Metric:
         return METRICS.get(self.similarity) or metric_of(self.similarity)
 

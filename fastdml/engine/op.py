@@ -164,9 +164,14 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
         result.d_scalars = result.d_scalars[: call.scalars.numel()]
     if result.d_col_values is not None and call.col_values is not None:
         result.d_col_values = result.d_col_values[: call.col_values.shape[0]]
-    found = (getattr(result, name) for name in GRADIENTS)
-    by_columns = (name == "candidates" for name in LEAVES)
-    return value, *map(_stored_like, found, call.leaves, by_columns)
+    return (
+        value,
+        _stored_like(result.d_anchors, call.anchors, False),
+        _stored_like(result.d_candidates, call.candidates, True),
+        _stored_like(result.d_scalars, call.scalars, False),
+        _stored_like(result.d_row_values, call.row_values, False),
+        _stored_like(result.d_col_values, call.col_values, False),
+    )
 
 
 def row_outputs(call: Call) -> Tensor:

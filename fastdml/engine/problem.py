@@ -58,6 +58,8 @@ class Problem:
     conditioned: bool = False
     anchor_factor: Tensor | None = None
     candidate_factor: Tensor | None = None
+    # Inverse norms of sets that stayed as they are, NaN where that does not do.
+    unfit: tuple[Tensor, ...] = ()
 
     @staticmethod
     def of(
@@ -149,6 +151,11 @@ class Problem:
         if self.anchor_factor is not None or self.candidate_factor is not None:
             for name in ("row_scale", "col_scale", "row_square", "col_square"):
                 self.__dict__.pop(name, None)
+        for name, x in (("row_scale", self.anchors), ("col_scale", self.candidates)):
+            scale = getattr(self, name)
+            if scale is not None and not conditioning.fits(x):
+                self.__dict__[name] = conditioning.poisoned(scale, x)
+                self.unfit = (*self.unfit, self.__dict__[name])
 
     def unconditioned(self, d_anchors: Tensor | None, d_candidates: Tensor | None) -> None:
         """Turns derivatives by the conditioned embeddings into those by the given ones, in place."""
@@ -260,7 +267,7 @@ class Problem:
         double = self.anchors.dtype == torch.float64
         kind = torch.float64 if double else self.statistic
         # Squared lengths tell of their rows.
-        parts = [x.sum(dtype=kind) for x in self._raw_squares or self._sets]
+        parts = [x.sum(dtype=kind) for x in (*(self._raw_squares or self._sets), *self.unfit)]
         return [part.to(self.statistic) * 0 for part in parts]
 
     @lazy

@@ -130,10 +130,15 @@ class LabelRelation(Relation):
         return positive, ~positive
 
     def counts(self, without_own: bool) -> Counts:
-        # Sorted labels instead of a table of them: no host synchronisation, and any values.
-        found = self.candidate_labels.sort().values
         rows = self.anchor_labels.contiguous()
-        same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
+        if self.one_set and rows.device.type == "cpu" and library.load() is not None:
+            # Class numbers are made anyway, and tell the sizes of classes.
+            index = self.class_index
+            same = index.start.diff().long()[index.row_class]
+        else:
+            # Sorted labels instead of a table of them: no host synchronisation, and any values.
+            found = self.candidate_labels.sort().values
+            same = torch.searchsorted(found, rows, right=True) - torch.searchsorted(found, rows)
         if not without_own or self.own is None:
             return same, self.columns - same
         if self.one_set and isinstance(self.own, int) and self.own == 0:
@@ -290,14 +295,18 @@ class PredicateRelation(Relation):
         return self._weight[1]
 
 
-def _check_weights(weight: Tensor, shape: tuple[int, int]) -> None:
+def _weights(weight: Tensor, positive: Tensor) -> Tensor:
+    """Those of the positives, 0 elsewhere, whatever the function says there."""
+    shape = tuple(positive.shape)
     message = f"indices_tuple: expected the function to return weights of at least 0 of shape {shape}, got "
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or tuple(weight.shape) != shape:
         known = isinstance(weight, Tensor)
         got = f"{weight.dtype} of shape {tuple(weight.shape)}" if known else repr(weight)
         raise ValueError(message + got)
+    weight = weight.masked_fill(~positive, 0.0)
     if weight.device.type == "cpu" and not bool(((weight >= 0) & (weight < torch.inf)).all()):
         raise ValueError(message + "negative or infinite ones")
+    return weight
 
 
 def masks_of(
@@ -322,8 +331,8 @@ def masks_of(
             )
     if len(found) == 2:
         return found[0], found[1], None
-    _check_weights(found[2], shape)
-    return found[0] & (found[2] > 0), found[1], found[2]
+    weight = _weights(found[2], found[0])
+    return weight > 0, found[1], weight
 
 
 def own_rows(own: Tensor, columns: int) -> Tensor:

@@ -199,6 +199,10 @@ class Metric:
             where `needs_totals`.
         """
         if total is not None:
+            if self.clipped and scale is not None:
+                # On the sphere the pull along x is taken out below: where x is long, a small rest of a large
+                # number, and better not put in.
+                total = total.masked_fill(scale < 1, 0.0)
             _subtract_scaled_(gradient, x, total)
         if scale is None:
             return

@@ -173,9 +173,11 @@ class Described(RowLoss):
 
     def functor(self) -> int | str | None:
         """None where the library was built with this form; else it is compiled at its first use."""
-        if registered(self) and self.forms.name in library.functors():
-            return None
-        return self.forms.functor
+        return None if self._built_in else self.forms.functor
+
+    @lazy
+    def _built_in(self) -> bool:
+        return registered(self) and self.forms.name in library.functors()
 
     def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
         opened = {f"parameter {k}": [(v, v)] for k, v in self.open_arguments.items()}

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..engine import check
 from . import rows
 from .replay import Buffers, RandomState, generators, random_state_kept
 
@@ -160,9 +161,7 @@ class GradientCache:
     """
 
     def __init__(self, *, chunk: int, progress: Progress | None = None) -> None:
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"chunk: expected an integer of at least 1, got {chunk!r}")
-        self._chunk = chunk
+        self._chunk = check.whole(chunk, "chunk", 1)
         self._tell: Progress = progress or (lambda what, done, total: None)
         self._passes: list[_Pass] = []
         self._before = Buffers()

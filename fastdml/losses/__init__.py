@@ -19,9 +19,7 @@ from .forms import functional_form
 from .plain.generic_pair import BaseMetricLossFunction, GenericPairLoss
 from .user import row_loss
 
-# Those with a description, and those that torch evaluates.
 MODULES: dict[str, type[Loss]] = {}
-FURTHER: dict[str, type[Loss]] = {}
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {}
 
 for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
@@ -29,12 +27,12 @@ for _info in pkgutil.walk_packages(__path__, f"{__name__}."):
     for _name in getattr(_file, "__all__", ()):
         _found = getattr(_file, _name)
         if inspect.isclass(_found) and issubclass(_found, Loss):
-            (MODULES if _found.in_rows else FURTHER)[_name] = _found
+            MODULES[_name] = _found
             if _found.function is not None:
                 FUNCTIONS[_found.function] = functional_form(_found)
 
-globals().update(MODULES | FURTHER)
-__all__ = [*sorted(MODULES | FURTHER), "BaseMetricLossFunction", "GenericPairLoss", "row_loss"]
+globals().update(MODULES)
+__all__ = [*sorted(MODULES), "BaseMetricLossFunction", "GenericPairLoss", "row_loss"]
 
 
 def __getattr__(name: str) -> Any:

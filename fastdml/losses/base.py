@@ -171,8 +171,6 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
-    # Whether it is a function of rows of similarities, with a description; else torch evaluates it.
-    in_rows: ClassVar[bool] = True
     # Whether row i of one set belongs to row i of another, unless a call says otherwise.
     paired: ClassVar[bool] = False
     # Reducer objects that are a reduction of the loss, by the names of their classes; with others the loss's
@@ -182,7 +180,8 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         "SumReducer": "sum",
         "AvgNonZeroReducer": "nonzero",
     }
-    # What runs, of a loss that makes no calls of the engine.
+    # What runs, of a loss that is no function of rows of similarities: torch evaluates it, and it has no
+    # description. None of others.
     in_torch: ClassVar[str | None] = None
     # The reduction, whatever the reducer object, of a loss that is one number there.
     one_number: ClassVar[str | None] = None
@@ -321,6 +320,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         names = FIELDS[self.describes.name]
         return self.describes(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
+    def rest(self) -> None:
+        """Puts the module where making calls leaves no trace in it: that is how `fastdml.explain` asks."""
+        self.train(False)
+
     def calls(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls whose values add up to the loss, of the arguments of `forward`."""
         raise NotImplementedError
@@ -352,7 +355,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             raise ValueError(
                 f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
             )
-        if learnt := self.tensors:
+        if self.open and (learnt := self.tensors):
             found = fields.get("scalars")
             kind = statistic_type(anchors, fields.get("candidates"))
             values = [getattr(self, n).to(anchors.device, kind).reshape(1) for n in learnt]
@@ -405,12 +408,13 @@ class SampleLoss(Loss):
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
         description = self.described_once()
-        if description.metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
+        metric: Any = description.metric
+        if metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
             )
-        listed = len(batch) > 2 and batch[2] is not None and not callable(batch[2])
-        if description.tuples == "weights" and listed:
+        listed = description.tuples == "weights" and len(batch) > 2 and batch[2] is not None
+        if listed and not callable(batch[2]):
             embeddings, labels, indices, ref_emb, ref_labels = (*batch, None, None)[:5]
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")

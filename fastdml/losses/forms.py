@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
-from ..engine.arguments import constructor
+from ..engine.arguments import constructor, parameters_of
 from .base import Loss, total
 
 _NONE = inspect.Parameter.empty
@@ -73,7 +73,7 @@ def _sizes(module: type[Loss]) -> tuple[tuple[str, int], ...]:
 def _forward(module: type[Loss]) -> dict[str, inspect.Parameter]:
     """The batch that a module is called with, in the order of `forward`."""
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    found = inspect.signature(module.forward).parameters.values()
+    found = parameters_of(module.forward)
     return {p.name: p for p in found if p.name != "self" and p.kind is positional}
 
 
@@ -85,7 +85,7 @@ def _parameters(
     plain, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     batch = dict(_forward(module))  # type: ignore[arg-type]
     for method in (module.forward, module.calls):
-        for p in inspect.signature(method).parameters.values():
+        for p in parameters_of(method):
             if p.kind is keyword:
                 default = module.input_defaults.get(p.name, p.default)
                 batch.setdefault(p.name, p.replace(default=default))

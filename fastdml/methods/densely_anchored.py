@@ -222,7 +222,7 @@ class NormConstraint(nn.Module):
     def __init__(self, weight: float = 0.01, momentum: float = 0.999) -> None:
         super().__init__()
         self.weight = check.non_negative(weight, "weight")
-        self.momentum = check.number(momentum, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
+        self.momentum = check.share(momentum, "momentum")
         self.register_buffer("mean", torch.tensor(float("nan")))
 
     mean: Tensor

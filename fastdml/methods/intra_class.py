@@ -78,12 +78,12 @@ class IntraClassAugmentation(nn.Module):
         self.strength = check.non_negative(strength, "strength")
         self.neighbours = check.count(neighbours, "neighbours")
         self.beta = check.non_negative(beta, "beta")
-        self.gamma = _share(gamma, "gamma")
+        self.gamma = check.fraction(gamma, "gamma")
         self.mean_width = check.positive(mean_width, "mean_width")
         self.covariance_width = check.positive(covariance_width, "covariance_width")
         self.few = check.count(few, "few")
         self.rescale_distances = rescale_distances
-        self.momentum = _share(momentum, "momentum")
+        self.momentum = check.fraction(momentum, "momentum")
         self.detach = detach
         self.variant = variant
         self.draws = Draws(seed)
@@ -219,10 +219,6 @@ class IntraClassAugmentation(nn.Module):
 
 
 _EXACT = "donot_use_mm_for_euclid_dist"
-
-
-def _share(value: float, name: str) -> float:
-    return check.number(value, name, "a number from 0 to 1", lambda v: 0 <= v <= 1)
 
 
 def _rescaled(d: Tensor, left_out: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engine import check
 from . import inputs
 from .definitions import Ranking
 from .extras import require
@@ -69,9 +70,7 @@ class AccuracyCalculator:
         if avg_of_avgs and return_per_class:
             raise ValueError("avg_of_avgs and return_per_class are mutually exclusive")
         if k is not None and k != "max_bin_count":
-            if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
-                raise ValueError(f"k: expected an integer of at least 1, None or 'max_bin_count', got {k!r}")
-            k = int(k)
+            k = check.whole(k, "k", 1, check.BYTES, ", None or 'max_bin_count'")
         if label_comparison_fn is not None:
             if not callable(label_comparison_fn):
                 raise ValueError(f"label_comparison_fn: expected a function, got {label_comparison_fn!r}")

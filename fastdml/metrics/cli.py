@@ -60,8 +60,6 @@ def add_command(commands: argparse._SubParsersAction) -> None:
             _evaluate(arguments)
         except (ValueError, ImportError, OSError) as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
-        except KeyboardInterrupt:
-            parser.exit(130, f"{parser.prog}: interrupted\n")
         return 0
 
     parser.set_defaults(command=command)
@@ -76,7 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         require("matplotlib", "the page needs", "metrics")
     if not 0 < arguments.confidence < 1:
         raise ValueError(f"--confidence: expected a number between 0 and 1, got {arguments.confidence}")
-    inputs.integer(arguments.seed, "--seed", 0)
+    inputs.seed(arguments.seed, "--seed")
     if (arguments.gallery is None) != (arguments.gallery_labels is None) and not (
         arguments.gallery or ""
     ).endswith(".parquet"):
@@ -101,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
         shown = 0
         if arguments.html and images[0] is not None:
-            shown = min(_SHOWN, len(problem.gallery) - int(problem.one_set))
+            shown = min(_SHOWN, problem.most)
         if arguments.html:  # its curves need these
             known = {a.key for a in asked}
             asked += [a for a in definitions.asked(("mrr", "map@r"), ks, fars) if a.key not in known]
@@ -114,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             "gallery": None if arguments.gallery is None else str(arguments.gallery),
             "queries": len(problem.queries),
             "answerable": int(found.answerable.sum()),
-            "candidates": int(problem.candidates.max()),
+            "candidates": problem.most,
             "dimension": problem.queries.dim,
             "similarity": arguments.similarity,
         }

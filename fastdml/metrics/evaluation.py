@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import check
 from . import clusters, definitions, inputs, pairs
 from .definitions import Asked, Ranking
 from .pairs import PairCounts, PairTally
@@ -78,8 +79,8 @@ def evaluate(
     )
     ks, fars = inputs.integers(k, "k"), inputs.fractions(far, "far")
     asked = definitions.asked(metrics, ks, fars)
-    block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
-    neighbours = inputs.integer(neighbours, "neighbours", 0, int(problem.candidates.max()))
+    block_bytes = inputs.block_bytes(block_bytes)
+    neighbours = check.whole(neighbours, "neighbours", 0, problem.most)
     return run(problem, relation, asked, neighbours, seed, block_bytes, progress)
 
 

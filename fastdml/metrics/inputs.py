@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine import check
+
 _HALF = {torch.float16, torch.bfloat16}
 _STORED = (np.float16, np.float32, np.float64)
 _SLICE = 1 << 22  # bytes of rows looked at together, where something of all rows is computed
@@ -212,16 +214,12 @@ def own_index(index: Any, count: int, candidates: int) -> np.ndarray:
     return found
 
 
-def integer(value: Any, name: str, low: int, high: int | None = None) -> int:
-    """A whole number of any of Python's, numpy's and torch's kinds, but no bool."""
-    span = f"from {low} to {high}" if high is not None else f"of at least {low}"
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected an integer {span}, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}: expected an integer {span}, got {value}")
-    return int(value)
+def block_bytes(value: Any) -> int:
+    return check.whole(value, "block_bytes", 1, check.BYTES)
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    return check.whole(value, name, 0, check.LARGEST_SEED)
 
 
 def integers(values: Any, name: str) -> list[int]:
@@ -230,15 +228,13 @@ def integers(values: Any, name: str) -> list[int]:
         isinstance(values, (torch.Tensor, np.ndarray)) and values.ndim == 0
     )
     found = list(values) if several and not isinstance(values, (str, bytes, dict)) else [values]
+    try:
+        found = [check.whole(v, name, 1, check.BYTES) for v in found]
+    except ValueError:
+        found = []
     if not found:
         raise ValueError(f"{name}: expected one or more integers of at least 1, got {values!r}")
-    for v in found:
-        one = v.item() if isinstance(v, torch.Tensor) and v.ndim == 0 else v
-        if not isinstance(one, (int, np.integer)) or isinstance(one, bool) or one < 1:
-            raise ValueError(
-                f"{name}: expected one or more integers of at least 1, got {values!r}"
-            )
-    return list(dict.fromkeys(int(v) for v in found))
+    return list(dict.fromkeys(found))
 
 
 def fractions(values: Any, name: str) -> list[float]:

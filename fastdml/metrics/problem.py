@@ -61,6 +61,11 @@ class Problem:
         """``[Q]`` how many candidates each query has."""
         return len(self.gallery) - (self.own >= 0)
 
+    @property
+    def most(self) -> int:
+        """The largest number of candidates that a query has: of neighbours there are no more."""
+        return int(self.candidates.max(initial=0))
+
     def similarity(self, score: np.ndarray) -> np.ndarray:
         """What the similarity calls its numbers, from scores."""
         if self.metric.kind == PRODUCT:

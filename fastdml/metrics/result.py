@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from ..engine import check
 from . import inputs
 from .pairs import PairCounts
 
@@ -91,8 +92,8 @@ class Evaluation(Mapping[str, float]):
         values = self._of_queries(metric)[self.answerable]
         if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise ValueError(f"level: expected a number between 0 and 1, got {level!r}")
-        samples = inputs.integer(samples, "samples", 1)
-        seed = inputs.integer(seed, "seed", 0)
+        samples = check.whole(samples, "samples", 1)
+        seed = inputs.seed(seed)
         if by not in ("query", "class"):
             raise ValueError(f"by: expected 'query' or 'class', got {by!r}")
         weight = np.ones(len(values))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine import check
 from . import definitions, inputs
 from .evaluation import UNIFORMITY_T, _setup, alignment_of, run, uniformity_of
 from .problem import problem as make_problem
@@ -160,7 +161,7 @@ def mean_average_precision(
     Args and errors as in :func:`fastdml.metrics.evaluate`.
     """
     given = (ref_emb, ref_labels, similarity, None, own_index, relevance, backend, block_bytes)
-    name = "map" if k is None else f"map@{inputs.integer(k, 'k', 1)}"
+    name = "map" if k is None else f"map@{check.whole(k, 'k', 1)}"
     return _one(name, embeddings, labels, given)
 
 
@@ -244,13 +245,13 @@ def alignment(
     block_bytes: int = BLOCK_BYTES,
 ) -> float:
     """Mean of |x - y|^alpha over right pairs, of rows brought to length 1 (Wang, Isola, ICML 2020, eq. 2)."""
-    power = _positive(alpha, "alpha")
+    power = check.positive(alpha, "alpha")
     problem, relation = _setup(
         embeddings, labels, ref_emb, ref_labels, "cosine", None, own_index, None, backend
     )
     if not relation.count.any():
         raise ValueError("labels: expected at least one query with a candidate of its own class")
-    return alignment_of(problem, relation, power, inputs.integer(block_bytes, "block_bytes", 1))
+    return alignment_of(problem, relation, power, inputs.block_bytes(block_bytes))
 
 
 def uniformity(
@@ -264,21 +265,21 @@ def uniformity(
 ) -> float:
     """Logarithm of the mean of exp(-t |x - y|^2) over all pairs, of rows brought to length 1
     (Wang, Isola, ICML 2020, eq. 3)."""
-    rate = _positive(t, "t")
+    rate = check.positive(t, "t")
     problem = make_problem(embeddings, ref_emb, "cosine", None, own_index, backend)
-    return uniformity_of(problem, rate, inputs.integer(block_bytes, "block_bytes", 1))
+    return uniformity_of(problem, rate, inputs.block_bytes(block_bytes))
 
 
 def nmi(embeddings: Any, labels: Any, *, similarity: str = "cosine", seed: int = 0) -> float:
     """Normalised mutual information of k-means clusters and classes; needs scikit-learn."""
     given = (None, None, similarity, None, None, None, "auto", BLOCK_BYTES)
-    return _one("nmi", embeddings, labels, given, inputs.integer(seed, "seed", 0))
+    return _one("nmi", embeddings, labels, given, inputs.seed(seed))
 
 
 def ami(embeddings: Any, labels: Any, *, similarity: str = "cosine", seed: int = 0) -> float:
     """The same, adjusted for chance (Vinh, Epps, Bailey, JMLR 2010)."""
     given = (None, None, similarity, None, None, None, "auto", BLOCK_BYTES)
-    return _one("ami", embeddings, labels, given, inputs.integer(seed, "seed", 0))
+    return _one("ami", embeddings, labels, given, inputs.seed(seed))
 
 
 def retrieval_metrics(
@@ -351,8 +352,8 @@ def nearest_neighbours(
         ValueError: as in :func:`retrieval_metrics`.
     """
     problem = make_problem(embeddings, ref_emb, similarity, distance, own_index, backend)
-    k = inputs.integer(k, "k", 1, len(problem.gallery) - int(problem.one_set))
-    block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
+    k = check.whole(k, "k", 1, problem.most)
+    block_bytes = inputs.block_bytes(block_bytes)
     index = np.empty((len(problem.queries), k), dtype=np.int64)
     numbers: np.ndarray = np.empty((len(problem.queries), k), dtype=problem.dtype)
     for found in sweep(problem, Wanted(k=k), block_bytes):
@@ -373,7 +374,7 @@ def _run(asked: list[definitions.Asked], embeddings: Any, labels: Any, given: tu
     problem, relation = _setup(
         embeddings, labels, ref_emb, ref_labels, similarity, distance, own_index, relevance, backend
     )
-    block_bytes = inputs.integer(block_bytes, "block_bytes", 1)
+    block_bytes = inputs.block_bytes(block_bytes)
     return run(problem, relation, asked, seed=seed, block_bytes=block_bytes).means
 
 
@@ -386,9 +387,3 @@ def _at_ks(name: str, embeddings: Any, labels: Any, k: Any, given: tuple) -> dic
     ks = inputs.integers(k, "k")
     values = _run([definitions.Asked(f"{name}@{n}", name, n) for n in ks], embeddings, labels, given)
     return {n: values[f"{name}@{n}"] for n in ks}
-
-
-def _positive(value: Any, name: str) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    return float(value)

@@ -106,12 +106,16 @@ def checked(
 ) -> Batch:
     """ValueError unless these are arguments of `SampleLoss.forward`."""
     check.embeddings(embeddings, "embeddings", validate)
+    alone = indices_tuple is None and ref_emb is None and ref_labels is None and own is None
+    if alone and isinstance(labels, Tensor) and labels.dim() == 1:  # what a small batch feels
+        labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+        return Batch(embeddings, labels, None, None)
     if ref_emb is not None:
         check.embeddings(ref_emb, "ref_emb", validate)
         check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
     columns = embeddings if ref_emb is None else ref_emb
     if isinstance(labels, Tensor) and labels.dim() == 2 and labels.dtype == torch.bool:
-        sets = _of_sets(labels, ref_labels, embeddings, ref_emb)
+        sets = LabelSets(labels, ref_labels)
         indices_tuple = sets if indices_tuple is None else indices_tuple
         labels = ref_labels = None
     pairs: tuple[Tensor, ...] = ()
@@ -120,6 +124,9 @@ def checked(
     if isinstance(indices_tuple, LazyPairs):
         indices_tuple = tuple(indices_tuple)
     if callable(indices_tuple):
+        if isinstance(indices_tuple, LabelSets):
+            apart = ref_emb is not None and not same_memory(embeddings, ref_emb)
+            indices_tuple.expect(embeddings.shape[0], columns.shape[0], apart)
         predicate = indices_tuple
     elif indices_tuple is not None:
         pairs = tuple(check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0]))
@@ -147,19 +154,6 @@ def checked(
         if ref_emb is embeddings and equal_labels(labels, ref_labels):
             ref_emb, ref_labels, own = None, None, None
     return Batch(embeddings, labels, ref_emb, ref_labels, pairs, listed, predicate, own)
-
-
-def _of_sets(
-    labels: Tensor, ref_labels: Tensor | None, embeddings: Tensor, ref_emb: Tensor | None
-) -> LabelSets:
-    """The relation of samples that have several labels."""
-    sets = LabelSets(labels, ref_labels)
-    for name, mask, x in (("labels", labels, embeddings), ("ref_labels", ref_labels, ref_emb)):
-        if mask is not None and x is not None and mask.shape[0] != x.shape[0]:
-            raise ValueError(f"{name}: expected {x.shape[0]} sets, one per row, got {mask.shape[0]}")
-        if x is not None and mask is None:
-            raise ValueError(f"{name}: expected one set of labels per row of ref_emb, got None")
-    return sets
 
 
 def resolved(

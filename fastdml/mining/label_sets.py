@@ -52,8 +52,17 @@ class LabelSets:
             if masks[0].shape[1] != masks[-1].shape[1]:
                 classes, got = masks[0].shape[1], masks[-1].shape[1]
                 raise ValueError(f"ref_labels: expected {classes} classes, as in labels, got {got}")
+        self.others = ref_labels is not None
         self.rows, self.columns = masks[0].float(), masks[-1].float()
         self._counts = self.rows.sum(1), self.columns.sum(1)
+
+    def expect(self, rows: int, columns: int, apart: bool) -> None:
+        """ValueError unless these are the sets of so many rows and candidates; apart: these are others."""
+        if apart and not self.others:
+            raise ValueError("ref_labels: expected one set of labels per row of ref_emb, got None")
+        for name, sets, count in (("labels", self.rows, rows), ("ref_labels", self.columns, columns)):
+            if sets.shape[0] != count:
+                raise ValueError(f"{name}: expected {count} sets, one per row, got {sets.shape[0]}")
 
     def __call__(self, anchors: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
         """Masks of positives and negatives, and with `grade` weights of the positives, all [R, N]."""
@@ -91,7 +100,8 @@ def _listed(labels: Any, name: str) -> list[list[int]]:
     if isinstance(labels, Tensor):
         raise ValueError(f"{name}: expected lists of integers, as the other labels are, got a tensor")
     try:
-        found = [[int(x) for x in row] for row in labels]
+        # Neither the letters of a word nor masks as lists are labels.
+        found = [[check.whole(x, name, -(1 << 63), (1 << 63) - 1) for x in row] for row in labels]
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected a list of lists of integers, or a bool tensor") from None
     return found

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..engine import check
+
 Labels = torch.Tensor | np.ndarray | Sequence[Any]
-
-_LARGEST_SEED = 2**64 - 1
-_MOST = 2**31 - 1  # of anything counted: what is drawn for an epoch is held in memory
-
-
-def integer(name: str, value: Any, low: int, high: int = _MOST) -> int:
-    """The integer, a numpy one or a tensor of one included; neither a bool nor a float."""
-    expected = f"of at least {low}" if high == _MOST else f"from {low} to {high}"
-    try:
-        if not isinstance(value, bool | np.bool_):
-            number = operator.index(value)
-            if low <= number <= high:
-                return number
-    except (TypeError, ValueError):  # a string, None, a tensor of two
-        pass
-    raise ValueError(f"{name}: expected an integer {expected}, got {value!r}")
 
 
 def seed(value: Any) -> int:
-    return integer("seed", value, 0, _LARGEST_SEED)
+    return check.whole(value, "seed", 0, check.LARGEST_SEED)
 
 
 def labels(value: Labels, dimensions: int = 1, of: str = "sequence") -> np.ndarray:

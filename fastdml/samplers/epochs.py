@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 from torch.utils.data import Sampler
 
+from ..engine import check
 from . import arguments
 
 
@@ -37,11 +38,11 @@ class EpochSampler(Sampler):
                 raise ValueError(f"num_replicas: expected with rank={rank!r}, got None")
             _warn_of_equal_draws(type(self).__name__)
         self.num_replicas = (
-            1 if num_replicas is None else arguments.integer("num_replicas", num_replicas, 1)
+            1 if num_replicas is None else check.whole(num_replicas, "num_replicas", 1)
         )
         if rank is None and self.num_replicas > 1:
             raise ValueError(f"rank: expected with num_replicas={num_replicas}, got None")
-        self.rank = 0 if rank is None else arguments.integer("rank", rank, 0, self.num_replicas - 1)
+        self.rank = 0 if rank is None else check.whole(rank, "rank", 0, self.num_replicas - 1)
         if seed is None:
             seed = 0 if self.num_replicas > 1 else int(torch.randint(2**62, ()).item())
         self._seed = arguments.seed(seed)
@@ -64,7 +65,7 @@ class EpochSampler(Sampler):
 
         Where a loaded state stands within this very epoch, the iteration goes on from there.
         """
-        epoch = arguments.integer("epoch", epoch, 0)
+        epoch = check.whole(epoch, "epoch", 0)
         self._go_to(epoch, self._next[1] if epoch == self._next[0] else 0)
 
     def _go_to(self, epoch: int, position: int) -> None:
@@ -100,7 +101,7 @@ class EpochSampler(Sampler):
         epoch, position = self._now
         if consumed is not None:
             # The sampler may be through with the epoch while the training loop is not.
-            epoch, position = self._begun, arguments.integer("consumed", consumed, 0, len(self))
+            epoch, position = self._begun, check.whole(consumed, "consumed", 0, len(self))
         return {
             "seed": self._seed,
             "epoch": epoch,
@@ -130,8 +131,8 @@ class EpochSampler(Sampler):
             )
         self._seed = arguments.seed(state["seed"])
         self._go_to(
-            arguments.integer("epoch", state["epoch"], 0),
-            arguments.integer("position", state["position"], 0, len(self)),
+            check.whole(state["epoch"], "epoch", 0),
+            check.whole(state["position"], "position", 0, len(self)),
         )
 
 

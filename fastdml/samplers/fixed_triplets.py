@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import check
 from . import arguments
 from .deck import Classes
 from .epochs import EpochSampler
@@ -45,7 +46,7 @@ class FixedSetOfTriplets(EpochSampler):
     ) -> None:
         super().__init__(seed, rank, num_replicas)
         found = arguments.labels(labels)
-        self.num_triplets = arguments.integer("num_triplets", num_triplets, self.num_replicas)
+        self.num_triplets = check.whole(num_triplets, "num_triplets", self.num_replicas)
         classes = Classes(found)
         if len(classes) < 2 or classes.counts.max() < 2:
             raise ValueError(

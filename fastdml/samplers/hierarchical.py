@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..engine import check
 from . import arguments
 from .deck import Classes, Deck, ItemDecks
 from .epochs import EpochSampler
@@ -56,16 +57,16 @@ class HierarchicalSampler(EpochSampler):
     ) -> None:
         super().__init__(seed, rank, num_replicas)
         found = arguments.labels(labels, 2, "array [items, levels]")
-        self.batch_size = arguments.integer("batch_size", batch_size, 1)
-        self.super_classes_per_batch = arguments.integer(
-            "super_classes_per_batch", super_classes_per_batch, 1
+        self.batch_size = check.whole(batch_size, "batch_size", 1)
+        self.super_classes_per_batch = check.whole(
+            super_classes_per_batch, "super_classes_per_batch", 1
         )
-        self.batches_per_super_tuple = arguments.integer(
-            "batches_per_super_tuple", batches_per_super_tuple, 1
+        self.batches_per_super_tuple = check.whole(
+            batches_per_super_tuple, "batches_per_super_tuple", 1
         )
         levels = found.shape[1] - 1
-        inner = arguments.integer("inner_label", inner_label, 0, levels)
-        outer = arguments.integer("outer_label", outer_label, 0, levels)
+        inner = check.whole(inner_label, "inner_label", 0, levels)
+        outer = check.whole(outer_label, "outer_label", 0, levels)
         if self.batch_size % self.super_classes_per_batch:
             raise ValueError(
                 "batch_size: expected a multiple of super_classes_per_batch="
@@ -151,7 +152,7 @@ class HierarchicalSampler(EpochSampler):
 
 def _divisor(value: Any, part: int) -> int:
     try:
-        number = arguments.integer("samples_per_class", value, 1)
+        number = check.whole(value, "samples_per_class", 1)
     except ValueError as error:
         raise ValueError(f"{error}; 'all' takes whole classes") from None
     if part % number:

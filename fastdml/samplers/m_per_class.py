@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..engine import check
 from . import arguments
 from .deck import Classes, Deck, ItemDecks
 from .epochs import EpochSampler
@@ -63,11 +64,11 @@ class MPerClassSampler(EpochSampler):
     ) -> None:
         super().__init__(seed, rank, num_replicas)
         found = arguments.labels(labels)
-        self.m_per_class = arguments.integer("m", m, 1, _MOST)
+        self.m_per_class = check.whole(m, "m", 1, _MOST)
         self.batch_size = (
-            None if batch_size is None else arguments.integer("batch_size", batch_size, 1)
+            None if batch_size is None else check.whole(batch_size, "batch_size", 1)
         )
-        length = arguments.integer("length_before_new_iter", length_before_new_iter, 1)
+        length = check.whole(length_before_new_iter, "length_before_new_iter", 1)
         if batches and self.batch_size is None:
             raise ValueError("batch_size: expected with batches=True, got None")
         self.batches = bool(batches)

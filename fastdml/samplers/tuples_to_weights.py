@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from . import arguments
+from ..engine import check
 from .epochs import EpochSampler
 
 
@@ -63,7 +63,7 @@ class TuplesToWeightsSampler(EpochSampler):
         num_replicas: int | None = None,
     ) -> None:
         super().__init__(seed, rank, num_replicas)
-        self._size = arguments.integer("number of items in dataset", len(dataset), 1)  # type: ignore[arg-type]
+        self._size = check.whole(len(dataset), "number of items in dataset", 1)  # type: ignore[arg-type]
         for name, value in (("model", model), ("miner", miner)):
             if not callable(value):
                 raise ValueError(f"{name}: expected something to call, got {value!r}")
@@ -71,12 +71,12 @@ class TuplesToWeightsSampler(EpochSampler):
         self.subset_size = (
             None
             if subset_size is None
-            else arguments.integer("subset_size", subset_size, 1, self._size)
+            else check.whole(subset_size, "subset_size", 1, self._size)
         )
-        self.batch_size = arguments.integer("batch_size", batch_size, 1)
+        self.batch_size = check.whole(batch_size, "batch_size", 1)
         self.normalize_embeddings = normalize_embeddings
-        self.dataloader_num_workers = arguments.integer(
-            "dataloader_num_workers", dataloader_num_workers, 0
+        self.dataloader_num_workers = check.whole(
+            dataloader_num_workers, "dataloader_num_workers", 0
         )
         self.data_device = data_device
         self.data_and_label_getter = data_and_label_getter or tuple

@@ -58,11 +58,11 @@ class Labelled(nn.Module):
             raise ValueError(f"miner: expected a miner or None, got {type(miner).__name__}")
         self.loss = loss
         self.miner = miner
-        if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
-            raise ValueError(f"ignore_label: expected an integer or None, got {ignore_label!r}")
+        if ignore_label is not None:
+            ignore_label = check.whole(ignore_label, "ignore_label", -(1 << 63), (1 << 63) - 1)
         self.ignore_label = ignore_label
         if class_weights is not None:
-            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            class_weights = _as_weights(class_weights)
             _check_weights(class_weights, "class_weights", None)
         self.register_buffer("class_weights", class_weights)
         self.normalize = check.flag(normalize, "normalize")
@@ -91,13 +91,16 @@ class Labelled(nn.Module):
 
     def _kept(self, batch: _Given) -> tuple[_Given, Tensor | None]:
         """The batch without what is ignored, and the rows that are left; None: all."""
-        check.embeddings(batch.embeddings, "embeddings")
-        labels = check.labels(
-            batch.labels, batch.embeddings.shape[0], batch.embeddings.device, "labels", "embeddings"
-        )
+        embeddings = batch.embeddings
+        check.embeddings(embeddings, "embeddings")
+        labels = check.labels(batch.labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+        if batch.sample_weights is not None:
+            _check_weights(batch.sample_weights, "sample_weights", embeddings.shape[0])
+            check.same_device(batch.sample_weights, embeddings, "sample_weights", "embeddings")
         batch = dataclasses.replace(batch, labels=labels)
         if self.ignore_label is None:
             return batch, None
+        batch.expect_others()
         return batch.without(self.ignore_label)
 
     def _parts(self, batch: _Given) -> list[Any]:
@@ -143,8 +146,6 @@ class Labelled(nn.Module):
         """[B] weights."""
         weight = batch.sample_weights
         if weight is not None:
-            _check_weights(weight, "sample_weights", batch.embeddings.shape[0])
-            check.same_device(weight, batch.embeddings, "sample_weights", "embeddings")
             weight = weight.detach().float() if weight.dtype != torch.float64 else weight.detach()
         if self.class_weights is not None:
             each = "one weight per class"
@@ -166,6 +167,19 @@ class _Given:
     ref_labels: Tensor | None = None
     sample_weights: Tensor | None = None
     own: int | Tensor | None = None
+
+    def expect_others(self) -> None:
+        """ValueError unless what comes with other candidates fits them."""
+        if self.ref_emb is None:
+            if self.ref_labels is not None:
+                raise ValueError("ref_emb: expected embeddings with ref_labels, got None")
+            return
+        check.embeddings(self.ref_emb, "ref_emb")
+        count = self.ref_emb.shape[0]
+        if self.ref_labels is not None:
+            check.labels(self.ref_labels, count, self.ref_emb.device, "ref_labels", "ref_emb")
+        if self.own is not None:
+            check.own(self.own, self.embeddings, count)
 
     def without(self, label: int) -> tuple[_Given, Tensor | None]:
         """What is left without samples of a label, and the rows that are; None: all."""
@@ -220,6 +234,14 @@ class _Given:
         return (
             to_row[a1[positive]], to_column[p[positive]], to_row[a2[negative]], to_column[n[negative]],
         )  # fmt: skip
+
+
+def _as_weights(weights: Any) -> Any:
+    """A tensor, where torch makes one."""
+    try:
+        return torch.as_tensor(weights, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return weights
 
 
 def _check_weights(weights: Any, name: str, count: int | None) -> None:

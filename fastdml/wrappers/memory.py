@@ -196,11 +196,10 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         return tuple(torch.cat([a, b.to(a.device)]) for a, b in zip(found, given, strict=True))
 
     def _mask(self, mask: Tensor, labels: Tensor) -> Tensor:
-        if mask.dtype != torch.bool or mask.shape != labels.shape:
-            raise ValueError(
-                f"enqueue_mask: expected bool of shape {tuple(labels.shape)}, got {mask.dtype} of "
-                f"shape {tuple(mask.shape)}"
-            )
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != labels.shape:
+            known = isinstance(mask, Tensor)
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if known else repr(mask)
+            raise ValueError(f"enqueue_mask: expected bool of shape {tuple(labels.shape)}, got {got}")
         return mask.to(labels.device)
 
     def _own(self, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from conftest import CASES, EXAMPLES, KINDS, PARAMETERS, Case, Inputs, fill, inputs
+from conftest import CASES, EXAMPLES, KINDS, PARAMETERS, Case, Inputs, batch_of, fill, inputs
 from torch import Tensor
 
 import fastdml
@@ -24,7 +24,9 @@ from fastdml.engine.loss import RowLoss
 BOUND = 1e-10
 ROWS = (
     "embeddings", "labels", "ref_emb", "ref_labels", "teacher", "probabilities", "indices_tuple",
+    "candidates", "teacher_scores", "scores", "queries", "documents",
 )  # fmt: skip
+WANTED = ("embeddings", "ref_emb", "candidates", "queries", "documents")  # gradients of
 
 
 def shards(count: int, size: int, equal: bool) -> list[int]:
@@ -103,27 +105,11 @@ def made(name: str, case: Case) -> tuple[torch.nn.Module, dict[str, object]]:
     """A module and what it is called with."""
     cls = fastdml.losses.MODULES[name]
     _, dense = case.y.unique(return_inverse=True)
-    classes, (rows, dim) = int(dense.max()) + 1, case.x.shape
-    g = torch.Generator().manual_seed(0)
+    classes, dim = int(dense.max()) + 1, case.x.shape[1]
     torch.manual_seed(0)
     sizes = {"num_classes": classes, "embedding_size": dim, "descriptors_dim": dim, "l": dim}
-    further = {"K": 5} if name == "ManifoldLoss" else {}
-    loss = cls(**fill(cls.__init__, **sizes, **PARAMETERS), **further).double()
-    arguments = fill(
-        cls.forward,
-        **PARAMETERS,
-        embeddings=case.x,
-        labels=dense,
-        ref_emb=torch.randn(rows, dim, generator=g).double(),
-        teacher=torch.randn(rows, 8, generator=g).double(),
-        probabilities=torch.rand(rows, 5, generator=g).softmax(1).double(),
-    )
-    if name == "ManifoldLoss":
-        arguments["indices_tuple"] = dense % 5
-    elif name == "VICRegLoss":
-        arguments["ref_emb"] = torch.randn(rows, dim, generator=g).double()
-    elif set(arguments) <= {"embeddings", *PARAMETERS}:
-        arguments["labels"] = dense
+    loss = cls(**fill(cls.__init__, **sizes, **PARAMETERS)).double()
+    arguments = batch_of(cls, case.x, dense)
     return loss.train(name != "SOPRCLoss"), arguments
 
 
@@ -140,7 +126,7 @@ def module(name: str, equal: bool, gradient: str = "sum", case: str = "ragged", 
         for key, x in arguments.items():
             if key in ROWS and isinstance(x, Tensor):
                 x = own(x, counts[key]) if key in counts else x
-                if x.is_floating_point() and key in ("embeddings", "ref_emb"):
+                if x.is_floating_point() and key in WANTED:
                     x = leaves[key] = x.clone().requires_grad_()
             given[key] = x
         loss.zero_grad()
@@ -342,9 +328,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     for p in KINDS:
         found[f"example {p.id} reference"] = functools.partial(example, p.values[0], "reference", False)
     if size == 2:
-        # A manifold's meta-classes are those of one batch, handed in where pairs are elsewhere.
-        modules = (n for n in fastdml.losses.MODULES if n != "ManifoldLoss")
-        for k, name in enumerate(modules):
+        for k, name in enumerate(fastdml.losses.MODULES):
             gradient = "mean" if k % 2 else "sum"
             found[f"module {name}"] = functools.partial(module, name, bool(k % 3), gradient)
             found[f"ring module {name}"] = functools.partial(ring_module, name)

@@ -42,7 +42,7 @@ class RankedList(Described):
         check.finite(self.outer, "alpha")
         check.finite(self.positive_temperature, "Tp")
         check.finite(self.negative_temperature, "Tn")
-        check.number(self.imbalance, "imbalance", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+        check.fraction(self.imbalance, "imbalance")
 
     @property
     def detaches(self) -> bool:  # type: ignore[override]

@@ -20,10 +20,6 @@ from .proxies import ProxyLoss
 __all__ = ["SmoothedCrossEntropyLoss"]
 
 
-def check_smoothing(value: float) -> float:
-    return check.number(value, "smoothing", "a number in [0, 1)", lambda v: 0 <= v < 1)
-
-
 @register
 @dataclasses.dataclass(frozen=True)
 class SoftmaxCrossEntropy(Described):
@@ -50,7 +46,7 @@ class SoftmaxCrossEntropy(Described):
     def __post_init__(self) -> None:
         check.finite(self.scale, "scale")
         check.finite(self.margin, "margin")
-        check_smoothing(self.smoothing)
+        check.share(self.smoothing, "smoothing")
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -160,7 +156,7 @@ def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> 
     if biased and similarity != "dot":
         raise ValueError(f"bias: expected None with similarity {similarity!r}; only 'dot' has one")
     entropy = 0.0
-    if check_smoothing(smoothing) > 0 and classes > 1:
+    if check.share(smoothing, "smoothing") > 0 and classes > 1:
         entropy = smoothing * math.log(smoothing / (classes - 1))
         entropy += (1 - smoothing) * math.log1p(-smoothing)
     return SoftmaxCrossEntropy(

@@ -32,8 +32,7 @@ class Histogram(RowLoss):
     bins: int = 100
 
     def __post_init__(self) -> None:
-        if self.bins != int(self.bins) or not 1 <= self.bins <= _MOST:
-            raise ValueError(f"n_bins: expected an integer from 1 to {_MOST}, got {self.bins}")
+        check.integer(self.bins, "n_bins", 1, _MOST)
 
     @property
     def learnable(self) -> tuple[float, ...]:  # type: ignore[override]

@@ -138,6 +138,9 @@ class RecallAtKLoss(SampleLoss):
         self.sort = sort
         self.description()  # checks the parameters
 
+    def rest(self) -> None:
+        """In either mode: what mixtures are drawn with is torch's."""
+
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         if not (self.simix and self.training):
             return super().calls(*batch, own=own)

@@ -192,8 +192,8 @@ class SOPRCLoss(SampleLoss):
     ) -> None:
         super().__init__(**kwargs)
         self.num_classes = check.count(num_classes, "num_classes")
-        check.number(prior_mul, "prior_mul", "a number in (0, 1]", lambda v: 0 < v <= 1)
-        check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+        check.part(prior_mul, "prior_mul")
+        check.fraction(momentum, "momentum")
         check.one_of(update, "update", ("last", "mean"))
         counts = torch.ones(self.num_classes, dtype=torch.float64)
         if class_counts is not None:
@@ -240,6 +240,8 @@ class SOPRCLoss(SampleLoss):
         odds = self._odds(embeddings, labels, self.prior if prior is None else prior)
         if table is None and prior is None:
             table = self.table
+        elif table is not None:
+            self._expect_size(table)
         scores = self._scores(embeddings, labels, table)
         description = dataclasses.replace(description, table=scores.shape[1])
         values = torch.cat([((1 - odds) / odds)[:, None], scores], dim=1)
@@ -255,6 +257,13 @@ class SOPRCLoss(SampleLoss):
         """[V] scores of a class that was in no batch."""
         places = torch.arange(self.table_size, dtype=torch.float64, device=device)
         return places / self.table_size
+
+    def _expect_size(self, table: Tensor) -> None:
+        """A size beside a table would be passed over, unless it is the default."""
+        if table.dim() == 2 and self.table_size not in (SOPRC.table, table.shape[1]):
+            raise ValueError(
+                f"table_size: expected {table.shape[1]}, the scores of table, or none, got {self.table_size}"
+            )
 
     def _follow(self, embeddings: Tensor, labels: Tensor) -> None:
         """In training mode, moves the tables of the batch's classes towards its scores."""
@@ -273,7 +282,7 @@ class SOPRCLoss(SampleLoss):
         """[B] prior of every row's class."""
         kind = statistic_type(embeddings)
         if not isinstance(prior, Tensor):
-            prior = check.number(prior, "prior", "a number in (0, 1]", lambda v: 0 < v <= 1)
+            prior = check.part(prior, "prior")
             return torch.full(labels.shape, prior, dtype=kind, device=embeddings.device)
         odds = prior.detach().to(embeddings.device, kind)
         if odds.dim() > 1:

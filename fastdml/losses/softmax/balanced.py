@@ -67,7 +67,7 @@ class BalancedContrastive(Contrastive):
 
 
 def _weight(value: float) -> float:
-    return check.number(value, "entropy_weight", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+    return check.fraction(value, "entropy_weight")
 
 
 def _describe_nt_xent(

@@ -287,8 +287,7 @@ def _first_pairs(y: Tensor, pairs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _padded(embeddings: Tensor, reduction: str) -> bool:
     """Whether pairs are padded, as their number would be a question to the device or break a graph."""
-    asks = embeddings.device.type != "cpu" or torch.compiler.is_compiling()
-    return asks and embeddings.shape[0] > 1 and reduction in ("mean", "sum")
+    return not check.readable(embeddings) and embeddings.shape[0] > 1 and reduction in ("mean", "sum")
 
 
 def _padded_pairs(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -133,7 +133,7 @@ class DynamicSoftMarginLoss(SampleLoss):
         expected = "a finite number other than 0"
         self.min_val = check.number(min_val, "min_val", expected, lambda v: 0 < abs(v) < 1e30)
         self.num_bins = check.count(num_bins, "num_bins")
-        self.momentum = check.number(momentum, "momentum", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+        self.momentum = check.fraction(momentum, "momentum")
         self.register_buffer("hist_", torch.zeros(self.num_bins, dtype=torch.float64))
 
     def description(self) -> RowLoss:

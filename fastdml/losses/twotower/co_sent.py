@@ -35,7 +35,6 @@ class CoSENTLoss(Loss):
     """
 
     function: ClassVar[str | None] = "co_sent"
-    in_rows = False
     in_torch = "in torch, on the pairs in the order of their scores"
     reductions = ("mean", "sum")
     mean_over = "the batch, as a whole"

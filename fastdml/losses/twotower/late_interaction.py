@@ -12,7 +12,7 @@ from torch import Tensor
 from ...engine import check, late
 from ...engine.call import Call
 from ...engine.similarity import unit, wide_type
-from ..base import Loss, total
+from ..base import Loss, Term, total
 from .info_nce import InfoNCE
 from .paired import as_scalars, check_own, partner_columns
 from .scale import clamped_scale
@@ -30,6 +30,11 @@ class Late:
 
     def evaluate(self) -> Tensor:
         return late.value(self.call, self.queries, self.documents)
+
+
+def _nothing(*sets: Tensor) -> Tensor:
+    """0 with a gradient."""
+    return sum(((x * 0).sum() for x in sets[1:]), (sets[0] * 0).sum())
 
 
 class LateInteractionLoss(Loss):
@@ -52,7 +57,6 @@ class LateInteractionLoss(Loss):
     """
 
     function = "late_interaction"
-    in_rows = False
     in_torch = "in torch, a block of documents at a time; which token was nearest is kept"
     mean_over = "pairs"
     similarities = ("cosine", "dot")
@@ -106,6 +110,8 @@ class LateInteractionLoss(Loss):
         # What the engine asks of embeddings: how many there are, and their type.
         a, c = (torch.zeros(n, 1, dtype=kind, device=device) for n in (rows, columns))
         own = check_own(own, a, c)
+        if rows == 0:
+            return [Term(_nothing, (queries, documents))]
         share = 0.5 if self.symmetric else 0.0
         call = Call(
             InfoNCE(1.0 - share, share, similarity="dot"),
@@ -120,7 +126,7 @@ class LateInteractionLoss(Loss):
         return [Late(call, mine, theirs)]
 
     def _tokens(self, x: Tensor, kept: Tensor | None, name: str, mask: str) -> late.Tokens:
-        if not isinstance(x, Tensor) or x.dim() != 3 or not x.is_floating_point() or not x.numel():
+        if not isinstance(x, Tensor) or x.dim() != 3 or not x.is_floating_point() or 0 in x.shape[1:]:
             got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name}: expected floats [batch, tokens, dim], got {got}")
         flat = x.reshape(-1, x.shape[2])

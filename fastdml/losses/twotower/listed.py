@@ -14,17 +14,16 @@ __all__: list[str] = []
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Row losses [B] as a mean, a sum or themselves."""
+    """Row losses [B] as a mean, of no rows 0, a sum or themselves."""
     if reduction == "none":
         return losses
-    return losses.mean() if reduction == "mean" else losses.sum()
+    return losses.sum() / (max(1, losses.shape[0]) if reduction == "mean" else 1)
 
 
 class ListedLoss(Loss):
     """A loss called as `loss(embeddings [B, D], candidates [B, K, D], teacher_scores [B, K])`: a teacher's
     scores of every row's own candidates, which get no gradient. Keyword arguments: see `Loss`."""
 
-    in_rows = False
     in_torch = "in torch, on the pairs that are listed"
     least: ClassVar[int] = 1  # candidates
     reductions = ("mean", "sum", "none")

@@ -189,6 +189,7 @@ class Pairs:
             check.same_space(guide, ref_guide, "guide", "ref_guide")
             guide, ref_guide = guide.detach(), ref_guide.detach()
         check.function(mask, "mask")
+        mask = None if mask is None else _Asked(mask)
         return Pairs(queries, documents, where, ids, guide, ref_guide, mask)
 
     def hard(
@@ -219,17 +220,14 @@ class Pairs:
         if ids is not None:
             if self.ids is None:
                 raise ValueError("hard_ids: expected None without ids")
-            if tuple(ids.shape) != tuple(shape):
-                raise ValueError(f"hard_ids: expected shape {list(shape)}, got {tuple(ids.shape)}")
+            _expect_shape(ids, "hard_ids", shape)
             flat = ids.reshape(-1)
             ids = check.labels(flat, flat.numel(), x.device, "hard_ids", "hard_negatives").view(shape)
         if guide is not None and self.guide is None:
             raise ValueError("hard_guide: expected None without guide")
         if self.guide is not None:
-            expected_guide = [*shape, self.guide.shape[1]]
-            if guide is None or list(guide.shape) != expected_guide:
-                theirs = None if guide is None else tuple(guide.shape)
-                raise ValueError(f"hard_guide: expected shape {expected_guide}, got {theirs}")
+            _expect_shape(guide, "hard_guide", (*shape, self.guide.shape[1]))
+            assert guide is not None
             guide = guide.detach()
         log_weights = None if weights is None else _logarithm(weights, shape)
         if len(shape) == 2:
@@ -288,10 +286,14 @@ class Pairs:
         return _Negatives(self.mask, mine)
 
 
+def _expect_shape(x: object, name: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(x, Tensor) or tuple(x.shape) != tuple(shape):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name}: expected shape {list(shape)}, got {got}")
+
+
 def _logarithm(weights: Tensor, shape: torch.Size) -> Tensor:
-    if not isinstance(weights, Tensor) or tuple(weights.shape) != tuple(shape):
-        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"hard_weights: expected shape {list(shape)}, got {got}")
+    _expect_shape(weights, "hard_weights", shape)
     readable = weights.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable and not bool(((weights > 0) & (weights < torch.inf)).all()):
         raise ValueError("hard_weights: expected positive numbers")
@@ -308,6 +310,20 @@ _NO_ID = torch.iinfo(torch.int64).min
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Asked:
+    """A user's function, whose answer is a mask."""
+
+    mask: Mask
+
+    def __call__(self, i: Tensor, j: Tensor) -> Tensor:
+        found, shape = self.mask(i, j), (i.shape[0], j.shape[0])
+        if not isinstance(found, Tensor) or found.dtype != torch.bool or tuple(found.shape) != shape:
+            got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else found
+            raise ValueError(f"mask: expected the function to return a bool mask of shape {shape}, got {got}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Within:
     """A function of indices of documents of which there are `count`; what comes after them is a negative."""
 
@@ -315,9 +331,10 @@ class _Within:
     count: int
 
     def __call__(self, i: Tensor, j: Tensor) -> Tensor:
-        found = self.mask(i, j[: self.count])
-        more = found.new_zeros(found.shape[0], max(0, j.shape[0] - self.count))
-        return torch.cat([found, more], dim=1)
+        there = j < self.count
+        found = torch.zeros(i.shape[0], j.shape[0], dtype=torch.bool, device=j.device)
+        found[:, there] = self.mask(i, j[there])
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -340,9 +357,4 @@ class _Negatives:
 
     def __call__(self, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         positive = self.partner[i][:, None] == j
-        masked = self.mask(i, j)
-        shape = (i.shape[0], j.shape[0])
-        if not isinstance(masked, Tensor) or masked.dtype != torch.bool or tuple(masked.shape) != shape:
-            got = f"{masked.dtype} {tuple(masked.shape)}" if isinstance(masked, Tensor) else masked
-            raise ValueError(f"mask: expected the function to return a bool mask of shape {shape}, got {got}")
-        return positive, ~positive & ~masked
+        return positive, ~positive & ~self.mask(i, j)
