@@ -26,7 +26,8 @@ NUMBERS_TOLD = 2 + _TOLD + _EACH * _MOST
 # Which arguments have as many rows.
 _ALIKE = {
     "embeddings": (
-        "labels", "teacher", "probabilities", "enqueue_mask", "guide", "scores", "teacher_scores", "candidates",
+        "labels", "teacher", "probabilities", "enqueue_mask", "guide", "scores", "teacher_scores",
+        "candidates",
     ),
     "ref_emb": ("ref_labels", "ref_teacher", "ref_guide", "ids"),
     "queries": ("query_mask",),

@@ -28,6 +28,8 @@ def tile(loss: Any) -> TileLoss:
         raise NotImplementedError("numbers relative to a value of the row")
     if getattr(loss, "pos_aggregation", None) != getattr(loss, "neg_aggregation", None):
         raise NotImplementedError("two kinds of counts")
+    if (getattr(loss, "least_positive", None), getattr(loss, "most_negative", None)) != (None, None):
+        raise NotImplementedError("a miner's rule")
     return TILE
 
 
