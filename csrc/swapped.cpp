@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 namespace {
@@ -11,7 +12,102 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kRun = 256;  // columns that stay in the cache while the positives pass
-constexpr int kLanes = 16;     // sums side by side, which the compiler makes of vectors
+constexpr int kBytes = 32;      // of a vector of numbers
+
+template <class T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float V __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Lanes<double> {
+  typedef double V __attribute__((vector_size(kBytes)));
+};
+// Vectors of which the last may be of fewer numbers.
+template <class T, class F>
+inline __attribute__((always_inline)) void each_vector(int64_t count, F f) {
+  constexpr int64_t W = kBytes / sizeof(T);
+  int64_t j = 0;
+  for (; j + W <= count; j += W) f(j, W);
+  if (j < count) f(j, count - j);
+}
+template <class V, class T>
+inline __attribute__((always_inline)) V load(const T* p, int64_t count) {
+  V v{};
+  std::memcpy(&v, p, count * sizeof(T));
+  return v;
+}
+template <class V, class T>
+inline __attribute__((always_inline)) void store(T* p, V v, int64_t count) {
+  std::memcpy(p, &v, count * sizeof(T));
+}
+// A mask of lanes 0 ... count - 1.
+template <class T>
+inline __attribute__((always_inline)) auto first_lanes(int64_t count) {
+  using V = typename Lanes<T>::V;
+  V number{};
+  for (unsigned l = 0; l < kBytes / sizeof(T); ++l) number[l] = static_cast<T>(l);
+  return number < static_cast<T>(count);
+}
+template <class T, class V>
+T total_of(V v) {
+  T total = 0;
+  for (unsigned l = 0; l < kBytes / sizeof(T); ++l) total += v[l];
+  return total;
+}
+
+template <class T>
+struct Sums {
+  T loss, active;
+};
+
+// The triplets of an anchor and a positive with a run of negatives.
+template <class T>
+inline __attribute__((always_inline)) Sums<T> sums_of(const T* a, const T* p, T below, int64_t count) {
+  using V = typename Lanes<T>::V;
+  V sum{}, number{};
+  each_vector<T>(count, [&](int64_t j, int64_t lanes) __attribute__((always_inline)) {
+    const V x = load<V>(a + j, lanes), y = load<V>(p + j, lanes), excess = (x > y ? x : y) - below;
+    const auto above = (excess > V{}) & first_lanes<T>(lanes);
+    sum += above ? excess : V{};
+    number += above ? V{} + T(1) : V{};
+  });
+  return {total_of<T>(sum), total_of<T>(number)};
+}
+// Their derivatives, w each, added; how many there are.
+template <class T>
+inline __attribute__((always_inline)) T slopes_of(const T* a, const T* p, T below, T w, T* by_a, T* by_p,
+                                                  int64_t count) {
+  using V = typename Lanes<T>::V;
+  const T half = T(0.5) * w;
+  V number{};
+  each_vector<T>(count, [&](int64_t j, int64_t lanes) __attribute__((always_inline)) {
+    const V x = load<V>(a + j, lanes), y = load<V>(p + j, lanes), excess = (x > y ? x : y) - below;
+    const auto above = (excess > V{}) & first_lanes<T>(lanes);
+    const V of_a = x > y ? V{} + w : x == y ? V{} + half : V{};
+    store(by_a + j, load<V>(by_a + j, lanes) + (above ? of_a : V{}), lanes);
+    store(by_p + j, load<V>(by_p + j, lanes) + (above ? w - of_a : V{}), lanes);
+    number += above ? V{} + T(1) : V{};
+  });
+  return total_of<T>(number);
+}
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FASTDML_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define FASTDML_CLONES
+#endif
+#define FASTDML_PAIR(T)                                                                               \
+  FASTDML_CLONES Sums<T> sums_of_pair(const T* a, const T* p, T below, int64_t count) {               \
+    return sums_of(a, p, below, count);                                                               \
+  }                                                                                                   \
+  FASTDML_CLONES T slopes_of_pair(const T* a, const T* p, T below, T w, T* by_a, T* by_p,             \
+                                  int64_t count) {                                                    \
+    return slopes_of(a, p, below, w, by_a, by_p, count);                                              \
+  }
+FASTDML_PAIR(float)
+FASTDML_PAIR(double)
 
 // Of some classes. a [classes, anchors, columns], p [classes, positives, columns]: how near candidates are;
 // near [classes, anchors, positives]: how near the pairs are.
@@ -62,17 +158,8 @@ void sums(const Triplets<T>& t, T* loss, T* active) {
         for (int64_t k = 0; k < t.positives; ++k) {
           const T* const p = t.p + (i / t.anchors * t.positives + k) * t.columns + first;
           const T below = t.near[i * t.positives + k] - t.margin;
-          T sum[kLanes] = {}, number[kLanes] = {};
-          const auto add = [&](int64_t j, int l) {
-            const T excess = std::max(a[j], p[j]) - below;
-            sum[l] += excess > T(0) ? excess : T(0);
-            number[l] += excess > T(0) ? T(1) : T(0);
-          };
-          int64_t j = 0;
-          for (; j + kLanes <= count; j += kLanes)
-            for (int l = 0; l < kLanes; ++l) add(j + l, l);
-          for (; j < count; ++j) add(j, 0);
-          for (int l = 0; l < kLanes; ++l) total += sum[l], some += number[l];
+          const Sums<T> found = sums_of_pair(a, p, below, count);
+          total += found.loss, some += found.active;
         }
       }
       loss[i] = static_cast<T>(total);
@@ -95,26 +182,13 @@ void slopes(const Triplets<T>& t, const T* weight, T* d_a, T* d_p, T* d_near) {
         const int64_t i = u * t.anchors + r;
         const T* const a = t.a + i * t.columns + first;
         T* const by_a = d_a + i * t.columns + first;
-        const T w = weight[i], half = T(0.5) * w;
+        const T w = weight[i];
         for (int64_t k = 0; k < t.positives; ++k) {
           const int64_t q = (u * t.positives + k) * t.columns + first;
           const T* const p = t.p + q;
           T* const by_p = d_p + q;
           const T below = t.near[i * t.positives + k] - t.margin;
-          T number[kLanes] = {};
-          const auto add = [&](int64_t j, int l) {
-            const bool above = std::max(a[j], p[j]) - below > T(0);
-            const T of_a = a[j] > p[j] ? w : a[j] == p[j] ? half : T(0);
-            by_a[j] += above ? of_a : T(0);
-            by_p[j] += above ? w - of_a : T(0);
-            number[l] += above ? T(1) : T(0);
-          };
-          int64_t j = 0;
-          for (; j + kLanes <= count; j += kLanes)
-            for (int l = 0; l < kLanes; ++l) add(j + l, l);
-          for (; j < count; ++j) add(j, 0);
-          T some = 0;
-          for (int l = 0; l < kLanes; ++l) some += number[l];
+          const T some = slopes_of_pair(a, p, below, w, by_a, by_p, count);
           active[run * pairs + i * t.positives + k] = some;
         }
       }
