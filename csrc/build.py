@@ -313,6 +313,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         (csrc / "ops.cpp", torch_flags),
         (csrc / "one_block.cpp", torch_flags),
         (csrc / "listed.cpp", f"{torch_flags} -fno-math-errno"),
+        (csrc / "swapped.cpp", f"{torch_flags} -fno-trapping-math"),
         (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),
         (csrc / "metrics" / "python.cpp", python_flags),
         (csrc / "stream.cpp", torch_flags),

@@ -296,6 +296,44 @@ class Row {
 
   FASTDML_FN T* array(int n) { return arena_.take(n); }
 
+  template <class F, class At>
+  FASTDML_FN List draw(int n, F weight, At at) {
+    const std::int64_t length = draw_run(n_), runs = (n_ + length - 1) / length;
+    T* const w = arena_.take(runs * length);
+    write(w, weight);
+    for (std::int64_t j = n_; j < runs * length; ++j) w[j] = T(0);
+    double upto[kDrawRuns], total = 0;
+    for (std::int64_t r = 0; r < runs; ++r) {
+      V part{};
+      for (std::int64_t j = 0; j < length; j += W) part += load(w + r * length + j);
+      upto[r] = total += across<Sum, T>(Sum{}, part);
+    }
+    List made(*this, n);
+    made.index_ = reinterpret_cast<std::int32_t*>(arena_.take(n));
+    for (int k = 0; k < n; ++k) {
+      const Values<double, 2> u = at(k);
+      std::int64_t r = std::upper_bound(upto, upto + runs, u[0] * total) - upto;
+      if (r == runs) r = runs - 1;  // of NaN
+      while (r > 0 && upto[r] == upto[r - 1]) --r;
+      const T* const run = w + r * length;
+      double sum = 0, reached = 0;
+      for (std::int64_t j = 0; j < length; ++j) sum += run[j];
+      std::int64_t found = 0;
+      for (std::int64_t j = 0; j < length && !(reached > u[1] * sum); ++j) {
+        if (run[j] > T(0)) found = j;
+        reached += run[j];
+      }
+      made.index_[k] = static_cast<std::int32_t>(r * length + found);
+      made.theta_[k] = s_[made.index_[k]];
+    }
+    return made;
+  }
+  FASTDML_FN void map_at(const List& list, const T* v) {
+    if (!block_.gradient) return;
+    std::memset(s_, 0, n_ * sizeof(T));
+    for (int k = 0; k < list.n_; ++k) s_[list.index_[k]] += v[k];
+  }
+
   template <class Key>
   List first(int n, Key key) {
     const T* keys = column_of(key);

@@ -400,6 +400,58 @@ class Row {
     return arena_.take(n);
   }
 
+  // A warp adds up a run, and makes a draw.
+  template <class F, class At>
+  FASTDML_FN List draw(int n, F weight, At at) {
+    static_assert(FASTDML_LISTS || sizeof(T) == 0,
+                  "csrc/build.py takes this loss for one without lists");
+    const int length = static_cast<int>(draw_run(n_)), runs = (n_ + length - 1) / length;
+    const int lane = team_.thread() % kWarp, warp = team_.thread() / kWarp, warps = team_.size() / kWarp;
+    const auto weight_at = [&](int j) { return j == self_ ? T(0) : static_cast<T>(weight(load(j))); };
+    double* const sums = doubles(2 * kDrawRuns);
+    for (int r = warp; r < runs; r += warps) {
+      double sum = 0;
+      for (int j = r * length + lane; j < (r + 1) * length && j < n_; j += kWarp) sum += weight_at(j);
+#pragma unroll
+      for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += team_.from_lane(sum, mask);
+      if (lane == 0) sums[r] = sum;
+    }
+    const double* const upto = running_sums(team_, sums, sums + kDrawRuns, runs);
+    List made(*this, n);
+    made.index_ = reinterpret_cast<std::int32_t*>(arena_.take(n));
+    for (int k = warp; k < n; k += warps) {
+      const Values<double, 2> u = at(k);
+      int r = count_first(runs, [&](int i) { return upto[i] <= u[0] * upto[runs - 1]; });
+      if (r == runs) r = runs - 1;  // of NaN
+      while (r > 0 && upto[r] == upto[r - 1]) --r;
+      const int begin = r * length, end = begin + length < n_ ? begin + length : n_;
+      double sum = 0, reached = 0;
+      for (int j = begin; j < end; ++j) sum += weight_at(j);
+      int found = begin;
+      for (int j = begin; j < end && !(reached > u[1] * sum); ++j) {
+        const T w = weight_at(j);
+        if (w > T(0)) found = j;
+        reached += w;
+      }
+      if (lane == 0) {
+        made.index_[k] = found;
+        made.theta_[k] = in(s_[found], found);
+      }
+    }
+    team_.sync();
+    return made;
+  }
+  FASTDML_FN void map_at(const List& list, const T* v) {
+    write<U>([&](const auto& p, auto& g) {
+#pragma unroll
+      for (int l = 0; l < g.count; ++l) g.v[l] = T(0);
+      for (int k = 0; k < list.n_; ++k) {
+#pragma unroll
+        for (int l = 0; l < g.count; ++l) g.v[l] += p.v[l].j == list.index_[k] ? v[k] : T(0);
+      }
+    });
+  }
+
   // The sort that was made before is by the same key.
   template <class Key>
   FASTDML_FN List first(int n, Key) {
@@ -703,13 +755,18 @@ class Row {
     return Sums<T, N>{out};
   }
 
+  // Room for n of them in the arena.
+  FASTDML_FN double* doubles(int n) {
+    T* const room = arena_.take((n + 1) * static_cast<int>(sizeof(double) / sizeof(T)));
+    return reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(room) + 7) / 8 * 8);
+  }
+
   // Running sums of ordered values at kMarks places `width` apart; what lies beyond a mark is added up
   // where it is asked for.
   static constexpr int kMarks = 64;
   template <class Ordered>
   FASTDML_FN const double* marks_of(const Ordered& x, int width) {
-    T* const room = arena_.take((2 * kMarks + 1) * static_cast<int>(sizeof(double) / sizeof(T)));
-    auto* a = reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(room) + 7) / 8 * 8);
+    double* const a = doubles(2 * kMarks);
     const int lane = team_.thread() % kWarp;
     for (int mark = team_.thread() / kWarp; mark < kMarks; mark += team_.size() / kWarp) {
       const double sum = sum_between(x, mark * width, (mark + 1) * width);

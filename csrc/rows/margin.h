@@ -48,52 +48,55 @@ struct Margin {
             triplets != T(0) ? some_active : pairs};
   }
 
-  // Row values 1, 2, 3: the stream of its draws.
+  // Row values 1, 2, 3: the stream of its draws. A negative at the distance d weighs
+  // d^(2 - D) (1 - d^2 / 4)^((3 - D) / 2), over the largest of the row so that it is a number: nowhere between
+  // two distances is it larger than at both (nor much in one dimension), so these are the least and the largest.
   template <class Row>
   FASTDML_FN Counted<T> of_draws(Row& row) const {
     const T m = margin, beta = row.value(0), least = nearest, most = farthest;
-    const T power = T(2) - dimension, bend = T(0.5) * (T(3) - dimension);
     for (int k = 1; k < 4; ++k) row.d_value(k, T(0));
     auto positives = row.positives();
     const int n = positives.size();
-    auto column = row.array(n + 4), weight = row.array(n + 4), direct = row.array(n);
-    const auto log_weight = [=](auto p) {
-      auto d = max(p.s, least);
-      auto w = power * log(d) + bend * log(max(T(1) - T(0.25) * d * d, T(1e-8)));
-      return select(p.negative & (p.s < most), w, lowest<T>());
-    };
-    const Stream<T> stream{row.value(1), row.value(2), row.value(3)};
-    T loss = T(0), pairs = T(0), active = T(0), by_beta = T(0);
-    bool any = n > 0;
-    for (int block = 0; any && 4 * block < n; ++block) {
-      const auto found = draw<T>(row, log_weight, stream, block);
-      any = found[0].found();
-      for (int i = 0; i < 4; ++i) {
-        const int k = 4 * block + i;
-        if (!any || k >= n) break;
-        const T pull = positives[k] - beta + m, push = beta - found[i].s + m;
-        // NaN goes through.
-        const T near = pull <= T(0) ? T(0) : T(1), far = push <= T(0) ? T(0) : T(1);
-        loss += near * pull + far * push + nu * beta;
-        pairs += near + far;
-        active += near + far - near * far;
-        by_beta += far - near + nu;
-        direct[k] = near;
-        column[k] = found[i].column;
-        weight[k] = -far;
-      }
-    }
-    row.d_value(0, by_beta);
-    if (!any) {
+    const auto [first, last, poison] = row.reduce(
+        [=](auto p) {
+          auto d = max(p.s, least);
+          auto drawn = p.negative & (p.s < most);
+          return values(select(drawn, d, highest<T>()), select(drawn, d, lowest<T>()), p.s - p.s);
+        },
+        Min{}, Max{}, Sum{});
+    if (n == 0 || last == lowest<T>()) {
+      row.d_value(0, T(0));
       row.map([](auto p) { return p.s * T(0); });
       return {T(0), T(0)};
     }
-    row.map([=](auto p) {
-      auto j = p.index();
-      auto g = select(j == column[0], weight[0], T(0));
-      for (int k = 1; k < n; ++k) g = g + select(j == column[k], weight[k], T(0));
-      return g;
-    });
+    const T power = T(2) - dimension;
+    const auto height = [](auto d) { return sqrt(max(T(1) - T(0.25) * d * d, T(1e-8))); };
+    const T at_first = power * log(first * height(first)) + log(height(first));
+    const T at_last = power * log(last * height(last)) + log(height(last));
+    const T top = max(at_first, at_last);
+    auto drawn = row.draw(
+        n,
+        [=](auto p) {
+          auto d = max(p.s, least);
+          auto h = height(d);
+          return select(p.negative & (p.s < most), exp(power * log(d * h) - top) * h, T(0));
+        },
+        Stream<T>{row.value(1), row.value(2), row.value(3)});
+    auto weight = row.array(n), direct = row.array(n);
+    T loss = T(0), pairs = T(0), active = T(0), by_beta = T(0);
+    for (int k = 0; k < n; ++k) {
+      const T pull = positives[k] - beta + m, push = beta - (drawn[k] + poison) + m;
+      // NaN goes through.
+      const T near = pull <= T(0) ? T(0) : T(1), far = push <= T(0) ? T(0) : T(1);
+      loss += near * pull + far * push + nu * beta;
+      pairs += near + far;
+      active += near + far - near * far;
+      by_beta += far - near + nu;
+      direct[k] = near;
+      weight[k] = -far;
+    }
+    row.d_value(0, by_beta);
+    row.map_at(drawn, weight);
     positives.add(direct);
     return {loss, triplets != T(0) ? active : pairs};
   }

@@ -93,92 +93,22 @@ FASTDML_FN Words philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, st
   return {{c0, c1, c2, c3}};
 }
 
-// Numbers in (0, 1) with 23 bits, the same in every type: draws 4 block ... 4 block + 3 of a pair.
-template <class T>
-FASTDML_FN Values<T, 4> uniforms_of(T column, std::uint32_t row, std::uint32_t block,
-                                    std::uint32_t seed0, std::uint32_t seed1) {
-  const Words words = philox(static_cast<std::uint32_t>(column), row, block, 0, seed0, seed1);
-  Values<T, 4> u;
-  for (int k = 0; k < 4; ++k)
-    u[k] = (static_cast<T>(words.w[k] >> 9) + T(0.5)) * T(1.1920928955078125e-07);
-  return u;
-}
-
-template <class V>
-FASTDML_FN Values<V, 4> uniforms(V column, std::uint32_t row, std::uint32_t block,
-                                 std::uint32_t seed0, std::uint32_t seed1) {
-  if constexpr (std::is_arithmetic_v<V>) {
-    return uniforms_of(column, row, block, seed0, seed1);
-  } else {
-    constexpr int lanes = sizeof(V) / sizeof(column[0]);
-    Values<V, 4> u;
-    for (int i = 0; i < lanes; ++i) {
-      const auto one = uniforms_of(column[i] + 0, row, block, seed0, seed1);
-      for (int k = 0; k < 4; ++k) u[k][i] = one[k];
-    }
-    return u;
-  }
-}
-
 // Where draws of a row come from: its number, and two numbers below 2^24 that make a stream.
 template <class T>
 struct Stream {
   T row, seed, step;
 
-  template <class V>
-  FASTDML_FN Values<V, 4> operator()(V column, int block) const {
-    return uniforms(column, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(block),
-                    static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(step));
+  // Two numbers in (0, 1) for draw k, the same in every type. (The last word keeps these apart from other
+  // draws with the same seed.)
+  FASTDML_FN Values<double, 2> operator()(int k) const {
+    const Words words =
+        philox(static_cast<std::uint32_t>(k), static_cast<std::uint32_t>(row), 0, 3,
+               static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(step));
+    Values<double, 2> u;
+    for (int i = 0; i < 2; ++i) u[i] = (words.w[i] + 0.5) * (1.0 / 4294967296.0);
+    return u;
   }
 };
-
-// Standard Gumbel numbers: the largest of log-weight + Gumbel is a draw by weight.
-template <class V>
-FASTDML_FN V gumbel(V u) {
-  return -log(-log(u));
-}
-
-// Four candidates drawn with replacement, with probabilities that are proportional to exp(weight(p)):
-// draws 4 block ... 4 block + 3 of the row. Where weight(p) is lowest(), p is never drawn.
-template <class T, class Row, class Weight>
-FASTDML_FN Values<Chosen<T>, 4> draw(Row& row, Weight weight, Stream<T> stream, int block) {
-  const auto keys = [=](auto p) {
-    auto w = weight(p);
-    auto u = stream(p.index(), block);
-    const T never = lowest<T>();
-    return values(select(w > never, w + gumbel(u[0]), never), select(w > never, w + gumbel(u[1]), never),
-                  select(w > never, w + gumbel(u[2]), never), select(w > never, w + gumbel(u[3]), never));
-  };
-  const auto best = row.reduce(
-      [=](auto p) {
-        auto k = keys(p);
-        return values(k[0], k[1], k[2], k[3], p.s - p.s);
-      },
-      Max{}, Max{}, Max{}, Max{}, Sum{});
-  Values<Chosen<T>, 4> found;
-  const T poison = best[4];
-  for (int k = 0; k < 4; ++k) found[k] = {poison, T(-1)};
-  if (best[0] <= lowest<T>()) return found;
-  Values<T, 4> near;
-  for (int k = 0; k < 4; ++k) near[k] = best[k] - T(8) * epsilon<T>() * max(abs(best[k]), T(1));
-  const auto at = row.reduce(
-      [=](auto p) {
-        auto k = keys(p);
-        const T none = highest<T>();
-        return values(select(k[0] >= near[0], p.index(), none), select(k[1] >= near[1], p.index(), none),
-                      select(k[2] >= near[2], p.index(), none), select(k[3] >= near[3], p.index(), none));
-      },
-      Min{}, Min{}, Min{}, Min{});
-  const auto s = row.reduce(
-      [=](auto p) {
-        auto j = p.index();
-        return values(select(j == at[0], p.s, T(0)), select(j == at[1], p.s, T(0)),
-                      select(j == at[2], p.s, T(0)), select(j == at[3], p.s, T(0)));
-      },
-      Sum{}, Sum{}, Sum{}, Sum{});
-  for (int k = 0; k < 4; ++k) found[k] = {s[k] + poison, at[k]};
-  return found;
-}
 
 }  // namespace FASTDML_ISA
 }  // namespace fastdml

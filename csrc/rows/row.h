@@ -85,6 +85,9 @@
 //                                    it is the outermost's; lowest() leaves the pair out
 //   row.map_by_bin(n, by, f)         s_j := by_b, b the bin of f(p_j) between two centres; 0 outside
 //   list.add_by_bin(n, by, f)        adds the same to the results of the list's pairs
+//   row.draw(n, weight, at)          n pairs as a list, drawn with replacement, each as often as weight(p) is
+//                                    to the sum of all, which is above 0; at(k): two numbers in (0, 1)
+//   row.map_at(list, v)              s_j := sum of v_k over the list's pairs k that are j: of draws
 //   row.array(n)                     room for n values, shared by everything in the row
 //   row.has_own(), row.own()         whether there is a pair of the sample with itself that was taken
 //                                    out, and its similarity
@@ -123,6 +126,11 @@ struct Values {
   FASTDML_FN T& operator[](int i) { return v[i]; }
   FASTDML_FN const T& operator[](int i) const { return v[i]; }
 };
+
+// Columns of a run: row.draw chooses one of at most kDrawRuns runs, then a column of it. (Where every draw
+// fell between sums of all columns, their rounding would move more of them.)
+constexpr int kDrawRuns = 256;
+FASTDML_FN long draw_run(long columns) { return 16 * (1 + (columns - 1) / (16 * kDrawRuns)); }
 
 // The column that is row i's own copy, or -1 (cpu/block.h: Block::own).
 template <class B>

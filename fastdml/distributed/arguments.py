@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,9 +25,16 @@ _TOLD = 5  # numbers besides: failed, gradients recorded, draws, which arguments
 NUMBERS_TOLD = 2 + _TOLD + _EACH * _MOST
 # Which arguments have as many rows.
 _ALIKE = {
-    "embeddings": ("labels", "teacher", "probabilities", "enqueue_mask", "guide"),
+    "embeddings": (
+        "labels", "teacher", "probabilities", "enqueue_mask", "guide", "scores", "teacher_scores",
+        "candidates",
+    ),
     "ref_emb": ("ref_labels", "ref_teacher", "ref_guide", "ids"),
-}
+    "queries": ("query_mask",),
+    "documents": ("document_mask",),
+}  # fmt: skip
+# What rows and their other candidates are called.
+_ROWS, _COLUMNS = ("embeddings", "queries"), ("ref_emb", "documents")
 
 
 @dataclasses.dataclass(eq=False)
@@ -112,10 +119,15 @@ def told(
 
 def _own(arguments: Mapping[str, Any]) -> int | Tensor | None:
     """Where own copies stand among this rank's other candidates."""
-    own, ref = arguments.get("own"), arguments.get("ref_emb")
-    if own is None and ref is not None and same_memory(arguments["embeddings"], ref):
+    own, ref = arguments.get("own"), _first(arguments, _COLUMNS)
+    if own is None and ref is not None and same_memory(_first(arguments, _ROWS), ref):
         return 0
     return own
+
+
+def _first(given: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The argument that has one of these names, or None."""
+    return next((given[name] for name in names if name in given), None)
 
 
 def _unfit(given: Mapping[str, Tensor]) -> str:
@@ -184,10 +196,10 @@ def place(
     """Index tuples and own copies of a rank's rows as those of all rows. partners: where a loss of pairs
     has the rows' partners, if nothing is said."""
     found: dict[str, Any] = {}
-    rows = told.sets.get("embeddings")
+    rows, others = (_first(told.sets, names) for names in (_ROWS, _COLUMNS))
     if rows is None:
         return found
-    columns = told.sets.get("ref_emb", rows)
+    columns = rows if others is None else others
     pairs = arguments.get("indices_tuple")
     if pairs is not None and not isinstance(pairs, Tensor):
         given = callable(pairs) and not isinstance(pairs, tuple)
@@ -195,7 +207,7 @@ def place(
     own = _own(arguments)
     # Partners that stand at the same places in both sets, and as many, stand so among all.
     moved = partners is not None and (rows.counts != columns.counts or partners != 0)
-    if "ref_emb" in told.sets and (told.copies or moved):
+    if others is not None and (told.copies or moved):
         own = partners if own is None else own
         found["own"] = ranks.gather(_own_of_all(own, rows, columns), rows.counts)
     return found

@@ -17,6 +17,9 @@ from ..engine.problem import computed_scalars, relation_of
 from ..losses.base import Part, Term, Weighted
 from ..losses.teacher.relational_distillation import Vertices
 from ..losses.triplet.listed import OneByOne
+from ..losses.twotower.listed import OfRows
+from ..losses.twotower.negatives import Beside
+from ..wrappers.matryoshka import Widths
 from .arguments import Set, join
 from .ranks import Ranks
 from .ring import Columns, Ring, refuses
@@ -81,6 +84,11 @@ class Shares:
         if isinstance(part, Vertices):
             rows = self._rows(part.embeddings)
             return summed(part.share(rows.start, rows.stop).evaluate(), self.ranks)
+        if isinstance(part, Widths):  # each by itself: a share has no sweep for several
+            found = [w * self._of_call(c) for c, w in zip(part.calls, part.weights, strict=True)]
+            return functools.reduce(torch.add, found)
+        if isinstance(part, OfRows):
+            return self._of_rows_alone(part)
         if isinstance(part, Term) and not self.ring:
             arguments = tuple(self._here(x) for x in part.arguments)
             part = dataclasses.replace(part, arguments=arguments)
@@ -88,6 +96,20 @@ class Shares:
         if found.dim():  # numbers of the rows
             return found[self._rows(found).start : self._rows(found).stop]
         return self._alike(found)
+
+    def _of_rows_alone(self, part: OfRows) -> Tensor:
+        """Of this rank's rows, which need no others."""
+        rows = self._rows(part.arguments[0])
+        sets = (self._set(x) for x in part.arguments)
+        mine = [
+            x[rows.start : rows.stop] if own is None else own.local
+            for x, own in zip(part.arguments, sets, strict=True)
+        ]
+        losses = part.function(*mine)
+        if part.reduction == "none":
+            return losses
+        value = summed(losses.sum(), self.ranks)
+        return value / max(1, rows.rows) if part.reduction == "mean" else value
 
     def _alike(self, x: Tensor) -> Tensor:
         """x, which all ranks have computed from the same: its derivative counts once."""
@@ -157,6 +179,8 @@ class Shares:
 
     def _filled(self, call: Call, before: Before) -> Call:
         plain = call.replace(before=None)
+        if isinstance(before.fill, Beside):
+            return self._with_own_numbers(plain, before.fill, before.calls)
         if before.slopes:
             found = [
                 autograd.slopes(self.share(c, self._rows(c.anchors))) for c in before.calls
@@ -164,6 +188,20 @@ class Shares:
         else:
             found = [self._told(c) for c in before.calls]
         return before.fill(plain, found)
+
+    def _with_own_numbers(self, call: Call, beside: Beside, levels: Sequence[Call]) -> Call:
+        """The call with numbers of this rank's rows, which are made of these alone; others' are 0."""
+        rows = self._rows(call.anchors)
+
+        def mine(x: Tensor) -> Tensor:
+            own = self._set(x)
+            return x[rows.start : rows.stop] if own is None else own.local
+
+        found = beside.of(mine)(call, [self._of_call(c) for c in levels])
+        if found.row_values is None:
+            return found
+        around = (0, 0, rows.start, rows.rows - rows.stop)
+        return found.replace(row_values=torch.nn.functional.pad(found.row_values, around))
 
     def _told(self, call: Call) -> Tensor:
         """What a call is, that another one takes in on every rank."""
@@ -189,7 +227,9 @@ class Shares:
         if isinstance(call.candidates, Travelling):
             return self._of_travelling(call, rows, parts)
         if call.teacher:
-            parts["teacher"] = (call.teacher[0][some], call.teacher[-1])
+            theirs = self._set(call.teacher[0])
+            mine = call.teacher[0][some] if theirs is None else theirs.local
+            parts["teacher"] = (mine, self._here(call.teacher[-1]))
         return call.replace(swept=self._swept(call), whole=rows, **parts)
 
     def _of_rows(self, call: Call, rows: Rows, own: Set | None, some: slice) -> dict[str, Any]:

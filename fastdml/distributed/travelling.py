@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,11 @@ class Travelling(Tensor):
         if func is torch.ops.aten.detach.default:
             return cls(args[0].own, False)
         raise NotHere(str(func))
+
+    def leading(self, width: int) -> Travelling:
+        """The first dimensions of all rows, which travel by themselves."""
+        local = self.own.local[..., :width]
+        return Travelling(dataclasses.replace(self.own, local=local, whole=None), self.requires_grad)
 
     def data_ptr(self) -> int:
         return id(self.own)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
-from ..losses.base import Loss, total
+from ..engine.call import Call
+from ..losses.base import Loss, Term, total
 from ..losses.proxy.proxies import ProxyLoss
+from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
 from . import cost
 from .arguments import Set, Told, join, place, told
@@ -76,12 +78,12 @@ class Distributed(nn.Module):
         return found
 
     def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
-        signature, failure = inspect.signature(self.loss.forward), ""
+        signature, failure = _called_as(self.loss), ""
         try:
             bound = signature.bind(*batch, **further)
         except TypeError as error:  # the others must not wait for this rank
             bound, failure = signature.bind_partial(), str(error)
-        arguments = {k: v for k, v in bound.arguments.items() if v is not None}
+        arguments = _named(bound)
         ref = arguments.get("ref_emb")
         same = ref is not None and ref is arguments.get("embeddings")
         if same:
@@ -94,12 +96,15 @@ class Distributed(nn.Module):
         if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
             # Of embeddings that are only compared, those that are no candidates need not be gathered.
             with contextlib.suppress(NotHere):
-                return self._made(bound, known, same, travels=True)
+                found = self._made(bound, known, same, travels=True)
+                # (A reducer object would compute with them later.)
+                if all(isinstance(shared.part, (Call, OfRows, Term)) for shared in found):
+                    return found
         return self._made(bound, known, same, travels=self.schedule == "ring")
 
     def _may_compare_rows_alone(self, arguments: Mapping[str, Any]) -> bool:
         listed = arguments.get("indices_tuple") is not None or self.miner is not None
-        return isinstance(self.loss, (ProxyLoss, PairedLoss)) and not listed
+        return isinstance(self.loss, (ProxyLoss, PairedLoss, ListedLoss)) and not listed
 
     def _made(
         self, bound: inspect.BoundArguments, known: Told, same: bool, travels: bool
@@ -107,10 +112,10 @@ class Distributed(nn.Module):
         """The parts of the loss; travels: made of embeddings that are not here."""
         ranks = self.ranks
         whole = {
-            name: Travelling(own) if travels and _embeds(own) else join(own, ranks)
+            name: Travelling(own) if travels and _embeds(name, own) else join(own, ranks)
             for name, own in known.sets.items()
         }
-        bound.arguments.update(whole)
+        _put(bound, whole)
         if same:
             bound.arguments["ref_emb"] = whole["embeddings"]
         if self.miner is not None:
@@ -146,9 +151,38 @@ class Distributed(nn.Module):
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
 
 
-def _embeds(own: Set) -> bool:
-    """Whether an argument is one of embeddings, rather than a number a row."""
-    return own.local.is_floating_point() and own.local.dim() > 1
+def _called_as(loss: nn.Module) -> inspect.Signature:
+    """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps."""
+    own: inspect.Signature | None = getattr(loss, "called_as", None)
+    return inspect.signature(loss.forward) if own is None else own
+
+
+def _rest(bound: inspect.BoundArguments) -> str | None:
+    """The name of the arguments of which there may be any number, by place."""
+    several = inspect.Parameter.VAR_POSITIONAL
+    return next((p.name for p in bound.signature.parameters.values() if p.kind is several), None)
+
+
+def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments that were given, each under a name of its own."""
+    found = {k: v for k, v in bound.arguments.items() if v is not None}
+    rest = _rest(bound)
+    more = found.pop(rest, ()) if rest is not None else ()
+    return found | {f"{rest} {k}": v for k, v in enumerate(more)}
+
+
+def _put(bound: inspect.BoundArguments, values: Mapping[str, Any]) -> None:
+    """Gives arguments the values under the names of `_named`."""
+    rest = _rest(bound)
+    several = [v for k, v in values.items() if rest is not None and k.startswith(f"{rest} ")]
+    bound.arguments.update({k: v for k, v in values.items() if k in bound.signature.parameters})
+    if several:
+        bound.arguments[rest] = tuple(several)
+
+
+def _embeds(name: str, own: Set) -> bool:
+    """Whether an argument is one of embeddings, rather than numbers of the rows."""
+    return own.local.is_floating_point() and own.local.dim() > 1 and name != "hard_weights"
 
 
 class _Seeded:

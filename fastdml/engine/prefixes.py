@@ -39,6 +39,12 @@ from .workspace import block_limit, buffer, rows_within
 _SHARED = 2  # leaves that all calls have together: anchors and candidates
 
 
+def leading(x: Tensor, width: int) -> Tensor:
+    """The first dimensions of embeddings [..., D]; of those that stand for others, their own."""
+    found: Tensor = x.leading(width) if hasattr(x, "leading") else x[..., :width]
+    return found
+
+
 def total(calls: Sequence[Call], weights: Sequence[float]) -> Tensor:
     """The weighted sum of the values of calls, widest last, in one sweep where they can share it."""
     ready = _filled(calls)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..engine import check
-from .philox import gumbel, uniforms
+from .philox import philox
 
 # How one of a row's positives and one of its negatives are chosen.
 STRATEGIES = {"all": 0, "hard": 1, "easy": 2, "semihard": 3, "nearest": 4}
@@ -113,14 +114,33 @@ def distance_log_weight(d: Tensor, dimension: int, nearest: float) -> Tensor:
     return (2 - dimension) * d.log() + bend * (1 - d * d / 4).clamp(min=1e-8).log()
 
 
+# Columns of a row fall into at most so many runs of a multiple of 16 columns: a draw chooses a run, then a
+# column of it.
+_RUNS = 256
+
+
 def draw(log_weight: Tensor, eligible: Tensor, draws: int, stream: Tensor) -> tuple[Tensor, Tensor]:
     """([R, draws] columns drawn by weight with replacement, [R] whether any is eligible).
 
     log_weight, eligible: [R, N]. stream: [R, 3] a row's number and the two numbers of its stream.
     """
-    rows, seed, step = stream.round().to(torch.int64).unbind(1)
-    columns = torch.arange(log_weight.shape[1], device=log_weight.device)
-    u = uniforms(columns, rows[:, None], draws, seed[:, None], step[:, None], log_weight.dtype)
-    found = [choose(log_weight + gumbel(u[..., k]), eligible)[0] for k in range(draws)]
-    none = torch.zeros(len(log_weight), 0, dtype=torch.int64, device=log_weight.device)
-    return (torch.stack(found, 1) if found else none), eligible.any(1)
+    rows, seed, step = stream.round().to(torch.int64)[:, :, None].unbind(1)
+    number = torch.arange(draws, device=log_weight.device)
+    zero = torch.zeros_like(number)
+    # The last word keeps these apart from other draws with the same seed.
+    words = philox((number, rows, zero, zero + 3), (seed, step))
+    which_run, which = ((w.double() + 0.5) * 2.0**-32 for w in words[:2])
+    length = 16 * (1 + max(0, log_weight.shape[1] - 1) // (16 * _RUNS))
+    top = log_weight.masked_fill(~eligible, -torch.inf).amax(1, keepdim=True)
+    weight = torch.where(eligible, (log_weight - top).exp(), 0.0).double()
+    runs = pad(weight, (0, -weight.shape[1] % length)).unflatten(1, (-1, length))
+    run = _fallen(runs.sum(2)[:, None], which_run)
+    inside = runs.gather(1, run[..., None].expand(-1, -1, length))
+    return run * length + _fallen(inside, which), eligible.any(1)
+
+
+def _fallen(weight: Tensor, share: Tensor) -> Tensor:
+    """[R, draws] where shares [R, draws] of the sum fall among weights [R, draws or 1, N]."""
+    upto = weight.cumsum(2)
+    # A share that rounds to all is the last one's that has a weight.
+    return (upto <= share[..., None] * upto[..., -1:]).sum(2).minimum((upto < upto[..., -1:]).sum(2))

@@ -27,7 +27,7 @@ class PairMarginMiner(Miner):
         distance: Euclidean, of normalised embeddings, unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
-    `(a1, p, a2, n)`; `ContrastiveLoss` looks at the same pairs anyway where its margins lie within.
+    `(a1, p, a2, n)`; `ContrastiveLoss` then chooses inside its own pass and no index exists.
     """
 
     def __init__(self, pos_margin: float = 0.2, neg_margin: float = 0.8, **kwargs: Any) -> None:

@@ -256,8 +256,8 @@ class DistanceWeightedMiner(Miner):
     Args:
         cutoff: >= 0, distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
             are not drawn.
-        seed: below 2^24. The draws are a function of the seed, the number of the call and the pair:
-            those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
+        seed: below 2^24. The draws are a function of the seed, the number of the call, the row and the
+            positive's place among the row's: those of `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily triplets
     `(a, p, n)`; `MarginLoss` then draws the same inside its own pass and no index exists. An anchor
@@ -269,7 +269,7 @@ class DistanceWeightedMiner(Miner):
     similarities = ("distance",)
     anchors = (0,)
     tensors = 3
-    at_once = 1 << 18  # a draw is several 64-bit numbers per pair
+    at_once = 1 << 20  # weights are in double precision
 
     def __init__(
         self,

@@ -42,8 +42,3 @@ def uniforms(
         return torch.empty(rows.shape[0], columns.shape[0], 0, dtype=dtype, device=columns.device)
     words = torch.stack(found[:draws], dim=-1)
     return ((words >> 9).to(dtype) + 0.5) * 2.0**-23
-
-
-def gumbel(u: Tensor) -> Tensor:
-    """Standard Gumbel numbers of uniform ones."""
-    return -(-u.log()).log()

@@ -76,6 +76,12 @@ class MatryoshkaLoss(nn.Module):
         }
         self._proxies = any("proxies" in t for t in told)
 
+    @property
+    def called_as(self) -> inspect.Signature:
+        """What a call of it takes: what its loss does."""
+        own: inspect.Signature | None = getattr(self.loss, "called_as", None)
+        return inspect.signature(self.loss.forward) if own is None else own
+
     def forward(self, *batch: Any, **more: Any) -> Tensor:
         return total(self.parts(*batch, **more))
 
@@ -113,6 +119,6 @@ def _cut(given: dict[str, Any], width: int) -> dict[str, Any]:
     views: dict[int, Tensor] = {}
 
     def cut(x: Tensor) -> Tensor:
-        return views.setdefault(id(x), x[..., :width])
+        return views.setdefault(id(x), prefixes.leading(x, width))
 
     return {k: cut(v) if k in _EMBEDDINGS and isinstance(v, Tensor) else v for k, v in given.items()}

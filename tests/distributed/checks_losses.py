@@ -59,16 +59,15 @@ def close(found: Tensor | None, true: Tensor | None, what: str, bound: float = B
 
 
 def example(description: RowLoss, case: str, equal: bool, schedule: str = "gather") -> None:
-    """A registered description, its call shared out."""
-    given = inputs(description, CASES[case]())
-    for reduction in ("mean", "sum"):
-        leaves = given.leaves()
-        value = given.loss(description, "auto", reduction, **leaves)
-        true = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        mine, (result, found) = _shared(description, given, reduction, equal, schedule)
-        close(result, value, f"{reduction}: value")
-        for name, d, t in zip(leaves, found, true, strict=True):
-            close(d, t if name not in mine or t is None else own(t, mine[name]), f"{reduction}: {name}")
+    """A registered description, its call shared out: a mean of unequal shards, a sum of equal ones."""
+    given, reduction = inputs(description, CASES[case]()), "sum" if equal else "mean"
+    leaves = given.leaves()
+    value = given.loss(description, "auto", reduction, **leaves)
+    true = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    mine, (result, found) = _shared(description, given, reduction, equal, schedule)
+    close(result, value, "value")
+    for name, d, t in zip(leaves, found, true, strict=True):
+        close(d, t if name not in mine or t is None else own(t, mine[name]), name)
 
 
 def _shared(

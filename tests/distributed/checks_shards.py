@@ -86,17 +86,18 @@ SAMPLED = [0, 1, 2, 3, 4, 6, 7, 9]
 
 
 def resumes() -> None:
-    """A checkpoint of all proxies goes on bit for bit, the draws of classes too."""
-    case = CASES["ragged"]()
+    """A checkpoint of all proxies goes on bit for bit, the draws of classes too; on fewer ranks with the same
+    proxies and draws, and partial sums in another order."""
+    case, size = CASES["ragged"](), dist.get_world_size()
     labels = case.y.unique(return_inverse=True)[1] * 3 % CLASSES
-    counts = shards(len(case.x), dist.get_world_size(), False)
-    x, y = own(case.x, counts), own(labels, counts)
 
-    def made() -> torch.nn.Module:
+    def made(group: object = None) -> torch.nn.Module:
         torch.manual_seed(6)
-        return shard(MADE["cos face"], CLASSES, sample=0.3, seed=5).double()
+        return shard(MADE["cos face"], CLASSES, group, sample=0.3, seed=5).double()
 
     def steps(loss: torch.nn.Module, count: int) -> list[float]:
+        counts = shards(len(case.x), loss.ranks.size, False)
+        x, y = (t.split(counts)[loss.ranks.rank] for t in (case.x, labels))
         optimizer = torch.optim.SGD(loss.parameters(), 0.1)
         found = []
         for _ in range(count):
@@ -107,15 +108,28 @@ def resumes() -> None:
             found.append(value.item())
         return found
 
+    def resumed(state: dict[str, torch.Tensor], group: object = None) -> torch.nn.Module:
+        loss = made(group)
+        loss.load_full_state_dict(state)
+        for key, x in loss.full_state_dict().items():
+            assert torch.equal(x, state[key]), key
+        return loss
+
     first, second = made(), made()
-    whole = steps(first, 4)
-    before = steps(second, 2)
+    whole, before = steps(first, 4), steps(second, 2)
     state = {k: v.clone() for k, v in second.full_state_dict().items()}
-    third = made()
-    third.load_full_state_dict(state)
+    third = resumed(state)
     assert before + steps(third, 2) == whole
-    for (key, a), b in zip(first.full_state_dict().items(), third.full_state_dict().values(), strict=True):
-        assert torch.equal(a, b), key
+    last = first.full_state_dict()
+    for key, x in third.full_state_dict().items():
+        assert torch.equal(x, last[key]), key
+    fewer = list(range(max(1, size - 1)))
+    group = dist.new_group(fewer)
+    if dist.get_rank() in fewer:
+        other = resumed(state, group)
+        close(*(torch.tensor(v, dtype=torch.float64) for v in (steps(other, 2), whole[2:])), "losses")
+        for key, x in other.full_state_dict().items():
+            close(x, last[key], key)
 
 
 def refused() -> None:

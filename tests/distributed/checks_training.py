@@ -16,6 +16,7 @@ import fastdml
 from fastdml import losses
 from fastdml.distributed import cost, ranks, wrap
 from fastdml.distributed.ranks import Ranks
+from fastdml.distributed.ring import Ring, rounds
 from fastdml.large_batch import GradientCache
 from fastdml.wrappers import CrossBatchMemory
 
@@ -126,6 +127,48 @@ def memory_of_each() -> None:
         (found,) = torch.autograd.grad(result, mine)
         close(result, value, "value")
         close(found, own(d, counts), "gradient")
+
+
+def memories_resume() -> None:
+    """That of all from any rank's state, on any number of ranks: the same memory, and its loss; that of each
+    rank's batches bit for bit on as many ranks."""
+    x, y = batch()
+    x, size = x[:, :DIM].contiguous(), dist.get_world_size()
+
+    def step(memory: nn.Module, ranks: Ranks, k: int) -> tuple[Tensor, Tensor]:
+        counts = shards(ROWS, ranks.size, False)
+        mine = x.roll(5 * k, 0).split(counts)[ranks.rank].clone().requires_grad_()
+        value = memory(mine, y.roll(5 * k).split(counts)[ranks.rank])
+        return value.detach(), torch.autograd.grad(value, mine)[0]
+
+    def of_all(group: Any = None) -> nn.Module:
+        return wrap(CrossBatchMemory(losses.SupConLoss(), DIM, 40).double(), group)
+
+    def of_each() -> nn.Module:
+        return CrossBatchMemory(wrap(losses.SupConLoss()), DIM, 2 * ROWS).double()
+
+    for made in (of_all, of_each):
+        memory = made()
+        for k in range(2):
+            step(memory, Ranks(), k)
+        state = {k: v.clone() for k, v in memory.state_dict().items()}
+        true, last = step(memory, Ranks(), 2), memory.state_dict()
+        again = made()
+        again.load_state_dict(state)
+        for found, t in zip(step(again, Ranks(), 2), true, strict=True):
+            assert torch.equal(found, t)
+        for key, found in again.state_dict().items():
+            assert torch.equal(found, last[key]), key
+        if made is of_all:
+            fewer, kept = list(range(size - 1)), (state, true, last)
+    group = dist.new_group(fewer)
+    if dist.get_rank() in fewer:
+        state, true, last = kept
+        memory = of_all(group)
+        memory.load_state_dict(state)
+        close(step(memory, Ranks(group), 2)[0], true[0], "value")
+        for key, found in memory.state_dict().items():
+            assert torch.equal(found, last[key]), key
 
 
 def some_ranks() -> None:
@@ -245,6 +288,54 @@ def what_is_sent() -> None:
         assert found == true, f"{type(loss).__name__} {schedule}: {found} {true}"
 
 
+def blocks_are_under_way() -> None:
+    """The next block's receive is posted before the present block is worked on, and awaited afterwards; so
+    are, one step later, the derivatives that others have made of it."""
+    size, events = dist.get_world_size(), []
+    posted, awaited, block = Ranks.pass_on, Ranks.wait, Ring._block
+
+    def post(self: Ranks, blocks: Any, rooms: Any, tag: int = 0) -> list[Any]:
+        works = posted(self, blocks, rooms, tag)
+        kinds[id(works)] = ("derivatives" if tag % 2 else "columns", tag // 2)
+        events.append(("post", *kinds[id(works)]))
+        kept.append(works)
+        return works
+
+    def wait(self: Ranks, works: Any) -> None:
+        if works:
+            events.append(("wait", *kinds[id(works)]))
+        awaited(self, works)
+
+    def work(self: Ring, problem: Any, held: Any, source: int) -> Any:
+        events.append(("work", "", (dist.get_rank() - source) % size))
+        return block(self, problem, held, source)
+
+    x, y = batch()
+    mine, labels = own(x[:, :DIM], shards(ROWS, size, True)), own(y, shards(ROWS, size, True))
+    for loss in (losses.ContrastiveLoss(), losses.SupConLoss()):
+        sweeps = rounds(loss.description()) - 1
+        kinds: dict[int, tuple[str, int]] = {}
+        kept: list[Any] = []
+        events.clear()
+        Ranks.pass_on, Ranks.wait, Ring._block = post, wait, work  # type: ignore[method-assign]
+        try:
+            wrap(loss, schedule="ring")(mine.clone().requires_grad_(), labels).backward()
+        finally:
+            Ranks.pass_on, Ranks.wait, Ring._block = posted, awaited, block  # type: ignore[method-assign]
+        first = [k for k, e in enumerate(events) if e == ("post", "columns", 0)]
+        passes = [events[a:b] for a, b in zip(first, [*first[1:], None], strict=True)]
+        assert len(passes) == sweeps + 1, events
+        for k, found in enumerate(passes):
+            at = {event: place for place, event in enumerate(found)}
+            for step in range(size):
+                here = at["work", "", step]
+                if step < size - 1:
+                    assert at["post", "columns", step] < here < at["wait", "columns", step], found
+                if step > 0 and k == sweeps:
+                    before = step - 1
+                    assert at["post", "derivatives", before] < here < at["wait", "derivatives", before], found
+
+
 def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
     for name in LOSSES:
@@ -258,4 +349,6 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
     found["autocast and compiled"] = in_autocast_and_compiled
     if size == 3:
         found["some ranks"] = some_ranks
+        found["memories resume"] = memories_resume
+        found["blocks are under way"] = blocks_are_under_way
     return found

@@ -1,4 +1,4 @@
-"""Processes that are started once for a number of ranks and then run every check.
+"""Processes that are started once, as several numbers of ranks one after another, and run every check.
 
 `CHECKS(size)` of a module are functions by name, each of which raises where something does not hold. All
 ranks run them in one order, and each writes what it found.
@@ -14,75 +14,87 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+Wanted = Sequence[tuple[int, Sequence[str]]]  # numbers of ranks, and the modules of checks that these run
 
 
-def run(checks: str, size: int, folder: Path, timeout: float = 300) -> dict[str, str]:
-    """What `size` ranks found: by the name of a check, nothing or what went wrong. checks: a module here."""
+def run(wanted: Wanted, folder: Path, timeout: float = 600) -> dict[str, str]:
+    """What the ranks found: by "size module check" nothing or what went wrong; by "size" whether these ranks
+    have started."""
     path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE)])
     done = subprocess.run(
-        [sys.executable, __file__, checks, str(size), str(folder)], capture_output=True, text=True,
+        [sys.executable, __file__, json.dumps(wanted), str(folder)], capture_output=True, text=True,
         timeout=timeout, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     found: dict[str, str] = {}
-    for rank in range(size):
-        file = folder / f"{rank}.json"
-        results = {"started": (done.stdout + done.stderr)[-3000:] or "ended"}
-        if file.exists():
-            results = json.loads(file.read_text())
-        for name, wrong in results.items():
-            found[name] = found.get(name, "") + (f"rank {rank}: {wrong}\n" if wrong else "")
+    for size, _ in wanted:
+        for rank in range(size):
+            file = folder / str(size) / f"{rank}.json"
+            results = {"": (done.stdout + done.stderr)[-3000:] or "ended"}
+            if file.exists():
+                results = json.loads(file.read_text())
+            for name, wrong in results.items():
+                key = f"{size} {name}".strip()
+                found[key] = found.get(key, "") + (f"rank {rank}: {wrong}\n" if wrong else "")
+    if "FASTDML_TIMES" in os.environ:
+        (folder / "times").write_text(done.stdout)
     return found
 
 
-def _main(checks: str, size: int, folder: Path) -> None:
-    """Forks after the imports, which take longer than the checks."""
+def _main(wanted: Wanted, folder: Path) -> None:
+    """Forks after the imports, which take longer than many checks."""
     import torch
 
     torch.set_num_threads(1)
-    module = importlib.import_module(checks)
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            try:
-                _rank(module, rank, size, folder)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    for size, names in wanted:
+        modules = [importlib.import_module(name) for name in names]
+        (folder / str(size)).mkdir()
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                try:
+                    _rank(modules, rank, size, folder / str(size))
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
 
 
-def _rank(module: object, rank: int, size: int, folder: Path) -> None:
+def _rank(modules: Sequence[object], rank: int, size: int, folder: Path) -> None:
     import torch.distributed as dist
 
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
     )
-    results, slow = {"started": ""}, []
+    results, slow = {"": ""}, []
     file = folder / f"{rank}.json"
-    for name, check in module.CHECKS(size).items():
-        start = time.perf_counter()
-        try:
-            check()
-            results[name] = ""
-        except Exception:
-            results[name] = traceback.format_exc(limit=-6)
-        slow.append((time.perf_counter() - start, name))
-        file.write_text(json.dumps(results))  # the next one may be this process's last
+    for module in modules:
+        for check, function in module.CHECKS(size).items():
+            start, name = time.process_time(), f"{module.__name__} {check}"
+            try:
+                function()
+                results[name] = ""
+            except Exception:
+                results[name] = traceback.format_exc(limit=-6)
+            slow.append((time.process_time() - start, name))
+            file.write_text(json.dumps(results))  # the next one may be this process's last
     if rank == 0 and "FASTDML_TIMES" in os.environ:
-        print(*(f"{seconds:.2f} {name}" for seconds, name in sorted(slow)[-8:]), sep="\n")
+        total = sum(seconds for seconds, _ in slow)
+        longest = (f"{seconds:.2f} {name}" for seconds, name in sorted(slow)[-12:])
+        print(f"{size} ranks: {total:.1f} s of a processor each", *longest, sep="\n")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    _main(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,50 +1,63 @@
 """Over 1 to 4 ranks everything is as in one process with the whole batch.
 
-Ranks start once for a module of checks and a number of them.
+All checks that a run asks for are run once, whichever worker is the first to need one.
 """
+
+import json
 
 import checks_faults
 import checks_losses
 import checks_memory
 import checks_shards
 import checks_training
+import checks_twotower
 import pytest
 import ranks
+from filelock import FileLock
 
-# What runs over how many ranks.
+# What runs over how many ranks, in this order: memory is measured first, and a process dies last.
 RUNS = {
-    checks_losses: (1, 2, 3, 4),
-    checks_shards: (1, 3),
-    checks_training: (2, 3),
-    checks_faults: (3,),
-    checks_memory: (4,),
+    1: (checks_losses, checks_shards),
+    2: (checks_losses, checks_twotower, checks_training),
+    3: (checks_losses, checks_shards, checks_training, checks_faults),
+    4: (checks_memory, checks_losses),
 }
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """Results by module and size, each found when it is first asked for."""
-    known = {}
-
-    def of(module, size):
-        if (module, size) not in known:
-            folder = tmp_path_factory.mktemp(f"ranks{size}")
-            known[module, size] = ranks.run(module.__name__, size, folder)
-        return known[module, size]
-
-    return of
+@pytest.fixture(scope="session")
+def found(request, tmp_path_factory):
+    """What the checks found of which a test is to be run."""
+    asked = {
+        (item.callspec.params["size"], item.callspec.params["module"].__name__)
+        for item in request.session.items
+        if getattr(item, "function", None) is test_check
+    }
+    wanted = [
+        (size, [m.__name__ for m in modules if (size, m.__name__) in asked])
+        for size, modules in RUNS.items()
+    ]
+    wanted = [(size, names) for size, names in wanted if names]
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # that all workers have
+    results = folder / "ranks.json"
+    with FileLock(folder / "ranks.lock"):
+        if not results.exists():
+            (folder / "ranks").mkdir()
+            results.write_text(json.dumps(ranks.run(wanted, folder / "ranks")))
+    return json.loads(results.read_text())
 
 
 @pytest.mark.parametrize(
     ("module", "size", "name"),
     [
         pytest.param(module, size, name, id=f"{module.__name__}-{size}-{name}")
-        for module, sizes in RUNS.items()
-        for size in sizes
+        for size, modules in RUNS.items()
+        for module in modules
         for name in module.CHECKS(size)
     ],
 )
 def test_check(found, module, size, name):
-    results = found(module, size)
-    assert not results.get("started"), results["started"]
-    assert name in results and not results[name], results.get(name)
+    assert not found.get(f"{size}"), found[f"{size}"]
+    key = f"{size} {module.__name__} {name}"
+    assert key in found and not found[key], found.get(key)

@@ -29,6 +29,8 @@ class Contrastive(Described):
     pos_aggregation, neg_aggregation: what a sum is divided by: its number of terms above 0 ("active"),
         of "pairs", or the size of the "batch"; "rows": a mean per row, then over the rows with a pair.
     squared: the hinges' squares. relative: numbers are times row_values[:, 0] first.
+    least_positive, most_negative: None; or positives count that are farther than this, and negatives that
+        are nearer than this: a miner's rule.
     """
 
     name = "contrastive"
@@ -48,11 +50,14 @@ class Contrastive(Described):
     pos_weight: float = 1.0
     neg_weight: float = 1.0
     relative: bool = False
+    least_positive: float | None = None
+    most_negative: float | None = None
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
     def __post_init__(self) -> None:
-        check.finite(self.pos_margin, "pos_margin")
-        check.finite(self.neg_margin, "neg_margin")
+        for name in ("pos_margin", "neg_margin", "least_positive", "most_negative"):
+            if getattr(self, name) is not None:
+                check.finite(getattr(self, name), name)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -61,6 +66,7 @@ class Contrastive(Described):
             cls(0.3, 1.2, "pairs", "pairs", similarity="raw_squared_distance"),
             cls(0.9, 0.1, similarity="cosine"),
             cls(0.3, 0.9, similarity="ball_distance"),  # 1 is the distance of the origin to the sphere
+            cls(0.1, 1.1, least_positive=0.5, most_negative=1.3),
         ]
 
     @property
@@ -85,25 +91,36 @@ class Contrastive(Described):
     def row(self, p: Row) -> Any:
         s = p.s * p.row_value(0) if self.relative else p.s
         sums, counts = [], []
+        positive, negative = self._kept(p)
         for term, mask, floor, grade in (
-            (self.sign * (self.pos_margin - s), p.positive, self.floor_p, p.grade),
-            (self.sign * (s - self.neg_margin), p.negative, self.floor_n, 1.0),
+            (self.sign * (self.pos_margin - s), positive, self.floor_p, p.grade),
+            (self.sign * (s - self.neg_margin), negative, self.floor_n, 1.0),
         ):
             cost = relu(term)
             sums.append(sum(grade * cost * (1 - self.squared + self.squared * cost), where=mask))
             counts.append(sum(grade, where=mask & (term > floor)))
         return (*sums, *counts)
 
+    def _kept(self, p: Any) -> tuple[Any, Any]:
+        """The positives and the negatives that count, of a row or of rows."""
+        positive, negative = p.positive, p.negative
+        if self.least_positive is not None:
+            positive = positive & (self.sign * p.s < self.sign * self.least_positive)
+        if self.most_negative is not None:
+            negative = negative & (self.sign * p.s > self.sign * self.most_negative)
+        return positive, negative
+
     def pieces(self, rows: Rows) -> dict[str, Piece]:
         s = rows.s
+        positive, negative = self._kept(rows)
         if self.relative:
             assert rows.row_values is not None
             s = s * rows.row_values[:, :1]
         pull = (self.sign * (self.pos_margin - s)).relu()
         push = (self.sign * (s - self.neg_margin)).relu()
         return {
-            "pos_loss": Piece("pos_pair", pull, rows.positive),
-            "neg_loss": Piece("neg_pair", push, rows.negative),
+            "pos_loss": Piece("pos_pair", pull, positive),
+            "neg_loss": Piece("neg_pair", push, negative),
         }
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:

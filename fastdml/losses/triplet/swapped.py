@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import library
 from ...engine.similarity import METRICS
 
 _AT_ONCE = 1 << 20  # numbers of a temporary
@@ -64,6 +65,14 @@ def _forward(
         from_anchor = dense(x[a.flatten()], y, 0.0).mul_(direction).unflatten(0, a.shape)
         from_positive = dense(y[p.flatten()], y, 0.0).mul_(direction).unflatten(0, p.shape)
         near = _near(from_anchor, a, p, copy)
+        if _compiled(x, smooth):
+            loss[a] += from_anchor.sum(2) * 0  # a NaN that no comparison sees
+            _without_class(from_anchor, from_positive, every)
+            sums, above = torch.empty_like(near[..., 0]), torch.empty_like(near[..., 0])
+            torch.ops.fastdml_native.swapped_sums_(sums, above, from_anchor, from_positive, near, margin)
+            loss[a] += sums
+            active[a] += above
+            continue
         _without_class(from_anchor, from_positive, every)
         for some in _anchors(from_anchor, p.shape[1]):
             excess = torch.maximum(from_anchor[:, some, None], from_positive[:, None])
@@ -92,7 +101,13 @@ def _backward(
         near = _near(from_anchor, a, p, copy)
         _without_class(from_anchor, from_positive, every)
         d_anchor, d_positive = torch.zeros_like(from_anchor), torch.zeros_like(from_positive)
-        for some in _anchors(from_anchor, p.shape[1]):
+        if _compiled(x, smooth):
+            pull = torch.empty_like(near)
+            torch.ops.fastdml_native.swapped_slopes_(
+                d_anchor, d_positive, pull, weight[a], from_anchor, from_positive, near, margin
+            )
+            d_anchor.scatter_add_(2, p[:, None].expand_as(pull), pull)
+        for some in () if _compiled(x, smooth) else _anchors(from_anchor, p.shape[1]):
             one, other = from_anchor[:, some, None], from_positive[:, None]
             excess = torch.maximum(one, other).sub_((near[:, some] - margin)[..., None])
             w = excess.sigmoid_() if smooth else (excess > 0).to(excess.dtype)
@@ -108,6 +123,11 @@ def _backward(
         d_y.index_add_(0, p.flatten(), d_p)
         d_y += d_c
     return d_x, d_y
+
+
+def _compiled(x: Tensor, smooth: bool) -> bool:
+    """Whether the compiled library takes the triplets: of a hinge, on the CPU."""
+    return not smooth and x.device.type == "cpu" and library.load() is not None
 
 
 def _blocks(labels: Tensor, columns: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -53,6 +53,13 @@ class TripletMargin(RowLoss):
         check.one_of(self.normalizer, "normalizer", sorted(_COUNTED))
         check.count(self.k, "k")
         check_strategies(self.positives, self.negatives, ("positives", "negatives"))
+
+    def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
+        if set(rule) == {"within"}:  # what is farther has no loss, and is not counted
+            alike = not self.smooth and self.normalizer == "active"
+            every = (self.positives, self.negatives) == ("all", "all")
+            return self if alike and every and self.margin <= rule["within"] else None
+        return super().with_rule(rule)
 
     @property
     def direction(self) -> float:

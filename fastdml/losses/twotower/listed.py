@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...engine import check
 from ...engine.similarity import SIMILARITIES
-from ..base import Loss, Term, total
+from ..base import Loss, total
 
 __all__: list[str] = []
 
@@ -18,6 +20,18 @@ def reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
     return losses.sum() / (max(1, losses.shape[0]) if reduction == "mean" else 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfRows:
+    """A part of a loss that is a number of every row alone: `function` of the row's arguments, reduced."""
+
+    function: Callable[..., Tensor]
+    arguments: tuple[Tensor, ...]  # [B, ...] each
+    reduction: str
+
+    def evaluate(self) -> Tensor:
+        return reduced(self.function(*self.arguments), self.reduction)
 
 
 class ListedLoss(Loss):
@@ -44,12 +58,12 @@ class ListedLoss(Loss):
         if self.validate:
             check.embeddings(candidates.reshape(-1, width), "candidates", True)
             check.embeddings(teacher_scores, "teacher_scores", True)
-        return [Term(self._value, (embeddings, candidates, teacher_scores.detach()))]
+        return [OfRows(self._rows, (embeddings, candidates, teacher_scores.detach()), self.reduction)]
 
-    def _value(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
+    def _rows(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
         metric = SIMILARITIES[self.similarity]
         s = metric.sign * metric.listed(embeddings, candidates)
-        return reduced(self.of_scores(s, teacher_scores.to(s.dtype)), self.reduction)
+        return self.of_scores(s, teacher_scores.to(s.dtype))
 
     def of_scores(self, student: Tensor, teacher: Tensor) -> Tensor:
         """[B] row losses of scores [B, K]."""

@@ -47,6 +47,11 @@ class Hard:
     ids: Tensor | None = None
     guide: Tensor | None = None
 
+    def of(self, some: Callable[[Tensor], Tensor]) -> Hard:
+        """Of some of the rows."""
+        each = (self.embeddings, self.log_weights, self.ids, self.guide)
+        return Hard(*(None if x is None else some(x) for x in each))  # type: ignore[arg-type]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Beside:
@@ -64,6 +69,18 @@ class Beside:
     own_guide: tuple[Tensor, Tensor] | None = None
     ids: Tensor | None = None
     hard: Hard | None = None
+
+    def of(self, some: Callable[[Tensor], Tensor]) -> Beside:
+        """Of some of the rows, which `some` takes out of each tensor."""
+        guide = None if self.own_guide is None else (some(self.own_guide[0]), some(self.own_guide[1]))
+        return dataclasses.replace(
+            self,
+            queries=some(self.queries),
+            documents=some(self.documents),
+            own_guide=guide,
+            ids=None if self.ids is None else some(self.ids),
+            hard=None if self.hard is None else self.hard.of(some),
+        )
 
     def __call__(self, call: Call, levels: list[Tensor]) -> Call:
         """The call with its rows' numbers. levels: [B] each, of negatives in other matrices."""
