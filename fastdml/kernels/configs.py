@@ -26,6 +26,11 @@ class Config:
     warps: int
     stages: int
 
+    @property
+    def narrow(self) -> int:
+        """Rows that stream past at once where labels are compared."""
+        return self.stream // 2 if self.stream > 64 or interpreted() else self.stream
+
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n and at least 16, the least a product takes."""
@@ -79,6 +84,18 @@ def weights_config(
     # Two chunks of D, and many states beside them.
     stream = 16 if states > 3 and width > 256 else 32
     return Config(128 if arch != 80 else 64, stream, depth, output, 8, 2)
+
+
+def written_config(
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
+    slots: int = 0,
+) -> Config:  # fmt: skip
+    """For kernel 2 where it writes weights: it holds no gradient, and tiles are as wide as registers allow."""
+    width = power_of_two(d)
+    if dtype == torch.float32:
+        return Config(128, 32, min(width, 16 if precision == "ieee" else 32), 16, 8, 2)
+    stream = 16 if slots else 64 if teacher or arch != 90 else 128
+    return Config(128, stream, min(width, 64), 16, 8, 2 if arch == 80 else 3)
 
 
 def interpreter_config(d: int, output: int = 16) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,11 @@ from torch import Tensor
 from . import launch
 from .launch import AnyLoss, Lists, Numbers, Side
 from .list_loss import ListLoss
+
+
+Products = tuple[
+    Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]
+]
 
 
 @dataclasses.dataclass
@@ -68,6 +73,7 @@ def tile_rows(
     gradients: tuple[bool, bool] = (True, True),
     sums: bool = False,
     precision: str | None = None,
+    products: Products | None = None,
 ) -> TileResult:
     """Losses of the rows of anchors against candidates, and the gradients of their weighted sum.
 
@@ -98,6 +104,8 @@ def tile_rows(
         gradients: which of the two gradients are wanted.
         sums: also sums of weights per row and column.
         precision: "ieee", "tf32" or "tf32x3" for float32; None: torch's setting.
+        products: `multiply(a, b, out)` and `accumulate(total, a, b)` into float32, for dimensions at which
+            weights are written and multiplied by the library; None: torch's, for float32 alone.
 
     Raises:
         ValueError: naming the argument and what was expected of it.
@@ -128,6 +136,7 @@ def tile_rows(
     col_order = row_order if one_set else _order(cols, order)
     rows = _permuted(rows, row_order)
     cols = rows if one_set else _permuted(cols, col_order)
+    launch.encode(rows, cols)
     own = None
     if exclude_self:
         own = _own(rows, cols, row_order, col_order, offset)
@@ -138,7 +147,16 @@ def tile_rows(
         column_weight = column_weight[col_order]
 
     lists = None
-    if isinstance(loss, ListLoss):
+    k, j = loss.outputs, loss.outputs + loss.derivatives
+    totals = sums or pair.metric.startswith("raw")
+    chunks = launch.chunks_of(loss, anchors)
+    write = any(gradients) and launch.writes_weights(loss, centres, chunks, anchors.dtype, totals)
+    # Where the sweep for the anchors' gradient finds it too, that is all there is to be swept.
+    find = (gradients[0] or write) and not columns
+    find = find and launch.finds_statistics(loss, centres, chunks, write)
+    if find:
+        found = torch.empty(j, rows.count, dtype=torch.float32, device=anchors.device)
+    elif isinstance(loss, ListLoss):
         lists = Lists.of(rows, cols)
         found = launch.list_statistics(
             loss, rows, cols, p, pair, lists, own=own, precision=precision
@@ -147,11 +165,9 @@ def tile_rows(
         found, _ = launch.statistics(
             loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
         )
-    k, j = loss.outputs, loss.outputs + loss.derivatives
-    result = TileResult(_restored(found[:k].t(), row_order))
-    if loss.derivatives:
-        by_row = _restored(found[k:j].t(), row_order)
-        result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
+    result = TileResult(found)
+    if not find:
+        _put_rows(result, loss, found, row_order)
     col_states = None
     own_row = _inverse(own, cols.count) if own is not None and not one_set else own
     if columns:
@@ -170,26 +186,42 @@ def tile_rows(
         states = torch.cat([by_output.float().t(), states])
         row_weight = None
     row_w, col_w, factor = _relative(row_weight, column_weight, weight, rows, cols, columns)
-    totals = sums or pair.metric.startswith("raw")
     shared: dict[str, Any] = {
         "factor": factor,
         "precision": precision,
         "sums": totals,
         "lists": lists,
     }
+    if write:
+        _written(
+            result, loss, rows, cols, p, pair, gradients, products or (_multiply, _accumulate), find=find,
+            stay_states=states, stream_states=states if one_set else col_states, stay_weights=row_w,
+            stream_weights=row_w if one_set else col_w, own=own, **shared,
+        )  # fmt: skip
+        if find:
+            _put_rows(result, loss, result.outputs, row_order)
+        for name, order in (("d_anchors", row_order), ("d_candidates", col_order)):
+            gradient = getattr(result, name)
+            if gradient is not None:
+                setattr(result, name, _restored(gradient, order))
+        return result
     if one_set:
         done = launch.weights(
             loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,
-            stream_weights=row_w, own=own, **shared,
+            stream_weights=row_w, own=own, find=find, **shared,
         )  # fmt: skip
+        if done.results is not None:
+            _put_rows(result, loss, done.results, row_order)
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
         result.d_column_values = _by_column(done, row_order)
         return result
     if gradients[0]:
         done = launch.weights(
             loss, rows, cols, p, pair, stay_states=states, stream_states=col_states,
-            stay_weights=row_w, stream_weights=col_w, own=own, **shared,
+            stay_weights=row_w, stream_weights=col_w, own=own, find=find, **shared,
         )  # fmt: skip
+        if done.results is not None:
+            _put_rows(result, loss, done.results, row_order)
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
     if gradients[1]:
         done = launch.weights(
@@ -199,6 +231,56 @@ def tile_rows(
         result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
         result.d_column_values = _by_column(done, col_order)
     return result
+
+
+def _written(
+    result: TileResult, loss: AnyLoss, rows: Side, cols: Side, p: Tensor, pair: Numbers,
+    gradients: tuple[bool, bool], products: Products, **options: Any,
+) -> None:  # fmt: skip
+    """The gradients, in the order of their sides, by products of written weights G: dA = G C, dC = G^T A. Of
+    one set G is that of both directions, and the first is all. Outputs are what `finish` returned, if that
+    was found."""
+    multiply, accumulate = products
+    one_set = cols is rows
+    held, starts = launch.written_blocks(rows, cols)
+    make = {"dtype": torch.float32, "device": rows.x.device}
+    if gradients[0] or one_set:
+        result.d_anchors = torch.empty(rows.x.shape, **make)
+    if gradients[1] and not one_set:
+        result.d_candidates = torch.empty(cols.x.shape, **make)
+    found = []
+    for first in starts:
+        done = launch.weights(
+            loss, rows, cols, p, pair, written=launch.Written(held, first), **options
+        )
+        if done.results is not None:
+            found.append(done.results)
+        g = held[: rows.count - first]
+        block = slice(first, first + len(g))
+        if result.d_anchors is not None:
+            multiply(g, cols.x, result.d_anchors[block])
+        if result.d_candidates is not None:
+            add = accumulate if first else lambda total, a, b: multiply(a, b, total)
+            add(result.d_candidates, g.t(), rows.x[block])
+    if found:
+        result.outputs = torch.cat(found, 1)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.mm(a, b, out=out)
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return total.addmm_(a, b)
+
+
+def _put_rows(result: TileResult, loss: AnyLoss, found: Tensor, order: Tensor | None) -> None:
+    """found [outputs + derivatives + ..., M]: what `finish` returned."""
+    k, j = loss.outputs, loss.outputs + loss.derivatives
+    result.outputs = _restored(found[:k].t(), order)
+    if loss.derivatives:
+        by_row = _restored(found[k:j].t(), order)
+        result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
 
 
 def _norms(x: Tensor, metric: str) -> Tensor | None:

@@ -138,6 +138,13 @@ class TileLoss:
         return self.scalars + self.slopes
 
     @property
+    def rides(self) -> bool:
+        """Whether a row is found by sums of its pairs that the sweep for weights can make too: these read
+        nothing of the row."""
+        sums = [kind == "sum" for one in self.passes for kind in one.kinds]
+        return self.states == 0 and self.inputs == 0 and len(self.passes) == 1 and all(sums)
+
+    @property
     def values(self) -> int:
         """Statistics per row, the caller's inputs included."""
         return self.inputs + sum(one.values for one in self.passes)

@@ -221,7 +221,7 @@ class Printer:
         ]
         self.counts_own = program.reads("columns")
         self.host = self._host(roots)
-        self.passes = passes_of(roots)
+        self.passes = passes_of(roots, lambda node: _statistics([node])[3])
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
         if program.trace.counted:
