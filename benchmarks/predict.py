@@ -49,9 +49,9 @@ class Machine:
 class Problem:
     """A line of the table. functor, form: as in row-instructions.csv; loss: as in triton-resources.csv.
 
-    similarities: how often S = A C^T is needed, of the bare products too. equal: both gradients are one product.
-    idle: loops at the end of the functor that do nothing here. thresholds: of a row; they come in
-    groups of four that share a visit.
+    similarities: how often S = A C^T is needed, of the bare products too. equal: both gradients are one
+    product. idle: loops at the end of the functor that do nothing here. thresholds: of a row; they come in
+    groups of four that share a visit. before: in triton-resources.csv, what is asked of columns first.
     """
 
     title: str
@@ -66,6 +66,7 @@ class Problem:
     equal: bool = False
     idle: int = 0
     thresholds: int = 0
+    before: str = ""
 
     @property
     def pairs(self) -> float:
@@ -76,7 +77,9 @@ PROBLEMS = (
     Problem("multi-similarity, mined", "multi_similarity", "MultiSimilarity", idle=1),
     Problem("contrastive, cosine", "contrastive", "Contrastive", similarities=2, equal=True),
     Problem("SupCon", "sup_con", "SupCon"),
-    Problem("InfoNCE", "info_nce", "InfoNCE", one_set=False),
+    Problem(
+        "InfoNCE, CLIP", "info_nce", "InfoNCE", one_set=False, similarities=2, before="log_sum_exp"
+    ),
     Problem("Proxy-Anchor, 100,000 classes", "proxy_anchor", "ProxyAnchor", rows=100_000, one_set=False),
     Problem("Smooth-AP, 4 a class", "smooth_ap, 4 a class", "SmoothAP", idle=1, thresholds=4),
     Problem("SigLIP", "siglip", "SigLIP", 65536, 65536, (768,), one_set=False),
@@ -112,8 +115,8 @@ def bare(p: Problem, d: int, m: Machine) -> float:
 def native(p: Problem, d: int, m: Machine, rows: list[Row]) -> Step:
     """A block of products, the row kernel, two products: one after the other."""
     (line,) = [r for r in rows if (r["label"], r["functor"], r["form"]) == ("now", p.functor, p.form)]
-    numbers = {k: [float(x) for x in line[k].split()] for k in ("visits", "inner", "row_bytes", "column_bytes")}
-    visits = list(zip(*(n[: len(n) - p.idle] for n in numbers.values()), strict=True))
+    found = ([float(x) for x in line[k].split()] for k in ("visits", "inner", "row_bytes", "column_bytes"))
+    visits = list(zip(*(n[: len(n) - p.idle] for n in found), strict=True))
     if p.thresholds:  # whole groups, or what is left of one; then the weights, with a loop over thresholds
         groups, left = divmod(p.thresholds, 4)
         whole, part, (all_, inner, *moved) = visits
@@ -126,7 +129,9 @@ def native(p: Problem, d: int, m: Machine, rows: list[Row]) -> Step:
     cached = sum(v[2] + v[3] / int(line["blocks"]) for v in visits)
     held = 4 * p.similarities + 2  # bytes a pair: products come from memory once, weights go there
     rest, bound = longest(
-        issue=m.issue(issued * p.pairs), cache=cached * p.pairs / m.cache, memory=held * p.pairs / m.memory
+        issue=m.issue(issued * p.pairs),
+        cache=cached * p.pairs / m.cache,
+        memory=held * p.pairs / m.memory,
     )
     similarities = p.similarities * max(2 * p.pairs * d / m.cublas, 4 * p.pairs / m.memory)
     blocks = -(-p.rows // 1024)  # each adds to the candidates' gradient, in float32
@@ -138,13 +143,12 @@ def native(p: Problem, d: int, m: Machine, rows: list[Row]) -> Step:
 
 def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
     """Kernels one after the other; None where they have not been compiled for this dimension."""
-    wanted = (p.loss, "sm_90", "bfloat16", str(d))
     mine = [
         r for r in kernels
-        if (r["loss"], r["arch"], r["dtype"], r["D"]) == wanted
-        and r["issued_per_pair"] and not r["kernel"].endswith("no gradient")
+        if r["loss"] in (p.loss, p.before)
+        and (r["arch"], r["dtype"], r["D"]) == ("sm_90", "bfloat16", str(d)) and r["issued_per_pair"] and not r["kernel"].endswith("no gradient")
     ]  # fmt: skip
-    if not mine:
+    if not any(r["loss"] == p.loss for r in mine):
         return None
     sums = dict.fromkeys(("products", "rest", "issued", "cached"), 0.0)
     bounds = []
@@ -153,7 +157,7 @@ def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
         multiplied = m.products(2 * p.pairs * d * int(r["products"]))
         arithmetic = m.issue(issued * p.pairs)
         read = cached * p.pairs / m.cache
-        # A block alone on its processor multiplies and computes in turn; of two one does while the other waits.
+        # A block alone on its processor multiplies and computes in turn; of two one computes meanwhile.
         threads = 32 * int(r["warps"])
         registers = threads * -(-int(r["registers"]) // 8) * 8
         alone = min(m.registers // registers, m.shared // (int(r["shared_bytes"]) + 1024)) < 2
@@ -161,8 +165,9 @@ def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
         writes = r["kernel"].startswith("written")
         stored = 2 * p.pairs / m.memory if writes else 0.0
         seconds = max(busy, read, stored)
-        bounds.append("cache" if read > busy else "memory" if stored > busy else "in turn" if alone else "overlapped")
-        if writes:  # products of a block of weights of 128 MiB: with one set one, with both sides the second adds
+        turns = "in turn" if alone else "overlapped"
+        bounds.append("cache" if read == seconds else "memory" if stored == seconds else turns)
+        if writes:  # then the products of each 128 MiB of them: of one set one, else a second that adds
             once = max(2 * p.pairs * d / m.cublas, 2 * p.pairs / m.memory)
             blocks = 2 * p.pairs / 2**27
             again = max(2 * p.pairs * d / m.cublas, (2 * p.pairs + blocks * p.columns * d * 8) / m.memory)
@@ -184,8 +189,8 @@ def read(name: str) -> list[Row]:
 
 
 COLUMNS = (
-    "problem", "rows", "columns", "D", "kernels", "bare_ms", "products_ms", "rest_ms", "bound", "issued_per_pair",
-    "cache_bytes_per_pair", "predicted_ms", "predicted_ratio", "measured_ratio",
+    "problem", "rows", "columns", "D", "kernels", "bare_ms", "products_ms", "rest_ms", "bound",
+    "issued_per_pair", "cache_bytes_per_pair", "predicted_ms", "predicted_ratio", "measured_ratio",
 )  # fmt: skip
 
 
@@ -198,7 +203,8 @@ def predicted(m: Machine) -> Iterator[dict[str, object]]:
     for p in PROBLEMS:
         for d in p.dims:
             floor = bare(p, d, m)
-            for who, step in (("native", native(p, d, m, rows)), ("triton", tiles(p, d, m, kernels))):
+            steps = (("native", native(p, d, m, rows)), ("triton", tiles(p, d, m, kernels)))
+            for who, step in steps:
                 if step is None:
                     continue
                 place = (p.loss.partition(",")[0], str(p.columns), str(d), who)
@@ -215,16 +221,16 @@ def predicted(m: Machine) -> Iterator[dict[str, object]]:
 
 
 def markdown(lines: list[dict[str, object]], m: Machine) -> str:
-    head = ("problem", "D", "kernels", "bare, ms", "products", "rest", "bound of the rest", "instructions a pair",
-            "cache, bytes a pair", "step, ms", "step / bare", "measured")  # fmt: skip
+    head = ("problem", "D", "kernels", "bare, ms", "products", "rest", "bound of the rest",
+            "instructions a pair", "cache, bytes a pair", "step, ms", "step / bare", "measured")  # fmt: skip
     keys = ("problem", "D", "kernels", "bare_ms", "products_ms", "rest_ms", "bound", "issued_per_pair",
             "cache_bytes_per_pair", "predicted_ms", "predicted_ratio", "measured_ratio")  # fmt: skip
     text = [
         "# A step on an H200, by counting",
         "",
-        "**Predicted, not measured**, by `python benchmarks/predict.py`; docs/gpu.md has the formulas. Forward and",
-        "backward, bfloat16, B=32,768 (SigLIP: 65,536), beside cuBLAS's products of the same problem. Instructions",
-        "and bytes are those of the kept tables of machine code; the rates are these:",
+        "**Predicted, not measured**, by `python benchmarks/predict.py`; docs/gpu.md has the formulas.",
+        "Forward and backward, bfloat16, B=32,768 (SigLIP: 65,536), beside cuBLAS's products of the same problem.",
+        "Instructions and bytes are those of the kept tables of machine code; the rates are these:",
         "",
         "| | |",
         "|---|---|",

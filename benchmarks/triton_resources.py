@@ -8,8 +8,9 @@ often as it runs. Kernels are those that run: printed ones of losses in the row 
     python benchmarks/triton_resources.py [--losses multi_similarity ...] [--arch 80 90 100]
         [--types bfloat16 float32] [--keep]
 
-issued_per_pair: instructions of the plain loop that a pair takes of a thread's, all of them. l2_bytes_per_pair:
-what it reads of embeddings from the second cache. Both of all visits of a kernel. `predict.py` goes by them.
+issued_per_pair: instructions of the plain loop that a pair takes of a thread's, all of them.
+l2_bytes_per_pair: what it reads of embeddings from the second cache. Both of all visits of a kernel;
+`predict.py` goes by them.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ PREDICTED = {  # besides, for benchmarks/predict.py
 }  # fmt: skip
 COLUMNS = (
     "loss", "kernel", "arch", "dtype", "precision", "D", "triton", "stay", "stream", "warps", "registers",
-    "spill_bytes", "shared_bytes", "shared_limit", "tensor_cores", "products", "mufu_per_pair", "fp32_per_pair",
-    "alu_per_pair", "issued_per_pair", "l2_bytes_per_pair",
+    "spill_bytes", "shared_bytes", "shared_limit", "tensor_cores", "products", "mufu_per_pair",
+    "fp32_per_pair", "alu_per_pair", "issued_per_pair", "l2_bytes_per_pair",
     "cycles_tensor", "cycles_mufu", "cycles_fp32", "cycles_alu", "cycles_issue", "bound",
 )  # fmt: skip
 ISSUE = 128  # instructions of threads a multiprocessor issues in a clock: four warps
@@ -124,8 +125,10 @@ def main() -> None:
         for per_class in (16, 4) if loss == "smooth_ap" else (16,):
             example = tile_functors.example(loss, per_class)
             name = loss if per_class == 16 else f"{loss}, {per_class} a class"
-            for arch in options.arch if per_class == 16 else [90]:
-                for dtype, d, precision in wanted(loss, arch, options.types if per_class == 16 else ["bfloat16"]):
+            usual = per_class == 16
+            for arch in options.arch if usual else [90]:
+                types = options.types if usual else ["bfloat16"]
+                for dtype, d, precision in wanted(loss, arch, types):
                     for kernel, compiled in aot.kernels(example, arch, dtype, d, precision or "tf32"):
                         rows.append(row(name, kernel, arch, dtype, d, compiled, precision, example))
                     print(name, arch, dtype, d, precision, flush=True)

@@ -205,7 +205,7 @@ def _memeff(workload: Workload) -> Step:
         raise Unavailable("memeff is not installed") from error
     ours, data = catalogue.build(workload), catalogue.inputs(workload)
     # `stable` would give another gradient than that of the loss.
-    module = MemoryEfficientCLIPLoss(math.exp(-float(ours.log_scale)), stable=False)
+    module = MemoryEfficientCLIPLoss(math.exp(-float(ours.get_parameter("log_scale"))), stable=False)
     x, ref = data.embeddings, data.ref
     return Step(lambda: module(x, ref), catalogue.leaves(ours, data))
 

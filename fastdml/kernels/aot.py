@@ -126,19 +126,20 @@ def writes_weights(
 
 
 def _chunks(example: Example, arch: int, dtype: torch.dtype, d: int, precision: str) -> int:
-    tile = example.tile
-    c = configs.weights_config(arch, dtype, d, precision, tile.teacher, tile.states, tile.slots)
-    return -(-d // c.output)
+    from . import launch
+
+    needs = launch.weights_needs(example.tile)
+    return -(-d // configs.weights_config(arch, dtype, d, precision, **needs).output)
 
 
 def thresholds(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> Compiled:
     """The kernel that finds the thresholds of a ListLoss."""
-    from . import lists
+    from . import launch, lists
 
     slots = example.tile.slots
-    c = configs.statistics_config(arch, dtype, d, precision, slots=slots)
+    c = configs.statistics_config(arch, dtype, d, precision, **launch.statistics_needs(example.tile))
     constants = {
         "SLOTS": slots, "METRIC": example.metric, "EPSILON": 0.0, "D": d, "BLOCK_M": c.stay,
         "BLOCK_N": c.stream, "BLOCK_D": c.depth, "PRECISION": precision,
@@ -172,14 +173,14 @@ def statistics(
     from . import forward, launch
 
     tile = example.tile
+    needs = launch.statistics_needs(tile)
+    c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
     if isinstance(tile, ListLoss):
-        c = config or configs.statistics_config(arch, dtype, d, precision, slots=tile.slots)
         slots = min(tile.slots, launch.GROUP)
         one = Pass(("sum",) * (tile.values * slots), tile.compare)
         known = slots
     else:
         slots = 0
-        c = config or configs.statistics_config(arch, dtype, d, precision, tile.heavy)
         one = tile.passes[number]
         known = tile.inputs + sum(p.values for p in tile.passes[:number])
     constants = _shared(example, d, c, precision) | {
@@ -204,12 +205,12 @@ def weights(
     sides: str = "both", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 2 for the gradient of the loss's "rows", of its "columns", or of "both", which are one set."""
-    from . import backward
+    from . import backward, launch
 
     tile = example.tile
     write = writes_weights(example, arch, dtype, d, precision)
     rule = configs.written_config if write else configs.weights_config
-    c = config or rule(arch, dtype, d, precision, tile.teacher, tile.states, tile.slots)
+    c = config or rule(arch, dtype, d, precision, **launch.weights_needs(tile))
     find = sides != "columns" and finds_statistics(example, arch, dtype, d, precision)
     one = tile.passes[0] if find and isinstance(tile, TileLoss) else None
     constants = _shared(example, d, c, precision) | {
@@ -244,7 +245,8 @@ def _shared(example: Example, d: int, c: configs.Config, precision: str) -> dict
         "GROUPS": (tile.groups if centres > 1 else None) or "none", "K": centres,
         "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
         "COLUMN_VALUES": tile.column_values, "OWN": isinstance(tile, ListLoss) and tile.own,
-        "NARROW": c.narrow, "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16, "PRECISION": precision,
+        "NARROW": c.narrow, "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
+        "PRECISION": precision,
     }  # fmt: skip
 
 
@@ -363,10 +365,10 @@ def loop_counts(sass: str, pairs: int, depth: int = 1) -> dict[str, int]:
     """Instructions by pipe in the plain loop, in which a thread has `pairs` pairs of a tile.
 
     Loops are backward branches. Of those that multiply and do some arithmetic on every pair, the
-    plain one is the first in the code that holds no other: a loop over D alone does less, and the masked one,
-    whose tile may be narrower, comes after it. The loops in it count as often as they run: those that multiply
-    `depth` times, those over the thresholds of a list as their counters say. Where that cannot be read it is
-    the masked one, whose counter is a threshold's number.
+    plain one is the first in the code that holds no other: a loop over D alone does less, and the masked
+    one, whose tile may be narrower, comes after it. The loops in it count as often as they run: those that
+    multiply `depth` times, those over the thresholds of a list as their counters say. Where that cannot be
+    read it is the masked one, whose counter is a threshold's number.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
@@ -381,13 +383,13 @@ def loop_counts(sass: str, pairs: int, depth: int = 1) -> dict[str, int]:
             start = labels.get(target[0], at)
             if start < at:
                 loops.append((start, at))
-    found = []
+    innermost: list[tuple[int, int, dict[str, int]]] = []
     for start, stop in sorted(loops, key=lambda one: one[1] - one[0]):
         counts = count(name for name, _ in code[start : stop + 1])
-        holds = any(start <= first and last <= stop for first, last, _ in found)
+        holds = any(start <= first and last <= stop for first, last, _ in innermost)
         if counts["tensor"] and counts["fp32"] >= pairs and not holds:
-            found.append((start, stop, counts))
-    for start, stop, counts in sorted(found, key=lambda one: one[0]):
+            innermost.append((start, stop, counts))
+    for start, stop, counts in sorted(innermost, key=lambda one: one[0]):
         times = {
             (first, last): trips(code, first, last)
             for first, last in loops

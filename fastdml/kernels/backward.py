@@ -7,8 +7,8 @@ ever transposed and nothing is written twice. Where both sides have row statisti
 embeddings, or a loss of rows and columns) the weights of both directions are summed in one sweep. Where
 weights need no statistics of their row, these are found in the same sweep, and kernel 1 is spared.
 
-An embedding that no program can hold would be multiplied by chunks, each with all similarities anew. There the
-weights of a block of rows are written instead (STORE), once, for the library's products.
+An embedding that no program can hold would be multiplied by chunks, each with all similarities anew. There
+the weights of a block of rows are written instead (STORE), once, for the library's products.
 """
 
 import triton
@@ -170,11 +170,12 @@ def weights_kernel(
     D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr, COLUMN_VALUES: tl.constexpr,
     SLOTS: tl.constexpr, OWN: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, NARROW: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, FOLD: tl.constexpr, KINDS: tl.constexpr,
-    STORE: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+    FOLD: tl.constexpr, KINDS: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, rows of a, D] = pair weights times b, scaled; where STORE, out [count, 8 eighths] = the weights
-    of the products of `count` rows of a, from block first_block on; its rows end with a whole tile. sums [splits, 2 or more, rows of a].
+    """out [splits, rows of a, D] = pair weights times b, scaled; where STORE, out [count, 8 eighths] = the
+    weights of the products of `count` rows of a, from block first_block on, whose rows end with a whole
+    tile. sums [splits, 2 or more, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
     M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
@@ -255,18 +256,19 @@ def weights_kernel(
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
             WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
             NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS, STORE,
-            False,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
+            STORE, False,
         )  # fmt: skip
     for i in range(0, (around + hanging) * (BLOCK_B // NARROW)):
         acc, totals, folded = _weigh_tile(
-            acc, totals, folded, near_tile(i, start, around, end, BLOCK_B // NARROW), self_column, rows, a_tile,
+            acc, totals, folded, near_tile(i, start, around, end, BLOCK_B // NARROW), self_column, rows,
+            a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
             WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
             NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
-            NARROW, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS, STORE,
-            True,
+            NARROW, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
+            STORE, True,
         )  # fmt: skip
     keep = exists & (place < total * stay)
     if SUMS or sum_of_columns:

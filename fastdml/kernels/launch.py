@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -223,7 +223,7 @@ def statistics(
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, functools.partial(configs.statistics_config, heavy=loss.heavy), x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding,
         lambda c: statistics(loss, rows, columns, parameters, pair, own=own, inputs=inputs,
                              precision=precision, config=c),
     )  # fmt: skip
@@ -270,16 +270,24 @@ def writes_weights(loss: AnyLoss, centres: int, chunks: int, dtype: torch.dtype,
     return chunks > 1
 
 
+def statistics_needs(loss: AnyLoss) -> dict[str, Any]:
+    """What the size of kernel 1's tiles depends on, of a loss."""
+    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light}
+
+
+def weights_needs(loss: AnyLoss) -> dict[str, Any]:
+    """The same of kernel 2."""
+    return {"teacher": loss.teacher, "states": loss.states, "slots": loss.slots, "wide": loss.wide}
+
+
 def chunks_of(loss: AnyLoss, x: Tensor) -> int:
     """In how many chunks of D kernel 2 makes the gradient of rows x."""
     d = x.shape[1]
     if x.device.type != "cuda":
         chosen = configs.interpreter_config(d)
     else:
-        chosen = configs.weights_config(
-            configs.architecture(x.device), x.dtype, d, configs.precision(x.dtype), loss.teacher, loss.states,
-            loss.slots,
-        )  # fmt: skip
+        arch, rounding = configs.architecture(x.device), configs.precision(x.dtype)
+        chosen = configs.weights_config(arch, x.dtype, d, rounding, **weights_needs(loss))
     return -(-d // chosen.output)
 
 
@@ -313,7 +321,7 @@ def list_statistics(
     m, slots, device = x.shape[0], loss.slots, x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, functools.partial(configs.statistics_config, slots=slots), x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding,
         lambda c: list_statistics(loss, rows, columns, parameters, pair, lists, own=own,
                                   precision=precision, config=c),
     )  # fmt: skip
@@ -405,8 +413,7 @@ def weights(
     chosen = config or _config(
         ("weights" if written is None else "written") + ".rows" * (stay_states is not None)
         + ".columns" * (stream_states is not None), loss,
-        functools.partial(rule, teacher=loss.teacher, states=loss.states, slots=loss.slots),
-        x, rounding,
+        rule, x, rounding,
         lambda c: weights(
             loss, stay, stream, parameters, pair, factor=factor, stay_states=stay_states,
             stream_states=stream_states, stay_weights=stay_weights, stream_weights=stream_weights,
@@ -490,7 +497,8 @@ def _config(
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
-    fixed = rule(arch, x.dtype, x.shape[1], rounding)
+    needs = statistics_needs(loss) if kernel == "statistics" else weights_needs(loss)
+    fixed = rule(arch, x.dtype, x.shape[1], rounding, **needs)
     kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
     return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
 

@@ -13,7 +13,6 @@ from . import launch
 from .launch import AnyLoss, Lists, Numbers, Side
 from .list_loss import ListLoss
 
-
 Products = tuple[
     Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]
 ]
@@ -200,10 +199,10 @@ def tile_rows(
         )  # fmt: skip
         if find:
             _put_rows(result, loss, result.outputs, row_order)
-        for name, order in (("d_anchors", row_order), ("d_candidates", col_order)):
-            gradient = getattr(result, name)
-            if gradient is not None:
-                setattr(result, name, _restored(gradient, order))
+        if result.d_anchors is not None:
+            result.d_anchors = _restored(result.d_anchors, row_order)
+        if result.d_candidates is not None:
+            result.d_candidates = _restored(result.d_candidates, col_order)
         return result
     if one_set:
         done = launch.weights(
@@ -243,11 +242,10 @@ def _written(
     multiply, accumulate = products
     one_set = cols is rows
     held, starts = launch.written_blocks(rows, cols)
-    make = {"dtype": torch.float32, "device": rows.x.device}
     if gradients[0] or one_set:
-        result.d_anchors = torch.empty(rows.x.shape, **make)
+        result.d_anchors = torch.empty_like(rows.x, dtype=torch.float32)
     if gradients[1] and not one_set:
-        result.d_candidates = torch.empty(cols.x.shape, **make)
+        result.d_candidates = torch.empty_like(cols.x, dtype=torch.float32)
     found = []
     for first in starts:
         done = launch.weights(
