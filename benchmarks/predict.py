@@ -146,15 +146,22 @@ def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
     mine = [
         r for r in kernels
         if r["loss"] in (p.loss, p.before)
-        and (r["arch"], r["dtype"], r["D"]) == ("sm_90", "bfloat16", str(d)) and r["issued_per_pair"] and not r["kernel"].endswith("no gradient")
+        and (r["arch"], r["dtype"], r["D"]) == ("sm_90", "bfloat16", str(d))
+        and r["issued_per_pair"] and not r["kernel"].endswith("no gradient")
     ]  # fmt: skip
     if not any(r["loss"] == p.loss for r in mine):
         return None
+    found = any(r["loss"] == p.loss and r["kernel"].endswith("no gradient") for r in kernels)
     sums = dict.fromkeys(("products", "rest", "issued", "cached"), 0.0)
     bounds = []
     for r in mine:
-        issued, cached = float(r["issued_per_pair"]), float(r["l2_bytes_per_pair"])
-        multiplied = m.products(2 * p.pairs * d * int(r["products"]))
+        writes = r["kernel"].startswith("written")
+        block = min(2048, 2**26 / p.columns)  # rows of written weights
+        # Of one set blocks go from their first row on, unless they also find what rows return.
+        share = (1 + block / p.columns) / 2 if writes and p.one_set and not found else 1.0
+        pairs = share * p.pairs
+        issued, cached = share * float(r["issued_per_pair"]), share * float(r["l2_bytes_per_pair"])
+        multiplied = m.products(2 * pairs * d * int(r["products"]))
         arithmetic = m.issue(issued * p.pairs)
         read = cached * p.pairs / m.cache
         # A block alone on its processor multiplies and computes in turn; of two one computes meanwhile.
@@ -162,17 +169,16 @@ def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
         registers = threads * -(-int(r["registers"]) // 8) * 8
         alone = min(m.registers // registers, m.shared // (int(r["shared_bytes"]) + 1024)) < 2
         busy = multiplied + arithmetic if alone else max(multiplied, arithmetic)
-        writes = r["kernel"].startswith("written")
-        stored = 2 * p.pairs / m.memory if writes else 0.0
+        stored = 2 * pairs / m.memory if writes else 0.0
         seconds = max(busy, read, stored)
         turns = "in turn" if alone else "overlapped"
         bounds.append("cache" if read == seconds else "memory" if stored == seconds else turns)
-        if writes:  # then the products of each 128 MiB of them: of one set one, else a second that adds
-            once = max(2 * p.pairs * d / m.cublas, 2 * p.pairs / m.memory)
-            blocks = 2 * p.pairs / 2**27
-            again = max(2 * p.pairs * d / m.cublas, (2 * p.pairs + blocks * p.columns * d * 8) / m.memory)
-            multiplied += once if p.one_set else once + again
-            seconds += once if p.one_set else once + again
+        if writes:  # then the products of each 128 MiB of them: of one set one, in two halves; else two
+            once = 2 * p.pairs * d / m.cublas
+            moved = 2 * p.pairs + (0 if found and p.one_set else p.rows / block * p.columns * d * 8 * share)
+            both = max(once, moved / m.memory) + (0 if p.one_set else max(once, 2 * p.pairs / m.memory))
+            multiplied += both
+            seconds += both
         sums["products"] += multiplied
         sums["rest"] += seconds - multiplied
         sums["issued"] += issued
@@ -229,8 +235,8 @@ def markdown(lines: list[dict[str, object]], m: Machine) -> str:
         "# A step on an H200, by counting",
         "",
         "**Predicted, not measured**, by `python benchmarks/predict.py`; docs/gpu.md has the formulas.",
-        "Forward and backward, bfloat16, B=32,768 (SigLIP: 65,536), beside cuBLAS's products of the same problem.",
-        "Instructions and bytes are those of the kept tables of machine code; the rates are these:",
+        "Forward and backward, bfloat16, B=32,768 (SigLIP: 65,536), beside cuBLAS's products of the same",
+        "problem. Instructions and bytes are those of the kept tables of machine code; the rates are these:",
         "",
         "| | |",
         "|---|---|",

@@ -38,11 +38,12 @@ TENSOR_COST = {"": 1, "tf32": 2, "tf32x3": 6}
 UNCOUNTED = {"thresholds": "tiles with positives only", "finish": "once per row"}
 OTHERWISE = "loop over D"
 FLOAT32 = ("sup_con", "proxy_anchor", "smooth_ap")  # losses of one set, of two, and over lists
-# Of these every architecture and dimension is kept; of the others bfloat16 at 128 on Hopper.
-WIDE = ("multi_similarity", "sup_con", "proxy_anchor")
-EVERYWHERE = (*WIDE, "smooth_ap", "info_nce", "siglip")
-PREDICTED = {  # besides, for benchmarks/predict.py
-    "contrastive": (512,), "info_nce": (512,), "smooth_ap": (512,), "siglip": (256, 768),
+# Of the first every dimension is kept, of these every architecture; of others bfloat16 at 128 on Hopper.
+WIDE = ("multi_similarity",)
+EVERYWHERE = (*WIDE, "sup_con", "proxy_anchor", "smooth_ap")
+PREDICTED: dict[str, tuple[int, ...]] = {  # besides, for benchmarks/predict.py
+    "contrastive": (512,), "sup_con": (512,), "info_nce": (512,), "log_sum_exp": (512,),
+    "proxy_anchor": (512,), "smooth_ap": (512,), "siglip": (768,),
 }  # fmt: skip
 COLUMNS = (
     "loss", "kernel", "arch", "dtype", "precision", "D", "triton", "stay", "stream", "warps", "registers",

@@ -160,7 +160,7 @@ def _weigh_tile(
 def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
     a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
-    out, sums, partial, M, N, tiles_per_split, first_block, count, eighths,
+    out, sums, partial, M, N, tiles_per_split, first_block, first_tile, count, eighths,
     WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr,
     PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
@@ -175,7 +175,7 @@ def weights_kernel(
 ):  # fmt: skip
     """out [splits, rows of a, D] = pair weights times b, scaled; where STORE, out [count, 8 eighths] = the
     weights of the products of `count` rows of a, from block first_block on, whose rows end with a whole
-    tile. sums [splits, 2 or more, rows of a].
+    tile, by the columns from tile first_tile on. sums [splits, 2 or more, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
     M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
@@ -223,7 +223,7 @@ def weights_kernel(
     if SELF:
         self_column = tl.load(own + rows)
 
-    first = split * tiles_per_split
+    first = first_tile + split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * pass_by, BLOCK_B))
     plain, start, around, hanging, end = sweep(
         near, block, first, last, N * pass_by, BLOCK_B

@@ -132,8 +132,8 @@ def statistics_kernel(
         acc = _fold_tile(
             acc, near_tile(i, start, around, end, BLOCK_N // NARROW), rows, self_column, x_tile, u_tile,
             norm, u_norm, label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS,
-            METRIC, EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, NARROW, BLOCK_D, BLOCK_T, PRECISION,
-            COLUMN_VALUES, SLOTS, OWN, SELF, True,
+            METRIC, EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, NARROW, BLOCK_D, BLOCK_T,
+            PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,
         )  # fmt: skip
     found = values(acc, KINDS)
     out = partial + (split.to(tl.int64) * tl.num_programs(2) + group) * len(found) * M

@@ -25,9 +25,10 @@ _MERGE_ROWS = 64
 LIST_ROWS = 16
 # Thresholds that a program of kernel 1 holds, with their sums. More would not fit the registers.
 GROUP = 8
-# A multiple of the rows and columns of all tiles; and the most bytes of a block of written weights.
+# A multiple of the rows and columns of all tiles; the most bytes of a block of written weights, and rows.
 WRITTEN_ROWS = 128
 _WRITTEN_BYTES = 128 << 20
+_WRITTEN_MOST = 2048
 
 
 @dataclasses.dataclass
@@ -95,11 +96,12 @@ class Written:
     """Where kernel 2 writes the weights of a block of rows: those of the products, for who multiplies them.
 
     weights: [rows, columns] of the embeddings' type, with room for whole tiles (`written_blocks`). first: the
-    first row, a multiple of `WRITTEN_ROWS`.
+    first row, a multiple of `WRITTEN_ROWS`. column: the first that is written, as well.
     """
 
     weights: Tensor
     first: int
+    column: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,10 +297,10 @@ def written_blocks(rows: Side, columns: Side) -> tuple[Tensor, list[int]]:
     """Memory for the weights of a block of rows, and where blocks start."""
     n, size = columns.count, rows.x.element_size()
     padded = -(-n // WRITTEN_ROWS) * WRITTEN_ROWS
-    fit = _WRITTEN_BYTES // (padded * size) // WRITTEN_ROWS * WRITTEN_ROWS
+    count = max(1, _WRITTEN_BYTES // (padded * size) // WRITTEN_ROWS) * WRITTEN_ROWS
     if rows.x.device.type != "cuda":
-        fit = WRITTEN_ROWS  # the interpreter: enough to have several
-    count = min(rows.count, max(WRITTEN_ROWS, fit))
+        count = configs.interpreter_config(rows.x.shape[1]).stay  # so that there are several
+    count = min(rows.count, count, _WRITTEN_MOST)
     held = torch.empty(count, padded, dtype=rows.x.dtype, device=rows.x.device)[:, :n]
     return held, list(range(0, rows.count, count))
 
@@ -425,13 +427,14 @@ def weights(
     padded = max(stay.padded, stream.padded)
     tiles = -(-stream.count * stream.padded // chosen.stream)
     if written is None:
-        count, first, chunks = m, 0, -(-d // chosen.output)
+        count, first, before, chunks = m, 0, 0, -(-d // chosen.output)
         blocks = -(-stay.count * stay.padded // chosen.stay)
     else:
         count, first, chunks = min(written.weights.shape[0], m - written.first), written.first, 1
-        if first % chosen.stay:
-            raise ValueError(f"written: expected rows from a multiple of {chosen.stay} on, got {first}")
-        blocks = -(-count // chosen.stay)
+        blocks, before = -(-count // chosen.stay), written.column // chosen.stream
+        tiles -= before
+        if first % chosen.stay or written.column % chosen.stream:
+            raise ValueError(f"written: expected multiples of a tile's sides, got {first}, {written.column}")
     parts = _splits(blocks * chunks, tiles, device, 4 * m * d * (written is None))
     per_split = -(-tiles // parts)
     parts = -(-tiles // per_split)
@@ -456,7 +459,7 @@ def weights(
         stream_states, stay_weights, stream_weights, stay.values, stream.values,
         low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
-        own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, count,
+        own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
         width // 8,
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
         GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),

@@ -13,9 +13,8 @@ from . import launch
 from .launch import AnyLoss, Lists, Numbers, Side
 from .list_loss import ListLoss
 
-Products = tuple[
-    Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]
-]
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+Products = tuple[Product, Product]
 
 
 @dataclasses.dataclass
@@ -236,11 +235,15 @@ def _written(
     result: TileResult, loss: AnyLoss, rows: Side, cols: Side, p: Tensor, pair: Numbers,
     gradients: tuple[bool, bool], products: Products, **options: Any,
 ) -> None:  # fmt: skip
-    """The gradients, in the order of their sides, by products of written weights G: dA = G C, dC = G^T A. Of
-    one set G is that of both directions, and the first is all. Outputs are what `finish` returned, if that
-    was found."""
+    """The gradients, in the order of their sides, by products of written weights G: dA = G C, dC = G^T A.
+
+    Of one set G is that of both directions and equal to its transpose: of a block of rows I only columns J
+    from its first row on are written, and dA_I += G A_J, dA_J += G^T A_I but for those of I. Outputs are what
+    `finish` returned, if that was found, which takes whole rows: then dA = G A.
+    """
     multiply, accumulate = products
     one_set = cols is rows
+    half = one_set and not options["find"]
     held, starts = launch.written_blocks(rows, cols)
     if gradients[0] or one_set:
         result.d_anchors = torch.empty_like(rows.x, dtype=torch.float32)
@@ -248,20 +251,29 @@ def _written(
         result.d_candidates = torch.empty_like(cols.x, dtype=torch.float32)
     found = []
     for first in starts:
-        done = launch.weights(
-            loss, rows, cols, p, pair, written=launch.Written(held, first), **options
-        )
+        written = launch.Written(held, first, first if half else 0)
+        done = launch.weights(loss, rows, cols, p, pair, written=written, **options)
         if done.results is not None:
             found.append(done.results)
-        g = held[: rows.count - first]
+        g = held[: rows.count - first, written.column :]
         block = slice(first, first + len(g))
-        if result.d_anchors is not None:
+        add = accumulate if first else _multiplied(multiply)
+        if half and result.d_anchors is not None:
+            others = result.d_anchors[block.stop :]
+            add(result.d_anchors[block], g, rows.x[first:])
+            if len(others):
+                add(others, g[:, len(g) :].t(), rows.x[block])
+        elif result.d_anchors is not None:
             multiply(g, cols.x, result.d_anchors[block])
         if result.d_candidates is not None:
-            add = accumulate if first else lambda total, a, b: multiply(a, b, total)
             add(result.d_candidates, g.t(), rows.x[block])
     if found:
         result.outputs = torch.cat(found, 1)
+
+
+def _multiplied(multiply: Product) -> Product:
+    """`accumulate` onto nothing."""
+    return lambda total, a, b: multiply(a, b, total)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

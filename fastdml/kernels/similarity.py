@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 # Arguments of the kernels that are not compiled in: one compilation for all sizes, 1 among them.
-SIZES = ["M", "N", "splits", "tiles_per_split", "first_block", "count", "eighths"]
+SIZES = ["M", "N", "splits", "tiles_per_split", "first_block", "first_tile", "count", "eighths"]
 
 
 @triton.jit
