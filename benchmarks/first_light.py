@@ -58,6 +58,11 @@ LOSSES = (
     ("contrastive", 0),
 )
 DIMENSIONS = (128, 512, 256, 1024)
+# Two towers at the size that others have published, beside their kernels: loss, B, D, whose.
+PEERS = (
+    ("siglip", 65536, 768, "siglip-kernel"),
+    ("info_nce:symmetric=true", 65536, 768, "memeff"),
+)
 PROFILED = (128, 512)
 COLUMNS = ("loss", "batch", "dim", "per_class", "contender", "ms", "times_floor", "mib", "kernels")
 
@@ -70,6 +75,10 @@ def problems() -> Iterator[tuple[str, Case, torch.dtype, tuple[str, ...]]]:
         yield str(columns), long_rows(columns, rows), torch.float32, ("native",)
     yield "ragged", small, torch.float32, BACKENDS
     yield "4099", long_rows(4099, 48), torch.bfloat16, BACKENDS
+    # Tiles write weights here, of several blocks of rows.
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2200, 320, generator=g, dtype=torch.float64)
+    yield "320 dimensions", Case(x, torch.arange(2200) % 550), torch.bfloat16, ("triton",)
 
 
 def right(options: argparse.Namespace) -> int:
@@ -142,6 +151,8 @@ def in_shards(options: argparse.Namespace) -> int:
 def plan() -> Iterator[tuple[str, int, int, int, int]]:
     """(loss, B, D, samples a class, proxies) of every line: these losses, then what gpu_check.py judges."""
     lines = [(loss, 32768, d, 4, classes or 1000) for d in DIMENSIONS for loss, classes in LOSSES]
+    after = 2 * len(LOSSES)  # 128 and 512, which are predicted
+    lines[after:after] = [(loss, b, d, 1, 1000) for loss, b, d, _ in PEERS]
     lines += [(loss, b, d, k, 1000) for loss, b, dims, k, _ in gpu_check.BENCHES for d in dims]
     yield from dict.fromkeys(lines)
 
@@ -152,6 +163,7 @@ def fast(options: argparse.Namespace) -> int:
     tried = on.name == "cpu"
     rows: list[dict[str, Any]] = []
     failed = 0
+    peers = {loss: who for loss, _, _, who in PEERS}
     for text, batch, dim, per_class, classes in plan():
         if time.monotonic() > options.end - 6:
             print(f"out of time at {text} D={dim}", flush=True)
@@ -162,7 +174,10 @@ def fast(options: argparse.Namespace) -> int:
             classes=min(classes, 200) if tried else classes,
             dtype="float32" if tried else "bfloat16", device=options.device, options=given,
         )  # fmt: skip
-        found, errors = measured(workload, on)
+        peer = peers.get(text)
+        found, errors = measured(workload, on, peer)
+        if peer and peer not in found and not errors:
+            print(f"      {peer} is not there, or runs on CUDA alone", flush=True)
         failed += len(errors)
         size = {"loss": text, "batch": workload.batch, "dim": dim, "per_class": per_class}
         for who, row in found.items():
@@ -182,13 +197,16 @@ def fast(options: argparse.Namespace) -> int:
     return failed
 
 
-def measured(workload: Workload, on: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Of the floor and both executors; and what went wrong."""
+def measured(
+    workload: Workload, on: Any, peer: str | None = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Of the floor, both executors and another package; and what went wrong."""
     steps: dict[str, Any] = {}
     errors = []
-    for who in (contenders.FLOOR, *BACKENDS):
-        # Compiled for larger dimensions these take longer than they may; not what is chosen there either.
-        if who == "triton" and workload.dim > (128 if workload.loss == "smooth_ap" else 256):
+    others = (peer,) if peer and on.name != "cpu" else ()
+    for who in (contenders.FLOOR, *BACKENDS, *others):
+        # Lists compiled for larger dimensions take longer than they may; not what is chosen there either.
+        if who == "triton" and workload.loss == "smooth_ap" and workload.dim > 128:
             continue
         try:
             step = contenders.make(who, workload)
@@ -197,6 +215,9 @@ def measured(workload: Workload, on: Any) -> tuple[dict[str, dict[str, Any]], li
         except (ValueError, contenders.Unavailable):  # this executor does not have this loss
             continue
         except Exception as error:
+            if who in others:  # not ours to mend
+                print(f"      {who}: {brief(error)}", flush=True)
+                continue
             errors.append(f"{who} FAIL {brief(error)}")
     series = timing.interleave(steps, on, floor=contenders.FLOOR, budget=1.5)
     found = {}

@@ -72,13 +72,17 @@ BENCHES: list[tuple[str, int, list[int], int, dict[int, float]]] = [
     ("triplet_margin", 32768, [512], 512, {}),
     ("triplet_margin:negatives=nearest,k=8", 8192, [512], 4, {}),
     ("triplet_margin:negatives=nearest,k=8,sort=false", 8192, [512], 4, {}),
+    # Beside siglip-kernel and memeff, where they are.
+    ("siglip", 65536, [768], 1, {768: 1.5}),
+    ("info_nce:symmetric=true", 65536, [768], 1, {}),
     ("multi_similarity:epsilon=0.1", 8192, [128, 256], 4, {}),
     ("info_nce", 32768, [128, 512], 4, {}),
     ("smooth_ap", 4096, [128], 4, {}),
     ("multi_similarity:epsilon=0.1", 1024, [128], 4, {}),
 ]
 # Beside them, where there is time left. pytorch-metric-learning is not on such a machine.
-CONTENDERS = ("native", "triton", "chunked", "torch-hand", "torch-compiled")
+PEERS = ("siglip-kernel", "memeff")
+CONTENDERS = ("native", "triton", *PEERS, "chunked", "torch-hand", "torch-compiled")
 # Memory of a step beyond inputs and gradients, in MiB; accumulating gradients in float32 comes on top.
 WORKSPACE = 256
 # Packages without which a stage cannot run.

@@ -1,8 +1,9 @@
 """Writes benchmarks/results/row-instructions.csv and .md: instructions a pair of the CUDA row kernels.
 
 No GPU is needed and nothing is timed. A row is visited by loops over its vectors; the instructions of a
-loop are counted in the machine code, taken branches or not, and divided by the pairs of an iteration. The
-row kernel is bound by issuing them.
+loop are counted in the machine code, taken branches or not, and divided by the pairs of an iteration, and so
+are the bytes that it loads and stores: of the row itself, and of its columns (class numbers, scales), which
+are the same for all rows. Loops within a loop (over the thresholds of a list) are counted by themselves.
 
     python benchmarks/row_instructions.py [--csrc FOLDER] [--label NAME]
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import re
 import subprocess
 import sys
@@ -28,34 +30,72 @@ from csrc.build import Cuda, generate_cuda, headers  # noqa: E402
 from fastdml.kernels.aot import _tool  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-LOSSES = ("multi_similarity", "info_nce", "proxy_anchor", "contrastive", "siglip", "smooth_ap")
-COLUMNS = ("label", "source", "functor", "form", "registers", "blocks", "visits", "visit_pairs")
+LOSSES = ("multi_similarity", "info_nce", "proxy_anchor", "contrastive", "sup_con", "siglip", "smooth_ap")
+COLUMNS = (
+    "label", "source", "functor", "form", "registers", "blocks", "visits", "visit_pairs", "inner",
+    "row_bytes", "column_bytes",
+)  # fmt: skip
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)", re.M)
 _KERNEL = re.compile(r"rows_kernelIfNS0_(\d+)(\w+)")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
+# Bytes of a thread's load or store of global memory.
+_MOVED = re.compile(r"^(LDG|STG)\.E(?:\.\w+)*?(?:\.(64|128))?(?:\.\w+)*$")
 _USED = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", re.S)
 FORMS = {"": "any", "WeightTypeE0": "cosine", "WeightTypeE1": "cosine, bfloat16 weights"}
 
 
-def loops(code: list[tuple[str, str]], labels: dict[str, int]) -> list[list[str]]:
-    """The innermost loops that read vectors of 16 bytes."""
+def loops(
+    code: list[tuple[str, str]], labels: dict[str, int]
+) -> list[tuple[list[str], list[int]]]:
+    """The innermost loops that read vectors of 16 bytes: their instructions, and how many of these stand in
+    each loop within."""
     found = []
     for at, (name, rest) in enumerate(code):
         target = re.search(r"\.L_x_\d+", rest) if name.startswith("BRA") else None
         if target and labels.get(target[0], at + 1) <= at:
-            inside = [n for n, _ in code[labels[target[0]] : at + 1]]
-            if any(n.startswith("LDG.E.128") for n in inside):
-                found.append((labels[target[0]], at, inside))
+            found.append((labels[target[0]], at))
+
+    def reads(first: int, last: int) -> bool:
+        return any(n.startswith("LDG.E.128") for n, _ in code[first : last + 1])
+
+    def within(first: int, last: int) -> list[tuple[int, int]]:
+        return [(f, b) for f, b in found if (f, b) != (first, last) and first <= f and b <= last]
+
     return [
-        inside
-        for first, last, inside in sorted(found)
-        if not any((first, last) != (f, b) and first <= f and b <= last for f, b, _ in found)
+        ([n for n, _ in code[first : last + 1]], [b - f + 1 for f, b in within(first, last)])
+        for first, last in sorted(found)
+        if reads(first, last) and not any(reads(*one) for one in within(first, last))
     ]
 
 
-def kernels(sass: str) -> Iterator[tuple[str, str, str, list[tuple[float, int]]]]:
-    """(symbol, functor, form, [(instructions a pair, pairs of an iteration)]) of unsorted float32 kernels."""
+def moved(names: list[str], what: str) -> int:
+    """Bytes that a thread loads ("LDG") or stores ("STG")."""
+    parts = (_MOVED.match(name) for name in names)
+    return sum(int(m[2] or 32) // 8 for m in parts if m and m[1] == what)
+
+
+@dataclasses.dataclass(frozen=True)
+class Visit:
+    """A loop over a row, a pair: instructions, those of the loops within it, and bytes."""
+
+    pairs: int
+    instructions: float
+    inner: float
+    row_bytes: float
+    column_bytes: float
+
+    @staticmethod
+    def of(names: list[str], inner: list[int], form: str) -> Visit:
+        vectors = sum(n.startswith("LDG.E.128") for n in names)
+        # Two vectors of four a thread, or one; of each there are two to five to read.
+        pairs = 8 if vectors >= (8 if form == "any" else 5) else 4
+        loads, stores = moved(names, "LDG") / pairs, moved(names, "STG") / pairs
+        return Visit(pairs, len(names) / pairs, sum(inner) / pairs, 4 + stores, loads - 4)
+
+
+def kernels(sass: str) -> Iterator[tuple[str, str, str, list[Visit]]]:
+    """(symbol, functor, form, visits) of unsorted float32 kernels."""
     starts = [*_SECTION.finditer(sass)]
     for start, stop in zip(starts, [*(m.start() for m in starts[1:]), len(sass)], strict=True):
         kernel = _KERNEL.search(start[1])
@@ -73,12 +113,7 @@ def kernels(sass: str) -> Iterator[tuple[str, str, str, list[tuple[float, int]]]
                 labels[label[1]] = len(code)
             elif found := _INSTRUCTION.search(line):
                 code.append((found[1], found[2]))
-        visits = []
-        for inside in loops(code, labels):
-            vectors = sum(n.startswith("LDG.E.128") for n in inside)
-            # Two vectors of four a thread, or one; of each there are two to five to read.
-            pairs = 8 if vectors >= (8 if form == "any" else 5) else 4
-            visits.append((len(inside) / pairs, pairs))
+        visits = [Visit.of(names, inner, form) for names, inner in loops(code, labels)]
         yield start[1], functor, form, visits
 
 
@@ -109,8 +144,11 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
         yield {
             "label": label, "source": loss, "functor": functor, "form": form, "registers": registers,
             "blocks": 65536 // (-(-registers // 8) * 8 * threads),
-            "visits": " ".join(f"{n:.1f}" for n, _ in visits),
-            "visit_pairs": " ".join(str(p) for _, p in visits),
+            "visits": " ".join(f"{v.instructions:.1f}" for v in visits),
+            "visit_pairs": " ".join(str(v.pairs) for v in visits),
+            "inner": " ".join(f"{v.inner:.1f}" for v in visits),
+            "row_bytes": " ".join(f"{v.row_bytes:.1f}" for v in visits),
+            "column_bytes": " ".join(f"{v.column_bytes:.1f}" for v in visits),
         }  # fmt: skip
 
 
@@ -137,14 +175,19 @@ def main() -> None:
         "Of unsorted float32 rows, sm_90a, by `python benchmarks/row_instructions.py`: static",
         "instructions of each loop over a row, divided by its pairs, in the order of the code. Counted, not",
         "timed: nothing of this has run on a GPU. The last loop of multi-similarity and smooth AP is of a",
-        "row without anything to do; smooth AP's loop over thresholds is counted once. `blocks`: of the",
-        "largest size that registers let a multiprocessor hold.",
+        "row without anything to do; smooth AP's loop over thresholds is counted once, and stands in the CSV",
+        "by itself (`inner`). `blocks`: of the largest size that registers let a multiprocessor hold. Bytes:",
+        "what a pair of each loop moves, of its row / of the columns that all rows share.",
         "",
-        "| sources | functor | form | registers | blocks | instructions a pair |",
-        "|---|---|---|--:|--:|---|",
+        "| sources | functor | form | registers | blocks | instructions a pair | bytes a pair |",
+        "|---|---|---|--:|--:|---|---|",
     ]
     for r in rows:
-        cells = (r["label"], r["functor"], r["form"], r["registers"], r["blocks"], r["visits"])
+        moved_ = zip(str(r["row_bytes"] or "").split(), str(r["column_bytes"] or "").split())
+        cells = (
+            r["label"], r["functor"], r["form"], r["registers"], r["blocks"], r["visits"],
+            ", ".join(f"{a} / {b}" for a, b in moved_),
+        )  # fmt: skip
         text.append("| " + " | ".join(map(str, cells)) + " |")
     (RESULTS / "row-instructions.md").write_text("\n".join(text) + "\n")
 

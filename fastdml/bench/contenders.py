@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -176,6 +177,39 @@ def _pml(workload: Workload) -> Step:
     return Step(forward, catalogue.leaves(module, data))
 
 
+def _siglip_kernel(workload: Workload) -> Step:
+    if catalogue.registered(workload.loss) != "siglip" or workload.options:
+        raise Unavailable("siglip-kernel has no such loss")
+    try:
+        from siglip_kernel import fused_siglip_loss
+    except ImportError as error:
+        raise Unavailable("siglip-kernel is not installed") from error
+    module, data = catalogue.build(workload), catalogue.inputs(workload)
+    x, ref = data.embeddings, data.ref
+    assert ref is not None
+
+    def forward() -> Tensor:
+        a, c = (nn.functional.normalize(t, dim=1) for t in (x, ref))
+        return fused_siglip_loss(a, c, module.log_scale, module.bias)
+
+    return Step(forward, catalogue.leaves(module, data))
+
+
+def _memeff(workload: Workload) -> Step:
+    symmetric = workload.options == (("symmetric", True),)
+    if catalogue.registered(workload.loss) != "info_nce" or not symmetric:
+        raise Unavailable("memeff has no such loss")
+    try:
+        from memeff import MemoryEfficientCLIPLoss
+    except ImportError as error:
+        raise Unavailable("memeff is not installed") from error
+    ours, data = catalogue.build(workload), catalogue.inputs(workload)
+    # `stable` would give another gradient than that of the loss.
+    module = MemoryEfficientCLIPLoss(math.exp(-float(ours.get_parameter("log_scale"))), stable=False)
+    x, ref = data.embeddings, data.ref
+    return Step(lambda: module(x, ref), catalogue.leaves(ours, data))
+
+
 CONTENDERS: dict[str, Callable[[Workload], Step | Products | EmptyStep]] = {
     FLOOR: Products,
     **{name: _ours(name) for name in EXECUTORS},
@@ -184,6 +218,8 @@ CONTENDERS: dict[str, Callable[[Workload], Step | Products | EmptyStep]] = {
     "torch-hand": _torch_hand,
     "torch-compiled": lambda workload: _torch_hand(workload, compiled=True),
     "pml": _pml,
+    "siglip-kernel": _siglip_kernel,
+    "memeff": _memeff,
     "autograd": EmptyStep,
 }
 
@@ -194,6 +230,8 @@ MEANING = {
     "torch-hand": "the loss written by hand in plain torch, where it is",
     "torch-compiled": "the same through torch.compile",
     "pml": "pytorch-metric-learning, with its miner for multi-similarity with epsilon",
+    "siglip-kernel": "siglip-kernel's SigLIP, of embeddings normalised by torch; CUDA only",
+    "memeff": "memeff's CLIP, for info_nce:symmetric=true; CUDA only",
     "autograd": "an autograd function of the same inputs that does nothing",
     **{name: f"fastdml, backend={name!r}" for name in EXECUTORS},
 }

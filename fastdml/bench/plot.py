@@ -23,6 +23,8 @@ _STYLE = {
     "torch-hand": ("#17becf", "D", "--", "plain torch, by hand"),
     "torch-compiled": ("#9467bd", "x", "--", "torch.compile"),
     "pml": ("#d1495b", "*", "--", "pytorch-metric-learning"),
+    "siglip-kernel": ("#d1495b", "X", "--", "siglip-kernel"),
+    "memeff": ("#d1495b", "h", "--", "memeff"),
 }
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from . import configs
 from .launch import AnyLoss
 from .list_loss import ListLoss
-from .tile import Pass
+from .tile import Pass, TileLoss
 
 # Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
@@ -25,12 +24,34 @@ _TENSOR = {80: ("HMMA", "mma.sync"), 90: ("HGMMA", "wgmma"), 100: ("UTCHMMA", "t
 # Instructions of tensor cores in PTX; the types of their operands are among their suffixes.
 _PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.(\S+)")
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_SIZES = {"*fp32": 4, "*fp16": 2, "*bf16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A tile loss and how it is called: what its kernels are compiled for where there is no call.
+
+    parameters: how many numbers its functions read as p. metric, teacher: its similarities. centres:
+    candidates of a class in a row. one_set: anchors are candidates, so one sweep sums both directions.
+    excludes_own: the pair of a sample with itself does not count. gradient: whether it has one.
+    """
+
+    tile: AnyLoss
+    parameters: int
+    metric: str = "cosine"
+    teacher: str = "dot"
+    centres: int = 1
+    one_set: bool = True
+    excludes_own: bool = True
+    gradient: bool = True
 
 
 @dataclasses.dataclass
 class Compiled:
     """Resources of one kernel. counts: SASS instructions of the main loop by pipe, per thread; products:
-    tensor-core instructions in the PTX by the type of their operands."""
+    tensor-core instructions in the PTX by the type of their operands; issued: instructions of that loop a
+    pair, all pipes, those of a loop over D as often as it runs; l2_bytes: what a pair reads of operands;
+    visits: how often the grid visits every tile (groups of thresholds, chunks of D)."""
 
     registers: int
     spill_bytes: int
@@ -41,60 +62,86 @@ class Compiled:
     counts: dict[str, int]
     stay: int
     stream: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Usual:
-    """A tile loss as it is usually called: what its kernels are compiled for where there is no call.
-
-    parameters: how many numbers p has. metric: its similarity. centres: candidates of a class in a row.
-    two_sets: anchors and candidates differ, so no sweep sums both directions. gradient: whether it has one.
-    """
-
-    tile: AnyLoss
-    parameters: int
-    metric: str = "cosine"
-    centres: int = 1
-    two_sets: bool = False
-    gradient: bool = True
+    issued: float
+    l2_bytes: float
+    visits: int = 1
 
 
 def kernels(
-    call: Usual, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
-) -> Iterator[tuple[str, Compiled]]:
-    """Every kernel that a call of the loss launches, by name."""
-    tile, parameters = call.tile, call.parameters
-    metric, centres, two = call.metric, call.centres, call.two_sets
-    given = (tile, parameters, arch, dtype, d)
-    common: dict[str, Any] = {"precision": precision, "metric": metric, "centres": centres}
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
+) -> Any:
+    """Yields (kernel, Compiled) for every kernel that a call of the loss launches."""
+    tile = example.tile
+    given = (example, arch, dtype, d, precision)
     if isinstance(tile, ListLoss):
-        yield "thresholds", thresholds(tile, arch, dtype, d, precision=precision, metric=metric)
-        yield "statistics 1", statistics(*given, exclude_self=tile.own, **common)
-        yield "finish", list_finish(tile, parameters, arch)
-        yield "weights, one set", weights(*given, both=True, **common)
-        return
-    for i in range(len(tile.passes)):
-        yield f"statistics {i + 1}", statistics(*given, number=i, exclude_self=not two, **common)
-    if not call.gradient:
-        return
-    if two:
-        yield "weights, rows", weights(*given, **common)
-        axis = 0 if centres > 1 else 1
-        yield "weights, columns", weights(*given, stay=False, axis=axis, **common)
+        yield "thresholds", thresholds(*given)
+        yield "statistics 1", statistics(*given)
+        yield "finish", list_finish(example, arch)
+    elif example.gradient and finds_statistics(*given):
+        yield ALONE, statistics(*given)
     else:
-        yield "weights, one set", weights(*given, both=True, **common)
+        for number in range(len(tile.passes)):
+            yield f"statistics {number + 1}", statistics(*given, number=number)
+    if not example.gradient:
+        return
+    if writes_weights(*given):
+        sides = "both" if example.one_set else "rows"
+        yield f"{WRITTEN}, {'one set' if example.one_set else 'rows'}", weights(*given, sides=sides)
+    elif example.one_set:
+        yield "weights, one set", weights(*given, sides="both")
+    else:
+        yield "weights, rows", weights(*given, sides="rows")
+        yield "weights, columns", weights(*given, sides="columns")
+
+
+# Kernel 1 of a loss whose gradient needs none.
+ALONE = "statistics, no gradient"
+
+
+def finds_statistics(
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
+) -> bool:
+    """`launch.finds_statistics` where there is no call."""
+    from . import launch
+
+    chunks, write = _chunks(example, arch, dtype, d, precision), writes_weights(
+        example, arch, dtype, d, precision
+    )
+    return launch.finds_statistics(example.tile, example.centres, chunks, write)
+
+
+# Kernel 2 where it writes weights, which the library multiplies.
+WRITTEN = "written weights"
+
+
+def writes_weights(
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
+) -> bool:
+    """`launch.writes_weights` where there is no call."""
+    from . import launch
+
+    sums = example.metric.startswith("raw")
+    chunks = _chunks(example, arch, dtype, d, precision)
+    return launch.writes_weights(example.tile, example.centres, chunks, dtype, sums)
+
+
+def _chunks(example: Example, arch: int, dtype: torch.dtype, d: int, precision: str) -> int:
+    from . import launch
+
+    needs = launch.weights_needs(example.tile)
+    return -(-d // configs.weights_config(arch, dtype, d, precision, **needs).output)
 
 
 def thresholds(
-    tile: ListLoss, arch: int, dtype: torch.dtype, d: int, *, precision: str = "tf32",
-    metric: str = "cosine",
-) -> Compiled:  # fmt: skip
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
+) -> Compiled:
     """The kernel that finds the thresholds of a ListLoss."""
-    from . import lists
+    from . import launch, lists
 
-    c = configs.statistics_config(arch, dtype, d, precision, slots=tile.slots)
+    slots = example.tile.slots
+    c = configs.statistics_config(arch, dtype, d, precision, **launch.statistics_needs(example.tile))
     constants = {
-        "SLOTS": tile.slots, "METRIC": metric, "EPSILON": 0.0, "D": d, "BLOCK_M": c.stay,
+        "SLOTS": slots, "METRIC": example.metric, "EPSILON": 0.0, "D": d, "BLOCK_M": c.stay,
         "BLOCK_N": c.stream, "BLOCK_D": c.depth, "PRECISION": precision,
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms out", "fp32")
@@ -102,14 +149,16 @@ def thresholds(
     return _compile(lists.thresholds_kernel, pointers, constants, arch, c)
 
 
-def list_finish(tile: ListLoss, parameters: int, arch: int) -> Compiled:
+def list_finish(example: Example, arch: int) -> Compiled:
     """The kernel that finishes the rows of a ListLoss. It has no products."""
     from . import launch, lists
 
+    tile = example.tile
+    assert isinstance(tile, ListLoss)
     c = configs.Config(launch.LIST_ROWS, tile.slots, 0, 0, 4, 2)
     constants = {
         "FINISH": tile.finish, "VALUES": tile.values, "SLOTS": tile.slots, "OUTPUTS": tile.outputs,
-        "PARAMETERS": parameters, "SELF": tile.own, "BLOCK": c.stay,
+        "PARAMETERS": example.parameters, "SELF": example.excludes_own, "BLOCK": c.stay,
     }  # fmt: skip
     pointers = _pointers("partial thresholds parameters results", "fp32")
     pointers |= _pointers("low size own", "i32")
@@ -117,77 +166,88 @@ def list_finish(tile: ListLoss, parameters: int, arch: int) -> Compiled:
 
 
 def statistics(
-    tile: AnyLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, number: int = -1,
-    centres: int = 1, exclude_self: bool = True, precision: str = "tf32",
-    metric: str = "cosine", config: configs.Config | None = None,
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32", *,
+    number: int = 0, config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
     from . import forward, launch
 
+    tile = example.tile
+    needs = launch.statistics_needs(tile)
+    c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
     if isinstance(tile, ListLoss):
-        c = config or configs.statistics_config(arch, dtype, d, precision, slots=tile.slots)
         slots = min(tile.slots, launch.GROUP)
         one = Pass(("sum",) * (tile.values * slots), tile.compare)
         known = slots
     else:
         slots = 0
-        c = config or configs.statistics_config(arch, dtype, d, precision, tile.heavy)
         one = tile.passes[number]
-        known = tile.inputs + sum(p.values for p in tile.passes[: number % len(tile.passes)])
-    teacher = tile.teacher
-    constants = {
-        "FOLD": one.fold, "KINDS": one.kinds, "KNOWN": known, "PARAMETERS": parameters,
-        "METRIC": metric, "EPSILON": 0.0, "TEACHER": "dot" if teacher else "none",
-        "T_EPSILON": 0.0,
-        "GROUPS": tile.groups or "none", "K": centres, "PADDED": 1 << (centres - 1).bit_length(),
-        "D": d, "DT": d, "SELF": exclude_self,
-        "POSITIVES_ONLY": one.positives_only, "COLUMN_VALUES": tile.column_values, "SLOTS": slots,
-        "OWN": isinstance(tile, ListLoss) and tile.own, "BLOCK_M": c.stay, "BLOCK_N": c.stream,
-        "BLOCK_D": c.depth, "BLOCK_T": c.depth if teacher else 16, "PRECISION": precision,
+        known = tile.inputs + sum(p.values for p in tile.passes[:number])
+    constants = _shared(example, d, c, precision) | {
+        "FOLD": one.fold, "KINDS": one.kinds, "KNOWN": known, "SLOTS": slots,
+        "POSITIVES_ONLY": one.positives_only, "SELF": example.excludes_own,
+        "BLOCK_M": c.stay, "BLOCK_N": c.stream,
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
     pointers |= (
         _pointers("near own", "i32")
-        | _pointers("x_label y_label", "i64")
+        | _pointers("x_label y_label", "i32")
         | _pointers("known parameters partial y_values", "fp32")
     )
-    if teacher:
+    if tile.teacher:
         pointers |= _pointers("u v", _TYPES[dtype]) | _pointers("u_norms v_norms", "fp32")
-    return _compile(forward.statistics_kernel, pointers, constants, arch, c)
+    made = _compile(forward.statistics_kernel, pointers, constants, arch, c)
+    return dataclasses.replace(made, visits=tile.slots // slots if slots else 1)
 
 
 def weights(
-    tile: AnyLoss, parameters: int, arch: int, dtype: torch.dtype, d: int, *, both: bool = False,
-    stay: bool = True, centres: int = 1, axis: int = 1, precision: str = "tf32",
-    metric: str = "cosine", config: configs.Config | None = None,
+    example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32", *,
+    sides: str = "both", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
-    """Kernel 2 with the loss's rows along the side that stays, the other one, or both."""
-    from . import backward
+    """Kernel 2 for the gradient of the loss's "rows", of its "columns", or of "both", which are one set."""
+    from . import backward, launch
 
-    c = config or configs.weights_config(
-        arch, dtype, d, precision, tile.teacher, tile.states, tile.slots
-    )
-    teacher = tile.teacher
-    constants = {
+    tile = example.tile
+    write = writes_weights(example, arch, dtype, d, precision)
+    rule = configs.written_config if write else configs.weights_config
+    c = config or rule(arch, dtype, d, precision, **launch.weights_needs(tile))
+    find = sides != "columns" and finds_statistics(example, arch, dtype, d, precision)
+    one = tile.passes[0] if find and isinstance(tile, TileLoss) else None
+    constants = _shared(example, d, c, precision) | {
+        "FOLD": one and one.fold, "KINDS": one.kinds if one else (),
         "WEIGHT": tile.weight, "COLUMN_SLOPES": tile.column_slopes,
-        "GAIN": tile.gain, "STATES": tile.weight_states, "PARAMETERS": parameters,
-        "A_STATE": both or stay, "B_STATE": both or not stay, "WEIGHTED": False,
-        "SUMS": metric.startswith("raw"), "SPARSE": tile.sparse and configs.skips_zeros(arch),
-        "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "METRIC": metric, "EPSILON": 0.0,
-        "NEAREST": 0.0, "TEACHER": "dot" if teacher else "none", "T_EPSILON": 0.0,
-        "GROUPS": tile.groups or "none",
-        "AXIS": axis, "K": centres, "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
-        "SELF": tile.own if isinstance(tile, ListLoss) else both, "COLUMN_VALUES": tile.column_values,
-        "SLOTS": tile.slots, "OWN": isinstance(tile, ListLoss) and tile.own,
-        "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_D": c.depth,
-        "BLOCK_T": c.depth if teacher else 16, "BLOCK_O": c.output, "PRECISION": precision,
+        "GAIN": tile.gain, "STATES": tile.weight_states,
+        "A_STATE": sides != "columns", "B_STATE": sides != "rows", "WEIGHTED": False,
+        "SUMS": example.metric.startswith("raw"), "SPARSE": tile.sparse and configs.skips_zeros(arch),
+        "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "NEAREST": 0.0,
+        "AXIS": 0 if sides == "columns" and example.centres > 1 else 1,
+        "SELF": example.excludes_own, "SLOTS": tile.slots,
+        "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_O": c.output, "STORE": write,
     }  # fmt: skip
     pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_norms b_norms", "fp32")
-    pointers |= _pointers("a_label b_label", "i64") | _pointers("near own a_low b_low", "i32")
-    pointers |= _pointers("a_states b_states a_values b_values parameters factor out sums", "fp32")
-    if teacher:
+    pointers |= _pointers("a_label b_label near own a_low b_low", "i32")
+    pointers |= _pointers(
+        "a_states b_states a_values b_values parameters factor sums partial", "fp32"
+    )
+    pointers |= _pointers("out", _TYPES[dtype] if write else "fp32")
+    if tile.teacher:
         pointers |= _pointers("ta tb", _TYPES[dtype]) | _pointers("ta_norms tb_norms", "fp32")
-    return _compile(backward.weights_kernel, pointers, constants, arch, c)
+    made = _compile(backward.weights_kernel, pointers, constants, arch, c)
+    return made if write else dataclasses.replace(made, visits=-(-d // c.output))
+
+
+def _shared(example: Example, d: int, c: configs.Config, precision: str) -> dict[str, Any]:
+    """The constants that both kernels have."""
+    tile, centres = example.tile, example.centres
+    return {
+        "PARAMETERS": example.parameters, "METRIC": example.metric, "EPSILON": 0.0,
+        "TEACHER": example.teacher if tile.teacher else "none", "T_EPSILON": 0.0,
+        "GROUPS": (tile.groups if centres > 1 else None) or "none", "K": centres,
+        "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
+        "COLUMN_VALUES": tile.column_values, "OWN": isinstance(tile, ListLoss) and tile.own,
+        "NARROW": c.narrow, "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
+        "PRECISION": precision,
+    }  # fmt: skip
 
 
 def _pointers(names: str, kind: str) -> dict[str, str]:
@@ -201,6 +261,8 @@ def _compile(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from . import similarity
+
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -208,7 +270,7 @@ def _compile(
         elif name in pointers:
             signature[name] = pointers[name]
             attributes[(i,)] = [["tt.divisibility", 16]]  # as torch allocates
-        elif name in ("M", "N", "tiles_per_split", "splits"):
+        elif name in similarity.SIZES:
             signature[name] = "i32"
         else:
             signature[name] = "constexpr"
@@ -222,6 +284,9 @@ def _compile(
     sass, usage = _disassemble(done.asm["cubin"])
     field = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     names = _TENSOR[arch]
+    pairs = c.stay * c.stream // (32 * c.warps)
+    d, products_of = constants.get("D", 0), 2 if constants.get("TEACHER", "none") != "none" else 1
+    counts = loop_counts(sass, pairs, -(-d // c.depth) if c.depth else 1)
     return Compiled(
         registers=field["REG"],
         spill_bytes=field["STACK"] + field["LOCAL"],
@@ -229,10 +294,25 @@ def _compile(
         warps=c.warps,
         tensor=names[0] in sass and names[1] in done.asm["ptx"],
         products=products(done.asm["ptx"]),
-        counts=loop_counts(sass, c.stay * c.stream // (32 * c.warps)),
+        counts=counts,
         stay=c.stay,
         stream=c.stream,
+        issued=sum(counts.values()) / pairs if pairs else 0.0,
+        l2_bytes=products_of * operand_bytes(
+            c, d, _SIZES[pointers.get("x") or pointers.get("a") or "*fp32"], not constants.get("STORE", True)
+        ),
     )
+
+
+def operand_bytes(c: configs.Config, d: int, size: int, again: bool) -> float:
+    """Bytes of operands a pair that one visit of all tiles reads, from the second cache at the nearest:
+    shared memory holds the rows that stay where D fits one block, else a tile reads both sides anew; and
+    `again` the rows that stream past, unless it still has them."""
+    if not c.depth:
+        return 0.0
+    rows = c.stream if d <= c.depth else c.stay + c.stream
+    rows += c.stream if again and not d <= c.depth == c.output else 0
+    return rows * d * size / (c.stay * c.stream)
 
 
 def products(ptx: str) -> dict[str, int]:
@@ -281,13 +361,14 @@ _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)([^;]*);")
 
 
-def loop_counts(sass: str, pairs: int) -> dict[str, int]:
+def loop_counts(sass: str, pairs: int, depth: int = 1) -> dict[str, int]:
     """Instructions by pipe in the plain loop, in which a thread has `pairs` pairs of a tile.
 
     Loops are backward branches. Of those that multiply and do some arithmetic on every pair, the
-    plain one is the shortest: the masked one does more, a loop over D alone does less, and loops
-    around a wait are longer still. The loops in it (over the thresholds of a list) count as often as
-    they run. Where that cannot be read it is the masked one, whose counter is a threshold's number.
+    plain one is the first in the code that holds no other: a loop over D alone does less, and the masked
+    one, whose tile may be narrower, comes after it. The loops in it count as often as they run: those that
+    multiply `depth` times, those over the thresholds of a list as their counters say. Where that cannot be
+    read it is the masked one, whose counter is a threshold's number.
     """
     code: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
@@ -302,10 +383,13 @@ def loop_counts(sass: str, pairs: int) -> dict[str, int]:
             start = labels.get(target[0], at)
             if start < at:
                 loops.append((start, at))
+    innermost: list[tuple[int, int, dict[str, int]]] = []
     for start, stop in sorted(loops, key=lambda one: one[1] - one[0]):
         counts = count(name for name, _ in code[start : stop + 1])
-        if not counts["tensor"] or counts["fp32"] < pairs:
-            continue
+        holds = any(start <= first and last <= stop for first, last, _ in innermost)
+        if counts["tensor"] and counts["fp32"] >= pairs and not holds:
+            innermost.append((start, stop, counts))
+    for start, stop, counts in sorted(innermost, key=lambda one: one[0]):
         times = {
             (first, last): trips(code, first, last)
             for first, last in loops
@@ -313,10 +397,14 @@ def loop_counts(sass: str, pairs: int) -> dict[str, int]:
         }
         for (first, last), n in times.items():
             inner = count(name for name, _ in code[first : last + 1])
-            if not inner["tensor"] and inner["fp32"] >= pairs:
+            times_more = 0
+            if inner["tensor"]:
+                times_more = depth - 1
+            elif inner["fp32"] >= pairs:
                 if n is None:
                     break
-                counts = {pipe: c + (n - 1) * inner[pipe] for pipe, c in counts.items()}
+                times_more = n - 1
+            counts = {pipe: c + times_more * inner[pipe] for pipe, c in counts.items()}
         else:
             return counts
     return count([])

@@ -4,13 +4,18 @@
 One operand stays (its gradient is being built), the other streams past. For the other operand's
 gradient the roles are swapped and the transposed tile is computed directly, so that no accumulator is
 ever transposed and nothing is written twice. Where both sides have row statistics (one set of
-embeddings, or a loss of rows and columns) the weights of both directions are summed in one sweep.
+embeddings, or a loss of rows and columns) the weights of both directions are summed in one sweep. Where
+weights need no statistics of their row, these are found in the same sweep, and kernel 1 is spared.
+
+An embedding that no program can hold would be multiplied by chunks, each with all similarities anew. There
+the weights of a block of rows are written instead (STORE), once, for the library's products.
 """
 
 import triton
 import triton.language as tl
 
 from .lists import list_weight
+from .reductions import empty, fold, values
 from .similarity import (
     SIZES,
     as_column,
@@ -21,6 +26,7 @@ from .similarity import (
     load_rows,
     load_scalars,
     load_vectors,
+    near_tile,
     numbers,
     plain_tile,
     product_weights,
@@ -31,9 +37,9 @@ from .similarity import (
 
 @triton.jit
 def _weigh_tile(
-    acc, totals, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
+    acc, totals, folded, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
     a_state, a_weight, a_value, a_low, p, a, b, b_norms, b_label, a_states, b_states, b_weights, b_values,
-    b_low, ta, tb, tb_norms, M, N, first_o,
+    b_low, ta, tb, tb_norms, by_row, out, M, N, first_o,
     WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, STATES: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
@@ -42,7 +48,7 @@ def _weigh_tile(
     K: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr, COLUMN_VALUES: tl.constexpr, SLOTS: tl.constexpr, OWN: tl.constexpr,
-    SELF: tl.constexpr, NEAR: tl.constexpr,
+    SELF: tl.constexpr, FOLD: tl.constexpr, KINDS: tl.constexpr, STORE: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
@@ -76,6 +82,12 @@ def _weigh_tile(
     valid = a_exists[:, None] & b_exists[None, :]
     if SELF and NEAR and not OWN:
         valid = valid & (index[None, :] != own[:, None])
+    if FOLD is not None:
+        if COLUMN_VALUES > 0:
+            tiles = FOLD(s, as_row(load_vectors(b_values, cls, N, COLUMN_VALUES)), positive, (), p)
+        else:
+            tiles = FOLD(s, t, positive, (), p)
+        folded = fold(folded, tiles, positive, valid, KINDS, NEAR)
     w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
     slopes = ()
     if A_STATE:
@@ -128,8 +140,12 @@ def _weigh_tile(
     if W_SCALE != 1.0:
         # float16: keeps small weights normal; nothing may become infinite.
         w = tl.minimum(tl.maximum(w * W_SCALE, -65504.0), 65504.0)
-    used = True
-    if SPARSE:
+    used = not STORE
+    if STORE:
+        at = out + index[None, :]
+        # Without a mask along the row 16 bytes are written at once; behind its end there is room.
+        tl.store(at, (w * by_row[:, None]).to(out.dtype.element_ty), mask=a_exists[:, None])
+    elif SPARSE:
         used = tl.max(tl.max(tl.abs(w), 1), 0) > 0.0
     if used:
         if D <= BLOCK_D and BLOCK_O == BLOCK_D:  # noqa: SIM108  (Triton traces one branch)
@@ -137,14 +153,14 @@ def _weigh_tile(
         else:
             o_tile = load_rows(b, b_rows, first_o, D, BLOCK_O)
         acc = tl.dot(w.to(o_tile.dtype), o_tile, acc, input_precision=PRECISION)
-    return acc, sums
+    return acc, sums, folded
 
 
 @triton.jit(do_not_specialize=SIZES)
 def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
     a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
-    out, sums, M, N, tiles_per_split,
+    out, sums, partial, M, N, tiles_per_split, first_block, first_tile, count, eighths,
     WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr,
     PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
@@ -153,24 +169,29 @@ def weights_kernel(
     GROUPS: tl.constexpr, AXIS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr,
     D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr, COLUMN_VALUES: tl.constexpr,
     SLOTS: tl.constexpr, OWN: tl.constexpr,
-    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr, NARROW: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr,
+    FOLD: tl.constexpr, KINDS: tl.constexpr, STORE: tl.constexpr,
 ):  # fmt: skip
-    """out [splits, rows of a, D] = pair weights times b, scaled; sums [splits, 2 or more, rows of a].
+    """out [splits, rows of a, D] = pair weights times b, scaled; where STORE, out [count, 8 eighths] = the
+    weights of the products of `count` rows of a, from block first_block on, whose rows end with a whole
+    tile, by the columns from tile first_tile on. sums [splits, 2 or more, rows of a].
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
     M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
     b_low: where the lists of the loss's rows begin along the other operand. near, own: as in kernel 1,
     with a for the rows. factor: one float that everything is multiplied by. sums: per row of a, the
     sum of the weights of its products, and of those times the numbers (where SUMS), and the derivatives
-    by its column values (where COLUMN_SLOPES and the loss's rows lie along b). Grid: (blocks of a, splits,
-    chunks of D).
+    by its column values (where COLUMN_SLOPES and the loss's rows lie along b). partial [splits, values, rows
+    of a, or count]: as kernel 1 leaves it, where there is a FOLD, which reads no statistics; D is one chunk
+    then. Grid: (blocks of a, splits, chunks of D).
     """
     stay = PADDED if AXIS == 0 else 1
     pass_by = PADDED if AXIS == 1 else 1
     split = tl.program_id(1)
     first_o = tl.program_id(2) * BLOCK_O
-    place = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
+    block = tl.program_id(0) + first_block
+    place = block * BLOCK_A + tl.arange(0, BLOCK_A)
     if AXIS == 0:
         cls, rows, exists = centres(place, M, K, PADDED)
         total = M * K
@@ -202,10 +223,10 @@ def weights_kernel(
     if SELF:
         self_column = tl.load(own + rows)
 
-    first = split * tiles_per_split
+    first = first_tile + split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * pass_by, BLOCK_B))
     plain, start, around, hanging, end = sweep(
-        near, tl.program_id(0), first, last, N * pass_by, BLOCK_B
+        near, block, first, last, N * pass_by, BLOCK_B
     )
     acc = tl.zeros([BLOCK_A, BLOCK_O], tl.float32)
     sum_of_columns: tl.constexpr = COLUMN_SLOPES is not None and B_STATE
@@ -213,38 +234,56 @@ def weights_kernel(
     if sum_of_columns:
         for _ in tl.static_range(COLUMN_VALUES):
             totals = totals + (tl.zeros([BLOCK_A], tl.float32),)  # type: ignore[assignment]
-    for i in range(0, plain):
-        acc, totals = _weigh_tile(
-            acc, totals, plain_tile(i, first, start, around), self_column, rows, a_tile,
-            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
-            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
-            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
-            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, False,
-        )  # fmt: skip
-    for i in range(0, around + hanging):
-        acc, totals = _weigh_tile(
-            acc, totals, tl.where(i < around, start + i, end), self_column, rows, a_tile,
-            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
-            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, M, N, first_o,
-            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
-            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
-            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,
-        )  # fmt: skip
+    folded = ()
+    if FOLD is not None:
+        folded = empty(KINDS, BLOCK_A)
     scale = tl.load(factor)
     if GAIN is not None:
         scale = scale * GAIN(p)
     by_row = tl.zeros([BLOCK_A], tl.float32) + scale
     if WEIGHTED and A_STATE and not B_STATE:
         by_row = by_row * weight
+    local = place - first_block * BLOCK_A
+    written = out
+    if STORE:
+        written = out + local[:, None].to(tl.int64) * (eighths * 8)
+        if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+            by_row = by_row * norm[0]
+    for i in range(0, plain):
+        acc, totals, folded = _weigh_tile(
+            acc, totals, folded, plain_tile(i, first, start, around), self_column, rows, a_tile,
+            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
+            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
+            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
+            STORE, False,
+        )  # fmt: skip
+    for i in range(0, (around + hanging) * (BLOCK_B // NARROW)):
+        acc, totals, folded = _weigh_tile(
+            acc, totals, folded, near_tile(i, start, around, end, BLOCK_B // NARROW), self_column, rows,
+            a_tile,
+            ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
+            a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
+            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
+            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            NARROW, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
+            STORE, True,
+        )  # fmt: skip
     keep = exists & (place < total * stay)
     if SUMS or sum_of_columns:
         at = sums + split.to(tl.int64) * len(totals) * total + rows
         for i in tl.static_range(len(totals)):
             tl.store(at + i * total.to(tl.int64), totals[i] * by_row, mask=keep)
-    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
-        acc = acc * norm[0][:, None]
-    acc = acc * (by_row * (1.0 / W_SCALE))[:, None]
-    d = first_o + tl.arange(0, BLOCK_O)
-    at = out + (split.to(tl.int64) * total + rows[:, None]) * D + d[None, :]
-    tl.store(at, acc, mask=keep[:, None] & (d[None, :] < D))
+    if FOLD is not None:
+        found = values(folded, KINDS)
+        at = partial + split.to(tl.int64) * len(found) * count + local
+        for i in tl.static_range(len(found)):
+            tl.store(at + i * count.to(tl.int64), found[i], mask=keep)
+    if not STORE:
+        if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+            acc = acc * norm[0][:, None]
+        acc = acc * (by_row * (1.0 / W_SCALE))[:, None]
+        d = first_o + tl.arange(0, BLOCK_O)
+        at = out + (split.to(tl.int64) * total + rows[:, None]) * D + d[None, :]
+        tl.store(at, acc, mask=keep[:, None] & (d[None, :] < D))

@@ -26,6 +26,11 @@ class Config:
     warps: int
     stages: int
 
+    @property
+    def narrow(self) -> int:
+        """Rows that stream past at once where labels are compared."""
+        return self.stream // 2 if self.stream > 64 or interpreted() else self.stream
+
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n and at least 16, the least a product takes."""
@@ -41,9 +46,9 @@ def interpreted() -> bool:
 
 def statistics_config(
     arch: int, dtype: torch.dtype, d: int, precision: str, heavy: int = 0,
-    slots: int = 0,
+    slots: int = 0, light: bool = False,
 ) -> Config:  # fmt: skip
-    """For kernel 1. arch: compute capability, as 90; heavy: see TileLoss; slots: of a ListLoss."""
+    """For kernel 1. arch: compute capability, as 90; heavy, light: see TileLoss; slots: of a ListLoss."""
     width = power_of_two(d)
     if dtype == torch.float32:
         # Three products hold their operands three times over.
@@ -51,14 +56,18 @@ def statistics_config(
     depth = width if width <= 256 else 64
     if slots and arch < 90:  # products are made in registers, which are full of sums
         return Config(128, 16, depth, 0, 8, 2)
+    if light and arch == 90 and not 0 < heavy <= d:  # the widest that has no spills
+        stages = 2 if 64 < width <= 256 else 3
+        return Config(128, 256 if width <= 128 else 128, depth, 0, 8, stages)
     # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
     stream = 32 if 0 < heavy <= d or arch >= 100 or slots else 64
-    return Config(128, stream, depth, 0, 8, 3 if width <= 128 and arch != 80 else 2)
+    held = width <= 128 or (arch == 90 and width > 256)
+    return Config(128, stream, depth, 0, 8, 3 if held and arch != 80 else 2)
 
 
 def weights_config(
     arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
-    slots: int = 0,
+    slots: int = 0, wide: bool = False,
 ) -> Config:  # fmt: skip
     """For kernel 2, which also holds the gradient of the rows that stay, and `states` values of each."""
     width = power_of_two(d)
@@ -74,11 +83,25 @@ def weights_config(
         return Config(128, 16, depth, min(output, 128), 8, 2)
     if width <= 128:
         # Before Hopper products are made in registers, which many states do not leave room for.
+        if wide and arch == 90:
+            return Config(128, 128, depth, output, 8, 2)
         narrow = teacher or arch >= 100 or (arch < 90 and states > 3)
         return Config(128, 32 if narrow else 64, depth, output, 8, 3 if arch != 80 else 2)
     # Two chunks of D, and many states beside them.
     stream = 16 if states > 3 and width > 256 else 32
     return Config(128 if arch != 80 else 64, stream, depth, output, 8, 2)
+
+
+def written_config(
+    arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
+    slots: int = 0, wide: bool = False,
+) -> Config:  # fmt: skip
+    """For kernel 2 where it writes weights: tiles are as wide as registers allow without a gradient."""
+    width = power_of_two(d)
+    if dtype == torch.float32:
+        return Config(128, 32, min(width, 16 if precision == "ieee" else 32), 16, 8, 2)
+    stream = 16 if slots else 32 if arch >= 100 or teacher else 128 if wide and arch == 90 else 64
+    return Config(128, stream, min(width, 64), 16, 8, 2 if arch == 80 else 3)
 
 
 def interpreter_config(d: int, output: int = 16) -> Config:

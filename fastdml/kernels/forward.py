@@ -19,6 +19,7 @@ from .similarity import (
     load_rows,
     load_scalars,
     load_vectors,
+    near_tile,
     numbers,
     plain_tile,
     products,
@@ -81,8 +82,8 @@ def statistics_kernel(
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
     PADDED: tl.constexpr, D: tl.constexpr, DT: tl.constexpr, SELF: tl.constexpr,
     POSITIVES_ONLY: tl.constexpr, COLUMN_VALUES: tl.constexpr, SLOTS: tl.constexpr, OWN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NARROW: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """partial [splits, values, M] = the statistics of the columns of each split.
 
@@ -127,12 +128,12 @@ def statistics_kernel(
             EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
             COLUMN_VALUES, SLOTS, OWN, SELF, False,
         )  # fmt: skip
-    for i in range(0, around + hanging):
+    for i in range(0, (around + hanging) * (BLOCK_N // NARROW)):
         acc = _fold_tile(
-            acc, tl.where(i < around, start + i, end), rows, self_column, x_tile, u_tile, norm, u_norm,
-            label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS, METRIC,
-            EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
-            COLUMN_VALUES, SLOTS, OWN, SELF, True,
+            acc, near_tile(i, start, around, end, BLOCK_N // NARROW), rows, self_column, x_tile, u_tile,
+            norm, u_norm, label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS,
+            METRIC, EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, NARROW, BLOCK_D, BLOCK_T,
+            PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,
         )  # fmt: skip
     found = values(acc, KINDS)
     out = partial + (split.to(tl.int64) * tl.num_programs(2) + group) * len(found) * M

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ _MERGE_ROWS = 64
 LIST_ROWS = 16
 # Thresholds that a program of kernel 1 holds, with their sums. More would not fit the registers.
 GROUP = 8
+# A multiple of the rows and columns of all tiles; the most bytes of a block of written weights, and rows.
+WRITTEN_ROWS = 128
+_WRITTEN_BYTES = 128 << 20
+_WRITTEN_MOST = 2048
 
 
 @dataclasses.dataclass
@@ -36,6 +40,7 @@ class Side:
     centres: consecutive rows of x that make one class (labels then has one entry per class).
     sorted: labels ascend. Between two sorted sides most tiles are known to hold negatives only.
     values: float32 [values, count] of the columns, if this side has them.
+    codes: int32, equal for rows of both sides whose labels are; None: kernels compare the labels.
     """
 
     x: Tensor
@@ -46,6 +51,7 @@ class Side:
     centres: int = 1
     sorted: bool = False
     values: Tensor | None = None
+    codes: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -75,12 +81,27 @@ class Numbers:
 
 @dataclasses.dataclass
 class Weighted:
-    """What kernel 2 leaves: products [rows, D] of weights; sums [2, rows] if asked for; and the
-    derivatives [column values, rows] by the values of the side that stays, where the loss has them."""
+    """What kernel 2 leaves: products [rows, D] of weights; sums [2, rows] if asked for; the
+    derivatives [column values, rows] by the values of the side that stays, where the loss has them; and
+    what `statistics` returns, where it was asked to find that too."""
 
     products: Tensor
     sums: Tensor | None
     column_slopes: Tensor | None
+    results: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """Where kernel 2 writes the weights of a block of rows: those of the products, for who multiplies them.
+
+    weights: [rows, columns] of the embeddings' type, with room for whole tiles (`written_blocks`). first: the
+    first row, a multiple of `WRITTEN_ROWS`. column: the first that is written, as well.
+    """
+
+    weights: Tensor
+    first: int
+    column: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +147,25 @@ def parameter_tensor(parameters: Sequence[float] | Tensor, device: torch.device)
     if isinstance(parameters, Tensor):
         return parameters.to(device=device, dtype=torch.float32).contiguous()
     return constants(tuple(float(v) for v in parameters), device)
+
+
+def encode(rows: Side, columns: Side) -> None:
+    """Gives sides in the order of their labels codes, which take half the registers: the place of the first
+    row of a label. A label that no row has is none of theirs."""
+    if not (rows.sorted and columns.sorted) or rows.codes is not None:
+        return
+    rows.codes = torch.searchsorted(rows.labels, rows.labels, out_int32=True)
+    if columns is not rows:
+        place = torch.searchsorted(rows.labels, columns.labels, out_int32=True)
+        theirs = rows.labels[place.clamp(max=len(rows.labels) - 1).long()]
+        columns.codes = torch.where(theirs == columns.labels, place, -1)
+
+
+def _compared(stay: Side, stream: Side) -> tuple[Tensor, Tensor]:
+    """What equal labels are told by."""
+    if stay.codes is None or stream.codes is None:
+        return stay.labels, stream.labels
+    return stay.codes, stream.codes
 
 
 def near_columns(stay: Side, stream: Side, block: int) -> Tensor:
@@ -185,13 +225,12 @@ def statistics(
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, functools.partial(configs.statistics_config, heavy=loss.heavy), x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding,
         lambda c: statistics(loss, rows, columns, parameters, pair, own=own, inputs=inputs,
                              precision=precision, config=c),
     )  # fmt: skip
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
-    passes = len(loss.passes)
     for i, one in enumerate(loss.passes):
         partial = _sweep(
             rows, columns, pair, near, own, known, parameters, chosen, rounding, one.values,
@@ -199,15 +238,71 @@ def statistics(
             GROUPS=_groups(loss, columns), POSITIVES_ONLY=one.positives_only,
             COLUMN_VALUES=loss.column_values, SLOTS=0, OWN=False,
         )  # fmt: skip
-        parts = partial.shape[0]
-        merge_kernel[(-(-m // _MERGE_ROWS),)](
-            partial, known, parameters, results, m, parts,
-            FINISH=loss.finish, KINDS=one.merge_kinds, KNOWN=done, PARAMETERS=parameters.numel(),
-            VALUES=one.values, LAST=i == passes - 1, SPLITS=1 << (parts - 1).bit_length(), BLOCK=_MERGE_ROWS,
-            num_warps=2,
-        )  # fmt: skip
+        _merge(loss, i, partial, known, parameters, results)
         done += one.values
     return results, known
+
+
+def _merge(
+    loss: TileLoss, number: int, partial: Tensor, known: Tensor, parameters: Tensor, results: Tensor
+) -> None:
+    """The splits of a pass become the row's statistics; after the last one rows are finished."""
+    one, parts, m = loss.passes[number], partial.shape[0], partial.shape[2]
+    merge_kernel[(-(-m // _MERGE_ROWS),)](
+        partial, known, parameters, results, m, parts,
+        FINISH=loss.finish, KINDS=one.merge_kinds,
+        KNOWN=loss.inputs + sum(p.values for p in loss.passes[:number]), PARAMETERS=parameters.numel(),
+        VALUES=one.values, LAST=number == len(loss.passes) - 1, SPLITS=1 << (parts - 1).bit_length(),
+        BLOCK=_MERGE_ROWS, num_warps=2,
+    )  # fmt: skip
+
+
+def finds_statistics(loss: AnyLoss, centres: int, chunks: int, write: bool) -> bool:
+    """Whether kernel 2 can find what rows return beside the gradient of its rows: their weights need no
+    statistics, and it visits all similarities once. Then S is made once less."""
+    rides = isinstance(loss, TileLoss) and loss.rides
+    return rides and centres == 1 and (write or chunks == 1)
+
+
+def writes_weights(loss: AnyLoss, centres: int, chunks: int, dtype: torch.dtype, sums: bool) -> bool:
+    """Whether weights are written for the library's products: D is several chunks, and nothing else is
+    asked for that only kernel 2 knows. Weights of float16 need a factor, as do its products."""
+    if sums or centres > 1 or loss.column_slopes is not None or dtype == torch.float16:
+        return False
+    return chunks > 1
+
+
+def statistics_needs(loss: AnyLoss) -> dict[str, Any]:
+    """What the size of kernel 1's tiles depends on, of a loss."""
+    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light}
+
+
+def weights_needs(loss: AnyLoss) -> dict[str, Any]:
+    """The same of kernel 2."""
+    return {"teacher": loss.teacher, "states": loss.states, "slots": loss.slots, "wide": loss.wide}
+
+
+def chunks_of(loss: AnyLoss, x: Tensor) -> int:
+    """In how many chunks of D kernel 2 makes the gradient of rows x."""
+    d = x.shape[1]
+    if x.device.type != "cuda":
+        chosen = configs.interpreter_config(d)
+    else:
+        arch, rounding = configs.architecture(x.device), configs.precision(x.dtype)
+        chosen = configs.weights_config(arch, x.dtype, d, rounding, **weights_needs(loss))
+    return -(-d // chosen.output)
+
+
+def written_blocks(rows: Side, columns: Side) -> tuple[Tensor, list[int]]:
+    """Memory for the weights of a block of rows, and where blocks start."""
+    n, size = columns.count, rows.x.element_size()
+    padded = -(-n // WRITTEN_ROWS) * WRITTEN_ROWS
+    count = max(1, _WRITTEN_BYTES // (padded * size) // WRITTEN_ROWS) * WRITTEN_ROWS
+    if rows.x.device.type != "cuda":
+        count = configs.interpreter_config(rows.x.shape[1]).stay  # so that there are several
+    count = min(rows.count, count, _WRITTEN_MOST)
+    held = torch.empty(count, padded, dtype=rows.x.dtype, device=rows.x.device)[:, :n]
+    return held, list(range(0, rows.count, count))
 
 
 @on_its_device
@@ -228,7 +323,7 @@ def list_statistics(
     m, slots, device = x.shape[0], loss.slots, x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, functools.partial(configs.statistics_config, slots=slots), x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding,
         lambda c: list_statistics(loss, rows, columns, parameters, pair, lists, own=own,
                                   precision=precision, config=c),
     )  # fmt: skip
@@ -271,13 +366,13 @@ def _sweep(
     parts = -(-tiles // per_split)
     partial = torch.empty(parts, values, m, dtype=torch.float32, device=device)
     statistics_kernel[(blocks, parts, groups)](
-        x, columns.x, rows.norms, columns.norms, rows.labels, columns.labels, columns.values,
+        x, columns.x, rows.norms, columns.norms, *_compared(rows, columns), columns.values,
         rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
         known, parameters, near, own, partial, m, columns.count, per_split,
         PARAMETERS=parameters.numel(), METRIC=pair.metric, EPSILON=pair.epsilon,
         T_EPSILON=pair.teacher_epsilon, K=columns.centres, PADDED=columns.padded,
         D=x.shape[1], DT=_depth(rows), SELF=own is not None,
-        BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
+        BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, NARROW=chosen.narrow, BLOCK_D=chosen.depth,
         BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
         num_warps=chosen.warps, num_stages=chosen.stages, **options,
     )  # fmt: skip
@@ -300,6 +395,8 @@ def weights(
     own: Tensor | None = None,
     lists: Lists | None = None,
     sums: bool = False,
+    find: bool = False,
+    written: Written | None = None,
     precision: str | None = None,
     config: configs.Config | None = None,
 ) -> Weighted:
@@ -307,47 +404,63 @@ def weights(
 
     Rows of the loss lie along the sides whose states are given. Row weights are given for all of
     those sides or for none, and are multiplied by factor (one float on the device). own int32 [rows
-    of stay]: the row of `stream` that is the same sample, or -1.
+    of stay]: the row of `stream` that is the same sample, or -1. find: also what `statistics` returns of
+    the rows of stay (`finds_statistics`). written: the weights of a block of rows are written there instead,
+    and there are no products.
     """
     x = stay.x
     m, d, device = x.shape[0], x.shape[1], x.device
     rounding = configs.precision(x.dtype, precision)
+    rule = configs.weights_config if written is None else configs.written_config
     chosen = config or _config(
-        "weights" + ".rows" * (stay_states is not None) + ".columns" * (stream_states is not None), loss,
-        functools.partial(
-            configs.weights_config, teacher=loss.teacher, states=loss.states, slots=loss.slots
-        ),
-        x, rounding,
+        ("weights" if written is None else "written") + ".rows" * (stay_states is not None)
+        + ".columns" * (stream_states is not None), loss,
+        rule, x, rounding,
         lambda c: weights(
             loss, stay, stream, parameters, pair, factor=factor, stay_states=stay_states,
             stream_states=stream_states, stay_weights=stay_weights, stream_weights=stream_weights,
-            own=own, lists=lists, sums=sums, precision=precision, config=c,
+            own=own, lists=lists, sums=sums, find=find, written=written, precision=precision, config=c,
         ),
     )  # fmt: skip
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
-    blocks = -(-stay.count * stay.padded // chosen.stay)
     tiles = -(-stream.count * stream.padded // chosen.stream)
-    chunks = -(-d // chosen.output)
-    parts = _splits(blocks * chunks, tiles, device, 4 * m * d)
+    if written is None:
+        count, first, before, chunks = m, 0, 0, -(-d // chosen.output)
+        blocks = -(-stay.count * stay.padded // chosen.stay)
+    else:
+        count, first, chunks = min(written.weights.shape[0], m - written.first), written.first, 1
+        blocks, before = -(-count // chosen.stay), written.column // chosen.stream
+        tiles -= before
+        if first % chosen.stay or written.column % chosen.stream:
+            raise ValueError(f"written: expected multiples of a tile's sides, got {first}, {written.column}")
+    parts = _splits(blocks * chunks, tiles, device, 4 * m * d * (written is None))
     per_split = -(-tiles // parts)
     parts = -(-tiles // per_split)
-    out = torch.empty(parts, m, d, dtype=torch.float32, device=device)
+    if written is None:
+        out, width = torch.empty(parts, m, d, dtype=torch.float32, device=device), 0
+    else:
+        out, width = written.weights, written.weights.stride(0)
     slopes = stream_states is not None and loss.column_slopes is not None
     totals = None
     if sums or slopes:
         count = 2 + slopes * loss.column_values
         totals = torch.empty(parts, count, m, dtype=torch.float32, device=device)
+    one = loss.passes[0] if find and isinstance(loss, TileLoss) else None
+    partial = None
+    if one is not None:
+        partial = torch.empty(parts, one.values, count, dtype=torch.float32, device=device)
     low = None if lists is None else lists.low
     skips = device.type != "cuda" or configs.skips_zeros(configs.architecture(device))
     weighted = stay_weights is not None or stream_weights is not None
     weights_kernel[(blocks, parts, chunks)](
-        x, stream.x, stay.norms, stream.norms, stay.labels, stream.labels, stay_states,
+        x, stream.x, stay.norms, stream.norms, *_compared(stay, stream), stay_states,
         stream_states, stay_weights, stream_weights, stay.values, stream.values,
         low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
-        own, out, totals, stay.count, stream.count, per_split,
+        own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
+        width // 8,
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
         GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
@@ -359,16 +472,24 @@ def weights(
         K=max(stay.centres, stream.centres), PADDED=padded,
         D=d, DT=_depth(stay), SELF=own is not None,
         COLUMN_VALUES=loss.column_values, SLOTS=loss.slots, OWN=isinstance(loss, ListLoss) and loss.own,
-        BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, BLOCK_D=chosen.depth,
+        BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, NARROW=chosen.narrow, BLOCK_D=chosen.depth,
         BLOCK_T=_teacher_block(stay, chosen), BLOCK_O=chosen.output, PRECISION=rounding,
+        FOLD=None if one is None else one.fold, KINDS=() if one is None else one.kinds,
+        STORE=written is not None,
         num_warps=chosen.warps, num_stages=chosen.stages,
     )  # fmt: skip
-    products = out[0] if parts == 1 else out.sum(0)
+    products = out[0] if parts == 1 or written is not None else out.sum(0)
     total = None if totals is None else totals.sum(0)
+    results = None
+    if partial is not None and isinstance(loss, TileLoss):
+        known = torch.empty(loss.values, count, dtype=torch.float32, device=device)
+        results = torch.empty(loss.outputs + loss.derivatives, count, dtype=torch.float32, device=device)
+        _merge(loss, 0, partial, known, parameters, results)
     return Weighted(
         products,
         total[:2] if total is not None and sums else None,
         total[2:] if total is not None and slopes else None,
+        results,
     )
 
 
@@ -379,7 +500,8 @@ def _config(
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
-    fixed = rule(arch, x.dtype, x.shape[1], rounding)
+    needs = statistics_needs(loss) if kernel == "statistics" else weights_needs(loss)
+    fixed = rule(arch, x.dtype, x.shape[1], rounding, **needs)
     kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
     return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
 

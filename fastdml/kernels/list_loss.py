@@ -59,6 +59,9 @@ class ListLoss:
     derivatives: ClassVar[int] = 0
     inputs: ClassVar[int] = 0
     column_slopes: ClassVar[None] = None
+    heavy: ClassVar[int] = 0
+    light: ClassVar[bool] = False
+    wide: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.slots & (self.slots - 1) or not 4 <= self.slots <= MOST:

@@ -109,5 +109,7 @@ def softplus2(z):
 
 @triton.jit
 def sigmoid2(z):
-    """1 / (1 + 2**-z), in an exponent that cannot overflow to NaN."""
-    return 1.0 / (1.0 + tl.exp2(-z))
+    """1 / (1 + 2**-z), in an exponent that cannot overflow to NaN. The square of a reciprocal root is two
+    instructions, where a division of any two numbers takes nine."""
+    root = tl.rsqrt(1.0 + tl.exp2(-z))
+    return root * root

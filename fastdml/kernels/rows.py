@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from . import launch
 from .launch import AnyLoss, Lists, Numbers, Side
 from .list_loss import ListLoss
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+Products = tuple[Product, Product]
 
 
 @dataclasses.dataclass
@@ -64,6 +67,7 @@ def tile_rows(
     gradients: tuple[bool, bool] = (True, True),
     sums: bool = False,
     precision: str | None = None,
+    products: Products | None = None,
 ) -> TileResult:
     """Losses of the rows of anchors against candidates, and the gradients of their weighted sum.
 
@@ -92,6 +96,8 @@ def tile_rows(
         gradients: which of the two gradients are wanted.
         sums: also sums of weights per row and column.
         precision: "ieee", "tf32" or "tf32x3" for float32; None: torch's setting.
+        products: `multiply(a, b, out)` and `accumulate(total, a, b)` into float32, for dimensions at which
+            weights are written and multiplied by the library; None: torch's, for float32 alone.
 
     Raises:
         ValueError: naming the argument and what was expected of it.
@@ -122,6 +128,7 @@ def tile_rows(
     col_order = row_order if one_set else _order(cols, order)
     rows = _permuted(rows, row_order)
     cols = rows if one_set else _permuted(cols, col_order)
+    launch.encode(rows, cols)
     own = None
     if exclude_self:
         own = _own(rows, cols, row_order, col_order, offset)
@@ -130,7 +137,15 @@ def tile_rows(
         inputs = None if inputs is None else inputs[:, row_order]
 
     lists = None
-    if isinstance(loss, ListLoss):
+    k, j = loss.outputs, loss.outputs + loss.derivatives
+    totals = sums or pair.metric.startswith("raw")
+    chunks = launch.chunks_of(loss, anchors)
+    write = any(gradients) and launch.writes_weights(loss, centres, chunks, anchors.dtype, totals)
+    # Where the sweep for the anchors' gradient finds it too, that is all there is to be swept.
+    find = (gradients[0] or write) and launch.finds_statistics(loss, centres, chunks, write)
+    if find:
+        found = torch.empty(j, rows.count, dtype=torch.float32, device=anchors.device)
+    elif isinstance(loss, ListLoss):
         lists = Lists.of(rows, cols)
         found = launch.list_statistics(
             loss, rows, cols, p, pair, lists, own=own, precision=precision
@@ -139,11 +154,9 @@ def tile_rows(
         found, _ = launch.statistics(
             loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
         )
-    k, j = loss.outputs, loss.outputs + loss.derivatives
-    result = TileResult(_restored(found[:k].t(), row_order))
-    if loss.derivatives:
-        by_row = _restored(found[k:j].t(), row_order)
-        result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
+    result = TileResult(found)
+    if not find:
+        _put_rows(result, loss, found, row_order)
     own_row = _inverse(own, cols.count) if own is not None and not one_set else own
     if not any(gradients):
         return result
@@ -153,25 +166,42 @@ def tile_rows(
         states = torch.cat([by_output.float().t(), states])
         row_weight = None
     row_w, factor = _relative(row_weight, weight, rows)
-    totals = sums or pair.metric.startswith("raw")
     shared: dict[str, Any] = {
         "factor": factor,
         "precision": precision,
         "sums": totals,
         "lists": lists,
     }
+    if write:
+        _written(
+            result, loss, rows, cols, p, pair, gradients, products or (_multiply, _accumulate), find=find,
+            stay_states=states, stream_states=states if one_set else None, stay_weights=row_w,
+            stream_weights=row_w if one_set else None, own=own, **shared,
+        )  # fmt: skip
+        if find:
+            _put_rows(result, loss, result.outputs, row_order)
+        if result.d_anchors is not None:
+            result.d_anchors = _restored(result.d_anchors, row_order)
+        if result.d_candidates is not None:
+            result.d_candidates = _restored(result.d_candidates, col_order)
+        return result
     if one_set:
         done = launch.weights(
             loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,
-            stream_weights=row_w, own=own, **shared,
+            stream_weights=row_w, own=own, find=find, **shared,
         )  # fmt: skip
+        if done.results is not None:
+            _put_rows(result, loss, done.results, row_order)
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
         result.d_column_values = _by_column(done, row_order)
         return result
     if gradients[0]:
         done = launch.weights(
-            loss, rows, cols, p, pair, stay_states=states, stay_weights=row_w, own=own, **shared,
+            loss, rows, cols, p, pair, stay_states=states, stay_weights=row_w, own=own, find=find,
+            **shared,
         )  # fmt: skip
+        if done.results is not None:
+            _put_rows(result, loss, done.results, row_order)
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
     if gradients[1]:
         done = launch.weights(
@@ -181,6 +211,68 @@ def tile_rows(
         result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
         result.d_column_values = _by_column(done, col_order)
     return result
+
+
+def _written(
+    result: TileResult, loss: AnyLoss, rows: Side, cols: Side, p: Tensor, pair: Numbers,
+    gradients: tuple[bool, bool], products: Products, **options: Any,
+) -> None:  # fmt: skip
+    """The gradients, in the order of their sides, by products of written weights G: dA = G C, dC = G^T A.
+
+    Of one set G is that of both directions and equal to its transpose: of a block of rows I only columns J
+    from its first row on are written, and dA_I += G A_J, dA_J += G^T A_I but for those of I. Outputs are what
+    `finish` returned, if that was found, which takes whole rows: then dA = G A.
+    """
+    multiply, accumulate = products
+    one_set = cols is rows
+    half = one_set and not options["find"]
+    held, starts = launch.written_blocks(rows, cols)
+    if gradients[0] or one_set:
+        result.d_anchors = torch.empty_like(rows.x, dtype=torch.float32)
+    if gradients[1] and not one_set:
+        result.d_candidates = torch.empty_like(cols.x, dtype=torch.float32)
+    found = []
+    for first in starts:
+        written = launch.Written(held, first, first if half else 0)
+        done = launch.weights(loss, rows, cols, p, pair, written=written, **options)
+        if done.results is not None:
+            found.append(done.results)
+        g = held[: rows.count - first, written.column :]
+        block = slice(first, first + len(g))
+        add = accumulate if first else _multiplied(multiply)
+        if half and result.d_anchors is not None:
+            others = result.d_anchors[block.stop :]
+            add(result.d_anchors[block], g, rows.x[first:])
+            if len(others):
+                add(others, g[:, len(g) :].t(), rows.x[block])
+        elif result.d_anchors is not None:
+            multiply(g, cols.x, result.d_anchors[block])
+        if result.d_candidates is not None:
+            add(result.d_candidates, g.t(), rows.x[block])
+    if found:
+        result.outputs = torch.cat(found, 1)
+
+
+def _multiplied(multiply: Product) -> Product:
+    """`accumulate` onto nothing."""
+    return lambda total, a, b: multiply(a, b, total)
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.mm(a, b, out=out)
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return total.addmm_(a, b)
+
+
+def _put_rows(result: TileResult, loss: AnyLoss, found: Tensor, order: Tensor | None) -> None:
+    """found [outputs + derivatives + ..., M]: what `finish` returned."""
+    k, j = loss.outputs, loss.outputs + loss.derivatives
+    result.outputs = _restored(found[:k].t(), order)
+    if loss.derivatives:
+        by_row = _restored(found[k:j].t(), order)
+        result.scalar_rows, result.slope_rows = by_row[:, : loss.scalars], by_row[:, loss.scalars :]
 
 
 def _norms(x: Tensor, metric: str) -> Tensor | None:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 # Arguments of the kernels that are not compiled in: one compilation for all sizes, 1 among them.
-SIZES = ["M", "N", "splits", "tiles_per_split"]
+SIZES = ["M", "N", "splits", "tiles_per_split", "first_block", "first_tile", "count", "eighths"]
 
 
 @triton.jit
@@ -29,10 +29,19 @@ def products(
         return tl.dot(a_tile, tl.trans(b_tile), input_precision=PRECISION)
     else:
         s = tl.zeros([a_rows.shape[0], b_rows.shape[0]], tl.float32)
+        d = tl.arange(0, BLOCK_D)[None, :]
+        # Addresses move on by an addition: made anew they would cost more than the loads.
+        x = a + a_rows[:, None].to(tl.int64) * D + d
+        y = b + b_rows[:, None].to(tl.int64) * D + d
         for first in range(0, D, BLOCK_D):
-            x = load_rows(a, a_rows, first, D, BLOCK_D)
-            y = load_rows(b, b_rows, first, D, BLOCK_D)
-            s = tl.dot(x, tl.trans(y), s, input_precision=PRECISION)
+            if D % BLOCK_D == 0:
+                s = tl.dot(tl.load(x), tl.trans(tl.load(y)), s, input_precision=PRECISION)
+            else:
+                more = d < D - first
+                x_tile, y_tile = tl.load(x, mask=more, other=0.0), tl.load(y, mask=more, other=0.0)
+                s = tl.dot(x_tile, tl.trans(y_tile), s, input_precision=PRECISION)
+            x += BLOCK_D
+            y += BLOCK_D
         return s
 
 
@@ -137,6 +146,13 @@ def plain_tile(i, first, start, around):
     """The i-th tile of [first, ...) without the near ones."""
     at = first + i
     return tl.where(at >= start, at + around, at)
+
+
+@triton.jit
+def near_tile(i, start, around, end, TIMES: tl.constexpr):
+    """The i-th of the near tiles and the hanging one, each cut into TIMES narrow ones: labels and masks would
+    not fit the registers beside a wide one. In narrow tiles."""
+    return tl.where(i < around * TIMES, start * TIMES + i, (end - around) * TIMES + i)
 
 
 @triton.jit

@@ -122,6 +122,25 @@ class TileLoss:
         return self.scalars + self.slopes
 
     @property
+    def light(self) -> bool:
+        """Whether its folds leave room for wide tiles: few statistics, and no mean under a softmax."""
+        few = all(len(one.kinds) <= 2 and "lse_mean" not in one.kinds for one in self.passes)
+        return few and not self.teacher and self.groups is None
+
+    @property
+    def wide(self) -> bool:
+        """Whether its weights leave room for wide tiles."""
+        plain = not (self.teacher or self.column_values or self.groups or self.rides)
+        return plain and self.states <= 4
+
+    @property
+    def rides(self) -> bool:
+        """Whether a row is found by sums of its pairs that the sweep for weights can make too: these read
+        nothing of the row."""
+        sums = [kind == "sum" for one in self.passes for kind in one.kinds]
+        return self.states == 0 and self.inputs == 0 and len(self.passes) == 1 and all(sums)
+
+    @property
     def values(self) -> int:
         """Statistics per row, the caller's inputs included."""
         return self.inputs + sum(one.values for one in self.passes)

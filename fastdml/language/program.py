@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from . import statistics
 from .differentiate import gradient
@@ -148,11 +149,22 @@ def _merged(roots: list[Node]) -> list[Node]:
     return [made[root] for root in roots]
 
 
-def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
+def passes_of(
+    roots: list[Node], partial: Callable[[Node], bool] = lambda _: False
+) -> tuple[tuple[Node, ...], ...]:
     """The reductions of the roots, each in the earliest sweep that its dependences allow, or in a later one
-    that computes its costly functions anyway."""
+    that computes its costly functions anyway.
+
+    partial: whether a reduction needs few of the pairs. A sweep of such ones alone costs next to nothing, so
+    that those of all pairs are as few as can be.
+    """
     depth = _depths(roots)
-    sweep = {node: depth[node] - 1 for node in depth if node.op in REDUCTIONS}
+    sweep = _earliest(depth, partial)
+    whole = {k for node, k in sweep.items() if not partial(node)}
+    for node in sorted(sweep, key=lambda n: -sweep[n]):
+        if sweep[node] not in whole:  # with others, where it is in time there
+            later = range(sweep[node] + 1, _latest(depth, sweep)[node] + 1)
+            sweep[node] = next((k for k in later if k in whole), sweep[node])
     latest = _latest(depth, sweep)
     costly = {node: _costly(node) for node in sweep}
     for node in sorted(sweep, key=lambda n: -latest[n]):
@@ -160,13 +172,26 @@ def passes_of(roots: list[Node]) -> tuple[tuple[Node, ...], ...]:
             continue
         for k in range(latest[node], sweep[node], -1):
             there = {x for n, at in sweep.items() if at == k and n is not node for x in costly[n]}
-            if costly[node] <= there:
+            if k in whole and costly[node] <= there:
                 sweep[node] = k
                 break
     found: list[list[Node]] = [[] for _ in range(max(sweep.values(), default=-1) + 1)]
     for node, k in sweep.items():
         found[k].append(node)
     return tuple(tuple(nodes) for nodes in found if nodes)
+
+
+def _earliest(depth: dict[Node, int], partial: Callable[[Node], bool]) -> dict[Node, int]:
+    """The first sweep in which each reduction is possible. depth: all nodes, arguments first."""
+    # (sweeps of all pairs so far, partial ones since)
+    done: dict[Node, tuple[int, int]] = {}
+    for node in depth:
+        before = max((done[a] for a in node.args), default=(0, 0))
+        if node.op in REDUCTIONS:
+            before = (before[0], before[1] + 1) if partial(node) else (before[0] + 1, 0)
+        done[node] = before
+    times = sorted({done[node] for node in depth if node.op in REDUCTIONS})
+    return {node: times.index(done[node]) for node in depth if node.op in REDUCTIONS}
 
 
 def _latest(depth: dict[Node, int], sweep: dict[Node, int]) -> dict[Node, int]:

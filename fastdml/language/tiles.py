@@ -237,7 +237,7 @@ class Printer:
                 mul(div(ONE, self.gain), x) for x in (self.weight, *self.column_slopes)
             )
         self.host = self._host([*roots, self.gain])
-        self.passes = passes_of(roots)
+        self.passes = passes_of(roots, lambda node: _statistics([node])[3])
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
         if program.trace.counted:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from fastdml.bench.tiles import usual
+from fastdml.bench import tile_functors
 from fastdml.kernels import aot
 
 if __name__ == "__main__":
@@ -16,5 +16,5 @@ if __name__ == "__main__":
         getattr(torch, sys.argv[3]),
         int(sys.argv[4]),
     )
-    found = aot.kernels(usual(name), arch, dtype, d, *sys.argv[5:])
+    found = aot.kernels(tile_functors.example(name), arch, dtype, d, *sys.argv[5:])
     print(json.dumps({kernel: dataclasses.asdict(compiled) for kernel, compiled in found}))

@@ -11,6 +11,8 @@ import torch
 from triton_mode import DEVICE
 
 import fastdml
+from fastdml.engine.registry import LOSSES as LOSSES_OF_THE_LIBRARY
+from fastdml.kernels import launch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "language"))
@@ -93,3 +95,31 @@ def test_printed_tiles(name, other):
         assert torch.isfinite(a).all()
         bound = 6 * (b - c).abs().max() + 4e-7 * c.abs().max() + 1e-9
         assert (a - c).abs().max() <= bound
+
+
+def test_mining_visits_all_pairs_once():
+    """What only positives decide is found in the tiles that hold some, before and after the one sweep."""
+    mined = LOSSES_OF_THE_LIBRARY["multi_similarity"](epsilon=0.1).tiles.functor
+    assert [one.positives_only for one in mined.passes] == [True, False, True]
+    plain = LOSSES_OF_THE_LIBRARY["multi_similarity"]().tiles.functor
+    assert [one.positives_only for one in plain.passes] == [False]
+
+
+def test_a_sweep_for_weights_finds_the_rows_as_well(monkeypatch):
+    """Where weights read nothing of their row; the results are those of two sweeps."""
+
+    def step():
+        leaf = x.clone().requires_grad_()
+        value = LOSSES["siglip"](leaf, y)
+        return value.detach(), *torch.autograd.grad(value, [leaf, *LOSSES["siglip"].parameters()])
+
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(37, 20, generator=g).to(DEVICE)
+    y = torch.randint(0, 5, (37,), generator=g).to(DEVICE)
+    LOSSES["siglip"].float().backend = "triton"
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "finds_statistics", lambda *_: False)
+        apart = step()
+    monkeypatch.setattr(launch, "statistics", None)
+    for one, other in zip(step(), apart):
+        torch.testing.assert_close(one, other)

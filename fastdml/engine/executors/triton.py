@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import schedule
+from .. import products, schedule
 from ..loss import RowLoss
 from ..problem import Problem
 from ..relation import LabelRelation
@@ -156,6 +156,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
         teacher_norms=None if teacher is None else _norms(teacher),
         gradients=(wanted.anchors, wanted.candidates or wanted.col_values),
         sums=sums,
+        products=(products.multiply, products.accumulate_),
     )
 
 
