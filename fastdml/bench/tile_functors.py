@@ -33,7 +33,7 @@ def example(name: str, per_class: int = 16) -> Any:
     problem = _problem(name, per_class) if name in LOSSES else _before().get(name)
     if problem is None:
         raise ValueError(f"name: expected a loss that runs on tiles, got {name!r}")
-    tile, module = triton._tile(problem), triton._functor(problem.loss)
+    tile, module = triton._tile(problem), triton.functor_of(problem.loss)
     counted = bool(getattr(module, "COUNTS_OWN", False))
     scalars = problem.all_scalars
     teacher = problem.teacher_problem

@@ -174,9 +174,10 @@ def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
 def _put(bound: inspect.BoundArguments, values: Mapping[str, Any]) -> None:
     """Gives arguments the values under the names of `_named`."""
     rest = _rest(bound)
-    several = [v for k, v in values.items() if rest is not None and k.startswith(f"{rest} ")]
     bound.arguments.update({k: v for k, v in values.items() if k in bound.signature.parameters})
-    if several:
+    if rest is None:
+        return
+    if several := [v for k, v in values.items() if k.startswith(f"{rest} ")]:
         bound.arguments[rest] = tuple(several)
 
 

@@ -10,7 +10,7 @@ from .pair.multi_similarity import MultiSimilarityLoss
 
 def of_defaults() -> list[RowLoss]:
     """Their descriptions, of each with its defaults where it has any, and of multi-similarity mined."""
-    found = [MultiSimilarityLoss(epsilon=0.1).description()]
+    found: list[RowLoss] = [MultiSimilarityLoss(epsilon=0.1).description()]
     for module in MODULES.values():
         if issubclass(module, SampleLoss):
             try:
