@@ -147,7 +147,7 @@ class StreamPrinter:
         return made
 
     def _pairs(
-        self, k: int, head: str, roots: Sequence[Node], wrap: str = "values"
+        self, k: int, name: str, roots: Sequence[Node], wrap: str = "values"
     ) -> list[str]:
         """A function that makes the lambda of a pass, or of the weight."""
         printer = self._printer()
@@ -162,11 +162,12 @@ class StreamPrinter:
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
         inner._count = printer._count
         body = lambda_of(inner, roots, wrap)
-        body = body.replace("[=](auto p)", "[=](auto p, auto row) __attribute__((always_inline))", 1)
+        head = "[=](auto p, [[maybe_unused]] auto row) __attribute__((always_inline))"
+        body = body.replace("[=](auto p)", head, 1)
         lines = [line.replace("row.", "call.") for line in printer.lines]
         return [
             "template <class Call>",
-            f"FASTDML_FN auto {head} const {{",
+            f"FASTDML_FN auto {name} const {{",
             *("  " + line for line in lines),
             *("  " + line for line in f"return {body};".split("\n")),
             "}",
