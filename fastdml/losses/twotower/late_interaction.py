@@ -131,10 +131,10 @@ class LateInteractionLoss(Loss):
             raise ValueError(f"{name}: expected floats [batch, tokens, dim], got {got}")
         flat = x.reshape(-1, x.shape[2])
         check.embeddings(flat, name, self.validate)
-        if kept is not None and (kept.dtype != torch.bool or kept.shape != x.shape[:2]):
-            raise ValueError(
-                f"{mask}: expected bool {list(x.shape[:2])}, got {kept.dtype} {tuple(kept.shape)}"
-            )
+        fits = isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == x.shape[:2]
+        if kept is not None and not fits:
+            got = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+            raise ValueError(f"{mask}: expected bool {list(x.shape[:2])}, got {got}")
         if self.similarity == "cosine":
             x = unit(flat.to(wide_type(flat))).view(x.shape)
         return late.Tokens(x, kept)
