@@ -493,6 +493,43 @@ def test_batched_upstream_gradients_are_refused_in_our_words():
         torch.autograd.grad(value, leaf, torch.ones(3), is_grads_batched=True)
 
 
+OTHER_CALLS = {
+    "listed scores": (
+        lambda **given: losses.MarginMSELoss()(
+            **{"embeddings": x, "candidates": x[:, None].repeat(1, 2, 1), "teacher_scores": x[:, :2], **given}
+        ),
+        ("embeddings", "candidates", "teacher_scores"),
+    ),
+    "tokens": (
+        lambda **given: losses.LateInteractionLoss()(
+            **{"queries": x[:, None], "documents": x[:, None], **given}
+        ),
+        ("queries", "documents", "query_mask", "document_mask"),
+    ),
+    "a memory": (
+        lambda **given: fastdml.wrappers.CrossBatchMemory(losses.SupConLoss(), 4, 64)(x, y, **given),
+        ("indices_tuple", "enqueue_mask"),
+    ),
+    "widths": (
+        lambda **given: fastdml.wrappers.MatryoshkaLoss(losses.SupConLoss(), **{"dims": (2, 4), **given}),
+        ("dims", "weights"),
+    ),
+    "several": (lambda **given: fastdml.wrappers.MultipleLosses(**given), ("losses",)),
+    "reducers": (lambda **given: fastdml.reducers.MultipleReducers(**given), ("reducers",)),
+    "thresholds": (lambda **given: fastdml.reducers.ThresholdReducer(**given), ("low", "high")),
+    "anchors": (lambda **given: fastdml.reducers.PerAnchorReducer(**given), ("reducer", "aggregation_func")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CALLS)
+def test_what_is_nothing_of_the_kind_is_refused_by_name(name):
+    call, arguments = OTHER_CALLS[name]
+    for argument in arguments:
+        for wrong in (["a", None], {"a": 1}, "a", float("nan"), torch.ones(2, 3, 4, 5), object()):
+            with pytest.raises(ValueError, match=rf"^{argument}: "):
+                call(**{argument: wrong})
+
+
 # ---- swapped triplets
 
 

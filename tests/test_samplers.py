@@ -406,7 +406,7 @@ def test_single_indices_as_batches_are_refused_in_words():
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64, [1], float("nan")])
 @every_sampler
 def test_bad_seeds_are_refused_at_construction(make, seed):
-    with pytest.raises(ValueError, match=r"seed: expected an integer of at least 0"):
+    with pytest.raises(ValueError, match=r"^seed: expected an integer"):
         make(seed=seed)
 
 

@@ -24,6 +24,19 @@ def _wide(x: Tensor) -> Tensor:
     return x.detach().to(wide_type(x))
 
 
+def tensor(x: object, name: str) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name}: expected a floating-point tensor, got {got}")
+
+
+def sequence(values: object, name: str, of: str) -> list[Any]:
+    """The values of a list, a tuple or the like; of: what they are, in words."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Tensor, np.ndarray)):
+        raise ValueError(f"{name}: expected {of}, got {values!r}")
+    return list(values)
+
+
 def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: expected a tensor [batch, dim], got {type(x).__name__}")

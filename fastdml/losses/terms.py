@@ -11,6 +11,12 @@ from ..engine import check
 from ..engine.loss import Rows
 
 
+def nothing(*sets: Tensor | None) -> Tensor:
+    """0, with a gradient of zeros in each set of embeddings that there is."""
+    first, *others = [(x * 0).sum() for x in sets if x is not None]
+    return sum(others, first)
+
+
 def log_sum_exp_with_one(z: Tensor, mask: Tensor) -> Tensor:
     """[R] log(1 + sum of exp z over the masked pairs of a row); 0 for an empty row. z, mask [R, N]."""
     z = z.masked_fill(~mask, -torch.inf)

@@ -58,10 +58,12 @@ class MatryoshkaLoss(nn.Module):
         if not callable(getattr(loss, "parts", None)):
             raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
         self.loss = loss
-        self.dims = tuple(check.count(d, "dims") for d in dims)
+        self.dims = tuple(check.count(d, "dims") for d in check.sequence(dims, "dims", "ascending widths"))
         if not self.dims or any(a >= b for a, b in zip(self.dims, self.dims[1:])):
             raise ValueError(f"dims: expected ascending widths, got {list(dims)}")
-        found = [1.0] * len(self.dims) if weights is None else list(weights)
+        found: list[float] = [1.0] * len(self.dims)
+        if weights is not None:
+            found = check.sequence(weights, "weights", "a number for each of dims, or None")
         if len(found) != len(self.dims):
             raise ValueError(f"weights: expected {len(self.dims)} numbers, got {len(found)}")
         self.weights = tuple(check.finite(w, "weights") for w in found)

@@ -13,6 +13,7 @@ from ..engine.arguments import NamedArguments
 from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
 from ..mining.batch import checked
+from ..mining.lazy import LazyPairs
 from ..mining.pairs import all_pairs
 from ..mining.triplets import joined
 
@@ -125,6 +126,9 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         if isinstance(labels, Tensor):
             labels = labels.to(embeddings.device)
         labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
+        if indices_tuple is not None:  # before anything is stored
+            indices_tuple = tuple(indices_tuple) if isinstance(indices_tuple, LazyPairs) else indices_tuple
+            check.pairs(indices_tuple, rows, self.memory_size)
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:

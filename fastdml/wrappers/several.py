@@ -39,6 +39,8 @@ class MultipleLosses(NamedArguments):
         named = _named(losses, "losses")
         if not named:
             raise ValueError("losses: expected at least one loss, got none")
+        if wrong := [x for x in named.values() if not isinstance(x, nn.Module)]:
+            raise ValueError(f"losses: expected modules, got {wrong[0]!r}")
         self.losses = nn.ModuleDict(named)
         mine = _named(miners, "miners", named, some=True) if miners is not None else {}
         self.miners = nn.ModuleDict({k: m for k, m in mine.items() if m is not None})

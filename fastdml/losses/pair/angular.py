@@ -21,6 +21,7 @@ from ...mining.batch import Batch
 from ...mining.pairs import positive_pairs
 from ..base import SampleLoss, Term
 from ..reduced import Elements
+from ..terms import nothing
 
 __all__ = ["AngularLoss"]
 
@@ -93,7 +94,7 @@ class AngularLoss(SampleLoss):
         # A graph does not know how many pairs there are; a list without negatives has no loss.
         known = not torch.compiler.is_compiling()
         if (known and a.shape[0] == 0) or (found.pairs and found.pairs[2].shape[0] == 0):
-            return [Term(_nothing, (found.embeddings,))]
+            return [Term(nothing, (found.embeddings, found.ref_emb))]
         # Rows of one set count once for both orders.
         halved = not (ordered or found.pairs or found.predicate or found.ref_emb is not None)
         weight = 2.0 if self.reduction == "sum" and halved else 1.0
@@ -131,7 +132,3 @@ def _negatives(batch: Batch, a: Tensor) -> dict[str, Any]:
         return positive, negative & (own[a[rows]][:, None] != columns)
 
     return {"predicate": of_pairs}
-
-
-def _nothing(embeddings: Tensor) -> Tensor:
-    return (embeddings * 0).sum()

@@ -16,6 +16,7 @@ from ...engine.similarity import SIMILARITIES
 from ...mining.batch import checked
 from ...mining.triplets import listed
 from ..base import SampleLoss
+from ..terms import nothing
 from .listed import pair_numbers
 
 __all__ = ["DynamicSoftMarginLoss"]
@@ -60,7 +61,7 @@ class Weighed:
         with torch.no_grad():
             mass, count = self.numbers(bins.mass)
         if count == 0:
-            return (self.embeddings * 0).sum()
+            return nothing(self.embeddings, None if self.call is None else self.call.candidates)
         share = self.loss.updated(mass).cumsum(0)
 
         def weighed(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ...engine import check, late
 from ...engine.call import Call
 from ...engine.similarity import unit, wide_type
 from ..base import Loss, Term, total
+from ..terms import nothing
 from .info_nce import InfoNCE
 from .paired import as_scalars, check_own, partner_columns
 from .scale import clamped_scale
@@ -30,11 +31,6 @@ class Late:
 
     def evaluate(self) -> Tensor:
         return late.value(self.call, self.queries, self.documents)
-
-
-def _nothing(*sets: Tensor) -> Tensor:
-    """0 with a gradient."""
-    return sum(((x * 0).sum() for x in sets[1:]), (sets[0] * 0).sum())
 
 
 class LateInteractionLoss(Loss):
@@ -111,7 +107,7 @@ class LateInteractionLoss(Loss):
         a, c = (torch.zeros(n, 1, dtype=kind, device=device) for n in (rows, columns))
         own = check_own(own, a, c)
         if rows == 0:
-            return [Term(_nothing, (queries, documents))]
+            return [Term(nothing, (queries, documents))]
         share = 0.5 if self.symmetric else 0.0
         call = Call(
             InfoNCE(1.0 - share, share, similarity="dot"),
@@ -131,10 +127,10 @@ class LateInteractionLoss(Loss):
             raise ValueError(f"{name}: expected floats [batch, tokens, dim], got {got}")
         flat = x.reshape(-1, x.shape[2])
         check.embeddings(flat, name, self.validate)
-        if kept is not None and (kept.dtype != torch.bool or kept.shape != x.shape[:2]):
-            raise ValueError(
-                f"{mask}: expected bool {list(x.shape[:2])}, got {kept.dtype} {tuple(kept.shape)}"
-            )
+        fits = isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == x.shape[:2]
+        if kept is not None and not fits:
+            got = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+            raise ValueError(f"{mask}: expected bool {list(x.shape[:2])}, got {got}")
         if self.similarity == "cosine":
             x = unit(flat.to(wide_type(flat))).view(x.shape)
         return late.Tokens(x, kept)

@@ -45,6 +45,8 @@ class ListedLoss(Loss):
     def calls(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> list[Any]:
         check.embeddings(embeddings, "embeddings", self.validate)
         rows, width = embeddings.shape
+        check.tensor(candidates, "candidates")
+        check.tensor(teacher_scores, "teacher_scores")
         shape = tuple(candidates.shape)
         if len(shape) != 3 or shape[0] != rows or shape[2] != width or shape[1] < self.least:
             raise ValueError(
