@@ -66,9 +66,9 @@ def value(sizes: Sizes, numbers: int = 1) -> int:
 
 
 def gathered(sizes: Sizes, loss: RowLoss | None = None) -> Sent:
-    """The exchange of "gather": an all-gather of the candidates, a reduce-scatter of their derivatives, and the
-    value. Where columns are swept first (loss), an all-gather of the rows and of what the sweep finds too;
-    where the value is made of all rows' outputs, an all-gather of these in its place."""
+    """The exchange of "gather": an all-gather of the candidates, a reduce-scatter of their derivatives, and
+    the value. Where columns are swept first (loss), an all-gather of the rows and of what the sweep finds
+    too; where the value is made of all rows' outputs, an all-gather of these in its place."""
     each = (sizes.ranks - 1) * sizes.block
     forward = told(sizes) + each
     if loss is None:
@@ -82,8 +82,8 @@ def gathered(sizes: Sizes, loss: RowLoss | None = None) -> Sent:
 
 
 def ring(sizes: Sizes, loss: RowLoss) -> Sent:
-    """The exchange of "ring": blocks go round once for every sweep; their derivatives go round and home. What a
-    sweep of the columns finds is gathered."""
+    """The exchange of "ring": blocks go round once for every sweep; their derivatives go round and home.
+    What a sweep of the columns finds is gathered."""
     sweeps = rounds(loss) * (sizes.ranks - 1) * sizes.block
     home = sizes.ranks * sizes.wide if sizes.ranks > 1 else 0
     return Sent(told(sizes) + sweeps + _swept(sizes, loss) + home + value(sizes), 0)

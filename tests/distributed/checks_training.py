@@ -255,8 +255,8 @@ class Counted:
 
 
 def what_is_sent() -> None:
-    """Bytes are those of the formulas: of one set, of two, with columns that are swept first, with a value made
-    of all rows, of rows that need no others."""
+    """Bytes are those of the formulas: of one set, of two, with columns that are swept first, with a value
+    made of all rows, of rows that need no others."""
     size, rows = dist.get_world_size(), 10
     every = "embeddings stay where they are"
     for loss, schedule in (
