@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--validate", type=int, default=8000, help="images to retrieve (default 8000)"
     )
     found.add_argument("--schedule", default="gather", help="of several processes: gather or ring")
-    found.add_argument("--data", type=Path, help="glyphs32.npz (default: the package's)")
+    found.add_argument("--data", type=Path, help="glyphs32.npz or icons32.npz (default: the package's)")
     found.add_argument("--output", type=Path, help="write the losses there, as JSON")
     return found
 
@@ -68,7 +68,7 @@ def train(options: argparse.Namespace) -> dict[str, object]:
         if distributed.is_initialized()
         else (0, 1)
     )
-    pixels, labels = glyphs(options.data, part="train")
+    pixels, labels = images(options.data, part="train")
     # One sequence of batches on all ranks, which share each batch: the same training as in one process.
     batches = MPerClassSampler(
         labels, options.per_class, options.batch, options.steps * options.batch, batches=True, seed=0,
@@ -123,21 +123,29 @@ class Network(nn.Module):
         return self.embed(self.features(pixels[:, None].float() / 255).mean(dim=(2, 3)))
 
 
-def glyphs(path: Path | None, part: str) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 32, 32]`` uint8 and labels from 0 on of one part: train, val or test."""
-    found = path or importlib.resources.files("fastdml.demo") / "data" / "glyphs32.npz"
+def images(path: Path | None, part: str) -> tuple[Tensor, Tensor]:
+    """Images ``[N, 32, 32]`` uint8 and labels from 0 on of one part, train or val, whose classes do not
+    overlap: of the characters, or of the icons, half of whose classes are trained on."""
+    folder = importlib.resources.files("fastdml.demo") / "data"
+    known = [path] if path else [folder / name for name in ("glyphs32.npz", "icons32.npz")]
+    found = next(file for file in known if path or file.is_file())
     with found.open("rb") as file, np.load(file) as arrays:
-        number = arrays["split_names"].tolist().index(part)
-        own = arrays["split"][arrays["label"]] == number
-        pixels, classes = arrays["images"][own], arrays["label"][own]
-    _, labels = np.unique(classes, return_inverse=True)
-    return torch.from_numpy(pixels), torch.from_numpy(labels)
+        if "images" in arrays:
+            pixels, labels = arrays["images"], arrays["label"]
+            own = (arrays["split"] == arrays["split_names"].tolist().index(part))[labels]
+        else:
+            labels = np.unique(arrays["y"], return_inverse=True)[1]
+            by_class = labels.argsort(kind="stable")
+            pixels, labels = arrays["X"][by_class], labels[by_class]
+            own = labels % 2 == ("train", "val").index(part)
+    _, labels = np.unique(labels[own], return_inverse=True)
+    return torch.from_numpy(pixels[own]), torch.from_numpy(labels)
 
 
 @torch.no_grad()
 def score(network: nn.Module, options: argparse.Namespace) -> dict[str, float]:
     """Retrieval of characters that are not trained on."""
-    pixels, labels = glyphs(options.data, part="val")
+    pixels, labels = images(options.data, part="val")
     pixels, labels = pixels[: options.validate], labels[: options.validate]
     embeddings = torch.cat([network(some) for some in pixels.split(options.chunk)])
     return retrieval_metrics(embeddings, labels)

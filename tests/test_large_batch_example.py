@@ -30,6 +30,8 @@ def test_ranks_and_chunks_have_the_losses_of_the_plain_step(tmp_path, capsys):
     small = ["--data", str(DATA), "--batch", "64", "--steps", "3", "--validate", "200"]
     plain = main([*small, "--chunk", "64"])
     cached = main([*small, "--chunk", "12"])
+    icons = main([*small, "--data", str(DATA.with_name("icons32.npz")), "--chunk", "64", "--steps", "1"])
+    assert 0.01 < icons["before"]["recall@1"] < 1
     assert cached["losses"] == pytest.approx(plain["losses"], rel=1e-5)
     assert len(set(plain["losses"])) == 3 and "step   3   loss" in capsys.readouterr().out
 

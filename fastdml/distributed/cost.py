@@ -60,23 +60,40 @@ def told(sizes: Sizes) -> int:
     return (sizes.ranks - 1) * (NUMBERS_TOLD * 8 + sizes.labelled * sizes.rows * _LABEL)
 
 
-def value(sizes: Sizes) -> int:
-    """Of the all-reduce of one number in double precision: 2 (W - 1) / W of its bytes."""
-    return 2 * (sizes.ranks - 1) * 8 // sizes.ranks
+def value(sizes: Sizes, numbers: int = 1) -> int:
+    """Of the all-reduce of numbers in double precision: 2 (W - 1) / W of their bytes."""
+    return 2 * (sizes.ranks - 1) * 8 * numbers // sizes.ranks
 
 
-def gathered(sizes: Sizes) -> Sent:
-    """The exchange of "gather", of a loss of rows without sweeps of columns or combined rows: an all-gather
-    of the candidates, and a reduce-scatter of their derivatives; and the value."""
+def gathered(sizes: Sizes, loss: RowLoss | None = None) -> Sent:
+    """The exchange of "gather": an all-gather of the candidates, a reduce-scatter of their derivatives, and
+    the value. Where columns are swept first (loss), an all-gather of the rows and of what the sweep finds
+    too; where the value is made of all rows' outputs, an all-gather of these in its place."""
     each = (sizes.ranks - 1) * sizes.block
-    return Sent(told(sizes) + each + value(sizes), each)
+    forward = told(sizes) + each
+    if loss is None:
+        return Sent(forward + value(sizes), each)
+    if swept := _swept(sizes, loss):
+        forward += each + swept
+    if loss.combined:
+        outputs = (sizes.ranks - 1) * sizes.rows * loss.outputs * max(4, sizes.bytes)
+        return Sent(forward + outputs, each)
+    return Sent(forward + value(sizes, 2 if loss.counted else 1), each)
 
 
 def ring(sizes: Sizes, loss: RowLoss) -> Sent:
-    """The exchange of "ring": blocks go round once for every sweep; their derivatives go round and home."""
+    """The exchange of "ring": blocks go round once for every sweep; their derivatives go round and home.
+    What a sweep of the columns finds is gathered."""
     sweeps = rounds(loss) * (sizes.ranks - 1) * sizes.block
     home = sizes.ranks * sizes.wide if sizes.ranks > 1 else 0
-    return Sent(told(sizes) + sweeps + home + value(sizes), 0)
+    return Sent(told(sizes) + sweeps + _swept(sizes, loss) + home + value(sizes), 0)
+
+
+def _swept(sizes: Sizes, loss: RowLoss) -> int:
+    """Of what a sweep of the columns finds, where there is one."""
+    before = loss.presweep()
+    numbers = 0 if before is None else (sizes.ranks - 1) * sizes.rows * before.outputs
+    return numbers * max(4, sizes.bytes)
 
 
 def held(sizes: Sizes, schedule: str, workspace: int) -> int:

@@ -85,8 +85,8 @@ class Shares:
             rows = self._rows(part.embeddings)
             return summed(part.share(rows.start, rows.stop).evaluate(), self.ranks)
         if isinstance(part, Widths):  # each by itself: a share has no sweep for several
-            parts = [w * self._of_call(c) for c, w in zip(part.calls, part.weights, strict=True)]
-            return functools.reduce(torch.add, parts)
+            each = zip(part.calls, part.weights, strict=True)
+            return functools.reduce(torch.add, [w * self._of_call(c) for c, w in each])
         if isinstance(part, OfRows):
             return self._of_rows_alone(part)
         if isinstance(part, Term) and not self.ring:

@@ -173,12 +173,10 @@ def _named(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 def _put(bound: inspect.BoundArguments, values: Mapping[str, Any]) -> None:
     """Gives arguments the values under the names of `_named`."""
-    rest = _rest(bound)
     bound.arguments.update({k: v for k, v in values.items() if k in bound.signature.parameters})
-    if rest is None:
-        return
-    if several := [v for k, v in values.items() if k.startswith(f"{rest} ")]:
-        bound.arguments[rest] = tuple(several)
+    rest = _rest(bound)
+    if rest is not None and rest in bound.arguments:
+        bound.arguments[rest] = tuple(v for k, v in values.items() if k.startswith(f"{rest} "))
 
 
 def _embeds(name: str, own: Set) -> bool:

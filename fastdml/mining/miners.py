@@ -257,8 +257,8 @@ class DistanceWeightedMiner(Miner):
         cutoff: >= 0, distances below count as this one. nonzero_loss_cutoff: negatives from this distance on
             are not drawn.
         seed: below 2^24. The draws are a function of the seed, the number of the call, the row and the
-            positive's place among the row's: those of `MarginLoss(triplets_per_anchor="distance_weighted",
-            seed=seed)`, on any device.
+            positive's place among the row's: those of
+            `MarginLoss(triplets_per_anchor="distance_weighted", seed=seed)`, on any device.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily triplets
     `(a, p, n)`; `MarginLoss` then draws the same inside its own pass and no index exists. An anchor

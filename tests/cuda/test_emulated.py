@@ -18,6 +18,7 @@ from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
 from fastdml.engine.relation import LabelRelation
+from fastdml.losses.triplet.margin import Margin
 
 pytestmark = [
     needs_compiled,
@@ -101,6 +102,22 @@ def test_order_of_threads_does_not_show(description, emulator):
     emulator.configure(64, 1)
     again = call(description, case, "emulated")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["ragged", "reference", "long"])
+@pytest.mark.parametrize("threads", [32, 96])
+def test_negatives_that_are_drawn(name, threads, emulator):
+    """The same ones; of a row's runs of columns and of its positives a warp takes some."""
+    emulator.configure(threads, 0)
+    case = CASES[name]()
+    description = Margin(1.0, drawn=True, dimension=case.x.shape[1], cutoff=0.1, nonzero_loss_cutoff=1.5)
+    given = inputs(description, case)
+    rows = len(given.anchors)
+    values = [torch.full((rows,), 1.1), torch.arange(rows), torch.full((rows,), 5), torch.full((rows,), 3)]
+    given = dataclasses.replace(given, row_values=torch.stack([v.double() for v in values], dim=1))
+    found, true = (call(description, given, backend) for backend in ("emulated", "native"))
+    agree(found, true, 1e-9)
+    assert true[0] > 0
 
 
 def test_rows_of_many_vectors(emulator):

@@ -53,7 +53,7 @@ def close(found: Tensor | None, true: Tensor | None, what: str, bound: float = B
     assert found.shape == true.shape, f"{what}: {found.shape} {true.shape}"
     assert bool(found.isfinite().all()), f"{what} is not finite"
     if true.numel():
-        found, true = found.double(), true.double()
+        found, true = found.detach().double(), true.detach().double()
         wrong = float((found - true).abs().max() / true.abs().max().clamp(min=1e-3))
         assert wrong < bound, f"{what}: off by {wrong:.2e}"
 

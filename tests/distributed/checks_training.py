@@ -255,35 +255,47 @@ class Counted:
 
 
 def what_is_sent() -> None:
-    size = dist.get_world_size()
+    """Bytes are those of the formulas: of one set, of two, with columns that are swept first, with a value
+    made of all rows, of rows that need no others."""
+    size, rows = dist.get_world_size(), 10
+    every = "embeddings stay where they are"
     for loss, schedule in (
         (losses.SmoothAPLoss(), "gather"),
         (losses.InfoNCELoss(), "gather"),
+        (losses.CLIPLoss(), "gather"),
+        (losses.CircleLoss(form="global"), "gather"),
+        (losses.TripletMarginLoss(), "gather"),
         (losses.SupConLoss(reduction="mean"), "ring"),
         (losses.BinomialDevianceLoss(), "ring"),
         (losses.SigLIPLoss(), "ring"),
-        (losses.ArcFaceLoss(10, DIM), "rows"),
+        (losses.CLIPLoss(), "ring"),
+        (losses.ArcFaceLoss(10, DIM), every),
+        (losses.MarginMSELoss(), every),
     ):
         counted = Counted()
-        x = torch.randn(10, DIM, requires_grad=True)
-        labels = torch.arange(10)
-        two_sets = isinstance(loss, (losses.InfoNCELoss, losses.SigLIPLoss))
-        second = (x.detach().clone().requires_grad_(),) if two_sets else (labels,)
+        x, paired = torch.randn(rows, DIM, requires_grad=True), loss.paired
+        further: tuple[Tensor, ...] = (torch.arange(rows),)
+        told = 8 * rows
+        if paired:
+            further, told = (x.detach().clone().requires_grad_(),), 0
+        elif isinstance(loss, losses.MarginMSELoss):
+            further, told = (torch.randn(rows, 3, DIM), torch.randn(rows, 3)), 0
         ranks.dist = counted  # type: ignore[assignment]
         try:
-            way = "gather" if schedule == "rows" else schedule
-            value = wrap(loss, schedule=way, gradient="sum")(x, *second)
+            way = "gather" if schedule == every else schedule
+            value = wrap(loss, schedule=way, gradient="sum")(x, *further)
             forward = counted.sent
             value.backward()
         finally:
             ranks.dist = dist
-        sizes = cost.Sizes(size, 10, DIM, labelled=int(not two_sets))
-        true = {
-            "gather": cost.gathered(sizes),
-            "ring": cost.ring(sizes, loss.description()),
-            # Rows against proxies, which are everywhere: embeddings stay where they are.
-            "rows": cost.Sent(cost.told(sizes) + cost.value(sizes), 0),
-        }[schedule]
+        sizes = cost.Sizes(size, rows, DIM, labelled=int(told > 0))
+        if schedule == every:
+            number = 8 if isinstance(loss, losses.ArcFaceLoss) else 4
+            true = cost.Sent(cost.told(sizes) + 2 * (size - 1) * number // size, 0)
+        elif schedule == "ring":
+            true = cost.ring(sizes, loss.description())
+        else:
+            true = cost.gathered(sizes, loss.description())
         found = cost.Sent(forward, counted.sent - forward)
         assert found == true, f"{type(loss).__name__} {schedule}: {found} {true}"
 

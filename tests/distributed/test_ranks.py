@@ -17,10 +17,10 @@ from filelock import FileLock
 
 # What runs over how many ranks, in this order: memory is measured first, and a process dies last.
 RUNS = {
-    1: (checks_losses, checks_shards),
+    1: (checks_losses, checks_shards, checks_training),
     2: (checks_losses, checks_twotower, checks_training),
     3: (checks_losses, checks_shards, checks_training, checks_faults),
-    4: (checks_memory, checks_losses),
+    4: (checks_memory, checks_losses, checks_training),
 }
 
 

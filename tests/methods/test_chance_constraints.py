@@ -138,6 +138,9 @@ def test_proximal_term_in_the_loss_or_in_the_gradients():
     second.add_to_gradients()
     plain = sum(((p - o) ** 2).sum() for p, o in zip(one.parameters(), origin))
     assert torch.allclose(first(), 0.15 * plain)
+    resumed = ProximalTerm(one)
+    resumed.load_state_dict(saved(first))
+    assert torch.equal(resumed(), first())
     assert all(torch.allclose(p.grad, q.grad) for p, q in zip(one.parameters(), two.parameters()))
 
 

@@ -141,6 +141,9 @@ def test_norm_constraint():
         lengths = x.norm(dim=1)
         mean = lengths.mean() if mean is None else 0.9 * mean + 0.1 * lengths.mean()
         assert torch.allclose(term(x), 0.5 * ((lengths - mean) ** 2).mean())
+    resumed = NormConstraint(0.5, 0.9).double()
+    resumed.load_state_dict(saved(term))
+    assert torch.equal(resumed(x), term(x))
 
 
 @pytest.mark.parametrize(
