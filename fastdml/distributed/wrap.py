@@ -92,9 +92,12 @@ class Distributed(nn.Module):
         partners = signature.parameters["own"].default if "own" in signature.parameters else None
         bound.arguments.update(place(ranks, arguments, known, partners))
         if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
-            # Of embeddings that are only compared, those that are no candidates need not be gathered.
+            # Of embeddings that are only compared, those that are no candidates need not be gathered. What
+            # comes before a call computes with them when it is evaluated.
             with contextlib.suppress(NotHere):
-                return self._made(bound, known, same, travels=True)
+                parts = self._made(bound, known, same, travels=True)
+                if all(getattr(p.part, "before", None) is None for p in parts):
+                    return parts
         return self._made(bound, known, same, travels=self.schedule == "ring")
 
     def _may_compare_rows_alone(self, arguments: Mapping[str, Any]) -> bool:

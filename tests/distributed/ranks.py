@@ -1,7 +1,7 @@
 """Processes that are started once for a number of ranks and then run every check.
 
 `CHECKS(size)` of a module are functions by name, each of which raises where something does not hold. All
-ranks run them in one order, and each writes what it found.
+ranks run them in one order, and each writes what it found. `prepare()`, if it has one, is called before.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ ROOT = HERE.parent.parent
 
 
 def run(checks: str, size: int, folder: Path, timeout: float = 300) -> dict[str, str]:
-    """What `size` ranks found: by the name of a check, nothing or what went wrong. checks: a module here."""
-    path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE)])
+    """What `size` ranks found: by the name of a check, nothing or what went wrong. checks: a module here, or
+    of the integrations'."""
+    path = os.pathsep.join(map(str, [ROOT, HERE.parent, HERE, HERE.parent / "integrations"]))
     done = subprocess.run(
         [sys.executable, __file__, checks, str(size), str(folder)], capture_output=True, text=True,
         timeout=timeout, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -44,6 +45,7 @@ def _main(checks: str, size: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     module = importlib.import_module(checks)
+    getattr(module, "prepare", lambda: None)()
     children = []
     for rank in range(size):
         child = os.fork()
