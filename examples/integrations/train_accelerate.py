@@ -1,7 +1,7 @@
 """Icons with Accelerate: its devices, precision and checkpoints; the loss, and batches as large as one likes,
 are ours. The loss, `wrap`ped, compares the images of all processes that `accelerate launch` starts.
 
-python examples/integrations/train_accelerate.py --steps 4
+python examples/integrations/train_accelerate.py --steps 2
 """
 
 import argparse

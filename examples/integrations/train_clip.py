@@ -1,6 +1,6 @@
 """Icons and their names with open_clip: its model and tokenizer; the loss is ours.
 
-python examples/integrations/train_clip.py --steps 6
+python examples/integrations/train_clip.py --steps 3
 """
 
 import argparse

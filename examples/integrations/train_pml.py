@@ -1,6 +1,6 @@
 """Icons with pytorch-metric-learning's trainer: the loss, the miner and the sampler are ours.
 
-python examples/integrations/train_pml.py --steps 4
+python examples/integrations/train_pml.py --steps 2
 """
 
 import argparse

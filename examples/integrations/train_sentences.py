@@ -1,6 +1,6 @@
 """Sentence embeddings with sentence-transformers: its model, its trainer, its evaluator; the loss is ours.
 
-python examples/integrations/train_sentences.py --steps 6
+python examples/integrations/train_sentences.py --steps 3
 """
 
 import argparse
@@ -36,14 +36,19 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--model", default=None, help="a SentenceTransformer's folder, not a small one")
     args = parser.parse_args()
     torch.manual_seed(0)
     found = pairs(1024)
-    with tempfile.TemporaryDirectory() as folder:
-        model = sentence_transformer([text for pair in found for text in pair], folder)
+    if args.model:
+        model = SentenceTransformer(args.model, device="cpu")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model = sentence_transformer([text for pair in found for text in pair], folder)
     train, test = found[::2], found[1::2]
     ranked = CachedMultipleNegativesRankingLoss(model, mini_batch_size=64)
-    loss = MatryoshkaLoss(model, ranked, matryoshka_dims=[64, 32, 16])
+    width = model.get_embedding_dimension()
+    loss = MatryoshkaLoss(model, ranked, matryoshka_dims=[width, width // 2, width // 4])
     evaluator = InformationRetrievalEvaluator(
         queries={str(i): question for i, (question, _) in enumerate(test)},
         corpus={str(i): answer for i, (_, answer) in enumerate(test)},

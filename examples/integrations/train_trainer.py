@@ -1,7 +1,7 @@
 """Texts by their subject with the Hugging Face Trainer: its training, evaluation and checkpoints; the loss,
 with its proxies, and the metrics are ours.
 
-python examples/integrations/train_trainer.py --steps 6
+python examples/integrations/train_trainer.py --steps 3
 """
 
 import argparse

@@ -2,11 +2,15 @@
 
 import copy
 import inspect
+import json
 import random
+import runpy
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from others import Lazy
 from texts import pairs
 
@@ -232,7 +236,7 @@ def test_signatures_are_theirs():
 # ---- By its trainer
 
 
-def fitted(model, loss, folder, resume=None):
+def fitted(model, loss, folder, resume=None, epochs=2):
     """(losses of the steps, weights) of its trainer; from a checkpoint on where there is one."""
     from datasets import Dataset
     from sentence_transformers import (
@@ -243,7 +247,7 @@ def fitted(model, loss, folder, resume=None):
     model = copy.deepcopy(model).float().train()
     questions, answers = zip(*TEXTS)
     settings = SentenceTransformerTrainingArguments(
-        str(folder), num_train_epochs=2, per_device_train_batch_size=16, learning_rate=1e-3, seed=5,
+        str(folder), num_train_epochs=epochs, per_device_train_batch_size=16, learning_rate=1e-3, seed=5,
         save_steps=4, report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     made, curve = loss(model), []
@@ -278,10 +282,27 @@ def test_the_same_curve_and_resuming(model, tmp_path):
 
 def test_a_cached_form_trains_alike(model, tmp_path):
     """Also the model card is theirs."""
-    def cached(library):
-        return lambda m: library.CachedMultipleNegativesRankingLoss(m, mini_batch_size=5)
 
-    curves = [fitted(model, cached(m), tmp_path / str(k))[0] for k, m in enumerate((ours, theirs))]
+    def cached(library):
+        return lambda m: library.CachedMultipleNegativesRankingLoss(m, mini_batch_size=9)
+
+    curves = [
+        fitted(model, cached(library), tmp_path / str(k), epochs=1)[0]
+        for k, library in enumerate((ours, theirs))
+    ]
+    assert len(curves[0]) == 4
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
     card = (tmp_path / "0" / "checkpoint-4" / "README.md").read_text()
     assert "CachedMultipleNegativesRankingLoss" in card
+
+
+def test_the_benchmark_measures_the_same_loss(capsys):
+    """Its network and its batches, at the size of a look."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "sentences.py"))
+    size = SimpleNamespace(threads=1, width=16, layers=1, tokens=4, chunk=8)
+    for library in ("fastdml", "sentence-transformers"):
+        for name in (script["PLAIN"], script["CACHED"]):
+            script["one_step"](library, name, 20, size)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [t["loss"] for t in told] == pytest.approx([told[0]["loss"]] * 4, rel=1e-5)
+    assert all(t["seconds"] > 0 for t in told)
