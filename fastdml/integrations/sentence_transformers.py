@@ -275,7 +275,8 @@ class CoSENTLoss(_Computed, theirs.CoSENTLoss):
         t = 1.0 / self.scale
         loss = losses.AnglELoss(t) if kind == "angle" else losses.CoSENTLoss(t, similarity=kind)
         names = ("embeddings", "ref_emb", "scores")
-        return loss, dict(zip(names, (*embeddings, labels.reshape(-1).float())))
+        scores = labels if labels.is_floating_point() else labels.double()
+        return loss, dict(zip(names, (*embeddings, scores.reshape(-1))))
 
 
 class AnglELoss(theirs.AnglELoss, CoSENTLoss):
@@ -307,14 +308,10 @@ class _Labelled(_Computed):
     def asked(self, embeddings: list[Tensor], labels: Tensor | None) -> Asked:
         assert labels is not None
         kind = self.compared(self.distance_metric, "distance_metric")
-        margin = 0.0 if "smooth_loss" in self.options else self.margin_of_triplets
-        loss = _triplets(margin, kind, **self.options)
+        # Two names of theirs for one thing; the soft form has one that it does not use.
+        margin = self.triplet_margin if hasattr(self, "triplet_margin") else self.margin
+        loss = _triplets(0.0 if "smooth_loss" in self.options else margin, kind, **self.options)
         return loss, {"embeddings": embeddings[0], "labels": labels.reshape(-1)}
-
-    @property
-    def margin_of_triplets(self) -> float:
-        found: float = getattr(self, "triplet_margin", None) or self.margin
-        return found
 
 
 _HARDEST = {"positives": "hard", "negatives": "hard", "normalizer": "anchors"}
