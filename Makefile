@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 LOSS ?=
 # Named exactly: a range would fetch a build with several gigabytes of CUDA packages.
 TORCH ?= torch==2.13.0
+TORCHVISION ?= torchvision==0.28.0
+OPEN_CLIP ?= open_clip_torch==3.3.0 ftfy==6.3.1 wcwidth
 # The demo and the tests run on the CPU; `make FASTDML_BUILD=auto ...` compiles for CUDA where nvcc is found.
 export FASTDML_BUILD ?= cpu
 
@@ -18,12 +20,16 @@ OLDEST_TRITON ?= 3.6.0
 .PHONY: demo test test-oldest mutants lint bench leaderboard gpu-check docs setup clean
 
 # A virtual environment with torch (the one already installed there, or $(TORCH)), the build tools and
-# this package, compiled and editable. Rerun when what it installs changes.
+# this package, compiled and editable. Rerun when what it installs changes. open_clip comes without what it asks
+# for: torchvision from PyPI is compiled for CUDA, and beside a torch without, nothing that looks for it could be
+# imported. It lies where the tests of open_clip alone find it, who need no more of it than its Python.
 $(VENV)/.ready: pyproject.toml setup.py csrc/build.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)"
 	$(PY) -m pip install --quiet "setuptools>=70" wheel "ninja" "pybind11>=2.13" numpy
-	FASTDML_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	FASTDML_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo,integrations]"
+	$(PY) -m pip install --quiet --no-deps $(OPEN_CLIP)
+	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/beside $(TORCHVISION)
 	touch $@
 
 # Compiles what changed in csrc, in place.

@@ -24,6 +24,11 @@ before = set(sys.modules)
 import fastdml
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(new & {"triton", "matplotlib", "rich", "pytorch_metric_learning", "sklearn", "scipy"}))
+# What stands in for other libraries needs none of them, where it can.
+import fastdml.integrations.open_clip, fastdml.integrations.transformers
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+trainers = {"sentence_transformers", "lightning", "transformers", "accelerate", "datasets"}
+print(*sorted(new & {*trainers, "open_clip", "timm", "torchvision", "pytorch_metric_learning"}))
 """
     assert python(code).split() == []
 

@@ -94,11 +94,12 @@ class Distributed(nn.Module):
         partners = signature.parameters["own"].default if "own" in signature.parameters else None
         bound.arguments.update(place(ranks, arguments, known, partners))
         if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
-            # Of embeddings that are only compared, those that are no candidates need not be gathered.
+            # Of embeddings that are only compared, those that are no candidates need not be gathered. What
+            # comes before a call computes with them when it is evaluated.
             with contextlib.suppress(NotHere):
                 found = self._made(bound, known, same, travels=True)
                 # (A reducer object would compute with them later.)
-                if all(isinstance(shared.part, (Call, OfRows, Term)) for shared in found):
+                if all(_alone(shared.part) for shared in found):
                     return found
         return self._made(bound, known, same, travels=self.schedule == "ring")
 
@@ -177,6 +178,11 @@ def _put(bound: inspect.BoundArguments, values: Mapping[str, Any]) -> None:
     rest = _rest(bound)
     if rest is not None and rest in bound.arguments:
         bound.arguments[rest] = tuple(v for k, v in values.items() if k.startswith(f"{rest} "))
+
+
+def _alone(part: object) -> bool:
+    """Whether nothing of a part but the comparison itself computes with embeddings."""
+    return isinstance(part, (Call, OfRows, Term)) and getattr(part, "before", None) is None
 
 
 def _embeds(name: str, own: Set) -> bool:

@@ -1,7 +1,7 @@
 """Processes that are started once, as several numbers of ranks one after another, and run every check.
 
 `CHECKS(size)` of a module are functions by name, each of which raises where something does not hold. All
-ranks run them in one order, and each writes what it found.
+ranks run them in one order, and each writes what it found. `prepare()`, if it has one, is called before.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Wanted = Sequence[tuple[int, Sequence[str]]]  # numbers of ranks, and the module
 
 def run(wanted: Wanted, folder: Path, timeout: float = 600) -> dict[str, str]:
     """What the ranks found: by "size module check" nothing or what went wrong; by "size" whether these ranks
-    have started."""
-    path = os.pathsep.join([str(ROOT), str(HERE.parent), str(HERE)])
+    have started. Modules are here, or the integrations'."""
+    path = os.pathsep.join(map(str, [ROOT, HERE.parent, HERE, HERE.parent / "integrations"]))
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(wanted), str(folder)], capture_output=True, text=True,
         timeout=timeout, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -52,6 +52,8 @@ def _main(wanted: Wanted, folder: Path) -> None:
     torch.set_num_threads(1)
     for size, names in wanted:
         modules = [importlib.import_module(name) for name in names]
+        for module in modules:
+            getattr(module, "prepare", lambda: None)()
         (folder / str(size)).mkdir()
         children = []
         for rank in range(size):

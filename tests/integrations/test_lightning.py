@@ -1,0 +1,95 @@
+"""Lightning trains, evaluates, checkpoints and resumes."""
+
+import copy
+
+import pytest
+import torch
+from others import Lazy
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastdml import losses, miners
+from fastdml.demo.data import load_icons
+from fastdml.metrics import evaluate
+
+pl, ours = Lazy("lightning.pytorch"), Lazy("fastdml.integrations.lightning")
+TRAIN, TEST = load_icons(max_classes=12)
+NETWORK = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 32))
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def module(loss=None, **options):
+    torch.manual_seed(0)
+    loss = loss or losses.ProxyAnchorLoss(12, 32)
+    return ours.EmbeddingModule(copy.deepcopy(NETWORK), loss, sgd, **options)
+
+
+def loader(data, *more):
+    return DataLoader(TensorDataset(data.pixels, *more or (data.labels,)), 24)
+
+
+def fit(made, folder, epochs, checkpoint=None):
+    keep = pl.callbacks.ModelCheckpoint(folder, monitor="val_recall@1", mode="max", save_last=True)
+    trainer = pl.Trainer(
+        max_epochs=epochs, callbacks=[ours.RetrievalCallback(k=(1, 4)), keep], logger=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(made, loader(TRAIN), loader(TEST), ckpt_path=checkpoint)
+    return trainer
+
+
+def weights(made):
+    return torch.cat([p.detach().flatten() for p in made.parameters()])
+
+
+def test_it_trains_and_resumes(tmp_path):
+    """Proxies are trained and kept with the network; the metrics are those of all batches together."""
+    whole = module()
+    before = weights(whole)
+    trainer = fit(whole, tmp_path / "whole", 4)
+    with torch.no_grad():
+        expected = evaluate(whole(TEST.pixels), TEST.labels, metrics=("recall", "map@r"), k=(1, 4))
+    for name, value in expected.items():
+        assert trainer.callback_metrics[f"val_{name}"] == pytest.approx(value, abs=1e-6)
+    first, second = module(), module()
+    fit(first, tmp_path / "half", 2)
+    fit(second, tmp_path / "half", 4, checkpoint=tmp_path / "half" / "last.ckpt")
+    torch.testing.assert_close(weights(second), weights(whole), rtol=0, atol=1e-6)
+    assert (weights(whole)[-12 * 32 :] - before[-12 * 32 :]).abs().max() > 1e-3  # the proxies
+
+
+def test_chunks_are_the_same_step(tmp_path):
+    """With a miner, which makes a difference."""
+    miner = miners.MultiSimilarityMiner()
+    made = [
+        module(losses.MultiSimilarityLoss(), miner=one, chunk=chunk)
+        for one, chunk in ((miner, None), (miner, 7), (None, None))
+    ]
+    for k, one in enumerate(made):
+        fit(one, tmp_path / str(k), 2)
+    plain, chunked, unmined = map(weights, made)
+    torch.testing.assert_close(chunked, plain, rtol=0, atol=1e-6)
+    assert (unmined - plain).abs().max() > 1e-4
+
+
+def test_two_towers(tmp_path):
+    """A batch of both sets; the loss is that of the embeddings."""
+    torch.manual_seed(0)
+    towers = [copy.deepcopy(NETWORK), torch.nn.Linear(5, 32)]
+    other = torch.randn(len(TRAIN), 5)
+    with torch.no_grad():
+        expected = losses.CLIPLoss()(towers[0](TRAIN.pixels[:24]), towers[1](other[:24]))
+    made = ours.EmbeddingModule(towers, losses.CLIPLoss(), sgd)
+    trainer = pl.Trainer(
+        max_steps=1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(made, loader(TRAIN, other))
+    assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_validation_step_that_returns_nothing_is_named():
+    with pytest.raises(ValueError, match="validation_step: expected it to return"):
+        ours.RetrievalCallback().on_validation_batch_end(None, None, None, None, 0)
