@@ -6,7 +6,7 @@ row are moved outwards, where sums and sweeps can make use of them.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -41,16 +41,17 @@ class NotInLanguage(TypeError):
 
 
 class Node:
-    """One expression. value: a constant's number, an input's index or name, or a reduction's option."""
+    """One expression. value: a constant's number, an input's index or name, or a reduction's option. order:
+    its height, then a digest of all of it: what is printed must not depend on what was traced before."""
 
-    __slots__ = ("__weakref__", "args", "is_mask", "level", "op", "serial", "value")
+    __slots__ = ("__weakref__", "args", "is_mask", "level", "op", "order", "value")
 
     op: str
     args: tuple[Node, ...]
     value: Any
     level: int
     is_mask: bool
-    serial: int
+    order: tuple[int, bytes]
 
     def __add__(self, other: Operand) -> Node:
         return add(self, lift(other))
@@ -126,14 +127,14 @@ class Node:
 
 
 Operand = Node | float
-_known: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDictionary()
-_serials = itertools.count()
+_known: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
 
 
 def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> Node:
     """The node of an operation, which is made only once."""
-    key = (op, *(a.serial for a in args), repr(value))
-    found = _known.get(key)
+    whole = b"".join([f"{op} {value!r} ".encode(), *(a.order[1] for a in args)])
+    digest = hashlib.blake2b(whole, digest_size=16).digest()
+    found = _known.get(digest)
     if found is not None:
         return found
     node = object.__new__(Node)
@@ -145,8 +146,8 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
     node.level = level
     masks = op in MASKS or (op == "constant" and isinstance(value, bool))
     node.is_mask = masks or (op in ("where", "detach") and args[-1].is_mask)
-    node.serial = next(_serials)
-    _known[key] = node
+    node.order = (1 + max((a.order[0] for a in args), default=0), digest)
+    _known[digest] = node
     return node
 
 
@@ -180,7 +181,7 @@ def number_of(x: Node) -> float | None:
 
 
 def _sorted(a: Node, b: Node) -> tuple[Node, Node]:
-    return (a, b) if a.serial <= b.serial else (b, a)
+    return (a, b) if a.order <= b.order else (b, a)
 
 
 def add(a: Node, b: Node) -> Node:

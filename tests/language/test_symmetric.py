@@ -1,6 +1,10 @@
 """The symmetric schedule: one set, each pair visited once for both its ends."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -27,7 +31,7 @@ from fastdml.language import (
     where,
 )
 from fastdml.language.described import Described, DescribedLoss
-from fastdml.language.printed import streams
+from fastdml.language.printed import headers, streams
 from fastdml.language.row import trace
 from fastdml.language.stream import StreamForm
 from fastdml.losses.one_set import of_defaults
@@ -384,3 +388,17 @@ def test_contrastive_of_several_outputs_is_combined():
     made = trace(contrastive, ("pos_margin", "neg_margin", "sign"))
     text = StreamForm(made, "contrastive", {}, 4).printer.text
     assert "row.weight(0, 4)" in text and "reads(Pass<1>) { return 2; }" in text
+
+
+def test_what_is_printed_does_not_depend_on_what_was_traced_before():
+    """The build and whoever looks for what was built are two processes."""
+    asked = (
+        "import json; from fastdml.language.printed import streams; "
+        "from fastdml.losses.one_set import of_defaults; print(json.dumps(streams(of_defaults())))"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    headers()  # traces every form
+    assert json.loads(made.stdout) == {k: list(v) for k, v in streams(of_defaults()).items()}
