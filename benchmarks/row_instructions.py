@@ -88,8 +88,8 @@ class Visit:
     @staticmethod
     def of(names: list[str], inner: list[int], form: str) -> Visit:
         vectors = sum(n.startswith("LDG.E.128") for n in names)
-        # Two vectors of four a thread, or one; of each there are two to five to read.
-        pairs = 8 if vectors >= (8 if form == "any" else 5) else 4
+        # Two vectors of four pairs a thread, or one; of each there are two to four to read.
+        pairs = 8 if vectors >= (5 if form == "any" else 4) else 4
         loads, stores = moved(names, "LDG") / pairs, moved(names, "STG") / pairs
         return Visit(pairs, len(names) / pairs, sum(inner) / pairs, 4 + stores, loads - 4)
 
@@ -183,7 +183,7 @@ def main() -> None:
         "|---|---|---|--:|--:|---|---|",
     ]
     for r in rows:
-        moved_ = zip(str(r["row_bytes"] or "").split(), str(r["column_bytes"] or "").split())
+        moved_ = zip(str(r.get("row_bytes") or "").split(), str(r.get("column_bytes") or "").split())
         cells = (
             r["label"], r["functor"], r["form"], r["registers"], r["blocks"], r["visits"],
             ", ".join(f"{a} / {b}" for a, b in moved_),

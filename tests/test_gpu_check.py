@@ -129,3 +129,46 @@ def test_first_light_on_the_cpu(what, tmp_path):
         lines = (tmp_path / "first-light.csv").read_text().splitlines()
         assert lines[0].startswith("loss,batch,dim,per_class,contender,ms,times_floor,mib")
         assert {line.split(",")[4] for line in lines[1:]} >= {"gemm", "native"}
+
+
+def test_the_prediction_is_made_from_the_kept_counts():
+    """Who remakes the counts remakes what is computed from them."""
+    done = subprocess.run([sys.executable, "benchmarks/predict.py", "--check"], cwd=ROOT)
+    assert done.returncode == 0, "run python benchmarks/predict.py"
+
+
+def test_the_formulas_of_the_prediction():
+    spec = importlib.util.spec_from_file_location("predict", ROOT / "benchmarks" / "predict.py")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules["predict"] = made
+    spec.loader.exec_module(made)
+    machine = made.Machine(processors=1, clock=1.0, lanes=4, tensor=8, cublas=6.0, memory=2.0, cache=1.0)
+    problem = made.Problem("", "loss", "Loss", rows=10, columns=10, one_set=False)
+    assert made.bare(problem, 12, machine) == 3 * 100 * 24 / 6  # by the products
+    assert made.bare(problem, 2, machine) == 3 * 100 * 2 / 2  # by memory
+    row = {"label": "now", "functor": "Loss", "form": problem.form, "blocks": "2", "visits": "40 80",
+           "inner": "0 0", "row_bytes": "4 6", "column_bytes": "8 8"}  # fmt: skip
+    step = made.native(problem, 12, machine, [row])
+    assert (step.issued, step.cached, step.bound) == (120, 18, "issue") and step.rest == 100 * 120 / 4
+    kernel = {"loss": "loss", "arch": "sm_90", "dtype": "bfloat16", "D": "12", "kernel": "weights, rows",
+              "issued_per_pair": "20", "l2_bytes_per_pair": "3", "products": "2", "warps": "8",
+              "registers": "255", "shared_bytes": "0"}  # fmt: skip
+    step = made.tiles(problem, 12, machine, [kernel])
+    assert step.bound == "in turn" and step.products == 100 * 2 * 24 / 8 and step.rest == 100 * 20 / 4
+    step = made.tiles(problem, 12, machine, [{**kernel, "registers": "128"}])
+    assert step.bound == "overlapped" and step.seconds == 600
+    step = made.tiles(problem, 12, machine, [{**kernel, "l2_bytes_per_pair": "30"}])
+    assert step.bound == "cache" and step.seconds == 3000
+
+
+@pytest.mark.parametrize("loss, options, peer", [("siglip", (), "siglip-kernel"),
+                                                 ("info_nce", (("symmetric", True),), "memeff")])  # fmt: skip
+def test_other_packages_are_left_out_with_a_word(loss, options, peer, monkeypatch):
+    monkeypatch.setitem(sys.modules, peer.replace("-", "_"), None)
+    from fastdml.bench import contenders
+    from fastdml.bench.workload import Workload
+
+    with pytest.raises(contenders.Unavailable, match=f"{peer} is not installed"):
+        contenders.make(peer, Workload(loss, 8, 4, options=options))
+    with pytest.raises(contenders.Unavailable, match=f"{peer} has no such loss"):
+        contenders.make(peer, Workload("sup_con", 8, 4))

@@ -29,7 +29,7 @@ class Config:
     @property
     def narrow(self) -> int:
         """Rows that stream past at once where labels are compared."""
-        return self.stream // 2 if self.stream > 64 or interpreted() else self.stream
+        return self.stream // 2 if self.stream >= 64 or interpreted() else self.stream
 
 
 def power_of_two(n: int) -> int:

@@ -131,14 +131,15 @@ class TileLoss:
     def wide(self) -> bool:
         """Whether its weights leave room for wide tiles."""
         plain = not (self.teacher or self.column_values or self.groups or self.rides)
-        return plain and self.states <= 4
+        return plain and self.states <= 6 and self.outputs == 1
 
     @property
     def rides(self) -> bool:
         """Whether a row is found by sums of its pairs that the sweep for weights can make too: these read
-        nothing of the row."""
-        sums = [kind == "sum" for one in self.passes for kind in one.kinds]
-        return self.states == 0 and self.inputs == 0 and len(self.passes) == 1 and all(sums)
+        nothing of the row. More than three sums do not fit the registers beside a gradient."""
+        kinds = [kind for one in self.passes for kind in one.kinds]
+        known = self.states == 0 and self.inputs == 0 and len(self.passes) == 1
+        return known and len(kinds) <= 3 and set(kinds) == {"sum"}
 
     @property
     def values(self) -> int:

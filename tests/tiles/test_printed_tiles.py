@@ -123,3 +123,16 @@ def test_a_sweep_for_weights_finds_the_rows_as_well(monkeypatch):
     monkeypatch.setattr(launch, "statistics", None)
     for one, other in zip(step(), apart):
         torch.testing.assert_close(one, other)
+
+
+def test_tiles_with_labels_and_the_one_over_the_end_are_of_one_program():
+    """85 rows are six tiles of the interpreter's, two a program; the last classes lie in the last two."""
+    g = torch.Generator().manual_seed(5)
+    x, y = torch.randn(85, 20, generator=g), torch.arange(85) // 2
+    found = {}
+    for backend, dtype in (("triton", torch.float32), ("dense", torch.float64)):
+        leaf = x.to(DEVICE, dtype).requires_grad_()
+        loss = LOSSES["sup_con"].to(dtype)
+        loss.backend = backend
+        found[backend] = torch.autograd.grad(loss(leaf, y.to(DEVICE)), leaf)[0].double()
+    torch.testing.assert_close(found["triton"], found["dense"], rtol=1e-4, atol=1e-7)
