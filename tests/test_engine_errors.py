@@ -45,6 +45,8 @@ WRONG = {
     "too many": (lambda: losses.PairedNPairsLoss()(x, x, y), "PairedNPairsLoss: expected at most 2 arguments by place, embeddings, ref_emb; got 3"),
     "too many of a function": (lambda: F.sup_con(*[x] * 9), r"sup_con\(\): expected at most 5 arguments by place, embeddings, labels, .*; got 9"),
     "NaN": (lambda: ms(bad, y, validate=True), "embeddings: expected finite values, got NaN or infinity in 2 rows"),
+    "scores list": (lambda: losses.MarginMSELoss()(x, x[:, None], [1.0]), "teacher_scores: expected a floating-point tensor, got list"),
+    "widths": (lambda: fastdml.wrappers.MatryoshkaLoss(losses.SupConLoss(), 4), "dims: expected ascending widths, got 4"),
     # labels
     "labels missing": (lambda: ms(x), "labels: expected labels or indices_tuple, got neither"),
     "labels list": (lambda: ms(x, [0] * 8), "labels: expected a tensor of 8 integers, got list"),

@@ -134,7 +134,7 @@ class LabelRelation(Relation):
         if self.one_set and rows.device.type == "cpu" and library.load() is not None:
             # Class numbers are made anyway, and tell the sizes of classes.
             index = self.class_index
-            same = index.start.diff().long()[index.row_class]
+            same = index.start.diff().index_select(0, index.row_class).long()
         else:
             # Sorted labels instead of a table of them: no host synchronisation, and any values.
             found = self.candidate_labels.sort().values
