@@ -307,6 +307,35 @@ def test_an_anchor_without_an_admissible_negative_has_no_triplet(backend):
         assert value == 0 and not g.any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reference", [False, True])
+def test_margins_of_miners_are_applied_inside_the_loss(backend, reference, monkeypatch):
+    """Stricter and looser than the loss's own; and it is the listed pairs that count."""
+    x, y = problem()
+    ref = problem(rows=70, seed=1) if reference else (None, None)
+    cosine = fastdml.distances.CosineSimilarity
+    for made, miner in (
+        (lambda b: losses.ContrastiveLoss(backend=b), miners.PairMarginMiner(0.9, 1.2)),
+        (lambda b: losses.ContrastiveLoss(0.4, 1.4, reduction="mean", backend=b), miners.PairMarginMiner(0.2, 1.6)),
+        (
+            lambda b: losses.ContrastiveLoss(0.9, 0.1, distance=cosine(), reduction="sum", backend=b),
+            miners.PairMarginMiner(0.3, 0.2, distance=cosine()),
+        ),
+        (lambda b: losses.TripletMarginLoss(0.2, backend=b), miners.TripletMarginMiner(0.3)),
+    ):  # fmt: skip
+        expected = with_gradient(made("auto"), x, y, tuple(miner(x, y, *ref)), *ref)
+        every = with_gradient(made("auto"), x, y, None, *ref)
+        assert expected[0] != every[0] or isinstance(miner, miners.TripletMarginMiner)
+        with monkeypatch.context() as patch:
+            patch.setattr(miners.LazyPairs, "_pairs", lambda self: pytest.fail("the pairs were listed"))
+            z = x.clone().requires_grad_()
+            value = made(backend)(z, y, miner(z, y, *ref), *ref)
+        same((value.detach(), *torch.autograd.grad(value, z)), expected)
+    # Triplets that have a loss beyond the miner's margin are left out: by a list.
+    loss, miner = losses.TripletMarginLoss(0.5), miners.TripletMarginMiner(0.1)
+    assert loss(x, y, miner(x, y)) == loss(x, y, tuple(miner(x, y))) != loss(x, y)
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
