@@ -316,7 +316,8 @@ class Printer:
             weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
         )
         options = [f"states={len(states)}"]
-        if any(len(_statistics(nodes)[0]) > 2 and _costs(nodes) for nodes in self.passes):
+        # More statistics than registers hold beside a wide tile: as compiled for sm_90.
+        if any(len(_statistics(nodes)[0]) > (2 if _costs(nodes) else 5) for nodes in self.passes):
             options.append("heavy=True")
         if self.columns:
             options.append(f"column_values={self.columns}")

@@ -16,7 +16,6 @@ SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
 FAST = ["multi_similarity_epsilon", "sup_con", "proxy_anchor", "smooth_ap"]
 OTHERS = [
     "circle_global",
-    "generalized_lifted_structure",
     "nt_xent",
     "siglip",
     "contrastive",
