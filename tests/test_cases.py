@@ -153,6 +153,8 @@ def test_weights_of_positives_are_refused_by_name():
         losses.SupConLoss()(e, overlap)
     with pytest.raises(ValueError, match=r"^indices_tuple: expected the function to return a bool"):
         losses.SupConLoss()(e, None, lambda i, j: (overlap[i][:, j], 1 - overlap[i][:, j]))
+    with pytest.raises(ValueError, match=r"^fn: expected a function of p, or .* one of \(s, p, n, w\)"):
+        fastdml.row_loss(lambda s, p, n, w: (s * w).sum(1))
 
 
 def test_queries_positives_and_negatives_without_labels():

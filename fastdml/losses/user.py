@@ -233,6 +233,20 @@ def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) 
     return len(needed) == 1
 
 
+def _expect_three(fn: Callable[..., Any]) -> None:
+    """ValueError unless fn can be called with (s, positive, negative), as far as it tells."""
+    try:
+        told = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return
+    try:
+        told.bind(None, None, None)
+    except TypeError:
+        raise ValueError(
+            f"fn: expected a function of p, or of (s, positive, negative), got one of {told}"
+        ) from None
+
+
 def row_loss(
     fn: Callable[..., Any],
     similarity: str = "cosine",
@@ -293,6 +307,7 @@ def row_loss(
         for value, name in ((parameters, "parameters"), (teacher, "teacher")):
             if value is not None:
                 raise ValueError(f"{name}: expected None for a function of (s, positive, negative)")
+        _expect_three(fn)
         return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
     if tile is not None or len(tile_parameters):
         raise ValueError("tile: expected None for a function of the row language, which is printed")
