@@ -55,7 +55,9 @@ class Contrastive(Described):
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("pos_margin", "neg_margin", "least_positive", "most_negative"):
+        check.finite(self.pos_margin, "pos_margin")
+        check.finite(self.neg_margin, "neg_margin")
+        for name in ("least_positive", "most_negative"):
             if getattr(self, name) is not None:
                 check.finite(getattr(self, name), name)
 
