@@ -245,7 +245,7 @@ def _shared(example: Example, d: int, c: configs.Config, precision: str) -> dict
         "GROUPS": (tile.groups if centres > 1 else None) or "none", "K": centres,
         "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
         "COLUMN_VALUES": tile.column_values, "OWN": isinstance(tile, ListLoss) and tile.own,
-        "NARROW": c.narrow, "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
+        "NARROW": c.narrow(centres), "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
         "PRECISION": precision,
     }  # fmt: skip
 

@@ -26,9 +26,10 @@ class Config:
     warps: int
     stages: int
 
-    @property
-    def narrow(self) -> int:
-        """Rows that stream past at once where labels are compared."""
+    def narrow(self, centres: int) -> int:
+        """Rows that stream past at once where labels are compared. The centres of a class stay together."""
+        if centres > 1:
+            return self.stream
         return self.stream // 2 if self.stream >= 64 or interpreted() else self.stream
 
 
