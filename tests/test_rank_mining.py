@@ -316,7 +316,10 @@ def test_margins_of_miners_are_applied_inside_the_loss(backend, reference, monke
     cosine = fastdml.distances.CosineSimilarity
     for made, miner in (
         (lambda b: losses.ContrastiveLoss(backend=b), miners.PairMarginMiner(0.9, 1.2)),
-        (lambda b: losses.ContrastiveLoss(0.4, 1.4, reduction="mean", backend=b), miners.PairMarginMiner(0.2, 1.6)),
+        (
+            lambda b: losses.ContrastiveLoss(0.4, 1.4, reduction="mean", backend=b),
+            miners.PairMarginMiner(0.2, 1.6),
+        ),
         (
             lambda b: losses.ContrastiveLoss(0.9, 0.1, distance=cosine(), reduction="sum", backend=b),
             miners.PairMarginMiner(0.3, 0.2, distance=cosine()),
