@@ -150,8 +150,16 @@ class Text:
         if node.op in ("and", "or"):
             sign = sign if node.level == PAIR else sign.replace("&", "&&").replace("|", "||")
             parts = conjuncts(node) if node.op == "and" else node.args
+            # Compilers suspect a slip where a negation comes first.
+            parts = sorted(parts, key=self._negates)
+            if self._negates(parts[0]):
+                other = sign.translate(str.maketrans("&|", "|&"))
+                return f"!({other.join(self._mask(x.args[0], node, _SUM) for x in parts)})", _UNARY
             return sign.join(self._mask(x, node, _SUM) for x in parts), binds
         return f"{self.expression(a, binds)}{sign}{self.expression(b, binds + 1)}", binds
+
+    def _negates(self, mask: Node) -> bool:
+        return mask.op == "not" and mask not in self.names
 
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
