@@ -117,28 +117,24 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def source(folder: Path, stem: str, isa: tuple, *includes: str) -> tuple[Path, str, str]:
+    """Writes a source that is compiled for an instruction set; returns (source, isa, flags)."""
+    name, width, flags = isa
+    path = folder / f"{stem}.{name}.cpp"
+    lines = [f"#define FASTDML_ISA {name}", f"#define FASTDML_VECTOR_BYTES {width}"]
+    write(path, "\n".join([*lines, *(f'#include "{i}"' for i in includes)]) + "\n")
+    return path, name, flags
+
+
 def generate(folder: Path, headers: list[Path], isas: list) -> list[tuple[Path, str, str]]:
     """Writes the generated sources; returns (source, isa, flags) of each."""
     folder.mkdir(parents=True, exist_ok=True)
     found = losses(headers)
     sources = []
     for header in sorted({h for _, _, h in found}):
-        for isa, width, flags in isas:
-            source = folder / f"{header.stem}.{isa}.cpp"
-            write(
-                source,
-                f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
-                f'#include "cpu/instantiate.h"\n#include "{header.parent.name}/{header.name}"\n',
-            )
-            sources.append((source, isa, flags))
-    for isa, width, flags in isas:
-        source = folder / f"sweep.{isa}.cpp"
-        write(
-            source,
-            f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
-            '#include "metrics/kernel.h"\n',
-        )
-        sources.append((source, isa, flags))
+        included = "cpu/instantiate.h", f"{header.parent.name}/{header.name}"
+        sources += [source(folder, header.stem, isa, *included) for isa in isas]
+    sources += [source(folder, "sweep", isa, "metrics/kernel.h") for isa in isas]
     sweeps = [f"extern const SweepKernel sweep_kernel_{isa};" for isa, _, _ in isas]
     pointers = ", ".join(f"&sweep_kernel_{isa}" for isa, _, _ in isas)
     sweeps.append(f"const SweepKernel* const kSweepKernels[] = {{{pointers}}};")
@@ -167,20 +163,15 @@ def generate_streams(
     folder.mkdir(parents=True, exist_ok=True)
     sources, declared, entries = [], [], []
     for header, key in found.items():
+        included = "cpu/stream_instantiate.h", f"{header.parent.name}/{header.name}"
         forms = []
-        for isa, width, flags in isas:
-            if isa == X86[0][0] and len(isas) > 1:
+        for isa in isas:
+            if isa[0] == X86[0][0] and len(isas) > 1:
                 forms.append("nullptr")
                 continue
-            source = folder / f"{header.stem}.{isa}.cpp"
-            write(
-                source,
-                f"#define FASTDML_ISA {isa}\n#define FASTDML_VECTOR_BYTES {width}\n"
-                f'#include "cpu/stream_instantiate.h"\n#include "{header.parent.name}/{header.name}"\n',
-            )
-            sources.append((source, isa, flags))
-            declared.append(f"extern const Stream stream_{header.stem}_{isa};")
-            forms.append(f"&stream_{header.stem}_{isa}")
+            sources.append(source(folder, header.stem, isa, *included))
+            declared.append(f"extern const Stream stream_{header.stem}_{isa[0]};")
+            forms.append(f"&stream_{header.stem}_{isa[0]}")
         declared.append(f"const Stream* const streams_{header.stem}[] = {{{', '.join(forms)}}};")
         entries.append(f'{{"{key}", streams_{header.stem}}}')
     entries.append("{nullptr, nullptr}")  # an array of nothing is none
