@@ -183,7 +183,7 @@ def test_resumes_bit_for_bit():
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="gamma: expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"gamma: expected a number in \[0, 1\]"):
         IntraClassAugmentation(C, D, gamma=1.5)
     with pytest.raises(ValueError, match="labels: expected values in"):
         new()(randn(2, D), torch.tensor([0, C]))
