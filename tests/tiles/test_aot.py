@@ -13,7 +13,7 @@ import triton_mode  # noqa: F401  (first here, and so before triton is imported)
 
 # Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-FAST = ["multi_similarity_epsilon", "sup_con", "proxy_anchor", "smooth_ap"]
+FAST = ["multi_similarity", "sup_con", "proxy_anchor", "smooth_ap"]
 OTHERS = [
     "circle_global",
     "nt_xent",
@@ -77,11 +77,11 @@ def two_functions_per_threshold(kernels):
 
 # What is looked at besides, of a loss and an architecture: compiling takes all the time, and is done once.
 COUNTED = {
-    ("multi_similarity_epsilon", 90): one_exponential_per_pair,
+    ("multi_similarity", 90): one_exponential_per_pair,
     ("smooth_ap", 80): two_functions_per_threshold,
     ("smooth_ap", 90): two_functions_per_threshold,
 }
-QUICK = {("multi_similarity_epsilon", 100), ("proxy_anchor", 90), *COUNTED}
+QUICK = {("multi_similarity", 100), ("proxy_anchor", 90), *COUNTED}
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ def test_compiles_others(name, arch):
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [64, 96, 256, 512, 1024])
 def test_compiles_dimensions(d):
-    check(compiled("multi_similarity_epsilon", 90, d=d), 90)
+    check(compiled("multi_similarity", 90, d=d), 90)
