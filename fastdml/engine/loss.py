@@ -138,6 +138,9 @@ class RowLoss:
     # True: a pair adds to its row's outputs what depends on no other pair of it, so that the outputs over
     # some candidates and over others add up.
     additive: ClassVar[bool] = False
+    # Whether the symmetric schedule is faster than rows where it takes two sweeps for statistics: measured.
+    # Positives alone, or what a miner leaves, are often less than a sweep of all pairs.
+    two_sweeps_pay: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
     # True where the row owns a list of thresholds: the spec then holds one copy per threshold.

@@ -5,12 +5,11 @@ from __future__ import annotations
 from ..engine.loss import RowLoss
 from . import MODULES
 from .base import SampleLoss
-from .pair.multi_similarity import MultiSimilarityLoss
 
 
 def of_defaults() -> list[RowLoss]:
-    """Their descriptions, of each with its defaults where it has any, and of multi-similarity mined."""
-    found: list[RowLoss] = [MultiSimilarityLoss(epsilon=0.1).description()]
+    """Their descriptions, of each with its defaults where it has any."""
+    found: list[RowLoss] = []
     for module in MODULES.values():
         if issubclass(module, SampleLoss):
             try:

@@ -98,6 +98,8 @@ class Symmetric:
 def costs_less(loss: RowLoss, sweeps: int, symmetric: bool, matrices: float = 1.0) -> bool:
     """Whether products cost less than those of rows, of which arithmetic follows suit. symmetric: the
     weights are; matrices: of products for one visit of all pairs."""
+    if sweeps > 1 and not loss.two_sweeps_pay:
+        return False
     visits = 2 if loss.combined else 1
     rows = visits * matrices + (1 if symmetric else 2)
     return _HALF * matrices * (sweeps + 1) + 2 * _HALF < rows

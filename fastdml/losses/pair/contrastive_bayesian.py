@@ -25,6 +25,7 @@ class ContrastiveBayesian(Described):
 
     name = "contrastive_bayesian"
     provenance = "released code"
+    two_sweeps_pay = True
 
     pos_a: float = 0.5
     pos_b: Positive = 0.5

@@ -26,6 +26,7 @@ class NTXent(Described):
     name = "nt_xent"
     provenance = "pytorch-metric-learning"
     derived = ("sign",)
+    two_sweeps_pay = True
 
     temperature: Positive = 0.07
 
