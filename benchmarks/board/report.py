@@ -68,8 +68,8 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
         "# Leaderboard\n",
         "Written by `make leaderboard`; see `benchmarks/leaderboard.py`.\n",
         f"Machine: {platform.processor() or platform.machine()}, processor time of "
-        f"{some.get('threads', '?')} thread(s) a process; Python {platform.python_version()}, torch {some.get('torch', '?')}, commit "
-        f"{', '.join(commits) or '?'}.\n",
+        f"{some.get('threads', '?')} thread(s) a process; "
+        f"Python {platform.python_version()}, torch {some.get('torch', '?')}, commit {', '.join(commits) or '?'}.\n",
         "Every entry trains the same small network (five convolutions, 128 dimensions) from nothing for the "
         "same number of steps and images a step, with AdamW, warmed up and annealed. Learning rates, and "
         "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes "
