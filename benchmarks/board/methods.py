@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from fastdml import losses
 from fastdml import methods as M
-from fastdml.demo.model import SmallCNN, embed
+from fastdml.demo.model import embed
 from fastdml.mixing import similarity_mixup
 
-from .plan import D, Plan
+from .plan import D, Plan, network
 from .teacher import source_network
 
 
@@ -216,7 +216,7 @@ class SmallTarget(Plan):
     def build(self) -> None:
         self.loss = M.EmbeddingTransfer(source_network(self))
         torch.manual_seed(self.seed + 1)
-        self.model = SmallCNN(D // 2)
+        self.model = network(D // 2)
 
     def objective(self, outputs: tuple[Tensor, ...], labels: Tensor, images: Tensor) -> Tensor:
         return self.loss(outputs[0], images)
@@ -266,7 +266,7 @@ class TwoMaps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = SmallCNN(D).features
+        self.trunk = network().features
         channels = [m.out_channels for m in self.trunk.modules() if isinstance(m, nn.Conv2d)]
         self.heads = M.GlobalLocalHeads(channels[-3], channels[-1], D // 2, inner=32)
 

@@ -63,13 +63,13 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
     settings = ", ".join(
         f"{name} {'; '.join(f'{k} = {v}' for k, v in own.items())}" for name, own in SETTINGS.items()
     )
-    commits = sorted({r["commit"] for r in every})
+    commits = ", ".join(sorted({r["commit"] for r in every})) or "?"
     return [
         "# Leaderboard\n",
         "Written by `make leaderboard`; see `benchmarks/leaderboard.py`.\n",
-        f"Machine: {platform.processor() or platform.machine()}, {some.get('threads', '?')} threads "
-        f"a process; Python {platform.python_version()}, torch {some.get('torch', '?')}, commit "
-        f"{', '.join(commits) or '?'}.\n",
+        f"Machine: {platform.processor() or platform.machine()}, processor time of "
+        f"{some.get('threads', '?')} thread(s) a process; "
+        f"Python {platform.python_version()}, torch {some.get('torch', '?')}, commit {commits}.\n",
         "Every entry trains the same small network (five convolutions, 128 dimensions) from nothing for the "
         "same number of steps and images a step, with AdamW, warmed up and annealed. Learning rates, and "
         "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes "

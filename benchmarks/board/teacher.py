@@ -7,9 +7,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from fastdml.demo.model import SmallCNN
-
-from .plan import D, Plan
+from .plan import Plan, network
 
 
 def source_network(plan: Plan) -> nn.Module:
@@ -20,7 +18,7 @@ def source_network(plan: Plan) -> nn.Module:
     budget = plan.budget
     name = f"source-{plan.task.name}-{len(plan.labels)}-{budget.steps}-{budget.batch}-{plan.seed}.pt"
     path = budget.shared / name
-    model = SmallCNN(D)
+    model = network()
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model
