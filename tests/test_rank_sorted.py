@@ -113,5 +113,6 @@ def test_sorting_is_chosen_where_windows_are_narrow():
 
 
 def test_sort_is_a_switch():
+    F.smooth_ap(torch.eye(3), torch.arange(3), sort=True)  # kept, and 1 equals True
     with pytest.raises(ValueError, match=r"^sort: expected"):
         F.smooth_ap(torch.eye(3), torch.arange(3), sort=1)

@@ -118,12 +118,14 @@ def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Los
     # Numbers and names are what they are; a tensor may change, and a function would be kept alive.
     if torch.compiler.is_compiling() or not all(map(_is_constant, options.values())):
         return _fresh(module, given)
-    return _kept(module, given)  # type: ignore[arg-type]
+    names, values = zip(*given) if given else ((), ())
+    return _kept(module, names, *values)  # type: ignore[arg-type, return-value]
 
 
+# (Types of arguments alone tell True from 1, not those within a tuple.)
 @functools.lru_cache(maxsize=256, typed=True)
-def _kept(module: type[Loss], arguments: _Arguments) -> Loss:
-    return _fresh(module, arguments)
+def _kept(module: type[Loss], names: tuple[str, ...], *values: Any) -> Loss:
+    return _fresh(module, tuple(zip(names, values)))
 
 
 def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
