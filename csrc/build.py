@@ -66,15 +66,13 @@ def printed(root: Path, folder: Path) -> list[Path]:
     return write_all(folder, headers())
 
 
-def streamed(root: Path, folder: Path) -> dict[Path, str]:
-    """Writes the streamed forms of losses as headers, and returns the key of each. Needs torch."""
+def streamed(root: Path, folder: Path, names: set[str]) -> dict[Path, str]:
+    """Writes the streamed forms of losses of these names as headers, and returns the key of each."""
     importable(root)
     from fastdml.language.printed import streams
     from fastdml.losses.one_set import of_defaults
 
-    found = streams(of_defaults())
-    if chosen := set(filter(None, os.environ.get("FASTDML_LOSSES", "").split(","))):
-        found = {k: v for k, v in found.items() if any(k.startswith(f"{c}_") for c in chosen)}
+    found = {k: v for k, v in streams(of_defaults()).items() if k.partition("_stream")[0] in names}
     written = write_all(folder, {name: text for name, (_, text) in found.items()})
     return {path: found[path.stem][0] for path in written}
 
@@ -282,7 +280,8 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     isas = instruction_sets()
     found = headers(root, work / "printed")
     generated = generate(work / "generated", found, isas)
-    generated += generate_streams(work / "generated", streamed(root, work / "streamed"), isas)
+    names = {name for name, _, _ in losses(found)}
+    generated += generate_streams(work / "generated", streamed(root, work / "streamed", names), isas)
 
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     rows = f"{ROWS} -I{csrc} -I{work} -I{work}/generated"

@@ -66,13 +66,19 @@ class Symmetric:
         if problem.relation.rows <= _SMALL or problem.device_type != "cpu" or not problem.one_set:
             return False
         found = _streamed(problem)
-        if not isinstance(found, tuple) or (registered(problem.loss) and not found[0].ready):
+        if not isinstance(found, tuple):
+            return False
+        listed = isinstance(problem.relation, TupleRelation)
+        # (Before it is asked for, which compiles a user's.)
+        if not listed and not self._pays(problem, len(found[0].statistics)):
+            return False
+        if registered(problem.loss) and not found[0].ready:
             return False  # nobody waits for a compiler who has not asked for it
         if self.refuses(problem) is not None:
             return False
-        if isinstance(problem.relation, TupleRelation):  # rows read no more than is listed
-            return Native().refuses(problem) is not None
-        sweeps = len(found[0].statistics)
+        return not listed or Native().refuses(problem) is not None  # rows read no more than is listed
+
+    def _pays(self, problem: Problem, sweeps: int) -> bool:
         matrices = 1.0  # of products for one visit of all pairs
         if problem.teacher_problem is not None:
             matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
