@@ -6,7 +6,7 @@ Stages, each resumable: what is in the output folder is not done again, and afte
 begins. With `--part 1/2` and `--part 2/2` two processes share the work.
 
 tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
-        validation classes, with half the steps and a seed of its own
+        validation classes of the icons, with half the steps and a seed of its own
 runs    every entry, three seeds, both sets of images
 sizes   six losses against batch size, at equal numbers of images seen
 costs   time and memory of a step of these at those sizes, and pytorch-metric-learning's
@@ -46,7 +46,7 @@ BATCH = 128
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SEEN = 65_536  # images that a run of `sizes` sees
-TUNING_SEED = 100
+TUNING_TASK, TUNING_SEED = "icons", 100  # what is chosen there serves the other images as well
 
 Record = dict[str, Any]
 
@@ -126,14 +126,14 @@ def _task(work: Work, name: str) -> data.Task:
     return data.load(name, 40 if work.quick else None)
 
 
-def _tuning_file(work: Work, task: str, entry: str) -> Path:
+def _tuning_file(work: Work, entry: str) -> Path:
     safe = "".join(c if c.isalnum() else "-" for c in entry)
-    return work.output / "tuning" / f"{task}-{safe}.jsonl"
+    return work.output / "tuning" / f"{safe}.jsonl"
 
 
-def _rates(work: Work, task: str, entry: str) -> dict[str, float]:
+def _rates(work: Work, entry: str) -> dict[str, float]:
     """The best of what tuning saw; nothing: the defaults."""
-    path = _tuning_file(work, task, entry)
+    path = _tuning_file(work, entry)
     if not path.exists():
         return {}
     trials = [json.loads(line) for line in path.read_text().splitlines()]
@@ -141,35 +141,31 @@ def _rates(work: Work, task: str, entry: str) -> dict[str, float]:
     return best["setting"] if best["score"] > -math.inf else {}
 
 
-def tune(work: Work, tasks: list[str], chosen: list[str]) -> None:
-    known = entries()
-    jobs = [(f"{e}, {t}", 1, t, e) for t in tasks for e in chosen]
-    with work.each("tune", work.mine(jobs)) as going:
-        for (task, entry), tick in going:
+def tune(work: Work, chosen: list[str]) -> None:
+    known, task = entries(), _task(work, TUNING_TASK)
+    steps = _budget(work, {}).steps // 2
+    with work.each("tune", work.mine([(e, 1, e) for e in chosen])) as going:
+        for (entry,), tick in going:
             plan_of = known[entry][1]
-            half = _budget(work, {}).steps // 2
 
             def evaluate(
                 setting: dict[str, float],
                 seed: int,
-                task: str = task,
                 plan_of: Callable[..., Plan] = plan_of,
-                half: int = half,
                 tick: Callable = tick,
             ) -> float:
-                budget = _budget(work, setting, steps=half)
-                plan = plan_of(_task(work, task), budget, seed)
+                plan = plan_of(task, _budget(work, setting, steps=steps), seed)
                 try:
-                    fit(plan, lambda step, loss: tick(step * 1 / half, loss))
+                    fit(plan, lambda step, loss: tick(step / steps, loss))
                 except RuntimeError:  # the loss is not finite
                     return -math.inf
                 return plan.validation()
 
-            probe = plan_of(_task(work, task), _budget(work, {}, steps=half), TUNING_SEED)
+            probe = plan_of(task, _budget(work, {}, steps=steps), TUNING_SEED)
             space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
             if any(True for part in probe.learnt for _ in part.parameters()):
                 space["proxy_rate"] = Coordinate(10, 0.1, 1000)
-            path = _tuning_file(work, task, entry)
+            path = _tuning_file(work, entry)
             path.parent.mkdir(parents=True, exist_ok=True)
             balance_search(
                 evaluate,
@@ -189,7 +185,7 @@ def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
     for seed in range(seeds):
         for task in tasks:
             for entry in chosen:
-                budget = _budget(work, _rates(work, task, entry))
+                budget = _budget(work, _rates(work, entry))
                 jobs.append((f"{entry}, {task}", budget.steps, task, entry, seed, budget))
     jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
     with work.each("runs", jobs) as going:
@@ -211,7 +207,7 @@ def sizes(work: Work, seeds: int) -> None:
         for entry in SIZED:
             for batch in SIZES[: 2 if work.quick else None]:
                 seen = 256 if work.quick else SEEN
-                rates = _rates(work, "glyphs", entry)
+                rates = _rates(work, entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
                 budget = _budget(work, rates, steps=seen // batch, batch=batch)
                 budget = dataclasses.replace(budget, rate=rate)
@@ -311,7 +307,7 @@ def main() -> int:
         bar.TimeRemainingColumn(),
     ) as work.bars:
         if "tune" in stages:
-            tune(work, tasks, chosen)
+            tune(work, chosen)
         if "runs" in stages:
             runs(work, tasks, chosen, options.seeds)
         if "sizes" in stages:

@@ -3,8 +3,8 @@
     python benchmarks/methods.py [--quick] [--rounds N] [--threads N] [--output FILE]
 
 Contenders of one comparison run in turn in one process; medians, and ratios round by round. Memory is the
-growth of the resident set's high-water mark in a process of its own, after a small problem has loaded
-libraries.
+most that the resident set of a process of its own held during the step beyond what it held before, after a
+small problem has loaded libraries.
 
 | what | at most |
 |---|---|
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fastdml import losses, methods  # noqa: E402
+from fastdml.bench.device import device  # noqa: E402
 
 D = 128
 Step = Callable[[], object]
@@ -163,9 +163,10 @@ def _print_memory(classes: int) -> None:
     for p in loss.parameters():
         p.grad = torch.zeros_like(p)
     x, y = 30 * torch.randn(256, D) / D**0.5, torch.randint(classes, (256,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    backward(lambda v: loss(v, y), x)()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    step = backward(lambda v: loss(v, y), x)
+    with device("cpu").peak() as peak:
+        step()
+    print(peak.bytes / 2**20)
 
 
 Measure = Callable[[int, int], tuple[float, str]]

@@ -19,12 +19,13 @@ from fastdml.samplers import MPerClassSampler
 from .data import Task
 
 D = EMBEDDING_SIZE
-WIDTH = 16  # of the network: half the demo's, so that the whole board takes hours, not days, of a CPU
+# Of the network: smaller than the demo's, so that the whole board takes hours, not days, of a CPU.
+WIDTH, DEPTH = 16, 4
 
 
 def network(size: int = D) -> SmallCNN:
     """Every entry's, before training."""
-    return SmallCNN(size, WIDTH)
+    return SmallCNN(size, WIDTH, DEPTH)
 
 
 @dataclasses.dataclass(frozen=True)

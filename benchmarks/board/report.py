@@ -70,10 +70,10 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
         f"Machine: {platform.processor() or platform.machine()}, processor time of "
         f"{some.get('threads', '?')} thread(s) a process; "
         f"Python {platform.python_version()}, torch {some.get('torch', '?')}, commit {commits}.\n",
-        "Every entry trains the same small network (five convolutions, 128 dimensions) from nothing for the "
+        "Every entry trains the same small network (four convolutions, 128 dimensions) from nothing for the "
         "same number of steps and images a step, with AdamW, warmed up and annealed. Learning rates, and "
-        "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes "
-        "(classes neither trained nor tested on), with half the steps and another seed. Otherwise "
+        "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes of the icons"
+        " (neither trained nor tested on), with half the steps and another seed. Otherwise "
         f"settings are the library's defaults, but: {settings}. Losses over proxies see one or two images a "
         "class in a batch, others four. What a teacher knows was learnt before, with multi-similarity and "
         "the same budget, and is not counted.\n",

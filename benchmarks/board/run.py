@@ -102,7 +102,6 @@ def measure(plan: Plan, tick: Tick = lambda step, loss: None) -> dict[str, Any]:
     later = slice(min(3, len(fitted.steps) - 1), None)  # the first steps load and allocate
     return {
         **evaluate(plan),
-        "validation": plan.validation(),
         "step_ms": 1e3 * statistics.median(fitted.steps[later]),
         "mean_step_ms": 1e3 * statistics.mean(fitted.steps[later]),
         "objective_ms": 1e3 * statistics.median(fitted.objectives[later]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ def source_network(plan: Plan) -> nn.Module:
     )
     fit(source)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(source.model.state_dict(), path)
+    own = path.with_suffix(f".{os.getpid()}")  # another process may want it at the same time
+    torch.save(source.model.state_dict(), own)
+    own.replace(path)
     model.load_state_dict(source.model.state_dict())
     return model

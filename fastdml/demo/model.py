@@ -9,20 +9,21 @@ EMBEDDING_SIZE = 128
 
 
 class SmallCNN(nn.Module):
-    """Five convolutions, mean and maximum over what is left of the image, one linear layer.
+    """`depth` convolutions, mean and maximum over what is left of the image, one linear layer.
 
     Maps ``[N, 1, 32, 32]`` to ``[N, embedding_size]``, of any norm.
     """
 
-    def __init__(self, embedding_size: int = EMBEDDING_SIZE, width: int = 32) -> None:
+    def __init__(
+        self, embedding_size: int = EMBEDDING_SIZE, width: int = 32, depth: int = 5
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _block(1, width, stride=2),
             _block(width, 2 * width),
             nn.MaxPool2d(2),
             _block(2 * width, 4 * width),
-            _block(4 * width, 4 * width),
-            _block(4 * width, 4 * width),
+            *(_block(4 * width, 4 * width) for _ in range(depth - 3)),
         )
         self.embed = nn.Linear(4 * width, embedding_size)
 

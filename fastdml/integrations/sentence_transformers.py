@@ -16,6 +16,11 @@ import torch
 from sentence_transformers import util
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer import losses as theirs
+from sentence_transformers.sentence_transformer.losses import (
+    # As they are: they compare the pairs that they are given, and there is nothing to save.
+    ContrastiveLoss,
+    OnlineContrastiveLoss,
+)
 from sentence_transformers.sentence_transformer.losses.batch_hard_triplet import (
     BatchHardTripletLossDistanceFunction,
 )
@@ -37,10 +42,12 @@ __all__ = [
     "CachedMultipleNegativesRankingLoss",
     "CachedMultipleNegativesSymmetricRankingLoss",
     "CoSENTLoss",
+    "ContrastiveLoss",
     "GISTEmbedLoss",
     "MatryoshkaLoss",
     "MultipleNegativesRankingLoss",
     "MultipleNegativesSymmetricRankingLoss",
+    "OnlineContrastiveLoss",
     "TripletLoss",
 ]
 

@@ -201,6 +201,8 @@ NESTED = {
     "BatchAllTripletLoss": (1, {"margin": 0.3}),
     "GISTEmbedLoss": (2, {}),
     "MSELoss": (1, {}),
+    "ContrastiveLoss": (2, {}),
+    "OnlineContrastiveLoss": (2, {"margin": 0.2}),
 }  # fmt: skip
 
 
@@ -213,6 +215,8 @@ def test_matryoshka(model, guide, name, drawn):
     labels = {
         "CoSENTLoss": torch.arange(24) % 5 / 4,
         "BatchAllTripletLoss": torch.arange(24) % 7,
+        "ContrastiveLoss": torch.arange(24) % 2,
+        "OnlineContrastiveLoss": torch.arange(24) % 2,
         "MSELoss": torch.randn(24, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
     }.get(kind)
 
