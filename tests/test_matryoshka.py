@@ -8,6 +8,7 @@ from torch import Tensor
 import fastdml
 from fastdml import losses
 from fastdml.engine import prefixes
+from fastdml.engine.executors import symmetric
 from fastdml.losses import MatryoshkaLoss
 
 B, D = 90, 13
@@ -86,6 +87,30 @@ def test_pairs_in_one_sweep(together, name, backend):
 def test_samples_in_one_sweep(together, name, backend):
     assert_same(OF_SAMPLES[name](backend).double(), drawn(B, D), LABELS)
     assert together
+
+
+ONE_SET = {
+    **{name: OF_SAMPLES[name] for name in ("SupCon", "contrastive", "circle")},
+    "multi-similarity": lambda b: losses.MultiSimilarityLoss(backend=b),
+    "two sweeps": lambda b: losses.NTXentLoss(backend=b),
+    "distances": lambda b: losses.ContrastiveLoss(similarity="distance", backend=b),
+    "dot": lambda b: losses.SupConLoss(2.0, similarity="dot", backend=b),
+    "learnt": lambda b: losses.SupConLoss(torch.nn.Parameter(torch.tensor(0.3)), backend=b),
+}
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("name", ONE_SET)
+def test_pairs_visited_once_for_both_ends(monkeypatch, together, name, rows):
+    """In trapezoids of some rows or of one; the matrix multiplied once a pass, for all widths."""
+    monkeypatch.setattr(symmetric, "_ROWS", rows)
+    runs = []
+    plain = symmetric.Run.run
+    monkeypatch.setattr(symmetric.Run, "run", lambda self, w: runs.append(len(self.each)) or plain(self, w))
+    loss = ONE_SET[name]("symmetric").double()
+    assert_same(loss, drawn(B, D), LABELS)
+    assert together == [1] and len(WIDTHS) in runs
 
 
 @pytest.mark.parametrize("widths", [(13,), (1, 2, 3, 5, 8, 13), (12, 13)])

@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "margin": {"learn_beta": False},
 }
 RELATIONAL = ("dark_rank", "pkt", "relaxed_contrastive", "rkd_angle", "rkd_distance")
-TWO_SETS = ("clip", "info_nce", "sig_lip")
+TWO_SETS = ("clip", "info_nce", "paired_n_pairs", "sig_lip")
 
 
 def registered() -> dict[str, type[nn.Module]]:
@@ -58,8 +58,10 @@ def _arguments(module: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
 def _build(name: str, classes: int) -> nn.Module:
     module = registered()[name]
-    known = {"num_classes": classes, "embedding_size": D, **SETTINGS.get(name, {})}
-    return module(**{k: v for k, v in known.items() if k in _arguments(module)})
+    taken = _arguments(module)
+    size = next((k for k in ("descriptors_dim", "embedding_size") if k in taken), "")
+    known = {"num_classes": classes, size: D, **SETTINGS.get(name, {})}
+    return module(**{k: v for k, v in known.items() if k in taken})
 
 
 def learns_proxies(name: str) -> bool:

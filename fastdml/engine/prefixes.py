@@ -12,7 +12,8 @@ first d_k dimensions, by as much as G_k and S_k have in common, which is summed 
 (dA_k)_i . a_i = sum_j (G_k)_ij (S_k)_ij. The widest's own is what the whole gradient has beyond the others'.
 
 Calls that read their outputs before they know their weights (`combine`, means over what is counted) visit the
-blocks twice, columns' statistics come from a sweep before, as in `schedule`.
+blocks twice, columns' statistics come from a sweep before, as in `schedule`. Where a pair is visited once for
+both its ends (executors/symmetric.py), all of this is done there, to trapezoids.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import conditioning, dispatch, library
+from . import conditioning, dispatch
 from .autograd import evaluate, once, scaled, slopes, watched
 from .call import LEAVES, Call
 from .executors import one_block
 from .executors.chunked import Chunked
 from .executors.native import Native
+from .executors.symmetric import Run, Symmetric
 from .op import own_world
 from .problem import Problem
 from .products import accumulate_, multiply
+from .radial import Radial
 from .schedule import ColumnSums, Result, Step, Visit, Wanted
 from .workspace import block_limit, buffer, rows_within
 
@@ -87,7 +90,12 @@ class Prepared:
     """Calls as problems of one set, and what turns a block of theirs into weights."""
 
     problems: list[Problem]
-    step: Step
+    step: Step | Symmetric
+
+    def sweep(self) -> _Sweep | Run:
+        if isinstance(self.step, Symmetric):
+            return Run(self.problems)
+        return _Sweep(self.problems, self.step)
 
 
 def prepared(calls: Sequence[Call]) -> Prepared | None:
@@ -104,8 +112,7 @@ def prepared(calls: Sequence[Call]) -> Prepared | None:
     if odd or last.loss.column_bias:
         return None
     problems = _problems(calls)
-    step = None if problems is None else _step(problems[-1], last.backend)
-    return None if problems is None or step is None else Prepared(problems, step)
+    return None if problems is None else _prepared(problems, last.backend)
 
 
 def _alike(call: Call, last: Call) -> bool:
@@ -149,16 +156,20 @@ def _leads(x: Tensor, whole: Tensor) -> bool:
     )
 
 
-def _step(problem: Problem, backend: str) -> Step | None:
-    """The executor whose step turns a block into weights; None where the calls run better one by one."""
-    executor, _ = dispatch.choose(problem, backend)
-    # Two products of every width are more than three of the widest.
-    if backend == "auto" and executor is dispatch.SYMMETRIC:
+def _prepared(problems: list[Problem], backend: str) -> Prepared | None:
+    """Problems with what turns their blocks into weights; None where the calls run better one by one."""
+    executor, _ = dispatch.choose(problems[-1], backend)
+    if isinstance(executor, Symmetric):
+        if executor.runs_together(problems):
+            return Prepared(problems, executor)
+        if backend != "auto":
+            return None
+        # Two products of every width are more than three of the widest.
         native = dispatch.EXECUTORS["native"]
-        executor = native if native.refuses(problem) is None else dispatch.EXECUTORS["chunked"]
+        executor = native if native.refuses(problems[-1]) is None else dispatch.EXECUTORS["chunked"]
     if isinstance(executor, Native):
-        return None if one_block.takes(problem) else executor
-    return executor if isinstance(executor, Chunked) else None
+        return None if one_block.takes(problems[-1]) else Prepared(problems, executor)
+    return Prepared(problems, executor) if isinstance(executor, Chunked) else None
 
 
 def _problems(calls: Sequence[Call]) -> list[Problem] | None:
@@ -248,7 +259,11 @@ class _Sweep:
         self.presweep()
         problems, widest = self.problems, self.widest
         results = [self._empty(p, wanted) for p in problems]
-        radial = _Radial(problems, wanted) if widest.loss.metric.normalized and wanted else None
+        radial = None
+        if widest.loss.metric.normalized and wanted:
+            one = widest.one_set
+            columns = not widest.symmetric and (wanted.candidates or one)
+            radial = Radial(problems, rows=wanted.anchors or one, columns=columns)
         product = self.block("similarity", self.a)
         copies = [self.block(f"similarity of width {k}", self.a) for k in range(len(problems) - 1)]
         teacher = None if widest.teacher is None else self.block("teacher", self.a)
@@ -316,56 +331,6 @@ class _Sweep:
         return out
 
 
-class _Radial:
-    """How much the weights of each width and the products have in common, by rows and by columns."""
-
-    def __init__(self, problems: list[Problem], wanted: Wanted) -> None:
-        self.problems = problems
-        widest = problems[-1]
-        m, n, count = widest.anchors.shape[0], widest.candidates.shape[0], len(problems) - 1
-        self.one_set = widest.one_set
-        self.symmetric = widest.symmetric
-        zeros = widest.anchors.new_zeros
-        self.rows = zeros(count, m) if wanted.anchors or widest.one_set else None
-        self.columns = None
-        if not self.symmetric and (wanted.candidates or widest.one_set):
-            self.columns = zeros(count, n)
-
-    def add(self, k: int, start: int, g: Tensor, s: Tensor) -> None:
-        """g, s [R, N]: weights and products of width k."""
-        rows = None if self.rows is None else self.rows[k, start : start + g.shape[0]]
-        columns = None if self.columns is None else self.columns[k]
-        if library.load() is not None:
-            torch.ops.fastdml_native.common_(g, s, rows, columns)
-            return
-        common = g * s
-        if rows is not None:
-            rows.copy_(common.sum(1))
-        if columns is not None:
-            columns += common.sum(0)
-
-    def take_out(self, d_a: Tensor | None, d_c: Tensor | None) -> None:
-        """Takes what lies along the embeddings' leading dimensions out of the gradients."""
-        rows = self.rows
-        if self.one_set and self.columns is not None and rows is not None:
-            rows = rows + self.columns
-        if d_a is not None and rows is not None:
-            self._take(d_a, rows, "anchors", "row_scale")
-        if d_c is not None and self.columns is not None:
-            self._take(d_c, self.columns, "candidates", "col_scale")
-
-    def _take(self, d: Tensor, along: Tensor, of: str, scale: str) -> None:
-        whole = getattr(self.problems[-1], of)
-        beyond = torch.linalg.vecdot(d, whole)
-        along = torch.cat([along, (beyond - along.sum(0))[None]])
-        factors = torch.stack([getattr(p, scale) for p in self.problems]).square() * along
-        low = 0
-        for k, problem in enumerate(self.problems):
-            high = getattr(problem, of).shape[1]
-            d[:, low:high].addcmul_(whole[:, low:high], factors[k:].sum(0)[:, None], value=-1)
-            low = high
-
-
 def _run(
     calls: Sequence[Call], together: Prepared, weights: Sequence[float], wanted: Wanted
 ) -> tuple[list[Tensor], list[Result]]:
@@ -377,7 +342,7 @@ def _run(
         factor = weight * float(call.weight)
         problem.weight = factor / rows if reduction == "mean" and not loss.counted else factor
     read_first = loss.combined or reduction == "nonzero" or (reduction == "mean" and loss.counted)
-    sweep = _Sweep(problems, together.step)
+    sweep = together.sweep()
     if not read_first:
         results = sweep.run(wanted)
         return [_reduced(p, r.outputs, reduction, rows) for p, r in zip(problems, results)], results
@@ -487,9 +452,9 @@ class _Together(torch.autograd.Function):
             ]
             problems = _problems(weighted)
             assert problems is not None
-            step = _step(problems[-1], weighted[-1].backend)
-            assert step is not None
-            _, found = _evaluated(weighted, ctx.weights, Prepared(problems, step), ctx.needed)
+            together = _prepared(problems, weighted[-1].backend)
+            assert together is not None
+            _, found = _evaluated(weighted, ctx.weights, together, ctx.needed)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         else:
             found = scaled(gradients, leaves, upstream[0])

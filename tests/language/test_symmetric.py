@@ -335,13 +335,13 @@ def test_statistics_are_found_once_for_several_outputs(monkeypatch):
         def spec(self, rows):
             return Described.spec(self, rows)
 
-    from fastdml.engine.executors.symmetric import _Run
+    from fastdml.engine.executors.symmetric import _Ends
 
     def hinges(p, margin):
         return sum(relu(p.s - margin), where=p.negative), count(where=p.negative & (p.s > margin))
 
-    visits, visit = [], _Run.visit
-    monkeypatch.setattr(_Run, "visit", lambda self, *a: visits.append(a[1]) or visit(self, *a))
+    visits, visit = [], _Ends.visit
+    monkeypatch.setattr(_Ends, "visit", lambda self, *a: visits.append(a[3]) or visit(self, *a))
     x, y = samples()
     compared(Call(Ratio(hinges, {"margin": 0.1}), x, anchor_labels=y), x)
     assert visits == [0, 1]

@@ -44,6 +44,13 @@ def test_ndcg():
     assert found == pytest.approx(((second + third) / best * 2 + 1) / 3)
 
 
+def test_every_entry_trains(tmp_path):
+    task, budget = data.load("icons", 12), plan.Budget(1, 16, shared=tmp_path)
+    for name, (_, made) in entries.entries().items():
+        steps = run.fit(made(task, budget, 0)).steps
+        assert len(steps) == 1, name
+
+
 @pytest.mark.parametrize("entry", ["multi_similarity", "WEDL (three heads)"])
 def test_two_steps(entry, tmp_path):
     task = data.load("icons", 12)

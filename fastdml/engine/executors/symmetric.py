@@ -13,7 +13,7 @@ where J are all columns from the block's first row on. A loss brings its streame
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import schedule
 from ..loss import RowLoss
 from ..problem import Problem
+from ..radial import Radial
 from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
 from ..similarity import DISTANCE, PRODUCT, Metric
@@ -97,8 +98,16 @@ class Symmetric:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         kept = problem.__dict__.get("symmetric_run")
         if kept is None:  # a loss of several outputs runs twice
-            kept = problem.__dict__["symmetric_run"] = _Run(problem)
-        return kept.result(wanted)  # type: ignore[no-any-return]
+            problem.condition()
+            schedule.presweep(problem, _outputs)
+            kept = problem.__dict__["symmetric_run"] = Run([problem])
+        return kept.run(wanted)[0]  # type: ignore[no-any-return]
+
+    def runs_together(self, problems: Sequence[Problem]) -> bool:
+        """Whether `Run` takes problems of the leading dimensions of one set at once."""
+        if problems[-1].loss.presweep() is not None or any(self.refuses(p) for p in problems):
+            return False
+        return len({_form(p)[0].id for p in problems}) == 1
 
 
 def costs_less(loss: RowLoss, sweeps: int, symmetric: bool, matrices: float = 1.0) -> bool:
@@ -166,41 +175,33 @@ def _form(problem: Problem) -> tuple[Any, tuple[float, ...]]:
     return found
 
 
-def _rows(problem: Problem) -> int:
-    """Rows of a trapezoid: within the workspace."""
+def _rows(problem: Problem, widths: int = 1) -> int:
+    """Rows of a trapezoid: within the workspace, which holds one of every width."""
     n = problem.relation.rows
     size = torch.finfo(problem.statistic).bits // 8
-    held = size if problem.teacher is None else 2 * size
+    held = size * (widths if problem.teacher is None else widths + 1)
     if not isinstance(problem.relation, LabelRelation):
         held += _MASKS
     return min(_ROWS, rows_within(block_limit("cpu", n, held, True), n, held, n))
 
 
-class _Run:
+class _Ends:
+    """Statistics, weights and results of a problem whose pairs are visited once for both their ends."""
+
     def __init__(self, problem: Problem) -> None:
-        problem.condition()
-        schedule.presweep(problem, _outputs)
         self.problem = problem
         self.form, members = _form(problem)
         self.members = list(members)
         self.x = problem.anchors
-        n = self.n = self.x.shape[0]
-        self.size = _rows(problem)
-        self.starts = list(range(0, n, self.size))
+        self.n = self.x.shape[0]
         self.pieces = torch.get_num_threads()
-        self.held = buffer("similarity", self.size * n, self.x)
-        self.held_teacher = None
-        if problem.teacher is not None:
-            self.held_teacher = buffer("teacher", self.size * n, self.x)
-        self.left: tuple[int, Tensor, Tensor | None] | None = None  # the block that the workspace holds
         self.swapped: TupleRelation | None = None
         self.counts: Tensor | None = None
         if isinstance(problem.relation, TupleRelation):
             self.swapped = problem.relation.swapped()
             positives, negatives = problem.relation.counts(without_own=True)
             self.counts = (positives + negatives).to(self.x.dtype)
-        self.statistics = self.empty(sum(self.form.statistics), n)
-        self.swept = 0  # passes whose statistics are known
+        self.statistics = self.empty(sum(self.form.statistics), self.n)
 
     def empty(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape)
@@ -209,29 +210,17 @@ class _Run:
     def several(self) -> bool:
         return self.problem.loss.outputs > 1 and not self.problem.loss.counted
 
-    def block(self, start: int) -> tuple[Tensor, Tensor | None]:
-        """The products of a trapezoid, and what its pairs are to the teacher."""
-        if self.left is not None and self.left[0] == start:
-            return self.left[1:]
-        stop = min(self.n, start + self.size)
-        shape = (stop - start, self.n - start)
-
-        def part(held: Tensor) -> Tensor:
-            return held[: shape[0] * shape[1]].view(shape)
-
-        s = torch.mm(self.x[start:stop], self.x[start:].t(), out=part(self.held))
-        t = None
-        if self.held_teacher is not None:
-            assert self.problem.teacher_problem is not None
-            t = part(self.held_teacher)
-            self.problem.teacher_problem.similarities(start, stop, t, start)
-        self.left = start, s, t
-        return s, t
-
-    def visit(self, start: int, sweep: int, known: Tensor | None, partial: Tensor | None) -> Tensor:
-        """Folds a trapezoid into partial, or makes weights of it. Returns it."""
+    def visit(
+        self,
+        s: Tensor,
+        teacher: Tensor | None,
+        start: int,
+        sweep: int,
+        known: Tensor | None,
+        partial: Tensor | None,
+    ) -> None:
+        """Folds a trapezoid's products into partial, or makes weights of them, in place."""
         problem, metric = self.problem, self.problem.loss.metric
-        s, teacher = self.block(start)
         torch.ops.fastdml_native.stream_visit_(
             s,
             self.form.id,
@@ -255,7 +244,6 @@ class _Run:
             None if self.several else problem.row_weight,
             problem.weight,
         )
-        return s
 
     def codes(self, start: int, s: Tensor) -> Tensor | None:
         """uint8, as a trapezoid: what listed pairs are (csrc/cpu/stream.h: Code)."""
@@ -296,31 +284,15 @@ class _Run:
         self.rows(sweep, known=found)
         return found
 
-    def sweep(self, k: int, known: Tensor | None, count: int, into: Tensor) -> None:
-        """A pass over all pairs, whose statistics [count, N] go into a tensor."""
-        partial = self.empty(self.pieces, count, self.n)
-        torch.ops.fastdml_native.stream_gather_(self.form.id, k, partial, None)
-        for start in self.order():
-            self.visit(start, k, known, partial)
-        torch.ops.fastdml_native.stream_gather_(self.form.id, k, partial, into)
-
-    def order(self) -> list[int]:
-        """The blocks, from the one that the workspace holds."""
-        backwards = self.left is not None and self.left[0] == self.starts[-1]
-        return self.starts[::-1] if backwards else self.starts
-
-    def gather(self, passes: int) -> None:
-        counts = self.form.statistics
-        for k in range(self.swept, passes):
-            before = sum(counts[:k])
-            self.sweep(k, self.known(k), counts[k], self.statistics[before : before + counts[k]])
-        self.swept = max(self.swept, passes)
+    def partial(self, sweep: int, count: int) -> Tensor:
+        """What threads fold a pass's pairs into, as before any pair."""
+        found = self.empty(self.pieces, count, self.n)
+        torch.ops.fastdml_native.stream_gather_(self.form.id, sweep, found, None)
+        return found
 
     def result(self, wanted: Wanted) -> Result:
-        problem, form = self.problem, self.form
-        if not form.settled:
-            self.swept = 0
-        self.gather(len(form.statistics) if wanted else form.needed)
+        """Outputs, and derivatives by what only rows read."""
+        problem = self.problem
         out = Result(self.empty(self.n, problem.loss.outputs))
         scalars = problem.all_scalars
         if wanted.scalars and scalars is not None:
@@ -336,34 +308,155 @@ class _Run:
                         d *= problem.row_weight.reshape(-1, 1)
         if out.d_scalars is not None:
             out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(self.x.dtype)
-        if wanted:
-            known = self.known(len(form.statistics))
-            if wanted.col_values and problem.col_values is not None:
-                out.d_col_values = torch.zeros_like(problem.col_values)
-                if form.slopes:
-                    last, into = len(form.statistics), out.d_col_values[: form.slopes]
-                    self.sweep(last, known, form.slopes, into)
-            if wanted.anchors or wanted.candidates:
-                out.d_anchors = self.gradient(known)
+        if wanted.col_values and problem.col_values is not None:
+            out.d_col_values = torch.zeros_like(problem.col_values)
         out.outputs.add_(problem.poison)
         return out
 
-    def gradient(self, known: Tensor | None) -> Tensor:
-        problem, x, metric = self.problem, self.x, self.problem.loss.metric
+
+class _Products:
+    """Blocks of products of one set, of the leading dimensions that its problems see, widest last: those of
+    a width are those of the width before and of the slice between."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.widest = problems[-1]
+        self.x = self.widest.anchors
+        self.n = self.x.shape[0]
+        widths = [p.anchors.shape[1] for p in problems]
+        self.slices = [slice(low, high) for low, high in zip([0, *widths], widths)]
+        self.size = _rows(self.widest, len(problems))
+        self.starts = list(range(0, self.n, self.size))
+        self.held = self._buffer("similarity")
+        self.copies = [self._buffer(f"similarity of width {k}") for k in range(len(problems) - 1)]
+        self.teacher = None if self.widest.teacher is None else self._buffer("teacher")
+        self.left: tuple[int, Tensor, Tensor | None] | None = None  # the block that the workspace holds
+
+    def _buffer(self, name: str) -> Tensor:
+        return buffer(name, self.size * self.n, self.x)
+
+    def _part(self, held: Tensor, start: int) -> Tensor:
+        rows, columns = min(self.n, start + self.size) - start, self.n - start
+        return held[: rows * columns].view(rows, columns)
+
+    def order(self) -> list[int]:
+        """The blocks, from the one that the workspace holds."""
+        backwards = self.left is not None and self.left[0] == self.starts[-1]
+        return self.starts[::-1] if backwards else self.starts
+
+    def at(self, start: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Of every width its number and the products of a trapezoid, which are those of the next then, and
+        what its pairs are to the teacher."""
+        if self.left is not None and self.left[0] == start and not self.copies:
+            yield 0, *self.left[1:]
+            return
+        self.left = None
+        s, t = self._part(self.held, start), None
+        rows = slice(start, start + s.shape[0])
+        if self.teacher is not None:
+            assert self.widest.teacher_problem is not None
+            t = self._part(self.teacher, start)
+            self.widest.teacher_problem.similarities(start, rows.stop, t, start)
+        for k, part in enumerate(self.slices):
+            a, c = self.x[rows, part], self.x[start:, part].t()
+            if k == 0:
+                torch.mm(a, c, out=s)
+            elif part.start < part.stop:
+                s.addmm_(a, c)
+            yield k, s, t
+        self.left = start, s, t
+
+    def own(self, k: int, s: Tensor, start: int) -> Tensor:
+        """The products of width k, to be made weights of: a copy, where a wider one needs them."""
+        return self._part(self.copies[k], start).copy_(s) if k < len(self.copies) else s
+
+    def spread(self, d: Tensor, start: int, weights: Sequence[Tensor]) -> None:
+        """Adds a trapezoid's products of weights, slice by slice from the last: all widths from there on."""
+        total: Tensor | None = None
+        rows = slice(start, start + weights[0].shape[0])
+        for h, part in zip(reversed(weights), reversed(self.slices)):
+            total = h if total is None else h.add_(total)
+            if part.start < part.stop:
+                d[rows, part].addmm_(total, self.x[start:, part])
+                d[start:, part].addmm_(total.t(), self.x[rows, part])
+
+
+class Run:
+    """Problems of the leading dimensions of one set, widest last, all of one form. (Derivatives by embeddings
+    are those of all, in the widest's result.)"""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.each = [_Ends(p) for p in problems]
+        self.products = _Products(problems)
+        self.form = self.each[-1].form
+        self.swept = 0  # passes whose statistics are known
+
+    def sweep(
+        self, k: int, known: Sequence[Tensor | None], count: int, into: Sequence[Tensor]
+    ) -> None:
+        """A pass over all pairs, whose statistics [count, N] go into tensors, one a problem."""
+        partials = [ends.partial(k, count) for ends in self.each]
+        for start in self.products.order():
+            for i, s, t in self.products.at(start):
+                self.each[i].visit(s, t, start, k, known[i], partials[i])
+        for ends, partial, found in zip(self.each, partials, into, strict=True):
+            torch.ops.fastdml_native.stream_gather_(ends.form.id, k, partial, found)
+
+    def known(self, sweep: int) -> list[Tensor | None]:
+        return [ends.known(sweep) for ends in self.each]
+
+    def gather(self, passes: int) -> None:
+        counts = self.form.statistics
+        for k in range(self.swept, passes):
+            before = sum(counts[:k])
+            into = [ends.statistics[before : before + counts[k]] for ends in self.each]
+            self.sweep(k, self.known(k), counts[k], into)
+        self.swept = max(self.swept, passes)
+
+    def run(self, wanted: Wanted) -> list[Result]:
+        form = self.form
+        if not form.settled:
+            self.swept = 0
+        passes = len(form.statistics)
+        self.gather(passes if wanted else form.needed)
+        results = [ends.result(wanted) for ends in self.each]
+        if not wanted:
+            return results
+        known = self.known(passes)
+        slopes = [r.d_col_values[: form.slopes] for r in results if r.d_col_values is not None]
+        if form.slopes and slopes:
+            self.sweep(passes, known, form.slopes, slopes)
+        if wanted.anchors or wanted.candidates:
+            results[-1].d_anchors = self.gradient(known)
+        return results
+
+    def gradient(self, known: Sequence[Tensor | None]) -> Tensor:
+        problem, x = self.products.widest, self.products.x
+        metric, n = problem.loss.metric, x.shape[0]
         d = torch.zeros_like(x)
-        total = x.new_zeros(self.n) if metric.needs_totals else None
-        for start in self.order():
-            h = self.visit(start, len(self.form.statistics), known, None)
-            self.left = None
-            stop = start + h.shape[0]
-            d[start:stop].addmm_(h, x[start:])
-            d[start:].addmm_(h.t(), x[start:stop])
+        total = x.new_zeros(n) if metric.needs_totals else None
+        several = len(self.each) > 1
+        radial = None
+        if several and metric.normalized:
+            radial = Radial([ends.problem for ends in self.each], rows=True, columns=True)
+        for start in self.products.order():
+            weights = []
+            for k, s, t in self.products.at(start):
+                h = self.products.own(k, s, start)
+                self.each[k].visit(h, t, start, len(self.form.statistics), known[k], None)
+                if radial is not None and h is not s:
+                    radial.add(k, start, h, s, start)
+                weights.append(h)
+            self.products.left = None
             if total is not None:
-                scale = problem.row_scale
+                scale, h = problem.row_scale, weights[-1]
                 over = torch.ones_like(total) if scale is None else scale.reciprocal()
-                total[start:stop] += h @ over[start:]
-                total[start:] += h.t() @ over[start:stop]
-        metric.finish_(d, x, problem.row_scale, total)
+                total[start : start + h.shape[0]] += h @ over[start:]
+                total[start:] += h.t() @ over[start : start + h.shape[0]]
+            self.products.spread(d, start, weights)
+        if radial is not None:
+            radial.take_out(d, None)
+        if not several:
+            metric.finish_(d, x, problem.row_scale, total)
         return d
 
 

@@ -1,0 +1,89 @@
+"""What a loss of four widths costs over the loss of the widest.
+
+    python benchmarks/matryoshka.py                          two minutes
+    python benchmarks/matryoshka.py --batch 4096 --out FILE  where the table goes as well
+
+Processor time of one thread, forward and backward from embeddings on. The two take turns; medians, and the
+median of the ratios of neighbours in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastdml import losses
+from fastdml.bench.record import environment
+
+WIDTHS = {768: (96, 192, 384, 768), 384: (64, 128, 256, 384), 128: (16, 32, 64, 128)}
+Made = Callable[[], nn.Module]
+LOSSES: dict[str, Made] = {
+    "InfoNCE, two sets": losses.InfoNCELoss,
+    "multi-similarity": losses.MultiSimilarityLoss,
+    "SupCon": losses.SupConLoss,
+    "contrastive": losses.ContrastiveLoss,
+    "circle": losses.CircleLoss,
+    "NT-Xent": losses.NTXentLoss,
+    "triplets": losses.TripletMarginLoss,
+}
+
+
+def in_turn(steps: tuple[Callable[[], None], ...], turns: int) -> list[list[float]]:
+    for step in steps:
+        step()
+    found: list[list[float]] = [[] for _ in steps]
+    for _ in range(turns):
+        for times, step in zip(found, steps):
+            start = time.process_time()
+            step()
+            times.append(time.process_time() - start)
+    return found
+
+
+def step(loss: nn.Module, x: Tensor, other: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        loss(x.clone().requires_grad_(), other).backward()
+
+    return run
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    arguments.add_argument("--batch", type=int, default=2048)
+    arguments.add_argument("--turns", type=int, default=7)
+    arguments.add_argument("--out", type=Path)
+    options = arguments.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    lines = [
+        f"B = {options.batch}, float32, one thread; {environment()}\n",
+        "| loss | widths | plain, ms | of all widths, ms | ratio |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for line in lines:
+        print(line)
+    for dim, widths in WIDTHS.items():
+        x, labels = torch.randn(options.batch, dim), torch.arange(options.batch) // 4
+        documents = x + torch.randn(options.batch, dim)
+        for name, made in LOSSES.items():
+            other = documents if "two sets" in name else labels
+            plain = made()
+            nested = losses.MatryoshkaLoss(plain, widths)
+            found = in_turn((step(plain, x, other), step(nested, x, other)), options.turns)
+            ratio = statistics.median(b / a for a, b in zip(*found))
+            ms = [1e3 * statistics.median(times) for times in found]
+            told = ", ".join(map(str, widths))
+            lines.append(f"| {name} | {told} | {ms[0]:.0f} | {ms[1]:.0f} | {ratio:.2f} |")
+            print(lines[-1], flush=True)
+    if options.out is not None:
+        options.out.write_text("# Matryoshka\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
