@@ -317,10 +317,10 @@ class _ClassTerms(torch.autograd.Function):
         radial = scale * (of_length / length)[:, None]
         through = torch.mul(wide, proxies).mul_(radial).add_(upstream)
         d_wide = torch.mul(through, proxies).mul_(scale)
+        along = torch.linalg.vecdot(d_wide, wide)[:, None].mul_(scale.square())
         d_wide.addcdiv_(of_log.to(wide.dtype)[:, None].expand_as(wide), wide)
         d_wide.masked_fill_(concentrations < _SMALLEST, 0)
         d_proxies = through.mul_(wide).mul_(scale)
-        along = (d_proxies * proxies).sum(1, keepdim=True).mul_(scale.square())
         return d_proxies.addcmul_(proxies, along, value=-1), d_wide
 
 
