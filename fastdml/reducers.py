@@ -295,6 +295,9 @@ class PerAnchorReducer(BaseReducer):
         """[R] the rows' numbers of their elements [R, K]."""
         kept = torch.where(mask, losses, torch.zeros_like(losses))
         found: Tensor = self.aggregation_func(kept, mask.sum(1).to(losses.dtype))
+        if not isinstance(found, Tensor) or found.shape != losses.shape[:1]:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"aggregation_func: expected [{len(losses)}] numbers of the anchors, got {got}")
         return found
 
     def fold(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:

@@ -530,6 +530,22 @@ def test_what_is_nothing_of_the_kind_is_refused_by_name(name):
                 call(**{argument: wrong})
 
 
+FUNCTIONS = {
+    "aggregation_func": lambda f: losses.ContrastiveLoss(
+        reducer=fastdml.reducers.PerAnchorReducer(aggregation_func=f)
+    ),
+    "fn": lambda f: fastdml.row_loss(lambda p: f()),
+    "fn of masks": lambda f: fastdml.row_loss(lambda s, positive, negative: f()),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_a_function_returns_is_looked_at(name):
+    for wrong in (None, "a", torch.zeros(3), torch.zeros(2, 2, 2), [1.0]):
+        with pytest.raises(ValueError, match=rf"^{name.partition(' ')[0]}: expected "):
+            FUNCTIONS[name](lambda *given, result=wrong: result)(x, y)
+
+
 # ---- swapped triplets
 
 

@@ -133,6 +133,8 @@ def outputs_of(found: Any, rows: int) -> Tensor:
 
 
 def _column(x: Any, rows: int) -> Tensor:
+    if not isinstance(x, (Tensor, int, float)):
+        raise ValueError(f"fn: expected a number of every row, [{rows}, 1], got {type(x).__name__}")
     x = torch.as_tensor(x)
     if tuple(x.shape) not in ((), (1,), (rows, 1)):
         raise ValueError(
