@@ -325,18 +325,32 @@ def test_margins_of_miners_are_applied_inside_the_loss(backend, reference, monke
             miners.PairMarginMiner(0.3, 0.2, distance=cosine()),
         ),
         (lambda b: losses.TripletMarginLoss(0.2, backend=b), miners.TripletMarginMiner(0.3)),
+        *(
+            (
+                lambda b, distance=distance, sort=sort: losses.TripletMarginLoss(
+                    0.2, distance=distance, sort=sort, backend=b
+                ),
+                miners.TripletMarginMiner(margin, kind, distance=distance),
+            )
+            for margin, kind in (
+                (0.1, "all"), (0.15, "semihard"), (0.3, "hard"), (0.05, "easy"), (-0.1, "hard"),
+            )
+            for distance, sort in ((None, None), (cosine(), True), (cosine(), False))
+        ),
     ):  # fmt: skip
         expected = with_gradient(made("auto"), x, y, tuple(miner(x, y, *ref)), *ref)
         every = with_gradient(made("auto"), x, y, None, *ref)
-        assert expected[0] != every[0] or isinstance(miner, miners.TripletMarginMiner)
+        assert expected[0] != every[0] or getattr(miner, "margin", 0) == 0.3
         with monkeypatch.context() as patch:
             patch.setattr(miners.LazyPairs, "_pairs", lambda self: pytest.fail("the pairs were listed"))
             z = x.clone().requires_grad_()
             value = made(backend)(z, y, miner(z, y, *ref), *ref)
         same((value.detach(), *torch.autograd.grad(value, z)), expected)
-    # Triplets that have a loss beyond the miner's margin are left out: by a list.
-    loss, miner = losses.TripletMarginLoss(0.5), miners.TripletMarginMiner(0.1)
-    assert loss(x, y, miner(x, y)) == loss(x, y, tuple(miner(x, y))) != loss(x, y)
+    # A mean over all triplets, or of smooth ones, is that of a list.
+    miner = miners.TripletMarginMiner(0.1)
+    for options in ({"smooth_loss": True}, {"normalizer": "triplets"}):
+        loss = losses.TripletMarginLoss(0.5, **options)
+        assert loss(x, y, miner(x, y)) == loss(x, y, tuple(miner(x, y))) != loss(x, y)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-11), (torch.float32, 1e-5)])

@@ -16,6 +16,8 @@ struct TripletMargin {
   // Which of a row take part. 0: all, 1: hardest, 2: easiest, 3: semi-hard, 4: the `near` nearest
   T positive_by, negative_by;
   T near;
+  // Hinges of triplets count whose negative is from `least` to less than `most` nearer than the positive.
+  T least, most;
 
   FASTDML_HOST_FN Sorts sorts() const {
     if (negative_by == T(4)) return sort == T(1) ? Sorts::none : Sorts::all;
@@ -35,24 +37,35 @@ struct TripletMargin {
       auto excess = d * t + m;
       return values(max(excess, T(0)), select(excess > T(0), d, T(0)));
     };
+    const auto within = [=, from = least, below = most](auto t) {
+      auto inside = (d * t >= from) & (d * t < below);
+      const auto y = hinge(t);
+      return values(select(inside, y[0], T(0)), select(inside, y[1], T(0)));
+    };
     const auto soft = [=](auto t) {
       auto excess = d * t + m;
       return values(softplus(excess), d * sigmoid(excess));
     };
-    const T least = negative_by == T(4) ? nearest<T>(row, near, [=](auto p) {
+    const T nearest_from = negative_by == T(4) ? nearest<T>(row, near, [=](auto p) {
       return select(p.negative, d * p.s, lowest<T>());
     }) : lowest<T>();
     const bool mined = positive_by != T(0) || (negative_by != T(0) && negative_by != T(4));
-    if (mined) return smooth == T(0) ? of_chosen(row, hinge, least) : of_chosen(row, soft, least);
-    // The excess is 0 at t = -d m: the hinge bends there, the smooth form within `far` of it.
+    if (mined)
+      return smooth == T(0) ? of_chosen(row, hinge, nearest_from) : of_chosen(row, soft, nearest_from);
+    if (negative_by == T(4)) return of_nearest(row, hinge, soft, nearest_from);
+    // The excess is 0 where the negative is nearer by -m: the hinge bends there, the smooth form within `far`
+    // of it. Triplets that count begin there or at `least`, and end at `most` or never.
     const T far = smooth == T(0) ? T(0) : flat<T>();
-    const bool rising = d > T(0);
-    const Tail<T> tail{-far - d * m,          far - d * m,        rising ? T(0) : m, rising ? T(0) : d,
-                       rising ? m : T(0),     rising ? d : T(0),  true,
-                       sort_from(sort, smooth == T(0) ? 96 : 32)};
-    if (negative_by == T(4)) return of_nearest(row, hinge, soft, least);
-    const PairSum<T> found =
-        smooth == T(0) ? rank_pairs<T>(row, hinge, tail, one) : rank_pairs<T>(row, soft, tail, one);
+    const bool rising = d > T(0), ends = most < highest<T>(), chosen = ends || least > lowest<T>();
+    const T begin = max(-m, least), end = ends ? max(most, begin) : begin;
+    const T height = ends ? T(0) : m, rise = ends ? T(0) : d;
+    const Tail<T> tail{(rising ? begin : -end) - far, (rising ? end : -begin) + far,
+                       rising ? T(0) : height,        rising ? T(0) : rise,
+                       rising ? height : T(0),        rising ? rise : T(0),
+                       true,                          sort_from(sort, smooth == T(0) ? 96 : 32)};
+    const PairSum<T> found = smooth != T(0) ? rank_pairs<T>(row, soft, tail, one)
+                             : chosen       ? rank_pairs<T>(row, within, tail, one)
+                                            : rank_pairs<T>(row, hinge, tail, one);
     const T all = found.positives * found.negatives;
     const T active = smooth == T(0) ? found.slopes * d : all;
     return {found.loss, number(active, all)};

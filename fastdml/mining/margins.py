@@ -64,8 +64,8 @@ class TripletMarginMiner(Miner):
         distance: Euclidean, of normalised embeddings, unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily `(a, p, n)`, in
-    that order; `TripletMarginLoss` looks at the same triplets anyway where its margin is no wider and it
-    counts those above 0.
+    that order; `TripletMarginLoss` chooses inside its own pass, where it counts the triplets above 0, and no
+    index exists.
     """
 
     anchors = (0,)
@@ -77,7 +77,12 @@ class TripletMarginMiner(Miner):
         self.type_of_triplets = check.one_of(type_of_triplets, "type_of_triplets", _TRIPLETS)
 
     def rule(self) -> Mapping[str, float | str]:
-        return {"within": self.margin} if self.type_of_triplets == "all" else {}
+        if self.type_of_triplets == "easy":
+            return {"farther_than": self.margin}
+        if self.type_of_triplets == "hard":
+            return {"at_most": min(0.0, self.margin)}
+        kept = {"at_most": self.margin}
+        return {"farther_than": 0.0, **kept} if self.type_of_triplets == "semihard" else kept
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         def select(s: Tensor, positive: Tensor, negative: Tensor, _: Tensor) -> Chosen:

@@ -24,7 +24,7 @@ def parameters(loss: Any) -> tuple[float, ...]:
 
 
 def tile(loss: Any) -> ListLoss:
-    if (loss.positives, loss.negatives) != ("all", "all"):
+    if loss.chooses or (loss.positives, loss.negatives) != ("all", "all"):
         raise NotImplementedError("mined triplets")
     return SMOOTH if loss.smooth else HINGE
 

@@ -24,13 +24,18 @@ from .swapped import swapped_sums
 __all__ = ["TripletMarginLoss"]
 
 
+_INF = float("inf")
 _COUNTED = {"active": 0, "triplets": 1, "anchors": 2}
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class TripletMargin(RowLoss):
-    """SPEC 3.8, all (positive, negative) pairs of every anchor."""
+    """SPEC 3.8, all (positive, negative) pairs of every anchor.
+
+    farther_than, at_most: a miner's rule. Triplets count whose negative is farther than the positive by more
+        than the one and by no more than the other.
+    """
 
     name = "triplet_margin"
     provenance = "released code"
@@ -44,6 +49,8 @@ class TripletMargin(RowLoss):
     positives: str = "all"
     negatives: str = "all"
     k: int = 1
+    farther_than: float = -_INF
+    at_most: float = _INF
     sort: bool | None = dataclasses.field(default=None, kw_only=True)
     similarity: str = dataclasses.field(default="distance", kw_only=True)
 
@@ -55,10 +62,12 @@ class TripletMargin(RowLoss):
         check_strategies(self.positives, self.negatives, ("positives", "negatives"))
 
     def with_rule(self, rule: Mapping[str, Any]) -> RowLoss | None:
-        if set(rule) == {"within"}:  # what is farther has no loss, and is not counted
+        if set(rule) <= {"farther_than", "at_most"}:
             alike = not self.smooth and self.normalizer == "active"
-            every = (self.positives, self.negatives) == ("all", "all")
-            return self if alike and every and self.margin <= rule["within"] else None
+            if not alike or (self.positives, self.negatives) != ("all", "all"):
+                return None
+            # What is farther than the loss's margin has no loss, and is not counted.
+            rule = {k: v for k, v in rule.items() if k != "at_most" or v < self.margin}
         return super().with_rule(rule)
 
     @property
@@ -69,7 +78,9 @@ class TripletMargin(RowLoss):
         counted = float(_COUNTED[self.normalizer])
         chosen = (float(STRATEGIES[self.positives]), float(STRATEGIES[self.negatives]))
         form = (float(self.smooth), sort_code(self.sort), counted)
-        return (self.margin, self.direction, *form, *chosen, float(self.k))
+        # How much nearer negatives are, from the least on.
+        nearer = (-self.at_most, -self.farther_than)
+        return (self.margin, self.direction, *form, *chosen, float(self.k), *nearer)
 
     @classmethod
     def examples(cls) -> list[RowLoss]:
@@ -81,16 +92,30 @@ class TripletMargin(RowLoss):
             cls(0.2, positives="easy", negatives="semihard"),
             cls(0.2, negatives="nearest", k=3),
             cls(normalizer="triplets", similarity="raw_distance"),
+            cls(0.2, farther_than=0.0, at_most=0.15),
+            cls(0.3, at_most=-0.1, similarity="cosine", sort=True),
         ]
 
     def cost(self, t: Tensor) -> Tensor:
         """The loss of triplets; t: similarity or distance of the negative less that of the positive."""
         excess = self.direction * t + self.margin
-        return softplus(excess) if self.smooth else excess.relu()
+        cost = softplus(excess) if self.smooth else excess.relu()
+        # (A NaN of a listed triplet stays one.)
+        return cost.masked_fill(self.left_out(t), 0.0) if self.chooses else cost
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a miner's rule leaves triplets out."""
+        return (self.farther_than, self.at_most) != (-_INF, _INF)
+
+    def left_out(self, t: Tensor) -> Tensor:
+        farther = -self.direction * t
+        return (farther <= self.farther_than) | (farther > self.at_most)
 
     def active(self, t: Tensor) -> Tensor:
         """1 where a triplet has a loss, else 0."""
-        return (self.direction * t.detach() + self.margin > 0).to(t.dtype)
+        t = t.detach()
+        return ((self.direction * t + self.margin > 0) & ~self.left_out(t)).to(t.dtype)
 
     def counted_ones(self, t: Tensor) -> Tensor:
         """1 where a triplet counts in the mean, else 0, with normalizers that count triplets."""
@@ -127,8 +152,9 @@ class TripletMargin(RowLoss):
             )
             rows = dataclasses.replace(rows, positive=positive, negative=negative)
         threshold, columns, valid = rows.thresholds()
-        cost = self.cost(rows.s[:, None, :] - threshold[:, :, None])
-        mask = valid[:, :, None] & rows.negative[:, None, :]
+        t = rows.s[:, None, :] - threshold[:, :, None]
+        cost = self.cost(t)
+        mask = valid[:, :, None] & rows.negative[:, None, :] & ~self.left_out(t)
         every = torch.arange(rows.s.shape[1], device=rows.s.device)
         index = [t.expand_as(mask).flatten(1) for t in (columns[:, :, None], every)]
         return {"loss": Piece("triplet", cost.flatten(1), mask.flatten(1), columns=(index[0], index[1]))}
