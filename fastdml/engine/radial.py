@@ -28,14 +28,7 @@ class Radial:
         """g, s [R, N - first]: weights and products of width k, of columns from `first` on."""
         rows = None if self.rows is None else self.rows[k, start : start + g.shape[0]]
         columns = None if self.columns is None else self.columns[k, first:]
-        if library.load() is not None:
-            torch.ops.fastdml_native.common_(g, s, rows, columns)
-            return
-        common = g * s
-        if rows is not None:
-            rows.copy_(common.sum(1))
-        if columns is not None:
-            columns += common.sum(0)
+        _add_common(g, s, rows, columns)
 
     def take_out(self, d_a: Tensor | None, d_c: Tensor | None) -> None:
         """Takes what lies along the embeddings' leading dimensions out of the gradients."""
@@ -49,7 +42,8 @@ class Radial:
 
     def _take(self, d: Tensor, along: Tensor, of: str, scale: str) -> None:
         whole = getattr(self.problems[-1], of)
-        beyond = torch.linalg.vecdot(d, whole)
+        beyond = d.new_empty(d.shape[0])
+        _add_common(d, whole, beyond, None)
         along = torch.cat([along, (beyond - along.sum(0))[None]])
         factors = torch.stack([getattr(p, scale) for p in self.problems]).square() * along
         low = 0
@@ -57,3 +51,15 @@ class Radial:
             high = getattr(problem, of).shape[1]
             d[:, low:high].addcmul_(whole[:, low:high], factors[k:].sum(0)[:, None], value=-1)
             low = high
+
+
+def _add_common(g: Tensor, s: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
+    """rows [R] = the sums of the rows of g * s, columns [N] += those of its columns."""
+    if library.load() is not None:
+        torch.ops.fastdml_native.common_(g, s, rows, columns)
+        return
+    common = g * s
+    if rows is not None:
+        rows.copy_(common.sum(1))
+    if columns is not None:
+        columns += common.sum(0)

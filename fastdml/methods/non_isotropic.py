@@ -305,7 +305,9 @@ class _ClassTerms(torch.autograd.Function):
         columns = torch.mul(wide, proxies).mul_(scale)
         length = columns.norm(dim=1)
         ctx.save_for_backward(proxies, concentrations, scale, length)
-        return columns, length, wide.log_().sum(1, dtype=torch.float64)
+        # (Block by block, as torch makes a copy in float64 first.)
+        logs = [part.sum(1, dtype=torch.float64) for part in wide.log_().split(1024)]
+        return columns, length, torch.cat(logs)
 
     @staticmethod
     def backward(
@@ -317,7 +319,7 @@ class _ClassTerms(torch.autograd.Function):
         radial = scale * (of_length / length)[:, None]
         through = torch.mul(wide, proxies).mul_(radial).add_(upstream)
         d_wide = torch.mul(through, proxies).mul_(scale)
-        along = torch.linalg.vecdot(d_wide, wide)[:, None].mul_(scale.square())
+        along = torch.einsum("cd,cd->c", d_wide, wide)[:, None].mul_(scale.square())
         d_wide.addcdiv_(of_log.to(wide.dtype)[:, None].expand_as(wide), wide)
         d_wide.masked_fill_(concentrations < _SMALLEST, 0)
         d_proxies = through.mul_(wide).mul_(scale)
