@@ -7,7 +7,7 @@ from torch import Tensor
 
 import fastdml
 from fastdml import losses
-from fastdml.engine import prefixes
+from fastdml.engine import prefixes, problem
 from fastdml.engine.executors import symmetric
 from fastdml.losses import MatryoshkaLoss
 
@@ -142,6 +142,17 @@ def test_proxies(together):
     )
     for f, t in zip(found, torch.autograd.grad(true, (x, loss.proxies)), strict=True):
         torch.testing.assert_close(f, t, rtol=1e-10, atol=1e-12)
+    assert together
+
+
+def test_a_large_classifier_stored_by_columns(together, monkeypatch):
+    """Beyond some size its weight is used as it lies."""
+    monkeypatch.setattr(problem, "_COPIED", 0)
+    loss = losses.ArcFaceLoss(30, D).double()
+    x = drawn(B, D).requires_grad_()
+    (found,) = torch.autograd.grad(MatryoshkaLoss(loss, WIDTHS)(x, LABELS), loss.W)
+    true = sum(fastdml.functional.arc_face(x[:, :d].clone(), LABELS, loss.W[:d].t()) for d in WIDTHS)
+    torch.testing.assert_close(found, *torch.autograd.grad(true, loss.W), rtol=1e-10, atol=1e-12)
     assert together
 
 

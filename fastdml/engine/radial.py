@@ -55,7 +55,8 @@ class Radial:
 
 def _add_common(g: Tensor, s: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
     """rows [R] = the sums of the rows of g * s, columns [N] += those of its columns."""
-    if library.load() is not None:
+    by_rows = all(x.shape[1] <= 1 or x.stride(1) == 1 for x in (g, s))  # a large classifier's are not
+    if by_rows and library.load() is not None:
         torch.ops.fastdml_native.common_(g, s, rows, columns)
         return
     common = g * s
