@@ -107,7 +107,7 @@ def test_images_of_other_shapes_are_fitted(tmp_path):
         (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "expected safetensors"),
         (lambda f: edit(f, model="os:system"), "expected the name of a class of networks, got 'os:system'"),
         (lambda f: edit(f, arguments={"width": 8}), "expected those of a network with the same weights"),
-        (lambda f: edit(f, arguments={"depth": 8}), "arguments: expected those of SmallCNN"),
+        (lambda f: edit(f, arguments={"height": 8}), "arguments: expected those of SmallCNN"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(change, message, trained, tmp_path):
