@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdml import losses
+from fastdml.bench.device import device
 from fastdml.bench.record import environment
 
 WIDTHS = {768: (96, 192, 384, 768), 384: (64, 128, 256, 384), 128: (16, 32, 64, 128)}
@@ -61,8 +62,9 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    about = ", ".join(f"{k} {v}" for k, v in environment(device("cpu")).items() if v not in ("", None))
     lines = [
-        f"B = {options.batch}, float32, one thread; {environment()}\n",
+        f"B = {options.batch}, float32, one thread; {about}\n",
         "| loss | widths | plain, ms | of all widths, ms | ratio |",
         "|---|---|---:|---:|---:|",
     ]

@@ -8,7 +8,6 @@ zero, is NaN.
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from fastdml.kernels import launch
 from fastdml.kernels.rows import tile_rows
 from fastdml.kernels.tile import Pass, TileLoss
 from fastdml.kernels.tiles import triplet_margin
+from fastdml.losses.triplet.triplet_margin import TripletMargin
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -138,14 +138,7 @@ def test_lists_of_thresholds_skip_as_well(monkeypatch):
     labels = torch.arange(6).repeat_interleave(16)
     x = (centres[labels] + 0.1 * torch.randn(96, 24, generator=g)).to(DEVICE)
     labels = labels.to(DEVICE)
-    description = SimpleNamespace(
-        direction=1.0,
-        margin=0.2,
-        normalizer="triplets",
-        positives="all",
-        negatives="all",
-        smooth=False,
-    )
+    description = TripletMargin(0.2, normalizer="triplets", similarity="cosine")
     tile, parameters = triplet_margin.tile(description), triplet_margin.parameters(description)
 
     def gradient(tile):
