@@ -74,7 +74,8 @@ class Native:
     def bytes_per_pair(self, problem: Problem) -> int:
         size = torch.finfo(problem.statistic).bits // 8
         held = size * (2 if problem.teacher is not None else 1)
-        held += size * problem.loss.column_slopes
+        if not problem.loss.column_bias:  # whose derivatives are sums of the weights
+            held += size * problem.loss.column_slopes
         # Weights in bfloat16 lie beside the similarities they come from.
         if problem.anchors.dtype == torch.bfloat16:
             held += 2
