@@ -140,9 +140,13 @@ def _facts(task: str, order: list[str], good: dict[str, list[Record]]) -> list[s
     spreads = {}
     for entry in order:
         values = [100 * r["recall@1"] for r in good[entry]]
-        spreads[entry] = max(values) - min(values)
-    wide = max(spreads, key=spreads.__getitem__)
-    lines.append(f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}).")
+        if len(values) > 1:
+            spreads[entry] = max(values) - min(values)
+    if spreads:
+        wide = max(spreads, key=spreads.__getitem__)
+        lines.append(f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}).")
+    if single := len(order) - len(spreads):
+        lines.append(f"{single} of {len(order)} entries have run with one seed so far.")
     if task == "icons":
         low = [e for e in losses if _mean(good[e], "recall@1") < 0.7]
         lines.append(
