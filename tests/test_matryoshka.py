@@ -7,7 +7,7 @@ from torch import Tensor
 
 import fastdml
 from fastdml import losses
-from fastdml.engine import prefixes, problem
+from fastdml.engine import prefixes, problem, widths
 from fastdml.engine.executors import symmetric
 from fastdml.losses import MatryoshkaLoss
 
@@ -90,8 +90,7 @@ def test_samples_in_one_sweep(together, name, backend):
 
 
 ONE_SET = {
-    **{name: OF_SAMPLES[name] for name in ("SupCon", "contrastive", "circle")},
-    "multi-similarity": lambda b: losses.MultiSimilarityLoss(backend=b),
+    **{name: OF_SAMPLES[name] for name in ("multi-similarity", "SupCon", "contrastive", "circle")},
     "two sweeps": lambda b: losses.NTXentLoss(backend=b),
     "distances": lambda b: losses.ContrastiveLoss(similarity="distance", backend=b),
     "dot": lambda b: losses.SupConLoss(2.0, similarity="dot", backend=b),
@@ -179,8 +178,8 @@ def test_a_locked_tower_costs_no_product(together, monkeypatch, locked):
     y = drawn(B, D, seed=1).requires_grad_(locked != "documents")
     made = []
     for name in ("multiply", "accumulate_"):
-        plain = getattr(prefixes, name)
-        monkeypatch.setattr(prefixes, name, lambda *a, _f=plain: (made.append(1), _f(*a))[1])
+        plain = getattr(widths, name)
+        monkeypatch.setattr(widths, name, lambda *a, _f=plain: (made.append(1), _f(*a))[1])
     MatryoshkaLoss(losses.InfoNCELoss(0.1), WIDTHS)(x, y).backward()
     assert len(made) == 2 * len(WIDTHS)  # a slice each of the similarities and of one gradient
 

@@ -34,9 +34,8 @@ from .executors.native import Native
 from .executors.symmetric import Run, Symmetric
 from .op import own_world
 from .problem import Problem
-from .products import accumulate_, multiply
-from .radial import Radial
 from .schedule import ColumnSums, Result, Step, Visit, Wanted
+from .widths import Radial, grow, slices_of, spread
 from .workspace import block_limit, buffer, rows_within
 
 _SHARED = 2  # leaves that all calls have together: anchors and candidates
@@ -204,8 +203,7 @@ class _Sweep:
         self.widest = problems[-1]
         self.a, self.c = self.widest.anchors, self.widest.candidates
         self.m, self.n = self.a.shape[0], self.c.shape[0]
-        widths = [p.anchors.shape[1] for p in problems]
-        self.slices = [slice(low, high) for low, high in zip([0, *widths], widths)]
+        self.slices = slices_of(problems)
         m, n, count = self.m, self.n, len(problems)
         per_pair = step.bytes_per_pair(self.widest)
         size = self.a.element_size()
@@ -219,14 +217,7 @@ class _Sweep:
 
     def products(self, start: int, stop: int, k: int, s: Tensor) -> None:
         """s [R, N] of width k, from that of the width before."""
-        part = self.slices[k]
-        a, c = self.a[start:stop, part], self.c[:, part].t()
-        if part.start == part.stop:
-            return
-        if part.start == 0:
-            multiply(a, c, s)
-        else:
-            accumulate_(s, a, c)
+        grow(s, self.a[start:stop], self.c, self.slices[k])
 
     def presweep(self) -> None:
         """Fills the column values that come from losses of columns against rows (`schedule.presweep`)."""
@@ -288,7 +279,8 @@ class _Sweep:
                     radial.add(k, start, g, product[:rows])
                 weights.append(g)
             if wanted.anchors or wanted.candidates:
-                self._gradients(start, stop, weights, d_a, d_c)
+                rows_a = None if d_a is None else d_a[start:stop]
+                spread(weights, self.slices, self.a[start:stop], self.c, rows_a, d_c)
         if radial is not None:
             radial.take_out(d_a, results[-1].d_candidates)
         if widest.symmetric and d_a is not None:
@@ -298,21 +290,6 @@ class _Sweep:
                 out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
             out.outputs.add_(problem.poison)
         return results
-
-    def _gradients(
-        self, start: int, stop: int, weights: list[Tensor], d_a: Tensor | None, d_c: Tensor | None
-    ) -> None:
-        """Adds a block's products of weights, slice by slice from the last: all widths from there on."""
-        total = None
-        for k in range(len(weights) - 1, -1, -1):
-            total = weights[k] if total is None else weights[k].add_(total)
-            part = self.slices[k]
-            if part.start == part.stop:
-                continue
-            if d_c is not None:
-                accumulate_(d_c[:, part], total.t(), self.a[start:stop, part])
-            if d_a is not None:
-                accumulate_(d_a[start:stop, part], total, self.c[:, part])
 
     def _empty(self, problem: Problem, wanted: Wanted) -> Result:
         def zeros(*shape: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def outputs_of(found: Any, rows: int) -> Tensor:
 
 
 def _column(x: Any, rows: int) -> Tensor:
-    if not isinstance(x, (Tensor, int, float)):
+    if not isinstance(x, (Tensor, Real)):
         raise ValueError(f"fn: expected a number of every row, [{rows}, 1], got {type(x).__name__}")
     x = torch.as_tensor(x)
     if tuple(x.shape) not in ((), (1,), (rows, 1)):

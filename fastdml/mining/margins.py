@@ -76,7 +76,7 @@ class TripletMarginMiner(Miner):
         self.margin = check.finite(margin, "margin")
         self.type_of_triplets = check.one_of(type_of_triplets, "type_of_triplets", _TRIPLETS)
 
-    def rule(self) -> Mapping[str, float | str]:
+    def rule(self) -> Mapping[str, float]:
         if self.type_of_triplets == "easy":
             return {"farther_than": self.margin}
         if self.type_of_triplets == "hard":
@@ -102,12 +102,8 @@ class TripletMarginMiner(Miner):
 
     def kept(self, excess: Tensor) -> Tensor:
         """Of triplets whose negative is farther than the positive by `excess`."""
-        if self.type_of_triplets == "easy":
-            return excess > self.margin
-        kept = excess <= self.margin
-        if self.type_of_triplets == "hard":
-            return kept & (excess <= 0)
-        return kept & (excess > 0) if self.type_of_triplets == "semihard" else kept
+        rule = self.rule()
+        return (excess > rule.get("farther_than", -math.inf)) & (excess <= rule.get("at_most", math.inf))
 
 
 class AngularMiner(Miner):

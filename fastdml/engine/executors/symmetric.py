@@ -22,10 +22,10 @@ from torch import Tensor
 from .. import schedule
 from ..loss import RowLoss
 from ..problem import Problem
-from ..radial import Radial
 from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
 from ..similarity import DISTANCE, PRODUCT, Metric
+from ..widths import Radial, grow, slices_of, spread
 from ..workspace import block_limit, buffer, rows_within
 from . import Result, Wanted
 from .chunked import Chunked
@@ -322,8 +322,7 @@ class _Products:
         self.widest = problems[-1]
         self.x = self.widest.anchors
         self.n = self.x.shape[0]
-        widths = [p.anchors.shape[1] for p in problems]
-        self.slices = [slice(low, high) for low, high in zip([0, *widths], widths)]
+        self.slices = slices_of(problems)
         self.size = _rows(self.widest, len(problems))
         self.starts = list(range(0, self.n, self.size))
         self.held = self._buffer("similarity")
@@ -357,11 +356,7 @@ class _Products:
             t = self._part(self.teacher, start)
             self.widest.teacher_problem.similarities(start, rows.stop, t, start)
         for k, part in enumerate(self.slices):
-            a, c = self.x[rows, part], self.x[start:, part].t()
-            if k == 0:
-                torch.mm(a, c, out=s)
-            elif part.start < part.stop:
-                s.addmm_(a, c)
+            grow(s, self.x[rows], self.x[start:], part)
             yield k, s, t
         self.left = start, s, t
 
@@ -370,14 +365,9 @@ class _Products:
         return self._part(self.copies[k], start).copy_(s) if k < len(self.copies) else s
 
     def spread(self, d: Tensor, start: int, weights: Sequence[Tensor]) -> None:
-        """Adds a trapezoid's products of weights, slice by slice from the last: all widths from there on."""
-        total: Tensor | None = None
+        """Adds a trapezoid's products of weights, of its rows and of its columns, which are rows too."""
         rows = slice(start, start + weights[0].shape[0])
-        for h, part in zip(reversed(weights), reversed(self.slices)):
-            total = h if total is None else h.add_(total)
-            if part.start < part.stop:
-                d[rows, part].addmm_(total, self.x[start:, part])
-                d[start:, part].addmm_(total.t(), self.x[rows, part])
+        spread(weights, self.slices, self.x[rows], self.x[start:], d[rows], d[start:])
 
 
 class Run:

@@ -1,4 +1,5 @@
-"""What normalisation takes out of gradients by embeddings of several widths."""
+"""Problems of the leading dimensions of one set: products that grow from width to width, gradients that are
+sums over widths, and what the normalisation of each takes out of them."""
 
 from __future__ import annotations
 
@@ -9,6 +10,44 @@ from torch import Tensor
 
 from . import library
 from .problem import Problem
+from .products import accumulate_, multiply
+
+
+def slices_of(problems: Sequence[Problem]) -> list[slice]:
+    """The dimensions that each width has beyond the one before, ascending."""
+    widths = [p.anchors.shape[1] for p in problems]
+    return [slice(low, high) for low, high in zip([0, *widths], widths)]
+
+
+def grow(s: Tensor, a: Tensor, c: Tensor, part: slice) -> None:
+    """s [R, N]: from the products of the width before `part` those with it, of rows a and columns c."""
+    if part.start == part.stop:
+        return
+    if part.start == 0:
+        multiply(a[:, part], c[:, part].t(), s)
+    else:
+        accumulate_(s, a[:, part], c[:, part].t())
+
+
+def spread(
+    weights: Sequence[Tensor],
+    slices: Sequence[slice],
+    a: Tensor,
+    c: Tensor,
+    d_a: Tensor | None,
+    d_c: Tensor | None,
+) -> None:
+    """Adds a block's products of weights, slice by slice from the last: of all widths from there on. (The
+    weights become their sums.)"""
+    total: Tensor | None = None
+    for own, part in zip(reversed(weights), reversed(slices)):
+        total = own if total is None else own.add_(total)
+        if part.start == part.stop:
+            continue
+        if d_a is not None:
+            accumulate_(d_a[:, part], total, c[:, part])
+        if d_c is not None:
+            accumulate_(d_c[:, part], total.t(), a[:, part])
 
 
 class Radial:
