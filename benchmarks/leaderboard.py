@@ -199,7 +199,7 @@ def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
 
 
 def sizes(work: Work, seeds: int) -> None:
-    """On the glyphs, which have classes enough. The rate goes with the root of the batch size."""
+    """On all the glyphs, which have classes enough. The rate goes with the root of the batch size."""
     known = entries()
     there = {(r["entry"], r["batch"], r["seed"]) for r in work.read("leaderboard-sizes")}
     jobs = []
@@ -215,9 +215,9 @@ def sizes(work: Work, seeds: int) -> None:
     jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
     with work.each("batch sizes", jobs) as going:
         for (entry, _, seed, budget), tick in going:
-            record = _settings("glyphs", entry, seed, budget)
+            record = _settings(data.ALL_GLYPHS, entry, seed, budget)
             try:
-                record |= measure(known[entry][1](_task(work, "glyphs"), budget, seed), tick)
+                record |= measure(known[entry][1](_task(work, data.ALL_GLYPHS), budget, seed), tick)
             except RuntimeError as error:
                 record["error"] = str(error)
             work.append("leaderboard-sizes", record)
