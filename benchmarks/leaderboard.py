@@ -1,6 +1,6 @@
 """Trains every loss and every method at equal budget on real images, and writes docs/leaderboard.md.
 
-    python benchmarks/leaderboard.py [--minutes M] [--stages tune,runs,sizes,costs,report]
+    python benchmarks/leaderboard.py [--minutes M] [--stages tune,runs,longer,...]
 
 Stages, each resumable: what is in the output folder is not done again, and after `--minutes` no training
 begins. With `--part 1/2` and `--part 2/2` two processes share the work.
@@ -8,6 +8,7 @@ begins. With `--part 1/2` and `--part 2/2` two processes share the work.
 tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
         validation classes of the icons, with half the steps and a seed of its own
 runs    every entry, three seeds, both sets of images
+longer  the losses that stay low on the icons, with four times the steps
 sizes   six losses against batch size, at equal numbers of images seen
 costs   time and memory of a step of these at those sizes, and pytorch-metric-learning's
 report  tables and plots of what is there
@@ -40,12 +41,13 @@ from board.run import fit, measure  # noqa: E402
 from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
 
-STAGES = ("tune", "runs", "sizes", "costs", "report")
+STAGES = ("tune", "runs", "longer", "sizes", "costs", "report")
 STEPS = 160
 BATCH = 128
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SEEN = 65_536  # images that a run of `sizes` sees
+LONGER, LONGER_TASK = 4, "icons"
 TUNING_TASK, TUNING_SEED = "icons", 100  # what is chosen there serves the other images as well
 
 Record = dict[str, Any]
@@ -178,30 +180,32 @@ def tune(work: Work, chosen: list[str]) -> None:
 
 
 def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
-    known = entries()
-    there = {(r["task"], r["entry"], r["seed"]) for r in work.read("leaderboard")}
     # A seed of everything before the next one: an interrupted board is whole, with less of a spread.
+    _train(
+        work,
+        "runs",
+        "leaderboard",
+        [
+            (task, entry, seed, _budget(work, _rates(work, entry)))
+            for seed in range(seeds)
+            for task in tasks
+            for entry in chosen
+        ],
+    )
+
+
+def longer(work: Work, chosen: list[str]) -> None:
+    """Whether the budget is what keeps a loss low."""
+    low = report.low(work.read("leaderboard"), LONGER_TASK)
     jobs = []
-    for seed in range(seeds):
-        for task in tasks:
-            for entry in chosen:
-                budget = _budget(work, _rates(work, entry))
-                jobs.append((f"{entry}, {task}", budget.steps, task, entry, seed, budget))
-    jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
-    with work.each("runs", jobs) as going:
-        for (task, entry, seed, budget), tick in going:
-            record = _settings(task, entry, seed, budget) | {"kind": known[entry][0]}
-            try:
-                record |= measure(known[entry][1](_task(work, task), budget, seed), tick)
-            except RuntimeError as error:
-                record["error"] = str(error)
-            work.append("leaderboard", record)
+    for entry in [e for e in chosen if e in low]:
+        budget = _budget(work, _rates(work, entry))
+        jobs.append((LONGER_TASK, entry, 0, dataclasses.replace(budget, steps=LONGER * budget.steps)))
+    _train(work, "longer", "leaderboard-longer", jobs)
 
 
 def sizes(work: Work, seeds: int) -> None:
     """On all the glyphs, which have classes enough. The rate goes with the root of the batch size."""
-    known = entries()
-    there = {(r["entry"], r["batch"], r["seed"]) for r in work.read("leaderboard-sizes")}
     jobs = []
     for seed in range(seeds):
         for entry in SIZED:
@@ -210,17 +214,24 @@ def sizes(work: Work, seeds: int) -> None:
                 rates = _rates(work, entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
                 budget = _budget(work, rates, steps=seen // batch, batch=batch)
-                budget = dataclasses.replace(budget, rate=rate)
-                jobs.append((f"{entry}, {batch}", budget.steps, entry, batch, seed, budget))
-    jobs = [j for j in work.mine(jobs) if j[2:5] not in there]
-    with work.each("batch sizes", jobs) as going:
-        for (entry, _, seed, budget), tick in going:
-            record = _settings(data.ALL_GLYPHS, entry, seed, budget)
+                jobs.append((data.ALL_GLYPHS, entry, seed, dataclasses.replace(budget, rate=rate)))
+    _train(work, "batch sizes", "leaderboard-sizes", jobs)
+
+
+def _train(work: Work, title: str, name: str, jobs: list[tuple[str, str, int, Budget]]) -> None:
+    """Adds to the file `name` what is not there yet of (task, entry, seed, budget)."""
+    known = entries()
+    there = {(r["task"], r["entry"], r["seed"], r["batch"]) for r in work.read(name)}
+    missing = [j for j in work.mine(jobs) if (*j[:3], j[3].batch) not in there]
+    told = [(f"{j[1]}, {j[0]}, {j[3].batch}", j[3].steps, *j) for j in missing]
+    with work.each(title, told) as going:
+        for (task, entry, seed, budget), tick in going:
+            record = _settings(task, entry, seed, budget) | {"kind": known[entry][0]}
             try:
-                record |= measure(known[entry][1](_task(work, data.ALL_GLYPHS), budget, seed), tick)
+                record |= measure(known[entry][1](_task(work, task), budget, seed), tick)
             except RuntimeError as error:
                 record["error"] = str(error)
-            work.append("leaderboard-sizes", record)
+            work.append(name, record)
 
 
 def costs(work: Work, timeout: float) -> None:
@@ -310,6 +321,8 @@ def main() -> int:
             tune(work, chosen)
         if "runs" in stages:
             runs(work, tasks, chosen, options.seeds)
+        if "longer" in stages:
+            longer(work, chosen)
         if "sizes" in stages:
             sizes(work, 1)
         if "costs" in stages:
