@@ -9,12 +9,13 @@ Processor time of one thread. The step and its parts take turns; the least of th
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from turns import take_turns
 
 import fastdml
 from fastdml.losses import MultiSimilarityLoss
@@ -60,13 +61,9 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "forward": forward, "forward and backward": both, "the loss": of_loss, "a cached step": cached,
     }  # fmt: skip
-    least = dict.fromkeys(parts, math.inf)
-    for _ in range(options.turns):
-        for name, run in parts.items():
-            net.zero_grad(set_to_none=False)
-            start = time.process_time()
-            run()
-            least[name] = min(least[name], time.process_time() - start)
+    zero = partial(net.zero_grad, set_to_none=False)
+    times = take_turns(parts, options.turns, clock=time.process_time, before=zero)
+    least = {name: min(own) for name, own in times.items()}
     for name, seconds in least.items():
         print(f"{name:22} {seconds * 1e3:8.1f} ms")
     step = least.pop("a cached step")

@@ -19,12 +19,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from turns import take_turns
 
 from fastdml import losses, miners
 from fastdml.bench.device import device
@@ -186,17 +186,8 @@ def memory_of(part: str, what: str, contender: str) -> float:
 
 def measured(part: str, what: str, contenders: tuple[str, ...], turns: int) -> list[dict[str, object]]:
     steps = {name: built(part, what, name) for name in contenders}
-    least = dict.fromkeys(contenders, math.inf)
-    values: dict[str, float] = {}
-    began = time.perf_counter()
-    for turn in range(turns):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            value = step()
-            least[name] = min(least[name], time.perf_counter() - start)
-            values.setdefault(name, value)
-        if turn >= 2 and time.perf_counter() - began > 20:
-            break
+    values = {name: step() for name, step in steps.items()}
+    least = {name: min(times) for name, times in take_turns(steps, turns, budget=20).items()}
     if part != "miners":
         one, other = values.values()
         if abs(one - other) > 1e-4 * abs(other):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 
 import torch
+from turns import take_turns
 
 from fastdml import losses
 
@@ -25,16 +25,6 @@ LOSSES = {
     "binomial deviance": losses.BinomialDevianceLoss,
     "NT-Xent": losses.NTXentLoss,
 }
-
-
-def best_of(contenders: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    best = dict.fromkeys(contenders, float("inf"))
-    for _ in range(repeats):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def schedule(size: int, dim: int, repeats: int, gradient: bool) -> None:
@@ -61,7 +51,7 @@ def schedule(size: int, dim: int, repeats: int, gradient: bool) -> None:
         contenders: dict[str, Callable[[], None]] = {"bare": bare}
         for backend in ("symmetric", "native"):
             contenders[backend] = functools.partial(step, make(backend=backend))
-        found = best_of(contenders, repeats)
+        found = {name: min(times) for name, times in take_turns(contenders, repeats).items()}
         shares = ", ".join(f"{b} {found[b] / found['bare']:.3f}" for b in ("symmetric", "native"))
         print(f"{name}: {shares} of three products ({found['bare'] * 1e3:.1f} ms)", flush=True)
 

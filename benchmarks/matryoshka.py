@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from turns import ratio, take_turns
 
 from fastdml import losses
 from fastdml.bench.device import device
@@ -33,18 +34,6 @@ LOSSES: dict[str, Made] = {
     "NT-Xent": losses.NTXentLoss,
     "triplets": losses.TripletMarginLoss,
 }
-
-
-def in_turn(steps: tuple[Callable[[], None], ...], turns: int) -> list[list[float]]:
-    for step in steps:
-        step()
-    found: list[list[float]] = [[] for _ in steps]
-    for _ in range(turns):
-        for times, step in zip(found, steps):
-            start = time.process_time()
-            step()
-            times.append(time.process_time() - start)
-    return found
 
 
 def step(loss: nn.Module, x: Tensor, other: Tensor) -> Callable[[], None]:
@@ -77,11 +66,12 @@ def main() -> None:
             other = documents if "two sets" in name else labels
             plain = made()
             nested = losses.MatryoshkaLoss(plain, widths)
-            found = in_turn((step(plain, x, other), step(nested, x, other)), options.turns)
-            ratio = statistics.median(b / a for a, b in zip(*found))
-            ms = [1e3 * statistics.median(times) for times in found]
+            steps = {"plain": step(plain, x, other), "nested": step(nested, x, other)}
+            found = take_turns(steps, options.turns, clock=time.process_time)
+            ms = [1e3 * statistics.median(times) for times in found.values()]
+            over = ratio(found, "nested", "plain")
             told = ", ".join(map(str, widths))
-            lines.append(f"| {name} | {told} | {ms[0]:.0f} | {ms[1]:.0f} | {ratio:.2f} |")
+            lines.append(f"| {name} | {told} | {ms[0]:.0f} | {ms[1]:.0f} | {over:.2f} |")
             print(lines[-1], flush=True)
     if options.out is not None:
         options.out.write_text("# Matryoshka\n\n" + "\n".join(lines) + "\n")

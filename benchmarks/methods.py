@@ -22,7 +22,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,30 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from turns import ratio, take_turns  # noqa: E402
 
 from fastdml import losses, methods  # noqa: E402
 from fastdml.bench.device import device  # noqa: E402
 
 D = 128
 Step = Callable[[], object]
-
-
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every step, in every round; each ran once before."""
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - began)
-    return times
-
-
-def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
-    """The median over rounds of one over the other."""
-    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 def batch(size: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +63,7 @@ def das(size: int, rounds: int) -> tuple[float, str]:
     host = losses.MultiSimilarityLoss(epsilon=0.1)
     whole = methods.DASLoss(host, sampling)
     upstream = torch.randn(size * 4, D)
-    times = interleaved(
+    times = take_turns(
         {
             "das": backward(lambda v: (sampling(v, y)[0] * upstream).sum(), x),
             "whole": backward(lambda v: whole(v, y), x),
@@ -102,7 +84,7 @@ def iaa(size: int, rounds: int) -> tuple[float, str]:
     augmentation.estimate(x, y)
     whole = methods.IAALoss(losses.MultiSimilarityLoss(epsilon=0.1), augmentation)
     upstream = torch.randn(size * 4, D)
-    times = interleaved(
+    times = take_turns(
         {
             "iaa": backward(lambda v: (augmentation(v, y)[0] * upstream).sum(), x),
             "whole": backward(lambda v: whole(v, y), x),
@@ -119,7 +101,7 @@ def iaa(size: int, rounds: int) -> tuple[float, str]:
 
 def ccp(classes: int, rounds: int) -> tuple[float, str]:
     pool, proxies = torch.randn(classes, 12, D), torch.randn(classes, 8, D)
-    times = interleaved({"move": lambda: methods.greedy_k_centers(pool, proxies, 8)}, rounds)
+    times = take_turns({"move": lambda: methods.greedy_k_centers(pool, proxies, 8)}, rounds)
     return statistics.median(times["move"]), f"{classes} classes x 12"
 
 
@@ -141,7 +123,7 @@ def _nivmf(classes: int, size: int) -> tuple[Step, Step]:
 
 def nivmf(classes: int, rounds: int) -> tuple[float, str]:
     step, products = _nivmf(classes, 256)
-    times = interleaved({"nivmf": step, "products": products}, rounds)
+    times = take_turns({"nivmf": step, "products": products}, rounds)
     return ratio(times, "nivmf", "products"), (
         f"{1e3 * statistics.median(times['nivmf']):.0f} ms, C = {classes}"
     )
