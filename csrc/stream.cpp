@@ -52,8 +52,9 @@ struct Visit {
   double weight;
 };
 
+// samples: of the set, of which the trapezoid has the columns from its first row on, or the first of these.
 template <class T>
-Trapezoid<T> trapezoid(const Visit& v) {
+Trapezoid<T> trapezoid(const Visit& v, int64_t samples) {
   Trapezoid<T> t;
   fastdml::Block<T>& b = t.block;
   b.s = data<T>(v.s);
@@ -61,9 +62,9 @@ Trapezoid<T> trapezoid(const Visit& v) {
   b.cols = v.s.size(1);
   b.ld = v.s.stride(0);
   t.first = v.first;
-  t.samples = v.first + b.cols;
-  STD_TORCH_CHECK(v.first >= 0 && b.rows <= b.cols && v.s.stride(1) == 1,
-                  "fastdml: a trapezoid has all columns from its first row on");
+  t.samples = samples;
+  STD_TORCH_CHECK(v.first >= 0 && b.rows <= b.cols && v.first + b.cols <= samples && v.s.stride(1) == 1,
+                  "fastdml: a trapezoid has columns from its first row on");
   const auto from_first = [&](const OptionalTensor& x) {
     const T* all = pointer<T>(x, t.samples);
     return all ? all + v.first : nullptr;
@@ -104,7 +105,8 @@ Trapezoid<T> trapezoid(const Visit& v) {
 template <class T>
 void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
            const OptionalTensor& partial) {
-  Trapezoid<T> t = trapezoid<T>(v);
+  // Weights are of all pairs.
+  Trapezoid<T> t = trapezoid<T>(v, partial.has_value() ? partial->size(2) : v.first + v.s.size(1));
   t.pieces = pieces;
   if (stream.outputs > 1) {  // their weights are in what is known of the rows
     t.row_weight = nullptr;
@@ -112,8 +114,7 @@ void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
   }
   if (partial.has_value()) {
     STD_TORCH_CHECK(pass >= 0 && pass <= stream.passes && partial->is_contiguous() &&
-                        partial->size(0) == pieces && partial->size(1) == stream.statistics[pass] &&
-                        partial->size(2) == t.samples,
+                        partial->size(0) == pieces && partial->size(1) == stream.statistics[pass],
                     "fastdml: partial is [pieces, statistics, samples] of a pass");
     t.partial = data<T>(*partial);
   }

@@ -10,12 +10,14 @@ from .differentiate import gradient
 from .graph import (
     EVERY,
     PAIR,
+    POSITIVE,
     REDUCTIONS,
     ROW,
     ZERO,
     Node,
     S,
     add,
+    conjuncts,
     make,
     neg,
     rebuild,
@@ -179,6 +181,15 @@ def passes_of(
     for node, k in sweep.items():
         found[k].append(node)
     return tuple(tuple(nodes) for nodes in found if nodes)
+
+
+def of_positives(node: Node) -> bool:
+    """Whether a reduction gathers from positives alone: from few of the pairs."""
+    x, mask = node.args[0], node.args[1]
+    parts = conjuncts(mask)
+    if node.op == "sum" and x.op == "where" and x.args[2] is ZERO:
+        parts += conjuncts(x.args[0])
+    return POSITIVE in parts
 
 
 def _earliest(depth: dict[Node, int], partial: Callable[[Node], bool]) -> dict[Node, int]:

@@ -7,6 +7,7 @@ the compiler computes it once. Else their reference is the row's largest exponen
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from ..engine import library
 from . import compile
 from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
 from .graph import ROW, Node, topological
-from .program import Program, program
+from .program import Program, of_positives, passes_of, program
 from .row import Trace
 from .statistics import prepared
 
@@ -42,7 +43,8 @@ class StreamForm:
 
     windows: of its log-sum-exps: see `windows_of`. size: of the type, in bytes.
 
-    statistics: how many each pass has; reads: what each pass, and the weight last, read of a row. columns:
+    statistics: how many each pass has; among_positives: which passes gather from positives alone, so that
+    others can be left out; reads: what each pass, and the weight last, read of a row. columns:
     values of a candidate that are read; slopes: by how many of them, from the first, there are derivatives.
     needed: how many passes the outputs take. settled: whether no statistic reads the outputs' weights in the
     result. key: what the compiled library knows it by.
@@ -52,17 +54,23 @@ class StreamForm:
     """
 
     def __init__(self, trace: Trace, name: str, windows: Mapping[Node, int], size: int) -> None:
-        made = program(trace, reference=windows)
+        made = _scheduled(trace, windows)
         if not 1 <= len(made.passes) <= MOST_PASSES:
             raise NoStream(f"it has {len(made.passes)} passes")
         self._loaded, self.name, self.printer = -1, name, StreamPrinter(made, name, size)
         self.key = hashlib.sha256(self.printer.text.encode()).hexdigest()[:24]
         self.statistics, self.reads = self.printer.statistics, self.printer.read_counts
         self.columns, self.slopes = self.printer.columns, len(self.printer.slopes)
+        self.among_positives = tuple(map(_narrow, made.passes))
         outputs = set(topological(made.outputs))
         self.needed = max((k + 1 for k, n in enumerate(made.passes) if outputs & {*n}), default=0)
         gathered = topological(n for nodes in made.passes for n in nodes)
         self.settled = not any(n.op == "weight" for n in gathered)
+
+    @property
+    def sweeps(self) -> int:
+        """The passes over all pairs."""
+        return self.among_positives.count(False)
 
     @property
     def _asked(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
@@ -97,6 +105,20 @@ class StreamForm:
             centre = most - max(0.0, min(above, most - least - below)) - k * (below + above)
             found.append(centre if bound.op == "bound" else centre - below)
         return tuple(found) or (0.0,)
+
+
+def _narrow(nodes: Sequence[Node]) -> bool:
+    return all(map(of_positives, nodes))
+
+
+def _scheduled(trace: Trace, windows: Mapping[Node, int]) -> Program:
+    """As few passes over all pairs as can be: one among positives, where classes are small, costs next to
+    nothing. So multi-similarity's miner waits for the hardest positive alone, before its negatives, and then
+    for the hardest of these before its positives."""
+    plain = program(trace, reference=windows)
+    made = dataclasses.replace(plain, passes=passes_of(plain.roots, of_positives))
+    whole, fewest = ([*map(_narrow, p.passes)].count(False) for p in (plain, made))
+    return made if fewest < whole and len(made.passes) <= MOST_PASSES else plain
 
 
 def windows_of(trace: Trace, ranges: Ranges, size: int) -> dict[Node, int]:

@@ -114,10 +114,12 @@ def made(name):
     return fastdml.row_loss(function, similarity, parameters=parameters).double()
 
 
-def gradients(loss, backend, n, reduction="mean", dtype=torch.float64):
+def gradients(loss, backend, n, reduction="mean", dtype=torch.float64, together=False):
+    """together: whether classes lie together, so that blocks reach no further than they do."""
     g = torch.Generator().manual_seed(n)
     x = torch.randn(n, 9, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
     y = torch.randint(0, max(1, n // 5), (n,), generator=g)
+    y = y.sort().values if together else y
     if n > 4:
         y[0] = 10_000  # a row without positives
         with torch.no_grad():
@@ -136,11 +138,15 @@ def test_equals_the_dense_specification(name, workspace):
     loss = made(name)
     for n in (1, 2, 5, 16, 67, 300):
         for reduction in ("mean", "none") if n in (5, 300) else ("sum",):
-            found = gradients(loss, "symmetric", n, reduction)
-            for a, b in zip(found, gradients(loss, "dense", n, reduction)):
-                assert torch.isfinite(a).all()
-                size = max(1.0, float(b.abs().max()))
-                assert float((a - b).abs().max()) <= 2e-10 * size, f"{n} {reduction}"
+            for together in (False, True) if n == 300 else (False,):
+                found, exact = (
+                    gradients(loss, backend, n, reduction, together=together)
+                    for backend in ("symmetric", "dense")
+                )
+                for a, b in zip(found, exact):
+                    assert torch.isfinite(a).all()
+                    size = max(1.0, float(b.abs().max()))
+                    assert float((a - b).abs().max()) <= 2e-10 * size, f"{n} {reduction} {together}"
 
 
 def test_in_single_precision_it_is_as_exact_as_rows():
@@ -170,18 +176,20 @@ def test_the_same_bits_at_every_run_and_thread():
 
 def test_chosen_by_size_and_explained():
     sums = fastdml.row_loss(sup_con, parameters={"scale": 10.0, "pull": 1.0, "push": 1.0})
-    # Two sweeps for statistics; and where weights are symmetric, rows need two products as well.
+    # Two sweeps for statistics, unless one is among positives that lie together; and where weights are
+    # symmetric, rows need two products as well.
     mined = fastdml.row_loss(multi_similarity, parameters=MINED)
     hinges = fastdml.row_loss(hinge, parameters={"margin": 0.2})
     for loss, n, taken in (
-        (sums, 1024, "symmetric"), (sums, 512, "native"), (mined, 1024, "native"),
-        (hinges, 1024, "native"),
+        (sums, 1024, "symmetric"), (sums, 512, "native"), (mined, 2048, "symmetric"),
+        (mined, -2048, "native"), (mined, 1024, "native"), (hinges, 1024, "native"),
     ):  # fmt: skip
-        x, y = torch.randn(n, 8), torch.arange(n) // 4
+        # Below 0: labels that lie far apart.
+        x, y = torch.randn(abs(n), 8), torch.arange(n) // 4 if n > 0 else torch.arange(-n) % 512
         assert re.search(rf"runs on\s+{taken}", str(fastdml.explain(loss, x, y)))
     mined.backend = "symmetric"
     text = str(fastdml.explain(mined, torch.randn(600, 8), torch.arange(600) // 4))
-    assert "each pair once for both its ends: 2 sweeps for statistics" in text
+    assert "each pair once for both its ends: 1 sweep for statistics and 2 among positives" in text
 
 
 def test_losses_of_the_library():
@@ -376,7 +384,8 @@ def test_steps_at_the_defaults_were_compiled_with_the_library(tmp_path, monkeypa
     monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))  # nothing was compiled on this machine
     made = {n.partition("_stream32")[0]: key for n, (key, _) in streams(of_defaults()).items()}
     assert {"sup_con", "nt_xent", "multi_similarity", "circle"} <= {*made}
-    assert "lifted_structure" not in made  # two sweeps that cost more than rows
+    assert "lifted_structure" not in made  # a presweep, which costs more than rows
+    assert "multi_similarity_epsilon" in made
     assert {key for name, key in made.items() if name in library.functors()} == {*library.streams()}
     loss = fastdml.losses.MultiSimilarityLoss()
     x, y = torch.randn(1024, 16, requires_grad=True), torch.arange(1024) // 4

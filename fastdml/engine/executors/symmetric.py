@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import schedule
+from ..lazy import lazy
 from ..loss import RowLoss
 from ..problem import Problem
 from ..registry import registered
@@ -32,11 +33,14 @@ from .chunked import Chunked
 from .native import Native
 
 _ROWS = 256  # of a trapezoid, at most
+_NARROW = 64  # of one among positives: the fewer, the fewer others it holds
 # Up to so many samples one block of all pairs costs less.
 _SMALL = 512
 # What the upper half of a product costs, in trapezoids, over the whole: as measured (4,096 samples, 128 and
 # 512 dimensions).
 _HALF = 0.54
+# Sweeps of all pairs for statistics, with those among positives, that are as good as one.
+_ONE_SWEEP = 1.25
 # Bytes a pair for making the masks of index tuples.
 _MASKS = 8
 
@@ -71,7 +75,7 @@ class Symmetric:
             return False
         listed = isinstance(problem.relation, TupleRelation)
         # (Before it is asked for, which compiles a user's.)
-        if not listed and not self._pays(problem, len(found[0].statistics)):
+        if not listed and not self._pays(problem, found[0]):
             return False
         if registered(problem.loss) and not found[0].ready:
             return False  # nobody waits for a compiler who has not asked for it
@@ -79,19 +83,22 @@ class Symmetric:
             return False
         return not listed or Native().refuses(problem) is not None  # rows read no more than is listed
 
-    def _pays(self, problem: Problem, sweeps: int) -> bool:
+    def _pays(self, problem: Problem, form: Any) -> bool:
+        narrow = form.among_positives.count(True)
+        sweeps = form.sweeps + (narrow * _share(problem) if narrow else 0.0)
         matrices = 1.0  # of products for one visit of all pairs
         if problem.teacher_problem is not None:
             matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
-        return problem.relation.rows > _SMALL * sweeps and costs_less(
+        return problem.relation.rows > _SMALL * len(form.statistics) and costs_less(
             problem.loss, sweeps, problem.symmetric, matrices
         )
 
     def plan(self, problem: Problem) -> str:
         form, _ = _form(problem)
-        sweeps = len(form.statistics)
+        sweeps, narrow = form.sweeps, form.among_positives.count(True)
+        among = f" and {narrow} among positives" if narrow else ""
         return (
-            f"each pair once for both its ends: {sweeps} sweep{'s' * (sweeps > 1)} for statistics, "
+            f"each pair once for both its ends: {sweeps} sweep{'s' * (sweeps != 1)} for statistics{among}, "
             f"then the weights; {_rows(problem)} rows at a time"
         )
 
@@ -110,14 +117,64 @@ class Symmetric:
         return len({_form(p)[0].id for p in problems}) == 1
 
 
-def costs_less(loss: RowLoss, sweeps: int, symmetric: bool, matrices: float = 1.0) -> bool:
+def costs_less(loss: RowLoss, sweeps: float, symmetric: bool, matrices: float = 1.0) -> bool:
     """Whether products cost less than those of rows, of which arithmetic follows suit. symmetric: the
     weights are; matrices: of products for one visit of all pairs."""
-    if sweeps > 1 and not loss.two_sweeps_pay:
+    sweeps += loss.presweep() is not None
+    if sweeps > _ONE_SWEEP and not loss.two_sweeps_pay:
         return False
     visits = 2 if loss.combined else 1
     rows = visits * matrices + (1 if symmetric else 2)
     return _HALF * matrices * (sweeps + 1) + 2 * _HALF < rows
+
+
+class Block(NamedTuple):
+    """Rows [start, stop) against columns [start, reach)."""
+
+    start: int
+    stop: int
+    reach: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.reach)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stop - self.start, self.reach - self.start
+
+
+def _blocks(n: int, size: int) -> list[Block]:
+    """Of all pairs."""
+    return [Block(start, min(n, start + size), n) for start in range(0, n, size)]
+
+
+def _among_positives(problem: Problem, size: int) -> list[Block]:
+    """Those that hold all positives: up to the last one of any of their rows. (Of a teacher, or of listed
+    pairs, all.)"""
+    n, size = problem.relation.rows, min(_NARROW, size)
+    blocks = _blocks(n, size)
+    if not isinstance(problem.relation, LabelRelation) or problem.teacher_problem is not None:
+        return blocks
+    classes = problem.classes.col_class.long()
+    last = torch.zeros_like(classes).scatter_reduce_(0, classes, torch.arange(n), "amax")[classes]
+    padded = torch.nn.functional.pad(last, (0, len(blocks) * size - n))
+    reach = padded.view(len(blocks), size).amax(1).tolist()
+    return [block._replace(reach=k + 1) for block, k in zip(blocks, reach, strict=True)]
+
+
+def _share(problem: Problem) -> float:
+    """Of all pairs, how many a pass among positives visits."""
+    n, size = problem.relation.rows, _rows(problem)
+    among, every = (
+        sum(math.prod(block.shape) for block in blocks)
+        for blocks in (_among_positives(problem, size), _blocks(n, size))
+    )
+    return among / every
 
 
 def _unrelated(problem: Problem) -> str | None:
@@ -324,50 +381,52 @@ class _Products:
         self.n = self.x.shape[0]
         self.slices = slices_of(problems)
         self.size = _rows(self.widest, len(problems))
-        self.starts = list(range(0, self.n, self.size))
+        self.blocks = _blocks(self.n, self.size)
         self.held = self._buffer("similarity")
         self.copies = [self._buffer(f"similarity of width {k}") for k in range(len(problems) - 1)]
         self.teacher = None if self.widest.teacher is None else self._buffer("teacher")
-        self.left: tuple[int, Tensor, Tensor | None] | None = None  # the block that the workspace holds
+        self.left: tuple[Block, Tensor, Tensor | None] | None = None  # what the workspace holds
+
+    @lazy
+    def among_positives(self) -> list[Block]:
+        return _among_positives(self.widest, self.size)
 
     def _buffer(self, name: str) -> Tensor:
         return buffer(name, self.size * self.n, self.x)
 
-    def _part(self, held: Tensor, start: int) -> Tensor:
-        rows, columns = min(self.n, start + self.size) - start, self.n - start
-        return held[: rows * columns].view(rows, columns)
+    def _part(self, held: Tensor, block: Block) -> Tensor:
+        return held[: math.prod(block.shape)].view(block.shape)
 
-    def order(self) -> list[int]:
-        """The blocks, from the one that the workspace holds."""
-        backwards = self.left is not None and self.left[0] == self.starts[-1]
-        return self.starts[::-1] if backwards else self.starts
+    def order(self) -> list[Block]:
+        """The blocks of all pairs, from the one that the workspace holds."""
+        backwards = self.left is not None and self.left[0] == self.blocks[-1]
+        return self.blocks[::-1] if backwards else self.blocks
 
-    def at(self, start: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Of every width its number and the products of a trapezoid, which are those of the next then, and
-        what its pairs are to the teacher."""
-        if self.left is not None and self.left[0] == start and not self.copies:
+    def at(self, block: Block) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Of every width its number and the products of a block, which are those of the next then, and what
+        its pairs are to the teacher."""
+        if self.left is not None and self.left[0] == block and not self.copies:
             yield 0, *self.left[1:]
             return
         self.left = None
-        s, t = self._part(self.held, start), None
-        rows = slice(start, start + s.shape[0])
+        s, t = self._part(self.held, block), None
         if self.teacher is not None:
             assert self.widest.teacher_problem is not None
-            t = self._part(self.teacher, start)
-            self.widest.teacher_problem.similarities(start, rows.stop, t, start)
+            t = self._part(self.teacher, block)
+            self.widest.teacher_problem.similarities(block.start, block.stop, t, block.start)
         for k, part in enumerate(self.slices):
-            grow(s, self.x[rows], self.x[start:], part)
+            grow(s, self.x[block.rows], self.x[block.columns], part)
             yield k, s, t
-        self.left = start, s, t
+        self.left = block, s, t
 
-    def own(self, k: int, s: Tensor, start: int) -> Tensor:
+    def own(self, k: int, s: Tensor, block: Block) -> Tensor:
         """The products of width k, to be made weights of: a copy, where a wider one needs them."""
-        return self._part(self.copies[k], start).copy_(s) if k < len(self.copies) else s
+        return self._part(self.copies[k], block).copy_(s) if k < len(self.copies) else s
 
-    def spread(self, d: Tensor, start: int, weights: Sequence[Tensor]) -> None:
-        """Adds a trapezoid's products of weights, of its rows and of its columns, which are rows too."""
-        rows = slice(start, start + weights[0].shape[0])
-        spread(weights, self.slices, self.x[rows], self.x[start:], d[rows], d[start:])
+    def spread(self, d: Tensor, block: Block, weights: Sequence[Tensor]) -> None:
+        """Adds a block's products of weights, of its rows and of its columns, which are rows too."""
+        rows, columns = block.rows, block.columns
+        spread(weights, self.slices, self.x[rows], self.x[columns], d[rows], d[columns])
 
 
 class Run:
@@ -383,11 +442,13 @@ class Run:
     def sweep(
         self, k: int, known: Sequence[Tensor | None], count: int, into: Sequence[Tensor]
     ) -> None:
-        """A pass over all pairs, whose statistics [count, N] go into tensors, one a problem."""
+        """A pass over all pairs, or over blocks of positives, whose statistics [count, N] go into tensors,
+        one a problem."""
         partials = [ends.partial(k, count) for ends in self.each]
-        for start in self.products.order():
-            for i, s, t in self.products.at(start):
-                self.each[i].visit(s, t, start, k, known[i], partials[i])
+        narrow = k < len(self.form.among_positives) and self.form.among_positives[k]
+        for block in self.products.among_positives if narrow else self.products.order():
+            for i, s, t in self.products.at(block):
+                self.each[i].visit(s, t, block.start, k, known[i], partials[i])
         for ends, partial, found in zip(self.each, partials, into, strict=True):
             torch.ops.fastdml_native.stream_gather_(ends.form.id, k, partial, found)
 
@@ -428,10 +489,10 @@ class Run:
         radial = None
         if several and metric.normalized:
             radial = Radial([ends.problem for ends in self.each], rows=True, columns=True)
-        for start in self.products.order():
-            weights = []
-            for k, s, t in self.products.at(start):
-                h = self.products.own(k, s, start)
+        for block in self.products.order():
+            weights, start = [], block.start
+            for k, s, t in self.products.at(block):
+                h = self.products.own(k, s, block)
                 self.each[k].visit(h, t, start, len(self.form.statistics), known[k], None)
                 if radial is not None and h is not s:
                     radial.add(k, start, h, s, start)
@@ -440,9 +501,9 @@ class Run:
             if total is not None:
                 scale, h = problem.row_scale, weights[-1]
                 over = torch.ones_like(total) if scale is None else scale.reciprocal()
-                total[start : start + h.shape[0]] += h @ over[start:]
-                total[start:] += h.t() @ over[start : start + h.shape[0]]
-            self.products.spread(d, start, weights)
+                total[block.rows] += h @ over[block.columns]
+                total[block.columns] += h.t() @ over[block.rows]
+            self.products.spread(d, block, weights)
         if radial is not None:
             radial.take_out(d, None)
         if not several:
