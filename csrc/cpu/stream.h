@@ -1,8 +1,8 @@
 // Losses over one set, fed by rows and by columns: a pair is visited once for both its ends.
 //
 // A block is a trapezoid: rows [first, first + rows) against all columns from `first` on, of which those
-// beyond a row's own count; of a pass among positives, against those up to the last that has one. The statistics of row i gather from its columns, those of column j, which is a
-// row too, from the rows that pass.
+// beyond a row's own count; of a pass among positives, against those up to the last that has one. The
+// statistics of row i gather from its columns, those of column j, which is a row too, from the rows that pass.
 #pragma once
 #include "block.h"
 
