@@ -6,14 +6,19 @@ Needs ``pip install fastdml[integrations]``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
 
 from ..large_batch import GradientCache
 from ..metrics import RetrievalMetrics
+from ..samplers.epochs import EpochSampler
 
 __all__ = ["EmbeddingModule", "RetrievalCallback"]
 
@@ -60,18 +65,43 @@ class EmbeddingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return self._optimizer(self.parameters())
 
+    def on_train_start(self) -> None:
+        for loader in _loaders(self.trainer.train_dataloader):
+            sampler = _sampler(loader)
+            if isinstance(sampler, DistributedSamplerWrapper):
+                own = getattr(sampler.dataset, "_sampler", None)
+                if isinstance(own, EpochSampler):
+                    name = type(own).__name__
+                    raise ValueError(
+                        f"use_distributed_sampler: expected Trainer(use_distributed_sampler=False) with {name}"
+                        "(rank=..., num_replicas=...), which deals its batches out to ranks itself; Lightning "
+                        "would shuffle what it draws"
+                    )
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor | None:
         if self.chunk is None:
             value = self._value(batch, lambda tower, inputs: tower(inputs))
         else:
             optimizer = self.optimizers()
             optimizer.zero_grad()
-            with GradientCache(chunk=self.chunk) as cache:
-                value = self._value(batch, cache.embed)
-                self.manual_backward(value)
+            value = self._chunked(batch, self.chunk)
             optimizer.step()
         self.log("train_loss", value.detach(), prog_bar=True)
         return value if self.chunk is None else None
+
+    def _chunked(self, batch: Sequence[Any], chunk: int) -> Tensor:
+        """The loss of a batch; its gradients, of all ranks under DDP, are where the optimizer finds them."""
+        shared = self.trainer.strategy.model
+        under_ddp = isinstance(shared, DistributedDataParallel)
+        with shared.no_sync() if under_ddp else nullcontext(), GradientCache(chunk=chunk) as cache:
+            value = self._value(batch, cache.embed)
+            self.manual_backward(value)
+        if under_ddp:
+            # The towers run inside of DDP, which would take the first chunk's gradients for all there are.
+            # A derivative of nothing makes it reduce what the chunks have gathered.
+            found = [p.sum() for p in self.parameters() if p.grad is not None]
+            self.manual_backward(0 * torch.stack(found).sum())
+        return value
 
     def _value(self, batch: Sequence[Any], embed: Callable[[nn.Module, Any], Tensor]) -> Tensor:
         count = len(self.towers)
@@ -93,13 +123,20 @@ class RetrievalCallback(pl.Callback):
         prefix: put before the names, "val_recall@1" and the like, which checkpoints may monitor.
         options: of `fastdml.metrics.RetrievalMetrics`.
 
-    Embeddings of all ranks are gathered first.
+    Embeddings of all ranks are gathered first. A row that a `DistributedSampler` repeats, so that all ranks
+    have equally many, is counted once. Ranks that go through all rows each, with no such sampler, count
+    them several times; a warning says so.
+
+    Raises:
+        ValueError: a validation step returns something else.
     """
 
     def __init__(self, prefix: str = "val_", **options: Any) -> None:
         self.metric = RetrievalMetrics(prefix=prefix, **options)
+        self._seen: dict[int, int] = {}  # rows of each loader
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+        self._seen.clear()
         self.metric.reset()
         self.metric.to(module.device)
 
@@ -113,7 +150,37 @@ class RetrievalCallback(pl.Callback):
                 'validation_step: expected it to return {"embeddings": [B, D], "labels": [B]}, got '
                 f"{type(outputs).__name__}"
             ) from None
-        self.metric.update(embeddings, labels)
+        loader = _loaders(trainer.val_dataloaders)[dataloader_idx]
+        seen = self._seen[dataloader_idx] = self._seen.get(dataloader_idx, 0) + len(labels)
+        # Among the rows of a rank there is at most one that another has, its last.
+        if batch_idx + 1 == len(loader) and _last_is_a_copy(_sampler(loader), seen):
+            embeddings, labels = embeddings[:-1], labels[:-1]
+        if len(labels):
+            self.metric.update(embeddings, labels)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
         module.log_dict(self.metric.compute(), prog_bar=True)
+
+
+def _loaders(found: Any) -> list[Any]:
+    """What a trainer has for its loaders: one, or some in a list or a dict."""
+    if isinstance(found, dict):
+        return list(found.values())
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _sampler(loader: Any) -> Any:
+    """What draws the rows of a loader; None where nobody can tell."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(batches, "sampler", getattr(loader, "sampler", None))
+
+
+def _last_is_a_copy(sampler: Any, seen: int) -> bool:
+    """Whether the last row that a sampler has dealt to this rank is there to make ranks equal.
+
+    seen: rows that came; where each draw is not one row, nobody can tell.
+    """
+    if not isinstance(sampler, DistributedSampler) or seen != len(sampler):
+        return False
+    rows: Any = sampler.dataset
+    return sampler.rank + (seen - 1) * sampler.num_replicas >= len(rows)

@@ -79,8 +79,13 @@ class EmbedderWithLoss(nn.Module):
         model: called with the batch but its labels.
         loss, embed, miner: as in `compute_loss`.
 
-    `TrainingArguments(remove_unused_columns=False)`: the trainer cannot see what the model takes.
+    `TrainingArguments(remove_unused_columns=False)`: the trainer cannot see what the model takes. Of a batch
+    accumulated in several steps the loss is the mean of theirs.
     """
+
+    # The trainer takes a forward with keywords for one that divides its loss by the number of labels in all
+    # steps and ranks, and would multiply it by the number of ranks.
+    accepts_loss_kwargs = False
 
     def __init__(
         self,
