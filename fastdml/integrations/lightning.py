@@ -5,6 +5,7 @@ Needs ``pip install fastdml[integrations]``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from ..large_batch import GradientCache
 from ..metrics import RetrievalMetrics
@@ -73,9 +74,9 @@ class EmbeddingModule(pl.LightningModule):
                 if isinstance(own, EpochSampler):
                     name = type(own).__name__
                     raise ValueError(
-                        f"use_distributed_sampler: expected Trainer(use_distributed_sampler=False) with {name}"
-                        "(rank=..., num_replicas=...), which deals its batches out to ranks itself; Lightning "
-                        "would shuffle what it draws"
+                        "use_distributed_sampler: expected Trainer(use_distributed_sampler=False) with "
+                        f"{name}(rank=..., num_replicas=...), which deals its batches out to ranks "
+                        "itself; Lightning would shuffle what it draws"
                     )
 
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor | None:
@@ -137,6 +138,9 @@ class RetrievalCallback(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         self._seen.clear()
+        if trainer.world_size > 1:
+            for loader in _loaders(trainer.val_dataloaders):
+                _warn_of_equal_rows(loader, trainer.world_size)
         self.metric.reset()
         self.metric.to(module.device)
 
@@ -173,6 +177,16 @@ def _sampler(loader: Any) -> Any:
     """What draws the rows of a loader; None where nobody can tell."""
     batches = getattr(loader, "batch_sampler", None)
     return getattr(batches, "sampler", getattr(loader, "sampler", None))
+
+
+def _warn_of_equal_rows(loader: Any, ranks: int) -> None:
+    if isinstance(_sampler(loader), (SequentialSampler, RandomSampler)):
+        warnings.warn(
+            f"RetrievalCallback: every rank evaluates all {len(loader.dataset)} rows of its data set, and "
+            f"those of {ranks} ranks are put together. Where ranks have the same, give the loader "
+            "sampler=DistributedSampler(data, shuffle=False)",
+            stacklevel=2,
+        )
 
 
 def _last_is_a_copy(sampler: Any, seen: int) -> bool:

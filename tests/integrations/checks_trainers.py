@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from others import Lazy
@@ -20,6 +21,7 @@ from fastdml import losses
 from fastdml.distributed import wrap
 from fastdml.large_batch import GradientCache
 from fastdml.metrics import evaluate
+from fastdml.samplers import MPerClassSampler
 
 pl, ours = Lazy("lightning.pytorch"), Lazy("fastdml.integrations.lightning")
 sentences = Lazy("fastdml.integrations.sentence_transformers")
@@ -130,6 +132,20 @@ def shuffled(epoch: int) -> Sequence[int]:
     return list(sampler)
 
 
+def by_class(rank: int) -> MPerClassSampler:
+    options = {"batch_size": BATCH, "length_before_new_iter": ROWS}
+    return MPerClassSampler(rows(ROWS, 1)[1], 2, rank=rank, num_replicas=RANKS, **options)
+
+
+def dealt_by_class(epoch: int) -> Sequence[int]:
+    samplers = [by_class(rank) for rank in range(RANKS)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    batches = [torch.tensor(list(sampler)).view(-1, BATCH) for sampler in samplers]
+    found: list[int] = torch.stack(batches, 1).flatten().tolist()
+    return found
+
+
 def seen() -> tuple[Any, list[float]]:
     """(a callback, the losses that it has seen logged)."""
     found: list[float] = []
@@ -138,24 +154,40 @@ def seen() -> tuple[Any, list[float]]:
     ), found
 
 
-def lightning(name: str, chunk: int | None) -> None:
-    """Trained in one go, and resumed half way from what rank 0 has saved."""
-    losses_of_steps, true = alone(name, order=shuffled)
+def lightning_trainer(here: Path, *callbacks: Any, **options: Any) -> Any:
+    return pl.Trainer(
+        accelerator="cpu", devices=RANKS, strategy="ddp", logger=False, callbacks=list(callbacks),
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=here, **options,
+    )  # fmt: skip
+
+
+def lightning_module(name: str, chunk: int | None = None) -> Any:
+    towers, loss = made(name)
+    return ours.EmbeddingModule(list(towers), wrap(loss), sgd, chunk=chunk)
+
+
+def lightning(name: str, chunk: int | None, classes: bool = False) -> None:
+    """Trained in one go, and resumed half way from what rank 0 has saved. classes: a sampler of ours, which
+    deals its batches out to ranks itself."""
+    losses_of_steps, true = alone(name, order=dealt_by_class if classes else shuffled)
     unseen = rows(UNSEEN, 3)
     with folder() as here:
 
         def fit(epochs: int, kept: str, checkpoint: Path | None = None) -> tuple[Any, Any, list[float]]:
-            towers, loss = made(name)
-            module = ours.EmbeddingModule(list(towers), wrap(loss), sgd, chunk=chunk)
             listener, found = seen()
             keep = pl.callbacks.ModelCheckpoint(here / kept, save_last=True)
-            trainer = pl.Trainer(
-                max_epochs=epochs, accelerator="cpu", devices=RANKS, strategy="ddp", logger=False,
-                callbacks=[listener, keep, ours.RetrievalCallback(k=(1, 2))], enable_progress_bar=False,
-                enable_model_summary=False, default_root_dir=here,
+            trainer = lightning_trainer(
+                here, listener, keep, ours.RetrievalCallback(k=(1, 2)), max_epochs=epochs,
+                use_distributed_sampler=not classes,
             )  # fmt: skip
-            training = DataLoader(TensorDataset(*batch(name)), BATCH)
-            trainer.fit(module, training, DataLoader(TensorDataset(*unseen), 2), ckpt_path=checkpoint)
+            module, data = lightning_module(name, chunk), TensorDataset(*unseen)
+            own = by_class(dist.get_rank()) if classes else None
+            trainer.fit(
+                module,
+                DataLoader(TensorDataset(*batch(name)), BATCH, sampler=own),
+                DataLoader(data, 2, sampler=DistributedSampler(data, shuffle=False) if classes else None),
+                ckpt_path=checkpoint,
+            )
             return trainer, module, found
 
         trainer, module, found = fit(EPOCHS, "whole")
@@ -168,6 +200,16 @@ def lightning(name: str, chunk: int | None) -> None:
         fit(1, "half")
         _, resumed, _ = fit(EPOCHS, "again", here / "half" / "last.ckpt")
         close(weights(resumed), true, "resumed")
+
+
+def lightning_samplers() -> None:
+    """A sampler that deals to ranks itself, dealt out again; rows that no sampler deals out."""
+    training = DataLoader(TensorDataset(*batch("SupCon")), BATCH, sampler=by_class(dist.get_rank()))
+    with folder() as here, pytest.raises(ValueError, match="use_distributed_sampler: expected"):
+        lightning_trainer(here, max_epochs=1).fit(lightning_module("SupCon"), training)
+    with folder() as here, pytest.warns(UserWarning, match="every rank evaluates all 9 rows"):
+        trainer = lightning_trainer(here, ours.RetrievalCallback(), use_distributed_sampler=False)
+        trainer.validate(lightning_module("SupCon"), DataLoader(TensorDataset(*rows(UNSEEN, 3)), 2))
 
 
 # ---- Accelerate
@@ -329,7 +371,8 @@ def of_sentences(name: str, **options: Any) -> None:
 
         def train(checkpoint: Path | None = None) -> tuple[Any, Tensor]:
             model = copy.deepcopy(start)
-            settings = arguments(SentenceTransformerTrainingArguments, here, 1, batch_sampler=sampler_in_order)
+            kind = SentenceTransformerTrainingArguments
+            settings = arguments(kind, here, 1, batch_sampler=sampler_in_order)
             questions, answers = zip(*texts)
             trainer = SentenceTransformerTrainer(
                 model, settings, loss=made(model, gather_across_devices=True),
@@ -369,6 +412,8 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         "Lightning, proxies": functools.partial(lightning, "ProxyAnchor", None),
         "Lightning, in chunks": functools.partial(lightning, "ProxyAnchor", 3),
         "Lightning, two towers in chunks": functools.partial(lightning, "CLIP", 3),
+        "Lightning, a sampler of classes": functools.partial(lightning, "SupCon", None, True),
+        "Lightning, samplers": lightning_samplers,
         "Accelerate": functools.partial(accelerated, "ProxyAnchor", None, 1),
         "Accelerate, accumulated in chunks": functools.partial(accelerated, "ProxyAnchor", 3, 2),
         "Trainer": functools.partial(hugging_face, "ProxyAnchor", "model", 1),

@@ -12,9 +12,9 @@ import ranks
 SIZE = checks_trainers.RANKS
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return ranks.run([(SIZE, ["checks_trainers"])], tmp_path_factory.mktemp("ranks"))
+@pytest.fixture(scope="session")
+def found(request, tmp_path_factory):
+    return ranks.once(request, tmp_path_factory, "trainers", [(SIZE, ["checks_trainers"])])
 
 
 @pytest.mark.parametrize("name", checks_trainers.CHECKS(SIZE))
