@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ sentences = Lazy("fastdml.integrations.sentence_transformers")
 accelerate, transformers = Lazy("accelerate"), Lazy("transformers")
 helpers = Lazy("fastdml.integrations.transformers")
 
+ROOT = Path(__file__).resolve().parents[2]
 RANKS, BATCH, ROWS, CLASSES, DIM = 2, 4, 32, 5, 6  # BATCH: rows of a rank
 TOGETHER = RANKS * BATCH
 STEPS = ROWS // TOGETHER  # of an epoch
@@ -388,6 +390,22 @@ def of_sentences(name: str, **options: Any) -> None:
         close(again, true, "resumed")
 
 
+def document() -> None:
+    """What docs/integrations.md says of several processes, as it stands there."""
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    with folder() as here, contextlib.chdir(here):
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            if "open_clip" not in code:
+                exec(code, names)
+        names["trainer"].fit(names["module"], names["Data"]())
+    rows, classes = names["rows"], names["classes"]
+    with torch.no_grad():
+        assert names["scores"] == pytest.approx(evaluate(names["network"](rows), classes), rel=1e-6)
+        expected = evaluate(names["module"](rows), classes, k=1, metrics="recall")["recall@1"]
+    assert float(names["trainer"].callback_metrics["val_recall@1"]) == pytest.approx(expected)
+
+
 def launched(check: Callable[[], None]) -> None:
     """With what `torchrun` tells a process."""
     rank = str(dist.get_rank())
@@ -425,4 +443,5 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
             of_sentences, f"Cached{ranking}", mini_batch_size=3
         ),
     }
+    checks["the document"] = document
     return {name: functools.partial(launched, check) for name, check in checks.items()}
