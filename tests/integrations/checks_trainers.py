@@ -184,12 +184,12 @@ def lightning(name: str, chunk: int | None, classes: bool = False) -> None:
             )  # fmt: skip
             module, data = lightning_module(name, chunk), TensorDataset(*unseen)
             own = by_class(dist.get_rank()) if classes else None
-            trainer.fit(
-                module,
-                DataLoader(TensorDataset(*batch(name)), BATCH, sampler=own),
-                DataLoader(data, 2, sampler=DistributedSampler(data, shuffle=False) if classes else None),
-                ckpt_path=checkpoint,
-            )
+            # The row that a rank repeats comes in a batch of its own, or with another.
+            validation = DataLoader(data, 2)
+            if classes:
+                validation = DataLoader(data, 3, sampler=DistributedSampler(data, shuffle=False))
+            training = DataLoader(TensorDataset(*batch(name)), BATCH, sampler=own)
+            trainer.fit(module, training, validation, ckpt_path=checkpoint)
             return trainer, module, found
 
         trainer, module, found = fit(EPOCHS, "whole")
