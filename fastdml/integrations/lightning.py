@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
+from ..distributed import ShardedProxies
 from ..large_batch import GradientCache
 from ..metrics import RetrievalMetrics
 from ..samplers.epochs import EpochSampler
@@ -39,6 +40,10 @@ class EmbeddingModule(pl.LightningModule):
 
     Batches are tuples: the inputs of each tower, then what the loss takes beside embeddings. Validation steps
     return {"embeddings", "labels"} of the first tower, as `RetrievalCallback` reads them.
+
+    Raises:
+        ValueError: when training begins over several processes with proxies shared out (`shard`), or with a
+            sampler of `fastdml.samplers` whose draws Lightning deals out to processes once more.
     """
 
     def __init__(
@@ -65,6 +70,14 @@ class EmbeddingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self._optimizer(self.parameters())
+
+    def setup(self, stage: str) -> None:
+        sharded = any(isinstance(m, ShardedProxies) for m in self.loss.modules())
+        if sharded and self.trainer.world_size > 1:
+            raise ValueError(
+                "loss: expected wrap(loss) rather than shard(loss): a trainer's DDP and its checkpoint "
+                "take the parameters of one rank for those of all"
+            )
 
     def on_train_start(self) -> None:
         for loader in _loaders(self.trainer.train_dataloader):
@@ -163,7 +176,8 @@ class RetrievalCallback(pl.Callback):
             self.metric.update(embeddings, labels)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        module.log_dict(self.metric.compute(), prog_bar=True)
+        # Equal on all ranks, whose mean changes nothing; without it Lightning warns that nobody took one.
+        module.log_dict(self.metric.compute(), prog_bar=True, sync_dist=True)
 
 
 def _loaders(found: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 import torch.distributed as dist
 from others import Lazy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from fastdml import losses
-from fastdml.distributed import wrap
+from fastdml.distributed import shard, wrap
 from fastdml.large_batch import GradientCache
 from fastdml.metrics import evaluate
 from fastdml.samplers import MPerClassSampler
@@ -99,6 +101,23 @@ def alone(name: str, accumulated: int = 1, order: Order = in_order) -> tuple[lis
             values[-1] += value.item()
         optimizer.step()
     return values, weights(towers, loss)
+
+
+def forgotten(*modules: nn.Module) -> None:
+    """Weights from which no training would come to the same, for what a checkpoint has to bring back."""
+    with torch.no_grad():
+        for parameter in (p for m in modules for p in m.parameters()):
+            parameter.zero_()
+
+
+@contextlib.contextmanager
+def refused(message: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        assert str(error).startswith(message), error
+    else:
+        raise AssertionError(f"not refused: {message}")
 
 
 def close(found: Tensor, true: Tensor, what: str, tolerance: float = 1e-10) -> None:
@@ -183,13 +202,18 @@ def lightning(name: str, chunk: int | None, classes: bool = False) -> None:
                 use_distributed_sampler=not classes,
             )  # fmt: skip
             module, data = lightning_module(name, chunk), TensorDataset(*unseen)
+            if checkpoint is not None:
+                forgotten(module)
             own = by_class(dist.get_rank()) if classes else None
             # The row that a rank repeats comes in a batch of its own, or with another.
             validation = DataLoader(data, 2)
             if classes:
                 validation = DataLoader(data, 3, sampler=DistributedSampler(data, shuffle=False))
             training = DataLoader(TensorDataset(*batch(name)), BATCH, sampler=own)
-            trainer.fit(module, training, validation, ckpt_path=checkpoint)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                trainer.fit(module, training, validation, ckpt_path=checkpoint)
+            assert not [w for w in said if "sync_dist=True" in str(w.message)]
             return trainer, module, found
 
         trainer, module, found = fit(EPOCHS, "whole")
@@ -204,14 +228,45 @@ def lightning(name: str, chunk: int | None, classes: bool = False) -> None:
         close(weights(resumed), true, "resumed")
 
 
-def lightning_samplers() -> None:
-    """A sampler that deals to ranks itself, dealt out again; rows that no sampler deals out."""
+def lightning_refuses() -> None:
+    """A sampler that deals to ranks itself, dealt out again; rows that no sampler deals out; proxies that
+    DDP would make alike."""
     training = DataLoader(TensorDataset(*batch("SupCon")), BATCH, sampler=by_class(dist.get_rank()))
-    with folder() as here, pytest.raises(ValueError, match="use_distributed_sampler: expected"):
+    with folder() as here, refused("use_distributed_sampler: expected"):
         lightning_trainer(here, max_epochs=1).fit(lightning_module("SupCon"), training)
-    with folder() as here, pytest.warns(UserWarning, match="every rank evaluates all 9 rows"):
+    with folder() as here, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         trainer = lightning_trainer(here, ours.RetrievalCallback(), use_distributed_sampler=False)
         trainer.validate(lightning_module("SupCon"), DataLoader(TensorDataset(*rows(UNSEEN, 3)), 2))
+    assert any("every rank evaluates all 9 rows" in str(w.message) for w in said)
+    shards = shard(lambda n: losses.ArcFaceLoss(n, DIM), num_classes=CLASSES)
+    with folder() as here, refused("loss: expected wrap"):
+        module = ours.EmbeddingModule(network(), shards, sgd)
+        lightning_trainer(here, max_epochs=1).fit(module, training)
+
+
+class Inside(nn.Module):
+    """Gradient caching within a module, which goes into DDP as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        with GradientCache(chunk=3) as cache:
+            value = losses.SupConLoss()(cache.embed(self.body, x), y)
+            value.backward()
+        return value.detach()
+
+
+def chunks_inside_ddp() -> None:
+    """Refused where DDP would reduce the first chunk alone; not where it reduces nothing."""
+    x, y = rows(TOGETHER, 1)
+    several = DistributedDataParallel(Inside())
+    with refused("GradientCache: expected DDP around the network itself"):
+        several(x, y)
+    with several.no_sync():
+        several(x, y)
 
 
 # ---- Accelerate
@@ -247,6 +302,7 @@ def accelerated(name: str, chunk: int | None, accumulated: int) -> None:
         accelerator.save_state(str(here / "state"))
         close_losses(found + epoch(), losses_of_steps)
         close(weights(own, loss), true, "weights")
+        forgotten(own, loss)
         accelerator.load_state(str(here / "state"))
         epoch()
         close(weights(own, loss), true, "resumed")
@@ -306,6 +362,8 @@ def hugging_face(name: str, way: str, accumulated: int) -> None:
             trainer = transformers.Trainer(
                 model, settings, train_dataset=data[0], eval_dataset=data[1], **more
             )
+            if checkpoint is not None:
+                forgotten(own, loss)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return trainer, weights(own, loss)
 
@@ -380,6 +438,8 @@ def of_sentences(name: str, **options: Any) -> None:
                 model, settings, loss=made(model, gather_across_devices=True),
                 train_dataset=Dataset.from_dict({"anchor": questions, "positive": answers}),
             )  # fmt: skip
+            if checkpoint is not None:
+                forgotten(model)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             return trainer, weights(model)
 
@@ -431,7 +491,8 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         "Lightning, in chunks": functools.partial(lightning, "ProxyAnchor", 3),
         "Lightning, two towers in chunks": functools.partial(lightning, "CLIP", 3),
         "Lightning, a sampler of classes": functools.partial(lightning, "SupCon", None, True),
-        "Lightning, samplers": lightning_samplers,
+        "Lightning refuses": lightning_refuses,
+        "chunks inside of DDP": chunks_inside_ddp,
         "Accelerate": functools.partial(accelerated, "ProxyAnchor", None, 1),
         "Accelerate, accumulated in chunks": functools.partial(accelerated, "ProxyAnchor", 3, 2),
         "Trainer": functools.partial(hugging_face, "ProxyAnchor", "model", 1),
