@@ -31,9 +31,9 @@ class EmbeddingModule(pl.LightningModule):
     Args:
         towers: maps inputs to embeddings [B, D]; several where the loss compares sets.
         loss: called with the embeddings of all towers, then the rest of the batch. Over ranks:
-            `fastdml.distributed.wrap(loss)`.
+            `fastdml.distributed.wrap(loss)`, or `wrap(loss, miner=miner)` to mine among all ranks' rows.
         optimizer: makes an optimizer of all parameters, of the loss too.
-        miner: called with embeddings and labels; the loss gets what it finds.
+        miner: called with embeddings and labels of this rank; the loss gets what it finds.
         chunk: rows per pass through a network (gradient caching, docs/large-batch.md), for batches whose
             activations do not fit; None: the batch at once. Optimization is manual then (no gradient
             clipping or accumulation by the trainer).

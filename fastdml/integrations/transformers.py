@@ -46,7 +46,8 @@ def compute_loss(
     The data's column is "label": a model that takes no "labels" would not be given one of that name.
 
     Args:
-        loss: called with embeddings [B, D] and labels [B] (and what a miner finds).
+        loss: called with embeddings [B, D] and labels [B] (and what a miner finds). Over ranks:
+            `fastdml.distributed.wrap(loss)`, or `wrap(loss, miner=miner)` to mine among all ranks' rows.
         embed: finds the embeddings in the model's outputs.
 
     A batch accumulated in several steps has the mean of its steps' losses, by their numbers of rows.
