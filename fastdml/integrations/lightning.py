@@ -170,7 +170,7 @@ class RetrievalCallback(pl.Callback):
         loader = _loaders(trainer.val_dataloaders)[dataloader_idx]
         seen = self._seen[dataloader_idx] = self._seen.get(dataloader_idx, 0) + len(labels)
         # Among the rows of a rank there is at most one that another has, its last.
-        if batch_idx + 1 == len(loader) and _last_is_a_copy(_sampler(loader), seen):
+        if _last_is_a_copy(_sampler(loader), seen) and batch_idx + 1 == len(loader):
             embeddings, labels = embeddings[:-1], labels[:-1]
         if len(labels):
             self.metric.update(embeddings, labels)
@@ -181,16 +181,18 @@ class RetrievalCallback(pl.Callback):
 
 
 def _loaders(found: Any) -> list[Any]:
-    """What a trainer has for its loaders: one, or some in a list or a dict."""
+    """What a trainer has for its loaders, as it counts them: one, or some in lists and dicts."""
     if isinstance(found, dict):
-        return list(found.values())
-    return list(found) if isinstance(found, (list, tuple)) else [found]
+        found = list(found.values())
+    if not isinstance(found, (list, tuple)):
+        return [found]
+    return [loader for part in found for loader in _loaders(part)]
 
 
 def _sampler(loader: Any) -> Any:
     """What draws the rows of a loader; None where nobody can tell."""
     batches = getattr(loader, "batch_sampler", None)
-    return getattr(batches, "sampler", getattr(loader, "sampler", None))
+    return getattr(loader if batches is None else batches, "sampler", None)
 
 
 def _warn_of_equal_rows(loader: Any, ranks: int) -> None:
