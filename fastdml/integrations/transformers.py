@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import Distributed
 from ..metrics import evaluate
 
 __all__ = ["EmbedderWithLoss", "compute_loss", "compute_metrics", "pooled"]
@@ -66,7 +67,7 @@ def compute_loss(
             raise ValueError('labels: expected batches with "labels", got None')
         value = _value(loss, miner, embed(outputs), labels)
         if num_items_in_batch is not None:
-            value = value * (len(labels) / num_items_in_batch)
+            value = value * (_rows_of_each(loss, labels) / num_items_in_batch)
         return value
 
     return function
@@ -123,6 +124,14 @@ def compute_metrics(**options: Any) -> Callable[[Any], dict[str, float]]:
         return {k: float(v) for k, v in found.items()}
 
     return function
+
+
+def _rows_of_each(loss: nn.Module, labels: Tensor) -> Any:
+    """Rows of this rank; of a loss of all ranks' rows their mean over ranks, for all must scale it alike."""
+    if not isinstance(loss, Distributed):
+        return len(labels)
+    rows = loss.ranks.total(torch.tensor(len(labels), device=labels.device))
+    return rows / loss.ranks.size
 
 
 def _value(loss: nn.Module, miner: nn.Module | None, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -87,14 +87,13 @@ def alone(name: str, accumulated: int = 1, order: Order = in_order) -> tuple[lis
     """(losses of the steps, weights) after all epochs of one process. accumulated: batches of a step."""
     towers, loss = made(name)
     optimizer = sgd([*towers.parameters(), *loss.parameters()])
-    dealt = [row for epoch in range(EPOCHS) for row in order(epoch)]
+    parts = [part for epoch in range(EPOCHS) for part in torch.tensor(order(epoch)).split(TOGETHER)]
     values = []
     for step in range(EPOCHS * STEPS // accumulated):
         optimizer.zero_grad()
         values.append(0.0)
-        for part in range(accumulated):
-            start = (step * accumulated + part) * TOGETHER
-            given = [x[dealt[start : start + TOGETHER]] for x in batch(name)]
+        for part in parts[step * accumulated : (step + 1) * accumulated]:
+            given = [x[part] for x in batch(name)]
             embeddings = [tower(x) for tower, x in zip(towers, given)]
             value = loss(*embeddings, *given[len(towers) :]) / accumulated
             value.backward()
@@ -336,9 +335,10 @@ def logged(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def hugging_face(name: str, way: str, accumulated: int) -> None:
-    """way: "model": the loss goes around the model; "function": beside it."""
-    losses_of_steps, true = alone(name, accumulated)
+def hugging_face(name: str, way: str, accumulated: int, count: int = ROWS) -> None:
+    """way: "model": the loss goes around the model; "function": beside it. count: rows of an epoch, the last
+    of which one rank has fewer of, where they are no whole batches."""
+    losses_of_steps, true = alone(name, accumulated, lambda epoch: range(count))
     unseen = rows(UNSEEN, 3)
     with folder() as here:
 
@@ -354,9 +354,11 @@ def hugging_face(name: str, way: str, accumulated: int) -> None:
             data = [
                 [{"x": x, "label": int(y)} for x, y in zip(*given)] for given in (batch(name), unseen)
             ]
+            data[0] = data[0][:count]
             settings = arguments(
                 transformers.TrainingArguments, here, accumulated,
                 train_sampling_strategy="sequential", remove_unused_columns=False,
+                accelerator_config={"even_batches": count == ROWS},
             )  # fmt: skip
             assert settings.world_size == RANKS
             trainer = transformers.Trainer(
@@ -370,7 +372,7 @@ def hugging_face(name: str, way: str, accumulated: int) -> None:
         trainer, found = train()
         close(found, true, "weights")
         close_losses(logged(trainer), losses_of_steps)
-        if way == "model":
+        if way == "model" and count == ROWS:
             metrics = trainer.evaluate()
             with torch.no_grad():
                 embeddings = trainer.model(x=unseen[0])["embeddings"]
@@ -499,6 +501,10 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         "Trainer, accumulated": functools.partial(hugging_face, "SupCon", "model", 2),
         "Trainer, a function": functools.partial(hugging_face, "SupCon", "function", 1),
         "Trainer, a function accumulated": functools.partial(hugging_face, "SupCon", "function", 2),
+        "Trainer, a function, unequal ranks": functools.partial(
+            hugging_face, "SupCon", "function", 1, ROWS - 1
+        ),
+        "Trainer, unequal ranks": functools.partial(hugging_face, "ProxyAnchor", "model", 1, ROWS - 1),
         "sentence-transformers": functools.partial(of_sentences, ranking),
         "sentence-transformers, cached": functools.partial(
             of_sentences, f"Cached{ranking}", mini_batch_size=3
