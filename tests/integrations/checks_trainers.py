@@ -456,11 +456,16 @@ def document() -> None:
     """What docs/integrations.md says of several processes, as it stands there."""
     text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    with folder() as here, contextlib.chdir(here):
-        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-            if "open_clip" not in code:
-                exec(code, names)
-        names["trainer"].fit(names["module"], names["Data"]())
+    before = os.getcwd()
+    with folder() as here:
+        os.chdir(here)
+        try:
+            for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+                if "open_clip" not in code:
+                    exec(code, names)
+            names["trainer"].fit(names["module"], names["Data"]())
+        finally:
+            os.chdir(before)
     rows, classes = names["rows"], names["classes"]
     with torch.no_grad():
         assert names["scores"] == pytest.approx(evaluate(names["network"](rows), classes), rel=1e-6)
