@@ -26,7 +26,10 @@ def main():
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     train, test = load_icons()
-    sampler = MPerClassSampler(train.labels, m=4, batch_size=512, length_before_new_iter=512 * args.steps)
+    # num_replicas=1: `prepare` deals the batches out to processes.
+    sampler = MPerClassSampler(
+        train.labels, m=4, batch_size=512, length_before_new_iter=512 * args.steps, num_replicas=1
+    )
     loader = DataLoader(TensorDataset(train.pixels, train.labels), 512, sampler=sampler)
     network, loss = SmallCNN(width=8), wrap(MultiSimilarityLoss())
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)

@@ -5,15 +5,22 @@ Needs ``pip install fastdml[integrations]``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
+from ..distributed import ShardedProxies
 from ..large_batch import GradientCache
 from ..metrics import RetrievalMetrics
+from ..samplers.epochs import EpochSampler
 
 __all__ = ["EmbeddingModule", "RetrievalCallback"]
 
@@ -24,15 +31,19 @@ class EmbeddingModule(pl.LightningModule):
     Args:
         towers: maps inputs to embeddings [B, D]; several where the loss compares sets.
         loss: called with the embeddings of all towers, then the rest of the batch. Over ranks:
-            `fastdml.distributed.wrap(loss)`.
+            `fastdml.distributed.wrap(loss)`, or `wrap(loss, miner=miner)` to mine among all ranks' rows.
         optimizer: makes an optimizer of all parameters, of the loss too.
-        miner: called with embeddings and labels; the loss gets what it finds.
+        miner: called with embeddings and labels of this rank; the loss gets what it finds.
         chunk: rows per pass through a network (gradient caching, docs/large-batch.md), for batches whose
             activations do not fit; None: the batch at once. Optimization is manual then (no gradient
             clipping or accumulation by the trainer).
 
     Batches are tuples: the inputs of each tower, then what the loss takes beside embeddings. Validation steps
     return {"embeddings", "labels"} of the first tower, as `RetrievalCallback` reads them.
+
+    Raises:
+        ValueError: when training begins over several processes with proxies shared out (`shard`), or with a
+            sampler of `fastdml.samplers` whose draws Lightning deals out to processes once more.
     """
 
     def __init__(
@@ -60,18 +71,51 @@ class EmbeddingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return self._optimizer(self.parameters())
 
+    def setup(self, stage: str) -> None:
+        sharded = any(isinstance(m, ShardedProxies) for m in self.loss.modules())
+        if sharded and self.trainer.world_size > 1:
+            raise ValueError(
+                "loss: expected wrap(loss) rather than shard(loss): a trainer's DDP and its checkpoint "
+                "take the parameters of one rank for those of all"
+            )
+
+    def on_train_start(self) -> None:
+        for loader in _loaders(self.trainer.train_dataloader):
+            sampler = _sampler(loader)
+            if isinstance(sampler, DistributedSamplerWrapper):
+                own = getattr(sampler.dataset, "_sampler", None)
+                if isinstance(own, EpochSampler):
+                    name = type(own).__name__
+                    raise ValueError(
+                        "use_distributed_sampler: expected Trainer(use_distributed_sampler=False) with "
+                        f"{name}(rank=..., num_replicas=...), which deals its batches out to ranks "
+                        "itself; Lightning would shuffle what it draws"
+                    )
+
     def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor | None:
         if self.chunk is None:
             value = self._value(batch, lambda tower, inputs: tower(inputs))
         else:
             optimizer = self.optimizers()
             optimizer.zero_grad()
-            with GradientCache(chunk=self.chunk) as cache:
-                value = self._value(batch, cache.embed)
-                self.manual_backward(value)
+            value = self._chunked(batch, self.chunk)
             optimizer.step()
         self.log("train_loss", value.detach(), prog_bar=True)
         return value if self.chunk is None else None
+
+    def _chunked(self, batch: Sequence[Any], chunk: int) -> Tensor:
+        """The loss of a batch; its gradients, of all ranks under DDP, are where the optimizer finds them."""
+        shared = self.trainer.strategy.model
+        under_ddp = isinstance(shared, DistributedDataParallel)
+        with shared.no_sync() if under_ddp else nullcontext(), GradientCache(chunk=chunk) as cache:
+            value = self._value(batch, cache.embed)
+            self.manual_backward(value)
+        if under_ddp:
+            # The towers run inside of DDP, which would take the first chunk's gradients for all there are.
+            # A derivative of nothing makes it reduce what the chunks have gathered.
+            found = [p.sum() for p in self.parameters() if p.grad is not None]
+            self.manual_backward(0 * torch.stack(found).sum())
+        return value
 
     def _value(self, batch: Sequence[Any], embed: Callable[[nn.Module, Any], Tensor]) -> Tensor:
         count = len(self.towers)
@@ -93,13 +137,23 @@ class RetrievalCallback(pl.Callback):
         prefix: put before the names, "val_recall@1" and the like, which checkpoints may monitor.
         options: of `fastdml.metrics.RetrievalMetrics`.
 
-    Embeddings of all ranks are gathered first.
+    Embeddings of all ranks are gathered first. A row that a `DistributedSampler` repeats, so that all ranks
+    have equally many, is counted once. Ranks that go through all rows each, with no such sampler, count
+    them several times; a warning says so.
+
+    Raises:
+        ValueError: a validation step returns something else.
     """
 
     def __init__(self, prefix: str = "val_", **options: Any) -> None:
         self.metric = RetrievalMetrics(prefix=prefix, **options)
+        self._seen: dict[int, int] = {}  # rows of each loader
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
+        self._seen.clear()
+        if trainer.world_size > 1:
+            for loader in _loaders(trainer.val_dataloaders):
+                _warn_of_equal_rows(loader, trainer.world_size)
         self.metric.reset()
         self.metric.to(module.device)
 
@@ -113,7 +167,50 @@ class RetrievalCallback(pl.Callback):
                 'validation_step: expected it to return {"embeddings": [B, D], "labels": [B]}, got '
                 f"{type(outputs).__name__}"
             ) from None
-        self.metric.update(embeddings, labels)
+        loader = _loaders(trainer.val_dataloaders)[dataloader_idx]
+        seen = self._seen[dataloader_idx] = self._seen.get(dataloader_idx, 0) + len(labels)
+        # Among the rows of a rank there is at most one that another has, its last.
+        if _last_is_a_copy(_sampler(loader), seen) and batch_idx + 1 == len(loader):
+            embeddings, labels = embeddings[:-1], labels[:-1]
+        if len(labels):
+            self.metric.update(embeddings, labels)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        module.log_dict(self.metric.compute(), prog_bar=True)
+        # Equal on all ranks, whose mean changes nothing; without it Lightning warns that nobody took one.
+        module.log_dict(self.metric.compute(), prog_bar=True, sync_dist=True)
+
+
+def _loaders(found: Any) -> list[Any]:
+    """What a trainer has for its loaders, as it counts them: one, or some in lists and dicts."""
+    if isinstance(found, dict):
+        found = list(found.values())
+    if not isinstance(found, (list, tuple)):
+        return [found]
+    return [loader for part in found for loader in _loaders(part)]
+
+
+def _sampler(loader: Any) -> Any:
+    """What draws the rows of a loader; None where nobody can tell."""
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(loader if batches is None else batches, "sampler", None)
+
+
+def _warn_of_equal_rows(loader: Any, ranks: int) -> None:
+    if isinstance(_sampler(loader), (SequentialSampler, RandomSampler)):
+        warnings.warn(
+            f"RetrievalCallback: every rank evaluates all {len(loader.dataset)} rows of its data set, and "
+            f"those of {ranks} ranks are put together. Where ranks have the same, give the loader "
+            "sampler=DistributedSampler(data, shuffle=False)",
+            stacklevel=2,
+        )
+
+
+def _last_is_a_copy(sampler: Any, seen: int) -> bool:
+    """Whether the last row that a sampler has dealt to this rank is there to make ranks equal.
+
+    seen: rows that came; where each draw is not one row, nobody can tell.
+    """
+    if not isinstance(sampler, DistributedSampler) or seen != len(sampler):
+        return False
+    rows: Any = sampler.dataset
+    return sampler.rank + (seen - 1) * sampler.num_replicas >= len(rows)

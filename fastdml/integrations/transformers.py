@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed import Distributed
 from ..metrics import evaluate
 
 __all__ = ["EmbedderWithLoss", "compute_loss", "compute_metrics", "pooled"]
@@ -46,7 +47,8 @@ def compute_loss(
     The data's column is "label": a model that takes no "labels" would not be given one of that name.
 
     Args:
-        loss: called with embeddings [B, D] and labels [B] (and what a miner finds).
+        loss: called with embeddings [B, D] and labels [B] (and what a miner finds). Over ranks:
+            `fastdml.distributed.wrap(loss)`, or `wrap(loss, miner=miner)` to mine among all ranks' rows.
         embed: finds the embeddings in the model's outputs.
 
     A batch accumulated in several steps has the mean of its steps' losses, by their numbers of rows.
@@ -65,7 +67,7 @@ def compute_loss(
             raise ValueError('labels: expected batches with "labels", got None')
         value = _value(loss, miner, embed(outputs), labels)
         if num_items_in_batch is not None:
-            value = value * (len(labels) / num_items_in_batch)
+            value = value * (_rows_of_each(loss, labels) / num_items_in_batch)
         return value
 
     return function
@@ -79,8 +81,13 @@ class EmbedderWithLoss(nn.Module):
         model: called with the batch but its labels.
         loss, embed, miner: as in `compute_loss`.
 
-    `TrainingArguments(remove_unused_columns=False)`: the trainer cannot see what the model takes.
+    `TrainingArguments(remove_unused_columns=False)`: the trainer cannot see what the model takes. Of a batch
+    accumulated in several steps the loss is the mean of theirs.
     """
+
+    # The trainer takes a forward with keywords for one that divides its loss by the number of labels in all
+    # steps and ranks, and would multiply it by the number of ranks.
+    accepts_loss_kwargs = False
 
     def __init__(
         self,
@@ -117,6 +124,14 @@ def compute_metrics(**options: Any) -> Callable[[Any], dict[str, float]]:
         return {k: float(v) for k, v in found.items()}
 
     return function
+
+
+def _rows_of_each(loss: nn.Module, labels: Tensor) -> Any:
+    """Rows of this rank; of a loss of all ranks' rows their mean over ranks, for all must scale it alike."""
+    if not isinstance(loss, Distributed):
+        return len(labels)
+    rows = loss.ranks.total(torch.tensor(len(labels), device=labels.device))
+    return rows / loss.ranks.size
 
 
 def _value(loss: nn.Module, miner: nn.Module | None, embeddings: Tensor, labels: Tensor) -> Tensor:

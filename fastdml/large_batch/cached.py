@@ -183,13 +183,16 @@ class GradientCache:
                 and mappings; lists of texts; what is neither is passed to every chunk.
 
         Raises:
-            ValueError: rows are not equally many, or the model does not return as many.
+            ValueError: rows are not equally many, or the model does not return as many; the model is
+                inside of another that runs in DDP.
         """
         if not self._open:
             raise ValueError("GradientCache.embed: expected to be called within the context")
         size = rows.count((args, kwargs))
         # An empty batch is one empty chunk: a rank without rows takes part in DDP's synchronisation.
         bounds = [(i, min(i + self._chunk, size)) for i in range(0, max(size, 1), self._chunk)]
+        if len(bounds) > 1:
+            _refuse_inside_ddp(model)
         inputs = list(rows.tensors((args, kwargs)))
         one = _Pass(model, (args, kwargs), bounds, generators(inputs, model))
         locked = isinstance(model, nn.Module) and not any(
@@ -271,6 +274,17 @@ class GradientCache:
 def _no_sync(model: Model) -> Any:
     """DDP's and FSDP's context in which backward passes gather gradients locally."""
     return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+
+
+def _refuse_inside_ddp(model: Model) -> None:
+    """DDP around more than the model would reduce the first chunk's gradients, and no others."""
+    ddp = torch.nn.parallel.DistributedDataParallel
+    active: Any = getattr(ddp, "_active_ddp_module", None)  # whose forward we are in
+    if active is not None and active.require_backward_grad_sync and not isinstance(model, ddp):
+        raise ValueError(
+            "GradientCache: expected DDP around the network itself, which is called in chunks, got a "
+            f"{type(model).__name__} inside of DDP around {type(active.module).__name__}"
+        )
 
 
 def _without_autocast() -> ExitStack:

@@ -74,7 +74,8 @@ def _synchronised(compute: Any) -> Any:
             try:
                 if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                     for name, tensors in held.items():
-                        setattr(self, name, gather(tensors))
+                        own = torch.cat(tensors) if tensors else torch.empty(0, device=_device())
+                        setattr(self, name, gather(own))
                 self._computed = compute(self)
             finally:
                 for name, tensors in held.items():
@@ -84,16 +85,40 @@ def _synchronised(compute: Any) -> Any:
     return synchronised
 
 
-def gather(tensors: list[Tensor]) -> list[Tensor]:
-    """The rows of every rank, in the order of the ranks. Each must hold some, of one width and type."""
-    if not tensors:
-        raise ValueError("embeddings: expected at least one batch on every rank")
-    mine = torch.cat(tensors)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(mine)], device=mine.device))
-    most = max(int(n) for n in sizes)
-    padded = mine.new_zeros(most, *mine.shape[1:])
-    padded[: len(mine)] = mine
-    everyone = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(everyone, padded)
-    return [rows[: int(n)] for rows, n in zip(everyone, sizes)]
+# Types, by numbers that are the same on all ranks.
+_TYPES = sorted({t for t in vars(torch).values() if isinstance(t, torch.dtype)}, key=str)
+
+
+def gather(mine: Tensor, group: Any = None) -> list[Tensor]:
+    """Rows ``[n, ...]`` of the ranks that hold some, in the order of ranks, or mine if none does.
+
+    Args:
+        mine: ``[n]`` or ``[n, D]``. Without rows its other size and its type do not count.
+
+    Raises:
+        ValueError: on all ranks, where rows are of several widths or types.
+    """
+    shape = [mine.dim(), mine.shape[-1] if mine.dim() > 1 else 1, _TYPES.index(mine.dtype)]
+    told = torch.tensor([len(mine), *shape], device=mine.device)
+    heads = [torch.empty_like(told) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(heads, told, group=group)
+    found = [head.tolist() for head in heads]
+    kinds = {tuple(kind) for n, *kind in found if n}
+    if not kinds:
+        return [mine]
+    if len(kinds) > 1:
+        each = ", ".join(f"{_TYPES[t]} [N, {d}]" for _, d, t in sorted(kinds))
+        raise ValueError(f"embeddings: expected one width and type on all ranks, got {each}")
+    dims, width, kind = kinds.pop()
+    most = max(n for n, *_ in found)
+    padded = mine.new_zeros((most, width)[:dims], dtype=_TYPES[kind])
+    padded[: len(mine)] = mine if len(mine) else padded[:0]
+    everyone = [torch.empty_like(padded) for _ in found]
+    dist.all_gather(everyone, padded, group=group)
+    return [rows[:n] for rows, (n, *_) in zip(everyone, found) if n]
+
+
+def _device() -> torch.device:
+    """Where a rank without rows takes part in an exchange."""
+    nccl = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

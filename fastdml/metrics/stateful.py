@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import definitions, inputs
+from ._metric import gather
 from .evaluation import evaluate
 from .problem import metric_of
 from .result import Evaluation
@@ -28,7 +29,7 @@ class RetrievalMetrics(Metric):
     A :class:`torchmetrics.Metric` where torchmetrics is installed, so that it goes into a MetricCollection
     and Lightning moves, resets and logs it (``self.log_dict(metric.compute())`` at the end of an epoch); the
     same form without. States are gathered over the ranks of a process group before they are computed; ranks
-    may hold different numbers.
+    may hold different numbers, or none.
 
     Args:
         metrics, k, far, similarity: as in :func:`fastdml.metrics.evaluate`.
@@ -74,6 +75,8 @@ class RetrievalMetrics(Metric):
         if storage is not None and not (isinstance(storage, torch.dtype) and storage.is_floating_point):
             raise ValueError(f"storage: expected a floating point type, got {storage!r}")
         self.storage, self.gallery, self.prefix = storage, bool(gallery), str(prefix)
+        # torchmetrics' own waits for ever where a rank has no batch at all.
+        self.dist_sync_fn = kwargs.get("dist_sync_fn") or gather
         for state in ("embeddings", "labels", "queries"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -100,12 +103,9 @@ class RetrievalMetrics(Metric):
 
     def evaluate(self) -> Evaluation:
         """The whole :class:`fastdml.metrics.Evaluation` of what this process holds."""
-        if not len(self.embeddings):
+        embeddings, labels, queries = map(_joined, (self.embeddings, self.labels, self.queries))
+        if not len(embeddings):
             raise ValueError("embeddings: expected at least one batch before compute")
-        embeddings, labels, queries = (
-            torch.cat(list(held)) if isinstance(held, (list, tuple)) else held
-            for held in (self.embeddings, self.labels, self.queries)
-        )
         chosen: dict[str, Any] = {
             "metrics": self.metrics,
             "k": self.ks,
@@ -132,6 +132,13 @@ class RetrievalMetrics(Metric):
 
 def _type(x: Any) -> torch.dtype:
     return x.dtype if isinstance(x, Tensor) else torch.from_numpy(x[:0]).dtype
+
+
+def _joined(held: Any) -> Tensor:
+    """The rows of a state: a list of batches, or what torchmetrics has made of those of all ranks."""
+    if isinstance(held, Tensor):
+        return held
+    return torch.cat(list(held)) if len(held) else torch.empty(0)
 
 
 def _pointer(x: Any) -> int:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -42,6 +43,22 @@ def run(wanted: Wanted, folder: Path, timeout: float = 600) -> dict[str, str]:
                 found[key] = found.get(key, "") + (f"rank {rank}: {wrong}\n" if wrong else "")
     if "FASTDML_TIMES" in os.environ:
         (folder / "times").write_text(done.stdout)
+    return found
+
+
+def once(request: Any, factory: Any, name: str, wanted: Wanted) -> dict[str, str]:
+    """`run` in a fixture of pytest, by whichever worker is the first to need it. name: of what is run."""
+    from filelock import FileLock
+
+    folder = factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # that all workers have
+    results = folder / f"{name}.json"
+    with FileLock(folder / f"{name}.lock"):
+        if not results.exists():
+            (folder / name).mkdir()
+            results.write_text(json.dumps(run(wanted, folder / name)))
+    found: dict[str, str] = json.loads(results.read_text())
     return found
 
 

@@ -3,8 +3,6 @@
 All checks that a run asks for are run once, whichever worker is the first to need one.
 """
 
-import json
-
 import checks_faults
 import checks_losses
 import checks_memory
@@ -13,7 +11,6 @@ import checks_training
 import checks_twotower
 import pytest
 import ranks
-from filelock import FileLock
 
 # What runs over how many ranks, in this order: memory is measured first, and a process dies last.
 RUNS = {
@@ -37,15 +34,7 @@ def found(request, tmp_path_factory):
         for size, modules in RUNS.items()
     ]
     wanted = [(size, names) for size, names in wanted if names]
-    folder = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):
-        folder = folder.parent  # that all workers have
-    results = folder / "ranks.json"
-    with FileLock(folder / "ranks.lock"):
-        if not results.exists():
-            (folder / "ranks").mkdir()
-            results.write_text(json.dumps(ranks.run(wanted, folder / "ranks")))
-    return json.loads(results.read_text())
+    return ranks.once(request, tmp_path_factory, "ranks", wanted)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Lightning trains, evaluates, checkpoints and resumes."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from others import Lazy
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from fastdml import losses, miners
 from fastdml.demo.data import load_icons
@@ -88,6 +89,27 @@ def test_two_towers(tmp_path):
     )  # fmt: skip
     trainer.fit(made, loader(TRAIN, other))
     assert float(trainer.callback_metrics["train_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(5, 1, 3))
+
+
+def test_several_rows_of_a_draw_are_all_kept():
+    """What a sampler repeats can only be told where each draw is one row."""
+    data = TensorDataset(torch.randn(9, 3))
+    validation = DataLoader(data, 1, sampler=DistributedSampler(data, 2, 1, shuffle=False))
+    callback = ours.RetrievalCallback()
+    endless = DataLoader(Endless(), 1)
+    loaders = [{"some": validation, "more": endless}, validation]
+    trainer = SimpleNamespace(world_size=2, val_dataloaders=loaders)
+    callback.on_validation_epoch_start(trainer, SimpleNamespace(device="cpu"))
+    outputs = {"embeddings": torch.randn(5, 3), "labels": torch.arange(5)}
+    for k in range(2):
+        for loader in range(3):
+            callback.on_validation_batch_end(trainer, None, outputs, None, k, loader)
+    assert len(torch.cat(callback.metric.embeddings)) == 30
 
 
 def test_a_validation_step_that_returns_nothing_is_named():

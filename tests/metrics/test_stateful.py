@@ -144,7 +144,20 @@ metric = M.RetrievalMetrics(("recall", "map@r", "map", "auc"), k=(1, 3))
 part = slice(0, 17) if rank == 0 else slice(17, 50)
 for a, b in zip(x[part].split(6), y[part].split(6)):
     metric.update(a, b)
-print({k: float(v) for k, v in metric.compute().items()}, len(torch.cat(list(metric.embeddings))))
+def refused(metric):
+    try:
+        metric.compute()
+    except ValueError as error:
+        return str(error).partition(" expected ")[2]
+none, wide = M.RetrievalMetrics(), M.RetrievalMetrics()
+wide.update(x[:, : 3 + rank], y)
+wrong = refused(none), refused(wide)
+other = M.RetrievalMetrics(("recall", "map@r", "map", "auc"), k=(1, 3))
+if rank:
+    other.update(x, y)
+for m in (metric, other):
+    found, held = {k: float(v) for k, v in m.compute().items()}, torch.cat([x[:0], *m.embeddings])
+    print(found, len(held), *wrong, sep="; ")
 dist.destroy_process_group()
 """
 
@@ -152,6 +165,7 @@ dist.destroy_process_group()
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 @pytest.mark.parametrize("how", ["torchmetrics", "alone"])
 def test_ranks_that_hold_different_numbers(tmp_path, how):
+    """Or none: one of them, all of them."""
     if how == "torchmetrics":
         pytest.importorskip("torchmetrics")
     torch.save((X, Y), tmp_path / "data.pt")
@@ -163,4 +177,6 @@ def test_ranks_that_hold_different_numbers(tmp_path, how):
         for rank in range(2)
     ]  # fmt: skip
     said = [process.communicate(timeout=120)[0].strip() for process in ranks]
-    assert said == [f"{TRUE} 17", f"{TRUE} 33"]
+    wrong = "at least one batch before compute; one width and type on all ranks, got {t} [N, 3], {t} [N, 4]"
+    lines = [f"{TRUE}; {count}; {wrong.format(t=X.dtype)}" for count in (17, 0, 33, len(X))]
+    assert [line for one in said for line in one.splitlines()] == lines
