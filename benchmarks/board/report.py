@@ -22,7 +22,7 @@ COLOURS = {"pairs": "C0", "proxies": "C1", "teacher": "C2", "two sets": "C4", "m
 ENOUGH = 0.7  # Recall@1 on the icons that every loss should reach
 # Why an entry stays below it, however long it trains, where its definition says so.
 _BESIDE = "a regulariser, which its paper puts beside another loss: it says little of which pairs are near"
-_MARGIN = "its margin multiplies angles from the first step on; the paper blends it in, which is left to callers"
+_MARGIN = "its margin multiplies angles from the first step on; blending it in is left to callers"
 WHY: dict[str, str] = {
     "calibration": "a term of ROADMAP (above), whose ranks do the rest",
     "dark_rank": "it learns a teacher's order of a batch alone, and no labels",
