@@ -295,6 +295,32 @@ class Problem:
         described = RowLoss(similarity=self.loss.teacher_similarity or self.loss.similarity)
         return Problem(described, a, c, self.relation, self.statistic)
 
+    def reordered(self, order: Tensor) -> Problem:
+        """The samples of a conditioned problem of one set with labels, int64 [M] of them in turn."""
+        assert self.one_set and isinstance(self.relation, LabelRelation)
+
+        def taken(x: Tensor) -> Tensor:
+            return x.index_select(0, order)
+
+        def maybe(x: Tensor | None) -> Tensor | None:
+            return None if x is None else taken(x)
+
+        anchors, labels = taken(self.anchors), taken(self.relation.anchor_labels)
+        made = dataclasses.replace(
+            self,
+            anchors=anchors,
+            candidates=anchors,
+            relation=LabelRelation(labels, labels, self.relation.own),
+            row_weight=maybe(self.row_weight),
+            row_values=maybe(self.row_values),
+            col_values=None if self.col_values is None else self.col_values.index_select(1, order),
+            last_block=None,
+            unfit=tuple(map(taken, self.unfit)),
+        )
+        if "row_scale" in self.__dict__:
+            made.__dict__["row_scale"] = maybe(self.row_scale)
+        return made
+
     def swapped(self, loss: RowLoss) -> Problem:
         """Candidates against anchors."""
         if self.loss.metric.raw_anchors:

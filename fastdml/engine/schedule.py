@@ -68,6 +68,16 @@ class Result:
     d_col_values: Tensor | None = None  # [k, N]
     total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
 
+    def reordered(self, order: Tensor) -> Result:
+        """Of the samples of one set, int64 [M] of them in turn."""
+        made = dataclasses.replace(self)
+        for name in ("outputs", "d_anchors", "d_row_values"):
+            x = getattr(self, name)
+            setattr(made, name, None if x is None else x.index_select(0, order))
+        if self.d_col_values is not None:
+            made.d_col_values = self.d_col_values.index_select(1, order)
+        return made
+
 
 @dataclasses.dataclass
 class Visit:

@@ -182,14 +182,16 @@ def test_chosen_by_size_and_explained():
     hinges = fastdml.row_loss(hinge, parameters={"margin": 0.2})
     for loss, n, taken in (
         (sums, 1024, "symmetric"), (sums, 512, "native"), (mined, 2048, "symmetric"),
-        (mined, -2048, "native"), (mined, 1024, "native"), (hinges, 1024, "native"),
+        (mined, -2048, "symmetric"), (mined, 1024, "native"), (hinges, 1024, "native"),
     ):  # fmt: skip
         # Below 0: labels that lie far apart.
         x, y = torch.randn(abs(n), 8), torch.arange(n) // 4 if n > 0 else torch.arange(-n) % 512
         assert re.search(rf"runs on\s+{taken}", str(fastdml.explain(loss, x, y)))
     mined.backend = "symmetric"
     text = str(fastdml.explain(mined, torch.randn(600, 8), torch.arange(600) // 4))
-    assert "each pair once for both its ends: 1 sweep for statistics and 2 among positives" in text
+    assert "each pair once for both its ends: 1 sweep for statistics and 2 among positives, then" in text
+    text = str(fastdml.explain(mined, torch.randn(600, 8), torch.arange(600) % 150))
+    assert "and 2 among positives, put together first, then" in text
 
 
 def test_losses_of_the_library():
@@ -260,15 +262,23 @@ def test_samples_among_their_own_positives(similarity, workspace):
     compared(Call(loss, x, anchor_labels=y, reduction="none"), x)
 
 
+def of_values_of_positives(p, scale):
+    """... of which a pass among positives reads some."""
+    level = log_sum_exp(scale * p.s + p.column(0), where=p.negative)
+    pulls = sum(p.column(1) * softplus(level - scale * p.s * p.row_value(0)), where=p.positive)
+    return p.row_value(1) * where(count(where=p.negative) > 0, pulls, 0.0)
+
+
+@pytest.mark.parametrize("function", [of_values, of_values_of_positives])
 @pytest.mark.parametrize("backend", ["symmetric", "native", "chunked"])
-def test_derivatives_by_values_of_rows_and_candidates(backend, workspace):
+def test_derivatives_by_values_of_rows_and_candidates(backend, function, workspace):
     workspace(64 << 10)
     x, y = samples(150)
     g = torch.Generator().manual_seed(1)
     rows, columns = (torch.rand(*s, generator=g, dtype=torch.float64) for s in ((150, 2), (3, 150)))
     rows, columns = rows.requires_grad_(), columns.requires_grad_()
     weight = torch.linspace(0, 3, 150, dtype=torch.float64)
-    loss = DescribedLoss(of_values, {"scale": 5.0})
+    loss = DescribedLoss(function, {"scale": 5.0})
     for reduction in ("none", "mean"):
         call = Call(
             loss, x, anchor_labels=y, reduction=reduction, row_values=rows, col_values=columns,

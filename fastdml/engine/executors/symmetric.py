@@ -96,7 +96,8 @@ class Symmetric:
     def plan(self, problem: Problem) -> str:
         form, _ = _form(problem)
         sweeps, narrow = form.sweeps, form.among_positives.count(True)
-        among = f" and {narrow} among positives" if narrow else ""
+        apart = narrow and _together(problem) is not None
+        among = f" and {narrow} among positives{', put together first' * apart}" if narrow else ""
         return (
             f"each pair once for both its ends: {sweeps} sweep{'s' * (sweeps != 1)} for statistics{among}, "
             f"then the weights; {_rows(problem)} rows at a time"
@@ -107,8 +108,12 @@ class Symmetric:
         if kept is None:  # a loss of several outputs runs twice
             problem.condition()
             schedule.presweep(problem, _outputs)
-            kept = problem.__dict__["symmetric_run"] = Run([problem])
-        return kept.run(wanted)[0]  # type: ignore[no-any-return]
+            order = _together(problem)
+            run = Run([problem if order is None else problem.reordered(order)])
+            kept = problem.__dict__["symmetric_run"] = run, None if order is None else order.argsort()
+        run, back = kept
+        found = run.run(wanted)[0]
+        return found if back is None else found.reordered(back)  # type: ignore[no-any-return]
 
     def runs_together(self, problems: Sequence[Problem]) -> bool:
         """Whether `Run` takes problems of the leading dimensions of one set at once."""
@@ -160,7 +165,12 @@ def _among_positives(problem: Problem, size: int) -> list[Block]:
     blocks = _blocks(n, size)
     if not isinstance(problem.relation, LabelRelation) or problem.teacher_problem is not None:
         return blocks
-    classes = problem.classes.col_class.long()
+    return _reaching(blocks, size, problem.classes.col_class)
+
+
+def _reaching(blocks: Sequence[Block], size: int, classes: Tensor) -> list[Block]:
+    """Blocks of `size` rows up to the last column of a class that one of the rows has. classes: [N]"""
+    n, classes = classes.shape[0], classes.long()
     last = torch.zeros_like(classes).scatter_reduce_(0, classes, torch.arange(n), "amax")[classes]
     padded = torch.nn.functional.pad(last, (0, len(blocks) * size - n))
     reach = padded.view(len(blocks), size).amax(1).tolist()
@@ -168,13 +178,28 @@ def _among_positives(problem: Problem, size: int) -> list[Block]:
 
 
 def _share(problem: Problem) -> float:
-    """Of all pairs, how many a pass among positives visits."""
-    n, size = problem.relation.rows, _rows(problem)
+    """Of all pairs, how many a pass among positives visits once classes lie together."""
+    n, size = problem.relation.rows, min(_NARROW, _rows(problem))
+    if not isinstance(problem.relation, LabelRelation) or problem.teacher_problem is not None:
+        return 1.0
+    blocks = _blocks(n, size)
     among, every = (
-        sum(math.prod(block.shape) for block in blocks)
-        for blocks in (_among_positives(problem, size), _blocks(n, size))
+        sum(math.prod(block.shape) for block in found)
+        for found in (_reaching(blocks, size, problem.classes.col_class.sort().values), blocks)
     )
     return among / every
+
+
+def _together(problem: Problem) -> Tensor | None:
+    """int64 [N] samples in an order in which classes lie together; None where they do, or where no pass is
+    among positives alone."""
+    form, _ = _form(problem)
+    labelled = isinstance(problem.relation, LabelRelation) and problem.teacher_problem is None
+    if not labelled or True not in form.among_positives or problem.whole is not None:
+        return None
+    classes = problem.classes.col_class
+    changes = int((classes.diff() != 0).sum())
+    return None if changes == int(classes.max()) else classes.argsort(stable=True)
 
 
 def _unrelated(problem: Problem) -> str | None:
