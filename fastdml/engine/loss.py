@@ -139,7 +139,7 @@ class RowLoss:
     # some candidates and over others add up.
     additive: ClassVar[bool] = False
     # Whether the symmetric schedule is faster than rows where it takes two sweeps for statistics: measured.
-    # (A sweep among positives, where they lie together, counts for next to nothing.)
+    # (A sweep among positives counts for next to nothing.)
     two_sweeps_pay: ClassVar[bool] = False
     # Bytes the spec needs per pair beyond the similarity itself, for the size of chunked blocks.
     spec_bytes: ClassVar[int] = 48
