@@ -40,7 +40,7 @@ _SMALL = 512
 # 512 dimensions).
 _HALF = 0.54
 # Sweeps of all pairs for statistics, with those among positives, that are as good as one.
-_ONE_SWEEP = 1.25
+_ONE_SWEEP = 1.5
 # Bytes a pair for making the masks of index tuples.
 _MASKS = 8
 
