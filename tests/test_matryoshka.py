@@ -70,6 +70,8 @@ OF_SAMPLES = {
     "SupCon": lambda b: losses.SupConLoss(backend=b),  # a mean over rows above 0
     "contrastive": lambda b: losses.ContrastiveLoss(backend=b),  # symmetric; a mean over active pairs
     "circle": lambda b: losses.CircleLoss(form="global", backend=b),  # a combination of all rows
+    "mean of pairs": lambda b: losses.ContrastiveLoss(reduction="mean", backend=b),  # combined as a mean
+    "semi-variance": lambda b: losses.SemiVarianceLoss(backend=b),  # all rows weigh alike
     "Smooth-AP": lambda b: losses.SmoothAPLoss(backend=b),
     "triplets": lambda b: losses.TripletMarginLoss(backend=b),
 }

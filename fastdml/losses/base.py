@@ -422,9 +422,14 @@ class SampleLoss(Loss):
                 description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
             )
             weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
-            return description, found.replace(row_weight=weight)
-        given = (*batch, *(None,) * 4)[:5]
-        return resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
+            found = found.replace(row_weight=weight)
+        else:
+            given = (*batch, *(None,) * 4)[:5]
+            description, found = resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
+        if metric.raw_anchors and found.ref_emb is None:
+            # A sample is another vector as an anchor than as a candidate: two sets, even of one tensor.
+            found = found.replace(ref_emb=found.embeddings, ref_labels=found.labels, own=0)
+        return description, found
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         """The call of a checked batch."""
