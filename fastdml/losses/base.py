@@ -341,8 +341,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         terms = {} if term is None else {"embedding_reg_loss": term}
         labels = named.get("labels")
         whole = self.one_number is not None
-        name = self.part_names[0]
-        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, name, whole)]
+        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, self.part_names, whole)]
 
     def _batch_names(self) -> tuple[str, ...]:
         return ("embeddings", "labels")
