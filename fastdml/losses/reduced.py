@@ -230,7 +230,8 @@ class Reduced:
 
 
 def _is_empty(call: Call) -> bool:
-    return 0 in (call.anchors.shape[0], (call.anchors if call.candidates is None else call.candidates).shape[0])
+    columns = call.anchors if call.candidates is None else call.candidates
+    return 0 in (call.anchors.shape[0], columns.shape[0])
 
 
 def _is_list(part: Any) -> bool:
