@@ -59,7 +59,7 @@ def test_the_tables_of_scaling_are_up_to_date():
 
 
 def test_names_that_documents_spell_out_are_there_after_the_import():
-    """As a reader types them after `import fastdml`; but for what needs other packages, and one to be written."""
+    """As a reader types them after `import fastdml`; but for what needs other packages, and one to write."""
     texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {n for t in texts for n in re.findall(r"\bfastdml(?:\.\w+)+", t.read_text(encoding="utf-8"))}
     apart = ("fastdml.kernels", "fastdml.demo", "fastdml.integrations.", "fastdml.functional.soft_lifted")

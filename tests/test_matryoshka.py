@@ -169,6 +169,24 @@ def test_what_cannot_share_runs_one_by_one(together):
     assert not together
 
 
+def test_candidates_tokens_and_proxies_of_other_names():
+    x, candidates, scores = drawn(7, D), drawn(7, 4, D), drawn(7, 4)
+    cut = lambda t: t[..., :3]  # noqa: E731
+    for loss in (losses.MarginMSELoss(), losses.CandidateKLLoss()):
+        true = loss(cut(x), cut(candidates), scores) + loss(x, candidates, scores)
+        torch.testing.assert_close(MatryoshkaLoss(loss, (3, D))(x, candidates, scores), true)
+    tokens, late = drawn(7, 2, D, seed=1), losses.LateInteractionLoss()
+    true = late(cut(tokens), cut(candidates)) + late(tokens, candidates)
+    torch.testing.assert_close(MatryoshkaLoss(late, (3, D))(tokens, candidates), true)
+    with pytest.raises(ValueError, match="^queries: expected at least 14 dimensions"):
+        MatryoshkaLoss(late, (14,))(tokens, candidates)
+    own, classes = losses.ManifoldLoss(D, K=3).double(), torch.arange(7) % 3
+    narrow = losses.ManifoldLoss(3, K=3).double()
+    narrow.proxies.data = cut(own.proxies.data)
+    true = narrow(cut(x), indices_tuple=classes) + own(x, indices_tuple=classes)
+    torch.testing.assert_close(MatryoshkaLoss(own, (3, D))(x, indices_tuple=classes), true)
+
+
 def test_regularizers_are_of_every_width():
     loss = losses.SupConLoss(embedding_regularizer=lambda e: e.square().mean(), embedding_reg_weight=0.1)
     assert_same(loss, drawn(B, D), LABELS)

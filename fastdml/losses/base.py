@@ -350,6 +350,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         """A call of the engine with this loss's reduction and backend."""
         fields.setdefault("reduction", self.reduction)
         fields.setdefault("backend", self.backend)
+        metric: Any = description.metric
+        if metric.raw_anchors and fields.get("candidates") is None:
+            # A sample is another vector as an anchor than as a candidate: two sets, even of one tensor.
+            fields.update(candidates=anchors, candidate_labels=fields.get("anchor_labels"), own=0)
         if description.combined and fields["reduction"] == "none":
             raise ValueError(
                 f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
@@ -426,7 +430,6 @@ class SampleLoss(Loss):
             given = (*batch, *(None,) * 4)[:5]
             description, found = resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
         if metric.raw_anchors and found.ref_emb is None:
-            # A sample is another vector as an anchor than as a candidate: two sets, even of one tensor.
             found = found.replace(ref_emb=found.embeddings, ref_labels=found.labels, own=0)
         return description, found
 
