@@ -178,7 +178,7 @@ def test_candidates_tokens_and_proxies_of_other_names():
     tokens, late = drawn(7, 2, D, seed=1), losses.LateInteractionLoss()
     true = late(cut(tokens), cut(candidates)) + late(tokens, candidates)
     torch.testing.assert_close(MatryoshkaLoss(late, (3, D))(tokens, candidates), true)
-    with pytest.raises(ValueError, match="^queries: expected at least 14 dimensions"):
+    with pytest.raises(ValueError, match=r"^queries: expected at least 14 dimensions"):
         MatryoshkaLoss(late, (14,))(tokens, candidates)
     own, classes = losses.ManifoldLoss(D, K=3).double(), torch.arange(7) % 3
     narrow = losses.ManifoldLoss(3, K=3).double()

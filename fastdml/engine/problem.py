@@ -169,7 +169,7 @@ class Problem:
 
     @property
     def one_set(self) -> bool:
-        # (What is another vector as an anchor than as a candidate is two sets, as a teacher's samples are then.)
+        # What is another vector as an anchor than as a candidate is two sets, a teacher's samples too.
         return self.anchors is self.candidates and not self.loss.metric.raw_anchors
 
     @property
