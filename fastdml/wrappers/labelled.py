@@ -253,7 +253,7 @@ class _Given:
         if given is None:
             return None
         if isinstance(given, LazyPairs):
-            given = tuple(given)
+            given = given.listed()
         if callable(given):
             function: Callable[[Tensor, Tensor], Any] = given
             return lambda a, c: function(rows[a], columns[c])
