@@ -94,10 +94,12 @@ class Reduced:
         terms = {k: t.evaluate() for k, t in self.terms.items()}
         others = [p.evaluate() for p in self.parts if not isinstance(p, Call) and not _is_list(p)]
         if self.whole:
-            value = total_of(self.parts)
-            found = {self.name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
-            return self.reducer(found, self.embeddings, self.labels)
+            numbers = {self.name: total_of(self.parts)} | terms
+            whole = {name: _number(value) for name, value in numbers.items()}
+            return self.reducer(whole, self.embeddings, self.labels)
         main = self._main
+        if main is not None:  # what else the loss adds up has no elements
+            others += [evaluate(c) for c in self.calls if c is not main]
         if main is not None and _is_empty(main):
             return self._of_nothing(main, terms, others)
         if self.by_blocks:
@@ -106,8 +108,7 @@ class Reduced:
         found = listed() or self._of_rows()
         for k, value in enumerate(others):
             terms[f"term_{k}"] = value
-        for name, value in terms.items():
-            found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+        found |= {name: _number(value) for name, value in terms.items()}
         reducer, labels = native(self.reducer) or self.reducer, self.labels
         if main is None and any(c.loss.rows == "proxies" for c in self.calls):  # in the order of the classes
             rows = next(iter(found.values()))["losses"]
@@ -132,11 +133,13 @@ class Reduced:
         values = [evaluate(c) for c in self.calls]
         if not values:
             return {name: dict(_NOTHING) for name in self.names}
-        total = sum(values[1:], values[0])
-        if total.dim() == 0:
-            return {"loss": {"losses": total, "indices": None, "reduction_type": "already_reduced"}}
-        index = torch.arange(total.shape[0], device=total.device)
-        return {"loss": {"losses": total, "indices": index, "reduction_type": "element"}}
+        rows, numbers = [v for v in values if v.dim()], [v for v in values if not v.dim()]
+        if not rows:
+            return {"loss": _number(sum(numbers))}
+        total = sum(rows)
+        index = torch.arange(len(rows[0]), device=rows[0].device)
+        found = {"loss": {"losses": total, "indices": index, "reduction_type": "element"}}
+        return found | ({"number": _number(sum(numbers))} if numbers else {})
 
     def _of_triplets(self) -> dict[str, Any]:
         """The losses of triplets one by one, if that is what the loss is."""
@@ -150,9 +153,12 @@ class Reduced:
         if rows.weight is not None:
             raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
         pieces = dict(call.loss.pieces(rows))
-        if call.row_weight is None:
+        weight: Any = call.weight
+        if call.row_weight is not None:
+            of_rows = call.row_weight[rows.first : rows.first + rows.s.shape[0], None]
+            weight = weight * of_rows.to(rows.s.dtype)
+        elif isinstance(weight, float) and weight == 1:
             return pieces
-        weight = call.row_weight[rows.first : rows.first + rows.s.shape[0], None].to(rows.s.dtype)
         return {k: dataclasses.replace(p, losses=p.losses * weight) for k, p in pieces.items()}
 
     def _folded(self) -> Tensor:
@@ -227,6 +233,10 @@ class Reduced:
                 info["divisor"] = piece.divisor.sum()
             found[name] = info
         return found
+
+
+def _number(value: Any) -> dict[str, Any]:
+    return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
 
 
 def _is_empty(call: Call) -> bool:
