@@ -34,7 +34,8 @@ class Labelled(nn.Module):
     sample_weights=None, own=None)`: see `SampleLoss.forward`; sample_weights: [B] weights of the rows, of at
     least 0, times those of their classes. Weights are of anchors: a pair weighs as its row does. Pairs of an
     index tuple of the whole batch that name an ignored sample are left out. With reduction="none" an ignored
-    row has 0. A batch that is ignored as a whole has a loss of 0.
+    row has 0. A batch that is ignored as a whole has a loss of 0. labels may be anything that the loss
+    takes, or None, where neither ignore_label nor class_weights reads them.
 
     Raises:
         ValueError: naming the argument and what was expected of it; also where a loss is no sum over rows
