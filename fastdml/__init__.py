@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+from typing import TYPE_CHECKING
 
 # Some ten thousand objects that stay are made now. To look for garbage among all of torch's again and again
 # meanwhile would take a third of the time.
@@ -19,17 +21,39 @@ finally:
     if _collects:
         gc.enable()
 
+if TYPE_CHECKING:
+    from . import distributed, integrations, labels, methods, metrics, samplers, wrappers
+else:
+    # Made at their first mention: what they need of torch and others would make every start longer.
+    _LATER = ("distributed", "integrations", "labels", "methods", "metrics", "samplers", "wrappers")
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(f".{name}", __name__)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
+
+
 __version__ = "0.1.0"
 __all__ = [
     "build_info",
     "cached_step",
     "distances",
+    "distributed",
     "explain",
     "functional",
+    "integrations",
+    "labels",
     "losses",
+    "methods",
+    "metrics",
     "miners",
     "reducers",
     "regularizers",
     "row_loss",
+    "samplers",
     "set_workspace",
+    "wrappers",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import check
+from .engine.similarity import wide_type
 
 __all__ = [
     "AvgNonZeroReducer",
@@ -99,8 +100,8 @@ class BaseReducer(nn.Module):
         return self.of_list(chosen[mask]) + self.zero_loss(embeddings)
 
     def zero_loss(self, embeddings: Tensor) -> Tensor:
-        """0, with a gradient."""
-        return (embeddings * 0).sum()
+        """0 in the type of losses, with a gradient."""
+        return (embeddings * 0).sum().to(wide_type(embeddings))
 
     def fold(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> Tensor:
         """[R, 2] what rows add to both sums: of losses and of what they are divided by.

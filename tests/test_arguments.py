@@ -355,3 +355,21 @@ def test_one_k_is_several():
     for wrong in (0, None, "two", 1.5, (1.5,)):
         with pytest.raises(ValueError, match=r"^k: expected"):
             F.recall_at_k(**g, k=wrong)
+
+
+@pytest.mark.parametrize("name", ["InfoNCELoss", "CLIPLoss", "LateInteractionLoss", "ProxyNCAPlusPlusLoss"])
+def test_a_temperature_that_is_set_later(name):
+    """It is what the loss is made with, though the loss keeps its inverse."""
+    sizes = (3, 4) if name == "ProxyNCAPlusPlusLoss" else ()
+    torch.manual_seed(0)
+    loss = getattr(losses, name)(*sizes, temperature=0.5)
+    torch.manual_seed(0)
+    other = getattr(losses, name)(*sizes, temperature=0.25)
+    loss.temperature = 0.25
+    assert "temperature=0.25" in repr(loss) and loss.temperature == 0.25
+    shape = (6, 2, 4) if name == "LateInteractionLoss" else (6, 4)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    second = torch.arange(6) % 3 if sizes else x.flip(0)
+    torch.testing.assert_close(loss(x, second), other(x, second))
+    with pytest.raises(ValueError, match=r"^temperature: expected"):
+        loss.temperature = 0

@@ -4,7 +4,7 @@ import re
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, python
 
 SPECIFICATION = ROOT / "docs" / "specification.md"
 # "SPEC 2.11", and lists of sections: "SPEC 2.6, 2.8 and 2.16".
@@ -56,3 +56,13 @@ def test_the_tables_of_scaling_are_up_to_date():
 
     text = make_scaling.PAGE.read_text(encoding="utf-8")
     assert make_scaling.page(text) == text, "run python docs/make_scaling.py"
+
+
+def test_names_that_documents_spell_out_are_there_after_the_import():
+    """As a reader types them after `import fastdml`; but for what needs other packages, and one to write."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {n for t in texts for n in re.findall(r"\bfastdml(?:\.\w+)+", t.read_text(encoding="utf-8"))}
+    apart = ("fastdml.kernels", "fastdml.demo", "fastdml.integrations.", "fastdml.functional.soft_lifted")
+    named = {n for n in named if not n.startswith(apart)}
+    code = f"import operator, fastdml\nfor n in {sorted(named)}: operator.attrgetter(n[8:])(fastdml)"
+    assert len(named) > 10 and python(code) == ""

@@ -13,6 +13,7 @@ import fastdml
 from fastdml import functional as F
 from fastdml import losses
 from fastdml.engine import library
+from fastdml.reducers import ClassWeightedReducer
 
 BACKENDS = ["dense", "chunked"] + (["native"] if library.load() is not None else [])
 MODULES: dict[str, dict] = {
@@ -336,3 +337,13 @@ def test_a_hundred_thousand_classes_by_columns() -> None:
     z = torch.nn.functional.normalize(x.double(), dim=1) @ unit / 0.05
     (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(z, y), weight)
     assert (d_w - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_reducers_take_rows_that_are_proxies_in_the_order_of_the_classes():
+    """More classes than samples, and a class's weight times its own row."""
+    x, y = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([4, 4, 2])
+    weights = torch.linspace(0.5, 2, 5)
+    rows = losses.MultiProxyAnchorLoss(5, 4, reduction="none")
+    loss = losses.MultiProxyAnchorLoss(5, 4, reducer=ClassWeightedReducer(weights))
+    loss.load_state_dict(rows.state_dict())
+    torch.testing.assert_close(loss(x, y), (rows(x, y) * weights).mean())

@@ -369,3 +369,19 @@ def test_rkd_angle_twice_through_one_graph() -> None:
 def test_errors(call: Callable[[Tensor, Tensor], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(*batch())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_projections_of_samples_and_of_their_teacher(backend):
+    """Each taken as it is as an anchor, and at length 1 as a candidate."""
+    g = torch.Generator().manual_seed(2)
+    x, teacher = (torch.randn(9, d, generator=g, dtype=torch.float64) for d in (5, 7))
+    loss = losses.ListwiseSelfDistillationLoss(similarity="projection", backend=backend)
+    leaf, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found = loss(leaf, teacher)
+    mine, theirs = (t @ torch.nn.functional.normalize(t, dim=1).t() for t in (plain, teacher))
+    p = theirs.softmax(1)
+    true = (p * (p.log() - mine.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(found, true, rtol=1e-11, atol=0)
+    got, expected = torch.autograd.grad(found, leaf)[0], torch.autograd.grad(true, plain)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)

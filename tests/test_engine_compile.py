@@ -221,6 +221,18 @@ def test_with_the_miner_and_other_arguments():
 
 
 @pytest.mark.unpoisoned
+@pytest.mark.parametrize(("name", "fullgraph"), [("MultiSimilarityLoss", True), ("CircleLoss", False)])
+def test_pairs_that_were_mined_before_the_graph(name, fullgraph):
+    """Applied inside the loss's own pass, or listed where the loss knows no such rule."""
+    case = CASES["ragged"]().to(torch.float32)
+    loss, miner = getattr(losses, name)(), fastdml.miners.MultiSimilarityMiner()
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=fullgraph, backend="aot_eager")
+    found = compiled(case.x, case.y, miner(case.x, case.y))
+    torch.testing.assert_close(found, loss(case.x, case.y, tuple(miner(case.x, case.y))))
+
+
+@pytest.mark.unpoisoned
 def test_parameters_that_change_between_calls():
     """A graph holds the loss it was compiled for; another value is another graph."""
     case = CASES["ragged"]().to(torch.float32)

@@ -5,6 +5,7 @@ import torch
 from conftest import CASES
 
 import fastdml
+from fastdml import distances, language
 
 
 def lifted(s, positive, negative):
@@ -145,3 +146,41 @@ def test_a_parameter_of_the_function_is_refused(backend):
     margin.requires_grad_(False)
     loss(x, case.y).backward()
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", ["chunked", "dense"])
+def test_a_function_that_writes_into_what_it_is_given(backend):
+    def writes(s, positive, negative):
+        s[~negative] = -9
+        negative &= s > -0.5
+        return s.mul_(2).logsumexp(1) + negative.sum(1)
+
+    def makes(s, positive, negative):
+        s = s.masked_fill(~negative, -9)
+        return (2 * s).logsumexp(1) + (negative & (s > -0.5)).sum(1)
+
+    x, y = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 5
+    found, true = (fastdml.row_loss(f, backend=backend) for f in (writes, makes))
+    with torch.no_grad():
+        assert found(x, y) == true(x, y)
+    leaves = [x.clone().requires_grad_() for _ in range(2)]
+    for loss, leaf in zip((found, true), leaves):
+        loss(leaf, y).backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_a_distance_and_a_similarity_that_is_set():
+    x, y = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 5
+
+    def fn(s, positive, negative):
+        return (s * positive).sum(1) - (s * negative).sum(1)
+
+    def described(p):
+        return language.sum(p.s, where=p.positive) - language.sum(p.s, where=p.negative)
+
+    for function in (fn, described):
+        loss = fastdml.row_loss(function, distance=distances.LpDistance(), backend="chunked")
+        true = fastdml.row_loss(function, "distance", backend="chunked")(x, y)
+        assert loss(x, y) == true
+        loss.similarity = "dot"
+        assert loss(x, y) == fastdml.row_loss(function, "dot", backend="chunked")(x, y) != true

@@ -7,8 +7,10 @@ from torch.nn.functional import logsigmoid, normalize, softplus
 
 import fastdml
 from fastdml import losses, miners
+from fastdml.distributed import wrap
 from fastdml.labels import LabelSets
-from fastdml.wrappers import Labelled, SelfSupervisedLoss
+from fastdml.reducers import ThresholdReducer
+from fastdml.wrappers import Labelled, MatryoshkaLoss, SelfSupervisedLoss
 
 ROWS, OTHERS = 23, 31
 
@@ -280,6 +282,40 @@ def test_ignored_rows_have_no_loss_and_an_ignored_batch_neither():
     assert whole.item() == 0 and not torch.autograd.grad(whole, x)[0].any()
 
 
+def test_ignored_rows_keep_their_places_in_every_wrapper():
+    x, (y, _) = embeddings(ROWS, 1), ignored(True)
+    rows = Labelled(losses.MultiSimilarityLoss(reduction="none"), ignore_label=-100)
+    true, cut = rows(x, y), rows(x[:, :3], y)
+    torch.testing.assert_close(wrap(rows)(x, y), true)
+    torch.testing.assert_close(MatryoshkaLoss(rows, (3, x.shape[1]))(x, y), true + cut)
+    # Rows that are proxies are all there, and what a reducer object makes of rows is one number.
+    kept = y != -100
+    anchor = losses.ProxyAnchorLoss(5, x.shape[1], reduction="none").double()
+    torch.testing.assert_close(Labelled(anchor, ignore_label=-100)(x, y), anchor(x[kept], y[kept]))
+    loss = losses.MultiSimilarityLoss(reducer=ThresholdReducer(low=0.3))
+    torch.testing.assert_close(Labelled(loss, ignore_label=-100)(x, y), loss(x[kept], y[kept]))
+
+
+def test_a_half_precision_batch_that_is_ignored_as_a_whole():
+    x = embeddings(4, 1).detach().half().requires_grad_()
+    ref = embeddings(6, 2).detach().half().requires_grad_()
+    scale = torch.nn.Parameter(torch.tensor(0.1))
+    loss = Labelled(losses.SupConLoss(scale), ignore_label=1)
+    found = loss(x, torch.ones(4, dtype=torch.int64), None, ref, torch.arange(6))
+    assert found.dtype == torch.float32
+    assert not any(g.any() for g in torch.autograd.grad(found, (x, ref, scale)))
+
+
+def test_a_miner_is_told_own_copies():
+    x, (y, _) = embeddings(ROWS, 1), ignored(True)
+    memory = torch.cat([embeddings(4, 9), x]).detach()
+    theirs = torch.cat([torch.zeros(4, dtype=torch.int64), y])
+    miner, loss = miners.BatchEasyHardMiner("easy", "hard"), losses.ContrastiveLoss()
+    true = loss(x, y, miner(x, y, memory, theirs, own=4), memory, theirs, own=4)
+    found = Labelled(loss, miner=miner)(x, y, None, memory, theirs, own=4)
+    torch.testing.assert_close(found, true)
+
+
 def test_a_miner_sees_what_is_left():
     x, (y, _) = embeddings(ROWS, 1), ignored(True)
     miner = miners.MultiSimilarityMiner()
@@ -308,6 +344,27 @@ def test_weights_of_classes_and_samples(name, normalize_):
     true = (w * rows(x, y)).sum() / (w.sum() if normalize_ else ROWS)
     torch.testing.assert_close(found, true, rtol=1e-9, atol=0)
     torch.testing.assert_close(torch.autograd.grad(found, x)[0], torch.autograd.grad(true, x)[0])
+
+
+def test_weights_are_of_the_type_of_the_loss():
+    x, y = embeddings(ROWS, 1), torch.arange(ROWS) % 5
+    of_class, of_sample = torch.rand(5, dtype=torch.float64), torch.rand(ROWS)
+    rows = losses.SupConLoss(reduction="none")(x, y)
+    w = of_class[y] * of_sample.double()
+    wrapped = Labelled(losses.SupConLoss(reduction="mean"), class_weights=of_class, normalize=True)
+    true = (w * rows).sum() / w.sum()
+    torch.testing.assert_close(wrapped(x, y, sample_weights=of_sample), true, rtol=1e-12, atol=0)
+
+
+def test_weights_without_labels_and_before_a_reducer():
+    x, tags = embeddings(ROWS, 1), sets(ROWS, 2)
+    w = torch.rand(ROWS, dtype=torch.float64)
+    rows = losses.SupConLoss(reduction="none")(x, tags)
+    found = Labelled(losses.SupConLoss(reduction="mean"))(x, tags, sample_weights=w)
+    torch.testing.assert_close(found, (w * rows).mean())
+    weighted = w * rows
+    loss = Labelled(losses.SupConLoss(reducer=ThresholdReducer(low=0.4)))
+    torch.testing.assert_close(loss(x, tags, sample_weights=w), weighted[weighted > 0.4].mean())
 
 
 def test_weights_of_listed_triplets():

@@ -70,6 +70,8 @@ OF_SAMPLES = {
     "SupCon": lambda b: losses.SupConLoss(backend=b),  # a mean over rows above 0
     "contrastive": lambda b: losses.ContrastiveLoss(backend=b),  # symmetric; a mean over active pairs
     "circle": lambda b: losses.CircleLoss(form="global", backend=b),  # a combination of all rows
+    "mean of pairs": lambda b: losses.ContrastiveLoss(reduction="mean", backend=b),  # combined as a mean
+    "semi-variance": lambda b: losses.SemiVarianceLoss(backend=b),  # all rows weigh alike
     "Smooth-AP": lambda b: losses.SmoothAPLoss(backend=b),
     "triplets": lambda b: losses.TripletMarginLoss(backend=b),
 }
@@ -165,6 +167,24 @@ def test_what_cannot_share_runs_one_by_one(together):
     assert_same(losses.TripletMarginLoss(), drawn(B, D), LABELS, indices_tuple=(a, p, n))
     assert_same(losses.NPairsLoss(), drawn(B, D), LABELS)
     assert not together
+
+
+def test_candidates_tokens_and_proxies_of_other_names():
+    x, candidates, scores = drawn(7, D), drawn(7, 4, D), drawn(7, 4)
+    cut = lambda t: t[..., :3]  # noqa: E731
+    for loss in (losses.MarginMSELoss(), losses.CandidateKLLoss()):
+        true = loss(cut(x), cut(candidates), scores) + loss(x, candidates, scores)
+        torch.testing.assert_close(MatryoshkaLoss(loss, (3, D))(x, candidates, scores), true)
+    tokens, late = drawn(7, 2, D, seed=1), losses.LateInteractionLoss()
+    true = late(cut(tokens), cut(candidates)) + late(tokens, candidates)
+    torch.testing.assert_close(MatryoshkaLoss(late, (3, D))(tokens, candidates), true)
+    with pytest.raises(ValueError, match=r"^queries: expected at least 14 dimensions"):
+        MatryoshkaLoss(late, (14,))(tokens, candidates)
+    own, classes = losses.ManifoldLoss(D, K=3).double(), torch.arange(7) % 3
+    narrow = losses.ManifoldLoss(3, K=3).double()
+    narrow.proxies.data = cut(own.proxies.data)
+    true = narrow(cut(x), indices_tuple=classes) + own(x, indices_tuple=classes)
+    torch.testing.assert_close(MatryoshkaLoss(own, (3, D))(x, indices_tuple=classes), true)
 
 
 def test_regularizers_are_of_every_width():

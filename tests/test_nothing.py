@@ -9,7 +9,8 @@ from test_faults import build
 from torch import nn
 
 import fastdml
-from fastdml import functional, losses, miners
+from fastdml import functional, losses, miners, reducers
+from fastdml.distributed import wrap
 
 D = 4
 g = torch.Generator().manual_seed(0)
@@ -130,6 +131,45 @@ def test_miners_find_nothing(name):
         for loss in (losses.TripletMarginLoss(), losses.MultiSimilarityLoss(), losses.MarginLoss()):
             nothing_of(loss, *batch[:2], found, *batch[2:])
             assert loss(*batch[:2], miner(*batch), *batch[2:]) == 0  # fused
+
+
+REDUCERS = {
+    "threshold": lambda: reducers.ThresholdReducer(low=0.1),
+    "classes": lambda: reducers.ClassWeightedReducer(torch.ones(9)),
+    "by name": lambda: reducers.MultipleReducers({"neg_loss": reducers.SumReducer()}),
+}
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+@pytest.mark.parametrize("name", OVER_SAMPLES)
+def test_reducers_of_nothing(name, reducer):
+    """In half precision, whose losses are float32. One of a kind has no positive, one alone no pair."""
+    half = [x.half(), y, None, x.half()[:0], NO_LABELS]
+    for objects in ({}, {"reducer": REDUCERS[reducer]()}):
+        module = build(name, **objects).eval()
+        batches = [(NO_ROWS.half(), NO_LABELS), half][: 1 if name == "NPairsLoss" else 2]
+        for embeddings, *more in batches:
+            leaf = embeddings.clone().requires_grad_()
+            value = module(leaf, *more)
+            assert value.shape == () and value.dtype == torch.float32 and not value
+            assert not torch.autograd.grad(value, leaf)[0].any()
+        alone = module(x.half()[:1].requires_grad_(), y[:1])
+        assert alone.shape == () and alone.dtype == torch.float32 and alone.requires_grad
+
+
+def test_lists_of_nothing():
+    """All parts are named, also by losses that list triplets."""
+    nothing = reducers.DoNothingReducer()
+    found = losses.ContrastiveLoss(reducer=nothing)(x, y, None, NO_ROWS, NO_LABELS)
+    assert set(found) == {"pos_loss", "neg_loss"} and found["neg_loss"]["losses"] == 0
+    assert losses.TripletMarginLoss(reducer=nothing)(NO_ROWS, NO_LABELS)["loss"]["losses"] == 0
+
+
+def test_functions_of_nothing_on_ranks():
+    shared = wrap(losses.TripletMarginLoss(backend="dense"))
+    every = lambda i, j: (torch.ones(len(i), len(j), dtype=torch.bool),) * 2  # noqa: E731
+    nothing_of(shared.loss, x, None, every, NO_ROWS)
+    assert shared(x, None, every, NO_ROWS) == 0
 
 
 def test_wrappers_of_nothing():

@@ -176,3 +176,21 @@ def test_pairs_that_leave_it_out(form, way, kind):
         pytest.skip("a list is weights of samples")
     refused(loss, y, pairs)
     agree(step(loss, [x.requires_grad_()], y, pairs), one_set(form, way))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_very_tensor_by_projections(way):
+    """An anchor is taken as it is and a candidate at length 1, also where both are of one tensor."""
+    x, y = samples()
+    loss = build("SupConLoss", way, temperature=0.5, similarity="projection", reduction="mean")
+    leaf, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found = loss(leaf, y, None, leaf, y)
+    z = plain @ torch.nn.functional.normalize(plain, dim=1).t() / 0.5
+    others = ~torch.eye(B, dtype=torch.bool)
+    positive = (y[:, None] == y) & others
+    level = z.masked_fill(~others, -torch.inf).logsumexp(1)
+    mean = (z * positive).sum(1) / positive.sum(1).clamp(min=1)
+    true = torch.where(positive.any(1), level - mean, 0).mean()
+    torch.testing.assert_close(found, true, rtol=1e-12, atol=0)
+    for g, t in zip(torch.autograd.grad(found, leaf), torch.autograd.grad(true, plain)):
+        torch.testing.assert_close(g, t, rtol=1e-10, atol=1e-12)

@@ -313,3 +313,21 @@ def test_weights_of_listed_triplets_go_to_reducers():
         other = getattr(theirs, name)(reducer=their_reducers.ThresholdReducer(0.1, 0.3))
         found = value_and_gradient(lambda z: ours(z, y, triplets), x)  # noqa: B023
         agree(found, value_and_gradient(lambda z: other(z, y, triplets), x), 1e-7)  # noqa: B023
+
+
+def test_what_has_no_elements_is_added_to_what_a_reducer_makes():
+    """ROADMAP's ranking, SOPRC's semi-variance, and the regularizer of a loss that is one number."""
+    x, y = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12) % 4
+    few = reducers.ThresholdReducer(low=0.1)
+    calibration = losses.CalibrationLoss(reducer=few)(x, y)
+    both = losses.ROADMAPLoss(reducer=few)(x, y)
+    torch.testing.assert_close(both, losses.SupAPLoss()(x, y) + calibration)
+    twice = losses.ROADMAPLoss(ap_weight=0, calibration_weight=2, reducer=reducers.MultipleReducers({}))
+    single = losses.ROADMAPLoss(ap_weight=0, reducer=reducers.MultipleReducers({}))
+    torch.testing.assert_close(twice(x, y), 2 * single(x, y))
+    rows = losses.SOPRCLoss(4, reduction="none").eval()(x, y)
+    some = losses.SOPRCLoss(4, semi_variance_weight=1, reducer=reducers.ThresholdReducer(low=0.9)).eval()
+    true = rows[rows > 0.9].mean() + losses.SemiVarianceLoss()(x, y)
+    torch.testing.assert_close(some(x, y), true)
+    listed = losses.PNPLoss(reducer=reducers.DoNothingReducer(), embedding_regularizer=torch.sum)(x, y)
+    assert set(listed) == {"loss", "embedding_reg_loss"}

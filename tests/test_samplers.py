@@ -381,6 +381,9 @@ def test_a_state_of_something_else_is_refused():
         two.load_state_dict(state)
     list(sampler)
     two.load_state_dict(sampler.state_dict())  # at the end of an epoch it has a meaning
+    for nothing in ({}, {"epoch": 1}, None):
+        with pytest.raises(ValueError, match=r"^state: expected what state_dict\(\) returns, got"):
+            two.load_state_dict(nothing)
 
 
 # Loaders and labels.

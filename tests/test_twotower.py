@@ -5,12 +5,13 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import BACKENDS, COMPILED
+from conftest import BACKENDS, COMPILED, needs_compiled
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 import fastdml
 from fastdml import losses
+from fastdml.distributed import wrap
 from fastdml.engine import schedule
 from fastdml.losses.twotower.contrast import Contrast, pieces
 
@@ -603,3 +604,11 @@ def test_one_graph(options):
         fastdml.functional.info_nce(x, y, 10.0, hard_negatives=h[:, :, :3])
     value = fastdml.functional.info_nce(x, y, 1 / T, hard_negatives=h, symmetric=True, backend="chunked")
     torch.testing.assert_close(value, losses.InfoNCELoss(T, symmetric=True)(x, y, h))
+
+
+@needs_compiled
+def test_a_forced_backend_on_ranks():
+    """What comes before CLIP's columns needs no functor of its own."""
+    x, y = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(1)).unbind(0)
+    loss = losses.CLIPLoss(backend="native")
+    torch.testing.assert_close(wrap(loss)(x, y), loss(x, y))

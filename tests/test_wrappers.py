@@ -99,6 +99,15 @@ def test_several_losses_are_their_weighted_sum():
     true = losses.MultiSimilarityLoss()(x, y, mined) + 0.5 * losses.TripletMarginLoss()(x, y)
     torch.testing.assert_close(ours(x, y), true)
     torch.testing.assert_close(MultipleLosses([losses.NTXentLoss()])(x, y), losses.NTXentLoss()(x, y))
+    # Own copies, and what losses over other things than samples take second.
+    memory, own = torch.cat([x[:3], x]).detach(), torch.arange(len(y)) + 3
+    further = (None, memory, torch.cat([y[:3], y]))
+    pair = MultipleLosses([losses.SupConLoss()], [miners.BatchEasyHardMiner()])
+    mined = miners.BatchEasyHardMiner()(x, y, *further[1:], own=own)
+    true = losses.SupConLoss()(x, y, mined, *further[1:], own=own)
+    torch.testing.assert_close(pair(x, y, *further, own=own), true)
+    each = MultipleLosses([losses.LogRatioLoss()])
+    torch.testing.assert_close(each(x, y.double()), losses.LogRatioLoss()(x, y.double()))
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,8 @@ class Shares:
                 other.candidate_labels,  # type: ignore[attr-defined]
                 own=other.own,
                 scalars=call.scalars,
-                backend=call.backend,
+                # Which functors a forced backend needs is the loss's affair, not that of what comes before.
+                backend="auto" if call.backend == "native" else call.backend,
             )
             rows = self._rows(columns)
             share = self.share(whole, rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .call import Call
+from .call import Call, statistic_type
 from .loss import RowLoss, Rows
 from .problem import Problem
 from .similarity import Metric
@@ -48,7 +48,10 @@ def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) ->
     """[M, k] what `function` (the loss's specification) makes of every row, differentiable; 0 of no pair."""
     columns = call.anchors if call.candidates is None else call.candidates
     if call.anchors.shape[0] == 0 or columns.shape[0] == 0:
-        nothing = (call.anchors * 0).sum(1, keepdim=True)
+        kind = statistic_type(call.anchors, call.candidates)
+        nothing = (call.anchors * 0).sum(1, keepdim=True).to(kind)
+        for x in call.leaves[1:]:
+            nothing = nothing if x is None else nothing + (x * 0).sum().to(kind)
         return nothing.expand(-1, max(1, call.loss.outputs))
     with torch.autocast(call.anchors.device.type, enabled=False):
         problem = Problem.of(call)

@@ -140,6 +140,8 @@ def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     a, kind = call.anchors, statistic_type(call.anchors, call.candidates)
     value = a.new_zeros(a.shape[0] if call.reduction == "none" else (), dtype=kind)
     value = value.masked_fill_(~a.isfinite().all(), torch.nan)
+    if call.whole is not None and value.dim() == 0:
+        value = call.whole.total(value)
     leaves = zip(call.leaves, wanted)
     return value, *(torch.zeros_like(x, dtype=kind) if w and x is not None else None for x, w in leaves)
 
@@ -147,8 +149,10 @@ def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
     candidates = call.anchors if call.candidates is None else call.candidates
-    # (A share without a row takes part in what the shares tell each other.)
-    if call.whole is None and 0 in (call.anchors.shape[0], candidates.shape[0]):
+    # (A share without a row takes part in what the shares tell each other. Candidates that do not travel are
+    # the same to all shares.)
+    alone = call.whole is None and call.anchors.shape[0] == 0
+    if alone or (candidates.shape[0] == 0 and (call.whole is None or call.whole.executor is None)):
         return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)

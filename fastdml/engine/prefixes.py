@@ -317,7 +317,8 @@ def _run(
     rows = max(1, problems[-1].relation.rows)
     for problem, call, weight in zip(problems, calls, weights, strict=True):
         factor = weight * float(call.weight)
-        problem.weight = factor / rows if reduction == "mean" and not loss.counted else factor
+        of_rows = reduction == "mean" and not (loss.counted or loss.combined)
+        problem.weight = factor / rows if of_rows else factor
     read_first = loss.combined or reduction == "nonzero" or (reduction == "mean" and loss.counted)
     sweep = together.sweep()
     if not read_first:
@@ -339,7 +340,8 @@ def _combined(problem: Problem, outputs: Tensor, reduction: str) -> Tensor:
     with torch.enable_grad():
         leaf = outputs.detach().requires_grad_()
         value = problem.loss.combine(leaf, reduction)
-        (problem.row_weight,) = torch.autograd.grad(value, leaf)
+        (weight,) = torch.autograd.grad(value, leaf)
+    problem.row_weight = weight.contiguous()  # of sums alone, one row's that stands for all
     return value.detach()
 
 

@@ -169,7 +169,8 @@ class Problem:
 
     @property
     def one_set(self) -> bool:
-        return self.anchors is self.candidates
+        # What is another vector as an anchor than as a candidate is two sets, a teacher's samples too.
+        return self.anchors is self.candidates and not self.loss.metric.raw_anchors
 
     @property
     def symmetric(self) -> bool:

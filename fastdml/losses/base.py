@@ -341,8 +341,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         terms = {} if term is None else {"embedding_reg_loss": term}
         labels = named.get("labels")
         whole = self.one_number is not None
-        name = self.part_names[0]
-        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, name, whole)]
+        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, self.part_names, whole)]
 
     def _batch_names(self) -> tuple[str, ...]:
         return ("embeddings", "labels")
@@ -351,6 +350,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         """A call of the engine with this loss's reduction and backend."""
         fields.setdefault("reduction", self.reduction)
         fields.setdefault("backend", self.backend)
+        metric: Any = description.metric
+        if metric.raw_anchors and fields.get("candidates") is None:
+            # A sample is another vector as an anchor than as a candidate: two sets, even of one tensor.
+            fields.update(candidates=anchors, candidate_labels=fields.get("anchor_labels"), own=0)
         if description.combined and fields["reduction"] == "none":
             raise ValueError(
                 f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
@@ -422,9 +425,13 @@ class SampleLoss(Loss):
                 description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
             )
             weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
-            return description, found.replace(row_weight=weight)
-        given = (*batch, *(None,) * 4)[:5]
-        return resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
+            found = found.replace(row_weight=weight)
+        else:
+            given = (*batch, *(None,) * 4)[:5]
+            description, found = resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
+        if metric.raw_anchors and found.ref_emb is None:
+            found = found.replace(ref_emb=found.embeddings, ref_labels=found.labels, own=0)
+        return description, found
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         """The call of a checked batch."""

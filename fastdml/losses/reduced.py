@@ -49,7 +49,7 @@ class Reduced:
     """What a reducer object makes of the parts of a loss.
 
     parts: calls, of row losses or of elements (`RowLoss.pieces`), and what else the loss adds up.
-    terms: numbers by name, already reduced. name: of the first part. whole: the loss is one number.
+    terms: numbers by name, already reduced. names: of the loss's parts. whole: the loss is one number.
     """
 
     reducer: nn.Module
@@ -57,8 +57,13 @@ class Reduced:
     embeddings: Tensor
     labels: Tensor | None
     terms: Mapping[str, Any]
-    name: str = "loss"
+    names: tuple[str, ...] = ("loss",)
     whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the first part."""
+        return self.names[0]
 
     @property
     def calls(self) -> list[Call]:
@@ -89,33 +94,52 @@ class Reduced:
         terms = {k: t.evaluate() for k, t in self.terms.items()}
         others = [p.evaluate() for p in self.parts if not isinstance(p, Call) and not _is_list(p)]
         if self.whole:
-            value = total_of(self.parts)
-            found = {self.name: {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
-            return self.reducer(found, self.embeddings, self.labels)
+            numbers = {self.name: total_of(self.parts)} | terms
+            whole = {name: _number(value) for name, value in numbers.items()}
+            return self.reducer(whole, self.embeddings, self.labels)
+        main = self._main
+        if main is not None:  # what else the loss adds up has no elements
+            others += [evaluate(c) for c in self.calls if c is not main]
+        if main is not None and _is_empty(main):
+            return self._of_nothing(main, terms, others)
         if self.by_blocks:
             return sum([self._folded(), *terms.values(), *others])
         listed = self._listed if self._main is not None else self._of_triplets
         found = listed() or self._of_rows()
         for k, value in enumerate(others):
             terms[f"term_{k}"] = value
-        for name, value in terms.items():
-            found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
-        reducer = native(self.reducer) or self.reducer
+        found |= {name: _number(value) for name, value in terms.items()}
+        reducer, labels = native(self.reducer) or self.reducer, self.labels
+        if main is None and any(c.loss.rows == "proxies" for c in self.calls):  # in the order of the classes
+            rows = next(iter(found.values()))["losses"]
+            labels = torch.arange(rows.shape[0], device=rows.device) if rows.dim() else None
         if len(found) > 1 and not isinstance(reducer, MultipleReducers):
             if type(reducer).__name__ == "DoNothingReducer":
                 return found
-            parts = [_alone(reducer, {k: v}, self.embeddings, self.labels) for k, v in found.items()]
+            parts = [_alone(reducer, {k: v}, self.embeddings, labels) for k, v in found.items()]
             return sum(parts[1:], parts[0])
-        return reducer(found, self.embeddings, self.labels)
+        return reducer(found, self.embeddings, labels)
+
+    def _of_nothing(self, main: Call, terms: dict[str, Any], others: list[Any]) -> Any:
+        """The loss of a batch, or of candidates, without a row: no element of any part."""
+        found = {name: dict(_NOTHING) for name in self.names}
+        if type(native(self.reducer)).__name__ == "DoNothingReducer":
+            return found
+        zero = evaluate(main.replace(reduction="sum"))  # with a gradient of all that the call has
+        return sum([zero, *terms.values(), *others])
 
     def _of_rows(self) -> dict[str, Any]:
-        """The rows' losses, or a number of the batch, as one list."""
+        """The rows' losses, or a number of the batch, as one list; nothing where there is no call."""
         values = [evaluate(c) for c in self.calls]
-        total = sum(values[1:], values[0])
-        if total.dim() == 0:
-            return {"loss": {"losses": total, "indices": None, "reduction_type": "already_reduced"}}
-        index = torch.arange(total.shape[0], device=total.device)
-        return {"loss": {"losses": total, "indices": index, "reduction_type": "element"}}
+        if not values:
+            return {name: dict(_NOTHING) for name in self.names}
+        rows, numbers = [v for v in values if v.dim()], [v for v in values if not v.dim()]
+        if not rows:
+            return {"loss": _number(sum(numbers))}
+        total = sum(rows)
+        index = torch.arange(len(rows[0]), device=rows[0].device)
+        found = {"loss": {"losses": total, "indices": index, "reduction_type": "element"}}
+        return found | ({"number": _number(sum(numbers))} if numbers else {})
 
     def _of_triplets(self) -> dict[str, Any]:
         """The losses of triplets one by one, if that is what the loss is."""
@@ -129,9 +153,12 @@ class Reduced:
         if rows.weight is not None:
             raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
         pieces = dict(call.loss.pieces(rows))
-        if call.row_weight is None:
+        weight: Any = call.weight
+        if call.row_weight is not None:
+            of_rows = call.row_weight[rows.first : rows.first + rows.s.shape[0], None]
+            weight = weight * of_rows.to(rows.s.dtype)
+        elif isinstance(weight, float) and weight == 1:
             return pieces
-        weight = call.row_weight[rows.first : rows.first + rows.s.shape[0], None].to(rows.s.dtype)
         return {k: dataclasses.replace(p, losses=p.losses * weight) for k, p in pieces.items()}
 
     def _folded(self) -> Tensor:
@@ -206,6 +233,15 @@ class Reduced:
                 info["divisor"] = piece.divisor.sum()
             found[name] = info
         return found
+
+
+def _number(value: Any) -> dict[str, Any]:
+    return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+
+
+def _is_empty(call: Call) -> bool:
+    columns = call.anchors if call.candidates is None else call.candidates
+    return 0 in (call.anchors.shape[0], columns.shape[0])
 
 
 def _is_list(part: Any) -> bool:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ..engine import check
 from ..engine.loss import Rows
+from ..engine.similarity import wide_type
 
 
 def nothing(*sets: Tensor | None) -> Tensor:
-    """0, with a gradient of zeros in each set of embeddings that there is."""
-    first, *others = [(x * 0).sum() for x in sets if x is not None]
+    """0 in the type of losses, with a gradient of zeros in each set of embeddings that there is."""
+    there = [x for x in sets if x is not None]
+    kind = wide_type(*there)
+    first, *others = [(x * 0).sum().to(kind) for x in there]
     return sum(others, first)
 
 

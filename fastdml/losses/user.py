@@ -74,8 +74,10 @@ class UserLoss(RowLoss):
         return None if self.tile is None else Tiles(self.tile, self.tile_parameters)
 
     def spec(self, rows: Rows) -> Tensor:
-        self._expect_no_parameters(rows)
-        losses = self.fn(rows.s, rows.positive, rows.negative)
+        given: list[Tensor] = [rows.s, rows.positive, rows.negative]
+        if self._writes(rows):  # into copies: the block is read again
+            given = [x.clone() for x in given]
+        losses = self.fn(*given)
         expected = (rows.s.shape[0],)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
@@ -84,15 +86,27 @@ class UserLoss(RowLoss):
             )
         return losses.to(rows.s.dtype)
 
-    def _expect_no_parameters(self, rows: Rows) -> None:
-        """Only embeddings get a gradient: a parameter that the function reads would miss its own."""
-        first = slice(0, 1)
-        found = self.fn(rows.s.detach()[first], rows.positive[first], rows.negative[first])
+    def _writes(self, rows: Rows) -> bool:
+        """Whether the function writes into what it is given, as one row tells. ValueError if it reads a
+        parameter: only embeddings get a gradient, and it would miss its own."""
+        copies = [x.detach()[:1].clone() for x in (rows.s, rows.positive, rows.negative)]
+        tells = not any(x.is_inference() for x in copies)
+        before = [x._version for x in copies] if tells else []
+        found = self.fn(*copies)
         if isinstance(found, Tensor) and found.requires_grad:
             raise ValueError(
                 f"fn: {self.name!r} reads a tensor that requires a gradient, but only embeddings get "
                 "one; expected a function of s, positive and negative (detach that tensor)"
             )
+        return not tells or [x._version for x in copies] != before
+
+
+def _now(module: Any) -> Any:
+    """The description of a module, whose similarity may have been set since it was made."""
+    if module._description.similarity != module.similarity:
+        module._description = dataclasses.replace(module._description, similarity=module.similarity)
+        remember(module._description)
+    return module._description
 
 
 class UserRowLoss(SampleLoss):
@@ -101,7 +115,7 @@ class UserRowLoss(SampleLoss):
     def __init__(
         self,
         fn: TorchFunction,
-        similarity: str = "cosine",
+        similarity: str | None = None,
         *,
         tile: TileLoss | None = None,
         tile_parameters: Sequence[float] = (),
@@ -109,11 +123,11 @@ class UserRowLoss(SampleLoss):
     ) -> None:
         super().__init__(similarity=similarity, **kwargs)
         parameters = _check_tile(tile, tile_parameters)
-        self._description = UserLoss(fn, tile, parameters, similarity=similarity)
+        self._description: Any = UserLoss(fn, tile, parameters, similarity=self.similarity)
         remember(self._description)  # before a graph is compiled
 
     def description(self) -> UserLoss:
-        return self._description
+        return _now(self)  # type: ignore[no-any-return]
 
 
 class DescribedRowLoss(SampleLoss):
@@ -122,7 +136,7 @@ class DescribedRowLoss(SampleLoss):
     def __init__(
         self,
         fn: Callable[..., Any],
-        similarity: str = "cosine",
+        similarity: str | None = None,
         *,
         parameters: Mapping[str, Any] | None = None,
         teacher: str | None = None,
@@ -144,7 +158,7 @@ class DescribedRowLoss(SampleLoss):
                 self._scalars.append(name)
             elif is_number(value):
                 arguments[name] = check.finite(value, f"parameters[{name!r}]")
-        self._description = DescribedLoss(fn, arguments, teacher, similarity=similarity)
+        self._description: Any = DescribedLoss(fn, arguments, teacher, similarity=self.similarity)
         self._check_inputs(teacher)
         remember(self._description)
 
@@ -172,7 +186,7 @@ class DescribedRowLoss(SampleLoss):
             raise ValueError(f"fn: expected p.scalar below {len(self._scalars)}, got {unknown[0]}")
 
     def description(self) -> DescribedLoss:
-        return self._description
+        return _now(self)  # type: ignore[no-any-return]
 
     def calls(
         self,
@@ -249,7 +263,7 @@ def _expect_three(fn: Callable[..., Any]) -> None:
 
 def row_loss(
     fn: Callable[..., Any],
-    similarity: str = "cosine",
+    similarity: str | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
     teacher: str | None = None,
@@ -274,7 +288,7 @@ def row_loss(
 
             Either is called once per block of rows and must treat rows independently; rows may have no
             positives or no negatives.
-        similarity: what a pair is compared by: see `losses.base.Loss`.
+        similarity: what a pair is compared by, "cosine" unless `distance=` is given: see `losses.base.Loss`.
         parameters: keyword arguments of fn. Numbers may differ between losses without compiling again;
             a tensor of one number is read at every call and gets a gradient if it wants one (an
             `nn.Parameter` becomes one of the module); flags and names choose what is traced.

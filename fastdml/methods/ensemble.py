@@ -77,7 +77,12 @@ class LossEnsemble(nn.Module):
     def forward(self, embeddings: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss of embeddings [B, D], or of J heads [B, any], with labels [B]."""
         heads = self._heads(embeddings)
-        values = torch.stack([loss(h, labels) for loss, h in zip(self.losses, heads, strict=True)])
+        each = [loss(h, labels) for loss, h in zip(self.losses, heads, strict=True)]
+        for loss, value in zip(self.losses, each, strict=True):
+            if not isinstance(value, Tensor) or value.dim():
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"losses: expected one number of {type(loss).__name__}, got {got}")
+        values = torch.stack(each)
         means = self._means(values)
         weights = self.weights.to(values.dtype)
         scaled = weights * (means.mean() / means).to(values.dtype) * values

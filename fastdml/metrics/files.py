@@ -50,12 +50,13 @@ def read_labels(path: str | Path, column: str | None = None) -> np.ndarray:
         return _parquet_labels(path, column)
     if path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # (Editors of Windows put a mark in front, which is none of the first label.)
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
         try:
-            return np.array([int(line) for line in lines])
-        except ValueError:
+            return np.array([int(line) for line in lines], dtype=np.int64)
+        except (ValueError, OverflowError):  # words, and numbers of more digits than integers have
             return np.array(lines)
     return np.asarray(_npy(path))
 

@@ -84,10 +84,12 @@ class RetrievalMetrics(Metric):
         """Adds a batch.
 
         Args:
-            embeddings: ``[B, D]`` floating point.
+            embeddings: ``[B, D]`` floating point; without a row nothing is added.
             labels: ``[B]`` integers, a tensor, array or list.
             is_query: with ``gallery=True``, a bool for the batch or ``[B]`` bools: queries, or else gallery.
         """
+        if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == len(labels) == 0:
+            return
         given = inputs.embeddings(embeddings, "embeddings")
         found = torch.from_numpy(inputs.labels(labels, len(given), "labels"))
         if (is_query is not None) != self.gallery:

@@ -122,7 +122,7 @@ def checked(
     predicate = None
     listed = 0
     if isinstance(indices_tuple, LazyPairs):
-        indices_tuple = tuple(indices_tuple)
+        indices_tuple = indices_tuple.listed()
     if callable(indices_tuple):
         if isinstance(indices_tuple, LabelSets):
             apart = ref_emb is not None and not same_memory(embeddings, ref_emb)

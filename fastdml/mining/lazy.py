@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 
 from ..engine.loss import RowLoss
 from .identity import equal_labels, same_memory
@@ -54,8 +55,9 @@ class LazyPairs:
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         # isinstance() asks for this after the type: a tuple to other libraries. (A subclass of tuple
-        # could not be made inside a compiled graph.)
-        return tuple
+        # could not be made inside a compiled graph, and to whoever makes that graph this is none: it would
+        # be read by a tuple's own functions.)
+        return tuple if TracingContext.try_get() is None else LazyPairs
 
     def fuse(
         self,
@@ -115,6 +117,11 @@ class LazyPairs:
                 "indices_tuple: expected embeddings and labels as they were when they were mined, got "
                 "ones changed in place since; call the miner again, or unpack its result before the change"
             )
+
+    def listed(self) -> tuple[Tensor, ...]:
+        """A plain tuple of the pairs. (A compiled graph takes `tuple(...)` of what says that it is one for a
+        tuple's own.)"""
+        return self._pairs()
 
     def _pairs(self) -> tuple[Tensor, ...]:
         if self._tuple is None:

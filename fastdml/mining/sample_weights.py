@@ -24,7 +24,7 @@ def sample_weights(
     if indices_tuple is None:
         return None
     if isinstance(indices_tuple, LazyPairs):
-        indices_tuple = tuple(indices_tuple)
+        indices_tuple = indices_tuple.listed()
     size = embeddings.shape[0]
     columns = size if ref_emb is None else ref_emb.shape[0]
     a1, p, a2, n = check.pairs(indices_tuple, size, columns)

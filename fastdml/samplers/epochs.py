@@ -114,9 +114,13 @@ class EpochSampler(Sampler):
         """Makes the next iteration go on from the state, bit for bit.
 
         Raises:
-            ValueError: the state is of other settings or other data, or stands within an epoch of
+            ValueError: the state is none, of other settings or other data, or stands within an epoch of
                 another number of ranks.
         """
+        needed = ("seed", "epoch", "position", "num_replicas", "settings")
+        if not isinstance(state, dict) or not all(name in state for name in needed):
+            got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"state: expected what state_dict() returns, got {got}")
         own = self._settings()
         for name, expected in own.items():
             found = state["settings"].get(name)

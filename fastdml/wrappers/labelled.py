@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
-from ..engine.call import Call
+from ..engine.call import Call, statistic_type
 from ..losses.base import Loss, Term, total
+from ..losses.reduced import Reduced
 from ..losses.triplet.listed import OneByOne
 from ..mining.identity import same_memory
 from ..mining.lazy import LazyPairs
@@ -33,7 +34,8 @@ class Labelled(nn.Module):
     sample_weights=None, own=None)`: see `SampleLoss.forward`; sample_weights: [B] weights of the rows, of at
     least 0, times those of their classes. Weights are of anchors: a pair weighs as its row does. Pairs of an
     index tuple of the whole batch that name an ignored sample are left out. With reduction="none" an ignored
-    row has 0. A batch that is ignored as a whole has a loss of 0.
+    row has 0. A batch that is ignored as a whole has a loss of 0. labels may be anything that the loss
+    takes, or None, where neither ignore_label nor class_weights reads them.
 
     Raises:
         ValueError: naming the argument and what was expected of it; also where a loss is no sum over rows
@@ -78,22 +80,26 @@ class Labelled(nn.Module):
         sample_weights: Tensor | None = None,
         own: int | Tensor | None = None,
     ) -> Tensor:
-        batch = _Given(embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weights, own)
-        kept, rows = self._kept(batch)
-        value = total(self._parts(kept))
-        if self.loss.reduction == "none" and rows is not None:
-            return value.new_zeros(embeddings.shape[0]).index_copy(0, rows, value.expand(rows.shape[0]))
-        return value
+        batch = (embeddings, labels, indices_tuple, ref_emb, ref_labels, sample_weights, own)
+        return total(self.parts(*batch))  # type: ignore[no-any-return]
 
     def parts(self, *batch: Any, **further: Any) -> list[Any]:
         """The parts of the loss of what is left of a batch."""
-        return self._parts(self._kept(_Given(*batch, **further))[0])
+        given = _Given(*batch, **further)
+        kept, rows = self._kept(given)
+        found = self._parts(kept)
+        if self.loss.reduction != "none" or rows is None:
+            return found
+        size = given.embeddings.shape[0]
+        return [_InPlace(part, rows, size) if _is_of_rows(part) else part for part in found]
 
     def _kept(self, batch: _Given) -> tuple[_Given, Tensor | None]:
         """The batch without what is ignored, and the rows that are left; None: all."""
         embeddings = batch.embeddings
         check.embeddings(embeddings, "embeddings")
-        labels = check.labels(batch.labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
+        labels = batch.labels
+        if self.ignore_label is not None or self.class_weights is not None:
+            labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
         if batch.sample_weights is not None:
             _check_weights(batch.sample_weights, "sample_weights", embeddings.shape[0])
             check.same_device(batch.sample_weights, embeddings, "sample_weights", "embeddings")
@@ -104,13 +110,12 @@ class Labelled(nn.Module):
         return batch.without(self.ignore_label)
 
     def _parts(self, batch: _Given) -> list[Any]:
-        if batch.embeddings.shape[0] == 0:
-            return [Term(torch.sum, (batch.embeddings,))]
         found = [batch.embeddings, batch.labels, batch.indices_tuple, batch.ref_emb, batch.ref_labels]
         if self.miner is not None:
             if batch.indices_tuple is not None:
                 raise ValueError("indices_tuple: expected None with a miner, got pairs")
-            found[2] = self.miner(found[0], found[1], found[3], found[4])
+            places = {} if batch.own is None else {"own": batch.own}
+            found[2] = self.miner(found[0], found[1], found[3], found[4], **places)
         while found[-1] is None:
             found.pop()
         further = {} if batch.own is None else {"own": batch.own}
@@ -119,9 +124,12 @@ class Labelled(nn.Module):
             return parts
         return [self._weighted(part, batch) for part in parts]
 
-    def _weighted(self, part: Any, batch: _Given) -> Any:
+    def _weighted(self, part: Any, batch: _Given, listed: bool = False) -> Any:
+        """A part whose rows weigh; listed: its elements go to a reducer object, as they weigh."""
         if isinstance(part, Term):
             return part
+        if isinstance(part, Reduced) and not part.whole:
+            return dataclasses.replace(part, parts=[self._weighted(p, batch, True) for p in part.parts])
         name = type(self.loss).__name__
         if isinstance(part, Call) and part.loss.rows == "proxies":
             weight = self.class_weights
@@ -130,30 +138,56 @@ class Labelled(nn.Module):
                 raise ValueError(
                     f"sample_weights: a row of {name} is a proxy; expected class_weights of its classes alone"
                 )
-            weight = weight.to(part.anchors.device)
+            weight = weight.to(part.anchors.device, statistic_type(part.anchors, part.candidates))
         else:
             weight = self._of_rows(batch)
         if self.normalize:
             weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
         if isinstance(part, OneByOne):
             return dataclasses.replace(part, batch=part.batch.replace(row_weight=weight))
-        if not isinstance(part, Call) or part.loss.combined or part.anchors.shape[0] != weight.shape[0]:
+        weighs = isinstance(part, Call) and (not part.loss.combined or (listed and part.loss.in_pieces))
+        if not weighs or part.anchors.shape[0] != weight.shape[0]:
             raise ValueError(f"loss: {name} is no sum over samples, which could weigh; expected another one")
         given = part.row_weight
         return part.replace(row_weight=weight if given is None else weight * given)
 
     def _of_rows(self, batch: _Given) -> Tensor:
-        """[B] weights."""
+        """[B] weights, in the type of the loss."""
+        kind = statistic_type(batch.embeddings, batch.ref_emb)
         weight = batch.sample_weights
         if weight is not None:
-            weight = weight.detach().float() if weight.dtype != torch.float64 else weight.detach()
+            weight = weight.detach().to(kind)
         if self.class_weights is not None:
             each = "one weight per class"
             check.class_range(batch.labels, self.class_weights.shape[0], "labels", False, each)
-            of_class = self.class_weights.to(batch.labels.device)[batch.labels]
+            of_class = self.class_weights.to(batch.labels.device, kind)[batch.labels]
             weight = of_class if weight is None else weight * of_class
         assert weight is not None
         return weight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _InPlace:
+    """The losses of some rows of a batch, at their places; 0 at the others'."""
+
+    part: Any
+    rows: Tensor
+    size: int
+
+    @property
+    def calls(self) -> list[Call]:
+        return [self.part] if isinstance(self.part, Call) else []
+
+    def evaluate(self) -> Tensor:
+        value = total([self.part])
+        if value.shape != self.rows.shape:  # the rows of an N-pair loss are pairs
+            return value  # type: ignore[no-any-return]
+        return value.new_zeros(self.size).index_copy(0, self.rows, value)  # type: ignore[no-any-return]
+
+
+def _is_of_rows(part: Any) -> bool:
+    """Whether a part of a loss is made of losses of samples; not of proxies, nor reduced already."""
+    return isinstance(part, OneByOne) or (isinstance(part, Call) and part.loss.rows != "proxies")
 
 
 @dataclasses.dataclass(eq=False)
@@ -161,7 +195,7 @@ class _Given:
     """The arguments of a call."""
 
     embeddings: Tensor
-    labels: Tensor
+    labels: Any
     indices_tuple: object = None
     ref_emb: Tensor | None = None
     ref_labels: Tensor | None = None
@@ -220,7 +254,7 @@ class _Given:
         if given is None:
             return None
         if isinstance(given, LazyPairs):
-            given = tuple(given)
+            given = given.listed()
         if callable(given):
             function: Callable[[Tensor, Tensor], Any] = given
             return lambda a, c: function(rows[a], columns[c])
@@ -237,9 +271,10 @@ class _Given:
 
 
 def _as_weights(weights: Any) -> Any:
-    """A tensor, where torch makes one."""
+    """A tensor in float32, or in float64 as it came, where torch makes one."""
     try:
-        return torch.as_tensor(weights, dtype=torch.float32)
+        wide = str(getattr(weights, "dtype", "")).endswith("float64")  # torch's or numpy's
+        return torch.as_tensor(weights, dtype=torch.float64 if wide else torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return weights
 

@@ -14,7 +14,9 @@ from ..engine.call import Call
 from ..losses.base import total, weighted
 
 # Arguments of losses that are embeddings of the one space.
-_EMBEDDINGS = ("embeddings", "ref_emb", "hard_negatives", "proxies")
+_EMBEDDINGS = (
+    "embeddings", "ref_emb", "hard_negatives", "proxies", "candidates", "queries", "documents",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,12 +93,17 @@ class MatryoshkaLoss(nn.Module):
         """The parts of the loss, each of all widths."""
         given = self._places | dict(zip(self._places, batch, strict=False)) | more
         if self._proxies:
-            given.setdefault("proxies", getattr(self.loss, "all_proxies", None))
-        whole = given.get("embeddings")
-        check.embeddings(whole, "embeddings")  # type: ignore[arg-type]
-        if whole.shape[1] < self.dims[-1]:  # type: ignore[union-attr]
+            own = getattr(self.loss, "proxies", None)  # of a class that has several, all of them
+            given.setdefault("proxies", getattr(self.loss, "all_proxies", own))
+        name = "queries" if "queries" in given else "embeddings"
+        whole: Any = given.get(name)
+        if name == "embeddings":
+            check.embeddings(whole, name)
+        else:
+            check.tensor(whole, name)
+        if whole.dim() and whole.shape[-1] < self.dims[-1]:
             raise ValueError(
-                f"embeddings: expected at least {self.dims[-1]} dimensions, got {whole.shape[1]}"  # type: ignore[union-attr]
+                f"{name}: expected at least {self.dims[-1]} dimensions, got {whole.shape[-1]}"
             )
         each = [self._of_width(given, width) for width in self.dims]
         found: list[Any] = []

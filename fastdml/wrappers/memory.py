@@ -127,7 +127,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             labels = labels.to(embeddings.device)
         labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
         if indices_tuple is not None:  # before anything is stored
-            indices_tuple = tuple(indices_tuple) if isinstance(indices_tuple, LazyPairs) else indices_tuple
+            indices_tuple = indices_tuple.listed() if isinstance(indices_tuple, LazyPairs) else indices_tuple
             check.pairs(indices_tuple, rows, self.memory_size)
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
@@ -187,7 +187,8 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         index tensors."""
         own = self._own(labels) if do_remove_self_comparisons else None
         if self.miner is not None:
-            found = tuple(self._mined(embeddings, labels, E_mem, L_mem, own))
+            mined = self._mined(embeddings, labels, E_mem, L_mem, own)
+            found = mined.listed() if isinstance(mined, LazyPairs) else tuple(mined)
         else:
             found = all_pairs(checked(embeddings, labels, None, E_mem, L_mem, own))
         if input_indices_tuple is None:

@@ -21,8 +21,9 @@ class MultipleLosses(NamedArguments):
             to that loss.
         weights: None, for 1; or as the losses.
 
-    Called as its losses are, `loss(embeddings, labels, indices_tuple=None, ref_emb=None,
-    ref_labels=None)`; an `indices_tuple` goes to losses without a miner of their own.
+    Called as its losses are, `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *,
+    own=None)`; an `indices_tuple` goes to losses without a miner of their own. Losses of two arguments take
+    what comes second for what they call it.
 
     Raises:
         ValueError: naming the argument and what was expected of it.
@@ -54,30 +55,37 @@ class MultipleLosses(NamedArguments):
         indices_tuple: object = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
     ) -> Tensor:
+        given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        further = {} if own is None else {"own": own}
         found = []
-        for name, batch in self._batches(embeddings, labels, indices_tuple, ref_emb, ref_labels):
-            found.append(self.weights[name] * self.losses[name](*batch))
+        for name, batch in self._batches(further, *given):
+            found.append(self.weights[name] * self.losses[name](*batch, **further))
         return sum(found[1:], found[0])
 
-    def parts(self, *batch: Any) -> list[Any]:
+    def parts(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         """The parts of all losses, of the arguments of `forward`."""
         given = (*batch, *(None,) * 4)[:5]
+        further = {} if own is None else {"own": own}
         return [
             weighted(part, self.weights[name])
-            for name, its in self._batches(*given)
-            for part in self.losses[name].parts(*its)  # type: ignore[operator]
+            for name, its in self._batches(further, *given)
+            for part in self.losses[name].parts(*its, **further)  # type: ignore[operator]
         ]
 
     def _batches(
-        self, embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any
+        self, further: dict[str, Any], embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any
     ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """What each loss is called with."""
+        """What each loss is called with: what there is, as others than losses over samples take less."""
         for name in self.losses:
-            mine = pairs
+            found = [embeddings, labels, pairs, ref_emb, ref_labels]
             if name in self.miners:
-                mine = self.miners[name](embeddings, labels, ref_emb, ref_labels)
-            yield name, (embeddings, labels, mine, ref_emb, ref_labels)
+                found[2] = self.miners[name](embeddings, labels, ref_emb, ref_labels, **further)
+            while found[-1] is None:
+                found.pop()
+            yield name, tuple(found)
 
 
 def _named(

@@ -108,3 +108,5 @@ def test_refuses():
         LossEnsemble(members())([randn(2, 3)], torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="teacher: expected 3 rows"):
         proportion_loss(randn(3, 2), randn(2, 2))
+    with pytest.raises(ValueError, match=r"losses: expected one number of SupConLoss, got \(4,\)"):
+        LossEnsemble([losses.SupConLoss(reduction="none")])(randn(4, 3), torch.arange(4) // 2)

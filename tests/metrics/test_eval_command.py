@@ -186,3 +186,11 @@ def test_a_missing_package_is_named(folder, capsys, monkeypatch):
         run(folder, "x.npy", "y.npy", "--html", "p.html")
     said = capsys.readouterr().err
     assert "the page needs matplotlib, which is not installed: pip install fastdml[metrics]" in said
+
+
+def test_labels_of_text_files_of_others(tmp_path):
+    """With the mark of Windows's editors in front, and of numbers beyond 64 bits, which are told apart."""
+    large = [str(2**64), str(2**64 + 1), "-1"]
+    for text, labels in (("\ufeff3\n4\n", [3, 4]), ("\n".join(large), large)):
+        (tmp_path / "y.txt").write_text(text, encoding="utf-8")
+        assert files.read_labels(tmp_path / "y.txt").tolist() == labels

@@ -67,6 +67,15 @@ def test_update_compute_reset(retrieval_metrics):
     assert values(metric.compute()) == TRUE
 
 
+def test_a_batch_without_rows_adds_nothing(retrieval_metrics):
+    x, y = torch.randn(12, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12) // 3
+    metric, true = retrieval_metrics(), retrieval_metrics()
+    for rows, labels in ((x[:0], y[:0]), (x, y), (x[:0].numpy(), [])):
+        metric.update(rows, labels)
+    true.update(x, y)
+    assert metric.compute() == true.compute()
+
+
 def test_forward_is_of_the_batch(retrieval_metrics):
     metric = retrieval_metrics(**ASKED)
     batch = metric(X[:20], Y[:20])

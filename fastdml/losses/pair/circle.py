@@ -92,7 +92,7 @@ class CircleLoss(SampleLoss):
 
         z_p = -gamma [1 + m - s]_+ (s - (1 - m)),  z_n = gamma [s + m]_+ (s - m)
 
-    in which the brackets are constants for the gradient.
+    in which s in the brackets is a constant for the gradient.
 
     Args:
         m: margin; gamma: scale > 0. None: the values for the form, 0.4 and 80 for rows, 0.25 and 256

@@ -88,4 +88,12 @@ class ProxyNCAPlusPlusLoss(ProxyNCALoss):
     ) -> None:
         scale = 1 / check.positive(temperature, "temperature")
         super().__init__(num_classes, embedding_size, scale, **self.unset(kwargs))
-        self.temperature = temperature
+
+    @property
+    def temperature(self) -> Any:
+        """One over `softmax_scale`."""
+        return 1 / self.softmax_scale
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.softmax_scale = 1 / check.positive(value, "temperature")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.places import places
 from ...engine.registry import register
@@ -165,8 +166,9 @@ class NPairsLoss(SampleLoss):
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
         # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
+        listed = self._reducer is not None and not self._is_reduction
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
-            return [Term(_nothing, (embeddings, self.reduction))]
+            return [Term(_nothing, (embeddings, "sum" if listed else self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
         both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
@@ -186,7 +188,7 @@ class NPairsLoss(SampleLoss):
             row_weight=weight,
             col_values=None if kept is None else kept.to(x.dtype)[None],
         )
-        if self._reducer is not None and not self._is_reduction:
+        if listed:
             return [Elements(call, anchors), *penalties(self.l2_reg, self.l2_kind, embeddings)]
         sets = (embeddings,) if every else (x, x_p)
         count = None if kept is None else kept.sum()
@@ -238,7 +240,7 @@ def _check(form: str, l2_reg: float, l2_kind: str) -> None:
 
 
 def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
-    nothing = (embeddings * 0).sum(1)
+    nothing = (embeddings * 0).sum(1).to(statistic_type(embeddings))
     return nothing if reduction == "none" else nothing.sum()
 
 

@@ -22,7 +22,7 @@ from ..presweeps import LogSumExp
 from .contrast import Contrast, of_columns, pieces
 from .negatives import Beside, Hard, Margin, Pairs
 from .paired import PairedLoss, as_scalars, check_own, check_sets
-from .scale import clamped_scale
+from .scale import Tempered, clamped_scale
 
 __all__ = ["CLIPLoss", "InfoNCELoss"]
 
@@ -83,7 +83,7 @@ class InfoNCE(Described):
 NEGATIVES = ("qd", "qq", "dd", "dq")
 
 
-class InfoNCELoss(PairedLoss):
+class InfoNCELoss(Tempered, PairedLoss):
     """InfoNCE loss of pairs: queries and documents, images and texts.
 
     *Representation Learning with Contrastive Predictive Coding*, van den Oord et al., 2018 (arXiv

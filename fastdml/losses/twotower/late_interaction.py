@@ -16,7 +16,7 @@ from ..base import Loss, Term, total
 from ..terms import nothing
 from .info_nce import InfoNCE
 from .paired import as_scalars, check_own, partner_columns
-from .scale import clamped_scale
+from .scale import Tempered, clamped_scale
 
 __all__ = ["LateInteractionLoss"]
 
@@ -33,7 +33,7 @@ class Late:
         return late.value(self.call, self.queries, self.documents)
 
 
-class LateInteractionLoss(Loss):
+class LateInteractionLoss(Tempered, Loss):
     """InfoNCE of MaxSim: s_ij = sum over the query's tokens of the largest product with a document's token.
 
     *ColBERT: Efficient and Effective Passage Search via Contextualized Late Interaction over BERT*,

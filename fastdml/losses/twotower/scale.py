@@ -8,6 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...engine import check
+
+
+class Tempered:
+    """A loss that holds its temperature as `log_scale`: read and set as what it is."""
+
+    log_scale: Tensor
+
+    @property
+    def temperature(self) -> float:
+        """As it is now: a learnt one moves."""
+        held = self.log_scale.detach()
+        digits = 15 if held.dtype == torch.float64 else 7
+        return math.nan if held.is_meta else float(f"{math.exp(-float(held)):.{digits}g}")
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        with torch.no_grad():
+            self.log_scale.fill_(-math.log(check.positive(value, "temperature")))
+
 
 def clamped_scale(loss: Any, given: Tensor | float | None) -> Tensor | float:
     """The scale given, or the exponential of the module's `log_scale`; `max_scale` at most.
