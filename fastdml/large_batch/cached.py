@@ -241,8 +241,10 @@ class GradientCache:
         for p in passes:
             after.save(p.model)
         before.restore()
+        devices = {device for p in used for device in p.devices}
         try:
-            self._second_pass(used)
+            with random_state_kept(devices):
+                self._second_pass(used)
         finally:
             # What the second pass has left is equal, unless a tower was passed over.
             after.restore()
@@ -255,7 +257,6 @@ class GradientCache:
             start, stop = p.bounds[i]
             with ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())
-                stack.enter_context(random_state_kept(p.devices))
                 if last[id(p.model)] != number:
                     stack.enter_context(_no_sync(p.model))
                 p.states[i].restore()
