@@ -303,9 +303,10 @@ def test_floor_counts_every_similarity_that_is_needed(loss, products):
 
 
 def test_floor_by_blocks_equals_the_whole(monkeypatch):
-    whole = contenders.Products(small("smooth_ap"))
-    monkeypatch.setattr(contenders, "_WHOLE", 4096)
-    blocks = contenders.Products(small("smooth_ap"))
+    workload = dataclasses.replace(small("smooth_ap"), dtype="float64")
+    whole = contenders.Products(workload)
+    monkeypatch.setattr(contenders, "_WHOLE", 8192)
+    blocks = contenders.Products(workload)
     assert blocks.s.shape[0] < whole.s.shape[0] == 48
     blocks.a.copy_(whole.a), blocks.c.copy_(whole.c)
     whole(), blocks()

@@ -12,7 +12,7 @@ Case = tuple[Workload, tuple[str, ...]]
 USUAL = catalogue.USUAL
 # Seconds of timing per problem, where the preset has many.
 BUDGET = {"losses": 3.0, "shared": 2.0}
-EVERYBODY = ("native", "chunked", "torch", "torch-hand", "pml")
+EVERYBODY = ("auto", "native", "chunked", "torch", "torch-hand", "pml")
 
 
 def of(loss: str, batch: int, **sizes: int) -> Workload:
