@@ -14,7 +14,7 @@ from .record import Record
 # Legible without colour: every contender has its own marker.
 _STYLE = {
     FLOOR: ("#888888", "", ":", "three matrix products"),
-    "native": ("#0b6e4f", "o", "-", "fastdml, native"),
+    "native": ("#66a182", ">", "-.", "fastdml, native"),
     "triton": ("#7b2d8b", "P", "-", "fastdml, triton"),
     "auto": ("#0b6e4f", "o", "-", "fastdml"),
     "chunked": ("#7cb518", "s", "-", "fastdml, chunked"),
