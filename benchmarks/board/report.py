@@ -89,8 +89,8 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
         " (neither trained nor tested on), with half the steps and another seed. Otherwise "
         f"settings are the library's defaults, but: {settings}. Losses over proxies see one or two images a "
         "class in a batch, others four. What a teacher knows was learnt before, with multi-similarity and "
-        "the same budget, and is not counted. Images: 561 icons to train on, 624 to test on, six drawings each,"
-        " jittered; 600 characters of each kind, in about 15 fonts each.\n",
+        "the same budget, and is not counted. Images: 561 icons to train on, 624 to test on, six drawings "
+        "each, jittered; 600 characters of each kind, in about 15 fonts each.\n",
         "Figures are means over seeds, with the largest difference from the mean. Step: the median time of a "
         "training step. Objective: of that, what is not the network's forward and backward; memory: what "
         "torch's allocator gave out for it at most (a teacher's network included; without the block "
