@@ -84,14 +84,14 @@ class Symmetric:
         return not listed or Native().refuses(problem) is not None  # rows read no more than is listed
 
     def _pays(self, problem: Problem, form: Any) -> bool:
+        if problem.relation.rows <= _SMALL * len(form.statistics):
+            return False
         narrow = form.among_positives.count(True)
         sweeps = form.sweeps + (narrow * _share(problem) if narrow else 0.0)
         matrices = 1.0  # of products for one visit of all pairs
         if problem.teacher_problem is not None:
             matrices += problem.teacher_problem.anchors.shape[1] / max(1, problem.anchors.shape[1])
-        return problem.relation.rows > _SMALL * len(form.statistics) and costs_less(
-            problem.loss, sweeps, problem.symmetric, matrices
-        )
+        return costs_less(problem.loss, sweeps, problem.symmetric, matrices)
 
     def plan(self, problem: Problem) -> str:
         form, _ = _form(problem)
@@ -158,12 +158,16 @@ def _blocks(n: int, size: int) -> list[Block]:
     return [Block(start, min(n, start + size), n) for start in range(0, n, size)]
 
 
+def _labelled(problem: Problem) -> bool:
+    """Whether classes say which blocks may be left out: not of listed pairs; those of a teacher are whole."""
+    return isinstance(problem.relation, LabelRelation) and problem.teacher_problem is None
+
+
 def _among_positives(problem: Problem, size: int) -> list[Block]:
-    """Those that hold all positives: up to the last one of any of their rows. (Of a teacher, or of listed
-    pairs, all.)"""
+    """Those that hold all positives: up to the last one of any of their rows."""
     n, size = problem.relation.rows, min(_NARROW, size)
     blocks = _blocks(n, size)
-    if not isinstance(problem.relation, LabelRelation) or problem.teacher_problem is not None:
+    if not _labelled(problem):
         return blocks
     return _reaching(blocks, size, problem.classes.col_class)
 
@@ -180,7 +184,7 @@ def _reaching(blocks: Sequence[Block], size: int, classes: Tensor) -> list[Block
 def _share(problem: Problem) -> float:
     """Of all pairs, how many a pass among positives visits once classes lie together."""
     n, size = problem.relation.rows, min(_NARROW, _rows(problem))
-    if not isinstance(problem.relation, LabelRelation) or problem.teacher_problem is not None:
+    if not _labelled(problem):
         return 1.0
     blocks = _blocks(n, size)
     among, every = (
@@ -194,8 +198,7 @@ def _together(problem: Problem) -> Tensor | None:
     """int64 [N] samples in an order in which classes lie together; None where they do, or where no pass is
     among positives alone."""
     form, _ = _form(problem)
-    labelled = isinstance(problem.relation, LabelRelation) and problem.teacher_problem is None
-    if not labelled or True not in form.among_positives or problem.whole is not None:
+    if not _labelled(problem) or True not in form.among_positives or problem.whole is not None:
         return None
     classes = problem.classes.col_class
     changes = int((classes.diff() != 0).sum())
