@@ -120,8 +120,29 @@ def test_any_widths_in_several_blocks(together, widths):
     x, y, weights = drawn(301, D), drawn(301, D, seed=1), tuple(0.5 + k for k in range(len(widths)))
     for loss in (losses.CLIPLoss(0.1).double(), losses.InfoNCELoss(0.1, symmetric=True, backend="chunked")):
         assert_same(loss, x, y, widths=widths, weights=weights)
-    assert_same(losses.MultiSimilarityLoss(), x, torch.arange(301) % 50, widths=widths, weights=weights)
+    for loss in (
+        losses.MultiSimilarityLoss(),
+        losses.TripletMarginLoss(),  # a mean over what is counted: two visits
+        losses.CircleLoss(form="global", backend="chunked"),
+    ):
+        assert_same(loss, x, torch.arange(301) % 50, widths=widths, weights=weights)
     assert bool(together) == (len(widths) > 1)
+
+
+@pytest.mark.parametrize("backend", AUTO)
+def test_a_second_visit_begins_where_the_first_ended(monkeypatch, backend):
+    """The products of that block are not made again: of the others twice, and one of gradients for both ends."""
+    fastdml.set_workspace(1 << 17)
+    visited, grown = [], []
+    plain, grow = prefixes.Visit, prefixes.grow
+    monkeypatch.setattr(prefixes, "Visit", lambda *a: visited.append(a[2]) or plain(*a))
+    monkeypatch.setattr(prefixes, "grow", lambda *a: grown.append(1) or grow(*a))
+    x = drawn(301, D).requires_grad_()
+    MatryoshkaLoss(losses.TripletMarginLoss(backend=backend), WIDTHS)(x, torch.arange(301) % 50).backward()
+    starts = visited[:: len(WIDTHS)]
+    blocks = len(starts) // 2
+    assert blocks > 1 and starts[blocks:] == starts[:blocks][::-1]
+    assert len(grown) == (2 * blocks - 1) * len(WIDTHS)
 
 
 def test_hard_negatives_masks_and_other_matrices(together):

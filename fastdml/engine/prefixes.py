@@ -91,10 +91,11 @@ class Prepared:
     problems: list[Problem]
     step: Step | Symmetric
 
-    def sweep(self) -> _Sweep | Run:
+    def sweep(self, again: bool) -> _Sweep | Run:
+        """again: another visit follows one without a gradient."""
         if isinstance(self.step, Symmetric):
             return Run(self.problems)
-        return _Sweep(self.problems, self.step)
+        return _Sweep(self.problems, self.step, again)
 
 
 def prepared(calls: Sequence[Call]) -> Prepared | None:
@@ -196,10 +197,11 @@ def _problems(calls: Sequence[Call]) -> list[Problem] | None:
 
 
 class _Sweep:
-    """The blocks of all problems, widest last."""
+    """The blocks of all problems, widest last. A visit that another follows keeps the products of its last
+    block, where the other begins and goes backwards, as in `schedule`."""
 
-    def __init__(self, problems: list[Problem], step: Step) -> None:
-        self.problems, self.step = problems, step
+    def __init__(self, problems: list[Problem], step: Step, again: bool = False) -> None:
+        self.problems, self.step, self.again = problems, step, again
         self.widest = problems[-1]
         self.a, self.c = self.widest.anchors, self.widest.candidates
         self.m, self.n = self.a.shape[0], self.c.shape[0]
@@ -207,17 +209,36 @@ class _Sweep:
         m, n, count = self.m, self.n, len(problems)
         per_pair = step.bytes_per_pair(self.widest)
         size = self.a.element_size()
-        held = per_pair + size * count  # the block of products, and a copy for each width
+        held = per_pair + size * (count + 1)  # the block, products of each width, and what the step works on
         rows = rows_within(2 * block_limit("cpu", n, held), n, held, m)
+        rows = -(-m // -(-m // rows))  # all alike: what is kept of the last one should be worth it
         group = self.widest.loss.rows_together
         self.rows = rows if rows == m else max(group, rows - rows % group)
+        self.held: list[Tensor] = []  # products of each width, the last those that grow; then one to work on
+        self.kept: int | None = None  # the first row of the block whose products of all widths are held
 
     def block(self, name: str, like: Tensor) -> Tensor:
         return buffer(name, self.rows * self.n, like).view(self.rows, self.n)
 
-    def products(self, start: int, stop: int, k: int, s: Tensor) -> None:
-        """s [R, N] of width k, from that of the width before."""
-        grow(s, self.a[start:stop], self.c, self.slices[k])
+    def products(self, start: int, stop: int, k: int, gradient: bool) -> tuple[Tensor, Tensor]:
+        """[R, N] the products of width k, after those of the widths before, and a copy that the step may
+        change: of the widest they are one where nobody reads them later."""
+        held, spare, widest = self.held, len(self.problems), k == len(self.problems) - 1
+        rows = slice(0, stop - start)
+        keeps = self.again and not gradient and stop == self.m
+        if start == self.kept:
+            whole = held[k][rows]
+        else:
+            whole = held[spare - 1][rows]
+            grow(whole, self.a[start:stop], self.c, self.slices[k])
+            if keeps and not widest:
+                held[k][rows].copy_(whole)
+        if widest and not keeps:
+            return whole, whole
+        s = held[spare][rows].copy_(whole)
+        if gradient:  # the weights of all widths are there until the block ends
+            held[k], held[spare] = held[spare], held[k]
+        return whole, s
 
     def presweep(self) -> None:
         """Fills the column values that come from losses of columns against rows (`schedule.presweep`)."""
@@ -240,8 +261,8 @@ class _Sweep:
         for start in range(0, self.m, self.rows):
             stop = min(self.m, start + self.rows)
             s = held[: stop - start]
-            for k, of_columns in enumerate(sums):
-                self.products(start, stop, k, s)
+            for part, of_columns in zip(self.slices, sums, strict=True):
+                grow(s, self.a[start:stop], self.c, part)
                 of_columns.add(s, start)
         return [of_columns.outputs for of_columns in sums]
 
@@ -255,32 +276,30 @@ class _Sweep:
             one = widest.one_set
             columns = not widest.symmetric and (wanted.candidates or one)
             radial = Radial(problems, rows=wanted.anchors or one, columns=columns)
-        product = self.block("similarity", self.a)
-        copies = [self.block(f"similarity of width {k}", self.a) for k in range(len(problems) - 1)]
         teacher = None if widest.teacher is None else self.block("teacher", self.a)
         d_a, d_c = results[-1].d_anchors, results[-1].d_candidates
         if widest.one_set and not widest.symmetric:
             d_c = d_a
-        for start in range(0, self.m, self.rows):
+        names = [f"similarity of width {k}" for k in range(len(problems) - 1)]
+        self.held = self.held or [self.block(n, self.a) for n in (*names, "similarity", "similarity, a copy")]
+        starts = range(0, self.m, self.rows)
+        for start in starts if self.kept is None else reversed(starts):
             stop = min(self.m, start + self.rows)
-            rows = stop - start
-            t = None if teacher is None else teacher[:rows]
+            t = None if teacher is None else teacher[: stop - start]
             if t is not None:
                 assert widest.teacher_problem is not None
                 widest.teacher_problem.similarities(start, stop, t)
             weights = []
             for k, (problem, out) in enumerate(zip(problems, results, strict=True)):
-                s = product[:rows]
-                self.products(start, stop, k, s)
-                if problem is not widest:
-                    s = copies[k][:rows].copy_(s)
+                whole, s = self.products(start, stop, k, bool(wanted))
                 g = self.step(Visit(problem, s, start, out, bool(wanted), t))
                 if radial is not None and problem is not widest:
-                    radial.add(k, start, g, product[:rows])
+                    radial.add(k, start, g, whole)
                 weights.append(g)
             if wanted.anchors or wanted.candidates:
                 rows_a = None if d_a is None else d_a[start:stop]
                 spread(weights, self.slices, self.a[start:stop], self.c, rows_a, d_c)
+        self.kept = starts[-1] if self.again and not wanted else None
         if radial is not None:
             radial.take_out(d_a, results[-1].d_candidates)
         if widest.symmetric and d_a is not None:
@@ -320,7 +339,7 @@ def _run(
         of_rows = reduction == "mean" and not (loss.counted or loss.combined)
         problem.weight = factor / rows if of_rows else factor
     read_first = loss.combined or reduction == "nonzero" or (reduction == "mean" and loss.counted)
-    sweep = together.sweep()
+    sweep = together.sweep(again=read_first and bool(wanted))
     if not read_first:
         results = sweep.run(wanted)
         return [_reduced(p, r.outputs, reduction, rows) for p, r in zip(problems, results)], results
