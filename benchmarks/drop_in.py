@@ -8,7 +8,8 @@ cross-batch memory with its miner, and what fused miners add to a step.
 
 Contenders take turns in one process; the least of the turns' times is given, and the ratio is that of the two
 least. Both must find the same value. Memory is that of a process of its own: the most it held during a step
-beyond what it held before, its inputs and lists in memory. A run while others used the machine says so.
+beyond what it held before, its inputs and lists in memory; what is freed there goes back to the system at once,
+so that nothing is held but what is used. A run while others used the machine says so.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def peak_mib(step: Step) -> float:
 
 def memory_of(part: str, what: str, contender: str) -> float:
     command = [sys.executable, __file__, "--one", part, what, contender]
-    done = subprocess.run(command, capture_output=True, text=True)
+    own_pages = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own_pages)
     return float(done.stdout) if done.returncode == 0 else math.nan
 
 
@@ -212,7 +214,7 @@ def text(rows: list[dict[str, object]], about: dict[str, object], load: float) -
         other = rows[k + 1 if k % 2 == 0 else k - 1]
         ratio = float(row["seconds"]) / float(other["seconds"])  # type: ignore[arg-type]
         mib = float(row["peak_mib"])  # type: ignore[arg-type]
-        held = "" if math.isnan(mib) else f"{mib:.0f} MiB"
+        held = "" if math.isnan(mib) else f"{mib:.1f} MiB"
         cells = (row["part"], row["what"], row["contender"], f"{float(row['seconds']) * 1e3:.1f} ms")  # type: ignore[arg-type]
         lines.append(f"| {' | '.join(map(str, cells))} | {ratio:.2f} | {held} |")
     return "\n".join(lines) + "\n"

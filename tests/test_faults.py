@@ -18,6 +18,8 @@ import fastdml
 from fastdml import losses, miners
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
+from fastdml.language import mean
+from fastdml.reducers import AvgNonZeroReducer
 
 NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0, "l": 4, "descriptors_dim": 4}
 x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -165,6 +167,47 @@ def test_reductions_are_those_of_the_rows(name, backend):
         share = 1 / (rows > 0).sum().clamp(min=1)
         torch.testing.assert_close(found["nonzero"][0], rows.sum() * share, **close)
         torch.testing.assert_close(found["nonzero"][1], d_rows * share, **close)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("name", [n for n, m in losses.MODULES.items() if "nonzero" in m.reductions])
+def test_a_mean_over_rows_above_0_leaves_none_below(name, spread):
+    """Where rows may be below 0 the reduction is refused; a reducer object takes those above alone."""
+    if "none" in losses.MODULES[name].reductions:
+        near = torch.eye(3, 4)[y] + spread * x
+        for scale in (0.1, 1.0, 10.0):
+            assert (step(build(name, reduction="none"), scale * near)[0] >= -1e-6).all()
+
+
+@pytest.mark.parametrize("made", [losses.SPCELoss, losses.BalancedNTXentLoss, "described", "torch"])
+def test_rows_below_0_are_not_active(made):
+    def described(p):
+        return mean(p.s, where=p.negative)
+
+    if made == "described":
+        given = [fastdml.row_loss(described, reduction=kind) for kind in ("none", "nonzero")]
+    elif made == "torch":
+        fn = lambda s, positive, negative: (s * negative).sum(1)  # noqa: E731
+        given = [fastdml.row_loss(fn, reduction=kind) for kind in ("none", "nonzero")]
+    else:
+        options = {} if made is losses.SPCELoss else {"log_mean": True, "temperature": 0.5}
+        with pytest.raises(ValueError, match=r"^reduction: expected 'mean' or 'sum' or 'none', got"):
+            made(reduction="nonzero", **options)
+        given = [made(reduction="none", **options), made(reducer=AvgNonZeroReducer(), **options)]
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(24) // 4
+    shift = 5 if made is losses.SPCELoss else 1
+    near, other = (torch.eye(6, 8)[labels] + 0.3 * torch.randn(24, 8, generator=g) for _ in range(2))
+    found = []
+    for loss in given:
+        leaf = near.clone().requires_grad_()
+        value = loss(leaf, labels, ref_emb=other - shift, ref_labels=labels.roll(2))
+        if value.dim():
+            assert (value < 0).any() and (value > 0).any()
+            value = value[value > 0].mean()
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(*found)
 
 
 # ---- draws under activation checkpointing

@@ -131,7 +131,7 @@ def test_any_widths_in_several_blocks(together, widths):
 
 @pytest.mark.parametrize("backend", AUTO)
 def test_a_second_visit_begins_where_the_first_ended(monkeypatch, backend):
-    """The products of that block are not made again: of the others twice, and one of gradients for both ends."""
+    """The products of that block are not made again."""
     fastdml.set_workspace(1 << 17)
     visited, grown = [], []
     plain, grow = prefixes.Visit, prefixes.grow

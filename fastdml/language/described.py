@@ -20,6 +20,7 @@ from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
 from .stream import NoStream, Ranges, StreamForm, windows_of
+from .words import relu
 
 # A field of a description that is above 0 for sure, which may save a pass.
 Positive = Annotated[float, "above 0"]
@@ -259,11 +260,15 @@ def _name(kind: type[Described], chosen: Mapping[str, Any], opened: tuple[str, .
 @dataclasses.dataclass(frozen=True, eq=False)
 class DescribedLoss(Described):
     """A user's function(p, **arguments); `Learnt` arguments are read from the call. Equal only to itself:
-    functions need not be hashable. taught: the similarity of the teacher, if there is one."""
+    functions need not be hashable.
+
+    taught: the similarity of the teacher, if there is one. floor: rows below 0 are 0.
+    """
 
     function: RowFunction  # type: ignore[assignment]
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # type: ignore[assignment]
     taught: str | None = None
+    floor: bool = False
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -274,6 +279,9 @@ class DescribedLoss(Described):
     @property
     def teacher_similarity(self) -> str | None:  # type: ignore[override]
         return self.taught
+
+    def read(self, p: Row) -> Any:
+        return self._floored(p, **_read(p, self.arguments, len(self.learnable)))
 
     def spec(self, rows: Rows) -> Tensor:
         found = super().spec(rows)
@@ -288,14 +296,18 @@ class DescribedLoss(Described):
         kept = self.open_arguments
         bound = {k: v for k, v in self.arguments.items() if k not in kept}
         positive = tuple(k for k, v in kept.items() if v > 0)
-        function, opened = self.function, tuple(kept)
+        opened = tuple(kept)
         return Forms(
             compile.identifier(self.name),
             lambda: traced(
-                function, bound, opened, positive, self.counted, len(self.learnable)
+                self._floored, bound, opened, positive, self.counted, len(self.learnable)
             ),
             self.outputs,
         )
+
+    def _floored(self, p: Row, **arguments: Any) -> Any:
+        found = self.function(p, **arguments)
+        return relu(found) if self.floor and not isinstance(found, tuple) else found
 
 
 def is_number(x: object) -> bool:

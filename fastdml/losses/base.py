@@ -55,6 +55,8 @@ class Term:
         return self.weight * self.function(*self.arguments)
 
 
+# Of losses whose rows may be below 0: a mean over those above would be of others than are active.
+SIGNED = ("mean", "sum", "none")
 _REDUCERS: dict[str, type[BaseReducer]] = {
     "mean": MeanReducer,
     "sum": SumReducer,
@@ -129,7 +131,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     its calls and transform them before they are evaluated.
 
     Keyword arguments of every loss:
-        reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a non-zero loss) or
+        reduction: "mean" over rows, "sum", "nonzero" (mean over the rows with a loss above 0) or
             "none" ([B] row losses).
         similarity: what a pair is compared by: "cosine", "dot", "projection" (the product with the
             normalised candidate), "distance" and "squared_distance" (Euclidean, of normalised
@@ -239,9 +241,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         if self.one_number is not None:
             self._is_reduction = not isinstance(known, DoNothingReducer)
             return self.one_number
-        if known is not None and type(known).__name__ in self.reducers:
+        named = self.reducers.get(type(known).__name__)
+        if named in self.reductions:
             self._is_reduction = True
-            return self.reducers[type(known).__name__]
+            return named
         self._is_reduction = False
         return "none" if "none" in self.reductions else self.reductions[0]
 

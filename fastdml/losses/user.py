@@ -57,13 +57,21 @@ def _check_tile(tile: TileLoss | None, parameters: Sequence[float]) -> tuple[flo
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserLoss(RowLoss):
-    """A user's function as a description; equal only to itself (functions need not be hashable)."""
+    """A user's function as a description; equal only to itself (functions need not be hashable).
+
+    floor: rows below 0 are 0.
+    """
 
     fn: TorchFunction
     tile: TileLoss | None = None
     tile_parameters: tuple[float, ...] = ()
+    floor: bool = False
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def __post_init__(self) -> None:
+        if self.floor and self.tile is not None:
+            raise ValueError("reduction: expected 'mean', 'sum' or 'none' with a tile, got 'nonzero'")
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -84,7 +92,7 @@ class UserLoss(RowLoss):
             raise ValueError(
                 f"fn: expected one loss per row, shape {expected}, from {self.name!r}, got {got}"
             )
-        return losses.to(rows.s.dtype)
+        return (losses.clamp(min=0) if self.floor else losses).to(rows.s.dtype)
 
     def _writes(self, rows: Rows) -> bool:
         """Whether the function writes into what it is given, as one row tells. ValueError if it reads a
@@ -102,9 +110,11 @@ class UserLoss(RowLoss):
 
 
 def _now(module: Any) -> Any:
-    """The description of a module, whose similarity may have been set since it was made."""
-    if module._description.similarity != module.similarity:
-        module._description = dataclasses.replace(module._description, similarity=module.similarity)
+    """The description of a module, whose similarity or reduction may have been set since it was made: where a
+    mean is over rows above 0, those below take no part in it."""
+    found, floor = module._description, module.reduction == "nonzero"
+    if (found.similarity, found.floor) != (module.similarity, floor):
+        module._description = dataclasses.replace(found, similarity=module.similarity, floor=floor)
         remember(module._description)
     return module._description
 
@@ -124,7 +134,7 @@ class UserRowLoss(SampleLoss):
         super().__init__(similarity=similarity, **kwargs)
         parameters = _check_tile(tile, tile_parameters)
         self._description: Any = UserLoss(fn, tile, parameters, similarity=self.similarity)
-        remember(self._description)  # before a graph is compiled
+        remember(self.description())  # before a graph is compiled
 
     def description(self) -> UserLoss:
         return _now(self)  # type: ignore[no-any-return]
@@ -159,8 +169,8 @@ class DescribedRowLoss(SampleLoss):
             elif is_number(value):
                 arguments[name] = check.finite(value, f"parameters[{name!r}]")
         self._description: Any = DescribedLoss(fn, arguments, teacher, similarity=self.similarity)
+        remember(self.description())
         self._check_inputs(teacher)
-        remember(self._description)
 
     def _keep(self, name: str, value: Tensor) -> None:
         if hasattr(self, name):
@@ -298,7 +308,8 @@ def row_loss(
             wherever backend="triton" may): docs/triton-functors.md. Everywhere else, and for index
             tuples and float64, fn runs.
         tile_parameters: numbers that those functions read as p.
-        **kwargs: reduction, backend, validate: see `SampleLoss`.
+        **kwargs: reduction, backend, validate: see `SampleLoss`. With "nonzero" rows below 0 are as those
+            of 0.
 
     Returns:
         A module `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None)` with

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.registry import register
-from ..base import Loss, SampleLoss, Term, total
+from ..base import SIGNED, Loss, SampleLoss, Term, total
 from ..pair_means import class_numbers
 from ..softmax.row_cross_entropy import RowCrossEntropy
 
@@ -45,6 +45,7 @@ class SPCELoss(SampleLoss):
     """
 
     function = "spce"
+    reductions = SIGNED
     describes = SPCE
     default_similarity = "dot"
 

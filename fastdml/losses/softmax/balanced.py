@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ...engine import check
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ..base import SampleLoss
+from ..base import SIGNED, SampleLoss
 from ..pair.contrastive import AGGREGATIONS, Contrastive
 from .row_cross_entropy import RowCrossEntropy
 
@@ -119,6 +119,7 @@ class BalancedNTXentLoss(SampleLoss):
     """
 
     function = "balanced_nt_xent"
+    reductions = SIGNED
     mean_over = "samples; positives by their aggregation"
 
     def __init__(
