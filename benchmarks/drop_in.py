@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from turns import take_turns
 
-from fastdml import losses, miners
+from fastdml import losses, miners, set_workspace
 from fastdml.bench.device import device
 from fastdml.bench.record import environment
 from fastdml.wrappers import CrossBatchMemory
@@ -230,10 +230,11 @@ def main() -> None:
     options = arguments.parse_args()
     if options.one is not None:
         part, what, contender = options.one
-        if part == "lists":  # libraries are loaded and threads started
-            kind, rows, dim, count = what.split()
-            list_step(kind, contender, int(rows), int(dim), min(1000, int(count)))()
-        print(peak_mib(built(*options.one)))
+        step = built(*options.one)
+        if part == "lists":  # pages of code are no memory of a step; what is kept between steps is
+            step()
+            set_workspace(None)
+        print(peak_mib(step))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []

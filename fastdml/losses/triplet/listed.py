@@ -25,8 +25,9 @@ from ..base import SampleLoss
 Listed = tuple[Tensor, Tensor, Tensor]  # [T] losses (or their sum), what each counts in the mean, and anchors
 # [T] losses and counts of triplets, from what their pairs are [T] and from further numbers
 Cost = Callable[..., tuple[Tensor, Tensor]]
-# Triplets whose costs are found at once where they are added up.
-_AT_ONCE = 1 << 16
+# Triplets whose costs are found at once where they are added up: a sixteenth of all, within these. (A cost
+# holds half a dozen temporaries.)
+_LEAST, _MOST = 1 << 12, 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,18 +185,20 @@ class _Sums(torch.autograd.Function):
             for k, (x, w) in enumerate(zip(inputs, wanted))
         ]
         total = inputs[0].new_zeros(2, dtype=torch.float64)
-        for start in range(0, triplets.a.shape[0], _AT_ONCE):
-            where = slice(start, start + _AT_ONCE)
+        count = triplets.a.shape[0]
+        size = min(_MOST, max(_LEAST, count // 16))
+        for start in range(0, count, size):
+            where = slice(start, start + size)
             leaves = [(x[where] if k < lists else x).detach() for k, x in enumerate(inputs)]
             kept = [x.requires_grad_() for x, w in zip(leaves, wanted) if w]
             part = triplets.part(where)
             # What is saved for this small graph is no affair of hooks around the whole: checkpointing would
             # compute the loss again in the middle of its forward pass.
             with torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):
-                loss, count = cost(part, *leaves)
+                loss, counts = cost(part, *leaves)
                 loss = part.masked(loss).sum(dtype=torch.float64)
             total[0] += loss.detach()
-            total[1] += part.masked(count).sum(dtype=torch.float64)
+            total[1] += part.masked(counts).sum(dtype=torch.float64)
             each = iter(torch.autograd.grad(loss, kept, allow_unused=True) if kept else ())
             for k, d in enumerate(found):
                 if d is None:
@@ -206,9 +209,9 @@ class _Sums(torch.autograd.Function):
                 elif g is not None:
                     d += g
         ctx.found = found
-        value, count = total.to(inputs[0].dtype)
-        ctx.mark_non_differentiable(count)
-        return value, count
+        value, counted = total.to(inputs[0].dtype)
+        ctx.mark_non_differentiable(counted)
+        return value, counted
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
