@@ -8,8 +8,8 @@ cross-batch memory with its miner, and what fused miners add to a step.
 
 Contenders take turns in one process; the least of the turns' times is given, and the ratio is that of the two
 least. Both must find the same value. Memory is that of a process of its own: the most it held during a step
-beyond what it held before, its inputs and lists in memory; what is freed there goes back to the system at once,
-so that nothing is held but what is used. A run while others used the machine says so.
+beyond what it held before, its inputs and lists in memory; what is freed there goes back to the system at
+once, so that nothing is held but what is used. A run while others used the machine says so.
 """
 
 from __future__ import annotations
@@ -229,9 +229,8 @@ def main() -> None:
     arguments.add_argument("--one", nargs=3, metavar=("PART", "WHAT", "CONTENDER"))
     options = arguments.parse_args()
     if options.one is not None:
-        part, what, contender = options.one
         step = built(*options.one)
-        if part == "lists":  # pages of code are no memory of a step; what is kept between steps is
+        if options.one[0] == "lists":  # pages of code are no memory of a step; what is kept between steps is
             step()
             set_workspace(None)
         print(peak_mib(step))

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/own_candidates.h"
 #include "cpu/run_rows.h"
 #include "row_arguments.h"
 
@@ -332,6 +333,43 @@ void listed_rows_(Tensor values, Tensor start, int64_t id, std::vector<double> p
   });
 }
 
+template <class T>
+fastdml::OwnCandidates<T> own_candidates(const Tensor& a, const Tensor& c) {
+  STD_TORCH_CHECK(a.dim() == 2 && c.dim() == 3 && c.size(0) == a.size(0) && c.size(2) == a.size(1) &&
+                      (a.size(1) <= 1 || (a.stride(1) == 1 && c.stride(2) == 1)) &&
+                      a.scalar_type() == c.scalar_type(),
+                  "fastdml: rows [M, D] and their candidates [M, K, D], of one type, dimensions together");
+  return {static_cast<const T*>(a.const_data_ptr()), static_cast<const T*>(c.const_data_ptr()),
+          a.size(0), c.size(1), a.size(1), a.stride(0), c.stride(0), c.stride(1)};
+}
+
+// What rows and the candidates of their own are, into s [M, K]: products, of both sets over their lengths
+// where the inverses of these are asked for: of candidates [M, K], of rows [M].
+void own_values_(Tensor s, OptionalTensor inverse, OptionalTensor row_inverse, Tensor a, Tensor c,
+                 double epsilon) {
+  by_type(a, [&]<class T>(T) {
+    const auto of = own_candidates<T>(a, c);
+    const int64_t count = of.rows * of.each;
+    expect(s, a.scalar_type(), count);
+    fastdml::own_values(of, static_cast<T>(epsilon), data<T>(s), const_cast<T*>(pointer<T>(inverse, count)),
+                        const_cast<T*>(pointer<T>(row_inverse, of.rows)));
+  });
+}
+
+// Their gradients from derivatives g [M, K]; s and the inverses as they were found.
+void own_gradients_(OptionalTensor d_a, OptionalTensor d_c, Tensor g, Tensor s, OptionalTensor inverse,
+                    OptionalTensor row_inverse, Tensor a, Tensor c) {
+  by_type(a, [&]<class T>(T) {
+    const auto of = own_candidates<T>(a, c);
+    const int64_t count = of.rows * of.each;
+    for (const Tensor& t : {g, s}) expect(t, a.scalar_type(), count);
+    fastdml::own_gradients(of, static_cast<const T*>(g.const_data_ptr()), static_cast<const T*>(s.const_data_ptr()),
+                           pointer<T>(inverse, count), pointer<T>(row_inverse, of.rows),
+                           const_cast<T*>(pointer<T>(d_a, of.rows * of.dim)),
+                           const_cast<T*>(pointer<T>(d_c, count * of.dim)));
+  });
+}
+
 }  // namespace
 
 #define FASTDML_SETS                                                                                  \
@@ -357,6 +395,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastdml_native, m) {
       "listed_rows_(Tensor(a!) values, Tensor start, int functor, float[] parameters, Tensor? row_weight, "
       "float weight, Tensor? scalars, Tensor? row_values, Tensor(b!) loss, Tensor(c!)? d_scalars, "
       "Tensor(d!)? d_row_values, bool gradient) -> ()");
+  m.def(
+      "own_values_(Tensor(a!) s, Tensor(b!)? inverse, Tensor(c!)? row_inverse, Tensor a, Tensor c, "
+      "float epsilon) -> ()");
+  m.def(
+      "own_gradients_(Tensor(a!)? d_a, Tensor(b!)? d_c, Tensor g, Tensor s, Tensor? inverse, "
+      "Tensor? row_inverse, Tensor a, Tensor c) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
@@ -367,4 +411,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_native, CPU, m) {
   m.impl("listed_weights_", TORCH_BOX(&listed_weights_));
   m.impl("listed_gradient_", TORCH_BOX(&listed_gradient_));
   m.impl("listed_rows_", TORCH_BOX(&listed_rows_));
+  m.impl("own_values_", TORCH_BOX(&own_values_));
+  m.impl("own_gradients_", TORCH_BOX(&own_gradients_));
 }

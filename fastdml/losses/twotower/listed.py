@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...engine import check
+from ...engine import check, own_candidates
 from ...engine.similarity import SIMILARITIES
 from ..base import Loss, total
 
@@ -64,7 +64,7 @@ class ListedLoss(Loss):
 
     def _rows(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
         metric = SIMILARITIES[self.similarity]
-        s = metric.sign * metric.listed(embeddings, candidates)
+        s = metric.sign * own_candidates.values(metric, embeddings, candidates)
         return self.of_scores(s, teacher_scores.to(s.dtype))
 
     def of_scores(self, student: Tensor, teacher: Tensor) -> Tensor:

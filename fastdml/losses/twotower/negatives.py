@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...engine import check
+from ...engine import check, own_candidates
 from ...engine.call import Call
 from ...engine.relation import Predicate
 from ...engine.similarity import METRICS
@@ -119,8 +119,8 @@ class Beside:
             count = count + (other > NOTHING / 2).to(kind)
         of_hardness = None
         if self.hard is not None:
-            s = loss.metric.sign * loss.metric.listed(
-                self.queries[:, :width], self.hard.embeddings[:, :, :width]
+            s = loss.metric.sign * own_candidates.values(
+                loss.metric, self.queries[:, :width], self.hard.embeddings[:, :, :width]
             )
             kept = self._kept(loss, s.detach(), limits)
             z = call.scalars[0] * s
@@ -145,7 +145,8 @@ class Beside:
             kept &= s <= limits["limit"][:, None]
         if "guide limit" in limits and self.own_guide is not None and self.hard.guide is not None:
             guide = METRICS[loss.teacher_similarity or loss.similarity]
-            kept &= guide.listed(self.own_guide[0], self.hard.guide) <= limits["guide limit"][:, None]
+            told = own_candidates.values(guide, self.own_guide[0], self.hard.guide)
+            kept &= told <= limits["guide limit"][:, None]
         if self.ids is not None and self.hard.ids is not None:
             kept &= self.hard.ids != self.ids[:, None]
         return kept
