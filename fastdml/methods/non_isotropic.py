@@ -205,15 +205,15 @@ class NonIsotropicVMFLoss(nn.Module):
             directions, wide = self._classes(mean)
             height = self._height(*_length_and_log(directions, wide))
             return self._by_blocks(_density, z, (directions, wide), height, labels, self.samples)
-        columns, length, log_k = _ClassTerms.apply(
-            self.proxies.to(z.dtype), self.concentrations.to(z.dtype)
+        columns, own, length, log_k = _ClassTerms.apply(
+            self.proxies.to(z.dtype), self.concentrations.to(z.dtype), repeated
         )
         height = self._height(length, log_k)
         single = self._softmax(z, columns, height, repeated, "none")
         # log sum_c exp(sigma_tc), from the cross-entropy and the target's sigma.
         bias = (height - height.detach().mean()).to(z.dtype)
         tau = self.temperature.to(z.dtype)
-        target = ((z * columns[repeated]).sum(1) + bias[repeated]) / tau
+        target = ((z * own).sum(1) + bias[repeated]) / tau
         every, target = ((t.view(-1, self.samples)) for t in (single + target, target))
         return (every.logsumexp(1) - target.logsumexp(1)).mean()
 
@@ -290,7 +290,8 @@ class NonIsotropicVMFLoss(nn.Module):
 
 
 class _ClassTerms(torch.autograd.Function):
-    """(K v [C, D], |K v| [C], sum of log K [C] in float64) of proxies and concentrations [C, D].
+    """(K v [C, D], those of labels [N, D], |K v| [C], sum of log K [C] in float64) of proxies and
+    concentrations [C, D].
 
     By hand, because with many classes the two dozen passes over [C, D] that autograd would make take as
     long as a product.
@@ -298,32 +299,32 @@ class _ClassTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, proxies: Tensor, concentrations: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, proxies: Tensor, concentrations: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = concentrations.clamp(min=_SMALLEST)
         scale = proxies.norm(dim=1, keepdim=True).clamp(min=1e-12).reciprocal()
         columns = torch.mul(wide, proxies).mul_(scale)
         length = columns.norm(dim=1)
-        ctx.save_for_backward(proxies, concentrations, scale, length)
+        ctx.save_for_backward(proxies, concentrations, scale, length, labels)
         # (Block by block, as torch makes a copy in float64 first.)
         logs = [part.sum(1, dtype=torch.float64) for part in wide.log_().split(1024)]
-        return columns, length, torch.cat(logs)
+        return columns, columns.index_select(0, labels), length, torch.cat(logs)
 
     @staticmethod
     def backward(
-        ctx: Any, upstream: Tensor, of_length: Tensor, of_log: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        proxies, concentrations, scale, length = ctx.saved_tensors
+        ctx: Any, upstream: Tensor, of_own: Tensor, of_length: Tensor, of_log: Tensor
+    ) -> tuple[Tensor, Tensor, None]:
+        proxies, concentrations, scale, length, labels = ctx.saved_tensors
         wide = concentrations.clamp(min=_SMALLEST)
         # Of K v: what comes from above, and through |K v| a multiple of K v itself.
         radial = scale * (of_length / length)[:, None]
-        through = torch.mul(wide, proxies).mul_(radial).add_(upstream)
+        through = torch.mul(wide, proxies).mul_(radial).add_(upstream).index_add_(0, labels, of_own)
         d_wide = torch.mul(through, proxies).mul_(scale)
         along = torch.einsum("cd,cd->c", d_wide, wide)[:, None].mul_(scale.square())
         d_wide.addcdiv_(of_log.to(wide.dtype)[:, None].expand_as(wide), wide)
         d_wide.masked_fill_(concentrations < _SMALLEST, 0)
         d_proxies = through.mul_(wide).mul_(scale)
-        return d_proxies.addcmul_(proxies, along, value=-1), d_wide
+        return d_proxies.addcmul_(proxies, along, value=-1), d_wide, None
 
 
 def _length_and_log(directions: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
