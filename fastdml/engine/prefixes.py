@@ -210,7 +210,7 @@ class _Sweep:
         per_pair = step.bytes_per_pair(self.widest)
         size = self.a.element_size()
         held = per_pair + size * (count + 1)  # the block, products of each width, and what the step works on
-        rows = rows_within(2 * block_limit("cpu", n, held), n, held, m)
+        rows = rows_within(2 * block_limit("cpu", n, held, again), n, held, m)
         rows = -(-m // -(-m // rows))  # all alike: what is kept of the last one should be worth it
         group = self.widest.loss.rows_together
         self.rows = rows if rows == m else max(group, rows - rows % group)
