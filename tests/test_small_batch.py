@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdml import losses
 from fastdml.engine import library
 from fastdml.engine.similarity import EPSILON, SIMILARITIES
 from fastdml.losses import MultiSimilarityLoss
+from fastdml.losses.proxy.proxies import ProxyLoss
 
 
 @pytest.mark.skipif(library.load() is None, reason="needs the compiled library")
@@ -44,3 +49,14 @@ def test_one_operator_is_seen_by_who_watches():
         found = loss(x, y)
     assert watch.seen == ["fastdml.row_loss.default"]
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["MultiSimilarityLoss", "SupConLoss", "ProxyAnchorLoss", "ArcFaceLoss"])
+def test_a_loss_that_was_called_is_copied(name):
+    """What it has found of itself, and keeps for the next call, cannot be pickled."""
+    kind = getattr(losses, name)
+    loss = kind(4, 5) if issubclass(kind, ProxyLoss) else kind()
+    x, y = torch.randn(12, 5), torch.arange(12) // 3
+    wanted = loss(x, y)
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert torch.equal(other(x, y), wanted)

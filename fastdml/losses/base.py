@@ -300,6 +300,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             found = self.__dict__["_described"] = interned(self.description())
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What a description has found of itself, functions among it, is found anew by a copy.
+        return {name: value for name, value in self.__dict__.items() if name != "_described"}
+
     @property
     def tensors(self) -> list[str]:
         """The arguments among `open` that are tensors."""
