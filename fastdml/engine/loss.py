@@ -276,6 +276,11 @@ class RowLoss:
         """
         return None
 
+    @lazy
+    def before(self) -> RowLoss | None:
+        """`presweep()`, asked for once: what it finds of itself is kept."""
+        return self.presweep()
+
     def distance_epsilon(self, dimension: int) -> float:
         """Added to squared distances (under the root, for distances)."""
         return 0.0

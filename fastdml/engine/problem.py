@@ -186,7 +186,7 @@ class Problem:
         """Whether the matrix is visited twice, row by row."""
         if self.serves_same_matrix is not None:
             return self.serves_same_matrix
-        return self.loss.combined or (self.one_set and self.loss.presweep() is not None)
+        return self.loss.combined or (self.one_set and self.loss.before is not None)
 
     @property
     def excludes_own(self) -> bool:

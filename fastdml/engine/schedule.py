@@ -183,11 +183,10 @@ def presweep(
 ) -> None:
     """Fills the column values that come from a loss of columns against rows, whose outputs an executor
     finds by outputs_of, or a step by gathering them."""
-    before = problem.loss.presweep()
+    before = problem.loss.before
     if before is None or problem.presweep_done:
         return
     problem.presweep_done = True
-    problem.condition()
     sums = None if step is None else step.column_sums(problem)
     if step is not None and sums is not None:
         found = _gathered(problem, step, sums)

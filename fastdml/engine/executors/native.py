@@ -58,8 +58,11 @@ class Native:
     def run(self, problem: Problem, wanted: Wanted) -> Result:
         if isinstance(problem.relation, TupleRelation):
             return listed_rows.run(problem, wanted)
+        return self._of_labels(problem, wanted)
+
+    def _of_labels(self, problem: Problem, wanted: Wanted) -> Result:
         if one_block.takes(problem) and not (wanted.col_values and problem.loss.column_slopes):
-            schedule.presweep(problem, schedule.outputs_by(self))
+            schedule.presweep(problem, lambda swept: self._of_labels(swept, Wanted()).outputs)
             found = one_block.run(problem, wanted)
             if found is None:
                 problem.condition()

@@ -34,7 +34,7 @@ def takes(problem: Problem) -> bool:
     loss, metric = problem.loss, problem.loss.metric
     a, c = problem.anchors, problem.candidates
     size, pairs = a.element_size(), a.shape[0] * c.shape[0]
-    twice = loss.combined or loss.presweep() is not None
+    twice = loss.combined or loss.before is not None
     return (
         problem.device_type == "cpu"
         and a.is_contiguous()
