@@ -135,7 +135,7 @@ class ProxyLoss(Loss):
         self, embeddings: Tensor, labels: Tensor, proxies: Tensor, **fields: Any
     ) -> Call:
         """The call of samples and proxies: the description says which of them are the rows."""
-        description = fields.pop("description", None) or self.description()
+        description = fields.pop("description", None) or self.described_once()
         classes = torch.arange(proxies.shape[0], device=proxies.device)
         if self.proxies_per_class > 1:
             classes.div_(self.proxies_per_class, rounding_mode="floor")
