@@ -110,7 +110,7 @@ class Ring:
                     mine += more
             return found
 
-        self._weighed(problem, dataclasses.replace(wanted, total=False), visit, out)
+        self._weighed(problem, wanted._replace(total=False), visit, out)
         return out
 
     def _weighed(self, problem: Problem, wanted: Wanted, visit: Visit, out: Result) -> None:

@@ -58,8 +58,10 @@ def slopes(call: Call) -> Tensor:
 
 def _in_autocast(call: Call) -> Call:
     """Products in autocast's type, as torch's own would be; the cast's backward restores the type."""
+    if call.anchors.is_cpu or call.anchors.is_meta:
+        return call
     device = call.anchors.device.type
-    if device in ("cpu", "meta") or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return call
     kind = torch.get_autocast_dtype(device)
     c = call.candidates
@@ -89,7 +91,7 @@ def watched(anchors: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or type(anchors) not in (Tensor, nn.Parameter)
-        or anchors.device.type == "meta"
+        or anchors.is_meta
         or torch._C._len_torch_dispatch_stack() > 0
     )
 
@@ -188,7 +190,7 @@ def scaled(
     if (
         not torch.compiler.is_compiling()
         and type(upstream) is Tensor
-        and upstream.device.type == "cpu"
+        and upstream.is_cpu
         and not torch._C._len_torch_dispatch_stack()
         and not graph_is_kept()
         and _is_one(upstream)

@@ -24,8 +24,8 @@ def check_backend(backend: str) -> None:
 
 def choose(problem: Problem, backend: str) -> tuple[Executor, str]:
     """The executor and why. A forced one that cannot run the problem is a ValueError."""
-    check_backend(backend)
     if backend != "auto":
+        check_backend(backend)
         executor = EXECUTORS[backend]
         reason = executor.refuses(problem)
         if reason is not None:

@@ -205,6 +205,11 @@ class RowLoss:
         return tuple(float(getattr(self, name)) for name in names)
 
     @lazy
+    def learns(self) -> bool:
+        """Whether a call hands in some of its parameters."""
+        return any(isinstance(value, Learnt) for value in self.__dict__.values())
+
+    @lazy
     def members(self) -> tuple[float, ...]:
         """`parameters()`, asked for once."""
         return self.parameters()

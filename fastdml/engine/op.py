@@ -156,11 +156,10 @@ def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
         return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)
-    device = call.anchors.device.type
-    if device == "cuda":
+    if problem.device_type == "cuda":
         crossover.notice(problem, executor.name, call.backend)
     summed = call.reduction in ("mean", "sum") and problem.loss.outputs == 1
-    with own_world(device):
+    with own_world(problem.device_type):
         value, result = reduced(problem, executor, call.reduction, Wanted(*wanted, summed))  # type: ignore[call-arg]
     problem.unconditioned(result.d_anchors, result.d_candidates)
     if result.d_scalars is not None and call.scalars is not None:

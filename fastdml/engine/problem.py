@@ -74,20 +74,20 @@ class Problem:
         # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
         # half-precision products are neither faster nor accurate.
         mixed = candidates is not None and candidates.dtype != anchors.dtype
-        compute = statistic if anchors.device.type == "cpu" or mixed else anchors.dtype
+        compute = statistic if anchors.is_cpu or mixed else anchors.dtype
 
         def values(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.detach().to(statistic).contiguous()
+            return None if x is None else in_type(x.detach(), statistic).contiguous()
 
         as_it_is = device is not None or like is not None
 
         def plain(x: Tensor) -> Tensor:
-            return x.detach() if as_it_is else _dense(x.detach().to(compute))
+            return x.detach() if as_it_is else _dense(in_type(x.detach(), compute))
 
         # A classifier's weight [D, C] comes in as its transpose: a million classes are not copied.
         a = plain(anchors if as_it_is else anchors.contiguous())
         c = a if candidates is None else plain(candidates)
-        exact = call.loss.teacher_from_differences
+        exact = bool(call.teacher) and call.loss.teacher_from_differences
         theirs = [t.detach() if exact else plain(t.contiguous()) for t in call.teacher]
         return Problem(
             loss=interned(call.loss),
@@ -163,7 +163,7 @@ class Problem:
             if d is not None and factor is not None:
                 d.mul_(factor[:, None])
 
-    @property
+    @lazy
     def device_type(self) -> str:
         return (self.device or self.anchors.device).type
 
@@ -197,13 +197,13 @@ class Problem:
     def own_offset(self) -> int:
         """Row i's own copy, which is taken out, is column i + this; -1: see `own_index`."""
         own = self.relation.own
-        return own if self.excludes_own and isinstance(own, int) else -1
+        return own if isinstance(own, int) and self.excludes_own else -1
 
     @lazy
     def own_index(self) -> Tensor | None:
         """int32 [M] columns of own copies that are taken out, -1 where a row has none; None: `own_offset`."""
         own = self.relation.own
-        return own.to(torch.int32) if self.excludes_own and isinstance(own, Tensor) else None
+        return own.to(torch.int32) if isinstance(own, Tensor) and self.excludes_own else None
 
     @lazy
     def row_scale(self) -> Tensor | None:
@@ -281,10 +281,7 @@ class Problem:
         theirs = self.computed
         if theirs is None:
             theirs = computed_scalars(self.loss, self.relation, self.anchors.device, self.statistic)
-        parts = [values for values in (self.scalars, theirs) if values is not None]
-        if not parts:
-            return None
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _joined(self.scalars, theirs)
 
     @lazy
     def teacher_problem(self) -> Problem | None:
@@ -409,6 +406,11 @@ class Problem:
         )
 
 
+def in_type(x: Tensor, kind: torch.dtype) -> Tensor:
+    """x.to(kind), which takes its time even where x is of that type."""
+    return x if x.dtype == kind else x.to(kind)
+
+
 def _dense(x: Tensor) -> Tensor:
     """x without gaps: by rows, or, where a copy would cost memory, by columns if it comes so."""
     if x.shape[1] != 1 and x.is_contiguous():
@@ -439,18 +441,26 @@ def computed_scalars(
     loss: RowLoss, relation: Relation, device: torch.device, kind: torch.dtype
 ) -> Tensor | None:
     """Values of a call that the description computes from labels and counts, in this type; None: none."""
-    found: list[Tensor | list[float] | None] = []
+    of_labels = of_counts = None
     if isinstance(relation, LabelRelation):
-        found.append(loss.label_scalars(relation))
+        of_labels = _statistics(loss.label_scalars(relation), device, kind)
     if type(loss).count_scalars is not RowLoss.count_scalars:
-        found.append(loss.count_scalars(*relation.counts(_excludes_own(loss, relation))))
-    parts = [_statistics(values, device, kind) for values in found if values is not None]
-    if not parts:
+        counts = relation.counts(_excludes_own(loss, relation))
+        of_counts = _statistics(loss.count_scalars(*counts), device, kind)
+    return _joined(of_labels, of_counts)
+
+
+def _joined(some: Tensor | None, others: Tensor | None) -> Tensor | None:
+    if some is None or others is None:
+        return others if some is None else some
+    return torch.cat([some, others])
+
+
+def _statistics(
+    values: Tensor | list[float] | None, device: torch.device, kind: torch.dtype
+) -> Tensor | None:
+    if values is None:
         return None
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _statistics(values: Tensor | list[float], device: torch.device, kind: torch.dtype) -> Tensor:
     if not isinstance(values, list):
         return values.to(kind)
     if device.type == "cpu":

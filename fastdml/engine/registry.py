@@ -35,12 +35,15 @@ def registered(loss: RowLoss) -> bool:
 def interned(description: RowLoss) -> RowLoss:
     """One object for equal descriptions: what it has found of itself is found once. (One that is equal to
     itself only, a user's function, is not kept from being freed.)"""
+    if "interned" in description.__dict__:
+        return description
     alone = type(description).__hash__ is object.__hash__
     return description if alone else _interned(description)
 
 
 @functools.lru_cache(maxsize=1024)
 def _interned(description: RowLoss) -> RowLoss:
+    description.__dict__["interned"] = True  # which asking the cache again would cost a small batch
     return description
 
 

@@ -142,7 +142,7 @@ class LabelRelation(Relation):
         if not without_own or self.own is None:
             return same, self.columns - same
         if self.one_set and isinstance(self.own, int) and self.own == 0:
-            return same - 1, self.columns - same
+            return same - 1, torch.rsub(same, self.columns)
         if self.columns == 0:
             return same, same
         own = self.own_columns(0, self.rows, rows.device)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -143,8 +143,7 @@ class ColumnSums(Protocol):
         """Adds rows [start, start + R). s [R, N]: products, which stay."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which derivatives are wanted, and whether the rows' losses are only added up."""
 
     anchors: bool = False

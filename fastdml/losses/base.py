@@ -365,10 +365,10 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             raise ValueError(
                 f"reduction: {description.name!r} is one number of the batch; expected 'mean' or 'sum'"
             )
-        if self.open and (learnt := self.tensors):
+        if self.open and description.learns:
             found = fields.get("scalars")
             kind = statistic_type(anchors, fields.get("candidates"))
-            values = [getattr(self, n).to(anchors.device, kind).reshape(1) for n in learnt]
+            values = [getattr(self, n).to(anchors.device, kind).reshape(1) for n in self.tensors]
             fields["scalars"] = torch.cat(values if found is None else [found.to(kind), *values])
         return Call(description, anchors, **fields)
 
@@ -414,28 +414,35 @@ class SampleLoss(Loss):
         )
         return [self.sample_call(description, batch)]
 
-    def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
+    def resolved(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: object = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        *,
+        own: int | Tensor | None = None,
+    ) -> tuple[Any, Batch]:
         """The description and the checked batch of the arguments of `forward`; an index tuple is weights
         of samples where the loss takes it so, and is left to `weights`."""
         description = self.described_once()
         metric: Any = description.metric
-        if metric.raw_anchors and (len(batch) < 4 or batch[3] is None):
+        if metric.raw_anchors and ref_emb is None:
             raise ValueError(
                 f"ref_emb: expected other candidates with similarity {description.similarity!r}, got None"
             )
-        listed = description.tuples == "weights" and len(batch) > 2 and batch[2] is not None
-        if listed and not callable(batch[2]):
-            embeddings, labels, indices, ref_emb, ref_labels = (*batch, None, None)[:5]
+        weights = None
+        if description.tuples == "weights" and indices_tuple is not None and not callable(indices_tuple):
             if labels is None:
                 raise ValueError("labels: expected one label per row of embeddings, got None")
-            description, found = resolved(
-                description, embeddings, labels, None, ref_emb, ref_labels, own, self.validate
-            )
-            weight = sample_weights(indices, embeddings, ref_emb=found.ref_emb)
+            weights, indices_tuple = indices_tuple, None
+        description, found = resolved(
+            description, embeddings, labels, indices_tuple, ref_emb, ref_labels, own, self.validate
+        )
+        if weights is not None:
+            weight = sample_weights(weights, embeddings, ref_emb=found.ref_emb)
             found = found.replace(row_weight=weight)
-        else:
-            given = (*batch, *(None,) * 4)[:5]
-            description, found = resolved(description, *given, own, self.validate)  # type: ignore[call-arg]
         if metric.raw_anchors and found.ref_emb is None:
             found = found.replace(ref_emb=found.embeddings, ref_labels=found.labels, own=0)
         return description, found

@@ -53,7 +53,7 @@ def masked_sum(z: Tensor, mask: Tensor) -> Tensor:
 
 def share(total: Tensor, count: Tensor) -> Tensor:
     """total / count, numbers or weights of what is summed; of nothing, the total, which is 0."""
-    return total / torch.where(count > 0, count, torch.ones_like(count))
+    return total / (count + (count == 0))
 
 
 def log_weighted(z: Tensor, weight: Tensor | None) -> Tensor:
@@ -66,7 +66,7 @@ def log_weighted(z: Tensor, weight: Tensor | None) -> Tensor:
 def rows_per(count: Tensor) -> Tensor:
     """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
     over things. Rows per 1 where there is none."""
-    return count.shape[0] / count.sum().clamp(min=1).to(torch.float64).reshape(1)
+    return count.sum(0, keepdim=True).clamp(min=1).double().reciprocal() * count.shape[0]
 
 
 def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:

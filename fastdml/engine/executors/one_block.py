@@ -33,8 +33,6 @@ def takes(problem: Problem) -> bool:
     """Whether the call below can run a problem that the compiled functors can."""
     loss, metric = problem.loss, problem.loss.metric
     a, c = problem.anchors, problem.candidates
-    size, pairs = a.element_size(), a.shape[0] * c.shape[0]
-    twice = loss.combined or loss.before is not None
     return (
         problem.device_type == "cpu"
         and a.is_contiguous()
@@ -43,9 +41,18 @@ def takes(problem: Problem) -> bool:
         and not loss.column_bias
         and not (metric.clipped or metric.raw_anchors)
         and (metric.normalized or metric.kind == PRODUCT)
-        and pairs <= (_LARGEST_TWICE if twice else _LARGEST)
-        and pairs * size <= block_limit("cpu", c.shape[0], size)
+        and _fits(problem)
     )
+
+
+def _fits(problem: Problem) -> bool:
+    a, n = problem.anchors, problem.candidates.shape[0]
+    pairs = a.shape[0] * n
+    if pairs <= _FRESH:  # which the smallest workspace holds
+        return True
+    loss, size = problem.loss, a.element_size()
+    twice = loss.combined or loss.before is not None
+    return pairs <= (_LARGEST_TWICE if twice else _LARGEST) and pairs * size <= block_limit("cpu", n, size)
 
 
 def run(problem: Problem, wanted: Wanted) -> Result | None:
