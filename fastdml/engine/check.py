@@ -378,7 +378,7 @@ def variant(kind: str) -> None:
 def readable(t: Tensor) -> bool:
     """Whether values may be looked at: not on an accelerator, which would wait, nor where there are none, or
     somebody traces."""
-    plain = t.device.type == "cpu" and not torch.compiler.is_compiling()
+    plain = t.is_cpu and not torch.compiler.is_compiling()
     return plain and torch._C._len_torch_dispatch_stack() == 0
 
 

@@ -26,12 +26,10 @@ class General(Metric):
     rowwise: the same of rows [M, D] and rows [M, D], [M]; None: by matrices.
     """
 
+    in_torch = True
+
     matrix: Matrix | None = None
     rowwise: Matrix | None = None
-
-    @property
-    def in_torch(self) -> bool:
-        return True
 
     def dense(self, a: Tensor, c: Tensor, epsilon: float) -> Tensor:
         assert self.matrix is not None

@@ -183,7 +183,7 @@ class RowLoss:
         """
         raise NotImplementedError
 
-    @property
+    @lazy
     def only_in_torch(self) -> str | None:
         """Why these parameters have no compiled form, or None."""
         if self.metric.in_torch:
@@ -264,7 +264,7 @@ class RowLoss:
         """
         return None
 
-    @property
+    @lazy
     def combined(self) -> bool:
         """Whether the loss is `combine` of the outputs of all rows."""
         return self.outputs > 1 and not self.counted

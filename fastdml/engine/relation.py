@@ -131,7 +131,7 @@ class LabelRelation(Relation):
 
     def counts(self, without_own: bool) -> Counts:
         rows = self.anchor_labels.contiguous()
-        if self.one_set and rows.device.type == "cpu" and library.load() is not None:
+        if self.one_set and rows.is_cpu and library.load() is not None:
             # Class numbers are made anyway, and tell the sizes of classes.
             index = self.class_index
             same = index.start.diff().index_select(0, index.row_class).long()
@@ -172,7 +172,7 @@ class LabelRelation(Relation):
         """Class numbers: by a hash table on the CPU, by a sort and without a wait elsewhere."""
         library.load()
         rows, columns = self.anchor_labels, self.candidate_labels
-        if columns.device.type != "cpu":
+        if not columns.is_cpu:
             return sorted_class_index(rows, columns)
         packed, longest, matched = torch.ops.fastdml_native.class_index(rows, columns)
         return ClassIndex(packed, self.rows, self.columns, longest, matched)

@@ -8,6 +8,7 @@ derivatives by those into weights of the products on the way out.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,17 +49,15 @@ class Metric:
         no gradient.
     """
 
+    # Whether pairs are no function of products and norms, and torch evaluates them.
+    in_torch: ClassVar[bool] = False
+
     name: str
     kind: int
     normalized: bool
     clipped: bool = False
     raw_anchors: bool = False
     from_differences: bool = False
-
-    @property
-    def in_torch(self) -> bool:
-        """Whether pairs are no function of products and norms, and torch evaluates them."""
-        return False
 
     @property
     def sign(self) -> float:

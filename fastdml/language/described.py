@@ -168,7 +168,7 @@ class Described(RowLoss):
     def tiles(self) -> Any:  # type: ignore[override]
         return self.forms.tiles
 
-    @property
+    @lazy
     def functor_name(self) -> str:
         return self.forms.name
 

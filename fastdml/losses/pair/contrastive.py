@@ -128,11 +128,11 @@ class Contrastive(Described):
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)
         if reduction == "sum":
-            total = self.pos_weight * pull.sum() + self.neg_weight * push.sum()
+            pulled, pushed = pull.sum(), push.sum()
         else:
-            total = self.pos_weight * _aggregate(
-                pull, pulls, self.pos_aggregation
-            ) + self.neg_weight * _aggregate(push, pushes, self.neg_aggregation)
+            pulled = _aggregate(pull, pulls, self.pos_aggregation)
+            pushed = _aggregate(push, pushes, self.neg_aggregation)
+        total = _times(self.pos_weight, pulled) + _times(self.neg_weight, pushed)
         return total.to(outputs.dtype)
 
 
@@ -161,6 +161,10 @@ def _aggregate(sums: Tensor, counts: Tensor, aggregation: str) -> Tensor:
     if aggregation == "rows":
         return share(sums, counts).sum() / (counts > 0).sum().clamp(min=1)
     return share(sums.sum(), counts.sum())
+
+
+def _times(weight: float, x: Tensor) -> Tensor:
+    return x if weight == 1 else weight * x
 
 
 def aggregation_of(reduction: str) -> str:
