@@ -181,7 +181,7 @@ def presweep(
     problem: Problem, outputs_of: Callable[[Problem], Tensor], step: Step | None = None
 ) -> None:
     """Fills the column values that come from a loss of columns against rows, whose outputs an executor
-    finds by outputs_of, or a step by gathering them."""
+    finds by outputs_of, or a step, of a conditioned problem, by gathering them."""
     before = problem.loss.before
     if before is None or problem.presweep_done:
         return
