@@ -17,32 +17,83 @@ def values(metric: Metric, a: Tensor, c: Tensor) -> Tensor:
     library once; what it does not take, by `Metric.listed`."""
     if metric.kind != PRODUCT or metric.clipped or not _takes(a, c):
         return metric.listed(a, c)
-    return _Products.apply(a, c, metric)  # type: ignore[no-any-return]
+    scaled = metric.normalized, metric.normalized and not metric.raw_anchors
+    return _Products.apply(a, c, *scaled)  # type: ignore[no-any-return]
 
 
 def _takes(a: Tensor, c: Tensor) -> bool:
-    plain = not torch.compiler.is_compiling() and not watched(a) and not watched(c)
     alike = a.dtype == c.dtype and a.dtype in (torch.float32, torch.float64)
     cpu = a.device.type == c.device.type == "cpu"
     by_rows = all(x.shape[-1] <= 1 or x.stride(-1) == 1 for x in (a, c))
-    return plain and alike and cpu and by_rows and library.load() is not None
+    return alike and cpu and by_rows and _loaded()
+
+
+@torch.compiler.assume_constant_result
+def _loaded() -> bool:
+    return library.load() is not None
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, c: Tensor, metric: Metric) -> Tensor:
-        s = a.new_empty(c.shape[:2])
-        inverse = torch.empty_like(s) if metric.normalized else None
-        row_inverse = a.new_empty(len(a)) if metric.normalized and not metric.raw_anchors else None
-        torch.ops.fastdml_native.own_values_(s, inverse, row_inverse, a, c, EPSILON)
-        ctx.save_for_backward(a, c, s, inverse, row_inverse)
+    def forward(ctx: Any, a: Tensor, c: Tensor, candidates: bool, rows: bool) -> Tensor:
+        found = torch.ops.fastdml.own_products if watched(a) or watched(c) else _products
+        made = found(a, c, candidates, rows)
+        ctx.save_for_backward(a, c, *made)
+        s: Tensor = made[0]
         return s
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        a, c, *found = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        made = [x.new_empty(x.shape) if w else None for x, w in zip((a, c), wanted)]
-        torch.ops.fastdml_native.own_gradients_(*made, upstream.contiguous(), *found, a, c)
-        each = iter(once([d for d in made if d is not None], [x for x, w in zip((a, c), wanted) if w]))
-        return (*(None if d is None else next(each) for d in made), None)
+        a, c, *made = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:2])
+        found: Any = torch.ops.fastdml.own_gradients if watched(a) or watched(c) else _gradients
+        both = found(upstream.contiguous(), a, c, *made, wanted)
+        gradients = [d for d, w in zip(both, wanted) if w]
+        each = iter(once(gradients, [x for x, w in zip((a, c), wanted) if w]))
+        return (*(next(each) if w else None for w in wanted), None, None)
+
+
+_library = torch.library.Library("fastdml", "FRAGMENT")
+_library.define("own_products(Tensor a, Tensor c, bool candidates, bool rows) -> (Tensor, Tensor, Tensor)")
+_library.define(
+    "own_gradients(Tensor g, Tensor a, Tensor c, Tensor s, Tensor inverse, Tensor row_inverse, "
+    "bool[] wanted) -> (Tensor, Tensor)"
+)
+
+
+def _empty(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Products [M, K], over the lengths of candidates and of rows, and the inverses of these [M, K] and [M];
+    nothing where they are not wanted."""
+    shape, none = c.shape[:2], (0,)
+    lengths = shape if candidates else none, a.shape[:1] if rows else none
+    return a.new_empty(shape), a.new_empty(lengths[0]), a.new_empty(lengths[1])
+
+
+def _products(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    s, inverse, row_inverse = _empty(a, c, candidates, rows)
+    lengths = inverse if candidates else None, row_inverse if rows else None
+    torch.ops.fastdml_native.own_values_(s, *lengths, a, c, EPSILON)
+    return s, inverse, row_inverse
+
+
+def _none(
+    g: Tensor, a: Tensor, c: Tensor, s: Tensor, inverse: Tensor, row_inverse: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """Memory for the gradients that are wanted."""
+    return a.new_empty(a.shape if wanted[0] else 0), c.new_empty(c.shape if wanted[1] else 0)
+
+
+def _gradients(
+    g: Tensor, a: Tensor, c: Tensor, s: Tensor, inverse: Tensor, row_inverse: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    made = _none(g, a, c, s, inverse, row_inverse, wanted)
+    into = (d if w else None for d, w in zip(made, wanted))
+    lengths = (x if x.dim() == 2 or x.numel() else None for x in (inverse, row_inverse))
+    torch.ops.fastdml_native.own_gradients_(*into, g, s, *lengths, a, c)
+    return made
+
+
+_library.impl("own_products", _products, "CompositeExplicitAutograd")
+_library.impl("own_gradients", _gradients, "CompositeExplicitAutograd")
+torch.library.register_fake("fastdml::own_products", _empty, lib=_library)
+torch.library.register_fake("fastdml::own_gradients", _none, lib=_library)
