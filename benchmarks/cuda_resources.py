@@ -35,7 +35,11 @@ _USED = re.compile(r"Used (\d+) registers(?:, used (\d+) barriers)?")
 _KERNEL = re.compile(r"(rows|keys)_kernelI([fd])NS0_(\d+)(\w+)")
 # (anonymous)::remove_radial<float, ...>
 _RADIAL = re.compile(r"\d(remove_radial)I([fd])")
-FORMS = {"WeightTypeE0": " cosine", "WeightTypeE1": " cosine bfloat16"}  # see csrc/cuda/row.cuh
+FORMS = {  # see csrc/cuda/row.cuh
+    f"{name}ILNS_10WeightTypeE{weights}": f" {name.lower()}{kind}"
+    for name in ("Cosine", "Distance")
+    for weights, kind in enumerate(("", " bfloat16"))
+}
 REGISTERS = 65536  # of a multiprocessor
 
 
@@ -116,8 +120,8 @@ def write(lines: list[dict[str, object]]) -> None:
         "Registers a thread as ptxas assigns them, and how many threads a multiprocessor then holds (of",
         "2,048; registers only). Made without a GPU by `python benchmarks/cuda_resources.py`. Kernels that",
         f"spill: {len(spilled)}. The sort of rows is CUB's and not among them. A kernel called sorted reads",
-        "sorted rows; one called keys writes what they are sorted by; one called cosine is for scaled",
-        "products alone, with weights in float32 or bfloat16. Blocks have at most 256 threads.",
+        "sorted rows; one called keys writes what they are sorted by; one called cosine or distance is",
+        "for these alone, with weights in float32 or bfloat16. Blocks have at most 256 threads.",
         "",
         "| loss | functor | type | registers, sm_80 | registers, sm_90a | threads, sm_90a |",
         "|---|---|---|--:|--:|--:|",

@@ -36,9 +36,17 @@ class Machine:
     cache: float = 6.0e12  # bytes from the second cache; assumed: H100s have been measured at 5.5 and more
     registers: int = 65536  # of a processor
     shared: int = 233472  # bytes of shared memory of a processor
+    most_shared: int = 232448  # ... that a block may have
+    reserved: int = 1024  # ... that the system takes for every block
 
     def issue(self, instructions: float) -> float:
         return instructions / (self.processors * self.lanes * self.clock)
+
+    def held(self, blocks: int, used: int, columns: int) -> int:
+        """Columns of a float32 row that a block keeps in shared memory, beside the bytes it needs anyway:
+        held_columns of csrc/cuda/launch.h, which leaves 32 KiB for what blocks share of columns."""
+        each = min((self.shared - 32 * 1024) // blocks - self.reserved, self.most_shared) - used
+        return max(0, min(each, 4 * columns)) // 16 * 4
 
     def products(self, operations: float) -> float:
         """By tensor cores that never wait."""
@@ -76,7 +84,8 @@ class Problem:
 PROBLEMS = (
     Problem("multi-similarity, mined", "multi_similarity", "MultiSimilarityEpsilon"),
     Problem(
-        "contrastive, distances", "contrastive", "Contrastive", form="any", similarities=2, equal=True
+        "contrastive, distances", "contrastive", "Contrastive", form="distance, bfloat16 weights",
+        similarities=2, equal=True,
     ),
     Problem("SupCon", "sup_con", "SupCon"),
     Problem(
@@ -125,10 +134,14 @@ def native(p: Problem, d: int, m: Machine, rows: list[Row]) -> Step:
         weights = (all_ + (p.thresholds - 1) * inner, inner, *moved)
         visits = [whole] * groups + [part] * bool(left) + [weights]
     # All but the last visit, which makes weights, for every time that S is made.
-    visits = visits[:-1] * p.similarities + visits[-1:]
-    issued = sum(v[0] for v in visits)
-    # Blocks of a processor walk along columns at one pace: the first brings them to the nearest cache.
-    cached = sum(v[2] + v[3] / int(line["blocks"]) for v in visits)
+    sweeps = [visits[:-1]] * (p.similarities - 1) + [visits]
+    blocks_held = int(line["blocks"])
+    share = m.held(blocks_held, int(line["shared_bytes"]), p.columns) / p.columns
+    issued = sum(v[0] for sweep in sweeps for v in sweep) + len(sweeps) * share * float(line["copy"])
+    # Blocks of a processor walk along columns at one pace: the first brings them to the nearest cache. What
+    # a block holds of its row is read once a sweep, whatever visits follow.
+    cached = sum(v[2] + v[3] / blocks_held for sweep in sweeps for v in sweep)
+    cached -= sum(4 * share * (len(sweep) - 1) for sweep in sweeps)
     held = 4 * p.similarities + 2  # bytes a pair: products come from memory once, weights go there
     rest, bound = longest(
         issue=m.issue(issued * p.pairs),

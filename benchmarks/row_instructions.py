@@ -3,7 +3,8 @@
 No GPU is needed and nothing is timed. A row is visited by loops over its vectors; the instructions of a
 loop are counted in the machine code, taken branches or not, and divided by the pairs of an iteration, and so
 are the bytes that it loads and stores: of the row itself, and of its columns (class numbers, scales), which
-are the same for all rows. Loops within a loop (over the thresholds of a list) are counted by themselves.
+are the same for all rows. Loops within a loop (over the thresholds of a list) are counted by themselves, and
+so is the loop that copies a part of the row into shared memory; `shared_bytes` is what a block has besides.
 
     python benchmarks/row_instructions.py [--csrc FOLDER] [--label NAME]
 
@@ -26,23 +27,52 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from csrc.build import Cuda, generate_cuda, headers  # noqa: E402
+from csrc.build import Cuda, generate_cuda, headers, uses_lists  # noqa: E402
 from fastdml.kernels.aot import _tool  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("multi_similarity", "info_nce", "proxy_anchor", "contrastive", "sup_con", "siglip", "smooth_ap")
 COLUMNS = (
     "label", "source", "functor", "form", "registers", "blocks", "visits", "visit_pairs", "inner",
-    "row_bytes", "column_bytes",
+    "row_bytes", "column_bytes", "copy", "shared_bytes",
 )  # fmt: skip
 _SECTION = re.compile(r"^\s*\.section\s+\.text\.(\w+)", re.M)
 _KERNEL = re.compile(r"rows_kernelIfNS0_(\d+)(\w+)")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
-# Bytes of a thread's load or store of global memory.
-_MOVED = re.compile(r"^(LDG|STG)\.E(?:\.\w+)*?(?:\.(64|128))?(?:\.\w+)*$")
+# Bytes of a thread's load or store of global memory, or of memory that may be shared memory as well.
+_MOVED = re.compile(r"^(LD|ST)G?\.E(?:\.\w+)*?(?:\.(64|128))?(?:\.\w+)*$")
+VECTOR = re.compile(r"LDG?\.E\.128")
 _USED = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers", re.S)
-FORMS = {"": "any", "WeightTypeE0": "cosine", "WeightTypeE1": "cosine, bfloat16 weights"}
+FORMS = {"": "any"} | {
+    f"{name}ILNS_10WeightTypeE{weights}": f"{name.lower()}{kind}"
+    for name in ("Cosine", "Distance")
+    for weights, kind in enumerate(("", ", bfloat16 weights"))
+}
+
+
+def used_bytes(lists: bool) -> int:
+    """Shared memory of a block for folds, and for lists (kScratch and kArena of csrc/cuda, in float32)."""
+    return 4 * (2 * 16 * 8 + (32 * 256 + 64 if lists else 0))
+
+
+def backward(code: list[tuple[str, str]], labels: dict[str, int]) -> list[tuple[int, int]]:
+    """The loops: their first and last instructions."""
+    found = []
+    for at, (name, rest) in enumerate(code):
+        target = re.search(r"\.L_x_\d+", rest) if name.startswith("BRA") else None
+        if target and labels.get(target[0], at + 1) <= at:
+            found.append((labels[target[0]], at))
+    return found
+
+
+def copying(code: list[tuple[str, str]], labels: dict[str, int]) -> float:
+    """Instructions for a pair of the row that is copied: of the loop that copies the most at once."""
+    most = 0, 0
+    for first, last in backward(code, labels):
+        copies = sum(n.startswith("LDGSTS") for n, _ in code[first : last + 1])
+        most = max(most, (copies, first - last - 1))
+    return -most[1] / (4 * most[0]) if most[0] else 0.0
 
 
 def loops(
@@ -50,14 +80,10 @@ def loops(
 ) -> list[tuple[list[str], list[int]]]:
     """The innermost loops that read vectors of 16 bytes: their instructions, and how many of these stand in
     each loop within."""
-    found = []
-    for at, (name, rest) in enumerate(code):
-        target = re.search(r"\.L_x_\d+", rest) if name.startswith("BRA") else None
-        if target and labels.get(target[0], at + 1) <= at:
-            found.append((labels[target[0]], at))
+    found = backward(code, labels)
 
     def reads(first: int, last: int) -> bool:
-        return any(n.startswith("LDG.E.128") for n, _ in code[first : last + 1])
+        return any(VECTOR.match(n) for n, _ in code[first : last + 1])
 
     def within(first: int, last: int) -> list[tuple[int, int]]:
         return [(f, b) for f, b in found if (f, b) != (first, last) and first <= f and b <= last]
@@ -70,7 +96,7 @@ def loops(
 
 
 def moved(names: list[str], what: str) -> int:
-    """Bytes that a thread loads ("LDG") or stores ("STG")."""
+    """Bytes that a thread loads ("LD") or stores ("ST")."""
     parts = (_MOVED.match(name) for name in names)
     return sum(int(m[2] or 32) // 8 for m in parts if m and m[1] == what)
 
@@ -87,15 +113,17 @@ class Visit:
 
     @staticmethod
     def of(names: list[str], inner: list[int], form: str) -> Visit:
-        vectors = sum(n.startswith("LDG.E.128") for n in names)
-        # Two vectors of four pairs a thread, or one; of each there are two to four to read.
-        pairs = 8 if vectors >= (5 if form == "any" else 4) else 4
-        loads, stores = moved(names, "LDG") / pairs, moved(names, "STG") / pairs
+        vectors = sum(VECTOR.match(n) is not None for n in names)
+        # Two vectors of four pairs a thread, or one; of each there are two to four to read. Only what is of
+        # the row may lie in shared memory.
+        of_row = sum(n.startswith("LD.E.128") for n in names)
+        pairs = 4 * of_row or (8 if vectors >= (5 if form == "any" else 4) else 4)
+        loads, stores = moved(names, "LD") / pairs, moved(names, "ST") / pairs
         return Visit(pairs, len(names) / pairs, sum(inner) / pairs, 4 + stores, loads - 4)
 
 
-def kernels(sass: str) -> Iterator[tuple[str, str, str, list[Visit]]]:
-    """(symbol, functor, form, visits) of unsorted float32 kernels."""
+def kernels(sass: str) -> Iterator[tuple[str, str, str, list[Visit], float]]:
+    """(symbol, functor, form, visits, copying) of unsorted float32 kernels."""
     starts = [*_SECTION.finditer(sass)]
     for start, stop in zip(starts, [*(m.start() for m in starts[1:]), len(sass)], strict=True):
         kernel = _KERNEL.search(start[1])
@@ -114,7 +142,7 @@ def kernels(sass: str) -> Iterator[tuple[str, str, str, list[Visit]]]:
             elif found := _INSTRUCTION.search(line):
                 code.append((found[1], found[2]))
         visits = [Visit.of(names, inner, form) for names, inner in loops(code, labels)]
-        yield start[1], functor, form, visits
+        yield start[1], functor, form, visits, copying(code, labels)
 
 
 def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
@@ -125,6 +153,7 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
         folder = Path(name)
         found = headers(csrc.parent, folder / "printed")
         made = {s.name.split(".")[0]: s for s in generate_cuda(folder, found)}
+        shared = used_bytes(any(uses_lists(h) for h in found if h.stem == loss))
         command = [
             str(cuda.nvcc), "-std=c++20", "-O3", "-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a",
             "-Xptxas=-v", f"-I{csrc}", f"-I{folder}", "-cubin", str(made[loss]), "-o",
@@ -139,7 +168,7 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
     threads = int(re.findall(r"kMaxThreads = (\d+)", (csrc / "cuda" / "team.cuh").read_text())[0])
-    for symbol, functor, form, visits in kernels(sass):
+    for symbol, functor, form, visits, copy in kernels(sass):
         registers = used[symbol]
         yield {
             "label": label, "source": loss, "functor": functor, "form": form, "registers": registers,
@@ -149,6 +178,7 @@ def count(loss: str, csrc: Path, label: str) -> Iterator[dict[str, object]]:
             "inner": " ".join(f"{v.inner:.1f}" for v in visits),
             "row_bytes": " ".join(f"{v.row_bytes:.1f}" for v in visits),
             "column_bytes": " ".join(f"{v.column_bytes:.1f}" for v in visits),
+            "copy": f"{copy:.1f}", "shared_bytes": shared,
         }  # fmt: skip
 
 
@@ -177,7 +207,9 @@ def main() -> None:
         "timed: nothing of this has run on a GPU. The last loop of multi-similarity and smooth AP is of a",
         "row without anything to do; smooth AP's loop over thresholds is counted once, and stands in the CSV",
         "by itself (`inner`). `blocks`: of the largest size that registers let a multiprocessor hold. Bytes:",
-        "what a pair of each loop moves, of its row / of the columns that all rows share.",
+        "what a pair of each loop moves, of its row / of the columns that all rows share; the row's four",
+        "come from shared memory from the second visit on where a block holds that part of it, and that",
+        "is copied there by a loop of its own (`copy`, in the CSV).",
         "",
         "| sources | functor | form | registers | blocks | instructions a pair | bytes a pair |",
         "|---|---|---|--:|--:|---|---|",

@@ -195,6 +195,24 @@ def uses_lists(header: Path) -> bool:
     )
 
 
+def on_distances() -> set[str]:
+    """Functors of losses that are on distances of unit vectors unless they are told otherwise: CUDA has
+    forms of its own for these, which others need not compile."""
+    importable(Path(__file__).resolve().parent.parent)
+    import fastdml.losses  # noqa: F401, the losses
+    from fastdml.engine.registry import LOSSES
+    from fastdml.engine.similarity import DISTANCE
+
+    examples = [found for loss in LOSSES.values() if (found := loss.examples())]
+    return {
+        one.functor_name
+        for first, *others in examples
+        if first.metric.kind == DISTANCE and first.metric.normalized
+        for one in (first, *others)
+        if one.metric == first.metric
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Cuda:
     """A CUDA toolkit."""
@@ -238,12 +256,15 @@ class Cuda:
 def generate_cuda(folder: Path, headers: list[Path]) -> list[Path]:
     """Writes the generated CUDA sources; returns them."""
     found = losses(headers)
+    distances = on_distances()
     sources = []
     for header in sorted({h for _, _, h in found}):
         source = folder / f"{header.stem}.cuda.cu"
+        forms = any(name in distances for name, _, h in found if h == header)
         write(
             source,
             f"#define FASTDML_ISA cuda\n#define FASTDML_LISTS {int(uses_lists(header))}\n"
+            f"#define FASTDML_DISTANCES {int(forms)}\n"
             f'#include "cuda/instantiate.cuh"\n#include "{header.parent.name}/{header.name}"\n',
         )
         sources.append(source)

@@ -1,6 +1,7 @@
 """`make gpu-check` where there is no GPU: everything is skipped, said so, and nothing has failed. And the
 script itself, tried on the CPU."""
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -147,9 +148,18 @@ def test_the_formulas_of_the_prediction():
     assert made.bare(problem, 12, machine) == 3 * 100 * 24 / 6  # by the products
     assert made.bare(problem, 2, machine) == 3 * 100 * 2 / 2  # by memory
     row = {"label": "now", "functor": "Loss", "form": problem.form, "blocks": "2", "visits": "40 80",
-           "inner": "0 0", "row_bytes": "4 6", "column_bytes": "8 8"}  # fmt: skip
+           "inner": "0 0", "row_bytes": "4 6", "column_bytes": "8 8", "copy": "2",
+           "shared_bytes": "229376"}  # fmt: skip
     step = made.native(problem, 12, machine, [row])
     assert (step.issued, step.cached, step.bound) == (120, 18, "issue") and step.rest == 100 * 120 / 4
+    # A row that is held is read once a sweep.
+    held = {**row, "shared_bytes": "0"}
+    step = made.native(problem, 12, machine, [held])
+    assert step.issued == pytest.approx(120 + 2 * 0.8) and step.cached == pytest.approx(18 - 4 * 0.8)
+    assert machine.held(2, 0, 10) == 8
+    twice = dataclasses.replace(problem, similarities=2)
+    step = made.native(twice, 12, machine, [held])
+    assert step.issued == pytest.approx(160 + 4 * 0.8) and step.cached == pytest.approx(26 - 4 * 0.8)
     kernel = {"loss": "loss", "arch": "sm_90", "dtype": "bfloat16", "D": "12", "kernel": "weights, rows",
               "issued_per_pair": "20", "l2_bytes_per_pair": "3", "products": "2", "warps": "8",
               "registers": "255", "shared_bytes": "0"}  # fmt: skip

@@ -9,19 +9,25 @@
 namespace fastdml {
 inline namespace FASTDML_ISA {
 
-// Reading sorted rows takes more registers than two blocks of a multiprocessor leave a thread.
-constexpr int least_blocks(bool sorted) { return sorted ? 1 : 2; }
+// Blocks of a multiprocessor that a kernel's registers must leave room for. Reading sorted rows takes more
+// than two leave a thread. One form of all calls can do with what three leave, unless the loss walks along
+// lists besides, or has more numbers than fit beside what the row keeps.
+template <class Loss, class T, bool kSorted, class Form>
+constexpr int least_blocks() {
+  constexpr bool small = !FASTDML_LISTS && sizeof(Loss) / sizeof(T) <= 7;
+  return kSorted ? 1 : Form::fixed && small ? 3 : 2;
+}
 
 template <class T, template <class> class Loss, bool kSorted, class Form>
-__global__ void __launch_bounds__(kMaxThreads, least_blocks(kSorted))
+__global__ void __launch_bounds__(kMaxThreads, least_blocks<Loss<T>, T, kSorted, Form>())
     rows_kernel(const __grid_constant__ Block<T> b, const __grid_constant__ Target target,
                 const __grid_constant__ Loss<T> loss, const __grid_constant__ SortedRows<T> sorted,
-                const __grid_constant__ Lengths<T> lengths) {
+                const __grid_constant__ Lengths<T> lengths, int held) {
   extern __shared__ __align__(16) unsigned char shared[];
   T* scratch = reinterpret_cast<T*>(shared);
   BlockTeam team;
   run_rows<kSorted, Form>(b, target, loss, team, blockIdx.x, gridDim.x, scratch, scratch + kScratch, lengths,
-                    sorted);
+                    sorted, held);
 }
 
 template <class T, template <class> class Loss>
@@ -79,19 +85,51 @@ const char* sort_block(const Block<T>& b, const CudaCall& call, const Loss<T>& l
   return nullptr;
 }
 
+template <class Kernel>
+cudaError_t allow_shared(Kernel kernel, std::int64_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
+// How many columns of a row its block keeps: as many as shared memory has room for without a block less on
+// the processor.
+template <class Kernel>
+cudaError_t find_held(Kernel kernel, int device, int threads, std::int64_t used, std::int64_t cols,
+                      std::int64_t size, std::int64_t& held) {
+  int blocks = 0, whole = 0, reserved = 0, most = 0;
+  cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads,
+                                                                    static_cast<std::size_t>(used));
+  const auto ask = [&](int& value, cudaDeviceAttr what) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, what, device);
+  };
+  ask(whole, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+  ask(most, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (error != cudaSuccess) return error;
+  held = held_columns({whole, reserved, most}, blocks, used, cols, size);
+  // The driver would otherwise choose for itself how much of the nearest cache is shared memory. It takes
+  // the next size that there is, so a part of a percent more could cost the columns half of their cache.
+  return held == 0 ? cudaSuccess
+                   : cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                          static_cast<int>(100 * shared_budget(whole) / whole));
+}
+
 template <class T, template <class> class Loss, bool kSorted>
 const char* launch_rows(const Block<T>& b, const CudaCall& call, const Loss<T>& loss,
                         const SortedRows<T>& sorted, const Lengths<T>& lengths, std::int64_t blocks,
                         int threads) {
-  const std::size_t bytes = (kScratch + kArena) * sizeof(T);
+  const std::int64_t used = (kScratch + kArena) * sizeof(T);
   const auto with = [&](auto kernel) -> const char* {
-    if (bytes > 48 * 1024) {
-      const cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-      if (error != cudaSuccess) return cudaGetErrorString(error);
-    }
-    kernel<<<static_cast<unsigned>(blocks), threads, bytes, static_cast<cudaStream_t>(call.stream)>>>(
-        b, call.target, loss, sorted, lengths);
+    std::int64_t held = 0;
+    cudaError_t error = allow_shared(kernel, used);
+    if (!kSorted && error == cudaSuccess)
+      error = find_held(kernel, call.device, threads, used, b.cols, sizeof(T), held);
+    const std::int64_t bytes = used + held * static_cast<std::int64_t>(sizeof(T));
+    if (held > 0 && error == cudaSuccess) error = allow_shared(kernel, bytes);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+    kernel<<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(bytes),
+             static_cast<cudaStream_t>(call.stream)>>>(b, call.target, loss, sorted, lengths,
+                                                       static_cast<int>(held));
     return nullptr;
   };
   // Sorted rows have one form: their kernels are many already, and visit a row but once.

@@ -49,6 +49,28 @@ struct LongLists {
   std::int64_t most = 0;    // positives that it has room for
 };
 
+// Shared memory of a device, in bytes: of a processor, what the system takes of it for every block, and
+// what a block may have.
+struct SharedMemory {
+  std::int64_t whole, reserved, most;
+};
+// Of a processor's, what rows are held in: the rest stays cache, where its blocks share class numbers
+// and scales of columns.
+constexpr std::int64_t shared_budget(std::int64_t whole) {
+  constexpr std::int64_t cache = 32 << 10;
+  return whole > 2 * cache ? whole - cache : whole / 2;
+}
+// Columns of a row that each of `blocks` on a processor keeps in shared memory beside the `used` bytes it
+// needs anyway: whole vectors of 16 bytes. What it holds is read from the second cache once, whatever
+// visits follow.
+constexpr std::int64_t held_columns(const SharedMemory& of, std::int64_t blocks, std::int64_t used,
+                                    std::int64_t cols, std::int64_t size) {
+  if (blocks < 1) return 0;
+  const std::int64_t each = shared_budget(of.whole) / blocks - of.reserved;
+  const std::int64_t bytes = (each < of.most ? each : of.most) - used, row = cols * size;
+  return bytes < 16 ? 0 : (bytes < row ? bytes : row) / 16 * 16 / size;
+}
+
 // Room for sorting a row in the block that takes it: two buffers of keys and their number.
 constexpr std::int64_t sort_room(std::int64_t cols) { return 2 * cols + 2; }
 

@@ -14,6 +14,10 @@
 #ifndef FASTDML_LISTS
 #define FASTDML_LISTS 1
 #endif
+// ... and for losses that are made on distances: those have forms of their own.
+#ifndef FASTDML_DISTANCES
+#define FASTDML_DISTANCES 1
+#endif
 
 namespace fastdml {
 
@@ -78,27 +82,60 @@ FASTDML_FN std::uint32_t to_bfloat16(float low, float high) {
 #endif
 }
 
+// 16 bytes of global memory into shared memory, without a register between; what a thread has copied it
+// may read after `copied`.
+FASTDML_FN void copy(void* to, const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<std::uint32_t>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+#else
+  std::memcpy(to, from, 16);
+#endif
+}
+FASTDML_FN void copied() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 struct Unsorted {};
 
 // What the executor puts between products and pairs, and where weights go: known when a row is compiled, or
-// (AnyForm) asked for every pair. Fixed is what most calls have: cosines in float32.
+// (AnyForm) asked for every pair. Fixed is what most calls have: cosines in float32, and distances of scaled
+// embeddings for losses that are made on these.
 struct AnyForm {
   static constexpr bool fixed = false;
-  static constexpr WeightType type = WeightType::same;  // unused
+  static constexpr Metric metric = Metric::product;  // unused, as is the type
+  static constexpr WeightType type = WeightType::same;
 };
 template <WeightType kType>
 struct Cosine {
   static constexpr bool fixed = true;
+  static constexpr Metric metric = Metric::product;
+  static constexpr WeightType type = kType;
+};
+template <WeightType kType>
+struct Distance {
+  static constexpr bool fixed = true;
+  static constexpr Metric metric = Metric::distance;
   static constexpr WeightType type = kType;
 };
 
+template <template <WeightType> class Form, class F>
+auto by_type(const Target& target, F f) {
+  return target.weights && target.type == WeightType::bfloat16 ? f(Form<WeightType::bfloat16>{})
+                                                               : f(Form<WeightType::same>{});
+}
 // f(form) with the form of a call.
 template <class T, class F>
 auto by_form(const Block<T>& b, const Target& target, F f) {
   if constexpr (sizeof(T) == 4) {
-    if (b.metric == Metric::product && b.row_scale && b.col_scale && b.row_class && b.col_class)
-      return target.weights && target.type == WeightType::bfloat16 ? f(Cosine<WeightType::bfloat16>{})
-                                                                   : f(Cosine<WeightType::same>{});
+    const bool scaled = b.row_scale && b.col_scale && b.row_class && b.col_class;
+    if (scaled && b.metric == Metric::product) return by_type<Cosine>(target, f);
+    if constexpr (FASTDML_DISTANCES)
+      if (scaled && b.metric == Metric::distance) return by_type<Distance>(target, f);
   }
   return f(AnyForm{});
 }
@@ -113,9 +150,9 @@ class Row {
   static constexpr int U = sizeof(T) == 4 ? 2 : 1;
 
   // own_weight: of the row's loss in the result, where it has one. scratch, arena: shared memory.
-  // sorted: the row in order.
+  // sorted: the row in order. held: how many columns of the row, whole vectors, fit into `copy_of_row`.
   FASTDML_FN Row(const Block<T>& block, const Target& target, Team& team, int i, T own_weight,
-                 T* scratch, T* arena, const Sorted& sorted = {})
+                 T* scratch, T* arena, const Sorted& sorted = {}, T* copy_of_row = nullptr, int held = 0)
       : block_(block),
         team_(team),
         scratch_(scratch),
@@ -127,6 +164,7 @@ class Row {
         self_(static_cast<int>(own_column(block, i))),
         class_(Form::fixed || block.row_class ? block.row_class[i] : 0),
         row_scale_(Form::fixed || block.row_scale ? block.row_scale[i] : T(1)),
+        row_square_(metric() == Metric::product ? T(0) : block.row_square[i]),
         own_weight_(own_weight),
         teacher_(block.teacher ? block.teacher + i * block.teacher_ld : nullptr),
         type_(Form::fixed        ? Form::type
@@ -137,6 +175,7 @@ class Row {
                                     i * target.ld * (type() == WeightType::same ? sizeof(T) : 2)
                               : reinterpret_cast<char*>(s_);
     whole_ = aligned() ? n_ / W * W : 0;
+    hold(copy_of_row, held);
     self_vector_ = self_ >= 0 && self_ < whole_ ? self_ / W * W : -1;
     own_ = self_ >= 0 ? in(s_[self_], self_) : T(0);
   }
@@ -798,23 +837,22 @@ class Row {
            on(block_.col_class, 4 * W) && on(block_.col_scale, 16) && on(block_.col_square, 16);
   }
 
-  FASTDML_FN Metric metric() const { return Form::fixed ? Metric::product : block_.metric; }
+  FASTDML_FN Metric metric() const { return Form::fixed ? Form::metric : block_.metric; }
   FASTDML_FN bool scaled() const { return Form::fixed || block_.col_scale; }
   FASTDML_FN WeightType type() const { return Form::fixed ? Form::type : type_; }
 
   // A product as the functor sees it. `scale` and `square` are those of its column.
   FASTDML_FN T transform(T product, T scale, T square) const {
-    return transform(product * (scale * row_scale_), square, i_);
+    return compared(product * (scale * row_scale_), row_square_ + square);
   }
-  // The scaled product of row i.
-  FASTDML_FN T transform(T scaled, T square, int i) const {
+  // A scaled product, with the sum of both squares.
+  FASTDML_FN T compared(T scaled, T total) const {
     if (metric() == Metric::product) return scaled;
     // What is left of two nearly equal numbers is rounding: it counts as 0.
     const T tiny = sizeof(T) == 4 ? T(4 * 1.1920929e-07) : T(4 * 2.220446049250313e-16);
-    const T total = block_.row_square[i] + square;
     T d2 = total - T(2) * scaled;
     d2 = (d2 < tiny * total ? T(0) : d2) + block_.epsilon;
-    return metric() == Metric::distance ? sqrt(d2) : d2;
+    return metric() == Metric::distance ? root(d2) : d2;
   }
   FASTDML_FN T in(T product, int j) const {
     return transform(product, scaled() ? block_.col_scale[j] : T(1),
@@ -826,7 +864,7 @@ class Row {
     const T by = g * scale;
     if (metric() == Metric::product) return by;
     if (metric() == Metric::squared_distance) return T(-2) * by;
-    return x > T(0) ? -by / x : T(0);
+    return x > T(0) ? quotient(-by, x) : T(0);
   }
   FASTDML_FN T scale_of(int j) const { return scaled() ? block_.col_scale[j] : T(1); }
 
@@ -835,8 +873,8 @@ class Row {
     return r == 0 ? row_scale_ : Form::fixed || block_.row_scale ? block_.row_scale[i_ + r] : T(1);
   }
   FASTDML_FN T in_of(int r, int j) const {
-    return transform(s_[r * block_.ld + j] * (scale_of(j) * row_scale_of(r)),
-                     metric() == Metric::product ? T(0) : block_.col_square[j], i_ + r);
+    return compared(s_[r * block_.ld + j] * (scale_of(j) * row_scale_of(r)),
+                    metric() == Metric::product ? T(0) : block_.row_square[i_ + r] + block_.col_square[j]);
   }
   FASTDML_FN T out_of(int r, T g, T x, T scale) const {
     return out_scaled(g, x, scale * (row_scale_of(r) * own_weight_));
@@ -844,9 +882,10 @@ class Row {
   FASTDML_FN void store_of(int r, int j, T w) { store(r * weights_ld_ + j, w); }
 
   template <int C>
-  struct Pack {  // pairs that a thread works on together
+  struct Pack {  // pairs that a thread works on together, and the scales of their columns
     static constexpr int count = C;
     Pairs<T> v[C];
+    T scale[C];
   };
   template <int C>
   struct Weights {
@@ -862,35 +901,79 @@ class Row {
     return *reinterpret_cast<const Vector<X, width>*>(p);
   }
 
+  // What all rows read and none writes.
+  template <class X, int width>
+  FASTDML_FN static Vector<X, width> read_common(const X* p) {
+#if defined(__CUDA_ARCH__)
+    using Bits = std::conditional_t<sizeof(Vector<X, width>) == 16, int4, int2>;
+    const Bits bits = __ldg(reinterpret_cast<const Bits*>(p));
+    Vector<X, width> v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+#else
+    return read<X, width>(p);
+#endif
+  }
+
+  // The row is in two parts: the columns that are held in shared memory, from which the second visit on
+  // nothing is read from the cache, and the rest. A thread copies the vectors that it will read itself, so
+  // no barrier is needed.
+  FASTDML_FN void hold(T* to, int columns) {
+    if constexpr (kSorted) return;
+    held_ = columns < whole_ ? columns : whole_;
+    copy_ = to;
+    rest_ = team_.thread() * W;
+    for (; rest_ < held_; rest_ += team_.size() * W) copy(to + rest_, s_ + rest_);
+    copied();
+  }
+  // f(from, j, end) for whole vectors V by V: this thread's own from column j on, `size` vectors apart and
+  // before `end`, of a part that lies at `from`.
+  template <int V, class F>
+  FASTDML_FN void parts(F f) const {
+    const int step = V * team_.size() * W;
+    // One loop for both parts: a second would double the code.
+#pragma unroll 1
+    for (int part = kSorted ? 1 : 0; part < 2; ++part) {
+      const T* const from = part == 0 ? copy_ : s_;
+      const int end = part == 0 ? held_ : whole_;
+      for (int j = !kSorted && part == 1 ? rest_ : team_.thread() * W; j < end; j += step) f(from, j, end);
+    }
+  }
+
   // V whole vectors, `stride` columns apart. Vectors out of range must not be used: they repeat the first.
   template <int V>
-  FASTDML_FN void load(Pack<V * W>& pack, int j, int stride) const {
+  FASTDML_FN void load(Pack<V * W>& pack, const T* from, int j, int end, int stride) const {
     int at[V];
 #pragma unroll
-    for (int u = 0; u < V; ++u) at[u] = j + u * stride < whole_ ? j + u * stride : j;
+    for (int u = 0; u < V; ++u) at[u] = j + u * stride < end ? j + u * stride : j;
     Vector<T, W> x[V];
     Vector<std::int32_t, W> c[V];
 #pragma unroll
-    for (int u = 0; u < V; ++u) x[u] = read<T, W>(s_ + at[u]);
+    for (int u = 0; u < V; ++u) x[u] = read<T, W>(from + at[u]);
     if (Form::fixed || block_.col_class) {
 #pragma unroll
-      for (int u = 0; u < V; ++u) c[u] = read<std::int32_t, W>(block_.col_class + at[u]);
+      for (int u = 0; u < V; ++u) c[u] = read_common<std::int32_t, W>(block_.col_class + at[u]);
     } else {
 #pragma unroll
       for (int u = 0; u < V; ++u)
 #pragma unroll
         for (int l = 0; l < W; ++l) c[u].v[l] = 0;
     }
+#pragma unroll
+    for (int k = 0; k < V * W; ++k) pack.scale[k] = T(1);
     if (scaled() || metric() != Metric::product) {
 #pragma unroll
       for (int u = 0; u < V; ++u) {
         Vector<T, W> scale, square;
 #pragma unroll
         for (int l = 0; l < W; ++l) scale.v[l] = T(1), square.v[l] = T(0);
-        if (scaled()) scale = read<T, W>(block_.col_scale + at[u]);
-        if (metric() != Metric::product) square = read<T, W>(block_.col_square + at[u]);
+        if (scaled()) scale = read_common<T, W>(block_.col_scale + at[u]);
+        if (metric() != Metric::product) square = read_common<T, W>(block_.col_square + at[u]);
 #pragma unroll
-        for (int l = 0; l < W; ++l) x[u].v[l] = transform(x[u].v[l], scale.v[l], square.v[l]);
+        for (int l = 0; l < W; ++l) {
+          x[u].v[l] = transform(x[u].v[l], scale.v[l], square.v[l]);
+          pack.scale[u * W + l] = scale.v[l];
+        }
       }
     }
 #pragma unroll
@@ -913,17 +996,17 @@ class Row {
   template <int V, class F>
   FASTDML_FN void visit(F f) const {
     const int stride = team_.size() * W;
-    for (int j = team_.thread() * W; j < whole_; j += V * stride) {
+    parts<V>([&](const T* from, int j, int end) {
       Pack<V * W> pack;
-      load<V>(pack, j, stride);
+      load<V>(pack, from, j, end, stride);
 #pragma unroll
       for (int u = 0; u < V; ++u) {
         const int at = j + u * stride;
-        if (at >= whole_ || at == self_vector_) continue;
+        if (at >= end || at == self_vector_) continue;
 #pragma unroll
         for (int l = 0; l < W; ++l) f(pack.v[u * W + l]);
       }
-    }
+    });
     for (int k = team_.thread(); k < left_count(); k += team_.size()) {
       const int j = left(k);
       if (j >= 0) f(load(j));
@@ -935,29 +1018,26 @@ class Row {
   FASTDML_FN void write(Fill fill) {
     if (!block_.gradient) return;
     const int stride = team_.size() * W;
-    for (int j = team_.thread() * W; j < whole_; j += V * stride) {
+    parts<V>([&](const T* from, int j, int end) {
       Pack<V * W> pack;
       Weights<V * W> g;
-      load<V>(pack, j, stride);
+      load<V>(pack, from, j, end, stride);
       fill(pack, g);
 #pragma unroll
       for (int u = 0; u < V; ++u) {
         const int at = j + u * stride;
-        if (at >= whole_ || at == self_vector_) continue;
-        Vector<T, W> scale, w;
-#pragma unroll
-        for (int l = 0; l < W; ++l) scale.v[l] = T(1);
-        if (scaled()) scale = read<T, W>(block_.col_scale + at);
+        if (at >= end || at == self_vector_) continue;
+        Vector<T, W> w;
 #pragma unroll
         for (int l = 0; l < W; ++l)
-          w.v[l] = out(g.v[u * W + l], pack.v[u * W + l].s, scale.v[l]);
+          w.v[l] = out(g.v[u * W + l], pack.v[u * W + l].s, pack.scale[u * W + l]);
         store(at, w);
         if (FASTDML_LISTS && type() != WeightType::same)
 #pragma unroll
           for (int l = 0; l < W; ++l)
             if (pack.v[u * W + l].positive) s_[at + l] = w.v[l];
       }
-    }
+    });
     for (int k = team_.thread(); k < left_count(); k += team_.size()) {
       const int j = left(k);
       if (j < 0) continue;
@@ -1072,10 +1152,12 @@ class Row {
   char* weights_;
   std::int64_t weights_ld_;
   int n_, i_, self_, class_;
-  T row_scale_, own_weight_, own_;
+  T row_scale_, row_square_, own_weight_, own_;
   const T* teacher_;
   WeightType type_;
   int whole_, self_vector_;
+  const T* copy_ = nullptr;  // of the first held_ columns
+  int held_ = 0, rest_ = 0;
   int half_ = 0;
 };
 
@@ -1172,10 +1254,11 @@ struct Lengths {
 
 // The share of one team, number `first` of `step`, in a block of rows: stacks first, first + step, ...
 // sorted: of the whole block; where lengths has room for it, a team sorts its rows, of one key, itself.
+// held: columns of a row that fit into shared memory beside the kArena values.
 template <bool kSorted, class Form = AnyForm, class T, class Loss, class Team>
 FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& loss, Team& team,
                          int first, int step, T* scratch, T* shared, const Lengths<T>& lengths,
-                         const SortedRows<T>& sorted) {
+                         const SortedRows<T>& sorted, int held) {
   using Here = Row<T, Team, kSorted, Form>;
   using Out = decltype(loss(std::declval<Here&>()));
   constexpr int outputs = sizeof(Out) / sizeof(T);
@@ -1204,7 +1287,7 @@ FASTDML_FN void run_rows(const Block<T>& b, const Target& target, const Loss& lo
       if constexpr (!kWholeRows<Loss>)
         if (lengths.room > 0) order = sort_row(b, loss, team, i, scratch, shared, room);
     }
-    Here row(b, target, team, i, weight, scratch, arena, order);
+    Here row(b, target, team, i, weight, scratch, arena, order, shared + kArena, held);
     const Out found = loss(row);
     if (team.thread() == 0) {
       T values[outputs];

@@ -25,6 +25,8 @@ int threads = 64;
 std::uint64_t seed = 0;
 std::int64_t sorted_calls = 0;  // how many calls had all their rows sorted
 std::int64_t sorted_lists = 0;  // how many teams sorted a row for its long list
+std::int64_t held_values = 0;   // how many values of rows have been held in shared memory
+std::int64_t most_held = -1;    // of a row; below 0: half of it
 
 struct Entry {
   const char* name;
@@ -78,7 +80,13 @@ struct SortedMemory {
   }
 };
 
-// Shared memory comes uninitialised and ends where it ends; so does a team's memory for long lists.
+template <class T>
+T* aligned_to_16(T* p) {
+  return reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(p) + 15) / 16 * 16);
+}
+
+// Shared memory comes uninitialised and ends where it ends; so does a team's memory for long lists. The
+// first half of a row is held there, or as much of it as a test asks for.
 template <class T, template <class> class Loss, bool kSorted>
 void launch_rows(const Block<T>& b, const Target& target, const Loss<T>& loss, const SortedRows<T>& sorted,
                  Lengths<T> lengths, bool of_lists) {
@@ -86,23 +94,27 @@ void launch_rows(const Block<T>& b, const Target& target, const Loss<T>& loss, c
   constexpr int blocks = 2;
   const std::int64_t values = of_lists ? lengths.values : 0;
   for (int block = 0; block < blocks; ++block) {
-    std::vector<T> scratch(kScratch + 1, poison), shared(kArena + 1, poison);
+    constexpr int vector = 16 / sizeof(T);
+    const std::int64_t held = (most_held < 0 || most_held > b.cols ? b.cols / 2 : most_held) / vector * vector;
+    std::vector<T> scratch(kScratch + 1, poison), shared(kArena + held + 1 + vector, poison);
+    T* const own = aligned_to_16(shared.data());
     std::vector<T> memory(blocks * values + 1, poison);
-    memory[block * values + values] = scratch.back() = shared.back() = fence;
+    memory[block * values + values] = scratch.back() = own[kArena + held] = fence;
     if (of_lists) lengths.memory = memory.data();
     emulator::Threads fibers(threads, seed + block);
     const auto run = [&](auto form) {
       fibers.run([&](int) {
         emulator::Team team{fibers};
-        run_rows<kSorted, decltype(form)>(b, target, loss, team, block, blocks, scratch.data(), shared.data(),
-                                          lengths, sorted);
+        run_rows<kSorted, decltype(form)>(b, target, loss, team, block, blocks, scratch.data(), own, lengths,
+                                          sorted, static_cast<int>(held));
       });
     };
     if constexpr (kSorted)  // as csrc/cuda/instantiate.cuh does
       run(AnyForm{});
     else
       by_form(b, target, run);
-    STD_TORCH_CHECK(scratch.back() == fence && shared.back() == fence &&
+    for (std::int64_t j = 0; j < held; ++j) held_values += own[kArena + j] == own[kArena + j];
+    STD_TORCH_CHECK(scratch.back() == fence && own[kArena + held] == fence &&
                         memory[block * values + values] == fence,
                     "wrote beyond shared memory");
     if (lengths.room > 0) sorted_lists += !(memory[block * values] != memory[block * values]);
@@ -233,6 +245,13 @@ void configure(int64_t count, int64_t with_seed) {
   seed = static_cast<std::uint64_t>(with_seed);
 }
 
+void hold(int64_t most) { most_held = most; }
+int64_t held_count() { return held_values; }
+int64_t held_by(int64_t whole, int64_t reserved, int64_t most, int64_t blocks, int64_t used, int64_t cols,
+                int64_t size) {
+  return held_columns({whole, reserved, most}, blocks, used, cols, size);
+}
+int64_t used_by(bool lists, int64_t size) { return (kScratch + (lists ? arena_size(kShortList, 0) : 0)) * size; }
 int64_t sorted_count() { return sorted_calls; }
 int64_t sorted_lists_count() { return sorted_lists; }
 
@@ -246,6 +265,10 @@ const Functor& functor(int id) { return table().functors[id]; }
 STABLE_TORCH_LIBRARY(fastdml_emulated, m) {
   m.def((std::string("rows_") + fastdml::kRowsSchema).c_str());
   m.def("configure(int threads, int seed) -> ()");
+  m.def("hold(int most) -> ()");
+  m.def("held_count() -> int");
+  m.def("held_by(int whole, int reserved, int most, int blocks, int used, int cols, int size) -> int");
+  m.def("used_by(bool lists, int size) -> int");
   m.def("sorted_count() -> int");
   m.def("sorted_lists_count() -> int");
 }
@@ -254,6 +277,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(fastdml_emulated, CompositeExplicitAutograd, m) {
   m.impl("configure", TORCH_BOX(&fastdml::configure));
+  m.impl("hold", TORCH_BOX(&fastdml::hold));
+  m.impl("held_count", TORCH_BOX(&fastdml::held_count));
+  m.impl("held_by", TORCH_BOX(&fastdml::held_by));
+  m.impl("used_by", TORCH_BOX(&fastdml::used_by));
   m.impl("sorted_count", TORCH_BOX(&fastdml::sorted_count));
   m.impl("sorted_lists_count", TORCH_BOX(&fastdml::sorted_lists_count));
 }

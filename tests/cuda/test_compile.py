@@ -37,6 +37,8 @@ ptxas info    : Used 90 registers, used 1 barriers
                      ("rows_kernelIfNS0_8SmoothAPELb0EE", "SmoothAP"),
                      ("rows_kernelIfNS0_8SmoothAPELb0ENS0_6CosineILNS_10WeightTypeE1EEE",
                       "SmoothAP cosine bfloat16"),
+                     ("rows_kernelIfNS0_8SmoothAPELb0ENS0_8DistanceILNS_10WeightTypeE0EEE",
+                      "SmoothAP distance"),
                      ("keys_kernelIfNS0_8SmoothAPEE", "SmoothAP keys")):  # fmt: skip
         (other,) = resources().parse("smooth_ap", text.replace("rows_kernelIfNS0_8SmoothAPEE", of))
         assert other["functor"] == name and other["type"] == "float32"

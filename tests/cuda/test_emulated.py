@@ -6,7 +6,9 @@ arithmetic, alignment faults, launch limits.
 """
 
 import dataclasses
+import importlib.util
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +57,7 @@ def emulator():
 @pytest.fixture(autouse=True)
 def defaults(emulator):
     emulator.configure(64, 0)
+    emulator.hold(-1)
 
 
 def agree(found, true, bound):
@@ -130,6 +133,45 @@ def test_rows_of_many_vectors(emulator):
         ref = torch.randn(columns, 4, generator=generator)
         case = type(CASES["ragged"]())(x, torch.arange(3), ref, torch.arange(columns) // 5)
         agree(call(description, case, "emulated"), call(description, case, "native"), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["reference", "long", "wide"])
+@pytest.mark.parametrize("description", KINDS)
+def test_what_is_held_of_a_row_does_not_show(description, name, emulator):
+    """In shared memory: nothing of it, some vectors, all. A thread takes its pairs in the same order."""
+    emulator.configure(32, 0)
+    found, held = [], []
+    for most in (0, 6, 10**6, -1):
+        emulator.hold(most)
+        before = emulator.held_count()
+        found.append(call(description, CASES[name](), "emulated"))
+        held.append(emulator.held_count() - before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    assert held[0] == 0
+    if not is_sorted(description):
+        assert 0 < held[1] < held[3]
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    sys.modules[name] = made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_what_is_held_is_what_the_prediction_says(lists, emulator):
+    """benchmarks/predict.py goes by the share that csrc/cuda/launch.h gives a row."""
+    machine, used = benchmark("predict").Machine(), emulator.used_by(lists, 4)
+    assert benchmark("row_instructions").used_bytes(lists) == used
+    of = machine.shared, machine.reserved, machine.most_shared
+    for blocks in (1, 2, 3, 4, 8):
+        for columns in (1000, 32768, 100_003):
+            held = emulator.held_by(*of, blocks, used, columns, 4)
+            assert machine.held(blocks, used, columns) == held
+            assert held <= columns and held % 4 == 0
+            assert held == 0 or blocks * (4 * held + used + machine.reserved) <= machine.shared
+    assert emulator.held_by(*of, 32, 33 * 1024, 32768, 4) == 0 == emulator.held_by(*of, 0, 0, 32768, 4)
 
 
 def test_more_positives_than_shared_memory_holds():
