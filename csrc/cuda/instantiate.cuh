@@ -11,9 +11,11 @@ inline namespace FASTDML_ISA {
 
 // Blocks of a multiprocessor that a kernel's registers must leave room for. Reading sorted rows takes more
 // than two leave a thread. One form of all calls can do with what three leave, unless the loss walks along
-// lists besides, or has more numbers than fit beside what the row keeps.
+// lists besides, or has more numbers than fit beside what the row keeps. A loss that takes still more in
+// float64 says so itself (`static constexpr bool large`).
 template <class Loss, class T, bool kSorted, class Form>
 constexpr int least_blocks() {
+  if constexpr (sizeof(T) == 8 && requires { Loss::large; }) return 1;
   constexpr bool small = !FASTDML_LISTS && sizeof(Loss) / sizeof(T) <= 7;
   return kSorted ? 1 : Form::fixed && small ? 3 : 2;
 }

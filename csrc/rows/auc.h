@@ -11,6 +11,7 @@ struct Auc {
   T kind;  // 0: Huber, 1: logistic, 2: sigmoid
   T temperature;
   T sort;  // see sort_from
+  static constexpr bool large = true;  // see csrc/cuda/instantiate.cuh
 
   FASTDML_HOST_FN Sorts sorts() const { return sorts_by(sort); }
   template <class P>

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT, needs_compiled
 
-from csrc.build import Cuda, headers, losses, uses_lists
+from csrc.build import Cuda, generate_cuda, headers, losses, on_distances, uses_lists
 
 ROWS = ROOT / "csrc" / "rows"
 needs_nvcc = pytest.mark.skipif(Cuda.find() is None, reason="no CUDA toolkit was found")
@@ -61,8 +61,19 @@ def test_kept_report_shows_no_spills(tmp_path):
         for kind in kinds:
             for made in itertools.product(("float32", "float64"), ("sm_80", "sm_90a")):
                 assert (functor + kind, *made) in kernels, (name, kind, made)
+        fixed = ["cosine", *(["distance"] if name in on_distances() else [])]
+        for form, weights in itertools.product(fixed if "" in kinds else [], ("", " bfloat16")):
+            for arch in ("sm_80", "sm_90a"):
+                assert (f"{functor} {form}{weights}", "float32", arch) in kernels, (name, form, arch)
     assert "radial" in {r["source"] for r in rows}
     assert all(r["spill_store_bytes"] == r["spill_load_bytes"] == "0" for r in rows)
+
+
+def test_losses_on_distances_are_compiled_for_these(tmp_path):
+    sources = {s.name: s.read_text() for s in generate_cuda(tmp_path, headers(ROOT, tmp_path / "printed"))}
+    distances = {name.partition(".")[0] for name, text in sources.items() if "DISTANCES 1" in text}
+    assert {"contrastive", "margin", "triplet_margin", "lifted_structure"} <= distances
+    assert not distances & {"multi_similarity", "sup_con", "proxy_anchor", "n_pair", "smooth_ap"}
 
 
 def test_lists_are_found_through_includes(tmp_path):
