@@ -61,7 +61,9 @@ def statistics_config(
         stages = 2 if 64 < width <= 256 else 3
         return Config(128, 256 if width <= 128 else 128, depth, 0, 8, stages)
     # Blackwell keeps accumulators outside the registers, and reads a whole tile of them at once.
-    stream = 32 if 0 < heavy <= d or arch >= 100 or slots else 64
+    # Where D is several chunks, a thread of Hopper holds less of the operands than of one deep chunk.
+    full = 0 < heavy <= d and not (arch == 90 and width > 256)
+    stream = 32 if full or arch >= 100 or slots else 64
     held = width <= 128 or (arch == 90 and width > 256)
     return Config(128, stream, depth, 0, 8, 3 if held and arch != 80 else 2)
 
@@ -87,7 +89,8 @@ def weights_config(
         if wide and arch == 90:
             return Config(128, 128, depth, output, 8, 2)
         narrow = teacher or arch >= 100 or (arch < 90 and states > 3)
-        return Config(128, 32 if narrow else 64, depth, output, 8, 3 if arch != 80 else 2)
+        two = arch == 80 or (arch >= 100 and states > 0)  # these take the registers of a third stage
+        return Config(128, 32 if narrow else 64, depth, output, 8, 2 if two else 3)
     # Two chunks of D, and many states beside them.
     stream = 16 if states > 3 and width > 256 else 32
     return Config(128 if arch != 80 else 64, stream, depth, output, 8, 2)
@@ -100,9 +103,12 @@ def written_config(
     """For kernel 2 where it writes weights: tiles are as wide as registers allow without a gradient."""
     width = power_of_two(d)
     if dtype == torch.float32:
-        return Config(128, 32, min(width, 16 if precision == "ieee" else 32), 16, 8, 2)
-    stream = 16 if slots else 32 if arch >= 100 or teacher else 128 if wide and arch == 90 else 64
-    return Config(128, stream, min(width, 64), 16, 8, 2 if arch == 80 else 3)
+        depth = min(width, 16 if precision == "ieee" else 32)
+        return Config(128, 16 if slots else 32, depth, 16, 8, 2)
+    widest = wide and arch == 90
+    stream = 16 if slots else 32 if arch >= 100 or teacher else 128 if widest else 64
+    depth = 32 if widest and states > 3 else 64  # many states leave no room for addresses of a deep tile
+    return Config(128, stream, min(width, depth), 16, 8, 2 if arch == 80 else 3)
 
 
 def interpreter_config(d: int, output: int = 16) -> Config:

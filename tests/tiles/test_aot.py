@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -34,6 +35,8 @@ OTHERS = [
     "triplet_margin",
     "recall_at_k",
     "weighted_proxy_anchor",
+    "rkd_distance",
+    "probabilistic_transfer",
 ]
 
 
@@ -97,6 +100,27 @@ def test_compiles(name, arch):
     check(kernels, arch)
     if (name, arch) in COUNTED:
         COUNTED[name, arch](kernels)
+
+
+def test_kept_table_has_every_loss_with_tiles():
+    """benchmarks/triton_resources.py remakes it."""
+    from fastdml.bench import tile_functors
+
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "triton-resources.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["loss"].partition(",")[0] for row in rows} == set(tile_functors.names())
+    spilling = {(row["loss"], row["kernel"]) for row in rows if row["spill_bytes"] != "0"}
+    # On distances, whose root and division take registers beside a wide tile and its gradient.
+    assert spilling <= {("generalized_lifted_structure", "weights, one set")}
+
+
+def test_scalars_that_come_from_calls_before_are_parameters():
+    """One over the mean distances of student and teacher; without them its kernels do not compile."""
+    from fastdml.bench import tile_functors
+
+    example = tile_functors.example("rkd_distance")
+    assert example.parameters == tile_functors.example("rkd_distance", 4).parameters == 4
 
 
 @pytest.mark.slow
