@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from turns import KEPT
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Losses by the names that both trees have, and their arguments.
@@ -39,8 +41,6 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "FastAP": ("FastAPLoss", {}),
     "Recall@k": ("RecallAtKLoss", {}),
 }
-
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 # Run in the tree's own process: a line of JSON asks for a step, its milliseconds are the answer.
 CHILD = """

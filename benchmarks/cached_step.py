@@ -11,16 +11,14 @@ turns than what is measured.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from turns import take_turns
+from turns import keep_memory, take_turns
 
 import fastdml
 from fastdml.losses import MultiSimilarityLoss
@@ -34,12 +32,8 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.1), nn.Linear(64 * 16, 64))
 
 
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
-
-
 def main() -> None:
-    if not KEPT.keys() <= os.environ.keys():  # it is read when a process begins
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
+    keep_memory()
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("--batch", type=int, default=2048)
     arguments.add_argument("--chunk", type=int, default=128)
