@@ -28,9 +28,12 @@ def _takes(a: Tensor, c: Tensor) -> bool:
     return alike and cpu and by_rows and _loaded()
 
 
-@torch.compiler.assume_constant_result
 def _loaded() -> bool:
     return library.load() is not None
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler with this library.
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Products(torch.autograd.Function):
