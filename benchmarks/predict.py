@@ -174,8 +174,6 @@ def tiles(p: Problem, d: int, m: Machine, kernels: list[Row]) -> Step | None:
         block = min(2048, 2**26 / p.columns)  # rows of written weights
         # Of one set blocks go from their first row on, unless they also find what rows return.
         share = (1 + block / p.columns) / 2 if writes and p.one_set and not found else 1.0
-        # Where S is needed again, for what all rows return, statistics are swept again.
-        share *= 1 if p.before or not r["kernel"].startswith("statistics") else p.similarities
         pairs = share * p.pairs
         issued, cached = share * float(r["issued_per_pair"]), share * float(r["l2_bytes_per_pair"])
         multiplied = m.products(2 * pairs * d * int(r["products"]))

@@ -107,7 +107,7 @@ def _of_all_rows(
             return value.detach(), result
         (weight,) = torch.autograd.grad(value, outputs)
     problem.row_weight = (weight if whole is None else whole.own(weight)).contiguous()
-    return value.detach(), _ran(problem, executor, wanted)
+    return value.detach(), _ran(problem, executor, wanted._replace(known=True))
 
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality

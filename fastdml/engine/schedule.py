@@ -144,7 +144,8 @@ class ColumnSums(Protocol):
 
 
 class Wanted(NamedTuple):
-    """Which derivatives are wanted, and whether the rows' losses are only added up."""
+    """Which derivatives are wanted, whether the rows' losses are only added up, and whether nobody reads what
+    rows return (known: a visit before has it): an executor that need not find it leaves anything there."""
 
     anchors: bool = False
     candidates: bool = False
@@ -152,6 +153,7 @@ class Wanted(NamedTuple):
     row_values: bool = False
     col_values: bool = False
     total: bool = False
+    known: bool = False
 
     def __bool__(self) -> bool:
         return self.anchors or self.candidates or self.scalars or self.row_values or self.col_values

@@ -216,7 +216,7 @@ def weights(
     constants = _shared(example, d, c, precision) | {
         "FOLD": one and one.fold, "KINDS": one.kinds if one else (),
         "WEIGHT": tile.weight, "COLUMN_SLOPES": tile.column_slopes,
-        "GAIN": tile.gain, "STATES": tile.weight_states,
+        "GAIN": tile.gain, "LINEAR": tile.linear, "STATES": tile.weight_states,
         "A_STATE": sides != "columns", "B_STATE": sides != "rows", "WEIGHTED": False,
         "SUMS": example.metric.startswith("raw"), "SPARSE": tile.sparse and configs.skips_zeros(arch),
         "W_SCALE": 256.0 if dtype == torch.float16 else 1.0, "NEAREST": 0.0,

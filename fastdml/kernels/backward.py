@@ -40,7 +40,7 @@ def _weigh_tile(
     acc, totals, folded, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
     a_state, a_weight, a_value, a_low, p, a, b, b_norms, b_label, a_states, b_states, b_weights, b_values,
     b_low, ta, tb, tb_norms, by_row, out, M, N, first_o,
-    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, STATES: tl.constexpr,
+    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, LINEAR: tl.constexpr, STATES: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr,
@@ -53,14 +53,14 @@ def _weigh_tile(
     index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
     if AXIS == 1:
-        cls, b_rows, b_exists = centres(index, N, K, PADDED)
+        cls, b_rows, b_exists = centres(index, N, K, PADDED, not NEAR)
     else:
-        cls, b_rows, b_exists = centres(index, N, 1, 1)
+        cls, b_rows, b_exists = centres(index, N, 1, 1, not NEAR)
     b_tile = load_rows(b, b_rows, 0, D, BLOCK_D)
     s = products(a, a_rows, a_tile, b, b_rows, b_tile, D, BLOCK_D, PRECISION)
     b_total = N * K if AXIS == 1 else N
     b_norm = load_norms(b_norms, b_rows, b_total, METRIC)
-    s = numbers(s, a_norm, b_norm, METRIC, EPSILON)
+    s, over = numbers(s, a_norm, b_norm, METRIC, EPSILON)
     raw = s
     if TEACHER == "none":
         t = 0.0
@@ -68,7 +68,7 @@ def _weigh_tile(
         tb_tile = load_rows(tb, b_rows, 0, DT, BLOCK_T)
         t = products(ta, a_rows, ta_tile, tb, b_rows, tb_tile, DT, BLOCK_T, PRECISION)
         tb_norm = load_norms(tb_norms, b_rows, b_total, TEACHER)
-        t = numbers(t, ta_norm, tb_norm, TEACHER, T_EPSILON)
+        t, _ = numbers(t, ta_norm, tb_norm, TEACHER, T_EPSILON)
     if GROUPS != "none":
         s, slope = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, AXIS)
     if NEAR:
@@ -90,7 +90,14 @@ def _weigh_tile(
         folded = fold(folded, tiles, positive, valid, KINDS, NEAR)
     w = tl.zeros([a_rows.shape[0], BLOCK_B], tl.float32)
     slopes = ()
-    if A_STATE:
+    together: tl.constexpr = LINEAR and A_STATE and B_STATE and not WEIGHTED
+    if together:
+        of_b = as_row(load_vectors(b_states, b_rows, N, STATES))
+        both = ()
+        for k in tl.static_range(STATES):
+            both = both + (a_state[k] + of_b[k],)
+        w = WEIGHT(s, t, positive, both, p)
+    if A_STATE and not together:
         if SLOTS > 0:
             slot = index[None, :] - a_low[:, None]
             one = list_weight(s, slot, listed, a_states, a_rows, M, p, WEIGHT, SLOTS, 0, NEAR)
@@ -102,7 +109,7 @@ def _weigh_tile(
         if B_STATE and WEIGHTED:
             one = one * a_weight[:, None]
         w = one + w
-    if B_STATE:
+    if B_STATE and not together:
         if SLOTS > 0:
             slot = a_rows[:, None] - tl.load(b_low + b_rows)[None, :]
             other = list_weight(s, slot, listed, b_states, b_rows, N, p, WEIGHT, SLOTS, 1, NEAR)
@@ -122,7 +129,7 @@ def _weigh_tile(
         w = w * slope
     if NEAR or GROUPS != "none":
         w = tl.where(valid, w, 0.0)
-    w = product_weights(w, raw, METRIC, NEAREST)
+    w = product_weights(w, raw, over, METRIC, NEAREST)
     sum_w, sum_ws = totals[0], totals[1]
     if SUMS:
         sum_w += tl.sum(w, 1)
@@ -161,8 +168,8 @@ def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
     a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
     out, sums, partial, M, N, tiles_per_split, first_block, first_tile, count, eighths,
-    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, GAIN: tl.constexpr, STATES: tl.constexpr,
-    PARAMETERS: tl.constexpr,
+    WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, LINEAR: tl.constexpr, GAIN: tl.constexpr,
+    STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     A_STATE: tl.constexpr, B_STATE: tl.constexpr, WEIGHTED: tl.constexpr, SUMS: tl.constexpr,
     SPARSE: tl.constexpr, W_SCALE: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     NEAREST: tl.constexpr, TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
@@ -254,8 +261,8 @@ def weights_kernel(
             acc, totals, folded, plain_tile(i, first, start, around), self_column, rows, a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
-            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
-            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            WEIGHT, COLUMN_SLOPES, LINEAR, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC,
+            EPSILON, NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
             BLOCK_B, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
             STORE, False,
         )  # fmt: skip
@@ -265,8 +272,8 @@ def weights_kernel(
             a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
-            WEIGHT, COLUMN_SLOPES, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC, EPSILON,
-            NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
+            WEIGHT, COLUMN_SLOPES, LINEAR, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC,
+            EPSILON, NEAREST, TEACHER, T_EPSILON, GROUPS, AXIS, K, PADDED, D, DT,
             NARROW, BLOCK_D, BLOCK_T, BLOCK_O, PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, FOLD, KINDS,
             STORE, True,
         )  # fmt: skip

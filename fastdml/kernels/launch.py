@@ -463,7 +463,7 @@ def weights(
         own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
         width // 8,
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
-        GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
+        LINEAR=loss.linear, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
         SUMS=sums, SPARSE=loss.sparse and skips, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
         METRIC=pair.metric, EPSILON=pair.epsilon, NEAREST=pair.nearest,

@@ -59,6 +59,7 @@ class ListLoss:
     derivatives: ClassVar[int] = 0
     inputs: ClassVar[int] = 0
     column_slopes: ClassVar[None] = None
+    linear: ClassVar[bool] = False
     heavy: ClassVar[int] = 0
     light: ClassVar[bool] = False
     wide: ClassVar[bool] = False

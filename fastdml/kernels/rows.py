@@ -66,6 +66,7 @@ def tile_rows(
     centres: int = 1,
     gradients: tuple[bool, bool] = (True, True),
     sums: bool = False,
+    known: bool = False,
     precision: str | None = None,
     products: Products | None = None,
 ) -> TileResult:
@@ -95,6 +96,8 @@ def tile_rows(
         centres: consecutive candidates that make one class.
         gradients: which of the two gradients are wanted.
         sums: also sums of weights per row and column.
+        known: nobody reads the outputs: where weights need nothing else of their row either, it is not
+            visited for them, and they are zeros.
         precision: "ieee", "tf32" or "tf32x3" for float32; None: torch's setting.
         products: `multiply(a, b, out)` and `accumulate(total, a, b)` into float32, for dimensions at which
             weights are written and multiplied by the library; None: torch's, for float32 alone.
@@ -143,7 +146,11 @@ def tile_rows(
     write = any(gradients) and launch.writes_weights(loss, centres, chunks, anchors.dtype, totals)
     # Where the sweep for the anchors' gradient finds it too, that is all there is to be swept.
     find = (gradients[0] or write) and launch.finds_statistics(loss, centres, chunks, write)
-    if find:
+    skip = known and any(gradients) and not listed and loss.states + loss.derivatives == 0
+    if skip:
+        find = False
+        found = torch.zeros(j, rows.count, dtype=torch.float32, device=anchors.device)
+    elif find:
         found = torch.empty(j, rows.count, dtype=torch.float32, device=anchors.device)
     elif isinstance(loss, ListLoss):
         lists = Lists.of(rows, cols)

@@ -60,22 +60,45 @@ def load_norms(norms, rows, SIZE, METRIC: tl.constexpr):
 
 @triton.jit
 def numbers(s, a_norms, b_norms, METRIC: tl.constexpr, EPSILON: tl.constexpr):
-    """Products as the numbers the loss reads; METRIC as in the engine's similarities."""
-    if METRIC == "cosine" or METRIC == "distance" or METRIC == "squared_distance":
+    """(Products as the numbers the loss reads, one over them); METRIC as in the engine's similarities. Only
+    distances have the latter, 0 where embeddings are equal: others return the numbers twice."""
+    if METRIC == "cosine":
         s = s * a_norms[0][:, None] * b_norms[0][None, :]
+    over = s
     if METRIC != "cosine" and METRIC != "dot":
-        total = a_norms[1][:, None] + b_norms[1][None, :]
-        d2 = total - 2.0 * s
-        # What is below the rounding of the sum counts as no distance at all.
-        s = tl.where(d2 < 4.76837158203125e-07 * total, 0.0, d2) + EPSILON
-        if METRIC == "distance" or METRIC == "raw_distance":
-            s = tl.sqrt(s)
-    return s
+        # What is of one row alone is made before the loop over its columns.
+        square = a_norms[1]
+        twice = tl.zeros_like(square) - 2.0
+        if METRIC == "distance" or METRIC == "squared_distance":
+            twice = -2.0 * a_norms[0]
+            s = s * b_norms[0][None, :]
+        d2 = s * twice[:, None] + (square[:, None] + b_norms[1][None, :])
+        # What is below the rounding of the sum counts as no distance at all. Squares of normalised rows are
+        # 1, or 0, to which nothing is near. The smallest normal number is the least that has a root here.
+        least = 4.76837158203125e-07 * square
+        if METRIC == "distance" or METRIC == "squared_distance":
+            near = d2 < (least + 4.76837158203125e-07)[:, None]
+        else:
+            least = tl.maximum(least, 1.1754944e-38)
+            near = d2 < least[:, None] + 4.76837158203125e-07 * b_norms[1][None, :]
+        if METRIC == "squared_distance" or METRIC == "raw_squared_distance":
+            s = tl.where(near, 0.0, d2) + EPSILON
+            over = s
+        elif EPSILON == 0.0:
+            # Both by one reciprocal root, which of infinity is 0.
+            over = tl.rsqrt(tl.where(near, float("inf"), d2))
+            s = d2 * over
+        else:
+            s = tl.where(near, 0.0, d2) + EPSILON
+            root = tl.rsqrt(s)
+            s = s * root
+            over = tl.where(near, 0.0, root)
+    return s, over
 
 
 @triton.jit
-def product_weights(w, s, METRIC: tl.constexpr, NEAREST: tl.constexpr):
-    """Derivatives by the numbers as derivatives by the (scaled) products.
+def product_weights(w, s, over, METRIC: tl.constexpr, NEAREST: tl.constexpr):
+    """Derivatives by the numbers as derivatives by the (scaled) products. s, over: what `numbers` returns.
 
     NEAREST: the number of equal embeddings. Their pair pulls neither; left in, its two large shares
     would have to cancel.
@@ -83,8 +106,7 @@ def product_weights(w, s, METRIC: tl.constexpr, NEAREST: tl.constexpr):
     if METRIC == "squared_distance" or METRIC == "raw_squared_distance":
         w = tl.where(s > NEAREST, w * -2.0, 0.0)
     elif METRIC == "distance" or METRIC == "raw_distance":
-        apart = s > NEAREST
-        w = tl.where(apart, -w / tl.where(apart, s, 1.0), 0.0)
+        w = -w * over
     return w
 
 
@@ -156,11 +178,14 @@ def near_tile(i, start, around, end, TIMES: tl.constexpr):
 
 
 @triton.jit
-def centres(index, COUNT, K: tl.constexpr, PADDED: tl.constexpr):
+def centres(index, COUNT, K: tl.constexpr, PADDED: tl.constexpr, WITHIN: tl.constexpr = False):
     """Positions along a padded axis of K centres per class -> (class, row of the centre, exists).
 
-    COUNT: classes. With one centre per class, PADDED = K = 1 and the class is the row.
+    COUNT: classes. With one centre per class, PADDED = K = 1 and the class is the row. WITHIN: all positions
+    are; addresses are then seen to follow each other, of which one is computed and two are read at once.
     """
+    if WITHIN and K == PADDED:
+        return index // PADDED, index, index >= 0
     cls = index // PADDED
     k = index % PADDED
     exists = (cls < COUNT) & (k < K)

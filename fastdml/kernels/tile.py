@@ -81,6 +81,7 @@ class TileLoss:
     column_values: how many values every column has; `t` is then their tuple.
     outputs: values of a row. More than one: `finish` returns them first, and `state` starts with the
         derivative of the whole by each of them.
+    linear: `weight` is linear in `state`: of one set a call for the sum of both rows' is that of both.
     scalars: how many learnable parameters there are, the last ones of p (before the call's own).
         `finish` then returns, after the outputs, the derivative of the row's loss by each.
     slopes: of how many of the inputs `finish` returns the derivative of the row's loss, after those.
@@ -104,6 +105,7 @@ class TileLoss:
     teacher: bool = False
     column_values: int = 0
     outputs: int = 1
+    linear: bool = False
     scalars: int = 0
     slopes: int = 0
     column_slopes: Jit | None = None
@@ -113,6 +115,8 @@ class TileLoss:
             raise ValueError(f"groups: expected None, 'softmax' or 'max', got {self.groups!r}")
         if self.teacher and self.column_values:
             raise ValueError("column_values: expected 0 for a loss with a second matrix")
+        if self.linear and self.column_values:
+            raise ValueError("linear: expected False for a loss with column values")
         if self.column_slopes is not None and (not self.column_values or self.groups):
             raise ValueError("column_slopes: expected None without column values of single columns")
 
@@ -131,7 +135,7 @@ class TileLoss:
     def wide(self) -> bool:
         """Whether its weights leave room for wide tiles."""
         plain = not (self.teacher or self.column_values or self.groups or self.rides)
-        return plain and self.states <= 6 and self.outputs == 1
+        return plain and self.states <= 6 and (self.outputs == 1 or self.linear)
 
     @property
     def rides(self) -> bool:

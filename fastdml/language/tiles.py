@@ -30,6 +30,7 @@ from .graph import (
     div,
     make,
     mul,
+    neg,
     number_of,
     rewrite,
     topological,
@@ -236,6 +237,7 @@ class Printer:
             self.weight, *self.column_slopes = (
                 mul(div(ONE, self.gain), x) for x in (self.weight, *self.column_slopes)
             )
+        self.linear = not self.columns and _linear(self.weight)
         self.host = self._host([*roots, self.gain])
         self.passes = passes_of(roots, lambda node: _statistics([node])[3])
         if not self.passes:
@@ -264,13 +266,18 @@ class Printer:
         forms = list(roots)
         for nodes in passes_of(list(roots)):
             forms += [x for n in nodes for x in _forms(n)]
-        forms += _pair_forms([self.weight, *self.column_slopes])
+        forms += self._weights(self.column_slopes)
         found: dict[Node, None] = {}
         for node in topological(forms):
             for a in node.args if not alone(node) else ():
                 if alone(a):
                     found[a] = None
         return [*found, *(r for r in roots if alone(r))]
+
+    def _weights(self, slopes: Sequence[Node]) -> list[Node]:
+        """What the functions for weights and slopes return of a pair."""
+        found = _pair_forms([self.weight, *slopes])
+        return rewrite(found, _of_the_call_first, pairs=True) if self.linear else found
 
     def _reader(self) -> _Tile:
         made = _Tile()
@@ -300,7 +307,7 @@ class Printer:
                     known[node] = place
                 place += 1
         slopes_of_columns = any(x is not ZERO for x in self.column_slopes)
-        weights = _pair_forms([self.weight, *(self.column_slopes if slopes_of_columns else ())])
+        weights = self._weights(self.column_slopes if slopes_of_columns else ())
         several = self.program.several
         states = _states(weights)
         finish = self._reader()
@@ -335,6 +342,8 @@ class Printer:
             options.append("column_slopes=column_slopes")
         if several:
             options.append(f"outputs={len(self.outputs)}")
+        if self.linear:
+            options.append("linear=True")
         for option in ("scalars", "inputs"):
             if getattr(self, option):
                 options.append(f"{option}={getattr(self, option)}")
@@ -468,6 +477,60 @@ def _size(weights: Sequence[Node]) -> Node:
                 known[x] = ONE
     found = largest(weights)
     return found if found.level == CONSTANT else make("max", found, _LEAST)
+
+
+def _linear(weight: Node) -> bool:
+    """Whether of its row a weight reads the derivatives by the row's outputs alone, and is linear in them."""
+    if _states([weight]):
+        return False
+    degrees: dict[Node, int | None] = {}  # None: of zero, which has any
+    for x in topological([weight]):
+        of = [degrees[a] for a in x.args]
+        some = {d for d in of if d is not None}
+        match x.op:
+            case "weight":
+                degree: int | None = 1
+            case "constant" if x is ZERO:
+                degree = None
+            case "mul" if None in of:
+                degree = None
+            case "mul":
+                degree = sum(d for d in of if d is not None)
+            case "add" | "neg" if len(some) <= 1:
+                degree = max(some, default=None)
+            case "where" if not of[0] and len(branches := set(of[1:]) - {None}) <= 1:
+                degree = max((d for d in branches if d is not None), default=None)
+            case "div" if not of[1]:
+                degree = of[0]
+            case _ if not some - {0}:
+                degree = 0
+            case _:
+                return False
+        degrees[x] = degree
+    return degrees[weight] == 1
+
+
+def _of_the_call_first(x: Node) -> Node | None:
+    """A product of numbers of the call and of the row: the former multiplied, on the host."""
+    if not CALL < x.level < PAIR or x.is_mask:
+        return None
+
+    def factors(x: Node) -> tuple[Node, Node]:
+        if x.level <= CALL:
+            return x, ONE
+        if x.op == "mul":
+            (a, b), (c, d) = map(factors, x.args)
+            return mul(a, c), mul(b, d)
+        if x.op == "neg":
+            a, b = factors(x.args[0])
+            return neg(a), b
+        if x.op == "add" and x.args[0] is x.args[1]:
+            a, b = factors(x.args[0])
+            return mul(constant(2.0), a), b
+        return ONE, x
+
+    of_call, of_row = factors(x)
+    return of_row if of_call is ONE else make("mul", of_call, of_row)
 
 
 def _often_zero(weight: Node) -> bool:

@@ -12,32 +12,12 @@ from pathlib import Path
 import pytest
 import triton_mode  # noqa: F401  (first here, and so before triton is imported)
 
+from fastdml.bench import tile_functors
+
 # Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
 FAST = ["multi_similarity", "sup_con", "proxy_anchor", "smooth_ap"]
-OTHERS = [
-    "circle_global",
-    "nt_xent",
-    "siglip",
-    "contrastive",
-    "circle",
-    "binomial_deviance",
-    "contrastive_bayesian",
-    "n_pair",
-    "softmax_cross_entropy",
-    "arc_face",
-    "soft_triple",
-    "listwise_distillation",
-    "relaxed_contrastive",
-    "info_nce",
-    "log_sum_exp",
-    "sup_ap",
-    "triplet_margin",
-    "recall_at_k",
-    "weighted_proxy_anchor",
-    "rkd_distance",
-    "probabilistic_transfer",
-]
+OTHERS = [name for name in tile_functors.names() if name not in FAST]
 
 
 def compiled(name, arch, dtype="bfloat16", d=128, *precision):
@@ -104,8 +84,6 @@ def test_compiles(name, arch):
 
 def test_kept_table_has_every_loss_with_tiles():
     """benchmarks/triton_resources.py remakes it."""
-    from fastdml.bench import tile_functors
-
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "triton-resources.csv"
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -117,8 +95,6 @@ def test_kept_table_has_every_loss_with_tiles():
 
 def test_scalars_that_come_from_calls_before_are_parameters():
     """One over the mean distances of student and teacher; without them its kernels do not compile."""
-    from fastdml.bench import tile_functors
-
     example = tile_functors.example("rkd_distance")
     assert example.parameters == tile_functors.example("rkd_distance", 4).parameters == 4
 

@@ -125,6 +125,30 @@ def test_a_sweep_for_weights_finds_the_rows_as_well(monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+def test_what_all_rows_return_is_swept_for_once(monkeypatch):
+    """The second visit, for weights that read nothing of their row, has no sweep for statistics."""
+    visits = []
+    sweep = launch.statistics
+    monkeypatch.setattr(launch, "statistics", lambda *a, **k: (visits.append(1), sweep(*a, **k))[1])
+    g = torch.Generator().manual_seed(6)
+    x, y = torch.randn(37, 20, generator=g), torch.randint(0, 5, (37,), generator=g).to(DEVICE)
+    found = {}
+    for backend, dtype in (("triton", torch.float32), ("dense", torch.float64)):
+        leaf = x.to(DEVICE, dtype).requires_grad_()
+        value = fastdml.functional.contrastive(leaf, y, backend=backend)
+        found[backend] = torch.autograd.grad(value, leaf)[0].double()
+    assert len(visits) == 1
+    torch.testing.assert_close(found["triton"], found["dense"], rtol=1e-4, atol=1e-7)
+
+
+def test_weights_of_both_directions_are_one_call_where_they_are_linear():
+    """In the derivatives by what the rows return, and read nothing else of them."""
+    made = LOSSES_OF_THE_LIBRARY
+    assert made["contrastive"]().tiles.functor.linear
+    assert not made["multi_similarity"]().tiles.functor.linear
+    assert not made["sup_con"]().tiles.functor.linear
+
+
 def test_tiles_with_labels_and_the_one_over_the_end_are_of_one_program():
     """85 rows are six tiles of the interpreter's, two a program; the last classes lie in the last two."""
     g = torch.Generator().manual_seed(5)

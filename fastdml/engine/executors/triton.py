@@ -156,6 +156,7 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
         teacher_norms=None if teacher is None else _norms(teacher),
         gradients=(wanted.anchors, wanted.candidates or wanted.col_values),
         sums=sums,
+        known=wanted.known,
         products=(products.multiply, products.accumulate_),
     )
 
