@@ -53,9 +53,9 @@ def _weigh_tile(
     index = tile * BLOCK_B + tl.arange(0, BLOCK_B)
     # Centres lie along the streamed axis (AXIS 1) or along the one that stays (0).
     if AXIS == 1:
-        cls, b_rows, b_exists = centres(index, N, K, PADDED, not NEAR)
+        cls, b_rows, b_exists = centres(index, N, K, PADDED)
     else:
-        cls, b_rows, b_exists = centres(index, N, 1, 1, not NEAR)
+        cls, b_rows, b_exists = centres(index, N, 1, 1)
     b_tile = load_rows(b, b_rows, 0, D, BLOCK_D)
     s = products(a, a_rows, a_tile, b, b_rows, b_tile, D, BLOCK_D, PRECISION)
     b_total = N * K if AXIS == 1 else N
@@ -68,7 +68,7 @@ def _weigh_tile(
         tb_tile = load_rows(tb, b_rows, 0, DT, BLOCK_T)
         t = products(ta, a_rows, ta_tile, tb, b_rows, tb_tile, DT, BLOCK_T, PRECISION)
         tb_norm = load_norms(tb_norms, b_rows, b_total, TEACHER)
-        t, _ = numbers(t, ta_norm, tb_norm, TEACHER, T_EPSILON)
+        t = numbers(t, ta_norm, tb_norm, TEACHER, T_EPSILON)[0]
     if GROUPS != "none":
         s, slope = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, AXIS)
     if NEAR:

@@ -40,11 +40,11 @@ def _fold_tile(
     SELF: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     index = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    cls, columns, exists = centres(index, N, K, PADDED, not NEAR)
+    cls, columns, exists = centres(index, N, K, PADDED)
     y_tile = load_rows(y, columns, 0, D, BLOCK_D)
     s = products(x, rows, x_tile, y, columns, y_tile, D, BLOCK_D, PRECISION)
     y_norm = load_norms(y_norms, columns, N * K, METRIC)
-    s, _ = numbers(s, x_norm, y_norm, METRIC, EPSILON)
+    s = numbers(s, x_norm, y_norm, METRIC, EPSILON)[0]
     if COLUMN_VALUES > 0:
         t = as_row(load_vectors(y_values, cls, N, COLUMN_VALUES))
     elif TEACHER == "none":
@@ -52,7 +52,7 @@ def _fold_tile(
     else:
         v_tile = load_rows(v, columns, 0, DT, BLOCK_T)
         t = products(u, rows, u_tile, v, columns, v_tile, DT, BLOCK_T, PRECISION)
-        t, _ = numbers(t, u_norm, load_norms(v_norms, columns, N * K, TEACHER), TEACHER, T_EPSILON)
+        t = numbers(t, u_norm, load_norms(v_norms, columns, N * K, TEACHER), TEACHER, T_EPSILON)[0]
     if GROUPS != "none":
         s, _ = grouped(s, p[len(p) - 1], GROUPS, K, PADDED, 1)
         exists = exists & (index % PADDED == 0)  # a class counts once

@@ -38,7 +38,7 @@ def thresholds_kernel(
         columns = tl.minimum(index, N - 1)
         y_tile = load_rows(y, columns, 0, D, BLOCK_D)
         s = products(x, rows, x_tile, y, columns, y_tile, D, BLOCK_D, PRECISION)
-        s, _ = numbers(s, norm, load_norms(y_norms, columns, N, METRIC), METRIC, EPSILON)
+        s = numbers(s, norm, load_norms(y_norms, columns, N, METRIC), METRIC, EPSILON)[0]
         slot = index[None, :] - first[:, None]
         found = ()
         for k in tl.static_range(SLOTS):

@@ -178,14 +178,11 @@ def near_tile(i, start, around, end, TIMES: tl.constexpr):
 
 
 @triton.jit
-def centres(index, COUNT, K: tl.constexpr, PADDED: tl.constexpr, WITHIN: tl.constexpr = False):
+def centres(index, COUNT, K: tl.constexpr, PADDED: tl.constexpr):
     """Positions along a padded axis of K centres per class -> (class, row of the centre, exists).
 
-    COUNT: classes. With one centre per class, PADDED = K = 1 and the class is the row. WITHIN: all positions
-    are; addresses are then seen to follow each other, of which one is computed and two are read at once.
+    COUNT: classes. With one centre per class, PADDED = K = 1 and the class is the row.
     """
-    if WITHIN and K == PADDED:
-        return index // PADDED, index, index >= 0
     cls = index // PADDED
     k = index % PADDED
     exists = (cls < COUNT) & (k < K)
