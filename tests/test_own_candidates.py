@@ -53,6 +53,12 @@ def test_any_length_has_a_cosine(dtype, scale):
         torch.testing.assert_close(x.double(), exact, **tolerance)
 
 
+def test_a_length_that_is_no_number_has_a_cosine():
+    a, c = torch.ones(1, 16), torch.full((1, 2, 16), 2e38)
+    c[0, 1, :4] = -2e38
+    torch.testing.assert_close(own_candidates.values(METRICS["cosine"], a, c), torch.tensor([[1.0, 0.5]]))
+
+
 def test_slices_of_wider_tensors_and_nan():
     metric, (a, c) = METRICS["cosine"], drawn(5, 4, 24)
     narrow = lambda f: lambda a, c: f(a[:, :9], c[:, 1:, :9])  # noqa: E731
