@@ -85,10 +85,11 @@ def weights_config(
         # Eight warps of products made in registers are 128 rows: 64 would all be computed twice.
         return Config(128, 16, depth, min(output, 128), 8, 2)
     if width <= 128:
-        # Before Hopper products are made in registers, which many states do not leave room for.
+        # Before Hopper products are made in registers, which many states do not leave room for; nor do those
+        # of ranked lists beside distances anywhere.
         if wide and arch == 90:
             return Config(128, 128, depth, output, 8, 2)
-        narrow = teacher or arch >= 100 or (arch < 90 and states > 3)
+        narrow = teacher or arch >= 100 or states > (3 if arch < 90 else 8)
         two = arch == 80 or (arch >= 100 and states > 0)  # these take the registers of a third stage
         return Config(128, 32 if narrow else 64, depth, output, 8, 2 if two else 3)
     # Two chunks of D, and many states beside them.
