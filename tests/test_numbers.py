@@ -458,6 +458,13 @@ def test_functional_forms_have_all_digits_in_double_precision(name):
     assert function(*batch, **given).item() == pytest.approx(true.item(), rel=1e-14)
 
 
+def test_a_function_remembers_no_batch():
+    """The dynamic margin's histogram moves from batch to batch in a module alone."""
+    x, function = draw(B, D), fastdml.functional.dynamic_soft_margin
+    value = function(x, LABELS)
+    assert function(draw(B, D, seed=1), LABELS) != value == function(x, LABELS)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_constants_are_not_rounded_with_a_network(dtype):
     """A temperature in half a network's precision would be another temperature."""

@@ -119,13 +119,16 @@ def _made(module: type[Loss], sizes: _Arguments, options: dict[str, Any]) -> Los
     if torch.compiler.is_compiling() or not all(map(_is_constant, options.values())):
         return _fresh(module, given)
     names, values = zip(*given) if given else ((), ())
-    return _kept(module, names, *values)  # type: ignore[arg-type, return-value]
+    found = _kept(module, names, *values)  # type: ignore[arg-type]
+    return _fresh(module, given) if found is None else found
 
 
 # (Types of arguments alone tell True from 1, not those within a tuple.)
 @functools.lru_cache(maxsize=256, typed=True)
-def _kept(module: type[Loss], names: tuple[str, ...], *values: Any) -> Loss:
-    return _fresh(module, tuple(zip(names, values)))
+def _kept(module: type[Loss], names: tuple[str, ...], *values: Any) -> Loss | None:
+    """None of a loss that remembers its batches: a function does not."""
+    made = _fresh(module, tuple(zip(names, values)))
+    return made if next(made.buffers(), None) is None else None
 
 
 def _fresh(module: type[Loss], arguments: _Arguments) -> Loss:
