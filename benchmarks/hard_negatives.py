@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tables import Table
 from turns import keep_memory, take_turns
 
 from fastdml import losses
-from fastdml.bench.device import device
-from fastdml.bench.record import environment
 
 
 def step(batch: int, dim: int, negatives: int) -> Callable[[], None]:
@@ -64,14 +63,12 @@ def main() -> None:
     arguments.add_argument("--out", type=Path)
     options = arguments.parse_args()
     torch.set_num_threads(1)
-    about = ", ".join(f"{k} {v}" for k, v in environment(device("cpu")).items() if v not in ("", None))
-    lines = [
-        f"B = {options.batch}, float32, one thread; {about}\n",
+    table = Table(
+        "Hard negatives",
+        f"B = {options.batch}, float32, one thread",
         "| D | K | without, ms | with, ms | added, ms | own products, ms | added / own |",
         "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for line in lines:
-        print(line)
+    )
     for dim in (128, 384, 768):
         for count in (1, 4, 16, 64):
             without = step(options.batch, dim, 0)
@@ -85,10 +82,8 @@ def main() -> None:
             own = [a - b for a, b in zip(found["own"], found["without"])]
             over = statistics.median(a / b for a, b in zip(added, own))
             times = [1e3 * statistics.median(t) for t in (found["without"], found["with"], added, own)]
-            lines.append(f"| {dim} | {count} | {' | '.join(f'{t:.1f}' for t in times)} | {over:.2f} |")
-            print(lines[-1], flush=True)
-    if options.out is not None:
-        options.out.write_text("# Hard negatives\n\n" + "\n".join(lines) + "\n")
+            table.add(f"| {dim} | {count} | {' | '.join(f'{t:.1f}' for t in times)} | {over:.2f} |")
+    table.write(options.out)
 
 
 if __name__ == "__main__":

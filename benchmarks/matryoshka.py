@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tables import Table
 from torch import Tensor, nn
 from turns import ratio, take_turns
 
 from fastdml import losses
-from fastdml.bench.device import device
-from fastdml.bench.record import environment
 
 WIDTHS = {768: (96, 192, 384, 768), 384: (64, 128, 256, 384), 128: (16, 32, 64, 128)}
 Made = Callable[[], nn.Module]
@@ -51,14 +50,12 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    about = ", ".join(f"{k} {v}" for k, v in environment(device("cpu")).items() if v not in ("", None))
-    lines = [
-        f"B = {options.batch}, float32, one thread; {about}\n",
+    table = Table(
+        "Matryoshka",
+        f"B = {options.batch}, float32, one thread",
         "| loss | widths | plain, ms | of all widths, ms | ratio |",
         "|---|---|---:|---:|---:|",
-    ]
-    for line in lines:
-        print(line)
+    )
     for dim, widths in WIDTHS.items():
         x, labels = torch.randn(options.batch, dim), torch.arange(options.batch) // 4
         documents = x + torch.randn(options.batch, dim)
@@ -71,10 +68,8 @@ def main() -> None:
             ms = [1e3 * statistics.median(times) for times in found.values()]
             over = ratio(found, "nested", "plain")
             told = ", ".join(map(str, widths))
-            lines.append(f"| {name} | {told} | {ms[0]:.0f} | {ms[1]:.0f} | {over:.2f} |")
-            print(lines[-1], flush=True)
-    if options.out is not None:
-        options.out.write_text("# Matryoshka\n\n" + "\n".join(lines) + "\n")
+            table.add(f"| {name} | {told} | {ms[0]:.0f} | {ms[1]:.0f} | {over:.2f} |")
+    table.write(options.out)
 
 
 if __name__ == "__main__":
