@@ -121,20 +121,20 @@ def explained(loss: Any, batch: Batch, backend: str | None, device: torch.device
         raise ValueError(f"loss: {type(loss.loss).__name__} makes no call of the engine for such a batch")
     call = calls[0]
     mine = batch.M if call.anchors.shape[0] == whole.M else -(-call.anchors.shape[0] // size)
-    candidates = call.anchors if call.candidates is None else call.candidates
-    columns = call.anchor_labels if call.candidate_labels is None else call.candidate_labels
+    candidates = call.columns
+    labels = call.anchor_labels if call.candidate_labels is None else call.candidate_labels
     of_block = loss.schedule == "ring"
     if of_block and (reason := refuses(call.loss)) is not None:
         raise ValueError(f"schedule: {reason}; expected 'gather'")
     seen = -(-candidates.shape[0] // size) if of_block else candidates.shape[0]
-    assert call.anchor_labels is not None and columns is not None
+    assert call.anchor_labels is not None and labels is not None
     own = 0 if call.candidates is None else None
     bare = call.replace(row_values=None, col_values=None, teacher=(), before=None, own=own)
     share = bare.replace(
         anchors=call.anchors[:mine],
         candidates=candidates[:seen],
         anchor_labels=call.anchor_labels[:mine],
-        candidate_labels=columns[:seen],
+        candidate_labels=labels[:seen],
     )
     found = of_call(share, backend, device)
     executor, problem = EXECUTORS[found.executor], Problem.of(share, device)

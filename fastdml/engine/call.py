@@ -114,6 +114,16 @@ class Call:
         """What a gradient may be wanted of, in the order of `LEAVES`."""
         return self.anchors, self.candidates, self.scalars, self.row_values, self.col_values
 
+    @property
+    def columns(self) -> Tensor:
+        """[N, D] what the anchors meet: the candidates, or the anchors themselves where there is one set."""
+        return self.anchors if self.candidates is None else self.candidates
+
+    @property
+    def is_empty(self) -> bool:
+        """No anchor or no candidate."""
+        return 0 in (self.anchors.shape[0], self.columns.shape[0])
+
     def packed(self) -> tuple[list[Tensor | None], list[Any]]:
         """As an operator takes it: tensors in one list, everything else in another."""
         tensors: list[Tensor | None] = [getattr(self, name) for name in _SINGLE]

@@ -46,8 +46,7 @@ def evaluate(call: Call) -> Tensor:
 
 def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) -> Tensor:
     """[M, k] what `function` (the loss's specification) makes of every row, differentiable; 0 of no pair."""
-    columns = call.anchors if call.candidates is None else call.candidates
-    if call.anchors.shape[0] == 0 or columns.shape[0] == 0:
+    if call.is_empty:
         kind = statistic_type(call.anchors, call.candidates)
         nothing = (call.anchors * 0).sum(1, keepdim=True).to(kind)
         for x in call.leaves[1:]:

@@ -148,11 +148,10 @@ def _of_nothing(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
 
 def computed(call: Call, wanted: list[bool]) -> tuple[Tensor | None, ...]:
     """What the operator returns, with None for gradients that there are not."""
-    candidates = call.anchors if call.candidates is None else call.candidates
     # (A share without a row takes part in what the shares tell each other. Candidates that do not travel are
     # the same to all shares.)
     alone = call.whole is None and call.anchors.shape[0] == 0
-    if alone or (candidates.shape[0] == 0 and (call.whole is None or call.whole.executor is None)):
+    if alone or (call.columns.shape[0] == 0 and (call.whole is None or call.whole.executor is None)):
         return _of_nothing(call, wanted)
     problem = Problem.of(call)
     executor = _executor(problem, call.backend)

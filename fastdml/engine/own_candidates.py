@@ -42,6 +42,7 @@ class _Products(torch.autograd.Function):
         found = torch.ops.fastdml.own_products if watched(a) or watched(c) else _products
         made = found(a, c, candidates, rows)
         ctx.save_for_backward(a, c, *made)
+        ctx.scaled = candidates, rows
         s: Tensor = made[0]
         return s
 
@@ -50,7 +51,7 @@ class _Products(torch.autograd.Function):
         a, c, *made = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:2])
         found: Any = torch.ops.fastdml.own_gradients if watched(a) or watched(c) else _gradients
-        both = found(upstream.contiguous(), a, c, *made, wanted)
+        both = found(upstream.contiguous(), a, c, *made, *ctx.scaled, wanted)
         gradients = [d for d, w in zip(both, wanted) if w]
         each = iter(once(gradients, [x for x, w in zip((a, c), wanted) if w]))
         return (*(next(each) if w else None for w in wanted), None, None)
@@ -60,43 +61,61 @@ _library = torch.library.Library("fastdml", "FRAGMENT")
 _library.define("own_products(Tensor a, Tensor c, bool candidates, bool rows) -> (Tensor, Tensor, Tensor)")
 _library.define(
     "own_gradients(Tensor g, Tensor a, Tensor c, Tensor s, Tensor inverse, Tensor row_inverse, "
-    "bool[] wanted) -> (Tensor, Tensor)"
+    "bool candidates, bool rows, bool[] wanted) -> (Tensor, Tensor)"
 )
 
 
-def _empty(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Products [M, K], over the lengths of candidates and of rows, and the inverses of these [M, K] and [M];
-    nothing where they are not wanted."""
-    shape, none = c.shape[:2], (0,)
-    lengths = shape if candidates else none, a.shape[:1] if rows else none
-    return a.new_empty(shape), a.new_empty(lengths[0]), a.new_empty(lengths[1])
+def _room_for_products(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the products [M, K], over the lengths of candidates and of rows where these are wanted, and
+    for the inverses of those lengths, [M, K] and [M]; none of it for a length that is not wanted."""
+    return (
+        a.new_empty(c.shape[:2]),
+        a.new_empty(c.shape[:2] if candidates else 0),
+        a.new_empty(len(a) if rows else 0),
+    )
 
 
 def _products(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
-    s, inverse, row_inverse = _empty(a, c, candidates, rows)
+    s, inverse, row_inverse = _room_for_products(a, c, candidates, rows)
     lengths = inverse if candidates else None, row_inverse if rows else None
     torch.ops.fastdml_native.own_values_(s, *lengths, a, c, EPSILON)
     return s, inverse, row_inverse
 
 
-def _none(
-    g: Tensor, a: Tensor, c: Tensor, s: Tensor, inverse: Tensor, row_inverse: Tensor, wanted: list[bool]
+def _room_for_gradients(
+    g: Tensor,
+    a: Tensor,
+    c: Tensor,
+    s: Tensor,
+    inverse: Tensor,
+    row_inverse: Tensor,
+    candidates: bool,
+    rows: bool,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Memory for the gradients that are wanted."""
+    """Memory for the gradients of a and of c, none of it for one that is not wanted."""
     return a.new_empty(a.shape if wanted[0] else 0), c.new_empty(c.shape if wanted[1] else 0)
 
 
 def _gradients(
-    g: Tensor, a: Tensor, c: Tensor, s: Tensor, inverse: Tensor, row_inverse: Tensor, wanted: list[bool]
+    g: Tensor,
+    a: Tensor,
+    c: Tensor,
+    s: Tensor,
+    inverse: Tensor,
+    row_inverse: Tensor,
+    candidates: bool,
+    rows: bool,
+    wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    made = _none(g, a, c, s, inverse, row_inverse, wanted)
+    made = _room_for_gradients(g, a, c, s, inverse, row_inverse, candidates, rows, wanted)
     into = (d if w else None for d, w in zip(made, wanted))
-    lengths = (x if x.dim() == 2 or x.numel() else None for x in (inverse, row_inverse))
+    lengths = inverse if candidates else None, row_inverse if rows else None
     torch.ops.fastdml_native.own_gradients_(*into, g, s, *lengths, a, c)
     return made
 
 
 _library.impl("own_products", _products, "CompositeExplicitAutograd")
 _library.impl("own_gradients", _gradients, "CompositeExplicitAutograd")
-torch.library.register_fake("fastdml::own_products", _empty, lib=_library)
-torch.library.register_fake("fastdml::own_gradients", _none, lib=_library)
+torch.library.register_fake("fastdml::own_products", _room_for_products, lib=_library)
+torch.library.register_fake("fastdml::own_gradients", _room_for_gradients, lib=_library)

@@ -100,7 +100,7 @@ class Reduced:
         main = self._main
         if main is not None:  # what else the loss adds up has no elements
             others += [evaluate(c) for c in self.calls if c is not main]
-        if main is not None and _is_empty(main):
+        if main is not None and main.is_empty:
             return self._of_nothing(main, terms, others)
         if self.by_blocks:
             return sum([self._folded(), *terms.values(), *others])
@@ -225,7 +225,7 @@ class Reduced:
                 index = (rows, *(c[piece.mask] for c in piece.columns))
             losses = piece.losses[piece.mask]
             if piece.columns is not None:  # positives come in any order
-                size = (call.anchors if call.candidates is None else call.candidates).shape[0]
+                size = call.columns.shape[0]
                 order = ((index[0] * size + index[1]) * size + index[2]).argsort()
                 losses, index = losses[order], tuple(t[order] for t in index)
             info = {"losses": losses, "indices": index, "reduction_type": piece.kind}
@@ -237,11 +237,6 @@ class Reduced:
 
 def _number(value: Any) -> dict[str, Any]:
     return {"losses": value, "indices": None, "reduction_type": "already_reduced"}
-
-
-def _is_empty(call: Call) -> bool:
-    columns = call.anchors if call.candidates is None else call.candidates
-    return 0 in (call.anchors.shape[0], columns.shape[0])
 
 
 def _is_list(part: Any) -> bool:
