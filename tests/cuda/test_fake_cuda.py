@@ -186,6 +186,17 @@ def test_tiles(description, capturing, run, with_kernels, monkeypatch):
             assert Launches.count > 0
 
 
+def test_what_a_capture_fills_is_not_kept(monkeypatch):
+    """It is there after a replay alone, and goes when the graph does."""
+    launch._kept.cache_clear()
+    with FakeTensorMode(), torch.no_grad(), Watched():
+        for capturing, alike in ((True, False), (False, True)):
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda c=capturing: c)
+            first, second = (launch.constants((0.5, 2.0), OTHER) for _ in range(2))
+            assert (first is second) == alike
+    launch._kept.cache_clear()
+
+
 def test_n_pairs_are_found_without_a_wait(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     module = importlib.import_module(NPairsLoss.__module__)
