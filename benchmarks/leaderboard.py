@@ -6,7 +6,7 @@ Stages, each resumable: what is in the output folder is not done again, and afte
 begins. With `--part 1/2` and `--part 2/2` two processes share the work.
 
 tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
-        validation classes of the icons, with half the steps and a seed of its own
+        validation classes of the icons, with a quarter of the steps and a seed of its own
 runs    every entry, three seeds, both sets of images
 longer  the losses that stay low on the icons, with four times the steps
 sizes   six losses against batch size, at equal numbers of images seen
@@ -42,13 +42,14 @@ from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
 
 STAGES = ("tune", "runs", "longer", "sizes", "costs", "report")
-STEPS = 160
+STEPS = 320
 BATCH = 128
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SEEN = 65_536  # images that a run of `sizes` sees
 LONGER, LONGER_TASK = 4, "icons"
-TUNING_TASK, TUNING_SEED = "icons", 100  # what is chosen there serves the other images as well
+# What is chosen there serves the other images as well.
+TUNING_TASK, TUNING_SEED, TUNING_STEPS = "icons", 100, 80
 
 Record = dict[str, Any]
 
@@ -145,7 +146,7 @@ def _rates(work: Work, entry: str) -> dict[str, float]:
 
 def tune(work: Work, chosen: list[str]) -> None:
     known, task = entries(), _task(work, TUNING_TASK)
-    steps = _budget(work, {}).steps // 2
+    steps = min(TUNING_STEPS, _budget(work, {}).steps)
     with work.each("tune", work.mine([(e, 1, e) for e in chosen])) as going:
         for (entry,), tick in going:
             plan_of = known[entry][1]

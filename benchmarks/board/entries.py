@@ -65,9 +65,11 @@ def _build(name: str, classes: int) -> nn.Module:
 
 
 def learns_proxies(name: str) -> bool:
-    """Whether a loss compares with something that it learns per class, not within the batch."""
+    """Whether a loss compares with something that it learns per class, not within the batch. (SOPRC counts
+    classes for a table that follows the batch: it needs positives there.)"""
     classes = _arguments(registered()[name]).get("num_classes")
-    return classes is not None and classes.default is classes.empty
+    required = classes is not None and classes.default is classes.empty
+    return required and any(True for _ in _build(name, 2).parameters())
 
 
 def loss_plan(name: str) -> type[Plan]:

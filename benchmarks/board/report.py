@@ -14,24 +14,13 @@ from fastdml.demo.extras import require
 
 from .entries import SETTINGS
 from .methods import HOSTS
+from .reasons import WHY
 
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = (("recall@1", "Recall@1"), ("map@r", "MAP@R"), ("ndcg@10", "nDCG@10"))
 COLOURS = {"pairs": "C0", "proxies": "C1", "teacher": "C2", "two sets": "C4", "method": "C3"}
 ENOUGH = 0.7  # Recall@1 on the icons that every loss should reach
-# Why an entry stays below it, however long it trains, where its definition says so.
-_BESIDE = "a regulariser, which its paper puts beside another loss: it says little of which pairs are near"
-_MARGIN = "its margin multiplies angles from the first step on; blending it in is left to callers"
-WHY: dict[str, str] = {
-    "calibration": "a term of ROADMAP (above), whose ranks do the rest",
-    "dark_rank": "it learns a teacher's order of a batch alone, and no labels",
-    "intra_pair_variance": _BESIDE,
-    "large_margin_softmax": _MARGIN,
-    "semi_variance": _BESIDE,
-    "sphere_face": _MARGIN,
-    "threshold_consistent_margin": _BESIDE,
-}
 
 
 def commit() -> str:
@@ -86,7 +75,7 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
         "Every entry trains the same small network (four convolutions, 128 dimensions) from nothing for the "
         "same number of steps and images a step, with AdamW, warmed up and annealed. Learning rates, and "
         "how much faster proxies move, were chosen entry by entry by MAP@R of validation classes of the icons"
-        " (neither trained nor tested on), with half the steps and another seed. Otherwise "
+        " (neither trained nor tested on), with a quarter of the steps and another seed. Otherwise "
         f"settings are the library's defaults, but: {settings}. Losses over proxies see one or two images a "
         "class in a batch, others four. What a teacher knows was learnt before, with multi-similarity and "
         "the same budget, and is not counted. Images: 561 icons to train on, 624 to test on, six drawings "
