@@ -9,6 +9,7 @@ tune    learning rates of every entry by coordinate descent (fastdml.methods.bal
         validation classes of the icons, with a quarter of the steps and a seed of its own
 runs    every entry, three seeds, both sets of images
 longer  the losses that stay low on the icons, with four times the steps
+trials  some of these with one thing changed, on the validation classes
 sizes   six losses against batch size, at equal numbers of images seen
 costs   time and memory of a step of these at those sizes, and pytorch-metric-learning's
 report  tables and plots of what is there
@@ -36,12 +37,13 @@ import torch  # noqa: E402
 from board import data, report  # noqa: E402
 from board.entries import entries  # noqa: E402
 from board.plan import Budget, Plan  # noqa: E402
+from board.reasons import TRIALS, tried  # noqa: E402
 from board.run import fit, measure  # noqa: E402
 
 from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
 
-STAGES = ("tune", "runs", "longer", "sizes", "costs", "report")
+STAGES = ("tune", "runs", "longer", "trials", "sizes", "costs", "report")
 STEPS = 320
 BATCH = 128
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
@@ -205,6 +207,27 @@ def longer(work: Work, chosen: list[str]) -> None:
     _train(work, "longer", "leaderboard-longer", jobs)
 
 
+def trials(work: Work, chosen: list[str]) -> None:
+    """Whether what is said to keep a loss low does."""
+    known, task = entries(), _task(work, LONGER_TASK)
+    there = {(r["entry"], r["changed"]) for r in work.read("leaderboard-trials")}
+    pairs = [(e, changed) for e in chosen if e in TRIALS for changed in (False, True)]
+    jobs = [(f"{e}, changed" if c else e, work.steps, e, c) for e, c in pairs if (e, c) not in there]
+    with work.each("trials", work.mine(jobs)) as going:
+        for (entry, changed), tick in going:
+            budget = _budget(work, _rates(work, entry))
+            plan = known[entry][1](task, budget, TUNING_SEED)
+            if changed:
+                TRIALS[entry].change(plan)
+            record = _settings(LONGER_TASK, entry, TUNING_SEED, budget) | {"changed": changed}
+            try:
+                fit(plan, tick)
+                record |= tried(plan)
+            except RuntimeError as error:
+                record["error"] = str(error)
+            work.append("leaderboard-trials", record)
+
+
 def sizes(work: Work, seeds: int) -> None:
     """On all the glyphs, which have classes enough. The rate goes with the root of the batch size."""
     jobs = []
@@ -324,6 +347,8 @@ def main() -> int:
             runs(work, tasks, chosen, options.seeds)
         if "longer" in stages:
             longer(work, chosen)
+        if "trials" in stages:
+            trials(work, chosen)
         if "sizes" in stages:
             sizes(work, 1)
         if "costs" in stages:

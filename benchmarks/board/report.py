@@ -14,13 +14,14 @@ from fastdml.demo.extras import require
 
 from .entries import SETTINGS
 from .methods import HOSTS
-from .reasons import WHY
+from .reasons import told
 
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = (("recall@1", "Recall@1"), ("map@r", "MAP@R"), ("ndcg@10", "nDCG@10"))
 COLOURS = {"pairs": "C0", "proxies": "C1", "teacher": "C2", "two sets": "C4", "method": "C3"}
 ENOUGH = 0.7  # Recall@1 on the icons that every loss should reach
+NEAR = 1.5  # points by which seeds should differ at most
 
 
 def commit() -> str:
@@ -36,8 +37,8 @@ def commit() -> str:
 
 def write(work: Any, docs: Path) -> list[Path]:
     """leaderboard.md and its plots; only what there are results for."""
-    found, longer, sizes, costs = (
-        work.read(f"leaderboard{part}") for part in ("", "-longer", "-sizes", "-costs")
+    found, longer, trials, sizes, costs = (
+        work.read(f"leaderboard{part}") for part in ("", "-longer", "-trials", "-sizes", "-costs")
     )
     docs.mkdir(parents=True, exist_ok=True)
     paths, text = [], _head(found, sizes)
@@ -45,7 +46,7 @@ def write(work: Any, docs: Path) -> list[Path]:
         text.append("**A smoke run: these figures mean nothing.**\n")
     for task in dict.fromkeys(r["task"] for r in found):
         text += _task_section(task, [r for r in found if r["task"] == task])
-        text += _low_section(task, found, [r for r in longer if r["task"] == task])
+        text += _low_section(task, found, longer, trials)
     if found:
         paths.append(docs / "leaderboard-time.png")
         _plot_time(found, paths[-1])
@@ -148,6 +149,8 @@ def _facts(order: list[str], good: dict[str, list[Record]]) -> list[str]:
     if spreads:
         wide = max(spreads, key=spreads.__getitem__)
         lines.append(f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}).")
+        near = sum(spread < NEAR for spread in spreads.values())
+        lines.append(f"Those of {near} of {len(spreads)} entries differ by less than {NEAR} points.")
     if single := len(order) - len(spreads):
         lines.append(f"{single} of {len(order)} entries have run with one seed so far.")
     return ["\n".join(lines), ""]
@@ -160,9 +163,11 @@ def low(records: Iterable[Record], task: str) -> list[str]:
     return sorted((e for e, mean in means.items() if mean < ENOUGH), key=lambda e: -means[e])
 
 
-def _low_section(task: str, found: list[Record], longer: list[Record]) -> list[str]:
+def _low_section(
+    task: str, found: list[Record], longer: list[Record], trials: list[Record]
+) -> list[str]:
     """Whether more steps would help what stays low, and what more is known of it."""
-    entries = low(found, task)
+    entries, longer = low(found, task), [r for r in longer if r["task"] == task]
     if task != "icons" or not entries:
         return []
     steps = {r["steps"] for r in longer}
@@ -174,9 +179,9 @@ def _low_section(task: str, found: list[Record], longer: list[Record]) -> list[s
     for entry in entries:
         short, long = ([r for r in of if r["entry"] == entry and r["task"] == task] for of in (found, longer))
         reached = bool(long) and "error" not in long[0] and _mean(long, "recall@1") >= ENOUGH
-        why = "slow: the budget is short for it" if reached else WHY.get(entry, "not known")
-        told = (long[0].get("error") or _spread(long, "recall@1")) if long else ""
-        lines.append(f"| {entry} | {_spread(short, 'recall@1')} | {told} | {why} |")
+        why = "slow: the budget is short for it" if reached else told(entry, trials)
+        then = (long[0].get("error") or _spread(long, "recall@1")) if long else ""
+        lines.append(f"| {entry} | {_spread(short, 'recall@1')} | {then} | {why} |")
     return [*lines, ""]
 
 

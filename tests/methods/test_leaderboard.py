@@ -65,6 +65,26 @@ def test_two_steps(entry, tmp_path):
         assert 0 <= results[0][name] <= 1
 
 
+def test_trials_change_one_thing(tmp_path):
+    reasons = importlib.import_module("board.reasons")
+    task, budget = data.load("icons", 16), plan.Budget(3, 16, shared=tmp_path)
+    for name, trial in reasons.TRIALS.items():
+        first, second = (entries.entries()[name][1](task, budget, 0) for _ in range(2))
+        trial.change(second)
+        x, labels = 1 + torch.randn(16, plan.D), torch.arange(4).repeat_interleave(4)
+        for p in (first, second):
+            p.model = torch.nn.Identity()
+        values = [p.objective(p.outputs(x), labels, x) for p in (first, second)]
+        assert values[0] != values[1], name
+        assert name in reasons.WHY
+    found = reasons.tried(entries.entries()["n_pairs"][1](task, budget, 0))
+    assert 0 <= found["map@r"] <= 1 and -1 <= found["cosine"] <= 1 and found["spread"] > 0
+    records = [{"entry": "n_pairs", "changed": c, **found, "map@r": 0.5 + 0.2 * c} for c in (False, True)]
+    assert "goes from 50 to 70" in reasons.told("n_pairs", records)
+    assert reasons.told("n_pairs", records[:1]) == reasons.WHY["n_pairs"]
+    assert reasons.told("circle", []) == "not known"
+
+
 def test_report_of_what_is_there(tmp_path):
     class Work:
         quick = False
