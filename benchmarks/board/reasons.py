@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .plan import Plan, score
+from fastdml.metrics import map_at_r
+
+from .plan import Plan
 
 _BESIDE = "a regulariser, which its paper puts beside another loss: it says little of which pairs are near"
 _MARGIN = "its margin multiplies angles from the first step on; blending it in is left to callers"
@@ -95,10 +97,11 @@ TRIALS: dict[str, Trial] = {
 def tried(plan: Plan) -> dict[str, float]:
     """Of the validation classes: MAP@R, mean and spread of cosines of negatives."""
     images = plan.task.val
-    x = normalize(plan.embed(images.pixels), dim=1)
-    cosines = (x @ x.T)[images.labels[:, None] != images.labels]
+    x = plan.embed(images.pixels)
+    unit = normalize(x, dim=1)
+    cosines = (unit @ unit.T)[images.labels[:, None] != images.labels]
     std, mean = torch.std_mean(cosines)
-    return {"map@r": score(plan, images), "cosine": float(mean), "spread": float(std)}
+    return {"map@r": map_at_r(x, images.labels), "cosine": float(mean), "spread": float(std)}
 
 
 def told(entry: str, trials: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,23 +77,17 @@ def _room_for_products(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tu
 
 
 def _products(a: Tensor, c: Tensor, candidates: bool, rows: bool) -> tuple[Tensor, Tensor, Tensor]:
-    s, inverse, row_inverse = _room_for_products(a, c, candidates, rows)
-    lengths = inverse if candidates else None, row_inverse if rows else None
-    torch.ops.fastdml_native.own_values_(s, *lengths, a, c, EPSILON)
-    return s, inverse, row_inverse
+    s, *inverses = made = _room_for_products(a, c, candidates, rows)
+    torch.ops.fastdml_native.own_values_(s, *_only(inverses, (candidates, rows)), a, c, EPSILON)
+    return made
 
 
-def _room_for_gradients(
-    g: Tensor,
-    a: Tensor,
-    c: Tensor,
-    s: Tensor,
-    inverse: Tensor,
-    row_inverse: Tensor,
-    candidates: bool,
-    rows: bool,
-    wanted: list[bool],
-) -> tuple[Tensor, Tensor]:
+def _only(tensors: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """As the library takes them: None for what is not wanted."""
+    return [x if w else None for x, w in zip(tensors, wanted)]
+
+
+def _room_for_gradients(a: Tensor, c: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
     """Memory for the gradients of a and of c, none of it for one that is not wanted."""
     return a.new_empty(a.shape if wanted[0] else 0), c.new_empty(c.shape if wanted[1] else 0)
 
@@ -108,14 +103,15 @@ def _gradients(
     rows: bool,
     wanted: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    made = _room_for_gradients(g, a, c, s, inverse, row_inverse, candidates, rows, wanted)
-    into = (d if w else None for d, w in zip(made, wanted))
-    lengths = inverse if candidates else None, row_inverse if rows else None
-    torch.ops.fastdml_native.own_gradients_(*into, g, s, *lengths, a, c)
+    made = _room_for_gradients(a, c, wanted)
+    lengths = _only((inverse, row_inverse), (candidates, rows))
+    torch.ops.fastdml_native.own_gradients_(*_only(made, wanted), g, s, *lengths, a, c)
     return made
 
 
 _library.impl("own_products", _products, "CompositeExplicitAutograd")
 _library.impl("own_gradients", _gradients, "CompositeExplicitAutograd")
 torch.library.register_fake("fastdml::own_products", _room_for_products, lib=_library)
-torch.library.register_fake("fastdml::own_gradients", _room_for_gradients, lib=_library)
+torch.library.register_fake(
+    "fastdml::own_gradients", lambda g, a, c, *others: _room_for_gradients(a, c, others[-1]), lib=_library
+)
