@@ -46,6 +46,9 @@ from fastdml.methods import Coordinate, balance_search  # noqa: E402
 STAGES = ("tune", "runs", "longer", "trials", "sizes", "costs", "report")
 STEPS = 320
 BATCH = 128
+# Steps of classification before every run but those of `sizes`: both sets begin where more than half of the
+# nearest neighbours are right.
+PRETRAINING = {"icons": 640, "glyphs": 320}
 SIZED = ("multi_similarity", "proxy_anchor", "smooth_ap", "sup_con", "triplet_margin", "fast_ap")
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SEEN = 65_536  # images that a run of `sizes` sees
@@ -120,10 +123,13 @@ class Work:
         self.bars.remove_task(inner)
 
 
-def _budget(work: Work, rates: dict[str, float], **changes: Any) -> Budget:
+def _budget(work: Work, task: str, rates: dict[str, float], **changes: Any) -> Budget:
     steps, batch = (4, 32) if work.quick else (work.steps, BATCH)
     chosen = {k: v for k, v in rates.items() if k in ("rate", "proxy_rate")}
-    settings = {"steps": steps, "batch": batch, "shared": work.output / "sources", **chosen}
+    before = steps if work.quick else PRETRAINING.get(task, 0)
+    settings = {
+        "steps": steps, "batch": batch, "pretraining": before, "shared": work.output / "sources", **chosen
+    }  # fmt: skip
     return Budget(**{**settings, **changes})
 
 
@@ -148,7 +154,7 @@ def _rates(work: Work, entry: str) -> dict[str, float]:
 
 def tune(work: Work, chosen: list[str]) -> None:
     known, task = entries(), _task(work, TUNING_TASK)
-    steps = min(TUNING_STEPS, _budget(work, {}).steps)
+    steps = min(TUNING_STEPS, _budget(work, TUNING_TASK, {}).steps)
     with work.each("tune", work.mine([(e, 1, e) for e in chosen])) as going:
         for (entry,), tick in going:
             plan_of = known[entry][1]
@@ -159,14 +165,14 @@ def tune(work: Work, chosen: list[str]) -> None:
                 plan_of: Callable[..., Plan] = plan_of,
                 tick: Callable = tick,
             ) -> float:
-                plan = plan_of(task, _budget(work, setting, steps=steps), seed)
+                plan = plan_of(task, _budget(work, TUNING_TASK, setting, steps=steps), seed)
                 try:
                     fit(plan, lambda step, loss: tick(step / steps, loss))
                 except RuntimeError:  # the loss is not finite
                     return -math.inf
                 return plan.validation()
 
-            probe = plan_of(task, _budget(work, {}, steps=steps), TUNING_SEED)
+            probe = plan_of(task, _budget(work, TUNING_TASK, {}, steps=steps), TUNING_SEED)
             space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
             if any(True for part in probe.learnt for _ in part.parameters()):
                 space["proxy_rate"] = Coordinate(10, 0.1, 1000)
@@ -189,7 +195,7 @@ def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
         "runs",
         "leaderboard",
         [
-            (task, entry, seed, _budget(work, _rates(work, entry)))
+            (task, entry, seed, _budget(work, task, _rates(work, entry)))
             for seed in range(seeds)
             for task in tasks
             for entry in chosen
@@ -202,7 +208,7 @@ def longer(work: Work, chosen: list[str]) -> None:
     low = report.low(work.read("leaderboard"), LONGER_TASK)
     jobs = []
     for entry in [e for e in chosen if e in low]:
-        budget = _budget(work, _rates(work, entry))
+        budget = _budget(work, LONGER_TASK, _rates(work, entry))
         jobs.append((LONGER_TASK, entry, 0, dataclasses.replace(budget, steps=LONGER * budget.steps)))
     _train(work, "longer", "leaderboard-longer", jobs)
 
@@ -215,7 +221,7 @@ def trials(work: Work, chosen: list[str]) -> None:
     jobs = [(f"{e}, changed" if c else e, work.steps, e, c) for e, c in pairs if (e, c) not in there]
     with work.each("trials", work.mine(jobs)) as going:
         for (entry, changed), tick in going:
-            budget = _budget(work, _rates(work, entry))
+            budget = _budget(work, LONGER_TASK, _rates(work, entry))
             plan = known[entry][1](task, budget, TUNING_SEED)
             if changed:
                 TRIALS[entry].change(plan)
@@ -237,7 +243,7 @@ def sizes(work: Work, seeds: int) -> None:
                 seen = 256 if work.quick else SEEN
                 rates = _rates(work, entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
-                budget = _budget(work, rates, steps=seen // batch, batch=batch)
+                budget = _budget(work, data.ALL_GLYPHS, rates, steps=seen // batch, batch=batch)
                 jobs.append((data.ALL_GLYPHS, entry, seed, dataclasses.replace(budget, rate=rate)))
     _train(work, "batch sizes", "leaderboard-sizes", jobs)
 
@@ -290,6 +296,7 @@ def _settings(task: str, entry: str, seed: int, budget: Budget) -> Record:
         "seed": seed,
         "steps": budget.steps,
         "batch": budget.batch,
+        "pretraining": budget.pretraining,
         "rate": budget.rate,
         "proxy_rate": budget.proxy_rate,
         "threads": torch.get_num_threads(),

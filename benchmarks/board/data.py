@@ -16,6 +16,7 @@ from fastdml.demo.data import Images, load_icons
 
 NAMES = ("icons", "glyphs")
 ALL_GLYPHS = "all glyphs"  # with every training class, for batches of thousands
+SPARE_GLYPHS = "spare glyphs"  # with the training classes that "glyphs" leaves out
 _FOLDER = Path(fastdml.__file__).parent / "demo" / "data"
 _TESTED = 600  # classes of the glyphs' test part that are used: all would take most of the time
 # Of the training part: a run sees about as many images of each class as it does of an icon. Of all 2,562 it
@@ -38,7 +39,7 @@ def load(name: str, max_classes: int | None = None) -> Task:
     """max_classes: of each part, for quick runs."""
     if name == "icons":
         return _icons(max_classes)
-    if name in ("glyphs", ALL_GLYPHS):
+    if name in ("glyphs", ALL_GLYPHS, SPARE_GLYPHS):
         return _glyphs(name, max_classes)
     raise ValueError(f"task: expected one of {', '.join(NAMES)}, got {name!r}")
 
@@ -57,7 +58,8 @@ def _icons(max_classes: int | None) -> Task:
 
 
 def _glyphs(name: str, max_classes: int | None) -> Task:
-    used = {0: None if name == ALL_GLYPHS else _TRAINED, 2: _TESTED}
+    trained = {ALL_GLYPHS: slice(None), SPARE_GLYPHS: slice(_TRAINED, None)}
+    used = {0: trained.get(name, slice(_TRAINED)), 2: slice(_TESTED)}
     with np.load(_FOLDER / "glyphs32.npz") as z:
         images, label, split = z["images"], z["label"], z["split"]
         names = [chr(c) for c in z["codepoint"]]
@@ -65,7 +67,7 @@ def _glyphs(name: str, max_classes: int | None) -> Task:
     for part in range(3):
         classes = np.flatnonzero(split == part)
         if part in used:
-            classes = np.sort(np.random.default_rng(0).permutation(classes)[: used[part]])
+            classes = np.sort(np.random.default_rng(0).permutation(classes)[used[part]])
         classes = classes[:max_classes]
         rows = np.isin(label, classes)
         parts.append(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fastdml import losses
 
 from .methods import METHODS
+from .networks import source_network
 from .plan import D, Plan
-from .teacher import source_network
 
 # Arguments of losses that have no default, or that are for another scale of data than ours.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from fastdml import methods as M
 from fastdml.demo.model import embed
 from fastdml.mixing import similarity_mixup
 
-from .plan import D, Plan, network
-from .teacher import source_network
+from .networks import source_network
+from .plan import D, Plan
 
 
 def multi_similarity() -> nn.Module:
@@ -76,11 +75,9 @@ class L2A(Plan):
 
 class CCP(Plan):
     """An evaluation on the validation classes every tenth of the budget; patience 2. The host is the
-    board's contrastive loss: the paper's, of raw embeddings in the unit ball, collapses to a point in
-    a network that begins at random. Proxies move at the network's rate, as in the paper."""
-
-    def groups(self) -> list[dict[str, Any]]:
-        return [{**group, "lr": self.budget.rate} for group in super().groups()]
+    board's contrastive loss, of normalised rows: so are the proxies, which otherwise move too slowly to
+    follow a network that learns fast. Pairs of samples count as much as those with proxies, as
+    validation classes prefer it to the released tenth."""
 
     def build(self) -> None:
         self.loss = M.ChanceConstraints(
@@ -91,14 +88,14 @@ class CCP(Plan):
             proxies_per_class=4,
             pool_size=7,
             patience=2,
-            normalize_pool=True,
+            sample_weight=1.0,
         )
         self.learnt = [self.loss]
         self.draws = torch.Generator().manual_seed(self.seed)
 
     def draw(self, count: int) -> Tensor:
         rows = M.draw_each_class(self.labels, count, self.draws)
-        return self.embed(self.images(rows.flatten())).view(self.classes, count, D)
+        return F.normalize(self.embed(self.images(rows.flatten()))).view(self.classes, count, D)
 
     def begin(self, step: int) -> None:
         if step == 0:
@@ -216,7 +213,7 @@ class SmallTarget(Plan):
     def build(self) -> None:
         self.loss = M.EmbeddingTransfer(source_network(self))
         torch.manual_seed(self.seed + 1)
-        self.model = network(D // 2)
+        self.model = self.network(D // 2)
 
     def objective(self, outputs: tuple[Tensor, ...], labels: Tensor, images: Tensor) -> Tensor:
         return self.loss(outputs[0], images)
@@ -264,9 +261,9 @@ class WEDL(Plan):
 class TwoMaps(nn.Module):
     """The small network with its map before the last two blocks, and its last one, under two heads."""
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: nn.Sequential) -> None:
         super().__init__()
-        self.trunk = network().features
+        self.trunk = trunk
         channels = [m.out_channels for m in self.trunk.modules() if isinstance(m, nn.Conv2d)]
         self.heads = M.GlobalLocalHeads(channels[-3], channels[-1], D // 2, inner=32)
 
@@ -278,7 +275,7 @@ class TwoMaps(nn.Module):
 class MultiHead(Plan):
     def build(self) -> None:
         torch.manual_seed(self.seed)
-        self.model = TwoMaps()
+        self.model = TwoMaps(self.network().features)
         self.loss = M.HybridLoss(self.classes, D, base=0.5)
         self.learnt = [self.loss]
 

@@ -12,20 +12,14 @@ from torch import Tensor, nn
 
 from fastdml.demo.augment import jitter
 from fastdml.demo.data import Images
-from fastdml.demo.model import EMBEDDING_SIZE, SmallCNN, embed
+from fastdml.demo.model import EMBEDDING_SIZE, embed
 from fastdml.metrics import map_at_r
 from fastdml.samplers import MPerClassSampler
 
 from .data import Task
+from .networks import network, pretrained
 
 D = EMBEDDING_SIZE
-# Of the network: smaller than the demo's, so that the whole board takes hours, not days, of a CPU.
-WIDTH, DEPTH = 16, 4
-
-
-def network(size: int = D) -> SmallCNN:
-    """Every entry's, before training."""
-    return SmallCNN(size, WIDTH, DEPTH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +27,15 @@ class Budget:
     """What every entry has: `steps` batches of `batch` images.
 
     rate: of the network, None for an entry's own; proxy_rate: how many times faster what a loss learns
-    moves. shared: a folder for what several entries need (a teacher).
+    moves. pretraining: steps before the entry's own (`networks.pretrained`); 0: the network begins from
+    nothing. shared: a folder for what several entries need.
     """
 
     steps: int
     batch: int
     rate: float = 3e-3
     proxy_rate: float = 10.0
+    pretraining: int = 0
     shared: Path = Path("leaderboard-output")
 
 
@@ -56,12 +52,21 @@ class Plan:
     def __init__(self, task: Task, budget: Budget, seed: int) -> None:
         self.task, self.budget, self.seed = task, budget, seed
         torch.manual_seed(seed)
-        self.model: nn.Module = network()
+        self.model: nn.Module = self.network()
         self.jitters = torch.Generator().manual_seed(seed)
         self.learnt: list[nn.Module] = []  # parameters that move `proxy_rate` times faster
         self.labels = task.train.labels
         self.classes = len(task.train.names)
         self.build()
+
+    def network(self, size: int = D) -> nn.Module:
+        """What training begins from. The last layer is new where it has another size."""
+        model = network(size)
+        if self.budget.pretraining:
+            known = pretrained(self.budget)
+            fits = {k: v for k, v in known.items() if v.shape == model.state_dict()[k].shape}
+            model.load_state_dict(fits, strict=False)
+        return model
 
     def build(self) -> None:
         """Makes the loss: `self.loss`, and what it learns: `self.learnt`."""

@@ -32,6 +32,8 @@ class Fit:
 def fit(plan: Plan, tick: Tick = lambda step, loss: None) -> Fit:
     """Trains; AdamW, warmed up and annealed. tick(step, loss) is told of every step.
 
+    The network runs in bfloat16, which takes half the time here; the objective in float32.
+
     Raises:
         RuntimeError: the loss is not finite.
     """
@@ -48,7 +50,8 @@ def fit(plan: Plan, tick: Tick = lambda step, loss: None) -> Fit:
         rows = next(batches)
         labels = targets(rows).repeat(plan.views)
         images = plan.images(rows)
-        outputs = plan.outputs(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = tuple(x.float() for x in plan.outputs(images))
         optimizer.zero_grad()
         leaves = tuple(t.detach().requires_grad_() for t in outputs)
         inside = time.process_time()
