@@ -7,6 +7,7 @@ begins. With `--part 1/2` and `--part 2/2` two processes share the work.
 
 tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
         validation classes of the icons, with a quarter of the steps and a seed of its own
+starts  what the network that all begin from finds
 runs    every entry, three seeds, both sets of images
 longer  the losses that stay low on the icons, with four times the steps
 trials  some of these with one thing changed, on the validation classes
@@ -38,12 +39,12 @@ from board import data, report  # noqa: E402
 from board.entries import entries  # noqa: E402
 from board.plan import Budget, Plan  # noqa: E402
 from board.reasons import TRIALS, tried  # noqa: E402
-from board.run import fit, measure  # noqa: E402
+from board.run import evaluate, fit, measure  # noqa: E402
 
 from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
 
-STAGES = ("tune", "runs", "longer", "trials", "sizes", "costs", "report")
+STAGES = ("tune", "starts", "runs", "longer", "trials", "sizes", "costs", "report")
 STEPS = 320
 BATCH = 128
 # Steps of classification before every run but those of `sizes`: both sets begin where more than half of the
@@ -188,6 +189,15 @@ def tune(work: Work, chosen: list[str]) -> None:
             )
 
 
+def starts(work: Work, tasks: list[str]) -> None:
+    there = {r["task"] for r in work.read("leaderboard-starts")}
+    for name in work.mine([t for t in tasks if t not in there]):
+        # The plan is of no matter: nothing is trained.
+        budget = _budget(work, name, {})
+        begun = entries()["contrastive"][1](_task(work, name), budget, 0)
+        work.append("leaderboard-starts", _settings(name, "", 0, budget) | evaluate(begun))
+
+
 def runs(work: Work, tasks: list[str], chosen: list[str], seeds: int) -> None:
     # A seed of everything before the next one: an interrupted board is whole, with less of a spread.
     _train(
@@ -243,7 +253,9 @@ def sizes(work: Work, seeds: int) -> None:
                 seen = 256 if work.quick else SEEN
                 rates = _rates(work, entry)
                 rate = min(rates.get("rate", 3e-3) * (batch / BATCH) ** 0.5, 0.03)
-                budget = _budget(work, data.ALL_GLYPHS, rates, steps=seen // batch, batch=batch)
+                budget = _budget(
+                    work, data.ALL_GLYPHS, rates, steps=seen // batch, batch=batch, dtype=torch.float32
+                )
                 jobs.append((data.ALL_GLYPHS, entry, seed, dataclasses.replace(budget, rate=rate)))
     _train(work, "batch sizes", "leaderboard-sizes", jobs)
 
@@ -339,6 +351,8 @@ def main() -> int:
     work = Work(
         options.output, time.monotonic() + 60 * options.minutes, (k, n), options.quick, options.steps
     )
+    if other := {r["steps"] for r in work.read("leaderboard")} - {_budget(work, "", {}).steps}:
+        parser.error(f"--output: holds runs of {min(other)} steps; give that to --steps, or another folder")
     bar = require("rich.progress")
     with bar.Progress(
         bar.TextColumn("{task.description:<28}"),
@@ -350,6 +364,8 @@ def main() -> int:
     ) as work.bars:
         if "tune" in stages:
             tune(work, chosen)
+        if "starts" in stages:
+            starts(work, tasks)
         if "runs" in stages:
             runs(work, tasks, chosen, options.seeds)
         if "longer" in stages:

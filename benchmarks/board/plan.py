@@ -28,7 +28,7 @@ class Budget:
 
     rate: of the network, None for an entry's own; proxy_rate: how many times faster what a loss learns
     moves. pretraining: steps before the entry's own (`networks.pretrained`); 0: the network begins from
-    nothing. shared: a folder for what several entries need.
+    nothing. dtype: the network's. shared: a folder for what several entries need.
     """
 
     steps: int
@@ -36,6 +36,7 @@ class Budget:
     rate: float = 3e-3
     proxy_rate: float = 10.0
     pretraining: int = 0
+    dtype: torch.dtype = torch.bfloat16
     shared: Path = Path("leaderboard-output")
 
 
