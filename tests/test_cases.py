@@ -40,7 +40,6 @@ def same(found, true, **bounds):
 # ---- a sample and its own copy
 
 
-
 def over_samples():
     """Losses of embeddings and labels alone, made with their defaults."""
     for name, module in losses.MODULES.items():

@@ -40,6 +40,7 @@ def way(request, monkeypatch):
     monkeypatch.setattr(one_block, "takes", lambda problem: False)
     return "native"
 
+
 # Beyond twice the error of torch's own computation in the same type: a few units in the last place of
 # float32 arithmetic, relative to the largest value, and one rounding of the result to its type.
 FLOOR = 16 * torch.finfo(torch.float32).eps

@@ -385,6 +385,7 @@ class LastOfAnchor(reducers.BaseReducer):
 )
 def test_a_reducer_of_a_users(name):
     x, y, _, _ = draw(2, CASES[name])
+
     class Theirs(LastOfAnchor, their_reducers.BaseReducer):
         forward = their_reducers.BaseReducer.forward
 

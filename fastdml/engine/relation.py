@@ -250,7 +250,6 @@ class TupleRelation(Relation):
         count = self.by_rows(keep_own=False, own=without_own)[0].diff()
         return count[1::2], count[::2]
 
-
     @lazy
     def disjoint(self) -> bool:
         """Whether no pair is both a positive and a negative."""

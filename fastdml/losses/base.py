@@ -63,6 +63,8 @@ _REDUCERS: dict[str, type[BaseReducer]] = {
     "nonzero": AvgNonZeroReducer,
     "none": DoNothingReducer,
 }
+
+
 @dataclasses.dataclass(frozen=True)
 class Weighted:
     """A part of a loss, times weight."""
@@ -79,8 +81,6 @@ def weighted(part: Call | Part, weight: float) -> Call | Part:
     if isinstance(part, Call):
         return part.replace(weight=part.weight * weight)
     return Weighted(part, weight)
-
-
 
 
 def _number(value: Any) -> Any:

@@ -83,20 +83,6 @@ def siglip(s, positive, pair, t, o):
     return F.softplus(torch.where(positive, -u, u)).sum(1)
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def arc_face(s, positive, pair, t, o):
     theta = s.clamp(-1 + 1e-9, 1 - 1e-9).acos() + o.margin
     turned = torch.where(theta < math.pi, theta.cos(), s - o.margin * math.sin(o.margin))
