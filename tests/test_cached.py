@@ -1,5 +1,6 @@
 """Gradient caching: the gradients of the direct step, with a chunk's activations."""
 
+import copy
 import random
 from collections import namedtuple
 from datetime import timedelta
@@ -436,3 +437,31 @@ def test_on_a_gpu_dropout_is_replayed():
     torch.manual_seed(2)
     cached_step(model, loss, (x, y), chunk=5)
     close(gradients(model), expected, torch.float64)
+
+
+class Rebinding(nn.Module):
+    """Running statistics that are bound anew, not written in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("first", None)
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * hidden.detach().mean(0)
+            self.first = hidden.detach()[0] if self.first is None else self.first
+        return torch.tanh(hidden - self.mean + self.first)
+
+
+def test_buffers_that_are_bound_anew():
+    torch.manual_seed(0)
+    model = Rebinding().double()
+    plain = copy.deepcopy(model)
+    x, y = torch.randn(8, 6, dtype=torch.float64), torch.arange(8) // 2
+    cached_step(model, MultiSimilarityLoss(), (x, y), chunk=4)
+    MultiSimilarityLoss()(torch.cat([plain(x[:4]), plain(x[4:])]), y).backward()
+    assert torch.equal(model.mean, plain.mean) and torch.equal(model.first, plain.first)
+    torch.testing.assert_close(model.layer.weight.grad, plain.layer.weight.grad, rtol=1e-12, atol=1e-14)

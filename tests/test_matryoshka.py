@@ -256,3 +256,23 @@ def test_wrong_arguments_say_what_is_wrong(message):
     with pytest.raises(ValueError) as found:
         WRONG[message]()
     assert str(found.value).startswith(message)
+
+
+def test_views_are_all_cut():
+    a, b, c = (drawn(8, D, seed=k) for k in range(3))
+    views = losses.SelfSupervisedLoss(losses.NTXentLoss())
+    loss = MatryoshkaLoss(views, WIDTHS)
+    true = sum(views(a[:, :w], b[:, :w], c[:, :w]) for w in WIDTHS)
+    torch.testing.assert_close(loss(a, b, c), true)
+    torch.testing.assert_close(loss(torch.stack([a, b, c], 1)), true)
+
+
+def test_too_many_arguments():
+    x = drawn(B, D)
+    with pytest.raises(TypeError, match="at most 5 arguments by place, got 6"):
+        MatryoshkaLoss(losses.ProxyAnchorLoss(30, D), WIDTHS)(x, LABELS, None, None, None, "surplus")
+
+
+def test_of_another():
+    x, inner = drawn(B, D), MatryoshkaLoss(losses.ProxyAnchorLoss(30, D), [2, 3]).double()
+    torch.testing.assert_close(MatryoshkaLoss(inner, WIDTHS)(x, LABELS), 3 * inner(x, LABELS))

@@ -129,3 +129,11 @@ def test_what_is_wrong_is_named(make, message):
     ((x, y),) = batches(1)
     with pytest.raises(ValueError, match=f"^{message}"):
         make(x, y)
+
+
+def test_one_tensor_for_both_views():
+    x = torch.randn(14, 8, dtype=torch.float64)
+    for symmetric in (False, True):
+        views = SelfSupervisedLoss(losses.NTXentLoss(), symmetric=symmetric)
+        torch.testing.assert_close(views(x, x), views(x, x.clone()))
+        torch.testing.assert_close(views(x.unsqueeze(1).expand(-1, 2, -1)), views(x, x.clone()))

@@ -63,6 +63,11 @@ class Distributed(nn.Module):
         self.gradient = gradient
         self.ranks = Ranks(group)
 
+    @property
+    def called_as(self) -> inspect.Signature:
+        """What a call of it takes: what its loss does."""
+        return _called_as(self.loss)
+
     @torch.compiler.disable
     def forward(self, *batch: Any, **further: Any) -> Tensor:
         """The loss of the rows of all ranks, called as the loss itself is with this rank's."""

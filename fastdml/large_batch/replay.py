@@ -53,19 +53,26 @@ def random_state_kept(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 class Buffers:
-    """Buffers of modules as they stand: running statistics, power iterations, counters."""
+    """Buffers of modules as they stand: running statistics, power iterations, counters; written in place or
+    bound anew by a pass, as `self.mean = 0.9 * self.mean + ...` does."""
 
     def __init__(self) -> None:
         self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, str], tuple[nn.Module, Tensor | None]] = {}
 
     def save(self, model: Callable[..., Any]) -> None:
         """Those of one more module; what is there already stays as it was."""
-        if isinstance(model, nn.Module):
-            for buffer in model.buffers():
-                if id(buffer) not in self._saved:
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            for name, buffer in module._buffers.items():
+                if (id(module), name) in self._places:
+                    continue
+                self._places[id(module), name] = module, buffer
+                if buffer is not None and id(buffer) not in self._saved:
                     self._saved[id(buffer)] = (buffer, buffer.detach().clone())
 
     def restore(self) -> None:
+        for (_, name), (module, buffer) in self._places.items():
+            module._buffers[name] = buffer
         for buffer, saved in self._saved.values():
             # .data: most buffers have not changed and may be part of somebody's graph, which a write
             # would make useless; batch-norm writes past autograd too.

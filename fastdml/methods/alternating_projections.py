@@ -36,9 +36,10 @@ class RepresentativeSampler(Sampler[list[int]]):
             embeddings [C, D]; or None.
         seed: of the draws.
 
-    `state_dict` holds how many batches were made, the representatives, and neighbours of classes. Batch k
-    is a function of seed, k and embeddings alone, so sampling resumes in the middle of an epoch. With
-    workers a DataLoader asks ahead: save the number of batches trained as `batches`.
+    `state_dict` holds how many batches were made, and of the latest two periods the representatives and
+    neighbours of classes. Batch k is a function of seed, k and embeddings alone, so sampling resumes in the
+    middle of an epoch. With workers a DataLoader asks ahead: save the number of batches trained as `batches`
+    (of a period longer ago than those two, classes are mined anew).
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class RepresentativeSampler(Sampler[list[int]]):
         self._size = sizes.numpy()
         self._start = np.cumsum(self._size) - self._size
         self.batches = 0  # made since the beginning
-        self.representatives = torch.empty(0, dtype=torch.int64)  # [C] of this period
-        self.neighbours: Tensor | None = None  # [C, N - 1]
+        # Of the latest periods [C], and [C, N - 1] where classes are mined.
+        self.periods: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def __len__(self) -> int:
         return self.length - self.batches % self.length
@@ -84,16 +85,24 @@ class RepresentativeSampler(Sampler[list[int]]):
             if self.batches % self.length == 0:
                 return
 
+    @property
+    def representatives(self) -> Tensor:
+        """[C] of the latest period."""
+        return self.periods[max(self.periods)][0] if self.periods else torch.empty(0, dtype=torch.int64)
+
     def _batch(self, number: int) -> list[int]:
-        if number % self.lifetime == 0:
-            self._begin_period(number // self.lifetime)
+        period = number // self.lifetime
+        if period not in self.periods:
+            self.periods[period] = self._begin_period(period)
+            self.periods = {k: self.periods[k] for k in sorted(self.periods)[-2:] if k <= period}
+        representatives, neighbours = self.periods[period]
         rng = np.random.default_rng([self.seed, 1, number])
-        if self.neighbours is None:
+        if neighbours is None:
             classes = rng.permutation(self.num_classes)[: self.classes_per_batch]
         else:
             first = int(rng.integers(self.num_classes))
-            classes = np.array([first, *self.neighbours[first].tolist()])
-        shown = self.representatives.numpy()[classes]
+            classes = np.array([first, *neighbours[first].tolist()])
+        shown = representatives.numpy()[classes]
         fresh = [self._others(rng, c, shown[k]) for k, c in enumerate(classes)]
         return [*shown.tolist(), *np.stack(fresh, axis=1).reshape(-1).tolist()]
 
@@ -103,30 +112,24 @@ class RepresentativeSampler(Sampler[list[int]]):
         others = own[own != shown] if len(own) > 1 else own
         return rng.choice(others, self.per_class - 1, replace=len(others) < self.per_class - 1)
 
-    def _begin_period(self, period: int) -> None:
+    def _begin_period(self, period: int) -> tuple[Tensor, Tensor | None]:
         rng = np.random.default_rng([self.seed, 0, period])
         chosen = self._start + (rng.random(self.num_classes) * self._size).astype(np.int64)
-        self.representatives = torch.from_numpy(self._order[chosen])
-        if self.embed is not None:
-            with torch.no_grad():
-                embeddings = self.embed(self.representatives)
-            if len(embeddings) != self.num_classes:
-                raise ValueError(
-                    f"embed: expected {self.num_classes} embeddings, got {len(embeddings)}"
-                )
-            self.neighbours = nearest_neighbours(embeddings, self.classes_per_batch - 1).cpu()
+        representatives = torch.from_numpy(self._order[chosen])
+        if self.embed is None:
+            return representatives, None
+        with torch.no_grad():
+            embeddings = self.embed(representatives)
+        if len(embeddings) != self.num_classes:
+            raise ValueError(f"embed: expected {self.num_classes} embeddings, got {len(embeddings)}")
+        return representatives, nearest_neighbours(embeddings, self.classes_per_batch - 1).cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "batches": self.batches,
-            "representatives": self.representatives,
-            "neighbours": self.neighbours,
-        }
+        return {"batches": self.batches, "periods": dict(self.periods)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batches = int(state["batches"])
-        self.representatives = state["representatives"]
-        self.neighbours = state["neighbours"]
+        self.periods = dict(state["periods"])
 
 
 class AlternatingProjections(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,16 @@ class Coordinate:
             raise ValueError(
                 f"start: expected a number from {self.low:g} to {self.high:g}, got {self.start:g}"
             )
+        if not self.low <= self.first <= self.high:
+            raise ValueError(f"low, high: expected a power of two from {self.low:g} to {self.high:g}")
+
+    @property
+    def first(self) -> float:
+        """Where the search begins: start, or the nearest power of two within the bounds."""
+        value = _rounded(self.start, self.power_of_two)
+        if self.power_of_two and not self.low <= value <= self.high:
+            value *= 0.5 if value > self.high else 2.0
+        return value
 
     def grid(self, at: float, ratio: float, points: int) -> list[float]:
         """Geometric grid around a value, the value itself left out; nearest first."""
@@ -168,7 +179,7 @@ def balance_search(
                 values.append(known[key].score)
             return sum(values) / len(values)
 
-        here = {name: _rounded(c.start, c.power_of_two) for name, c in space.items()}
+        here = {name: c.first for name, c in space.items()}
         path: list[tuple[Setting, float]] = []
         complete = False
         try:
@@ -230,9 +241,15 @@ def _read(cache: Path | str | None) -> dict[str, Trial]:
 
 
 def _append(cache: Path | str | None, trial: Trial) -> None:
-    if cache is not None:
-        with Path(cache).open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(trial)) + "\n")
+    if cache is None:
+        return
+    with Path(cache).open("ab+") as file:
+        # What an interrupted run has left without an end is a line of its own.
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(dataclasses.asdict(trial)) + "\n").encode())
 
 
 def _bar(progress: bool, budget: int) -> AbstractContextManager[Callable[[float], None]]:

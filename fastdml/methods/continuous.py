@@ -70,7 +70,7 @@ class NearestLabelSampler(Sampler[list[int]]):
     def _batch(self, number: int) -> list[int]:
         g = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         anchor = torch.randint(self.size, (1,), generator=g)
-        distance = self._distance(anchor)[0].cpu()
+        distance = self._distance(anchor)[0].cpu().clone()  # which may be a view of the caller's
         distance[anchor] = -1.0  # the anchor comes first
         near = distance.topk(self.nearest + 1, largest=False).indices
         left = torch.ones(self.size, dtype=torch.bool)
@@ -138,8 +138,8 @@ def label_retrieval(
     for rows in torch.arange(size).split(max(1, _AT_ONCE // size)):
         d = label_distance(rows).double().cpu()
         seen = d.gather(1, found[rows])
-        d[torch.arange(len(rows)), rows] = torch.inf
-        ideal = d.topk(ks[-1], largest=False).values
+        own = torch.arange(size) == rows[:, None]
+        ideal = d.masked_fill(own, torch.inf).topk(ks[-1], largest=False).values
         gains, best = (discount / (1 + t) for t in (seen, ideal))
         for n in ks:
             totals[f"label_distance@{n}"] += float(seen[:, :n].mean(1).sum())

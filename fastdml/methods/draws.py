@@ -27,10 +27,10 @@ class Draws(nn.Module):
         self.step = 0
 
     def next(self, device: torch.device | str) -> torch.Generator:
-        """A generator on the device for one step; the stream moves on."""
+        """A generator on the device for one step; the stream moves on, in training mode alone."""
         generator = torch.Generator(device)
         generator.manual_seed(_mix((self.seed << 40) + self.step))
-        self.step += 1
+        self.step += self.training
         return generator
 
     def get_extra_state(self) -> dict[str, int]:

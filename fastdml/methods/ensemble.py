@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..losses.representation import ExactNumbers
 
 
-class LossEnsemble(nn.Module):
+class LossEnsemble(ExactNumbers):
     """Several losses with learnt weights, on one embedding (WEL) or on a head for each (WEDL).
 
     *Ensemble of Loss Functions to Improve Generalizability of Deep Metric Learning methods*, Zabihzadeh et
@@ -35,8 +36,11 @@ class LossEnsemble(nn.Module):
         eta: of the constraint.
         diversity: of the heads' term, whose heads should have unit length.
 
-    State: `c` [J] (a parameter), `totals` [J] float64 and `steps`. Evaluation mode leaves the means.
+    State: `c` [J] (a parameter), `totals` [J] float64 and `steps`. Evaluation mode leaves the means, and so
+    does a batch of which a loss is not finite.
     """
+
+    constants = ("totals",)
 
     def __init__(
         self,
@@ -95,8 +99,9 @@ class LossEnsemble(nn.Module):
     def _means(self, values: Tensor) -> Tensor:
         """[J] of each loss so far; the present value where there is no history."""
         if self.training:
-            self.totals += values.double()
-            self.steps += 1
+            finite = values.isfinite().all()
+            self.totals += torch.where(finite, values.double(), 0.0)
+            self.steps += finite
         means = self.totals / self.steps.clamp(min=1)
         means = torch.where(self.steps > 0, means, values.double())
         return means.clamp(min=1e-12)

@@ -151,24 +151,27 @@ class IntraClassAugmentation(nn.Module):
         self.corrected.copy_(self.variance)
         usable = self.count > 1
         eligible = usable.nonzero()[:, 0]
-        if self.variant == "released" or len(eligible) < 2:
+        if self.variant == "released" or len(eligible) == 0:
             return
         own, shares = self.count[eligible].to(self.mean.dtype), self.variance[eligible]
         everywhere = (own[:, None] * shares).sum(0) / own.sum()
         squares = self.mean.square()
         step = max(1, (1 << 22) // len(eligible))
-        for classes in ((self.count > 0) & (self.count <= self.few)).nonzero()[:, 0].split(step):
+        # A class of one sample is nobody's neighbour: it has all of the others to choose from.
+        others = len(eligible) - usable.long()
+        small = (self.count > 0) & (self.count <= self.few) & (others > 0)
+        for classes in small.nonzero()[:, 0].split(step):
             self_pair = classes[:, None] == eligible
             near = torch.cdist(squares[classes], squares[eligible], compute_mode=_EXACT)
             like = torch.cdist(self.variance[classes], shares, compute_mode=_EXACT)
             if self.rescale_distances:
                 near, like = (_rescaled(d, self_pair) for d in (near, like))
             near = near.masked_fill(self_pair, torch.inf)
-            k = min(self.neighbours, len(eligible) - 1)
+            k = min(self.neighbours, len(eligible))
             found, at = near.topk(k, dim=1, largest=False)
             exponent = -found.square() / (2 * self.mean_width**2)
             exponent -= like.gather(1, at).square() / (2 * self.covariance_width**2)
-            # A class of one sample has len(eligible) neighbours to choose from, and takes K of them.
+            # (A class's own pair, which is infinitely far, weighs nothing.)
             # The largest exponent is taken out, so that the weights never all vanish.
             weight = own[at] * (exponent - exponent.amax(1, keepdim=True)).exp()
             neighbours = (weight[:, :, None] * shares[at]).sum(1) / weight.sum(1, keepdim=True)

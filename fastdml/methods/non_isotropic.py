@@ -15,6 +15,7 @@ from .. import functional, row_loss
 from ..engine import check
 from . import von_mises_fisher as vmf
 from .classes import class_sums
+from .directions import direction_and_length
 from .draws import Draws
 
 METRICS = ("el-nivmf", "nivmf", "el-vmf", "b-vmf", "kl-vmf", "l2", "cos")
@@ -141,7 +142,12 @@ class NonIsotropicVMFLoss(nn.Module):
             )
         labels = self._labels(embeddings, labels)
         x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        mean, kappa = F.normalize(x), x.norm(dim=1)
+        # Similarities are divided by a temperature of thousandths: narrow types have no digits left.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._loss(x, labels)
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        mean, kappa = direction_and_length(x)
         terms = {
             "el-nivmf": self._expected,
             "nivmf": self._at_point,
@@ -333,9 +339,11 @@ def _length_and_log(directions: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _density(x: Tensor, directions: Tensor, wide: Tensor) -> Tensor:
-    """(K x) . (K v) / |K x| of rows x and all classes."""
+    """(K x) . (K v) / |K x| of rows x and all classes; 0 of a row of zeros."""
     squares = wide.square()
-    return (x @ (squares * directions).T) / (x.square() @ squares.T).sqrt()
+    lengths = x.square() @ squares.T
+    there = lengths > 0
+    return there * (x @ (squares * directions).T) / lengths.where(there, 1.0).sqrt()
 
 
 def _log1p_sum_exp(z: Tensor, mask: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ class SelfDistillation(nn.Module):
         self.epoch = check.integer(epoch, "epoch", 0, self.epochs)
         if self.average is None or epoch == 0:
             self.teacher.load_state_dict(self._model[0].state_dict())
+            self._copy_buffers()  # those that are not part of a state too
 
     @torch.no_grad()
     def step(self) -> None:
@@ -88,7 +89,11 @@ class SelfDistillation(nn.Module):
         student = self._model[0]
         for mine, theirs in zip(self.teacher.parameters(), student.parameters(), strict=True):
             mine.lerp_(theirs, 1 - self.average)
-        for kept, now in zip(self.teacher.buffers(), student.buffers(), strict=True):
+        self._copy_buffers()
+
+    @torch.no_grad()
+    def _copy_buffers(self) -> None:
+        for kept, now in zip(self.teacher.buffers(), self._model[0].buffers(), strict=True):
             kept.copy_(now)
 
     def forward(self, embeddings: Tensor, labels: Tensor, images: Tensor) -> Tensor:

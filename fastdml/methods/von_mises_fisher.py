@@ -160,7 +160,7 @@ def sample(
     normal = torch.randn(
         len(mean), draws, dimension, generator=generator, dtype=mean.dtype, device=mean.device
     )
-    along = normal @ mean[:, :, None]
+    along = (normal * mean[:, None]).sum(2, keepdim=True)  # no product that autocast would narrow
     across = torch.nn.functional.normalize(normal - along * mean[:, None], dim=2)
     # (1 - w) (1 + w) keeps what 1 - w^2 would round away; where w is 1 the direction does not matter.
     height = ((1 - cosine) * (1 + cosine)).clamp(min=1e-30).sqrt()

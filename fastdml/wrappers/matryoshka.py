@@ -70,7 +70,7 @@ class MatryoshkaLoss(nn.Module):
             raise ValueError(f"weights: expected {len(self.dims)} numbers, got {len(found)}")
         self.weights = tuple(check.finite(w, "weights") for w in found)
         methods = (loss.forward, getattr(loss, "calls", loss.forward))
-        told = [inspect.signature(method).parameters for method in methods]
+        told = [self.called_as.parameters, *(inspect.signature(m).parameters for m in methods)]
         # The one that spells out the batch has its places; proxies are an argument of `calls`.
         batch = next((t for t in told if "embeddings" in t), told[0]).values()
         self._places = {
@@ -78,6 +78,7 @@ class MatryoshkaLoss(nn.Module):
             for p in batch
             if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         }
+        self._any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in batch)
         self._proxies = any("proxies" in t for t in told)
 
     @property
@@ -92,20 +93,20 @@ class MatryoshkaLoss(nn.Module):
     def parts(self, *batch: Any, **more: Any) -> list[Any]:
         """The parts of the loss, each of all widths."""
         given = self._places | dict(zip(self._places, batch, strict=False)) | more
+        further = batch[len(self._places) :]
+        if further and not self._any_number:
+            raise TypeError(f"expected at most {len(self._places)} arguments by place, got {len(batch)}")
         if self._proxies:
             own = getattr(self.loss, "proxies", None)  # of a class that has several, all of them
             given.setdefault("proxies", getattr(self.loss, "all_proxies", own))
         name = "queries" if "queries" in given else "embeddings"
         whole: Any = given.get(name)
-        if name == "embeddings":
-            check.embeddings(whole, name)
-        else:
-            check.tensor(whole, name)
+        check.tensor(whole, name)  # of what shape is the loss's to say
         if whole.dim() and whole.shape[-1] < self.dims[-1]:
             raise ValueError(
                 f"{name}: expected at least {self.dims[-1]} dimensions, got {whole.shape[-1]}"
             )
-        each = [self._of_width(given, width) for width in self.dims]
+        each = [self._of_width(given, further, width) for width in self.dims]
         found: list[Any] = []
         for group in zip(*each, strict=True):
             if all(isinstance(part, Call) for part in group):
@@ -114,9 +115,10 @@ class MatryoshkaLoss(nn.Module):
                 found += [weighted(p, w) for p, w in zip(group, self.weights, strict=True)]
         return found
 
-    def _of_width(self, given: dict[str, Any], width: int) -> list[Any]:
+    def _of_width(self, given: dict[str, Any], further: tuple[Any, ...], width: int) -> list[Any]:
         found = _cut(given, width)
         places = [found.pop(name) for name in self._places]
+        places += [prefixes.leading(x, width) if isinstance(x, Tensor) else x for x in further]
         return self.loss.parts(*places, **found)  # type: ignore[no-any-return,operator]
 
     def extra_repr(self) -> str:

@@ -263,8 +263,8 @@ def over_samples(loss: nn.Module) -> nn.Module:
     )
 
 
-def _parts_of(loss: nn.Module, *batch: Any) -> list[Any]:
-    return loss.parts(*batch) if isinstance(loss, SampleLoss) else [_Other(loss, batch)]
+def _parts_of(loss: nn.Module, *batch: Any, own: Tensor | None = None) -> list[Any]:
+    return loss.parts(*batch, own=own) if isinstance(loss, SampleLoss) else [_Other(loss, batch)]
 
 
 def _without_own(pairs: Any, own: Tensor | None) -> tuple[Tensor, ...]:

@@ -66,5 +66,7 @@ class SelfSupervisedLoss(NamedArguments):
                 )
         if not self.symmetric:
             ref = others[0] if len(others) == 1 else torch.cat(others)
-            return _parts_of(self.loss, embeddings, labels, None, ref, labels.repeat(len(others)))
+            # No candidate is an anchor's own, though one tensor may be given for both.
+            own = torch.full_like(labels, -1)
+            return _parts_of(self.loss, embeddings, labels, None, ref, labels.repeat(len(others)), own=own)
         return _parts_of(self.loss, torch.cat([embeddings, *others]), labels.repeat(1 + len(others)))

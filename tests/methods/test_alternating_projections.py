@@ -138,3 +138,18 @@ def test_refuses():
     method = AlternatingProjections(nn.Linear(2, 2), losses.MultiSimilarityLoss(), 3, 2)
     with pytest.raises(ValueError, match="embeddings: expected more than 3 rows"):
         method(randn(3, 4), torch.arange(3))
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_a_loader_that_asks_ahead_resumes(mined):
+    """Beyond the end of a period, whose representatives are not those of what was trained."""
+    embed = (lambda rows: randn(40, 6)[rows]) if mined else None
+    whole = [b for _ in range(2) for b in sampler(embed=embed)]
+    ahead = sampler(embed=embed)
+    running = iter(ahead)
+    for _ in range(7):
+        next(running)
+    for trained in (3, 5, 6):
+        resumed = sampler(embed=None if embed is None else lambda rows: 1 / 0 if len(rows) else rows)
+        resumed.load_state_dict({**ahead.state_dict(), "batches": trained})
+        assert list(resumed) == whole[trained:8]

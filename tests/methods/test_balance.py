@@ -80,3 +80,22 @@ def test_refuses():
         Coordinate(1, 0, 4)
     with pytest.raises(ValueError, match="space: expected"):
         balance_search(Bowl(), {}, 3)
+
+
+def test_an_unfinished_line_loses_one_trial(tmp_path):
+    cache, bowl = tmp_path / "trials.jsonl", Bowl()
+    balance_search(bowl, SPACE, 4, cache=cache)
+    cache.write_text(cache.read_text()[:-20])
+    balance_search(bowl, SPACE, 200, cache=cache)
+    made = len(bowl.calls)
+    balance_search(bowl, SPACE, 200, cache=cache)
+    assert len(bowl.calls) == made
+
+
+def test_powers_of_two_within_bounds():
+    seen = []
+    space = {"batch_size": Coordinate(100, 60, 120, power_of_two=True)}
+    balance_search(lambda setting, seed: seen.append(setting["batch_size"]) or 0.0, space, 10)
+    assert seen == [64]
+    with pytest.raises(ValueError, match="expected a power of two from 90 to 120"):
+        Coordinate(100, 90, 120, power_of_two=True)

@@ -99,3 +99,15 @@ def test_refuses():
         label_retrieval(randn(30, 3), LABELS, 30)
     with pytest.raises(ValueError, match="labels: expected 30"):
         label_retrieval(randn(30, 3), LABELS[:20], 3)
+
+
+def test_distances_that_are_views_stay_as_they_are():
+    distance = torch.cdist(LABELS, LABELS)
+    before = distance.clone()
+
+    def rows_of(rows):
+        return distance[int(rows[0]) : int(rows[-1]) + 1]
+
+    label_retrieval(randn(30, 4), rows_of, 1)
+    list(NearestLabelSampler(rows_of, 9, 4, 6, size=30))
+    assert torch.equal(distance, before)

@@ -164,3 +164,13 @@ def test_refuses_labels_and_dimensions():
         new()(torch.randn(2, D), torch.tensor([0, C]))
     with pytest.raises(ValueError, match="embeddings: expected 7 dimensions, got 6"):
         new()(torch.randn(2, D - 1), torch.tensor([0, 1]))
+
+
+def test_evaluation_moves_no_draws():
+    one, two = new(), new()
+    for k, (x, y) in enumerate(batches(4, 17, D, C)):
+        if k % 2:
+            assert torch.equal(one.eval()(x, y)[0], one(x, y)[0])
+        else:
+            assert torch.equal(one.train()(x, y)[0], two(x, y)[0])
+    assert same_state(one, two)

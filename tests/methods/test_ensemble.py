@@ -110,3 +110,23 @@ def test_refuses():
         proportion_loss(randn(3, 2), randn(2, 2))
     with pytest.raises(ValueError, match=r"losses: expected one number of SupConLoss, got \(4,\)"):
         LossEnsemble([losses.SupConLoss(reduction="none")])(randn(4, 3), torch.arange(4) // 2)
+
+
+def test_a_bad_batch_is_forgotten():
+    ensemble, other = LossEnsemble(members()), LossEnsemble(members())
+    (x, y), (z, labels) = batches(2, 14, 6, 4)
+    bad = z.clone()
+    bad[0, 0] = float("nan")
+    assert ensemble(bad, labels).isnan()
+    assert torch.equal(ensemble(x, y), other(x, y)) and same_state(ensemble, other)
+
+
+def test_means_keep_their_digits():
+    """In a module of another type: sums of many steps would stop to grow."""
+    ensemble = LossEnsemble(members()).to(torch.bfloat16)
+    assert ensemble.totals.dtype == torch.float64
+    x, y = next(iter(batches(1, 14, 6, 4)))
+    for _ in range(300):
+        ensemble(x, y)
+    values = torch.stack([loss(x, y) for loss in members()])
+    assert torch.allclose(ensemble.totals / ensemble.steps, values)

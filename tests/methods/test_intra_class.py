@@ -189,3 +189,19 @@ def test_refuses():
         new()(randn(2, D), torch.tensor([0, C]))
     with pytest.raises(ValueError, match="strength: expected"):
         new()(randn(2, D), torch.tensor([0, 1]), strength=-1)
+
+
+def test_the_only_other_class_is_a_neighbour():
+    """Of a class of one sample, which is nobody's neighbour."""
+    iaa = IntraClassAugmentation(2, D).double()
+    iaa.estimate(randn(6, D), torch.tensor([0] * 5 + [1]))
+    assert torch.allclose(iaa.corrected[1], iaa.variance[0]) and iaa.variance[0].all()
+    assert torch.equal(iaa.corrected[0], iaa.variance[0])  # it has no neighbour itself
+
+
+def test_a_class_of_one_sample_has_all_others_to_choose_from():
+    x, y = data()
+    n, mean, var = statistics(x, y)
+    iaa = new(neighbours=25)
+    iaa.estimate(x, y)
+    assert torch.allclose(iaa.corrected, corrected(n, mean, var, True, k=25), rtol=1e-10)

@@ -198,3 +198,35 @@ def test_refuses():
         new("cos")(randn(B, D + 1), torch.zeros(B, dtype=torch.long))
     groups = new("cos").parameter_groups(1e-5)
     assert [g["lr"] for g in groups] == pytest.approx([0.05, 0.2, 0.002])
+
+
+@pytest.mark.parametrize("metric", non_isotropic.METRICS)
+def test_autocast_leaves_no_digits_out(metric):
+    """Similarities are divided by a temperature of 0.003; those of classes that are near each other."""
+    torch.manual_seed(0)
+    loss = NonIsotropicVMFLoss(C, D, metric).eval()  # the same draws each time
+    base = F.normalize(torch.randn(1, D))
+    loss.proxies.data = F.normalize(base + 0.01 * torch.randn(C, D))
+    x, y = 10 * F.normalize(base + 0.01 * torch.randn(B, D)), torch.arange(B) % C
+    found = {}
+    for narrow in (False, True):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            value = loss(leaf, y)
+        found[narrow] = value, *torch.autograd.grad(value, (leaf, loss.proxies))
+    assert all(torch.equal(a, b) for a, b in zip(found[False], found[True]))
+
+
+@pytest.mark.parametrize("metric", non_isotropic.METRICS)
+def test_rows_of_any_length(metric):
+    """A row of zeros has no direction: nothing moves it, and it spoils nothing."""
+    loss = NonIsotropicVMFLoss(C, D, metric, temperature=0.1).double().eval()
+    x, y = randn(B, D), torch.arange(B) % C
+    x[0] = 0
+    leaf = x.requires_grad_()
+    grads = torch.autograd.grad(loss(leaf, y), (leaf, *loss.parameters()), allow_unused=True)
+    assert all(g.isfinite().all() for g in grads if g is not None)
+    assert not grads[0][0].any()
+    if metric in ("nivmf", "cos"):  # which have no use for lengths
+        values = [loss(x[1:] * f, y[1:]) for f in (1.0, 1e-30, 1e100)]
+        assert torch.allclose(torch.stack(values), values[0], rtol=1e-12)

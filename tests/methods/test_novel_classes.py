@@ -141,3 +141,11 @@ def test_refuses():
         NovelClasses(losses.ProxyAnchorLoss(C, D), C, D)
     with pytest.raises(ValueError, match="labels: expected values in"):
         new()(randn(2, D), torch.tensor([0, C]))
+
+
+def test_divergence_in_autocast():
+    x = randn(16, 32).float()
+    y = x + 0.1 * randn(16, 32, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sinkhorn_divergence(x, y)
+    assert torch.equal(found, sinkhorn_divergence(x, y))

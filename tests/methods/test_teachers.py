@@ -123,3 +123,19 @@ def test_distillation_refuses():
         SelfDistillation(network(), nn.Identity(), 3, average=1.0)
     with pytest.raises(ValueError, match="epoch: expected an integer from 0 to 3"):
         SelfDistillation(network(), nn.Identity(), 3).begin_epoch(4)
+
+
+def test_a_teacher_has_buffers_that_are_no_state():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(4), persistent=False)
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = nn.Sequential(network(), Scaled())
+    method = SelfDistillation(model, losses.MultiSimilarityLoss(), 10)
+    model[1].scale.fill_(3.0)
+    method.begin_epoch(1)
+    assert torch.equal(method.teacher(randn(6, 5)), model.eval()(randn(6, 5)))
