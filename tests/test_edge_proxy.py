@@ -347,3 +347,28 @@ def test_reducers_take_rows_that_are_proxies_in_the_order_of_the_classes():
     loss = losses.MultiProxyAnchorLoss(5, 4, reducer=ClassWeightedReducer(weights))
     loss.load_state_dict(rows.state_dict())
     torch.testing.assert_close(loss(x, y), (rows(x, y) * weights).mean())
+
+
+@pytest.mark.parametrize("margin", [1, 3])
+@pytest.mark.parametrize("name", ["SphereFaceLoss", "LargeMarginSoftmaxLoss"])
+def test_a_sample_without_an_angle(name, margin):
+    """Of length 0: no pull from its class, whatever runs; a margin of 1 is plain softmax."""
+    x, y = (t[:4] for t in batch())
+    x = x.double()
+    x[1] = 0
+    found = []
+    for backend in BACKENDS:
+        loss = build(name, margin=margin, backend=backend).double()
+        leaf = x.clone().requires_grad_()
+        loss(leaf, y).backward()
+        found.append((leaf.grad, loss.W.grad))
+    for other in found[1:]:
+        assert all(map(torch.allclose, other, found[0]))
+    w = loss.W.detach()
+    w = w if name[0] == "L" else torch.nn.functional.normalize(w, dim=0)
+    leaf = x.clone().requires_grad_()
+    logits = leaf @ w
+    if margin > 1:
+        logits = logits - torch.eye(CLASSES, dtype=logits.dtype)[y] * logits  # the own class's stays 0
+    torch.nn.functional.cross_entropy(logits, y).backward()
+    assert torch.allclose(found[0][0][1], leaf.grad[1])

@@ -15,10 +15,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import fastdml
-from fastdml import losses, miners
+from fastdml import distances, losses, miners
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
+from fastdml.engine.similarity import SIMILARITIES
 from fastdml.language import mean
+from fastdml.losses.base import SampleLoss
 from fastdml.reducers import AvgNonZeroReducer
 
 NEEDED = {"num_classes": 3, "embedding_size": 4, "margin": 0.4, "Tn": 10.0, "l": 4, "descriptors_dim": 4}
@@ -735,3 +737,63 @@ def test_threads_do_not_share_strings():
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(set(found)) == len(found) == 4 * count
+
+
+OF_SAMPLES = [n for n, m in losses.MODULES.items() if issubclass(m, SampleLoss)]
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_what_is_near_is_right(name, similarity):
+    """On whatever kind of number a loss takes, embeddings of two tight classes are no worse than ones where
+    every sample is nearest to another class; what would turn it around is refused."""
+    module = losses.MODULES[name]
+    if module.similarities and similarity not in module.similarities:
+        with pytest.raises(ValueError, match="similarity: expected"):
+            build(name, similarity=similarity)
+        return
+    near = torch.tensor([[1, 0.0], [1, 0.1], [0, 1.0], [0.1, 1]], dtype=torch.float64)
+    near, classes = nn.functional.normalize(near), torch.tensor([0, 0, 1, 1])
+    try:
+        loss = build(name, similarity=similarity).double()
+        right, wrong = loss(near, classes), loss(near[[0, 2, 1, 3]], classes)
+    except ValueError as error:  # of this kind of number, or of a second set
+        assert "similarity" in str(error) or "ref_emb" in str(error)
+        return
+    # (Contrastive losses' default margins, of distances, ask nothing of cosines.)
+    assert right < wrong or right == wrong == 0
+
+
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "MultiProxyAnchorLoss", "CosFaceLoss"])
+def test_proxies_refuse_what_would_turn_them_around(name):
+    for similarity in SIMILARITIES:
+        if "distance" in similarity:
+            with pytest.raises(ValueError, match="similarity: expected 'cosine'"):
+                build(name, similarity=similarity)
+
+
+def test_fast_ap_of_the_squared_distance():
+    """The only kind pytorch-metric-learning takes, spelt out; cosines say the same."""
+    loss = losses.FastAPLoss(distance=distances.LpDistance(p=2, power=2))
+    assert torch.equal(loss(x, y), losses.FastAPLoss()(x, y))
+
+
+@pytest.mark.parametrize("name", OF_SAMPLES)
+def test_a_pair_listed_as_both_is_the_same_everywhere(name):
+    classes = torch.arange(6) // 2
+    pairs = ([0, 0, 1, 4], [1, 3, 0, 5], [0, 0, 1, 4], [1, 2, 5, 0])
+    pairs = tuple(map(torch.tensor, pairs))
+    found = []
+    for backend in BACKENDS:
+        loss = build(name, backend=backend).double()
+        leaf = x[:6].double().requires_grad_()
+        torch.manual_seed(0)
+        try:
+            value = loss(leaf, classes, pairs)
+        except (ValueError, NotImplementedError):  # by this backend, or at all
+            continue
+        if value.requires_grad:
+            found.append((value, *torch.autograd.grad(value, leaf)))
+    for value, gradient in found[1:]:
+        torch.testing.assert_close(value, found[0][0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-7, atol=1e-10)

@@ -27,7 +27,8 @@ struct MultipleAngleSoftmax {
         turns += c <= row.scalar(k - 1);
       }
       const T sign = turns % 2 ? T(-1) : T(1);
-      const T psi = sign * t - 2 * turns, slope = sign * m * u;
+      // An embedding of length 0 has no angle to be multiplied: the target stays 0.
+      const T psi = sign * t - 2 * turns, slope = length > T(0) || m == 1 ? sign * m * u : T(0);
       by_length = by * (psi - c * slope);
       return values(by * length * psi, by * slope);
     };

@@ -125,6 +125,8 @@ class RowLoss:
     graded: ClassVar[bool] = False
     # True: the spec reads or counts pairs that are neither positive nor negative.
     unlisted: ClassVar[bool] = False
+    # True: reductions are over a row's pairs of either kind, of which one that a list names as both is one.
+    joint: ClassVar[bool] = False
     # What the teacher's pairs are, where the loss has a teacher.
     teacher_similarity: ClassVar[str | None] = None
     # True: derivatives are left out on purpose (weights that count as constants): the gradient is not

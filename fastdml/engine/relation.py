@@ -254,7 +254,13 @@ class TupleRelation(Relation):
     def disjoint(self) -> bool:
         """Whether no pair is both a positive and a negative."""
         a1, p, a2, n = self.indices
-        return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
+        if a1.device.type != "cpu" or library.load() is None:
+            return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
+        # Of triplets, the distinct pairs are few.
+        start, column = self.by_rows(keep_own=False)
+        which = torch.arange(start.shape[0] - 1).repeat_interleave(start.diff())
+        pair, positive = (which // 2) * self.columns + column, which % 2 == 1
+        return not bool(torch.isin(pair[positive], pair[~positive], assume_unique=True).any())
 
     def swapped(self) -> TupleRelation:
         a1, p, a2, n = self.indices

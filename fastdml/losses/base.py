@@ -55,6 +55,8 @@ class Term:
         return self.weight * self.function(*self.arguments)
 
 
+# The similarities that are larger for what is more alike: of losses that a distance would turn around.
+PRODUCTS = ("cosine", "dot", "projection")
 # Of losses whose rows may be below 0: a mean over those above would be of others than are active.
 SIGNED = ("mean", "sum", "none")
 _REDUCERS: dict[str, type[BaseReducer]] = {

@@ -26,6 +26,9 @@ def refuses(problem: Problem) -> str | None:
     from_labels = type(loss).label_scalars is not RowLoss.label_scalars
     if from_labels or loss.columns == "proxies" or loss.rows_together > 1:
         return f"{loss.name!r} needs labels"
+    relation = problem.relation
+    if loss.joint and isinstance(relation, TupleRelation) and not relation.disjoint:
+        return "some pair is listed as positive and as negative"
     if loss.unlisted:
         return f"{loss.name!r} looks at pairs that are not listed, or counts them"
     return None

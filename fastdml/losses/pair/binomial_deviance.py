@@ -10,7 +10,7 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, mean, share, softplus, sum
 from ...language.described import Described, Positive
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import duplicate_ceiling
 
 __all__ = ["BinomialDevianceLoss"]
@@ -63,6 +63,7 @@ class BinomialDevianceLoss(SampleLoss):
     """
 
     function = "binomial_deviance"
+    similarities = PRODUCTS
     open = ("alpha", "beta", "base")
 
     def __init__(

@@ -15,7 +15,7 @@ from ...engine.relation import Predicate, masks_of
 from ...language import Row, count, detach, log_sum_exp, relu, softplus, where
 from ...language.described import Described, Positive
 from ...mining.batch import Batch
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import softplus as softplus_of
 
 __all__ = ["CircleLoss"]
@@ -107,6 +107,7 @@ class CircleLoss(SampleLoss):
     """
 
     function = "circle"
+    similarities = PRODUCTS
     open = ("m", "gamma")
 
     def __init__(

@@ -10,7 +10,7 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, amin, count, exp, log_sum_exp, mean, square, sum, where
 from ...language.described import Described, Positive
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import duplicate_ceiling
 
 __all__ = ["ContrastiveBayesianLoss"]
@@ -102,6 +102,7 @@ class ContrastiveBayesianLoss(SampleLoss):
     """
 
     function = "contrastive_bayesian"
+    similarities = PRODUCTS
     open = ("pos_a", "pos_b", "neg_a", "neg_b", "mining_margin", "variance_weight", "mean_mix")
 
     def __init__(

@@ -10,7 +10,7 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, sum
 from ...language.described import Described
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import duplicate_ceiling
 
 __all__ = ["XBMPairLoss"]
@@ -60,6 +60,7 @@ class XBMPairLoss(SampleLoss):
     """
 
     function = "xbm_pair"
+    similarities = PRODUCTS
     open = ("margin",)
 
     def __init__(self, margin: float = 0.5, *, variant: str = "paper", **kwargs: Any) -> None:

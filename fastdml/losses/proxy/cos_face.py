@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base import PRODUCTS
 from .proxies import ProxyLoss
 from .softmax_cross_entropy import SoftmaxCrossEntropy
 
@@ -27,6 +28,7 @@ class CosFaceLoss(ProxyLoss):
     """
 
     function = "cos_face"
+    similarities = PRODUCTS
     open = ("margin", "scale")
     describes = SoftmaxCrossEntropy
     parameter_name = "W"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
+from ..base import PRODUCTS
 from ..terms import log_sum_exp_with_one, softmax_mean
 from .proxies import ProxyLoss
 from .proxy_anchor import ProxyAnchor
@@ -85,6 +86,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
     """
 
     function = "multi_proxy_anchor"
+    similarities = PRODUCTS
     mean_over = "classes that are present, and all classes"
     reductions = ("mean", "sum", "none")
 

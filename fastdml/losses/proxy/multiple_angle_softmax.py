@@ -54,8 +54,10 @@ class MultipleAngleSoftmax(RowLoss):
         return [math.cos(math.pi * k / self.margin) for k in range(1, self.margin)] or None
 
     def row(self, p: Row) -> Any:
-        length = p.row_value(0)
-        cosine = of.where(length > 0, of.sum(p.s, where=p.positive) / of.maximum(length, 1e-38), 0.0)
+        length, own = p.row_value(0), of.sum(p.s, where=p.positive)
+        if self.margin == 1:
+            return cross_entropy_of(p, self.scale * p.s, self.scale * own)
+        cosine = of.where(length > 0, own / of.maximum(length, 1e-38), 0.0)
         before, t = of.lift(1.0), cosine
         for _ in range(1, self.margin):
             before, t = t, 2 * cosine * t - before
@@ -69,6 +71,8 @@ class MultipleAngleSoftmax(RowLoss):
         assert rows.row_values is not None
         length = rows.row_values[:, 0]
         own = (rows.s * rows.positive).sum(1)
+        if self.margin == 1:  # whatever the length
+            return cross_entropy(self.scale * rows.s, self.scale * own, rows.positive)
         cosine = torch.where(length > 0, own / length.clamp(min=torch.finfo(own.dtype).tiny), 0.0)
         target = self.scale * length * self.psi(cosine, rows.scalars)
         return cross_entropy(self.scale * rows.s, target, rows.positive)
@@ -96,7 +100,8 @@ class SphereFaceLoss(ProxyLoss):
         num_classes, embedding_size: C and D; the parameter is `W` [D, C], normally distributed.
         margin: factor of the angle, an integer from 1 to 64. scale: > 0.
 
-    Rows are samples. Other arguments: see `ProxyLoss`.
+    An embedding of length 0 has no angle: with a margin above 1 its own class does not pull it. Rows are
+    samples. Other arguments: see `ProxyLoss`.
     """
 
     function = "sphere_face"

@@ -15,6 +15,7 @@ from ...engine.relation import LabelRelation
 from ...language import Row, log_sum_exp
 from ...language.described import Described, Positive
 from ...mining.sample_weights import sample_weights
+from ..base import PRODUCTS
 from ..terms import log_sum_exp_with_one
 from .proxies import ProxyLoss
 
@@ -101,6 +102,7 @@ class ProxyAnchorLoss(ProxyLoss):
     """
 
     function = "proxy_anchor"
+    similarities = PRODUCTS
     open = ("margin", "alpha")
     mean_over = "classes that are present, and all classes"
     reducers = {"DivisorReducer": "mean"}

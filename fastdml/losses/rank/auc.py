@@ -12,7 +12,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import rank_pairs, softplus, sort_code
 
 __all__ = ["AUCLoss"]
@@ -97,6 +97,7 @@ class AUCLoss(SampleLoss):
     """
 
     function = "auc"
+    similarities = PRODUCTS
     mean_over = "queries with a positive and a negative"
     describes = AUC
 

@@ -14,7 +14,7 @@ from ...engine.call import Call
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 
 __all__ = ["FastAPLoss", "SoftBinAPLoss"]
 
@@ -134,6 +134,7 @@ class FastAPLoss(SampleLoss):
     """
 
     function = "fast_ap"
+    similarities = (*PRODUCTS, "squared_distance")
     mean_over = "queries with a positive"
 
     def __init__(self, num_bins: int = 10, reference_scale: bool = False, **kwargs: Any) -> None:
@@ -145,7 +146,9 @@ class FastAPLoss(SampleLoss):
             raise ValueError("reference_scale: expected False with reduction='none'")
 
     def description(self) -> FastAP:
-        return FastAP(self.num_bins, similarity=self.similarity)
+        # Bins of the squared distance 2 - 2 s are bins of s.
+        known = "cosine" if self.similarity == "squared_distance" else self.similarity
+        return FastAP(self.num_bins, similarity=known)
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         call = super().sample_call(description, batch, **fields)
@@ -170,6 +173,7 @@ class SoftBinAPLoss(SampleLoss):
     """
 
     function = "soft_bin_ap"
+    similarities = PRODUCTS
     mean_over = "queries with a positive"
 
     def __init__(self, num_bins: int = 20, variant: str = "paper", **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import sort_code
 
 __all__ = ["PNPLoss"]
@@ -119,6 +119,7 @@ class PNPLoss(SampleLoss):
     one_number = "mean"
 
     function = "pnp"
+    similarities = PRODUCTS
     reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "nonzero"}
     mean_over = "queries with a positive"
 

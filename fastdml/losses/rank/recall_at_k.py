@@ -14,7 +14,7 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import checked
 from ...mixing import similarity_mixup
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import sort_code
 
 __all__ = ["RecallAtKLoss"]
@@ -114,6 +114,7 @@ class RecallAtKLoss(SampleLoss):
     """
 
     function = "recall_at_k"
+    similarities = PRODUCTS
     mean_over = "queries with a positive"
     describes = RecallAtK
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import sort_code
 
 __all__ = ["SmoothAPLoss"]
@@ -81,6 +81,7 @@ class SmoothAPLoss(SampleLoss):
     """
 
     function = "smooth_ap"
+    similarities = PRODUCTS
     describes = SmoothAP
 
     def __init__(self, temperature: float = 0.01, sort: bool | None = None, **kwargs: Any) -> None:

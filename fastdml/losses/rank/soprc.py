@@ -14,7 +14,7 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...engine.similarity import unit
 from ...mining.steps import recomputing
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..pair.semi_variance import SemiVarianceLoss
 from ..representation import unrounded
 from ..terms import sort_code
@@ -165,6 +165,7 @@ class SOPRCLoss(SampleLoss):
     """
 
     function = "soprc"
+    similarities = PRODUCTS
     mean_over = "queries with a positive"
     constants = ("prior", "table")
     inputs = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ..base import SampleLoss
+from ..base import PRODUCTS, SampleLoss
 from ..terms import sort_code
 
 __all__ = ["SupAPLoss"]
@@ -100,6 +100,7 @@ class SupAPLoss(SampleLoss):
     """
 
     function = "sup_ap"
+    similarities = PRODUCTS
     describes = SupAP
 
     def __init__(

@@ -45,6 +45,10 @@ class RowCrossEntropy(Described):
     def unlisted(self) -> bool:  # type: ignore[override]
         return self.per == "candidates"
 
+    @property
+    def joint(self) -> bool:  # type: ignore[override]
+        return not self.negatives_only
+
     def count_scalars(self, positives: Tensor, negatives: Tensor) -> Tensor | None:
         return rows_per(positives) if self.per == "pairs" else None
 
