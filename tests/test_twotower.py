@@ -60,7 +60,7 @@ def cos(a, c):
 
 def dense(
     b: Batch, *, symmetric=False, negatives=("qd",), false_negative_margin=None, guide_margin=0.0,
-    relative=False, hardness=0.0, prior=0.0, decoupled=False, label_smoothing=0.0, scale=1 / T,
+    relative=False, hardness=0.0, prior=0.0, decoupled=False, label_smoothing=0.0, scale=1 / T, like=cos,
 ):  # fmt: skip
     """[B] row losses: all negatives of a row side by side, their similarities, weights and which count."""
     rows = len(b.q)
@@ -87,7 +87,7 @@ def dense(
         count = len(q)
         has = own >= 0
         at = own.clamp(min=0)
-        s = cos(q, d)
+        s = like(q, d)
         positive = s[torch.arange(count), at]
         limit = None if false_negative_margin is None else pushed(positive)(false_negative_margin)
         g_limit = None
@@ -110,7 +110,7 @@ def dense(
         keep[torch.arange(count)[has], at[has]] = False
         all_s, all_w, all_keep = [s], [weight.expand(s.shape)], [keep]
         if extra and private:
-            s_h = torch.einsum("bd,bkd->bk", normalize(q), normalize(b.hard, dim=-1))
+            s_h = torch.cat([like(q[i : i + 1], b.hard[i]) for i in range(count)])
             g_h = None
             if guides is not None:
                 g_h = torch.einsum("bd,bkd->bk", normalize(guides[0]), normalize(b.hard_guide, dim=-1))
@@ -129,7 +129,7 @@ def dense(
             ("dq", docs, q, doc_guide, None if guides is None else guides[0]),
         ):
             if extra and name in negatives:
-                s_x = cos(x, c)
+                s_x = like(x, c)
                 g_x = None if guides is None else cos(gx, gc)
                 all_s.append(s_x)
                 all_w.append(torch.ones_like(s_x))
@@ -225,6 +225,15 @@ def test_every_option_against_the_dense_statement(options, symmetric):
     loss = losses.InfoNCELoss(t, symmetric=symmetric, backend="chunked", **given)
     for batch in (pair(), pair(5, hard=drawn(5, 3, 6).requires_grad_()), full(), full(shared=True)):
         assert_same(loss, batch, symmetric=symmetric, scale=1 / t, **given)
+
+
+@pytest.mark.parametrize("options", [name for name, given in OPTIONS.items() if "prior" not in given])
+def test_every_option_on_distances(options):
+    """Of which all signs turn."""
+    given = OPTIONS[options]
+    loss = losses.InfoNCELoss(T, similarity="raw_distance", **given)
+    for batch in (pair(), full(), full(shared=True)):
+        assert_same(loss, batch, like=lambda q, d: -torch.cdist(q, d), **given)
 
 
 # Every structure is compiled, which takes a second each: these have every word of the row between them.

@@ -127,7 +127,8 @@ class Described(RowLoss):
     def of(cls, p: Row, arguments: Mapping[str, Any]) -> Any:
         """The row of a description of these arguments."""
         view = object.__new__(cls)
-        view.__dict__.update(arguments)
+        # Else what a row made of the similarity would be that of the class's default: it is `derived`.
+        view.__dict__.update(arguments, similarity=None)
         return view.row(p)
 
     def function(self, p: Row, **arguments: Any) -> Any:

@@ -119,10 +119,18 @@ def _same(ref_labels: Any, labels: Any, problem: Problem) -> bool:
     if ref_labels is labels:
         return True
     if inputs.is_sets(ref_labels) or inputs.is_sets(labels):
-        return list(map(set, ref_labels)) == list(map(set, labels))
+        return _sets(ref_labels) == _sets(labels)
     count = len(problem.queries)
     theirs = inputs.labels(ref_labels, count, "ref_labels")
     return bool(np.array_equal(theirs, inputs.labels(labels, count, "labels")))
+
+
+def _sets(labels: Any) -> list[set]:
+    """Labels of rows, which a matrix marks."""
+    if getattr(labels, "ndim", 1) != 2:
+        return list(map(set, labels))
+    marks = labels if isinstance(labels, np.ndarray) else labels.cpu().numpy()
+    return [set(np.flatnonzero(row).tolist()) for row in marks]
 
 
 def run(

@@ -55,9 +55,12 @@ def read_labels(path: str | Path, column: str | None = None) -> np.ndarray:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: expected text in UTF-8: {error}") from None
         try:
-            return np.array([int(line) for line in lines], dtype=np.int64)
+            numbers = [int(line) for line in lines]
+            if list(map(str, numbers)) == lines:  # not 01 or 1_2, which are names
+                return np.array(numbers, dtype=np.int64)
         except (ValueError, OverflowError):  # words, and numbers of more digits than integers have
-            return np.array(lines)
+            pass
+        return np.array(lines)
     return np.asarray(_npy(path))
 
 

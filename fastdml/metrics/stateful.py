@@ -91,7 +91,10 @@ class RetrievalMetrics(Metric):
         if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == len(labels) == 0:
             return
         given = inputs.embeddings(embeddings, "embeddings")
-        found = torch.from_numpy(inputs.labels(labels, len(given), "labels"))
+        numbers = inputs.labels(labels, len(given), "labels")
+        if numbers.dtype.kind not in "iub":
+            raise ValueError(f"labels: expected integers, got {numbers.dtype}")
+        found = torch.from_numpy(numbers)
         if (is_query is not None) != self.gallery:
             raise ValueError("is_query: expected exactly with gallery=True")
         x = given.tensor(0, len(given), self.storage or _type(given.data), given.device)
@@ -100,7 +103,7 @@ class RetrievalMetrics(Metric):
             raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {mark.dtype}")
         # The caller may write to a tensor once it was handed over.
         self.embeddings.append(x.clone() if x.data_ptr() == _pointer(given.data) else x)
-        self.labels.append(found.to(x.device))
+        self.labels.append(found.to(x.device, copy=True))
         self.queries.append(mark.to(x.device).expand(len(x)).clone())
 
     def evaluate(self) -> Evaluation:

@@ -73,6 +73,9 @@ RANKING = {
     "dot": (3, {"similarity_fct": "dot_score", "scale": 0.3}),
     "distance": (2, {"similarity_fct": "euclidean_sim", "scale": 2.0}),
     "queries too": (3, {"directions": ("query_to_doc", "query_to_query")}),
+    "queries too, distance": (
+        2, {"directions": ("query_to_doc", "query_to_query"), "similarity_fct": "euclidean_sim", "scale": 2.0}
+    ),
     "all, jointly": (2, {"directions": ALL, "scale": 3.0}),
     "both ways, jointly": (3, {"directions": SYMMETRIC, "scale": 3.0}),
     "both ways": (3, {"directions": SYMMETRIC, "partition_mode": "per_direction"}),

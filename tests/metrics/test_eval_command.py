@@ -194,3 +194,13 @@ def test_labels_of_text_files_of_others(tmp_path):
     for text, labels in (("\ufeff3\n4\n", [3, 4]), ("\n".join(large), large)):
         (tmp_path / "y.txt").write_text(text, encoding="utf-8")
         assert files.read_labels(tmp_path / "y.txt").tolist() == labels
+
+
+@pytest.mark.parametrize("names", [["1_23", "12_3", "4_56", "45_6"], ["01", "1", "2", "02"]])
+def test_words_that_python_reads_as_numbers_are_words(names, tmp_path):
+    """Labels that Python takes for the same number are of different classes."""
+    file = tmp_path / "labels.txt"
+    file.write_text("\n".join(names * 2) + "\n")
+    assert files.read_labels(file).tolist() == names * 2
+    file.write_text("1\n-2\n1\n")
+    assert files.read_labels(file).dtype == np.int64

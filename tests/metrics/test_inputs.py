@@ -251,3 +251,13 @@ def test_progress_is_reported():
     seen = []
     M.evaluate(X, Y, metrics="map", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60, 60) and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_marks_of_a_gallery_that_is_the_queries(kind):
+    x = torch.randn(8, 4)
+    rows = [[1, 0], [0, 1]]
+    one, other = (np.array(r * 2, bool) for r in (rows * 2, [*rows[::-1], *rows]))
+    assert dict(M.evaluate(x, kind(one), x, kind(one))) == dict(M.evaluate(x, kind(one)))
+    with pytest.raises(ValueError, match="ref_labels: expected the labels"):
+        M.evaluate(x, kind(one), x, kind(other))

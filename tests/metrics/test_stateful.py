@@ -98,10 +98,11 @@ def test_gallery_storage_and_prefix(retrieval_metrics):
 
 
 def test_what_was_shown_may_change_afterwards(retrieval_metrics):
-    metric, x = retrieval_metrics(**ASKED), X.clone().requires_grad_()
-    metric.update(x, Y)
+    metric, x, y = retrieval_metrics(**ASKED), X.clone().requires_grad_(), Y.clone()
+    metric.update(x, y)
     with torch.no_grad():
         x.zero_()
+    y.zero_()
     assert values(metric.compute()) == TRUE
 
 
@@ -122,6 +123,7 @@ def test_copies_and_moves(retrieval_metrics):
         (lambda m: m(similarity="l2"), "similarity: expected one of"),
         (lambda m: m(storage=torch.int8), "storage: expected a floating point type"),
         (lambda m: m().update(X, Y[:3]), "labels: expected 50 integers"),
+        (lambda m: m().update(X, ["a"] * 50), "labels: expected integers"),
         (lambda m: m().update(X[0], Y), "embeddings: expected a non-empty"),
         (lambda m: m().update(X, Y, is_query=True), "is_query: expected exactly with gallery=True"),
         (lambda m: m(gallery=True).update(X, Y), "is_query: expected exactly with gallery=True"),

@@ -77,6 +77,7 @@ class Contrast(Described):
     name = "contrast"
     provenance = "sentence-transformers"
     learnable = (10.0,)
+    derived = ("sign",)
 
     part: Literal["loss", "level"] = "loss"
     below: bool = False
@@ -100,6 +101,7 @@ class Contrast(Described):
             cls(guided=True, weighted=True, outside=True, hardness=0.5, prior=0.1),
             cls(outside=True, columns_weight=0.5),
             cls("level", below=True, decoupled=True),
+            cls(outside=True, columns_weight=0.5, similarity="distance"),
         ]
 
     @property
@@ -154,9 +156,8 @@ class Contrast(Described):
         return LogSumExp(self.metric.sign, learnable_scale=True, similarity=self.similarity)
 
     def row(self, p: Row) -> Any:
-        sign = self.metric.sign
         scale = p.scalar(0)
-        z = sign * scale * p.s
+        z = self.sign * scale * p.s
         kept = self._kept(p)
         if self.part == "level":
             return maximum(log_sum_exp(self._weighed(p, z), where=kept), NOTHING)
@@ -192,7 +193,7 @@ class Contrast(Described):
         """The negatives that count."""
         kept = p.negative
         if self.below:
-            kept = kept & (self.metric.sign * p.s <= self._of_row(p, "limit"))
+            kept = kept & (self.sign * p.s <= self._of_row(p, "limit"))
         if self.guided:
             kept = kept & (p.teacher <= self._of_row(p, "guide limit"))
         if self.identified:
