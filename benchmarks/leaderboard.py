@@ -226,8 +226,9 @@ def longer(work: Work, chosen: list[str]) -> None:
 def trials(work: Work, chosen: list[str]) -> None:
     """Whether what is said to keep a loss low does."""
     known, task = entries(), _task(work, LONGER_TASK)
+    low = report.low(work.read("leaderboard"), LONGER_TASK)
     there = {(r["entry"], r["changed"]) for r in work.read("leaderboard-trials")}
-    pairs = [(e, changed) for e in chosen if e in TRIALS for changed in (False, True)]
+    pairs = [(e, changed) for e in chosen if e in TRIALS and e in low for changed in (False, True)]
     jobs = [(f"{e}, changed" if c else e, work.steps, e, c) for e, c in pairs if (e, c) not in there]
     with work.each("trials", work.mine(jobs)) as going:
         for (entry, changed), tick in going:

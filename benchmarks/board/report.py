@@ -151,14 +151,19 @@ def _facts(order: list[str], good: dict[str, list[Record]]) -> list[str]:
     if losses:
         best, worst = (100 * _mean(good[e], "recall@1") for e in (losses[0], losses[-1]))
         lines.append(f"Best and worst loss differ by {best - worst:.1f} points of Recall@1.")
-    spreads = {}
+    spreads, apart = {}, 0.0
     for entry in order:
         values = [100 * r["recall@1"] for r in good[entry]]
         if len(values) > 1:
             spreads[entry] = max(values) - min(values)
+            mean = statistics.mean(values)
+            apart = max(apart, *(abs(v - mean) for v in values))
     if spreads:
         wide = max(spreads, key=spreads.__getitem__)
-        lines.append(f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}).")
+        lines.append(
+            f"Seeds of one entry differ by at most {spreads[wide]:.1f} points ({wide}), and from their mean "
+            f"by at most {apart:.1f}."
+        )
         near = sum(spread < NEAR for spread in spreads.values())
         lines.append(f"Those of {near} of {len(spreads)} entries differ by less than {NEAR} points.")
     if single := len(order) - len(spreads):
