@@ -460,9 +460,9 @@ def test_recall_with_mixtures(backend):
 
     same(found, with_gradient(by_hand, x), 1e-9)
     assert loss.eval()(x, y) == losses.RecallAtKLoss(backend=backend)(x, y)
-    for arguments in ({"similarity": "dot"}, {"similarity": "distance"}):
-        with pytest.raises(ValueError, match=r"^similarity: expected 'cosine' with simix"):
-            losses.RecallAtKLoss(simix=True, **arguments)
+    for similarity, expected in (("dot", "'cosine' with simix"), ("distance", "'cosine' or 'dot'")):
+        with pytest.raises(ValueError, match=f"^similarity: expected {expected}"):
+            losses.RecallAtKLoss(simix=True, similarity=similarity)
 
 
 RANKS = ["smooth_ap", "sup_ap", "recall_at_k", "fast_ap", "soft_bin_ap", "auc", "triplet_margin", "pnp"]
