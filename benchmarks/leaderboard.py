@@ -229,8 +229,9 @@ def trials(work: Work, chosen: list[str]) -> None:
     low = report.low(work.read("leaderboard"), LONGER_TASK)
     there = {(r["entry"], r["changed"]) for r in work.read("leaderboard-trials")}
     pairs = [(e, changed) for e in chosen if e in TRIALS and e in low for changed in (False, True)]
-    jobs = [(f"{e}, changed" if c else e, work.steps, e, c) for e, c in pairs if (e, c) not in there]
-    with work.each("trials", work.mine(jobs)) as going:
+    missing = [pair for pair in work.mine(pairs) if pair not in there]
+    jobs = [(f"{e}, changed" if c else e, work.steps, e, c) for e, c in missing]
+    with work.each("trials", jobs) as going:
         for (entry, changed), tick in going:
             budget = _budget(work, LONGER_TASK, _rates(work, entry))
             plan = known[entry][1](task, budget, TUNING_SEED)
