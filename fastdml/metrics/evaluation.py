@@ -14,7 +14,7 @@ from .definitions import Asked, Ranking
 from .pairs import PairCounts, PairTally
 from .problem import Problem
 from .problem import problem as make_problem
-from .relevance import Relation
+from .relevance import Relation, members
 from .relevance import relation as make_relation
 from .result import Evaluation
 from .sweep import BLOCK_BYTES, Found, Progress, Wanted, right_scores, sweep
@@ -118,19 +118,16 @@ def _setup(
 def _same(ref_labels: Any, labels: Any, problem: Problem) -> bool:
     if ref_labels is labels:
         return True
-    if inputs.is_sets(ref_labels) or inputs.is_sets(labels):
-        return _sets(ref_labels) == _sets(labels)
     count = len(problem.queries)
+    if inputs.is_sets(ref_labels) or inputs.is_sets(labels):
+        return _sets(ref_labels, count, "ref_labels") == _sets(labels, count, "labels")
     theirs = inputs.labels(ref_labels, count, "ref_labels")
     return bool(np.array_equal(theirs, inputs.labels(labels, count, "labels")))
 
 
-def _sets(labels: Any) -> list[set]:
-    """Labels of rows, which a matrix marks."""
-    if getattr(labels, "ndim", 1) != 2:
-        return list(map(set, labels))
-    marks = labels if isinstance(labels, np.ndarray) else labels.cpu().numpy()
-    return [set(np.flatnonzero(row).tolist()) for row in marks]
+def _sets(labels: Any, count: int, name: str) -> list[set]:
+    start, found = members(labels, count, name)
+    return [set(row.tolist()) for row in np.split(found, start[1:-1])]
 
 
 def run(

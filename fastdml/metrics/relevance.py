@@ -233,10 +233,10 @@ def relation(
 def _of_sets(
     labels: Any, gallery_labels: Any, queries: int, candidates: int, own: np.ndarray
 ) -> SharedLabels:
-    mine = _members(labels, queries, "labels")
+    mine = members(labels, queries, "labels")
     theirs = mine
     if gallery_labels is not None:
-        theirs = _members(gallery_labels, candidates, "ref_labels")
+        theirs = members(gallery_labels, candidates, "ref_labels")
     if (mine[1].dtype.kind in "US") != (theirs[1].dtype.kind in "US"):
         raise ValueError("ref_labels: expected sets of the type of those in labels")
     classes, numbers = np.unique(np.concatenate([mine[1], theirs[1]]), return_inverse=True)
@@ -246,7 +246,7 @@ def _of_sets(
     )
 
 
-def _members(values: Any, count: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+def members(values: Any, count: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Sets of labels as (start ``[count + 1]``, members), each member once."""
     if len(values) != count:
         raise ValueError(f"{name}: expected {count} sets of labels, got {len(values)}")

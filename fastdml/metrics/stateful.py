@@ -92,7 +92,7 @@ class RetrievalMetrics(Metric):
             return
         given = inputs.embeddings(embeddings, "embeddings")
         numbers = inputs.labels(labels, len(given), "labels")
-        if numbers.dtype.kind not in "iub":
+        if numbers.dtype.kind != "i":
             raise ValueError(f"labels: expected integers, got {numbers.dtype}")
         found = torch.from_numpy(numbers)
         if (is_query is not None) != self.gallery:
