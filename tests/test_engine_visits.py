@@ -8,7 +8,10 @@ from conftest import BACKENDS, ISAS, needs_compiled
 import fastdml
 from fastdml import functional as F
 from fastdml.engine import library, schedule
+from fastdml.engine.autograd import evaluate
+from fastdml.engine.call import Call
 from fastdml.losses.presweeps import LogSumExp
+from fastdml.losses.proxy.expected_softmax import ExpectedSoftmax
 
 ROWS, COLUMNS, DIM = 301, 301, 5
 BLOCKS = [b for b in BACKENDS if b != "dense"]
@@ -46,6 +49,28 @@ def test_second_visit_begins_where_the_first_ends(products, loss, visits, backen
     loss(x, y, backend=backend).backward()
     assert len(products) > 2 * visits and min(products) < max(products)  # the last block is short
     assert sum(products) == visits * ROWS - (visits - 1) * min(products)
+
+
+@pytest.mark.parametrize("backend", BLOCKS)
+@pytest.mark.parametrize("draws", [1, 7, 43])
+def test_groups_are_visited_twice_in_their_block(products, draws, backend):
+    """Products are made once, no group of rows is cut in two, and nothing else changes."""
+    g = torch.Generator().manual_seed(draws)
+    x, c = (torch.randn(301, DIM, generator=g).double().requires_grad_() for _ in range(2))
+    bias = torch.randn(1, COLUMNS, generator=g).double().requires_grad_()
+    y = torch.arange(301) // draws % COLUMNS
+    fastdml.set_workspace(64 << 10)
+    found = {}
+    for name in ("dense", backend):
+        call = Call(
+            ExpectedSoftmax(draws), x, c, y, torch.arange(COLUMNS), col_values=bias, backend=name, weight=0.5
+        )
+        value = evaluate(call)
+        found[name] = value, *torch.autograd.grad(value, (x, c, bias))
+    for mine, theirs in zip(found[backend], found["dense"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    assert len(products) > 2 and sum(products) == 301
+    assert all(n % draws == 0 for n in products)
 
 
 @pytest.mark.parametrize("backend", BLOCKS)

@@ -66,6 +66,7 @@ class Ring:
     """Runs a rank's rows against the columns of all ranks (`engine.executors.Executor`)."""
 
     name = "ring"
+    by_blocks = False
 
     def __init__(self, ranks: Ranks, columns: Columns) -> None:
         self.ranks, self.columns = ranks, columns

@@ -35,6 +35,7 @@ class _Merged:
     (`engine.executors.Executor`)."""
 
     name = "shards"
+    by_blocks = False
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks

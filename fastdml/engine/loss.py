@@ -94,7 +94,8 @@ class RowLoss:
     1. a sum of row losses (most): `spec` returns [R].
     2. a function of sums over all rows (normalisers that count active pairs, a softmax over all
        pairs): `outputs` > 1, `spec` returns [R, outputs], and `combine` makes the loss of all rows'
-       outputs. The matrix is then visited twice: for the outputs, and for the weights.
+       outputs. The matrix is then visited twice: for the outputs, and for the weights; block by block
+       where the loss is `grouped`.
     3. a mean over things that rows count: `counted`, `spec` returns [R, 2], in one visit.
     4. rows that need a statistic of the other row of a pair: `presweep` describes it.
     """
@@ -114,6 +115,9 @@ class RowLoss:
     learnable: ClassVar[tuple[float, ...]] = ()
     # Values a row returns. More than one: the loss is `combine` of all rows' values.
     outputs: ClassVar[int] = 1
+    # True: `combine` is the mean of a function of `rows_together` rows in turn: a block of rows then has its
+    # second visit right after its first, and its products are made once.
+    grouped: ClassVar[bool] = False
     # True: a row's outputs are a loss and the number of things it sums (a constant for the gradient);
     # the mean divides by the sum of those numbers instead of the number of rows.
     counted: ClassVar[bool] = False
@@ -161,7 +165,8 @@ class RowLoss:
 
     @property
     def rows_together(self) -> int:
-        """Consecutive rows that the spec must see in one block: several proxies of one class."""
+        """Consecutive rows that the spec must see in one block: several proxies of one class; or that
+        `combine` reads together (`grouped`)."""
         return 1
 
     @property

@@ -16,6 +16,7 @@ from . import crossover, dispatch, library
 from .call import LEAVES, Call, read, statistic_type
 from .executors import Executor, Result, Wanted
 from .problem import Problem
+from .relation import LabelRelation
 
 GRADIENTS = tuple(f"d_{name}" for name in LEAVES)
 
@@ -97,8 +98,15 @@ def _compiled_sums(outputs: Tensor) -> bool:
 def _of_all_rows(
     problem: Problem, executor: Executor, reduction: str, wanted: Wanted
 ) -> tuple[Tensor, Result]:
-    """Two visits: the rows' outputs, then their weights in what `combine` makes of them."""
-    result, whole = _ran(problem, executor, Wanted()), problem.whole
+    """Two visits, of the matrix or of each block: the rows' outputs, then their weights in what `combine`
+    makes of them."""
+    whole = problem.whole
+    # (Of a list of pairs an executor makes rows of its own.)
+    by_blocks = executor.by_blocks and isinstance(problem.relation, LabelRelation)
+    if problem.loss.grouped and wanted and by_blocks and whole is None:
+        result = _ran(problem, executor, wanted._replace(grouped=True))
+        return problem.loss.combine(result.outputs, reduction), result
+    result = _ran(problem, executor, Wanted())
     found = result.outputs.detach()
     with torch.enable_grad():
         outputs = (found if whole is None else whole.joined(found)).requires_grad_()

@@ -18,12 +18,14 @@ into one place, so the result does not depend on timing.
 Losses that visit the matrix twice, the first time for the rows' outputs only, begin the second visit with
 the block that the first has left in the workspace, and go backwards: its product is saved. Where rows and
 columns differ, statistics of the columns are gathered from blocks of rows too, if the executor's step can;
-else the first visit is of the columns against the rows, and leaves nothing for the second.
+else the first visit is of the columns against the rows, and leaves nothing for the second. Where groups of
+rows are combined each by itself, a block has both visits before the next one is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -145,7 +147,10 @@ class ColumnSums(Protocol):
 
 class Wanted(NamedTuple):
     """Which derivatives are wanted, whether the rows' losses are only added up, and whether nobody reads what
-    rows return (known: a visit before has it): an executor that need not find it leaves anything there."""
+    rows return (known: a visit before has it): an executor that need not find it leaves anything there.
+
+    grouped: the rows' weights are those of a `grouped` loss, which an executor `by_blocks` finds as it goes.
+    """
 
     anchors: bool = False
     candidates: bool = False
@@ -154,6 +159,7 @@ class Wanted(NamedTuple):
     col_values: bool = False
     total: bool = False
     known: bool = False
+    grouped: bool = False
 
     def __bool__(self) -> bool:
         return self.anchors or self.candidates or self.scalars or self.row_values or self.col_values
@@ -168,7 +174,11 @@ def block_rows(problem: Problem, step: Step) -> int:
     limit = block_limit(problem.device_type, n, per_pair, revisited)
     rows = rows_within(limit, n, per_pair, m)
     together = problem.loss.rows_together
-    return rows if rows == m else max(together, rows - rows % together)
+    if rows == m:
+        return rows
+    full = math.lcm(together, 16)  # see `rows_within`
+    unit = full if rows >= full else together
+    return max(together, rows - rows % unit)
 
 
 def _block(name: str, rows: int, columns: int, like: Tensor) -> Tensor:
@@ -291,6 +301,10 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
                 problem.teacher_problem.similarities(start, stop, t)
         weights = None if held_weights is None else held_weights[: stop - start]
         similarities = reused is not None and not reused.products
+        if wanted.grouped:
+            step(Visit(problem, s, start, out, False, t, None, similarities))
+            similarities = True
+            problem.weigh_groups(out.outputs, start, stop)
         g = step(Visit(problem, s, start, out, bool(wanted), t, weights, similarities))
         if weights is not None and g is not weights:
             g = weights.copy_(g)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import functional, row_loss
 from ..engine import check
+from ..engine.autograd import evaluate
+from ..engine.call import Call
+from ..losses.proxy.expected_softmax import ExpectedSoftmax
 from . import von_mises_fisher as vmf
 from .classes import class_sums
 from .directions import direction_and_length
@@ -21,6 +24,7 @@ from .draws import Draws
 METRICS = ("el-nivmf", "nivmf", "el-vmf", "b-vmf", "kl-vmf", "l2", "cos")
 _SMALLEST = 0.1  # concentration of a class
 _AT_ONCE = 1 << 20  # pairs of a block, where a similarity is not a product
+_IN_CACHE = 2048  # classes
 
 
 class NonIsotropicVMFLoss(nn.Module):
@@ -184,17 +188,18 @@ class NonIsotropicVMFLoss(nn.Module):
         """[C] a of |K v| and the sum of log K, in float64, as it is divided by a small temperature."""
         return self._log_c(length).double() + log_k - length.double().log()
 
-    def _softmax(
-        self, rows: Tensor, columns: Tensor, bias: Tensor | None, labels: Tensor, reduction: str
-    ) -> Tensor:
-        """Cross-entropy of (rows . columns + bias) / temperature. bias [C]: only its differences count,
-        so its mean is taken out before it is scaled and rounded."""
-        tau = self.temperature.to(rows.dtype)
-        if bias is not None:
-            bias = ((bias - bias.detach().mean()) / tau).to(rows.dtype)
-        return functional.smoothed_cross_entropy(
-            rows / tau, labels, columns, bias, smoothing=0.0, reduction=reduction
-        )
+    def _bias(self, height: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(height / temperature [C], temperature). Only differences of heights count, so that their mean is
+        taken out before they are scaled and rounded."""
+        tau = self.temperature.to(dtype)
+        return ((height - height.detach().mean()) / tau).to(dtype), tau
+
+    def _softmax(self, rows: Tensor, columns: Tensor, height: Tensor | None, labels: Tensor) -> Tensor:
+        """Cross-entropy of (rows . columns + height) / temperature, height [C]."""
+        bias, tau = None, self.temperature.to(rows.dtype)
+        if height is not None:
+            bias, tau = self._bias(height, rows.dtype)
+        return functional.smoothed_cross_entropy(rows / tau, labels, columns, bias, smoothing=0.0)
 
     def _expected(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
         generator = self.draws.next(mean.device)
@@ -206,22 +211,24 @@ class NonIsotropicVMFLoss(nn.Module):
             gradient=self.gradient,
             variant=self.variant,
         ).flatten(0, 1)
-        repeated = labels.repeat_interleave(self.samples)
         if self.density == "paper":
             directions, wide = self._classes(mean)
             height = self._height(*_length_and_log(directions, wide))
             return self._by_blocks(_density, z, (directions, wide), height, labels, self.samples)
-        columns, own, length, log_k = _ClassTerms.apply(
-            self.proxies.to(z.dtype), self.concentrations.to(z.dtype), repeated
+        columns, length, log_k = _ClassTerms.apply(
+            self.proxies.to(z.dtype), self.concentrations.to(z.dtype)
         )
-        height = self._height(length, log_k)
-        single = self._softmax(z, columns, height, repeated, "none")
-        # log sum_c exp(sigma_tc), from the cross-entropy and the target's sigma.
-        bias = (height - height.detach().mean()).to(z.dtype)
-        tau = self.temperature.to(z.dtype)
-        target = ((z * own).sum(1) + bias[repeated]) / tau
-        every, target = ((t.view(-1, self.samples)) for t in (single + target, target))
-        return (every.logsumexp(1) - target.logsumexp(1)).mean()
+        bias, tau = self._bias(self._height(length, log_k), z.dtype)
+        return evaluate(
+            Call(
+                ExpectedSoftmax(self.samples),
+                z / tau,
+                columns,
+                anchor_labels=labels.repeat_interleave(self.samples),
+                candidate_labels=torch.arange(self.num_classes, device=labels.device),
+                col_values=bias[None],
+            )
+        )
 
     def _at_point(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
         directions, wide = self._classes(mean)
@@ -246,20 +253,18 @@ class NonIsotropicVMFLoss(nn.Module):
         directions, wide = self._classes(mean)
         height = self._log_c(wide).double()
         if self.variant == "released":
-            return self._softmax(-mean, wide[:, None] * directions, -height, labels, "mean")
+            return self._softmax(-mean, wide[:, None] * directions, -height, labels)
         certain = vmf.mean_cosine(kappa, self.embedding_size)[:, None]
-        return self._softmax(certain * mean, wide[:, None] * directions, height, labels, "mean")
+        return self._softmax(certain * mean, wide[:, None] * directions, height, labels)
 
     def _euclidean(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
         directions, wide = self._classes(mean)
         rows = 2 * kappa[:, None] * mean
-        return self._softmax(
-            rows, wide[:, None] * directions, -wide.double().square(), labels, "mean"
-        )
+        return self._softmax(rows, wide[:, None] * directions, -wide.double().square(), labels)
 
     def _cosine(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
         directions = F.normalize(self.proxies.to(mean.dtype))
-        return self._softmax(mean, directions, None, labels, "mean")
+        return self._softmax(mean, directions, None, labels)
 
     def _by_blocks(
         self,
@@ -296,41 +301,48 @@ class NonIsotropicVMFLoss(nn.Module):
 
 
 class _ClassTerms(torch.autograd.Function):
-    """(K v [C, D], those of labels [N, D], |K v| [C], sum of log K [C] in float64) of proxies and
-    concentrations [C, D].
+    """(K v [C, D], |K v| [C], sum of log K [C] in float64) of proxies and concentrations [C, D].
 
-    By hand, because with many classes the two dozen passes over [C, D] that autograd would make take as
-    long as a product.
+    By hand, and some classes at a time: with many classes the two dozen passes over [C, D] that autograd
+    would make, most into memory that the system must find first, take as long as a product.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, proxies: Tensor, concentrations: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = concentrations.clamp(min=_SMALLEST)
-        scale = proxies.norm(dim=1, keepdim=True).clamp(min=1e-12).reciprocal()
-        columns = torch.mul(wide, proxies).mul_(scale)
-        length = columns.norm(dim=1)
-        ctx.save_for_backward(proxies, concentrations, scale, length, labels)
-        # (Block by block, as torch makes a copy in float64 first.)
-        logs = [part.sum(1, dtype=torch.float64) for part in wide.log_().split(1024)]
-        return columns, columns.index_select(0, labels), length, torch.cat(logs)
+    def forward(ctx: Any, proxies: Tensor, concentrations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        columns, scale = torch.empty_like(proxies), proxies.new_empty(len(proxies), 1)
+        length, logs = proxies.new_empty(len(proxies)), proxies.new_empty(len(proxies), dtype=torch.float64)
+        for v, k, kv, inverse, size, log in _some(proxies, concentrations, columns, scale, length, logs):
+            wide = k.clamp(min=_SMALLEST)
+            torch.reciprocal(v.norm(dim=1, keepdim=True).clamp_(min=1e-12), out=inverse)
+            torch.mul(wide, v, out=kv).mul_(inverse)
+            size.copy_(kv.norm(dim=1))
+            log.copy_(wide.log_().sum(1, dtype=torch.float64))
+        ctx.save_for_backward(proxies, concentrations, scale, length)
+        return columns, length, logs
 
     @staticmethod
     def backward(
-        ctx: Any, upstream: Tensor, of_own: Tensor, of_length: Tensor, of_log: Tensor
-    ) -> tuple[Tensor, Tensor, None]:
-        proxies, concentrations, scale, length, labels = ctx.saved_tensors
-        wide = concentrations.clamp(min=_SMALLEST)
+        ctx: Any, upstream: Tensor, of_length: Tensor, of_log: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        proxies, concentrations, scale, length = ctx.saved_tensors
+        d_proxies, d_concentrations = torch.empty_like(proxies), torch.empty_like(proxies)
         # Of K v: what comes from above, and through |K v| a multiple of K v itself.
         radial = scale * (of_length / length)[:, None]
-        through = torch.mul(wide, proxies).mul_(radial).add_(upstream).index_add_(0, labels, of_own)
-        d_wide = torch.mul(through, proxies).mul_(scale)
-        along = torch.einsum("cd,cd->c", d_wide, wide)[:, None].mul_(scale.square())
-        d_wide.addcdiv_(of_log.to(wide.dtype)[:, None].expand_as(wide), wide)
-        d_wide.masked_fill_(concentrations < _SMALLEST, 0)
-        d_proxies = through.mul_(wide).mul_(scale)
-        return d_proxies.addcmul_(proxies, along, value=-1), d_wide, None
+        by_log = of_log.to(proxies.dtype)[:, None]
+        parts = (proxies, concentrations, scale, radial, by_log, upstream, d_proxies, d_concentrations)
+        for v, k, inverse, multiple, per_log, given, through, d_wide in _some(*parts):
+            wide = k.clamp(min=_SMALLEST)
+            torch.mul(wide, v, out=through).mul_(multiple).add_(given)
+            torch.mul(through, v, out=d_wide).mul_(inverse)
+            along = torch.linalg.vecdot(d_wide, wide)[:, None].mul_(inverse.square())
+            d_wide.addcdiv_(per_log.expand_as(wide), wide).masked_fill_(k < _SMALLEST, 0)
+            through.mul_(wide).mul_(inverse).addcmul_(v, along, value=-1)
+        return d_proxies, d_concentrations
+
+
+def _some(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of tensors [C, ...] some classes at a time, whose passes find each other's results in the cache."""
+    return zip(*(t.split(_IN_CACHE) for t in tensors))
 
 
 def _length_and_log(directions: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:

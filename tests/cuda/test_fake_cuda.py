@@ -145,9 +145,8 @@ def run(monkeypatch):
                 problem = Problem.of(given.call(description, ""))
                 if EXECUTORS[executor].refuses(problem) is not None:
                     return None
-                found = EXECUTORS[executor].run(
-                    problem, Wanted(*(True for _ in Wanted._fields))
-                )
+                everything = Wanted(*(True for _ in Wanted._fields))._replace(grouped=False)
+                found = EXECUTORS[executor].run(problem, everything)
         made = [getattr(found, f.name) for f in dataclasses.fields(found)]
         assert all(x.device == OTHER for x in made if isinstance(x, torch.Tensor))
         return found

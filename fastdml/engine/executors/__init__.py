@@ -11,7 +11,10 @@ __all__ = ["Executor", "Result", "Wanted"]
 
 
 class Executor(Protocol):
+    """by_blocks: whether `schedule.run` does what it does, but for lists of pairs."""
+
     name: str
+    by_blocks: bool
 
     def refuses(self, problem: Problem) -> str | None:
         """Why this executor cannot run the problem, or None."""

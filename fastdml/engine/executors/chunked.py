@@ -16,6 +16,7 @@ from . import Result, Wanted
 
 class Chunked:
     name = "chunked"
+    by_blocks = True
 
     def refuses(self, problem: Problem) -> str | None:
         return None

@@ -41,6 +41,7 @@ def outputs_of(
 
 class Dense:
     name = "dense"
+    by_blocks = False
 
     def refuses(self, problem: Problem) -> str | None:
         return None

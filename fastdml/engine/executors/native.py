@@ -18,6 +18,7 @@ from .one_block import functor_of
 
 class Native:
     name = "native"
+    by_blocks = True
 
     @property
     def kernel(self) -> Callable[..., None]:
@@ -61,7 +62,8 @@ class Native:
         return self._of_labels(problem, wanted)
 
     def _of_labels(self, problem: Problem, wanted: Wanted) -> Result:
-        if one_block.takes(problem) and not (wanted.col_values and problem.loss.column_slopes):
+        small = not wanted.grouped and one_block.takes(problem)
+        if small and not (wanted.col_values and problem.loss.column_slopes):
             schedule.presweep(problem, lambda swept: self._of_labels(swept, Wanted()).outputs)
             found = one_block.run(problem, wanted)
             if found is None:

@@ -47,6 +47,7 @@ _MASKS = 8
 
 class Symmetric:
     name = "symmetric"
+    by_blocks = False
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.loss.only_in_torch is not None:

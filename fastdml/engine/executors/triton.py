@@ -30,6 +30,7 @@ _METRICS = ("cosine", "dot", "distance", "squared_distance", "raw_distance", "ra
 
 class Triton:
     name = "triton"
+    by_blocks = False
 
     def refuses(self, problem: Problem) -> str | None:
         if problem.loss.only_in_torch is not None:
