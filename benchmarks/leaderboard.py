@@ -6,7 +6,8 @@ Stages, each resumable: what is in the output folder is not done again, and afte
 begins. With `--part 1/2` and `--part 2/2` two processes share the work.
 
 tune    learning rates of every entry by coordinate descent (fastdml.methods.balance_search), by MAP@R of the
-        validation classes of the icons, with a quarter of the steps and a seed of its own
+        validation classes of the icons, with a quarter of the steps and a seed of its own; where the lowest
+        rate is the best, the search goes on below it
 starts  what the network that all begin from finds
 runs    every entry, three seeds, both sets of images
 longer  the losses that stay low on the icons, with four times the steps
@@ -56,6 +57,10 @@ SEEN = 65_536  # images that a run of `sizes` sees
 LONGER, LONGER_TASK = 4, "icons"
 # What is chosen there serves the other images as well.
 TUNING_TASK, TUNING_SEED, TUNING_STEPS = "icons", 100, 80
+STEP_OF_RATES = 10**0.5
+TRIED, TRIED_FURTHER = 4, 8
+SPACE = {"rate": Coordinate(3e-3, 3e-4, 3e-2), "proxy_rate": Coordinate(10, 0.1, 1000)}
+LOWER = {"rate": 3e-5, "proxy_rate": 0.1}
 
 Record = dict[str, Any]
 
@@ -143,14 +148,15 @@ def _tuning_file(work: Work, entry: str) -> Path:
     return work.output / "tuning" / f"{safe}.jsonl"
 
 
+def _tried(work: Work, entry: str) -> list[Record]:
+    path = _tuning_file(work, entry)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _rates(work: Work, entry: str) -> dict[str, float]:
     """The best of what tuning saw; nothing: the defaults."""
-    path = _tuning_file(work, entry)
-    if not path.exists():
-        return {}
-    trials = [json.loads(line) for line in path.read_text().splitlines()]
-    best = max(trials, key=lambda t: t["score"])
-    return best["setting"] if best["score"] > -math.inf else {}
+    best = max(_tried(work, entry), key=lambda t: t["score"], default=None)
+    return best["setting"] if best and best["score"] > -math.inf else {}
 
 
 def tune(work: Work, chosen: list[str]) -> None:
@@ -174,19 +180,26 @@ def tune(work: Work, chosen: list[str]) -> None:
                 return plan.validation()
 
             probe = plan_of(task, _budget(work, TUNING_TASK, {}, steps=steps), TUNING_SEED)
-            space = {"rate": Coordinate(3e-3, 3e-4, 3e-2)}
-            if any(True for part in probe.learnt for _ in part.parameters()):
-                space["proxy_rate"] = Coordinate(10, 0.1, 1000)
-            path = _tuning_file(work, entry)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            balance_search(
-                evaluate,
-                space,
-                budget=2 if work.quick else 4,
-                seeds=(TUNING_SEED,),
-                ratios=(10**0.5,),
-                cache=path,
-            )
+            space = dict(SPACE)
+            if not any(True for part in probe.learnt for _ in part.parameters()):
+                del space["proxy_rate"]
+            tried = _search(work, entry, space, 2 if work.quick else TRIED, evaluate)
+            best = _rates(work, entry)
+            if not work.quick and best and best["rate"] == min(t["setting"]["rate"] for t in tried):
+                lower = {k: dataclasses.replace(space[k], start=v, low=LOWER[k]) for k, v in best.items()}
+                _search(work, entry, lower, TRIED + TRIED_FURTHER, evaluate)
+
+
+def _search(
+    work: Work, entry: str, space: dict[str, Coordinate], upto: int, evaluate: Callable[..., float]
+) -> list[Record]:
+    """All that was tried of an entry, when it is as many settings or the search has ended."""
+    path = _tuning_file(work, entry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (left := upto - len(_tried(work, entry))) > 0:
+        seeds, ratios = (TUNING_SEED,), (STEP_OF_RATES,)
+        balance_search(evaluate, space, left, seeds=seeds, ratios=ratios, cache=path)
+    return _tried(work, entry)
 
 
 def starts(work: Work, tasks: list[str]) -> None:
@@ -313,6 +326,7 @@ def _settings(task: str, entry: str, seed: int, budget: Budget) -> Record:
         "pretraining": budget.pretraining,
         "rate": budget.rate,
         "proxy_rate": budget.proxy_rate,
+        "dtype": str(budget.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": report.commit(),

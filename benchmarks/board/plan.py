@@ -17,7 +17,7 @@ from fastdml.metrics import map_at_r
 from fastdml.samplers import MPerClassSampler
 
 from .data import Task
-from .networks import network, pretrained
+from .networks import network, network_type, pretrained
 
 D = EMBEDDING_SIZE
 
@@ -36,7 +36,7 @@ class Budget:
     rate: float = 3e-3
     proxy_rate: float = 10.0
     pretraining: int = 0
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype = dataclasses.field(default_factory=network_type)
     shared: Path = Path("leaderboard-output")
 
 

@@ -37,20 +37,20 @@ def commit() -> str:
 
 def write(work: Any, docs: Path) -> list[Path]:
     """leaderboard.md and its plots; only what there are results for."""
-    found, starts, longer, trials, sizes, costs = (
-        work.read(f"leaderboard{part}") for part in ("", "-starts", "-longer", "-trials", "-sizes", "-costs")
-    )
+    parts = ("", "-starts", "-longer", "-trials", "-sizes", "-costs", "-replaced")
+    found, starts, longer, trials, sizes, costs, replaced = (work.read(f"leaderboard{p}") for p in parts)
     docs.mkdir(parents=True, exist_ok=True)
     paths, text = [], _head(found, sizes)
+    timed = _alike(found + replaced)
     if work.quick:
         text.append("**A smoke run: these figures mean nothing.**\n")
     for task in dict.fromkeys(r["task"] for r in found):
-        own, begun = ([r for r in of if r["task"] == task] for of in (found, starts))
-        text += _task_section(task, own, begun)
+        own, begun, clocked = ([r for r in of if r["task"] == task] for of in (found, starts, timed))
+        text += _task_section(task, own, begun, clocked)
         text += _low_section(task, found, longer, trials)
     if found:
         paths.append(docs / "leaderboard-time.png")
-        _plot_time(found, paths[-1])
+        _plot_time(found, timed, paths[-1])
         text.append(f"![Recall@1 against time per step]({paths[-1].name})\n")
     if sizes:
         paths.append(docs / "leaderboard-batch.png")
@@ -61,12 +61,32 @@ def write(work: Any, docs: Path) -> list[Path]:
     return paths
 
 
+def _dtype(record: Record) -> str:
+    return record.get("dtype", "bfloat16")
+
+
+def _alike(records: list[Record]) -> list[Record]:
+    """Those whose times compare: of the network's type that most have."""
+    good = [r for r in records if "error" not in r]
+    usual = statistics.mode(map(_dtype, good)) if good else ""
+    return [r for r in good if _dtype(r) == usual]
+
+
 def _head(found: list[Record], sizes: list[Record]) -> list[str]:
     every = found + sizes
     some = every[0] if every else {}
     settings = ", ".join(
         f"{name} {'; '.join(f'{k} = {v}' for k, v in own.items())}" for name, own in SETTINGS.items()
     )
+    types = statistics.multimode(map(_dtype, found)) if found else ["?"]
+    others = sorted({r["entry"] for r in found if _dtype(r) != types[0]})
+    words = types[0]
+    if others:
+        other = ", ".join(set(map(_dtype, found)) - {types[0]})
+        words += (
+            f"; that of {', '.join(others)} in {other}, on a machine without it: what their steps take was "
+            "measured with the others"
+        )
     commits = ", ".join(sorted({r["commit"] for r in every})) or "?"
     return [
         "# Leaderboard\n",
@@ -74,12 +94,12 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
         f"Machine: {platform.processor() or platform.machine()}, processor time of "
         f"{some.get('threads', '?')} thread(s) a process; "
         f"Python {platform.python_version()}, torch {some.get('torch', '?')}, commit {commits}.\n",
-        "Every entry trains the same small network (four convolutions, 128 dimensions, in bfloat16) for the "
+        f"Every entry trains the same small network (four convolutions, 128 dimensions, in {words}) for the "
         "same number of steps and images a step, with AdamW, warmed up and annealed. All begin from one "
         "network that was trained before, as in practice: by normalised softmax, on 1,962 characters that "
         "are in no other part. Learning rates, and how much faster proxies move, were chosen entry by entry "
         "by MAP@R of validation classes of the icons (neither trained nor tested on), with a quarter of the "
-        "steps and another seed. Otherwise "
+        "steps and another seed: four settings, and eight more where the lowest rate was the best. Otherwise "
         f"settings are the library's defaults, but: {settings}. Losses over proxies see one or two images a "
         "class in a batch, others four. What a teacher knows was learnt before, with multi-similarity and "
         "the same budget, and is not counted. Images: 561 icons to train on, 624 to test on, six drawings "
@@ -111,8 +131,10 @@ def _by_entry(records: Iterable[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _task_section(task: str, records: list[Record], starts: list[Record]) -> list[str]:
-    good = _by_entry(r for r in records if "error" not in r)
+def _task_section(
+    task: str, records: list[Record], starts: list[Record], timed: list[Record]
+) -> list[str]:
+    clocked, good = _by_entry(timed), _by_entry(r for r in records if "error" not in r)
     order = sorted(good, key=lambda e: -_mean(good[e], "recall@1"))
     some = records[0]
     lines = [
@@ -126,15 +148,21 @@ def _task_section(task: str, records: list[Record], starts: list[Record]) -> lis
         lines.append(
             f"| {entry} | {own[0]['kind']} | "
             + " | ".join(_spread(own, key) for key, _ in METRICS)
-            + f" | {_mean(own, 'mean_step_ms'):.0f} | {_mean(own, 'objective_ms'):.1f} | "
-            f"{_mean(own, 'objective_mib'):.1f} | {own[0]['rate']:.2g} | {len(own)} |"
+            + f" | {_costs(clocked[entry])} | {own[0]['rate']:.2g} | {len(own)} |"
         )
     lines.append("")
     for entry, own in _by_entry(r for r in records if "error" in r).items():
         lines.append(f"- {entry}: {own[0]['error']} (seeds {[r['seed'] for r in own]})")
     if order:
         lines += _facts(order, good)
-    return [*lines, *_methods(good)]
+    return [*lines, *_methods(good, clocked)]
+
+
+def _costs(clocked: list[Record]) -> str:
+    if not clocked:
+        return " | ".join("–" * 3)
+    columns = (("mean_step_ms", ".0f"), ("objective_ms", ".1f"), ("objective_mib", ".1f"))
+    return " | ".join(format(_mean(clocked, key), form) for key, form in columns)
 
 
 def _begun(starts: list[Record]) -> str:
@@ -200,7 +228,7 @@ def _low_section(
     return [*lines, ""]
 
 
-def _methods(good: dict[str, list[Record]]) -> list[str]:
+def _methods(good: dict[str, list[Record]], clocked: dict[str, list[Record]]) -> list[str]:
     """Whether a method helps its host."""
     pairs = [(m, h) for m, h in HOSTS.items() if m in good and h in good]
     if not pairs:
@@ -214,24 +242,26 @@ def _methods(good: dict[str, list[Record]]) -> list[str]:
         gains = [100 * (_mean(mine, k) - _mean(theirs, k)) for k in ("recall@1", "map@r")]
         noise = max(100 * abs(r["map@r"] - _mean(g, "map@r")) for g in (mine, theirs) for r in g)
         helps = "yes" if gains[1] > noise else "no" if gains[1] < -noise else "within the seeds' spread"
-        slower = _mean(mine, "mean_step_ms") / _mean(theirs, "mean_step_ms")
-        lines.append(
-            f"| {method} | {host} | {gains[0]:+.1f} | {gains[1]:+.1f} | {slower:.2f} | {helps} |"
-        )
+        slower = "–"
+        if clocked[method] and clocked[host]:
+            slower = f"{_mean(clocked[method], 'mean_step_ms') / _mean(clocked[host], 'mean_step_ms'):.2f}"
+        lines.append(f"| {method} | {host} | {gains[0]:+.1f} | {gains[1]:+.1f} | {slower} | {helps} |")
     return [*lines, ""]
 
 
-def _plot_time(found: list[Record], path: Path) -> None:
+def _plot_time(found: list[Record], timed: list[Record], path: Path) -> None:
     Figure = require("matplotlib.figure").Figure
     tasks = list(dict.fromkeys(r["task"] for r in found))
     figure = Figure(figsize=(6.4 * len(tasks), 5.2), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for task, axis in zip(tasks, axes, strict=True):
         good = _by_entry(r for r in found if r["task"] == task and "error" not in r)
+        clocked = _by_entry(r for r in timed if r["task"] == task)
+        good = {e: own for e, own in good.items() if e in clocked}
         ranked = sorted(good, key=lambda e: -_mean(good[e], "recall@1"))
         for place, entry in enumerate(ranked):
             own = good[entry]
-            x, y = _mean(own, "mean_step_ms"), 100 * _mean(own, "recall@1")
+            x, y = _mean(clocked[entry], "mean_step_ms"), 100 * _mean(own, "recall@1")
             values = [100 * r["recall@1"] for r in own]
             axis.errorbar(
                 x,

@@ -32,7 +32,7 @@ class Fit:
 def fit(plan: Plan, tick: Tick = lambda step, loss: None) -> Fit:
     """Trains; AdamW, warmed up and annealed. tick(step, loss) is told of every step.
 
-    In bfloat16 the network takes half the time; the objective is float32's in any case.
+    The objective is float32's, whatever the network's type.
 
     Raises:
         RuntimeError: the loss is not finite.

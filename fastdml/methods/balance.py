@@ -37,7 +37,7 @@ class Coordinate:
             raise ValueError(
                 f"start: expected a number from {self.low:g} to {self.high:g}, got {self.start:g}"
             )
-        if not self.low <= self.first <= self.high:
+        if self.power_of_two and not self.low <= self.first <= self.high:
             raise ValueError(f"low, high: expected a power of two from {self.low:g} to {self.high:g}")
 
     @property

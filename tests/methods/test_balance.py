@@ -78,6 +78,8 @@ def test_refuses():
         Coordinate(1, 2, 4)
     with pytest.raises(ValueError, match="low: expected a positive number"):
         Coordinate(1, 0, 4)
+    third = 1 / 3  # which six digits do not hold
+    assert balance_search(Bowl(), {**SPACE, "balance": Coordinate(third, third, 1)}, 1).trials
     with pytest.raises(ValueError, match="space: expected"):
         balance_search(Bowl(), {}, 3)
 

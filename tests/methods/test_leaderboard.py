@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import math
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fastdml import losses
 sys.path.insert(0, str(ROOT / "benchmarks"))
 data = importlib.import_module("board.data")
 entries = importlib.import_module("board.entries")
+leaderboard = importlib.import_module("leaderboard")
 plan = importlib.import_module("board.plan")
 report = importlib.import_module("board.report")
 run = importlib.import_module("board.run")
@@ -71,6 +74,28 @@ def test_what_is_trained_before_is_where_all_begin(tmp_path):
     assert torch.equal(half["features.0.0.weight"], one["features.0.0.weight"])
 
 
+@pytest.mark.parametrize("best, tried", [(1e-4, 6), (2e-3, 3), (1.0, 4)])
+def test_the_search_goes_on_where_the_lowest_rate_is_the_best(best, tried, tmp_path, monkeypatch):
+    class Planned:
+        learnt = ()
+
+        def __init__(self, task, budget, seed):
+            self.rate = budget.rate
+
+        def validation(self):
+            return -abs(math.log(self.rate / best))
+
+    monkeypatch.setattr(leaderboard, "entries", lambda: {"some": ("pairs", Planned)})
+    monkeypatch.setattr(leaderboard, "fit", lambda plan, tick: None)
+    for _ in range(2):  # what was tried is not tried again
+        work = leaderboard.Work(tmp_path, math.inf, (1, 1), False)
+        work.bars = Mock()
+        leaderboard.tune(work, ["some"])
+        rates = [t["setting"]["rate"] for t in leaderboard._tried(work, "some")]
+        assert len(set(rates)) == len(rates) == tried
+        assert abs(math.log10(leaderboard._rates(work, "some")["rate"] / min(best, 0.03))) <= 0.25
+
+
 @pytest.mark.parametrize("entry", ["multi_similarity", "WEDL (three heads)"])
 def test_two_steps(entry, tmp_path):
     task = data.load("icons", 12)
@@ -108,7 +133,7 @@ def test_report_of_what_is_there(tmp_path):
         def read(self, name):
             if name == "leaderboard-starts":
                 return [{"task": "icons", "pretraining": 7, "recall@1": 0.5, "map@r": 0.2, "ndcg@10": 0.3}]
-            if name not in ("leaderboard", "leaderboard-longer"):
+            if name not in ("leaderboard", "leaderboard-longer", "leaderboard-replaced"):
                 return []
             common = {"task": "icons", "steps": 9, "batch": 8, "threads": 1, "torch": "2", "commit": "c",
                       "ndcg@10": 0.5, "mean_step_ms": 3.0, "objective_ms": 1.0, "objective_mib": 2.0,
@@ -119,10 +144,14 @@ def test_report_of_what_is_there(tmp_path):
             ]  # fmt: skip
             if name == "leaderboard-longer":
                 rows = [("contrastive", "pairs", 0.75, 0.40)]
+            if name == "leaderboard-replaced":
+                rows, common["mean_step_ms"] = [("contrastive", "pairs", 0.1, 0.1)], 7.0
             found = [
                 {**common, "entry": e, "kind": k, "recall@1": r, "map@r": m, "seed": s}
                 for s, (e, k, r, m) in enumerate(rows)
             ]
+            if name == "leaderboard":  # of another machine, whose times do not compare
+                found[2] |= {"dtype": "float32", "mean_step_ms": 99.0}
             failed = {"entry": "circle", "kind": "pairs", "seed": 0, "error": "the loss is nan"}
             found.append({**common, **failed})
             return json.loads(json.dumps(found))
@@ -130,7 +159,9 @@ def test_report_of_what_is_there(tmp_path):
     paths = report.write(Work(), tmp_path)
     assert all(p.stat().st_size > 0 for p in paths)
     text = (tmp_path / "leaderboard.md").read_text()
-    assert "| multi_similarity | pairs | 91.0 ± 1.0 | 52.0 ± 2.0 |" in text
+    assert "| multi_similarity | pairs | 91.0 ± 1.0 | 52.0 ± 2.0 | 50.0 ± 0.0 | 3 | 1.0 |" in text
+    assert "| contrastive | pairs | 60.0 | 30.0 | 50.0 | 7 | 1.0 |" in text
+    assert "in bfloat16; that of contrastive in float32" in text
     assert "differ by 31.0 points" in text
     assert "at most 2.0 points (multi_similarity), and from their mean by at most 1.0" in text
     assert "with 9 steps" in text
