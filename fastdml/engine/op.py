@@ -104,6 +104,7 @@ def _of_all_rows(
     # (Of a list of pairs an executor makes rows of its own.)
     by_blocks = executor.by_blocks and isinstance(problem.relation, LabelRelation)
     if problem.loss.grouped and wanted and by_blocks and whole is None:
+        problem.row_weight = None  # made anew as blocks pass
         result = _ran(problem, executor, wanted._replace(grouped=True))
         return problem.loss.combine(result.outputs, reduction), result
     result = _ran(problem, executor, Wanted())
