@@ -47,7 +47,7 @@ def write(work: Any, docs: Path) -> list[Path]:
     for task in dict.fromkeys(r["task"] for r in found):
         own, begun, clocked = ([r for r in of if r["task"] == task] for of in (found, starts, timed))
         text += _task_section(task, own, begun, clocked)
-        text += _low_section(task, found, longer, trials)
+        text += _low_section(task, found, begun, longer, trials)
     if found:
         paths.append(docs / "leaderboard-time.png")
         _plot_time(found, timed, paths[-1])
@@ -207,15 +207,17 @@ def low(records: Iterable[Record], task: str) -> list[str]:
 
 
 def _low_section(
-    task: str, found: list[Record], longer: list[Record], trials: list[Record]
+    task: str, found: list[Record], starts: list[Record], longer: list[Record], trials: list[Record]
 ) -> list[str]:
     """Whether more steps would help what stays low, and what more is known of it."""
     entries, longer = low(found, task), [r for r in longer if r["task"] == task]
     if task != "icons" or not entries:
         return []
     steps = {r["steps"] for r in longer}
+    begun = f" from {100 * starts[0]['recall@1']:.1f}, where all begin" if starts else ""
     lines = [
-        f"Losses below {100 * ENOUGH:.0f} Recall@1 on the {task}, and what they reach with more steps:\n",
+        f"Losses below {100 * ENOUGH:.0f} Recall@1 on the {task}{begun}, and what they reach with more "
+        "steps:\n",
         f"| | Recall@1 | with {', '.join(map(str, sorted(steps))) or 'more'} steps | why |",
         "|---|---|---|---|",
     ]

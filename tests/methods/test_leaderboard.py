@@ -164,6 +164,7 @@ def test_report_of_what_is_there(tmp_path):
     assert "in bfloat16; that of contrastive in float32" in text
     assert "differ by 31.0 points" in text
     assert "at most 2.0 points (multi_similarity), and from their mean by at most 1.0" in text
+    assert "below 70 Recall@1 on the icons from 50.0, where all begin" in text
     assert "with 9 steps" in text
     assert "after 7 steps of classification of other characters (Recall@1 50.0, MAP@R 20.0" in text
     assert "| contrastive | 60.0 | 75.0 | slow: the budget is short for it |" in text

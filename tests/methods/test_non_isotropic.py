@@ -114,6 +114,7 @@ def generator(loss):
 )
 def test_against_whole_matrices(metric, kwargs, monkeypatch):
     monkeypatch.setattr(non_isotropic, "_AT_ONCE", 60)
+    monkeypatch.setattr(non_isotropic, "_IN_CACHE", 4)
     loss, (x, y) = new(metric, **kwargs), batch()
     leaf = x.clone().requires_grad_()
     inputs = [leaf, loss.proxies, loss.concentrations, loss.temperature]
