@@ -36,8 +36,8 @@ WHY: dict[str, str] = {
     "lifted_structure": _ALIKE,
     "n_pairs": _ALIKE,
     "p2_s_grad": (
-        "the mean of squares over all classes is least, at first, where every cosine is 0; leaving that takes"
-        " most of the steps"
+        "the mean of squares over all classes is least, at first, where every cosine is 0: where the rate "
+        "moves the network it goes there, and needs more than the budget to come back"
     ),
     "pce": (
         "it has no least value while the classifier's probabilities are constants: rows all alike, and ever "

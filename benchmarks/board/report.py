@@ -47,7 +47,7 @@ def write(work: Any, docs: Path) -> list[Path]:
     for task in dict.fromkeys(r["task"] for r in found):
         own, begun, clocked = ([r for r in of if r["task"] == task] for of in (found, starts, timed))
         text += _task_section(task, own, begun, clocked)
-        text += _low_section(task, found, begun, longer, trials)
+        text += _low_section(task, found, begun, longer, trials, replaced)
     if found:
         paths.append(docs / "leaderboard-time.png")
         _plot_time(found, timed, paths[-1])
@@ -207,7 +207,12 @@ def low(records: Iterable[Record], task: str) -> list[str]:
 
 
 def _low_section(
-    task: str, found: list[Record], starts: list[Record], longer: list[Record], trials: list[Record]
+    task: str,
+    found: list[Record],
+    starts: list[Record],
+    longer: list[Record],
+    trials: list[Record],
+    replaced: list[Record],
 ) -> list[str]:
     """Whether more steps would help what stays low, and what more is known of it."""
     entries, longer = low(found, task), [r for r in longer if r["task"] == task]
@@ -227,7 +232,20 @@ def _low_section(
         why = "slow: the budget is short for it" if reached else told(entry, trials)
         then = (long[0].get("error") or _spread(long, "recall@1")) if long else ""
         lines.append(f"| {entry} | {_spread(short, 'recall@1')} | {then} | {why} |")
-    return [*lines, ""]
+    return [*lines, "", *_left_behind(task, found, replaced)]
+
+
+def _left_behind(task: str, found: list[Record], replaced: list[Record]) -> list[str]:
+    """What the rates gave that a longer search has replaced."""
+    before, after = (
+        _by_entry(r for r in of if r["task"] == task and "error" not in r) for of in (replaced, found)
+    )
+    told = [
+        f"{entry} {100 * _mean(own, 'recall@1'):.1f} at {own[0]['rate']:.2g}"
+        for entry, own in before.items()
+        if after[entry] and own[0]["rate"] > after[entry][0]["rate"]
+    ]
+    return [f"At the higher rates that the search left behind: {', '.join(told)}.", ""] if told else []
 
 
 def _methods(good: dict[str, list[Record]], clocked: dict[str, list[Record]]) -> list[str]:

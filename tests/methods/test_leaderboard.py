@@ -145,7 +145,8 @@ def test_report_of_what_is_there(tmp_path):
             if name == "leaderboard-longer":
                 rows = [("contrastive", "pairs", 0.75, 0.40)]
             if name == "leaderboard-replaced":
-                rows, common["mean_step_ms"] = [("contrastive", "pairs", 0.1, 0.1)], 7.0
+                rows = [("contrastive", "pairs", 0.1, 0.1)]
+                common |= {"mean_step_ms": 7.0, "rate": 0.01}
             found = [
                 {**common, "entry": e, "kind": k, "recall@1": r, "map@r": m, "seed": s}
                 for s, (e, k, r, m) in enumerate(rows)
@@ -166,6 +167,7 @@ def test_report_of_what_is_there(tmp_path):
     assert "at most 2.0 points (multi_similarity), and from their mean by at most 1.0" in text
     assert "below 70 Recall@1 on the icons from 50.0, where all begin" in text
     assert "with 9 steps" in text
+    assert "left behind: contrastive 10.0 at 0.01." in text
     assert "after 7 steps of classification of other characters (Recall@1 50.0, MAP@R 20.0" in text
     assert "| contrastive | 60.0 | 75.0 | slow: the budget is short for it |" in text
     assert "| DAS (multi-similarity) | multi_similarity | +4.0 | +8.0 | 1.00 | yes |" in text
