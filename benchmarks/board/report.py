@@ -65,10 +65,14 @@ def _dtype(record: Record) -> str:
     return record.get("dtype", "bfloat16")
 
 
+def _usual_type(records: list[Record]) -> str:
+    return statistics.mode(map(_dtype, records)) if records else "?"
+
+
 def _alike(records: list[Record]) -> list[Record]:
     """Those whose times compare: of the network's type that most have."""
     good = [r for r in records if "error" not in r]
-    usual = statistics.mode(map(_dtype, good)) if good else ""
+    usual = _usual_type(good)
     return [r for r in good if _dtype(r) == usual]
 
 
@@ -78,11 +82,10 @@ def _head(found: list[Record], sizes: list[Record]) -> list[str]:
     settings = ", ".join(
         f"{name} {'; '.join(f'{k} = {v}' for k, v in own.items())}" for name, own in SETTINGS.items()
     )
-    types = statistics.multimode(map(_dtype, found)) if found else ["?"]
-    others = sorted({r["entry"] for r in found if _dtype(r) != types[0]})
-    words = types[0]
+    words = usual = _usual_type(found)
+    others = sorted({r["entry"] for r in found if _dtype(r) != usual})
     if others:
-        other = ", ".join(set(map(_dtype, found)) - {types[0]})
+        other = ", ".join(set(map(_dtype, found)) - {usual})
         words += (
             f"; that of {', '.join(others)} in {other}, on a machine without it: what their steps take was "
             "measured with the others"

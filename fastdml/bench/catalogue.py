@@ -260,8 +260,7 @@ def _visit(call: Call) -> Visit:
     a, c, loss = call.anchors, call.candidates, call.loss
     similarities = 1 + bool(call.teacher)
     gradients = (a.requires_grad, a.requires_grad if c is None else c.requires_grad)
-    combined = loss.combined and not loss.grouped
-    twice = loss.presweep() is not None or (combined and any(gradients))
+    twice = loss.presweep() is not None or (loss.combines_all and any(gradients))
     columns = (a if c is None else c).shape[0]
     return Visit(a.shape[0], columns, similarities + twice, gradients)
 

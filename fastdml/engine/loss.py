@@ -276,9 +276,21 @@ class RowLoss:
         """Whether the loss is `combine` of the outputs of all rows."""
         return self.outputs > 1 and not self.counted
 
+    @lazy
+    def combines_all(self) -> bool:
+        """Whether `combine` needs the outputs of all rows before one has its weight."""
+        return self.combined and not self.grouped
+
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         """The loss as a differentiable function of all rows' outputs [M, outputs]; O(M) memory."""
         raise NotImplementedError
+
+    def weighed(self, outputs: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+        """What `combine` makes of outputs, and its derivatives by them: the weights of the rows in it."""
+        with torch.enable_grad():
+            leaf = outputs.detach().requires_grad_()
+            value = self.combine(leaf, reduction)
+            return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     def presweep(self) -> RowLoss | None:
         """A loss of columns against rows whose outputs become the last `col_values`.

@@ -104,19 +104,15 @@ def _of_all_rows(
     # (Of a list of pairs an executor makes rows of its own.)
     by_blocks = executor.by_blocks and isinstance(problem.relation, LabelRelation)
     if problem.loss.grouped and wanted and by_blocks and whole is None:
-        problem.row_weight = None  # made anew as blocks pass
         result = _ran(problem, executor, wanted._replace(grouped=True))
         return problem.loss.combine(result.outputs, reduction), result
     result = _ran(problem, executor, Wanted())
-    found = result.outputs.detach()
-    with torch.enable_grad():
-        outputs = (found if whole is None else whole.joined(found)).requires_grad_()
-        value = problem.loss.combine(outputs, reduction)
-        if not wanted:
-            return value.detach(), result
-        (weight,) = torch.autograd.grad(value, outputs)
+    outputs = result.outputs if whole is None else whole.joined(result.outputs)
+    if not wanted:
+        return problem.loss.combine(outputs, reduction), result
+    value, weight = problem.loss.weighed(outputs, reduction)
     problem.row_weight = (weight if whole is None else whole.own(weight)).contiguous()
-    return value.detach(), _ran(problem, executor, wanted._replace(known=True))
+    return value, _ran(problem, executor, wanted._replace(known=True))
 
 
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality

@@ -356,12 +356,9 @@ def _run(
 
 def _combined(problem: Problem, outputs: Tensor, reduction: str) -> Tensor:
     """The value that the loss makes of all rows' outputs, whose derivatives become the rows' weights."""
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        value = problem.loss.combine(leaf, reduction)
-        (weight,) = torch.autograd.grad(value, leaf)
+    value, weight = problem.loss.weighed(outputs, reduction)
     problem.row_weight = weight.contiguous()  # of sums alone, one row's that stands for all
-    return value.detach()
+    return value
 
 
 def _weighted(problem: Problem, outputs: Tensor) -> Tensor:

@@ -167,15 +167,6 @@ class Problem:
     def device_type(self) -> str:
         return (self.device or self.anchors.device).type
 
-    def weigh_groups(self, outputs: Tensor, start: int, stop: int) -> None:
-        """Sets the weights of rows [start, stop) in what a `grouped` loss makes of outputs [M, n]."""
-        if self.row_weight is None:
-            self.row_weight = torch.empty_like(outputs)
-        with torch.enable_grad():
-            block = outputs[start:stop].detach().requires_grad_()
-            share = self.loss.combine(block, "mean") * ((stop - start) / len(outputs))
-            (self.row_weight[start:stop],) = torch.autograd.grad(share, block)
-
     @property
     def one_set(self) -> bool:
         # What is another vector as an anchor than as a candidate is two sets, a teacher's samples too.
@@ -195,8 +186,7 @@ class Problem:
         """Whether the matrix is visited twice, row by row."""
         if self.serves_same_matrix is not None:
             return self.serves_same_matrix
-        whole = self.loss.combined and not self.loss.grouped
-        return whole or (self.one_set and self.loss.before is not None)
+        return self.loss.combines_all or (self.one_set and self.loss.before is not None)
 
     @property
     def excludes_own(self) -> bool:

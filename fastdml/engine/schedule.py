@@ -25,7 +25,6 @@ rows are combined each by itself, a block has both visits before the next one is
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -172,13 +171,7 @@ def block_rows(problem: Problem, step: Step) -> int:
     shared = problem.revisited or step.column_sums(problem) is not None
     revisited = shared and problem.teacher is None
     limit = block_limit(problem.device_type, n, per_pair, revisited)
-    rows = rows_within(limit, n, per_pair, m)
-    together = problem.loss.rows_together
-    if rows == m:
-        return rows
-    full = math.lcm(together, 16)  # see `rows_within`
-    unit = full if rows >= full else together
-    return max(together, rows - rows % unit)
+    return rows_within(limit, n, per_pair, m, problem.loss.rows_together)
 
 
 def _block(name: str, rows: int, columns: int, like: Tensor) -> Tensor:
@@ -240,6 +233,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         return torch.empty(shape, dtype=problem.statistic, device=a.device)
 
     out = Result(empty(m, problem.loss.outputs))
+    if wanted.grouped:
+        problem.row_weight = empty(m, problem.loss.outputs)
     if wanted.anchors:
         out.d_anchors = empty(m, a.shape[1])
     if problem.symmetric:
@@ -304,7 +299,9 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if wanted.grouped:
             step(Visit(problem, s, start, out, False, t, None, similarities))
             similarities = True
-            problem.weigh_groups(out.outputs, start, stop)
+            _, found = problem.loss.weighed(out.outputs[start:stop], "mean")
+            assert problem.row_weight is not None
+            torch.mul(found, (stop - start) / m, out=problem.row_weight[start:stop])
         g = step(Visit(problem, s, start, out, bool(wanted), t, weights, similarities))
         if weights is not None and g is not weights:
             g = weights.copy_(g)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import torch
@@ -83,13 +84,15 @@ def block_limit(
     return min(limit, max(_CUDA_ROWS * columns * bytes_per_pair, _CUDA_CACHE))
 
 
-def rows_within(limit: int, columns: int, bytes_per_pair: int, rows: int) -> int:
-    """Rows of `columns` pairs that fit in `limit` bytes: at least one, at most `rows`."""
-    fit = max(1, limit // max(1, columns * bytes_per_pair))
+def rows_within(limit: int, columns: int, bytes_per_pair: int, rows: int, together: int = 1) -> int:
+    """Rows of `columns` pairs that fit in `limit` bytes, a multiple of those that go together: at least as
+    many, at most `rows`."""
+    fit = max(together, limit // max(1, columns * bytes_per_pair))
     if fit >= rows:
         return rows
     # Full blocks of a multiple of 16 rows keep the matrix products on their fast path.
-    return fit - fit % 16 if fit >= 16 else fit
+    full = math.lcm(together, 16)
+    return fit - fit % (full if fit >= full else together)
 
 
 def buffer(name: str, count: int, like: Tensor) -> Tensor:
