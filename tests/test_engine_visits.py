@@ -51,6 +51,21 @@ def test_second_visit_begins_where_the_first_ends(products, loss, visits, backen
     assert sum(products) == visits * ROWS - (visits - 1) * min(products)
 
 
+@pytest.mark.filterwarnings("error:An output with one or more elements was resized")
+def test_visits_in_blocks_of_different_sizes_share_none(products, monkeypatch):
+    monkeypatch.setattr(LogSumExp, "spec_bytes", 480)  # whose blocks are smaller than the loss's
+    x = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    y = torch.arange(ROWS) // 3
+    fastdml.set_workspace(1 << 20)
+    found = {}
+    for backend in ("dense", "chunked"):
+        value = F.lifted_structure(x, y, backend=backend)
+        found[backend] = value, *torch.autograd.grad(value, x)
+    assert products[0] < max(products) < ROWS and sum(products) == 2 * ROWS
+    for mine, theirs in zip(found["chunked"], found["dense"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("backend", BLOCKS)
 @pytest.mark.parametrize("draws", [1, 7, 43])
 def test_groups_are_visited_twice_in_their_block(products, draws, backend):
