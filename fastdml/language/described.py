@@ -33,6 +33,7 @@ class Forms:
         self.name = name
         self._traced, self._outputs = traced, outputs
         self._streams: dict[tuple[Any, ...], StreamForm | str] = {}
+        self._last: tuple[Any, Any] = None, None  # what was asked for, and the answer
 
     @lazy
     def program(self) -> Program | str:
@@ -58,6 +59,14 @@ class Forms:
 
     def streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
         """The streamed form for inputs within `ranges` and its members, or why there is none."""
+        asked = size, tuple((name, *within) for name, within in ranges.items())
+        last, found = self._last
+        if last != asked:  # else as a step before: ranges are taken through the whole function
+            found = self._streamed(ranges, size)
+            self._last = asked, found
+        return found
+
+    def _streamed(self, ranges: Ranges, size: int) -> tuple[StreamForm, tuple[float, ...]] | str:
         if isinstance(self.program, str):
             return self.program
         made = self.program.trace

@@ -8,9 +8,13 @@ the compiler computes it once. Else their reference is the row's largest exponen
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ..engine import library
 from . import compile
@@ -140,10 +144,9 @@ def _exponents(x: Node, one: bool, ranges: Ranges) -> Interval:
     low, high = ranges["s"][0]
     if most - least > _SURE and high - low < math.inf:
         # The narrower the interval, the nearer to the truth.
-        step = (high - low) / _PIECES
-        pieces = [[(low + k * step, low + (k + 1) * step)] for k in range(_PIECES)]
-        found = [_interval(x, {**ranges, "s": piece}) for piece in pieces]
-        least, most = min(f[0] for f in found), max(f[1] for f in found)
+        edges = np.linspace(low, high, _PIECES + 1)
+        lows, highs = _interval(x, {**ranges, "s": [(edges[:-1], edges[1:])]})
+        least, most = float(np.min(lows)), float(np.max(highs))
     return (0.0, max(most, 0.0)) if one else (least, most)
 
 
@@ -286,15 +289,20 @@ def _reads(roots: Sequence[Node]) -> list[Node]:
     return list(found)
 
 
-def _interval(x: Node, ranges: Ranges) -> Interval:
-    """Between which numbers x lies: interval arithmetic."""
-    known: dict[Node, Interval] = {}
-    for node in topological([x]):
-        known[node] = _step(node, [known[a] for a in node.args], ranges)
+def _interval(x: Node, ranges: Mapping[str, Sequence[tuple[Any, Any]]]) -> tuple[Any, Any]:
+    """Between which numbers x lies: interval arithmetic, of numbers or of arrays, each piece by itself."""
+    known: dict[Node, tuple[Any, Any]] = {}
+    with np.errstate(all="ignore"):
+        for node in topological([x]):
+            known[node] = _step(node, [known[a] for a in node.args], ranges)
     return known[x]
 
 
-def _step(node: Node, args: Sequence[Interval], ranges: Ranges) -> Interval:
+def _step(
+    node: Node,
+    args: Sequence[tuple[Any, Any]],
+    ranges: Mapping[str, Sequence[tuple[Any, Any]]],
+) -> tuple[Any, Any]:
     match node.op:
         case "constant" if not node.is_mask:
             return node.value, node.value
@@ -309,13 +317,16 @@ def _step(node: Node, args: Sequence[Interval], ranges: Ranges) -> Interval:
         case "neg":
             return -args[0][1], -args[0][0]
         case "mul":
-            ends = [a * b for a in args[0] for b in args[1]]
-            return min(ends), max(ends)
+            return _around(a * b for a in args[0] for b in args[1])
         case "max":
-            return max(args[0][0], args[1][0]), max(args[0][1], args[1][1])
+            return np.maximum(args[0][0], args[1][0]), np.maximum(args[0][1], args[1][1])
         case "where":
-            return min(args[1][0], args[2][0]), max(args[1][1], args[2][1])
-        case "div" if args[1][0] > 0 or args[1][1] < 0:
-            ends = [a / b for a in args[0] for b in args[1]]
-            return min(ends), max(ends)
+            return np.minimum(args[1][0], args[2][0]), np.maximum(args[1][1], args[2][1])
+        case "div" if np.all(args[1][0] > 0) or np.all(args[1][1] < 0):
+            return _around(a / b for a in args[0] for b in args[1])
     return -math.inf, math.inf
+
+
+def _around(ends: Iterable[Any]) -> tuple[Any, Any]:
+    ends = list(ends)
+    return functools.reduce(np.minimum, ends), functools.reduce(np.maximum, ends)
