@@ -248,6 +248,12 @@ WRONG = {
     "embeddings: expected at least 14 dimensions, got 13": lambda: MatryoshkaLoss(
         losses.SupConLoss(), (2, 14)
     )(torch.randn(4, 13), torch.arange(4)),
+    "loss: expected one whose vectors are of the call, got MultipleLosses of ProxyAnchorLoss; put Matry": (
+        lambda: MatryoshkaLoss(losses.MultipleLosses([losses.ProxyAnchorLoss(3, 13)]), (2, 4))
+    ),
+    "loss: expected one whose vectors are of the call, got CrossBatchMemory, which keeps": lambda: (
+        MatryoshkaLoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), 13, 64), (2, 4))
+    ),
 }
 
 

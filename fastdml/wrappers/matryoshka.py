@@ -80,6 +80,21 @@ class MatryoshkaLoss(nn.Module):
         }
         self._any_number = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in batch)
         self._proxies = any("proxies" in t for t in told)
+        self._check_vectors()
+
+    def _check_vectors(self) -> None:
+        """Vectors that the loss holds must be arguments of its call: else nobody can cut them."""
+        for module in self.loss.modules():
+            if not hasattr(module, "embedding_size") or (module is self.loss and self._proxies):
+                continue
+            expected, outer = "loss: expected one whose vectors are of the call", type(self.loss).__name__
+            if module is self.loss:
+                raise ValueError(f"{expected}, got {outer}, which keeps some of one width")
+            inner = type(module).__name__
+            raise ValueError(
+                f"{expected}, got {outer} of {inner}; put MatryoshkaLoss around {inner}, and {outer} around "
+                "that"
+            )
 
     @property
     def called_as(self) -> inspect.Signature:
