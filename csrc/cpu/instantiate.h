@@ -33,16 +33,24 @@ struct OutputsOf<Counted<T>> {
 template <class T, template <class> class Loss>
 using Outputs = OutputsOf<decltype(std::declval<const Loss<T>&>()(std::declval<Row<T>&>()))>;
 
+// Squared distances that are small beside what they are differences of, made again from the embeddings. Rare, and
+// not inlined: it would take the registers of what is not.
+template <class T>
+__attribute__((noinline, cold)) Vector<T> near_ones(const Block<T>& b, std::int64_t i, std::int64_t j, int count,
+                                                    Vector<T> d2, Vector<T> total) {
+  const Mask<T> near = d2 < T(kNear) * total;
+  for (int l = 0; l < count; ++l)
+    if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
+  return d2;
+}
+
 // Distances of row i and the columns from j on, of their products v times `scale` and the sums of their squared
 // norms.
 template <class T>
 FASTDML_FN Vector<T> distances(const Block<T>& b, std::int64_t i, std::int64_t j, int count, Vector<T> v,
                                Vector<T> scale, Vector<T> total) {
   Vector<T> d2 = total - T(2) * v * scale;
-  const Mask<T> near = d2 < T(kNear) * total;
-  if (any(near))
-    for (int l = 0; l < count; ++l)
-      if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
+  if (any(d2 < T(kNear) * total)) d2 = near_ones(b, i, j, count, d2, total);
   d2 += b.epsilon;
   return b.metric == Metric::distance ? sqrt(d2) : d2;
 }
