@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..engine import check
 from ..engine.loss import Rows
 from ..engine.similarity import wide_type
 
@@ -67,13 +66,6 @@ def rows_per(count: Tensor) -> Tensor:
     """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
     over things. Rows per 1 where there is none."""
     return count.sum(0, keepdim=True).clamp(min=1).double().reciprocal() * count.shape[0]
-
-
-def duplicate_ceiling(variant: str, released: float = 1 - 1e-5) -> float:
-    """The similarity from which positives are dropped as duplicates: that of the released code, or
-    infinity for the paper, which drops none."""
-    check.variant(variant)
-    return released if variant == "released" else float("inf")
 
 
 def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:

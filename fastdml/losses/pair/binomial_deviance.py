@@ -10,8 +10,8 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, mean, share, softplus, sum
 from ...language.described import Described, Positive
-from ..base import PRODUCTS, SampleLoss
-from ..terms import duplicate_ceiling
+from ..base import PRODUCTS
+from ..duplicates import DroppingDuplicates
 
 __all__ = ["BinomialDevianceLoss"]
 
@@ -45,7 +45,7 @@ class BinomialDeviance(Described):
         return pull + mean(softplus(self.beta * (p.s - self.base)), where=p.negative)
 
 
-class BinomialDevianceLoss(SampleLoss):
+class BinomialDevianceLoss(DroppingDuplicates):
     """Binomial deviance loss.
 
     *Deep Metric Learning for Person Re-Identification*, Yi et al., ICPR 2014, on cosine similarities s,
@@ -63,6 +63,8 @@ class BinomialDevianceLoss(SampleLoss):
     """
 
     function = "binomial_deviance"
+    describes = BinomialDeviance
+    duplicate = 1.0
     similarities = PRODUCTS
     open = ("alpha", "beta", "base")
 
@@ -81,9 +83,3 @@ class BinomialDevianceLoss(SampleLoss):
         self.base = base
         self.variant = variant
         self.description()  # checks the parameters
-
-    def description(self) -> RowLoss:
-        ceiling = duplicate_ceiling(self.variant, 1.0)
-        return BinomialDeviance(
-            self.alpha, self.beta, self.base, ceiling, similarity=self.similarity
-        )

@@ -10,8 +10,8 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, amin, count, exp, log_sum_exp, mean, square, sum, where
 from ...language.described import Described, Positive
-from ..base import PRODUCTS, SampleLoss
-from ..terms import duplicate_ceiling
+from ..base import PRODUCTS
+from ..duplicates import DroppingDuplicates
 
 __all__ = ["ContrastiveBayesianLoss"]
 
@@ -75,7 +75,7 @@ class ContrastiveBayesian(Described):
         return where(some, loss, 0.0)
 
 
-class ContrastiveBayesianLoss(SampleLoss):
+class ContrastiveBayesianLoss(DroppingDuplicates):
     """Contrastive Bayesian loss.
 
     *Contrastive Bayesian Analysis for Deep Metric Learning*, Kan et al., TPAMI 2022 (arXiv 2210.04402),
@@ -102,6 +102,7 @@ class ContrastiveBayesianLoss(SampleLoss):
     """
 
     function = "contrastive_bayesian"
+    describes = ContrastiveBayesian
     similarities = PRODUCTS
     open = ("pos_a", "pos_b", "neg_a", "neg_b", "mining_margin", "variance_weight", "mean_mix")
 
@@ -130,17 +131,3 @@ class ContrastiveBayesianLoss(SampleLoss):
         self.mean_mix = mean_mix
         self.variant = variant
         self.description()  # checks the parameters
-
-    def description(self) -> ContrastiveBayesian:
-        return ContrastiveBayesian(
-            form=self.form,
-            pos_a=self.pos_a,
-            pos_b=self.pos_b,
-            neg_a=self.neg_a,
-            neg_b=self.neg_b,
-            mining_margin=self.mining_margin,
-            variance_weight=self.variance_weight,
-            mean_mix=self.mean_mix,
-            max_positive=duplicate_ceiling(self.variant),
-            similarity=self.similarity,
-        )

@@ -11,8 +11,7 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, amin, log, log_sum_exp
 from ...language.described import Described, Positive
-from ..base import SampleLoss
-from ..terms import duplicate_ceiling
+from ..duplicates import DroppingDuplicates
 
 __all__ = ["MultiSimilarityLoss"]
 
@@ -69,7 +68,7 @@ class MultiSimilarity(Described):
         return pull / self.alpha + push / self.beta
 
 
-class MultiSimilarityLoss(SampleLoss):
+class MultiSimilarityLoss(DroppingDuplicates):
     """Multi-similarity loss.
 
     *Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning*, Wang et al., CVPR
@@ -95,6 +94,7 @@ class MultiSimilarityLoss(SampleLoss):
     """
 
     function = "multi_similarity"
+    describes = MultiSimilarity
     open = ("alpha", "beta", "base", "epsilon")
 
     def __init__(
@@ -114,13 +114,3 @@ class MultiSimilarityLoss(SampleLoss):
         self.epsilon = epsilon
         self.variant = variant
         self.description()  # checks the parameters
-
-    def description(self) -> MultiSimilarity:
-        return MultiSimilarity(
-            self.alpha,
-            self.beta,
-            self.base,
-            self.epsilon,
-            duplicate_ceiling(self.variant),
-            similarity=self.similarity,
-        )

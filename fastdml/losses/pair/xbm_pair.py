@@ -10,8 +10,8 @@ from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, sum
 from ...language.described import Described
-from ..base import PRODUCTS, SampleLoss
-from ..terms import duplicate_ceiling
+from ..base import PRODUCTS
+from ..duplicates import DroppingDuplicates
 
 __all__ = ["XBMPairLoss"]
 
@@ -41,7 +41,7 @@ class XBMPair(Described):
         return sum(1 - p.s, where=kept) + sum(p.s - self.offset, where=hit)
 
 
-class XBMPairLoss(SampleLoss):
+class XBMPairLoss(DroppingDuplicates):
     """The contrastive loss on similarities of cross-batch memory.
 
     *Cross-Batch Memory for Embedding Learning*, Wang et al., CVPR 2020 (arXiv 1912.06798):
@@ -60,6 +60,7 @@ class XBMPairLoss(SampleLoss):
     """
 
     function = "xbm_pair"
+    describes = XBMPair
     similarities = PRODUCTS
     open = ("margin",)
 
@@ -69,7 +70,6 @@ class XBMPairLoss(SampleLoss):
         self.variant = variant
         self.description()  # checks the parameters
 
-    def description(self) -> RowLoss:
-        ceiling = duplicate_ceiling(self.variant)
-        offset = 0.0 if self.variant == "released" else self.margin
-        return XBMPair(self.margin, offset, ceiling, similarity=self.similarity)
+    @property
+    def offset(self) -> float:
+        return 0.0 if self.variant == "released" else self.margin
