@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from described import binomial_deviance, circle, contrastive, multi_similarity, sup_con
@@ -31,9 +32,10 @@ from fastdml.language import (
     where,
 )
 from fastdml.language.described import Described, DescribedLoss
+from fastdml.language.graph import S
 from fastdml.language.printed import headers, streams
 from fastdml.language.row import trace
-from fastdml.language.stream import StreamForm
+from fastdml.language.stream import StreamForm, _interval
 from fastdml.losses.one_set import of_defaults
 
 pytestmark = [
@@ -220,6 +222,31 @@ def test_a_loss_of_nothing_is_exactly_nothing(temperature):
     torch.testing.assert_close(*rows, rtol=1e-5, atol=1e-6)
     text = str(fastdml.explain(fastdml.losses.SupConLoss(temperature, backend="symmetric"), x, y))
     assert "1 sweep for statistics" in text
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_exponents_lie_elsewhere_where_a_parameter_has_changed(learnt):
+    """What is taken out of them is found once for steps that are alike; not for others."""
+    x, y = samples()
+    for temperature in (0.1, 1e-3, 0.1):  # exp(1000) is out of range
+        t = torch.tensor(temperature, dtype=torch.float64, requires_grad=learnt)
+        loss = fastdml.losses.SupConLoss(t if learnt else temperature)
+        compared(loss.calls(x, y)[0], x, *[t] * learnt)
+
+
+RANGES = [lambda s: -3 * (s - 0.25), lambda s: (s - 2) * (s + 0.5), lambda s: 40 / (s - 1.5) - s]
+
+
+@pytest.mark.parametrize("function", RANGES)
+def test_ranges_hold_what_lies_in_them(function):
+    """Whole, and piece by piece, which is nearer to the truth."""
+    edges = np.linspace(-1, 1, 65)
+    low, high = _interval(function(S), {"s": [(edges[:-1], edges[1:])]})
+    within = function(np.linspace(edges[:-1], edges[1:], 9))
+    assert (low <= within + 1e-12).all() and (within <= high + 1e-12).all()
+    least, most = _interval(function(S), {"s": [(-1.0, 1.0)]})
+    assert least <= low.min() + 1e-12 and high.max() <= most + 1e-12
+    assert high.max() - low.min() <= 1.1 * np.ptp(within)
 
 
 def compared(call, *leaves, backend="symmetric", tolerance=1e-10):
