@@ -45,6 +45,13 @@ def test_equals_labels(loss, case, backend, reduction):
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
+def test_every_block_asks_for_its_own_rows():
+    x, y = torch.randn(301, 5, generator=torch.Generator().manual_seed(0)).double(), torch.arange(301) // 3
+    fastdml.set_workspace(64 << 10)
+    found = F.multi_similarity(x, None, by_labels(y, y), reduction="none", backend="chunked")
+    torch.testing.assert_close(found, F.multi_similarity(x, y, reduction="none", backend="dense"))
+
+
 def test_masks_are_checked():
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"indices_tuple: .* a bool positive mask of shape"):

@@ -46,7 +46,7 @@ struct ArcFace {
       return values(by * (s * a - other * b), by * (a + s * b / other));  // cos(angle + margin)
     };
     const auto run = [&](auto& over) {
-      return cross_entropy<T>(over, [=](auto p) { return p.s * by; }, by, target, T(0), true);
+      return cross_entropy<T>(over, [=](auto p) { return p.s * by; }, by, target);
     };
     if (sub_centers == 1) return run(row);
     auto classes = row.group(static_cast<int>(sub_centers), Nearest<T>{});

@@ -33,8 +33,7 @@ struct MultipleAngleSoftmax {
       return values(by * length * psi, by * slope);
     };
     T d_target = 0;
-    const T loss = cross_entropy<T>(row, [=](auto p) { return p.s * by; }, by, target, T(0), true,
-                                    &d_target);
+    const T loss = cross_entropy<T>(row, [=](auto p) { return p.s * by; }, by, target, &d_target);
     row.d_value(0, d_target * by_length);
     return loss;
   }

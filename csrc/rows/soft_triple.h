@@ -16,8 +16,7 @@ struct SoftTriple {
     const T by = scale, less = scale * margin;
     auto classes = row.group(static_cast<int>(size), SoftmaxMean<T>{sharpness});
     return cross_entropy<T>(
-        classes, [=](auto p) { return p.s * by; }, by, [=](T, T z) { return values(z - less, by); },
-        T(0), true);
+        classes, [=](auto p) { return p.s * by; }, by, [=](T, T z) { return values(z - less, by); });
   }
 };
 

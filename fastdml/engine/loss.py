@@ -59,13 +59,6 @@ class Rows:
     weight: Tensor | None = None
     first: int = 0
 
-    @property
-    def grades(self) -> Tensor:
-        """[R, N]: the weight of every positive, and 0 elsewhere."""
-        kind = self.s.dtype
-        ones = self.positive.to(kind)
-        return ones if self.weight is None else torch.where(self.positive, self.weight.to(kind), 0.0)
-
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
         longest = int(self.positive.sum(1).max()) if self.positive.numel() else 0

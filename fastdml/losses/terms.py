@@ -55,13 +55,6 @@ def share(total: Tensor, count: Tensor) -> Tensor:
     return total / (count + (count == 0))
 
 
-def log_weighted(z: Tensor, weight: Tensor | None) -> Tensor:
-    """Exponents whose exponentials weigh as much; those of weight 0 are not to be used. None: 1."""
-    if weight is None:
-        return z
-    return z + torch.where(weight > 0, weight, torch.ones_like(weight)).to(z.dtype).log()
-
-
 def rows_per(count: Tensor) -> Tensor:
     """[1] rows of the batch per thing counted in its rows, count [M]: turns a mean over rows into one
     over things. Rows per 1 where there is none."""
