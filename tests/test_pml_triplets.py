@@ -90,6 +90,19 @@ def test_swap(listed, smooth, dtype, tolerance):
 
 
 @pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_swap_takes_the_larger_of_similarities(similarity, listed):
+    x, y = draw(0, torch.float64, rows=12, classes=3)
+    a, p, n = triplets(0, y, count=10**6)
+    u = torch.nn.functional.normalize(x, dim=1) if similarity == "cosine" else x
+    s = u @ u.t()
+    hinge = (torch.maximum(s[a, n], s[p, n]) - s[a, p] + 0.2).relu()
+    true = (hinge.sum() / (hinge > 0).sum()).item()
+    ours = losses.TripletMarginLoss(0.2, swap=True, similarity=similarity)
+    assert ours(x, y, (a, p, n) if listed else None).item() == pytest.approx(true, rel=1e-12)
+
+
+@pytest.mark.parametrize("listed", [False, True])
 def test_fault_swap_with_reference(listed):
     """Theirs reads distances of positives to negatives, both candidates, from the anchors' rows."""
     x, y = draw(0, torch.float64, rows=9, classes=3)

@@ -9,10 +9,10 @@ from printed import Block
 
 from fastdml.engine import library
 from fastdml.engine.loss import Rows
-from fastdml.language import cpp
+from fastdml.language import cpp, exp, relu, sum
 from fastdml.language.compile import load
 from fastdml.language.evaluate import evaluate
-from fastdml.language.graph import lift
+from fastdml.language.graph import REDUCTIONS, lift, topological
 from fastdml.language.printed import forms, headers
 from fastdml.language.program import program
 from fastdml.language.row import Trace, TracedRow, trace
@@ -32,6 +32,21 @@ def close(found, expected, what):
         assert torch.isfinite(a).all(), f"{what}: {name} is not finite"
         bound = TOLERANCE * max(1.0, float(b.abs().max()))
         assert float((a - b).abs().max()) <= bound, f"{what}: {name}"
+
+
+def above_their_sum(p):
+    """The second sum reads the first, and computes the same exponentials."""
+    level = sum(exp(p.s), where=p.positive)
+    return sum(exp(p.s) * relu(p.s - level), where=p.negative)
+
+
+def test_a_reduction_has_a_pass_before_those_that_read_it():
+    known = set()
+    for nodes in program(trace(above_their_sum)).passes:
+        for node in nodes:
+            assert {n for n in topological(node.args) if n.op in REDUCTIONS} <= known
+        known |= {*nodes}
+    assert len(known) > 1
 
 
 def test_every_form_of_a_described_loss_is_in_the_library():
