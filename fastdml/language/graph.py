@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 # What an expression may differ by: nothing, the call, the row, the pair.
@@ -384,8 +384,11 @@ def rebuild(node: Node, args: Iterable[Node]) -> Node:
     return maker(*args) if maker is not None else make(node.op, *args, value=node.value)
 
 
-def topological(roots: Iterable[Node], pairs: bool = False) -> list[Node]:
-    """All nodes of the roots, arguments first; pairs: without what a number of the row is made of."""
+def topological(
+    roots: Iterable[Node], pairs: bool = False, known: Container[Node] = ()
+) -> list[Node]:
+    """All nodes of the roots, arguments first; pairs: without what a number of the row is made of; known:
+    nor what these are made of."""
     order: dict[Node, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
@@ -394,7 +397,7 @@ def topological(roots: Iterable[Node], pairs: bool = False) -> list[Node]:
             order[node] = None
         elif node not in order:
             stack.append((node, True))
-            if not pairs or node.level == PAIR:
+            if node not in known and (not pairs or node.level == PAIR):
                 stack += [(a, False) for a in reversed(node.args) if a not in order]
     return list(order)
 

@@ -19,12 +19,13 @@ import numpy as np
 from ..engine import library
 from . import compile
 from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
-from .graph import ROW, Node, topological
+from .graph import PAIR, ROW, Node, topological
 from .program import Program, of_positives, passes_of, program
 from .row import Trace
 from .statistics import prepared
 
 MOST_PASSES = 4
+_CALL = "[[maybe_unused]] const Call& call"
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
 # How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
 # sum and for what the exponentials are multiplied by.
@@ -178,7 +179,7 @@ class StreamPrinter:
         printer = self._printer()
         inner = self._printer(self.reads[k])
         # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
-        read = [x for n in topological(roots, pairs=True) for x in n.args]
+        read = [x for n in topological(roots, pairs=True) if n.level == PAIR for x in n.args]
         calls = [x for x in (*read, *roots) if 0 < x.level < ROW]
         printer.define(calls)
         for node in calls:
@@ -249,10 +250,10 @@ class StreamPrinter:
             lines.append(f"static constexpr int reads(Pass<{k}>) {{ return {count}; }}")
         weight, *slopes = self.forms[passes]
         for k in range(passes):
-            lines += self._pairs(k, f"fold(Pass<{k}>, const Call& call)", self.forms[k])
+            lines += self._pairs(k, f"fold(Pass<{k}>, {_CALL})", self.forms[k])
         if slopes:
-            lines += self._pairs(passes, f"fold(Pass<{passes}>, const Call& call)", slopes)
-        lines += self._pairs(passes, "weight(const Call& call)", [weight], wrap="")
+            lines += self._pairs(passes, f"fold(Pass<{passes}>, {_CALL})", slopes)
+        lines += self._pairs(passes, f"weight({_CALL})", [weight], wrap="")
         for k in range(passes + 1):
             lines += self._before(k)
         lines += self._result()

@@ -20,6 +20,7 @@ from fastdml.language import (
     absolute,
     amax,
     amin,
+    compile,
     count,
     exp,
     log_sum_exp,
@@ -431,6 +432,20 @@ def test_steps_at_the_defaults_were_compiled_with_the_library(tmp_path, monkeypa
     loss.backend = "native"
     torch.testing.assert_close(found, torch.autograd.grad(loss(x, y), x)[0])
     assert not list(tmp_path.iterdir())
+
+
+def test_they_compile_without_a_warning(tmp_path):
+    """The library is built where a user looks on."""
+    lines = ['#include "cpu/stream_instantiate.h"']
+    for name, (_, text) in streams(of_defaults()).items():
+        (tmp_path / f"{name}.h").write_text(text)
+        lines.append(f'#include "{name}.h"')
+    (tmp_path / "all.cpp").write_text("\n".join(lines))
+    flags = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+    flags += ["-DFASTDML_ISA=plain", "-DFASTDML_VECTOR_BYTES=16", f"-I{compile.sources()}"]
+    command = [*compile.compiler(), *flags, "all.cpp"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:2000]
 
 
 def test_contrastive_of_several_outputs_is_combined():
