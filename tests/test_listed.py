@@ -45,8 +45,11 @@ def pairs(rows, columns, count, seed=0):
 
 
 def embeddings(rows, seed, dtype):
+    """Some within the unit ball, some beyond."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 7, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    x = torch.randn(rows, 7, generator=g, dtype=torch.float64)
+    x[::3] *= 0.2
+    return x.to(dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("way", WAYS)
