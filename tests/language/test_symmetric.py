@@ -107,7 +107,9 @@ MADE = {
     "circle": (circle, "cosine", {"m": 0.4, "gamma": 200.0}),
     **{
         f"of_{kind}": (far_and_near, kind, {"margin": 1.3})
-        for kind in ("distance", "squared_distance", "raw_distance", "raw_squared_distance")
+        for kind in (
+            "distance", "squared_distance", "raw_distance", "raw_squared_distance", "ball_distance",
+        )
     },
 }
 
@@ -128,6 +130,7 @@ def gradients(loss, backend, n, reduction="mean", dtype=torch.float64, together=
         with torch.no_grad():
             x[2] = 0.0  # no direction
             x[4] = x[3]
+            x[5::3] *= 0.2  # within the unit ball
     loss.backend, loss.reduction = backend, reduction
     value = loss(x, y)
     weight = torch.linspace(-1, 2, value.numel(), dtype=value.dtype).view_as(value)
