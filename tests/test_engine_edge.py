@@ -216,3 +216,18 @@ def test_sap_duplicates_share_a_rank(backend):
     x, y = unit(0, 0.5, 0.5), torch.tensor([1, 1, 2])
     rows = F.smooth_ap(x, y, temperature=1e-3, reduction="none", backend=backend)
     assert rows[0].item() == pytest.approx(1 - (1 + 2 / 2.5) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [20, 100, 1000])
+def test_large_logits_have_the_gradient_of_their_largest(length, backend):
+    """What the largest exponent is rounded to is the same in every pass, or its share is not 1."""
+    g = torch.Generator().manual_seed(1)
+    x = length * torch.nn.functional.normalize(torch.randn(40, 32, generator=g))
+    x, y = x * (1 + torch.rand(40, 1, generator=g)), torch.arange(40) % 8
+    found = []
+    for name, kind in ((backend, torch.float32), ("dense", torch.float64)):
+        z = x.to(kind).requires_grad_()
+        value = F.nt_xent(z, y, similarity="dot", backend=name)
+        found.append(torch.autograd.grad(value, z)[0].double())
+    assert (found[0] - found[1]).abs().max() <= 1e-5 * found[1].abs().max()

@@ -384,6 +384,14 @@ def test_a_state_of_something_else_is_refused():
     for nothing in ({}, {"epoch": 1}, None):
         with pytest.raises(ValueError, match=r"^state: expected what state_dict\(\) returns, got"):
             two.load_state_dict(nothing)
+    other = MPerClassSampler(ragged_labels()[::-1].copy(), 2, 8, 80, seed=0)  # as many items and classes
+    with pytest.raises(ValueError, match=r"state: expected one of labels="):
+        other.load_state_dict(state)
+
+
+def test_numbers_and_strings_are_no_labels_of_one_kind():
+    with pytest.raises(ValueError, match=r"^labels: expected numbers or strings, got a mixture"):
+        MPerClassSampler([1, "1", 2, "2"] * 10, 2, 4, 40)
 
 
 # Loaders and labels.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.call import Call
 from ..losses.base import Loss, Term, total
+from ..losses.parts import expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
@@ -53,8 +54,7 @@ class Distributed(nn.Module):
         miner: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(loss, nn.Module) or not hasattr(loss, "parts"):
-            raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+        expect_parts(loss)
         check.one_of(schedule, "schedule", SCHEDULES)
         check.one_of(gradient, "gradient", GRADIENTS)
         self.loss = loss

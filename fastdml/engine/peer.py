@@ -31,7 +31,14 @@ class SeenAsPeer(nn.Module):
         module, name = self.peer
         theirs = getattr(sys.modules.get(module), name, None)
         mine: Any = type(self)
-        return mine if theirs is None else _both(mine, theirs)  # type: ignore[no-any-return]
+        # (One whose class was changed is of both already: what torch adds to a class must be found there.)
+        known = theirs is None or issubclass(mine, theirs)
+        return mine if known else _both(mine, theirs)  # type: ignore[no-any-return]
+
+    @__class__.setter  # type: ignore[no-redef, attr-defined]
+    def __class__(self, kind: type) -> None:
+        # torch's own way to extend a module: fully_shard, parametrizations.
+        object.__dict__["__class__"].__set__(self, kind)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle compares __class__ with what it is about to make.

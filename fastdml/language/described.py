@@ -239,9 +239,9 @@ def _forms(
 
 @functools.cache
 def positive_fields(kind: type) -> frozenset[str]:
-    """The fields of a description that are above 0 for sure."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return frozenset(k for k, v in hints.items() if v == Positive)
+    """The fields of a description that are above 0 for sure, also where it gives them other defaults."""
+    hints = [typing.get_type_hints(base, include_extras=True) for base in kind.__mro__]
+    return frozenset(k for found in hints for k, v in found.items() if v == Positive)
 
 
 def _name(kind: type[Described], chosen: Mapping[str, Any], opened: tuple[str, ...]) -> str:

@@ -30,6 +30,10 @@ _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
 # How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
 # sum and for what the exponentials are multiplied by.
 _REACH = {4: (78.0, 68.0), 8: (680.0, 640.0)}
+# And how far below where there is a one besides, exp(0), beneath which exponents count for nothing:
+# exponentials are exp(-87) at the least (in double precision exp(-708)), and all of a row must be nothing
+# beside it.
+_REACH_OF_ONE = {4: 50.0, 8: 640.0}
 _MOST_WINDOWS = 3
 # Where an interval is as wide as this, it is looked at piece by piece.
 _SURE = 60.0
@@ -103,9 +107,9 @@ class StreamForm:
     def members(self, ranges: Ranges, size: int) -> tuple[float, ...]:
         """The functor's members for inputs within `ranges`, in a type of `size` bytes."""
         found = [ranges[f"parameter {name}"][0][0] for name in self.printer.program.trace.parameters]
-        below, above = _REACH[size]
         for bound in self.printer.bounds:
             x, k, one = bound.value
+            below, above = _reach(size, one)
             least, most = _exponents(x, one, ranges)
             centre = most - max(0.0, min(above, most - least - below)) - k * (below + above)
             found.append(centre if bound.op == "bound" else centre - below)
@@ -133,10 +137,15 @@ def windows_of(trace: Trace, ranges: Ranges, size: int) -> dict[Node, int]:
     for node in topological(prepared(trace.outputs, {})):
         if node.op == "log_sum_exp":
             least, most = _exponents(node.args[0], node.value, ranges)
-            count = (most - least) / sum(_REACH[size])
+            count = (most - least) / sum(_reach(size, node.value))
             if count <= _MOST_WINDOWS:
                 found[node] = max(1, math.ceil(count))
     return found
+
+
+def _reach(size: int, one: bool) -> tuple[float, float]:
+    below, above = _REACH[size]
+    return (_REACH_OF_ONE[size] if one else below), above
 
 
 def _exponents(x: Node, one: bool, ranges: Ranges) -> Interval:

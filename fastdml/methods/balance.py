@@ -150,7 +150,8 @@ def balance_search(
         The best setting found, and all that was seen.
     """
     check.integer(budget, "budget", 0, 1 << 62)
-    check.integer(points, "points", 3, 99)
+    if check.integer(points, "points", 3, 99) % 2 == 0:
+        raise ValueError(f"points: expected an odd number, got {points}")
     if not space or not seeds or not ratios:
         raise ValueError("space: expected at least one coordinate, one seed and one ratio")
     known = _read(cache)

@@ -67,6 +67,7 @@ class SelfDistillation(nn.Module):
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         self._set_mode()
         self.epoch = 0
+        self._loaded: int | None = None  # the epoch whose state was loaded, until one begins
 
     @property
     def weight(self) -> float:
@@ -75,8 +76,12 @@ class SelfDistillation(nn.Module):
         return self.epoch / self.epochs * self.alpha * temperature**2
 
     def begin_epoch(self, epoch: int) -> None:
-        """The teacher becomes the network as it is now, unless it is an average."""
+        """The teacher becomes the network as it is now, unless it is an average; or stays what was loaded in
+        the middle of this epoch."""
         self.epoch = check.integer(epoch, "epoch", 0, self.epochs)
+        loaded, self._loaded = self._loaded, None
+        if epoch == loaded:
+            return
         if self.average is None or epoch == 0:
             self.teacher.load_state_dict(self._model[0].state_dict())
             self._copy_buffers()  # those that are not part of a state too
@@ -117,4 +122,4 @@ class SelfDistillation(nn.Module):
         return {"epoch": self.epoch}
 
     def set_extra_state(self, state: Any) -> None:
-        self.epoch = int(state["epoch"])
+        self.epoch = self._loaded = int(state["epoch"])

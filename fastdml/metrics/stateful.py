@@ -91,6 +91,11 @@ class RetrievalMetrics(Metric):
         if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == len(labels) == 0:
             return
         given = inputs.embeddings(embeddings, "embeddings")
+        held = self.embeddings[-1].shape[-1] if len(self.embeddings) else given.dim
+        if given.dim != held:
+            raise ValueError(
+                f"embeddings: expected dimension {held}, as in batches before, got {given.dim}"
+            )
         numbers = inputs.labels(labels, len(given), "labels")
         if numbers.dtype.kind != "i":
             raise ValueError(f"labels: expected integers, got {numbers.dtype}")

@@ -31,7 +31,8 @@ Select = Callable[[Tensor, Tensor, Tensor, Tensor], Chosen]
 class Miner(SeenAsPeer, NamedArguments):
     """What all miners share: the call of pytorch-metric-learning's, whose result is lazy.
 
-    num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists; asking lists it.
+    num_pos_pairs, num_neg_pairs, num_triplets: of the latest result that still exists (0 where it was not
+        kept: in a wrapper, or in the call of a loss); asking lists it.
 
     Args:
         distance: what pairs are compared by: an object of fastdml.distances or of pytorch-metric-learning, a
@@ -95,6 +96,10 @@ class Miner(SeenAsPeer, NamedArguments):
         if not torch.compiler.is_compiling():
             self._latest = weakref.ref(found)
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The latest result is of this process.
+        return {**self.__dict__, "_latest": None}
 
     def _counted(self, places: dict[int, int]) -> int:
         """Length of the latest result's tensor, by how many tensors it has: its place there."""

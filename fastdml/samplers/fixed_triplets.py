@@ -82,6 +82,7 @@ class FixedSetOfTriplets(EpochSampler):
         return {
             "items": self._items,
             "classes": len(self._classes),
+            "labels": self._classes.digest,
             "num_triplets": self.num_triplets,
         }
 

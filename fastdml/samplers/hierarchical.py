@@ -113,6 +113,7 @@ class HierarchicalSampler(EpochSampler):
         return {
             "items": self._items,
             "classes": len(self._classes),
+            "labels": self._classes.digest,
             "super-classes": len(self._of_super),
             "batch_size": self.batch_size,
             "samples_per_class": self.samples_per_class,

@@ -103,6 +103,7 @@ class MPerClassSampler(EpochSampler):
         return {
             "items": self._items,
             "classes": len(self._classes),
+            "labels": self._classes.digest,
             "m": self.m_per_class,
             "batch_size": self.batch_size,
             "batches": self.batches,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.call import Call, statistic_type
 from ..losses.base import Loss, Term, total
+from ..losses.parts import expect_parts
 from ..losses.reduced import Reduced
 from ..losses.triplet.listed import OneByOne
 from ..mining.identity import same_memory
@@ -56,6 +57,7 @@ class Labelled(nn.Module):
         super().__init__()
         if not isinstance(loss, Loss):
             raise ValueError(f"loss: expected a loss of fastdml.losses, got {type(loss).__name__}")
+        expect_parts(loss)
         if miner is not None and not isinstance(miner, Miner):
             raise ValueError(f"miner: expected a miner or None, got {type(miner).__name__}")
         self.loss = loss
@@ -64,6 +66,7 @@ class Labelled(nn.Module):
             ignore_label = check.whole(ignore_label, "ignore_label", -(1 << 63), (1 << 63) - 1)
         self.ignore_label = ignore_label
         if class_weights is not None:
+            _check_constant(class_weights, "class_weights")
             class_weights = _as_weights(class_weights)
             _check_weights(class_weights, "class_weights", None)
         self.register_buffer("class_weights", class_weights)
@@ -101,6 +104,7 @@ class Labelled(nn.Module):
         if self.ignore_label is not None or self.class_weights is not None:
             labels = check.labels(labels, embeddings.shape[0], embeddings.device, "labels", "embeddings")
         if batch.sample_weights is not None:
+            _check_constant(batch.sample_weights, "sample_weights")
             _check_weights(batch.sample_weights, "sample_weights", embeddings.shape[0])
             check.same_device(batch.sample_weights, embeddings, "sample_weights", "embeddings")
         batch = dataclasses.replace(batch, labels=labels)
@@ -277,6 +281,12 @@ def _as_weights(weights: Any) -> Any:
         return torch.as_tensor(weights, dtype=torch.float64 if wide else torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return weights
+
+
+def _check_constant(weights: object, name: str) -> None:
+    """ValueError for weights that want a gradient, which they would never get."""
+    if isinstance(weights, Tensor) and weights.requires_grad:
+        raise ValueError(f"{name}: expected weights that want no gradient; detach them")
 
 
 def _check_weights(weights: Any, name: str, count: int | None) -> None:

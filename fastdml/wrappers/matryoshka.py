@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..engine import check, prefixes
 from ..engine.call import Call
 from ..losses.base import total, weighted
+from ..losses.parts import expect_parts
 
 # Arguments of losses that are embeddings of the one space.
 _EMBEDDINGS = (
@@ -57,8 +58,7 @@ class MatryoshkaLoss(nn.Module):
         self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None
     ) -> None:
         super().__init__()
-        if not callable(getattr(loss, "parts", None)):
-            raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+        expect_parts(loss)
         self.loss = loss
         self.dims = tuple(check.count(d, "dims") for d in check.sequence(dims, "dims", "ascending widths"))
         if not self.dims or any(a >= b for a, b in zip(self.dims, self.dims[1:])):

@@ -12,6 +12,7 @@ from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
+from ..losses.parts import expect_parts
 from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
 from ..mining.pairs import all_pairs
@@ -256,6 +257,8 @@ def over_samples(loss: nn.Module) -> nn.Module:
     """ValueError unless this is a loss over samples, of this library or of pytorch-metric-learning."""
     theirs = type(loss).__mro__[:-1]
     known = any(c.__name__ == "BaseMetricLossFunction" for c in theirs)
+    if isinstance(loss, SampleLoss):
+        expect_parts(loss)
     if isinstance(loss, SampleLoss) or known:
         return loss
     raise ValueError(

@@ -112,6 +112,20 @@ def test_several_rows_of_a_draw_are_all_kept():
     assert len(torch.cat(callback.metric.embeddings)) == 30
 
 
+@pytest.mark.parametrize("trial", [{}, {"fast_dev_run": True}])
+def test_a_trial_run_needs_no_class_twice(tmp_path, trial):
+    """Lightning's first check takes two batches of the validation rows."""
+    x, y = torch.randn(64, 1024), torch.arange(64) % 32
+    rows = DataLoader(TensorDataset(x, y), 8)
+    trainer = pl.Trainer(
+        max_epochs=1, callbacks=[ours.RetrievalCallback()], logger=False, enable_checkpointing=False,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, **trial,
+    )  # fmt: skip
+    trainer.fit(module(losses.MultiSimilarityLoss()), rows, rows)
+    assert trial or "val_recall@1" in trainer.callback_metrics
+
+
 def test_a_validation_step_that_returns_nothing_is_named():
     with pytest.raises(ValueError, match="validation_step: expected it to return"):
         ours.RetrievalCallback().on_validation_batch_end(None, None, None, None, 0)

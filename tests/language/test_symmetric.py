@@ -32,7 +32,7 @@ from fastdml.language import (
     sum,
     where,
 )
-from fastdml.language.described import Described, DescribedLoss
+from fastdml.language.described import Described, DescribedLoss, positive_fields
 from fastdml.language.graph import S
 from fastdml.language.printed import headers, streams
 from fastdml.language.row import trace
@@ -236,6 +236,25 @@ def test_exponents_lie_elsewhere_where_a_parameter_has_changed(learnt):
         t = torch.tensor(temperature, dtype=torch.float64, requires_grad=learnt)
         loss = fastdml.losses.SupConLoss(t if learnt else temperature)
         compared(loss.calls(x, y)[0], x, *[t] * learnt)
+
+
+@pytest.mark.parametrize("scale", [60.0, 155.0, 260.0])  # of one window of exponents, and of more
+def test_a_one_is_not_lost_among_what_is_too_small_for_the_type(scale):
+    """Exponentials have a least value, of which there are many in a row."""
+
+    def push(p, scale):
+        return log_sum_exp(scale * (p.s - 0.5), where=p.negative, one=True)
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1100, 256, generator=g), torch.arange(1100)
+    found = []
+    for backend, kind in (("symmetric", torch.float32), ("dense", torch.float64)):
+        loss = fastdml.row_loss(push, parameters={"scale": scale}, backend=backend)
+        z = x.to(kind).requires_grad_()
+        value = loss(z, y)
+        found.append((value.detach().double(), torch.autograd.grad(value, z)[0].double()))
+    for mine, true in zip(*found, strict=True):
+        assert float((mine - true).abs().max()) <= 1e-7
 
 
 RANGES = [lambda s: -3 * (s - 0.25), lambda s: (s - 2) * (s + 0.5), lambda s: 40 / (s - 1.5) - s]
@@ -470,3 +489,17 @@ def test_what_is_printed_does_not_depend_on_what_was_traced_before():
     )  # fmt: skip
     headers()  # traces every form
     assert json.loads(made.stdout) == {k: list(v) for k, v in streams(of_defaults()).items()}
+
+
+@pytest.mark.parametrize("loss", [fastdml.losses.InstanceLoss, fastdml.losses.BalancedNTXentLoss])
+def test_a_scale_above_0_is_known_to_be_where_a_loss_has_another_default(loss):
+    assert "temperature" in positive_fields(type(loss().description()))
+
+
+def test_a_loss_of_nothing_is_nothing_whatever_its_scale():
+    """Rows that are alone in their class: exactly 0, in one precision as in the other."""
+    x, y = samples(1024, 64, torch.float32)
+    y = torch.arange(1024)
+    y[:100] //= 2
+    rows = fastdml.losses.InstanceLoss(reduction="none", backend="symmetric")(x, y)
+    assert int((rows > 0).sum()) == 100 and int((rows < 0).sum()) == 0

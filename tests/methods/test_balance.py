@@ -82,6 +82,8 @@ def test_refuses():
     assert balance_search(Bowl(), {**SPACE, "balance": Coordinate(third, third, 1)}, 1).trials
     with pytest.raises(ValueError, match="space: expected"):
         balance_search(Bowl(), {}, 3)
+    with pytest.raises(ValueError, match="points: expected an odd number, got 4"):
+        balance_search(Bowl(), SPACE, 3, points=4)
 
 
 def test_an_unfinished_line_loses_one_trial(tmp_path):

@@ -94,10 +94,11 @@ def test_distillation_over_epochs(average, variant):
                     mine.copy_(theirs)
 
 
-def test_distillation_resumes_in_the_middle_of_an_epoch():
+@pytest.mark.parametrize("average", [0.8, None])
+def test_distillation_resumes_in_the_middle_of_an_epoch(average):
     def start():
         model = network()
-        lsd = SelfDistillation(model, losses.MultiSimilarityLoss(), 3, average=0.8)
+        lsd = SelfDistillation(model, losses.MultiSimilarityLoss(), 3, average=average)
         return model, lsd, torch.optim.SGD(model.parameters(), 0.01)
 
     def steps(model, lsd, optimizer, run):
@@ -113,9 +114,13 @@ def test_distillation_resumes_in_the_middle_of_an_epoch():
     steps(*one, run[:2])
     for mine, theirs in zip(two[:2], one[:2]):
         mine.load_state_dict(saved(theirs))
+    two[1].begin_epoch(1)  # as a training loop does at the start of every epoch
     steps(*one, run[2:]), steps(*two, run[2:])
     assert same_state(one[0], two[0]) and same_state(one[1], two[1])
     assert two[1].epoch == 1 and not any(p.requires_grad for p in two[1].teacher.parameters())
+    for model, lsd, _ in (one, two):
+        lsd.begin_epoch(2)
+        assert average is not None or same_state(lsd.teacher, model)
 
 
 def test_distillation_refuses():

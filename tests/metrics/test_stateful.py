@@ -135,6 +135,13 @@ def test_refusals(retrieval_metrics, call, message):
         call(retrieval_metrics)
 
 
+def test_another_dimension_is_refused_when_it_comes(retrieval_metrics):
+    metric = retrieval_metrics()
+    metric.update(X, Y)
+    with pytest.raises(ValueError, match=r"^embeddings: expected dimension \d+, as in batches before, got 2"):
+        metric.update(X[:, :2], Y)
+
+
 def test_in_a_collection():
     torchmetrics = pytest.importorskip("torchmetrics")
     collection = torchmetrics.MetricCollection(

@@ -1,0 +1,31 @@
+"""What a wrapper needs of a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def expect_parts(loss: Any) -> None:
+    """ValueError unless a loss, and every one in it, is the sum of its `parts`: a wrapper asks for these, not
+    for what a subclass's `forward` makes of them."""
+    if not isinstance(loss, nn.Module) or not callable(getattr(loss, "parts", None)):
+        raise ValueError(f"loss: expected a loss of fastdml, got {type(loss).__name__}")
+    own = _defines(loss, "forward") or nn.Module
+    ours = own.__module__.partition(".")[0] == __name__.partition(".")[0]
+    made = [c for name in ("parts", "calls") if (c := _defines(loss, name)) is not None]
+    if not ours and made and not any(issubclass(c, own) for c in made):
+        raise ValueError(
+            f"loss: expected one that is the sum of its parts, got {type(loss).__name__}, which has a "
+            "forward of its own; override `calls` or `parts` instead, which wrappers ask for"
+        )
+    several = getattr(loss, "losses", None)
+    for inner in several.values() if isinstance(several, (Mapping, nn.ModuleDict)) else ():
+        expect_parts(inner)
+
+
+def _defines(loss: nn.Module, name: str) -> type | None:
+    """The class that a method of a loss is from; None: one that passes on what it wraps."""
+    return next((c for c in type(loss).__mro__ if name in vars(c)), None)

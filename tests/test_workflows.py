@@ -1,0 +1,114 @@
+"""What users do with modules beyond calling them: derive, save, extend, wrap."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.utils import parametrizations, parametrize
+
+import fastdml
+from fastdml import losses, miners
+from fastdml.distributed import wrap
+from fastdml.losses import (
+    CrossBatchMemory,
+    Labelled,
+    MatryoshkaLoss,
+    MultipleLosses,
+    SelfSupervisedLoss,
+)
+
+X, Y = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) // 4
+
+
+class Twice(losses.MultiSimilarityLoss):
+    """The other way round from what wrappers ask for."""
+
+    def forward(self, *batch, **further):
+        return 2 * super().forward(*batch, **further)
+
+
+class TwiceInParts(losses.MultiSimilarityLoss):
+    def calls(self, *batch, **further):
+        return [c.replace(weight=2 * c.weight) for c in super().calls(*batch, **further)]
+
+
+WRAPPERS = {
+    "memory": lambda loss: CrossBatchMemory(loss, 8, 50),
+    "widths": lambda loss: MatryoshkaLoss(loss, (4, 8)),
+    "labelled": Labelled,
+    "views": SelfSupervisedLoss,
+    "wrap": wrap,
+    "wrap of several": lambda loss: wrap(MultipleLosses([loss])),
+    "widths of several": lambda loss: MatryoshkaLoss(MultipleLosses([loss]), (4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_forward_that_wrappers_would_pass_over_is_refused(name):
+    with pytest.raises(ValueError, match=r"^loss: expected one that is the sum of its parts, got Twice"):
+        WRAPPERS[name](Twice())
+    given = (X, X + 0.1) if name == "views" else (X, Y)
+    plain, twice = (WRAPPERS[name](kind()) for kind in (losses.MultiSimilarityLoss, TwiceInParts))
+    torch.testing.assert_close(twice(*given), 2 * plain(*given))
+
+
+def test_several_call_a_forward_of_its_own():
+    torch.testing.assert_close(MultipleLosses([Twice()])(X, Y), Twice()(X, Y))
+
+
+@pytest.mark.parametrize("outer", [wrap, lambda loss: MatryoshkaLoss(loss, (4, 8))])
+def test_losses_without_parts_are_named_within_others(outer):
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    with pytest.raises(ValueError, match=r"^loss: expected a loss of fastdml, got SupConLoss"):
+        outer(MultipleLosses([theirs.SupConLoss()]))
+
+
+@pytest.mark.parametrize(
+    "make", [miners.MultiSimilarityMiner, miners.TripletMarginMiner, miners.BatchHardMiner]
+)
+def test_a_miner_is_saved_between_steps(make):
+    miner = make()
+    kept = miner(X, Y)
+    copied, file = copy.deepcopy(miner), io.BytesIO()
+    torch.save(MultipleLosses([losses.TripletMarginLoss()], [miner]), file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False).miners["0"]
+    for other in (copied, loaded):
+        assert all(torch.equal(a, b) for a, b in zip(other(X, Y), kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [(losses.ArcFaceLoss(6, 8), "W"), (losses.ProxyAnchorLoss(6, 8), "proxies")]
+)
+def test_torch_extends_proxies(loss, name):
+    """... which changes the class of a module."""
+    value = loss(X, Y)
+    parametrizations.weight_norm(loss, name)
+    torch.testing.assert_close(loss(X, Y), value)
+    loss(X, Y).backward()
+    assert parametrize.is_parametrized(loss, name) and all(p.grad is not None for p in loss.parameters())
+
+
+def test_a_loss_changes_its_class_as_fully_shard_does():
+    loss = losses.ProxyAnchorLoss(6, 8)
+    value, kind = loss(X, Y), loss.__class__
+    loss.__class__ = type(f"FSDP{kind.__name__}", (FSDPModule, kind), {})
+    assert isinstance(loss, FSDPModule) and isinstance(loss, losses.ProxyAnchorLoss)
+    torch.testing.assert_close(loss(X, Y), value)
+
+
+def test_learnt_weights_of_samples_and_classes_are_refused():
+    loss = Labelled(losses.SupConLoss())
+    weights = torch.rand(24, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^sample_weights: expected weights that want no gradient"):
+        loss(X, Y, sample_weights=weights)
+    assert loss(X, Y, sample_weights=weights.detach()).isfinite()
+    with pytest.raises(ValueError, match=r"^class_weights: expected weights that want no gradient"):
+        Labelled(losses.SupConLoss(), class_weights=torch.nn.Parameter(torch.ones(6)))
+
+
+def test_a_compiled_loss_is_wrapped():
+    loss = torch.compile(losses.MultiSimilarityLoss(), backend="eager")
+    torch.testing.assert_close(wrap(loss)(X, Y), fastdml.losses.MultiSimilarityLoss()(X, Y))
