@@ -1,6 +1,7 @@
-"""A step of this tree beside a step of another one (an older checkout, built), in turn.
+r"""A step of this tree beside a step of another one (an older checkout, built), in turn.
 
-    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--threads 2] [--rounds 15] [--out DIR]
+    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--threads 2] [--rounds 15] [--forward] \
+        [--out DIR]
 
 Each tree has a process of its own that is told when to run, so both meet the same machine. What it frees it
 keeps: whether pages go back to the system between steps is luck, and can take as long as a step itself.
@@ -48,7 +49,7 @@ import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 from fastdml import losses
-size, dim, threads = map(int, sys.argv[2:])
+size, dim, threads, forward = map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 labels = torch.arange(size) // 4 % 1000 if size > 4000 else torch.arange(size) // 4
@@ -64,8 +65,10 @@ for line in sys.stdin:
         made[key] = getattr(losses, name)(**given)
     began = time.perf_counter()
     for _ in range(steps):
-        value = made[key](x, labels)
-        torch.autograd.grad(value, x)
+        with torch.set_grad_enabled(not forward):
+            value = made[key](x, labels)
+        if not forward:
+            torch.autograd.grad(value, x)
     print(json.dumps([1e3 * (time.perf_counter() - began) / steps, float(value.detach())]), flush=True)
 """
 
@@ -73,9 +76,10 @@ for line in sys.stdin:
 class Tree:
     """A tree's process."""
 
-    def __init__(self, path: Path, size: int, dim: int, threads: int) -> None:
+    def __init__(self, path: Path, size: int, dim: int, threads: int, forward: bool) -> None:
+        numbers = map(str, (size, dim, threads, int(forward)))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(path), str(size), str(dim), str(threads)],
+            [sys.executable, "-c", CHILD, str(path), *numbers],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -108,13 +112,18 @@ def main() -> int:
     add("--dim", type=int, default=128)
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=15)
+    add("--forward", action="store_true", help="without a gradient")
     add("--loss", action="append", choices=list(LOSSES), help="repeat it (default: all)")
     add("--out", type=Path, help="a folder for against.md")
     given = parser.parse_args()
-    trees = [Tree(p.resolve(), given.size, given.dim, given.threads) for p in (ROOT, given.tree)]
+    trees = [
+        Tree(p.resolve(), given.size, given.dim, given.threads, given.forward)
+        for p in (ROOT, given.tree)
+    ]
+    what = "without a gradient" if given.forward else "forward and backward"
     rows = [
         f"B={given.size:,}, D={given.dim}, 4 per class, float32, {given.threads} thread(s), "
-        f"{given.rounds} rounds; forward and backward.\n",
+        f"{given.rounds} rounds; {what}.\n",
         "| loss | this tree | the other | ratio | 20th ... 80th percentile |",
         "|---|---:|---:|---:|---|",
     ]

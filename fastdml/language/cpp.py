@@ -18,6 +18,7 @@ from .graph import (
     ZERO,
     Node,
     both,
+    conjuncts,
     either,
     make,
     rewrite,
@@ -148,7 +149,7 @@ class Text:
                 return f"{self.expression(a, _SUM)} - {self.expression(b.args[0], _PRODUCT)}", _SUM
         if node.op in ("and", "or"):
             sign = sign if node.level == PAIR else sign.replace("&", "&&").replace("|", "||")
-            parts = self._conjuncts(node) if node.op == "and" else node.args
+            parts = conjuncts(node, self.names) if node.op == "and" else node.args
             # Compilers suspect a slip where a negation comes first.
             parts = sorted(parts, key=self._negates)
             if self._negates(parts[0]):
@@ -156,12 +157,6 @@ class Text:
                 return f"!({other.join(self._mask(x.args[0], node, _SUM) for x in parts)})", _UNARY
             return sign.join(self._mask(x, node, _SUM) for x in parts), binds
         return f"{self.expression(a, binds)}{sign}{self.expression(b, binds + 1)}", binds
-
-    def _conjuncts(self, mask: Node) -> list[Node]:
-        """The parts of a condition of several, of which those that have names are whole."""
-        if mask.op != "and":
-            return [mask]
-        return [c for a in mask.args for c in ([a] if a in self.names else self._conjuncts(a))]
 
     def _negates(self, mask: Node) -> bool:
         return mask.op == "not" and mask not in self.names

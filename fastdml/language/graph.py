@@ -317,8 +317,11 @@ def split(mask: Node) -> tuple[Node, Node]:
     return of_row, of_pair
 
 
-def conjuncts(mask: Node) -> list[Node]:
-    return [c for a in mask.args for c in conjuncts(a)] if mask.op == "and" else [mask]
+def conjuncts(mask: Node, known: Container[Node] = ()) -> list[Node]:
+    """The parts of a condition of several; known: parts that are left whole."""
+    if mask.op != "and":
+        return [mask]
+    return [c for a in mask.args for c in ([a] if a in known else conjuncts(a, known))]
 
 
 def detach(a: Node) -> Node:
