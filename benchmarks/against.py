@@ -1,7 +1,7 @@
 r"""A step of this tree beside a step of another one (an older checkout, built), in turn.
 
-    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--threads 2] [--rounds 15] [--forward] \
-        [--out DIR]
+    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--threads 2] [--rounds 15] \
+        [--forward] [--out DIR]
 
 Each tree has a process of its own that is told when to run, so both meet the same machine. What it frees it
 keeps: whether pages go back to the system between steps is luck, and can take as long as a step itself.
