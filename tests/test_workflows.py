@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import fastdml
 from fastdml import losses, miners
-from fastdml.distributed import wrap
+from fastdml.distributed import shard, wrap
 from fastdml.losses import (
     CrossBatchMemory,
     Labelled,
@@ -52,6 +52,16 @@ def test_a_forward_that_wrappers_would_pass_over_is_refused(name):
     given = (X, X + 0.1) if name == "views" else (X, Y)
     plain, twice = (WRAPPERS[name](kind()) for kind in (losses.MultiSimilarityLoss, TwiceInParts))
     torch.testing.assert_close(twice(*given), 2 * plain(*given))
+
+
+class TwiceOfProxies(losses.ArcFaceLoss):
+    def forward(self, *batch, **further):
+        return 2 * super().forward(*batch, **further)
+
+
+def test_so_are_those_of_proxies_that_are_sharded():
+    with pytest.raises(ValueError, match=r"got TwiceOfProxies, which has a forward of its own"):
+        shard(lambda classes: TwiceOfProxies(classes, 8), 6)
 
 
 def test_several_call_a_forward_of_its_own():

@@ -21,6 +21,7 @@ from ..engine.problem import Problem, computed_scalars
 from ..engine.relation import LabelRelation
 from ..engine.schedule import Result, Wanted
 from ..losses.base import total
+from ..losses.parts import expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..mining.philox import uniforms
 from .arguments import join, told
@@ -121,6 +122,7 @@ class ShardedProxies(nn.Module):
             raise ValueError(
                 f"make: expected a loss over {len(self.classes)} proxies' classes, got {self.loss!r}"
             )
+        expect_parts(self.loss)
         self.loss.num_classes = num_classes  # what the loss says of all classes
         check.one_of(gradient, "gradient", ("mean", "sum"))
         self.gradient = gradient
