@@ -84,8 +84,11 @@ class MatryoshkaLoss(nn.Module):
 
     def _check_vectors(self) -> None:
         """Vectors that the loss holds must be arguments of its call: else nobody can cut them."""
+        cut = {m for one in self.loss.modules() if isinstance(one, MatryoshkaLoss) for m in one.modules()}
+        if self._proxies:
+            cut.add(self.loss)
         for module in self.loss.modules():
-            if not hasattr(module, "embedding_size") or (module is self.loss and self._proxies):
+            if module in cut or not hasattr(module, "embedding_size"):
                 continue
             expected, outer = "loss: expected one whose vectors are of the call", type(self.loss).__name__
             if module is self.loss:
