@@ -10,8 +10,8 @@ inline namespace FASTDML_ISA {
 template <class T>
 struct Bins {
   int n;
-  T width, rate;
-  FASTDML_FN explicit Bins(int count) : n(count), width(T(2) / count), rate(T(1) / width) {}
+  T rate;  // bins a unit: exact
+  FASTDML_FN explicit Bins(int count) : n(count), rate(T(count) / 2) {}
 
   // The bin of a value, n of none.
   FASTDML_FN Mask<T> of(Vector<T> v) const { return v < lowest<T>() / 2 ? Mask<T>{} + n : within(v); }
@@ -21,8 +21,9 @@ struct Bins {
   }
   // How far v is on its way from the lower to the upper centre of its bin.
   FASTDML_FN Vector<T> way(Vector<T> v, Mask<T> bin) const {
-    const Vector<T> low = __builtin_convertvector(bin, Vector<T>) * width - T(1);
-    return max(min((v - low) * rate, broadcast(T(1))), Vector<T>{});  // NaN stays NaN
+    // (v - centre) rate, without the centre: rounded, it would move all values of a bin alike.
+    const Vector<T> way = v * rate + (rate - __builtin_convertvector(bin, Vector<T>));
+    return max(min(way, broadcast(T(1))), Vector<T>{});  // NaN stays NaN
   }
 
  private:
