@@ -219,6 +219,12 @@ BYTES = 2**62  # more than any memory has
 LARGEST_SEED = 2**64 - 1
 
 
+def mixed(values: object, found: np.ndarray) -> bool:
+    """Whether numpy made strings of labels [N] of which some are numbers: 1 and "1" would be one class."""
+    strings = found.ndim == 1 and found.dtype.kind in "US" and isinstance(values, Sequence)
+    return strings and not all(isinstance(v, (str, bytes)) for v in values)  # type: ignore[attr-defined]
+
+
 def whole(value: Any, name: str, low: int, high: int = MOST, beside: str = "") -> int:
     """An integer of any of Python's, numpy's and torch's kinds, but neither a bool nor a float; beside: what
     else is taken, in words."""

@@ -157,9 +157,7 @@ def labels(values: Any, count: int, name: str) -> np.ndarray:
             found = None
         if found is None:
             raise ValueError(f"{name}: expected {count} integers or strings, got a ragged list")
-        # numpy turns [1, "a"] into strings: two classes that look alike would be one.
-        strings = found.dtype.kind in "US" and isinstance(values, Sequence)
-        if strings and not all(isinstance(v, (str, bytes)) for v in values):
+        if check.mixed(values, found):
             raise ValueError(f"{name}: expected {count} integers or strings, got a mixture")
         if found.dtype == object and found.size and all(isinstance(v, str) for v in found.flat):
             found = found.astype(str)

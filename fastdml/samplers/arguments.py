@@ -21,13 +21,12 @@ def labels(value: Labels, dimensions: int = 1, of: str = "sequence") -> np.ndarr
     """The labels as a numpy array of so many dimensions, not empty."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
-    kinds = {isinstance(v, str) for v in value} if isinstance(value, (list, tuple)) else set()
-    if len(kinds) > 1:  # numpy would take 1 and "1" for one class
-        raise ValueError("labels: expected numbers or strings, got a mixture")
     try:
         found = np.asarray(value)
     except ValueError as error:  # rows of unequal length
         raise ValueError(f"labels: expected a {dimensions}-D {of}, got {error}") from None
+    if check.mixed(value, found):
+        raise ValueError("labels: expected numbers or strings, got a mixture")
     if found.ndim != dimensions or found.size == 0:
         raise ValueError(
             f"labels: expected a non-empty {dimensions}-D {of}, got shape {found.shape}"

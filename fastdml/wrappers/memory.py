@@ -259,7 +259,8 @@ def over_samples(loss: nn.Module) -> nn.Module:
     known = any(c.__name__ == "BaseMetricLossFunction" for c in theirs)
     if isinstance(loss, SampleLoss):
         expect_parts(loss)
-    if isinstance(loss, SampleLoss) or known:
+        return loss
+    if known:
         return loss
     raise ValueError(
         f"loss: expected a loss over samples of fastdml.losses, got {type(loss).__name__}"
