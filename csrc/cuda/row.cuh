@@ -739,16 +739,18 @@ class Row {
     return list(n + 1, [=](int k) { return width * k - T(1); });
   }
   FASTDML_FN static int moving_bin(int n, T v) {
-    const T width = T(2) / n, rate = T(1) / width;
+    const T rate = T(n) / 2;  // bins a unit: exact
     return v < T(-1) || v > T(1) ? n : static_cast<int>(max(T(0), min((v + T(1)) * rate, static_cast<T>(n - 1))));
   }
   // The share of a pair in a centre that its similarity is t away from.
   template <class F>
   FASTDML_FN static auto of_shares(int n, F f) {
-    const T width = T(2) / n, rate = T(1) / width;
+    const T rate = T(n) / 2;
     return [=](T t, const Pairs<T>& p) {
-      const T v = f(p), away = max(T(-1), min(v, T(1))) - (p.s - t);
-      return values(v < lowest<T>() / 2 ? T(0) : max(T(1) - abs(away) * rate, T(0)));
+      // By the centre's number: the centre itself, rounded, would move all values of a bin alike.
+      const T v = f(p), k = static_cast<T>(static_cast<int>((p.s - t + T(1)) * rate + T(0.5)));
+      const T away = max(T(-1), min(v, T(1))) * rate + (rate - k);
+      return values(v < lowest<T>() / 2 ? T(0) : max(T(1) - abs(away), T(0)));
     };
   }
 
