@@ -394,6 +394,13 @@ def test_a_traced_step_is_the_step(mode):
     torch.testing.assert_close(traced(x, y), step(x, y))
 
 
-def test_functional_transforms_are_refused_in_our_words():
+# (One of one call, and one whose call comes after another.)
+@pytest.mark.parametrize("loss", [losses.SupConLoss(), losses.HistogramLoss()], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "transform",
+    [torch.func.grad, lambda f: lambda x: torch.func.vmap(f)(x.expand(2, *x.shape))],
+    ids=["grad", "vmap"],
+)
+def test_functional_transforms_are_refused_in_our_words(transform, loss):
     with pytest.raises(RuntimeError, match=r"^fastdml losses have gradients by torch.autograd only"):
-        torch.func.grad(lambda x: losses.SupConLoss()(x, y))(e)
+        transform(lambda x: loss(x, y))(e)

@@ -19,17 +19,18 @@ def evaluate(call: Call) -> Tensor:
 
     Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
     """
-    if call.before is not None:
-        first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
-        call = call.before.fill(call.replace(before=None), first)
-    call = _in_autocast(call)
-    if torch.compiler.is_compiling():
-        call = _distinct(call)
-    elif torch._C._functorch.peek_interpreter_stack() is not None:
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
             "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
+    if call.before is not None:
+        first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
+        call = call.before.fill(call.replace(before=None), first)
+    call = _in_autocast(call)
+    if compiling:
+        call = _distinct(call)
     recorded = torch.is_grad_enabled()
     if call.loss.metric.in_torch:
         value = in_torch.evaluate(call)
