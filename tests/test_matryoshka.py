@@ -248,6 +248,12 @@ WRONG = {
     "embeddings: expected at least 14 dimensions, got 13": lambda: MatryoshkaLoss(
         losses.SupConLoss(), (2, 14)
     )(torch.randn(4, 13), torch.arange(4)),
+    "ref_emb: expected dimension 13, as in embeddings, got shape (4, 12)": lambda: MatryoshkaLoss(
+        losses.SupConLoss(), (2, 4)
+    )(torch.randn(4, 13), torch.arange(4), ref_emb=torch.randn(4, 12), ref_labels=torch.arange(4)),
+    "embeddings of another view: expected dimension 13": lambda: MatryoshkaLoss(
+        losses.SelfSupervisedLoss(losses.NTXentLoss()), (2, 4)
+    )(torch.randn(4, 13), torch.randn(4, 13), torch.randn(4, 9)),
     "loss: expected one whose vectors are of the call, got MultipleLosses of ProxyAnchorLoss; put Matry": (
         lambda: MatryoshkaLoss(losses.MultipleLosses([losses.ProxyAnchorLoss(3, 13)]), (2, 4))
     ),

@@ -124,6 +124,13 @@ class MatryoshkaLoss(nn.Module):
             raise ValueError(
                 f"{name}: expected at least {self.dims[-1]} dimensions, got {whole.shape[-1]}"
             )
+        # Cut, they would all be as wide. (What proxies have is their loss's affair.)
+        others = {k: given.get(k) for k in _EMBEDDINGS if k != "proxies"}
+        for other, x in (*others.items(), *((f"{name} of another view", x) for x in further)):
+            if isinstance(x, Tensor) and x.shape[-1:] != whole.shape[-1:]:
+                raise ValueError(
+                    f"{other}: expected dimension {whole.shape[-1]}, as in {name}, got shape {tuple(x.shape)}"
+                )
         each = [self._of_width(given, further, width) for width in self.dims]
         found: list[Any] = []
         for group in zip(*each, strict=True):
