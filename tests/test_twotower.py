@@ -58,6 +58,9 @@ def cos(a, c):
     return normalize(a, dim=-1) @ normalize(c, dim=-1).transpose(-1, -2)
 
 
+NO_ID = -77
+
+
 def dense(
     b: Batch, *, symmetric=False, negatives=("qd",), false_negative_margin=None, guide_margin=0.0,
     relative=False, hardness=0.0, prior=0.0, decoupled=False, label_smoothing=0.0, scale=1 / T, like=cos,
@@ -118,10 +121,12 @@ def dense(
             all_w.append(torch.ones_like(s_h) if b.weights is None else b.weights)
             theirs = b.hard_ids
             if ids is not None and theirs is None:
-                theirs = torch.full(s_h.shape, -77)
+                theirs = torch.full(s_h.shape, NO_ID)
             all_keep.append(counts(s_h, g_h, theirs))
         eye = torch.eye(count, dtype=torch.bool)
         docs = d[at]
+        # Rows without a document have no id, and no column in "dd".
+        theirs = None if ids is None else torch.where(has, mine, NO_ID)
         doc_guide = None if guides is None else guides[1][at]
         for name, x, c, gx, gc in (
             ("qq", q, q, *((None,) * 2 if guides is None else (guides[0], guides[0]))),
@@ -133,7 +138,8 @@ def dense(
                 g_x = None if guides is None else cos(gx, gc)
                 all_s.append(s_x)
                 all_w.append(torch.ones_like(s_x))
-                all_keep.append(counts(s_x, g_x, None if ids is None else mine[None]) & ~eye)
+                keep = counts(s_x, g_x, None if ids is None else theirs[None]) & ~eye
+                all_keep.append(keep & has if name == "dd" else keep)
         s, w, keep = (torch.cat(x, 1) for x in (all_s, all_w, all_keep))
         z, z_own, n = scale * s, scale * positive, keep.sum(1).double()
         e = torch.where(keep, w * z.exp(), 0.0)
@@ -156,7 +162,7 @@ def dense(
     at = own.clamp(min=0)
     turned = None if b.guide is None else (b.guide.new_tensor(b.ref_guide[at].tolist()), b.guide)
     back_own = torch.where(own >= 0, torch.arange(rows), -1)
-    mine = None if ids is None else ids[at]
+    mine = None if ids is None else torch.where(own >= 0, ids[at], NO_ID)
     back_ids = None if ids is None else (mine, mine)
     back = side(
         d[at], b.q, back_own, back_ids, turned, mask[:, at].T, torch.ones(rows, dtype=b.q.dtype), False

@@ -41,6 +41,7 @@ def batches() -> dict[str, dict[str, Tensor]]:
         "hard": hard,
         "of all": {**pairs, "hard_negatives": drawn(MORE, DIM)},
         "ids": {**hard, **ids},
+        "some": {**pairs, "own": torch.where(torch.arange(ROWS) % 4 == 1, -1, torch.arange(ROWS))},
         "guide": {**hard, **guide, "hard_guide": drawn(ROWS, 3, 4)},
         "scores": {**pairs, "scores": drawn(ROWS).round(decimals=0)},
         "lists": lists,
@@ -72,6 +73,9 @@ def compare(build: Callable[[], torch.nn.Module], kind: str, schedule: str = "ga
     weight = torch.arange(1.0, 1 + value.numel(), dtype=torch.float64).view(value.shape)
     (value * weight).sum().backward()
     mine = {k: own(x, counts[k]) for k, x in batch.items()}
+    if "own" in mine:  # among the rank's own documents
+        before = sum(counts["own"][: dist.get_rank()])
+        mine["own"] = torch.where(mine["own"] < 0, -1, mine["own"] - before)
     local = {k: mine[k].clone().requires_grad_() for k in leaves}
     result = wrap(shared, schedule=schedule, gradient="sum")(**{**mine, **local})
     of_rows = value.dim() > 0
@@ -115,6 +119,8 @@ ALL = {
     "every negative": (_contrast(negatives=("qd", "qq", "dd", "dq"), symmetric=True), "pairs", True),
     "qq of rows": (_contrast(negatives=("qd", "qq"), reduction="none"), "pairs", True),
     "Qwen3": (_contrast(negatives=("qd", "qq", "dd"), false_negative_margin=0.1), "ids", True),
+    "rows without a document": (_contrast(negatives=("qd", "dd", "dq")), "some", False),
+    "a largest scale": (lambda: losses.CLIPLoss(0.1, max_scale=8.0), "pairs", True),
     "more documents": (_contrast(negatives=("qd", "dd")), "more", False),
     "hard negatives": (_contrast(symmetric=True, label_smoothing=0.1), "hard", True),
     "hard negatives of all": (_contrast(hardness=0.4), "of all", False),

@@ -249,7 +249,8 @@ class InfoNCELoss(Tempered, PairedLoss):
                 belong to no row of embeddings are negatives of all.
             hard_negatives: [B, K, D], each row's own, or [K, D], of all rows. K may be 0.
             own: where the rows' partners stand in ref_emb: a number k >= 0, row i belongs to row i + k;
-                or int64 [B], -1 for a row without one, whose loss is 0.
+                or int64 [B], -1 for a row without one, whose loss is 0 and whose query is a negative of the
+                others all the same.
             hard_weights: [B, K] or [K] factors > 0 of their exponentials.
             ids: int64 [N] of the documents: those with the id of the row's own document are no negatives
                 of the row. hard_ids: int64 [B, K] or [K] of the hard negatives; None: none is.
@@ -346,12 +347,13 @@ class Contrasted:
 
     def _levels(self, rows: Contrast, beside: Beside) -> Iterator[Call]:
         """The calls of negatives in other matrices: of one set, or of documents and queries."""
-        level = dataclasses.replace(rows, part="level", outside=False, weighted=False, decoupled=False)
+        level = dataclasses.replace(rows, part="level", outside=False, decoupled=False)
         back = self.pairs.reversed()
         sides = {"qq": self.pairs.of_queries(), "dd": back.of_queries(), "dq": back}
         for name, side in sides.items():
             if name in self.loss.negatives:
-                yield self._call(level, side, reduction="none", before=Before((), beside))
+                one = dataclasses.replace(level, weighted=side.log_weights is not None)
+                yield self._call(one, side, reduction="none", before=Before((), beside))
 
     def _call(self, description: RowLoss, side: Pairs, **fields: Any) -> Call:
         described = description if isinstance(description, Contrast) else None

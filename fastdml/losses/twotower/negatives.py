@@ -166,6 +166,7 @@ class Pairs:
     queries, documents: [B, D], [N, D]. where: the rows' documents. ids: int64 [N] of the documents. guide,
     ref_guide: [B, E], [N, E] of the guide. mask: a function of indices of queries and documents. log_weights:
     [N] of the documents, or None. one_set: they are the same samples, of which each is not its own document.
+    missing: bool [B], of the queries that are none: those of rows without a document, seen from its side.
     """
 
     queries: Tensor
@@ -177,6 +178,7 @@ class Pairs:
     mask: Mask | None = None
     log_weights: Tensor | None = None
     one_set: bool = False
+    missing: Tensor | None = None
 
     @staticmethod
     def checked(
@@ -282,20 +284,33 @@ class Pairs:
 
     def reversed(self) -> Pairs:
         """The rows' documents against the queries."""
-        ids = None if self.ids is None else self.own(self.ids)
         ref_guide = None if self.ref_guide is None else self.own(self.ref_guide)
         columns = partner_columns(self.where, self.queries.shape[0], self.queries.device)
         mask = None if self.mask is None else _Turned(self.mask, columns)
         where: Own = 0
+        missing = None
         if isinstance(self.where, Tensor):  # rows without a document have no query either
+            missing = self.where < 0
             index = torch.arange(self.queries.shape[0], device=self.queries.device)
-            where = torch.where(self.where < 0, -1, index)
-        return Pairs(self.own(self.documents), self.queries, where, ids, ref_guide, self.guide, mask)
+            where = torch.where(missing, -1, index)
+        documents = self.own(self.documents)
+        return Pairs(
+            documents, self.queries, where, self._own_ids(), ref_guide, self.guide, mask, missing=missing
+        )
 
     def of_queries(self) -> Pairs:
         """The queries against each other; their ids are those of their documents."""
-        ids = None if self.ids is None else self.own(self.ids)
-        return Pairs(self.queries, self.queries, 0, ids, self.guide, self.guide, one_set=True)
+        log_weights = None
+        if self.missing is not None:
+            log_weights = torch.where(self.missing, NOTHING, 0.0)
+        each = (self.queries, self.queries, 0, self._own_ids(), self.guide, self.guide)
+        return Pairs(*each, log_weights=log_weights, one_set=True)
+
+    def _own_ids(self) -> Tensor | None:
+        """int64 [B]: the ids of the rows' documents; rows that have none are like no other."""
+        if self.ids is None or not isinstance(self.where, Tensor):
+            return None if self.ids is None else self.own(self.ids)
+        return self.own(self.ids).masked_fill(self.where < 0, _NO_ID)
 
     def predicate(self) -> Predicate:
         """The relation where a function says what is no negative."""

@@ -43,6 +43,6 @@ def clamped_scale(loss: Any, given: Tensor | float | None) -> Tensor | float:
         return log_scale.exp()
     if not loss.training:
         return log_scale.exp().clamp(max=most)
-    with torch.no_grad():
-        log_scale.clamp_(max=math.log(most))
+    # Past autograd: a wrapper may have put a view of the parameter in its place.
+    log_scale.data.clamp_(max=math.log(most))
     return log_scale.exp()
