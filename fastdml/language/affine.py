@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from .graph import ONE, PAIR, ZERO, Node, add, mul, neg, rewrite
@@ -9,33 +10,39 @@ from .graph import ONE, PAIR, ZERO, Node, add, mul, neg, rewrite
 Terms = dict[Node, Node]  # number of the pair -> its factor, a number of the row
 
 
-def affine(x: Node) -> tuple[Terms, Node] | None:
-    """x as a sum of terms and a number of the row; None for a mask."""
+Found = tuple[Terms, Node] | None
+
+
+def affine(x: Node, most: float = math.inf, known: dict[Node, Found] | None = None) -> Found:
+    """x as a sum of terms and a number of the row; None for a mask, and for more terms than `most`. known:
+    what was found of others."""
+    known = {} if known is None else known
+    if x not in known:
+        known[x] = _affine(x, most, known)
+    return known[x]
+
+
+def _affine(x: Node, most: float, known: dict[Node, Found]) -> Found:
     if x.is_mask:
         return None
     if x.level < PAIR:
         return {}, x
     if x.op == "add":
-        parts = [affine(a) for a in x.args]
         terms: Terms = {}
         rest = ZERO
-        for part in parts:
-            assert part is not None
+        for a in x.args:
+            part = affine(a, most, known)
+            if part is None:
+                return None
             for atom, factor in part[0].items():
                 terms[atom] = add(terms.get(atom, ZERO), factor)
             rest = add(rest, part[1])
-        return terms, rest
-    if x.op == "neg":
-        return _scaled(x.args[0], neg(ONE))
-    if x.op == "mul" and x.args[0].level < PAIR:
-        return _scaled(x.args[1], x.args[0])
-    return {x: ONE}, ZERO
-
-
-def _scaled(x: Node, by: Node) -> tuple[Terms, Node] | None:
-    found = affine(x)
-    assert found is not None
-    return {atom: mul(by, factor) for atom, factor in found[0].items()}, mul(by, found[1])
+        return (terms, rest) if len(terms) <= most else None
+    by = neg(ONE) if x.op == "neg" else x.args[0] if x.op == "mul" and x.args[0].level < PAIR else None
+    if by is None:
+        return {x: ONE}, ZERO
+    part = affine(x.args[-1], most, known)
+    return part and ({atom: mul(by, factor) for atom, factor in part[0].items()}, mul(by, part[1]))
 
 
 def rebuilt(terms: Mapping[Node, Node], rest: Node) -> Node:
@@ -49,13 +56,12 @@ def rebuilt(terms: Mapping[Node, Node], rest: Node) -> Node:
 
 def folded(roots: list[Node]) -> list[Node]:
     """The roots with every sum of pairs' numbers as few multiply-adds."""
+    known: dict[Node, Found] = {}
 
     def rule(node: Node) -> Node | None:
         if node.level < PAIR or node.is_mask or node.op not in ("add", "mul", "neg"):
             return None
-        found = affine(node)
-        if found is None or len(found[0]) != 1:
-            return None
-        return rebuilt(*found)
+        found = affine(node, 1, known)
+        return rebuilt(*found) if found is not None and found[0] else None
 
     return rewrite(roots, rule, pairs=True)

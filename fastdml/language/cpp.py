@@ -169,9 +169,16 @@ class Text:
         return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
 
 
+def member(name: str) -> str:
+    """A parameter's name as that of a member: no keyword, and no name that is printed for anything else."""
+    return f"{re.sub(r'[^a-zA-Z0-9_]', '_', name)}_"
+
+
 def literal(x: float | bool) -> str:
     if isinstance(x, bool):
         return "true" if x else "false"
+    if x != x:
+        return 'T(__builtin_nan(""))'
     if x in (float("inf"), float("-inf")):
         return "highest<T>()" if x > 0 else "lowest<T>()"
     return f"T({x:g})" if float(f"{x:g}") == x else f"T({x!r})"
@@ -213,7 +220,7 @@ class RowPrinter(Text):
         k = node.value
         match node.op:
             case "parameter":
-                return k[0], f"this->{k[0]}"
+                return member(k[0]), f"this->{member(k[0])}"
             case "scalar" | "row_value":
                 call = "scalar" if node.op == "scalar" else "value"
                 return f"{call}_{k}", f"row.{call}({k})"
@@ -224,7 +231,7 @@ class RowPrinter(Text):
             case "columns":
                 return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
             case "bound" | "cut":
-                name = f"bound_{self.bounds.index(node)}"
+                name = f"bound_{[b is node for b in self.bounds].index(True)}"
                 return name, f"this->{name}"
         return None
 
@@ -342,7 +349,7 @@ def _block(
     for node in nodes:
         for a in node.args:
             uses[a] = uses.get(a, 0) + 1
-    lines = []
+    lines, results = [], set(roots)
     if guard is not None:
         nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
         nothing = f"{wrap}({nothing})" if wrap else nothing
@@ -352,7 +359,7 @@ def _block(
     for node in nodes:
         if node.level < PAIR or not node.args or node in pair.names:
             continue
-        if uses.get(node, 0) > 1 or (node.op in COSTLY and node not in roots):
+        if uses.get(node, 0) > 1 or (node.op in COSTLY and node not in results):
             text = pair.expression(node)
             lines.append(f"auto {pair.name(node, 'm' if node.is_mask else 'x')} = {text};")
     row._count = pair._count
@@ -375,7 +382,7 @@ def functor(program: Program, name: str, also: Sequence[str] = (), comment: str 
     result = printer.lines.pop()
     printer.map()
     printer.lines.append(result)
-    members = ", ".join(program.trace.parameters) or "unused"
+    members = ", ".join(map(member, program.trace.parameters)) or "unused"
     kind = camel(name)
     body = indented(read_later(printer.lines), 4)
     registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))

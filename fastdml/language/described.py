@@ -20,7 +20,7 @@ from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
 from .stream import NoStream, Ranges, StreamForm, windows_of
-from .words import relu
+from .words import over, relu
 
 # A field of a description that is above 0 for sure, which may save a pass.
 Positive = Annotated[float, "above 0"]
@@ -144,7 +144,9 @@ class Described(RowLoss):
         return self.of(p, arguments)
 
     def spec(self, rows: Rows) -> Tensor:
-        return outputs_of(self.read(TensorRow(rows)), rows.s.shape[0]).to(rows.s.dtype)
+        p = TensorRow(rows)
+        with over(p.pair):
+            return outputs_of(self.read(p), rows.s.shape[0]).to(rows.s.dtype)
 
     def read(self, p: Row) -> Any:
         """The row, with arguments that are learnt read from the call."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import statistics
+from .affine import affine
 from .graph import (
     EVERY,
     HIGHEST,
@@ -30,6 +31,7 @@ from .graph import (
     where,
 )
 
+_TINY = 1e-37
 CONSTANT_OPS = ("lt", "le", "eq", "and", "or", "not", "detach", "positive", "negative")
 
 
@@ -144,7 +146,7 @@ def _of_extreme(node: Node, bar: Node) -> Node:
     """Shared by the pairs that are largest (or smallest); computed twice, a number may differ in its last
     digits."""
     x, mask = node.args
-    slack = make("slack", make("max", make("abs", node), ONE)) if x.args else ZERO
+    slack = make("slack", _rounding(x, make("abs", node)))
     if node.op == "amax":
         ties, some = node - slack <= x, node > LOWEST
     else:
@@ -152,3 +154,25 @@ def _of_extreme(node: Node, bar: Node) -> Node:
     ties = both(mask, ties)
     share = div(bar, make("max", total(ONE, ties), ONE))
     return where(both(ties, some), share, ZERO)
+
+
+def _rounding(x: Node, size: Node) -> Node:
+    """How far two computations of a pair's x may be apart where |x| is `size`, a number of the row: what
+    rounds by as much. Relative to x, wherever nothing cancels."""
+    if not x.args:
+        return ZERO
+    found = affine(x, 1)
+    if found is not None and x not in found[0]:
+        rest = make("abs", found[1])
+        error = size + 2.0 * rest
+        for atom, factor in found[0].items():
+            factor = make("max", make("abs", factor), constant(_TINY))
+            error = error + factor * _rounding(atom, (size + rest) / factor)
+        return error
+    if x.op == "mul" and x.args[0] is x.args[1]:
+        root = make("sqrt", size)
+        return size + 2.0 * root * _rounding(x.args[0], root)
+    if x.op == "exp":
+        exponent = make("abs", make("log", make("max", size, constant(_TINY))))
+        return size * (ONE + _rounding(x.args[0], exponent))
+    return _rounding(x.args[0], size) if x.op == "abs" else make("max", size, ONE)

@@ -54,31 +54,31 @@ class Node:
     order: tuple[int, bytes]
 
     def __add__(self, other: Operand) -> Node:
-        return add(self, lift(other))
+        return add(number(self), number(other))
 
     def __radd__(self, other: Operand) -> Node:
-        return add(lift(other), self)
+        return add(number(other), number(self))
 
     def __sub__(self, other: Operand) -> Node:
-        return add(self, neg(lift(other)))
+        return add(number(self), neg(number(other)))
 
     def __rsub__(self, other: Operand) -> Node:
-        return add(lift(other), neg(self))
+        return add(number(other), neg(number(self)))
 
     def __mul__(self, other: Operand) -> Node:
-        return mul(self, lift(other))
+        return mul(number(self), number(other))
 
     def __rmul__(self, other: Operand) -> Node:
-        return mul(lift(other), self)
+        return mul(number(other), number(self))
 
     def __truediv__(self, other: Operand) -> Node:
-        return div(self, lift(other))
+        return div(number(self), number(other))
 
     def __rtruediv__(self, other: Operand) -> Node:
-        return div(lift(other), self)
+        return div(number(other), number(self))
 
     def __neg__(self) -> Node:
-        return neg(self)
+        return neg(number(self))
 
     def __pow__(self, power: object) -> Node:
         if power != 2:
@@ -96,6 +96,15 @@ class Node:
 
     def __ge__(self, other: Operand) -> Node:
         return make("le", lift(other), self)
+
+    # As of tensors, a mask: whether two nodes are one is asked by `is`.
+    def __eq__(self, other: Operand) -> Node:  # type: ignore[override]
+        return make("eq", self, lift(other))
+
+    def __ne__(self, other: Operand) -> Node:  # type: ignore[override]
+        return invert(self == other)
+
+    __hash__ = object.__hash__
 
     def __and__(self, other: Operand) -> Node:
         return both(self, lift(other))
@@ -132,7 +141,7 @@ _known: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
 
 def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> Node:
     """The node of an operation, which is made only once."""
-    whole = b"".join([f"{op} {value!r} ".encode(), *(a.order[1] for a in args)])
+    whole = b"".join([f"{op} {_shown(value)} ".encode(), *(a.order[1] for a in args)])
     digest = hashlib.blake2b(whole, digest_size=16).digest()
     found = _known.get(digest)
     if found is not None:
@@ -151,6 +160,13 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
     return node
 
 
+def _shown(value: Any) -> str:
+    """A value's text; of nodes in it their digests, as an expression may be long."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return value.order[1].hex() if isinstance(value, Node) else repr(value)
+
+
 def constant(value: float | bool) -> Node:
     return make("constant", value=value if isinstance(value, bool) else float(value) + 0.0)
 
@@ -166,6 +182,12 @@ def lift(x: object) -> Node:
     )
 
 
+def number(x: object) -> Node:
+    """A number as a node, a mask as 1 where it holds and 0 elsewhere."""
+    x = lift(x)
+    return where(x, ONE, ZERO) if x.is_mask else x
+
+
 ZERO, ONE, TRUE, FALSE = (constant(v) for v in (0.0, 1.0, True, False))
 LOWEST = make("lowest")
 HIGHEST = make("neg", LOWEST)
@@ -174,6 +196,20 @@ CANDIDATES = make("candidates")  # how many pairs the row has
 COLUMNS = make("columns")  # the same and the row's own copy that was taken out
 # Every pair that counts is either positive or negative.
 EVERY = make("or", POSITIVE, NEGATIVE)
+
+
+def of_pairs(mask: object) -> Node:
+    """A mask of the pairs among what it holds: not of a sample with itself, nor of what no list has."""
+    mask = lift(mask)
+    if not mask.is_mask:
+        raise NotInLanguage(f"where={mask!r}: expected a mask")
+    return mask if _holds_pairs(mask) else both(mask, EVERY)
+
+
+def _holds_pairs(mask: Node) -> bool:
+    if mask.op in ("and", "or"):
+        return (any if mask.op == "and" else all)(map(_holds_pairs, mask.args))
+    return mask.op in ("positive", "negative")
 
 
 def number_of(x: Node) -> float | None:
@@ -288,6 +324,9 @@ def where(condition: Node, a: Node, b: Node) -> Node:
         return a
     if condition is FALSE:
         return b
+    if a.is_mask and b.is_mask:
+        return either(both(condition, a), both(invert(condition), b))
+    a, b = number(a), number(b)
     if a is ZERO:
         return where(invert(condition), b, ZERO)
     if condition.op == "not" and b is not ZERO:
@@ -347,7 +386,7 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
                 return add(*(total(mul(a, c), mask, True) for c in b.args))
     if x.level < PAIR and x is not ONE:
         return mul(x, total(ONE, mask))
-    if x is ONE and mask in (EVERY, TRUE):
+    if x is ONE and (mask is EVERY or mask is TRUE):
         return CANDIDATES
     if x is ONE and mask is NEGATIVE:
         return CANDIDATES - make("sum", ONE, POSITIVE)

@@ -189,7 +189,7 @@ def of_positives(node: Node) -> bool:
     parts = conjuncts(mask)
     if node.op == "sum" and x.op == "where" and x.args[2] is ZERO:
         parts += conjuncts(x.args[0])
-    return POSITIVE in parts
+    return any(part is POSITIVE for part in parts)
 
 
 def _earliest(depth: dict[Node, int], partial: Callable[[Node], bool]) -> dict[Node, int]:

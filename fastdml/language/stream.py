@@ -18,7 +18,7 @@ import numpy as np
 
 from ..engine import library
 from . import compile
-from .cpp import RowPrinter, camel, indented, lambda_of, pair_forms
+from .cpp import RowPrinter, camel, indented, lambda_of, member, pair_forms
 from .graph import PAIR, ROW, Node, topological
 from .program import Program, of_positives, passes_of, program
 from .row import Trace
@@ -242,7 +242,8 @@ class StreamPrinter:
 
     def _text(self) -> str:
         passes = len(self.program.passes)
-        members = [*self.program.trace.parameters, *(f"bound_{k}" for k in range(len(self.bounds)))]
+        members = [member(name) for name in self.program.trace.parameters]
+        members += [f"bound_{k}" for k in range(len(self.bounds))]
         kind = camel(self.name)
         counts = ", ".join(map(str, (*self.statistics, len(self.slopes))))
         lines = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ class _Tile(Text):
             match node.op:
                 case "constant":
                     value = node.value
-                    return ("float('-inf')" if value == float("-inf") else repr(value)), 6
+                    return (repr(value) if math.isfinite(value) else f"float('{value}')"), 6
                 case "lowest":
                     return "-3.4028234663852886e38", 5
                 case "neg" if node is HIGHEST:
@@ -127,13 +128,13 @@ class _Tile(Text):
         level = PAIR if of_pairs else ROW if of_rows else CONSTANT
         self.like = "s" if of_pairs else "stats[0]"
         uses: dict[Node, int] = {}
-        nodes = self._within(results)
+        nodes, roots = self._within(results), set(results)
         for node in nodes:
             for a in node.args:
                 uses[a] = uses.get(a, 0) + 1
         lines = []
         for node in nodes:
-            shared = uses.get(node, 0) > 1 or (node.op in COSTLY and node not in results)
+            shared = uses.get(node, 0) > 1 or (node.op in COSTLY and node not in roots)
             if node.args and node not in self.names and shared and node is not HIGHEST:
                 text = self.expression(node)
                 lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
@@ -415,7 +416,7 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     for node in nodes:
         if node.op == "softmax_mean":
             x, mask, v = node.args
-            of = next((n for n in nodes if n.op == "log_sum_exp" and n.args == (x, mask)), None)
+            of = next((n for n in nodes if n.op == "log_sum_exp" and _same(n.args, (x, mask))), None)
             values = [where(mask, x, _NOTHING), where(mask, v, ZERO)]
             put("lse_mean", values, [of if means[node.args[:2]] is node else None, node])
         elif node.op == "log_sum_exp":
@@ -429,6 +430,10 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
     only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))
     return kinds, roots, left, only
+
+
+def _same(some: Sequence[Node], others: Sequence[Node]) -> bool:
+    return all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _costs(nodes: Sequence[Node]) -> bool:

@@ -2,19 +2,21 @@
 
 A pair's numbers and masks are [R, N], a row's [R, 1], the call's []. Every reduction says which pairs it is
 over: `where=p.positive`, `where=p.pair & (p.s > level)`. Nothing here is NaN or infinite on a row without
-such pairs.
+such pairs. A sample's pair with itself is no pair, whatever the mask says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import graph
-from .graph import LOWEST, ONE, PAIR, Node, NotInLanguage, lift, make
+from .graph import LOWEST, ONE, PAIR, Node, NotInLanguage, lift, make, number, of_pairs
 
 V = TypeVar("V", Tensor, Node)
 Value = Any  # a Tensor, a Node or a number; the words keep to one of the former two
@@ -42,8 +44,33 @@ def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
 
 
-def _masked(x: Value, mask: Tensor, otherwise: float) -> Tensor:
-    x = _tensor(x)
+# The pairs of the block that a function is evaluated on: [R, N].
+_pairs: ContextVar[Tensor | None] = ContextVar("pairs", default=None)
+
+
+@contextlib.contextmanager
+def over(pairs: Tensor) -> Iterator[None]:
+    """Within this, reductions of tensors are over these pairs at most, as those of traced expressions are:
+    no mask holds a sample's pair with itself, or what a list of pairs leaves out."""
+    before = _pairs.set(pairs)
+    try:
+        yield
+    finally:
+        _pairs.reset(before)
+
+
+def _mask(where: Value) -> Tensor:
+    pairs = _pairs.get()
+    if isinstance(where, bool):
+        where = torch.tensor(where, device=None if pairs is None else pairs.device)
+    if not isinstance(where, Tensor) or where.dtype != torch.bool:
+        got = where.dtype if isinstance(where, Tensor) else type(where).__name__
+        raise ValueError(f"where: expected a mask of pairs, got {got}")
+    return where if pairs is None or where is pairs else where & pairs
+
+
+def _masked(x: Value, where: Value, otherwise: float) -> Tensor:
+    x, mask = _tensor(x), _mask(where)
     kind = x.dtype if x.dim() else torch.get_default_dtype()
     return torch.where(mask, x, torch.tensor(otherwise, dtype=kind, device=mask.device))
 
@@ -54,15 +81,15 @@ def _masked(x: Value, mask: Tensor, otherwise: float) -> Tensor:
 def sum(x: Value, *, where: Value) -> Any:
     """The sum of x over the pairs of `where`; 0 over none."""
     if _traced(x, where):
-        return graph.total(lift(x), where)
+        return graph.total(number(x), of_pairs(where))
     return _masked(x, where, 0.0).sum(1, keepdim=True)
 
 
 def count(*, where: Value) -> Any:
     """How many pairs `where` holds; no derivative."""
     if _traced(where):
-        return graph.total(ONE, where)
-    return where.sum(1, keepdim=True, dtype=torch.float64)
+        return graph.total(ONE, of_pairs(where))
+    return _mask(where).sum(1, keepdim=True, dtype=torch.float64)
 
 
 def mean(x: Value, *, where: Value) -> Any:
@@ -81,7 +108,7 @@ def amax(x: Value, *, where: Value) -> Any:
     Pairs that are equal share its derivative.
     """
     if _traced(x, where):
-        return make("amax", lift(x), where)
+        return make("amax", number(x), of_pairs(where))
     x = _tensor(x)
     return _masked(x, where, torch.finfo(x.dtype).min).amax(1, keepdim=True)
 
@@ -89,7 +116,7 @@ def amax(x: Value, *, where: Value) -> Any:
 def amin(x: Value, *, where: Value) -> Any:
     """The smallest x over the pairs of `where`; over none the largest number of the type."""
     if _traced(x, where):
-        return make("amin", lift(x), where)
+        return make("amin", number(x), of_pairs(where))
     x = _tensor(x)
     return _masked(x, where, torch.finfo(x.dtype).max).amin(1, keepdim=True)
 
@@ -100,7 +127,7 @@ def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
     Over none the most negative number of the type (one: 0), with a derivative of 0.
     """
     if _traced(x, where):
-        return graph.log_sum_exp(lift(x), where, one)
+        return graph.log_sum_exp(number(x), of_pairs(where), one)
     z = _masked(x, where, torch.finfo(_tensor(x).dtype).min)
     if one:
         z = torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1)
@@ -170,7 +197,7 @@ def relu(x: Value) -> Any:
 def maximum(a: Value, b: Value) -> Any:
     """The larger of two; where they are equal the derivative is b's."""
     if _traced(a, b):
-        return make("max", lift(a), lift(b))
+        return make("max", number(a), number(b))
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return max(a, b)
     a, b = torch.broadcast_tensors(*_alike(a, b))
@@ -192,9 +219,7 @@ def where(condition: Value, a: Value, b: Value) -> Any:
 
 
 def equal(a: Value, b: Value) -> Any:
-    """Whether a and b are equal: a mask. (== of traced values asks whether they are one expression.)"""
-    if _traced(a, b):
-        return make("eq", lift(a), lift(b))
+    """Whether a and b are equal: a mask."""
     return a == b
 
 
