@@ -243,6 +243,14 @@ def test_parameters_that_change_between_calls():
 
 
 @pytest.mark.unpoisoned
+def test_a_term_of_what_is_learnt_in_one_graph():
+    x, labels = torch.randn(12, 4, requires_grad=True), torch.arange(12) // 3
+    loss = losses.MarginLoss(nu=0.1, learn_beta=True)
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, labels)
+    torch.testing.assert_close(value, loss(x, labels))
+
+
+@pytest.mark.unpoisoned
 def test_inductor():
     """The default compiler, through a layer before the loss."""
     case = CASES["ragged"]().to(torch.float32)

@@ -100,3 +100,27 @@ def test_wrong_tensors():
     temperature = torch.nn.Parameter(torch.tensor(0.1))
     with pytest.raises(ValueError, match="base_temperature: expected None"):
         losses.SupConLoss(temperature, base_temperature=0.1)
+
+
+def test_a_parametrized_number():
+    x = batch()[0]
+    for loss, name in (
+        (losses.MultiSimilarityLoss(base=torch.nn.Parameter(torch.tensor(0.3)), backend="dense"), "base"),
+        (losses.NTXentLoss(torch.nn.Parameter(torch.tensor(0.3)), backend="dense"), "temperature"),
+    ):
+        truth = value(loss, x)
+        torch.nn.utils.parametrize.register_parametrization(loss, name, torch.nn.Identity())
+        torch.testing.assert_close(value(loss, x), truth)
+
+
+def test_a_module_is_the_same_to_others_while_it_is_described(monkeypatch):
+    loss = losses.MultiSimilarityLoss(base=torch.nn.Parameter(torch.tensor(0.3)), backend="dense")
+    seen, made = [], loss.describes.__post_init__
+
+    def looking(self):
+        seen.append(loss.base is loss._parameters["base"])
+        made(self)
+
+    monkeypatch.setattr(loss.describes, "__post_init__", looking)
+    loss.description()
+    assert seen == [True]

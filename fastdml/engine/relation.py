@@ -131,7 +131,8 @@ class LabelRelation(Relation):
 
     def counts(self, without_own: bool) -> Counts:
         rows = self.anchor_labels.contiguous()
-        if self.one_set and rows.is_cpu and library.load() is not None:
+        traced = torch.compiler.is_compiling()
+        if self.one_set and rows.is_cpu and not traced and library.load() is not None:
             # Class numbers are made anyway, and tell the sizes of classes.
             index = self.class_index
             same = index.start.diff().index_select(0, index.row_class).long()

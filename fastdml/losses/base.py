@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -109,21 +109,18 @@ def _seeing_learnt(description: Callable[[Any], RowLoss]) -> Callable[[Any], Row
     @functools.wraps(description)
     def seeing(self: Any) -> RowLoss:
         names = self.tensors
-        if not names:
-            return description(self)
-        own = self.__dict__
-        hidden = {name: own.get(name) for name in names}
-        own.update({name: Learnt(k) for k, name in enumerate(names)})
-        try:
-            return description(self)
-        finally:
-            for name, value in hidden.items():  # a parameter of the module is kept elsewhere
-                if value is None:
-                    del own[name]
-                else:
-                    own[name] = value
+        return description(_learning(self, names) if names else self)
 
     return seeing
+
+
+def _learning(loss: Any, names: Sequence[str]) -> Any:
+    """A stand-in for the module, which other threads may be reading, with `Learnt` for the arguments of these
+    names; of the class before parametrizations, whose properties would stand in their places."""
+    own = (k for k in type(loss).__mro__ if not any(isinstance(getattr(k, n, None), property) for n in names))
+    found = object.__new__(next(own))
+    found.__dict__.update(loss.__dict__, **{name: Learnt(k) for k, name in enumerate(names)})
+    return found
 
 
 class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
