@@ -182,6 +182,24 @@ def test_inputs_alone():
         close(gradients(model), expected, torch.float64)
 
 
+def test_a_list_of_texts_is_one_argument():
+    class Texts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag = nn.EmbeddingBag(256, 4)
+
+        def forward(self, texts):
+            return torch.cat([self.bag(torch.tensor([list(t.encode())])) for t in texts])
+
+    model, loss, y = Texts(), MultiSimilarityLoss(), torch.arange(12) // 2
+    texts = [f"text {k}" for k in range(12)]
+    loss(model(texts), y).backward()
+    expected = gradients(model)
+    for batch in ((texts, y), [texts, y], ((texts,), y)):
+        cached_step(model, loss, batch, chunk=5)
+        close(gradients(model), expected, torch.float32)
+
+
 def test_a_hand_written_loop():
     """Two losses, a backward for each, an auxiliary loss beside them, gradients of inputs."""
     model, (x, y) = net(dropout=0.0), data()

@@ -58,8 +58,9 @@ def cached_step(
         loss: called with the embeddings of all towers, then the rest of the batch.
         batch: a tuple (or list) with the inputs of each tower, then what the loss takes beside
             embeddings, such as labels. With one tower it may be its inputs alone, if these are a tensor
-            or a mapping. A tensor is passed as ``model(x)``, a tuple as ``model(*x)``, a mapping as
-            ``model(**x)``; within these, any nesting of tensors whose first dimension is the batch.
+            or a mapping. A tensor or a list of texts is passed as ``model(x)``, a tuple as
+            ``model(*x)``, a mapping as ``model(**x)``; within these, any nesting of tensors whose first
+            dimension is the batch.
         chunk: rows per pass through the network, at least 1.
         scaler: a ``GradScaler``, which scales the loss before its backward pass.
         progress: called as ``progress(what, chunks done, chunks in all)``, with "embed", then "gradient".
@@ -78,7 +79,8 @@ def cached_step(
             if isinstance(own, Mapping):
                 found = cache.embed(tower, **own)
             else:
-                found = cache.embed(tower, *(own if isinstance(own, tuple | list) else (own,)))
+                several = isinstance(own, tuple | list) and not rows.has_rows(own)
+                found = cache.embed(tower, *(own if several else (own,)))
             embeddings += found if isinstance(found, tuple) else (found,)
         value = loss(*embeddings, *rest)
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -31,7 +31,7 @@ def count(batch: Any) -> int:
 
 def part(batch: Any, start: int, stop: int) -> Any:
     """Rows ``start`` to ``stop`` in the same containers; what has no rows is passed on as it is."""
-    if _has_rows(batch):
+    if has_rows(batch):
         return batch[start:stop]
     if isinstance(batch, Mapping):
         return {key: part(value, start, stop) for key, value in batch.items()}
@@ -54,7 +54,8 @@ def tensors(batch: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
-def _has_rows(value: Any) -> bool:
+def has_rows(value: Any) -> bool:
+    """Whether it is rows itself, rather than a container of such."""
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim > 0
     # A list of texts is rows; a list of tensors is what a DataLoader makes of a tuple.
@@ -62,7 +63,7 @@ def _has_rows(value: Any) -> bool:
 
 
 def _leaves(batch: Any, where: str) -> Iterator[tuple[str, Any]]:
-    if _has_rows(batch):
+    if has_rows(batch):
         yield where, batch
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
