@@ -306,6 +306,29 @@ def test_autocast():
         assert b.norm() > 0 and (a - b).norm() <= 0.02 * b.norm()  # of sums rounded to bfloat16
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_autocast_of_the_forward_pass_alone(kind):
+    """As torch recommends: the context is left outside; where it is left within, the passes need not be."""
+    model, (x, y), loss = net(torch.float32, dropout=0.0), data(dtype=torch.float32), MultiSimilarityLoss()
+    x, kinds = x.to(kind), []
+    model.first.register_forward_hook(lambda module, given, found: kinds.append(found.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(in_chunks(model, x, 12), y)
+    value.backward()
+    expected = gradients(model)
+    with GradientCache(chunk=12) as cache:
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(cache.embed(model, x), y)
+        cache.backward(value)
+    assert kinds == [torch.bfloat16] * 6
+    for a, b in zip(gradients(model), expected, strict=True):
+        assert b.norm() > 0 and (a - b).norm() <= 0.02 * b.norm()
+    cache, off = GradientCache(chunk=12), torch.autocast("cpu", enabled=False)
+    with torch.autocast("cpu", torch.bfloat16), cache, off:
+        loss(cache.embed(model, x.float()), y).backward()
+    assert kinds[6:] == [torch.float32] * 4
+
+
 def test_grad_scaler():
     model, (x, y), loss = net(dropout=0.0), data(), ProxyAnchorLoss(8, 4).double()
     loss(model(x), y).backward()

@@ -113,6 +113,7 @@ class _Pass:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     bounds: list[tuple[int, int]]
     devices: set[torch.device]
+    casts: dict[str, dict[str, Any]]
     states: list[RandomState] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
@@ -147,7 +148,8 @@ class GradientCache:
     Leaving the context runs the second pass, which adds to ``.grad`` of the networks' parameters. Random
     states are replayed for each chunk, so that dropout is the same in both passes; buffers are taken
     back before the second pass, so that running statistics move once. Gradients reach the loss's own
-    parameters, and inputs that require them, as usual. Within ``torch.autocast`` both passes are too.
+    parameters, and inputs that require them, as usual. Where ``embed`` is called within
+    ``torch.autocast`` both passes are, whether or not the context is left within it.
     Of a model wrapped in DDP all chunks but the last skip the synchronisation (``no_sync``).
 
     Batch-norm in training mode normalises each chunk by the chunk's own statistics: right gradients of
@@ -196,7 +198,7 @@ class GradientCache:
         if len(bounds) > 1:
             _refuse_inside_ddp(model)
         inputs = list(rows.tensors((args, kwargs)))
-        one = _Pass(model, (args, kwargs), bounds, generators(inputs, model))
+        one = _Pass(model, (args, kwargs), bounds, generators(inputs, model), _casts())
         locked = isinstance(model, nn.Module) and not any(
             x.requires_grad for x in (*model.parameters(), *inputs)
         )
@@ -262,6 +264,7 @@ class GradientCache:
                 if last[id(p.model)] != number:
                     stack.enter_context(_no_sync(p.model))
                 p.states[i].restore()
+                stack.enter_context(_autocast(p.casts))
                 outputs = p.run(start, stop)
                 reached = [
                     (output, e.grad[start:stop])
@@ -290,10 +293,27 @@ def _refuse_inside_ddp(model: Model) -> None:
         )
 
 
+def _casts() -> dict[str, dict[str, Any]]:
+    """How autocast stands, by device: arguments of ``torch.autocast``."""
+    return {
+        kind: {
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for kind in ("cpu", "cuda")
+    }
+
+
+def _autocast(casts: dict[str, dict[str, Any]]) -> ExitStack:
+    """Autocast as it stood. A device where it is off, then as now, may not be there: it is left alone."""
+    stack = ExitStack()
+    for kind, cast in casts.items():
+        if cast["enabled"] or torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, **cast))
+    return stack
+
+
 def _without_autocast() -> ExitStack:
     """Backward passes use the types that their forward passes chose."""
-    stack = ExitStack()
-    for kind in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(kind):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
+    return _autocast({kind: {**cast, "enabled": False} for kind, cast in _casts().items()})
