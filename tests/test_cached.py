@@ -221,6 +221,36 @@ def test_a_hand_written_loop():
     close([*gradients(model), x.grad], expected, torch.float64)
 
 
+def test_inputs_that_have_a_graph():
+    """What they are made of gets its gradient once: two towers and a number that is no rows share it."""
+    (one, two, stem), (x, y) = (net(seed=s, dropout=0.0) for s in (0, 1, 2)), data()
+    stem = nn.Sequential(stem, nn.Linear(4, 6).double())
+    beside, loss = x.clone().requires_grad_(), lambda a, b: softmax_loss(a, b) + MultiSimilarityLoss()(a, y)
+
+    def inputs():
+        made = stem(x)
+        return made, {"x": made + beside, "more": [made.mean()]}
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = two
+
+        def forward(self, x, more):
+            return self.net(x) * more[0]
+
+    a, b = inputs()
+    loss(one(a), Tower()(**b)).backward()
+    expected = [*gradients(one, two, stem), beside.grad]
+    beside.grad = None
+    for chunk in (5, 23):
+        a, b = inputs()
+        cached_step((one, Tower()), loss, (a, b), chunk=chunk)
+        assert a.grad_fn is not None and b["more"][0].grad_fn is not None
+        close([*gradients(one, two, stem), beside.grad], expected, torch.float64)
+        beside.grad = None
+
+
 def test_a_cache_may_be_used_again():
     model, (x, y), loss = net(), data(), MultiSimilarityLoss()
     cache, found = GradientCache(chunk=5), []

@@ -114,6 +114,7 @@ class _Pass:
     bounds: list[tuple[int, int]]
     devices: set[torch.device]
     casts: dict[str, dict[str, Any]]
+    inputs: list[tuple[Tensor, Tensor]]  # those that want a gradient, and the leaf that gathers it
     states: list[RandomState] = field(default_factory=list)
     embeddings: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
@@ -197,10 +198,19 @@ class GradientCache:
         bounds = [(i, min(i + self._chunk, size)) for i in range(0, max(size, 1), self._chunk)]
         if len(bounds) > 1:
             _refuse_inside_ddp(model)
-        inputs = list(rows.tensors((args, kwargs)))
-        one = _Pass(model, (args, kwargs), bounds, generators(inputs, model), _casts())
-        locked = isinstance(model, nn.Module) and not any(
-            x.requires_grad for x in (*model.parameters(), *inputs)
+        devices = generators(rows.tensors((args, kwargs)), model)
+        wanted: list[tuple[Tensor, Tensor]] = []
+
+        def leaf(x: Tensor) -> Tensor:
+            if not x.requires_grad:
+                return x
+            wanted.append((x, x.detach().requires_grad_()))
+            return wanted[-1][1]
+
+        arguments = rows.with_tensors((args, kwargs), leaf)
+        one = _Pass(model, arguments, bounds, devices, _casts(), wanted)
+        locked = isinstance(model, nn.Module) and not (
+            wanted or any(p.requires_grad for p in model.parameters())
         )
         if not locked:
             self._before.save(model)
@@ -271,10 +281,17 @@ class GradientCache:
                     for output, e in zip(outputs, p.embeddings, strict=True)
                     if e.grad is not None and output.requires_grad
                 ]
-                if reached:
-                    with _without_autocast():
-                        torch.autograd.backward([o for o, _ in reached], [g for _, g in reached])
+                _backward(reached)
             self._tell("gradient", number + 1, len(chunks))
+        # Once, after all chunks: a graph that inputs have is freed by its backward pass.
+        _backward([(x, leaf.grad) for p in passes for x, leaf in p.inputs if leaf.grad is not None])
+
+
+def _backward(reached: list[tuple[Tensor, Tensor]]) -> None:
+    """From tensors and their gradients, if there are any, outside of autocast."""
+    if reached:
+        with _without_autocast():
+            torch.autograd.backward([x for x, _ in reached], [g for _, g in reached])
 
 
 def _no_sync(model: Model) -> Any:

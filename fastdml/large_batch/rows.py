@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,24 @@ def part(batch: Any, start: int, stop: int) -> Any:
     """Rows ``start`` to ``stop`` in the same containers; what has no rows is passed on as it is."""
     if has_rows(batch):
         return batch[start:stop]
+    return _each(batch, lambda value: part(value, start, stop))
+
+
+def with_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Other tensors in the same containers."""
+    if isinstance(batch, Tensor):  # one number too, which is no rows
+        return change(batch)
+    return batch if has_rows(batch) else _each(batch, lambda value: with_tensors(value, change))
+
+
+def _each(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """The same container of changed items; what is none as it is."""
     if isinstance(batch, Mapping):
-        return {key: part(value, start, stop) for key, value in batch.items()}
+        return {key: change(value) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(part(value, start, stop) for value in batch))
+        return type(batch)(*(change(value) for value in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(part(value, start, stop) for value in batch)
+        return type(batch)(change(value) for value in batch)
     return batch
 
 
