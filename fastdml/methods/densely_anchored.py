@@ -42,7 +42,8 @@ class DenselyAnchoredSampling(nn.Module):
         seed: of the draws.
 
     State (in `state_dict`): `frequency` [C, D] int32, `differences` [C, Z, D], `stored` and `next`
-    [C], and the place in the stream of draws. Evaluation mode leaves it as it is.
+    [C], and the place in the stream of draws. Evaluation mode leaves it as it is, and so do embeddings that
+    are not finite.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class DenselyAnchoredSampling(nn.Module):
     @torch.no_grad()
     def remember(self, embeddings: Tensor, labels: Tensor) -> None:
         """Counts the batch's frequent channels, and stores its differences within classes."""
+        finite = embeddings.isfinite().all(1)
+        embeddings, labels = embeddings[finite], labels[finite]
         largest = embeddings.topk(self.channels, dim=1).indices
         at = labels[:, None] * self.embedding_size + largest
         self.frequency.view(-1).scatter_add_(
@@ -216,7 +219,8 @@ class NormConstraint(nn.Module):
         weight: of the term.
         momentum: of the running mean, in [0, 1): m <- momentum m + (1 - momentum) mean |v|.
 
-    State: `mean`, a scalar; NaN before the first batch, whose mean it then is.
+    State: `mean`, a scalar; NaN before the first batch, whose mean it then is. A batch whose mean is not
+    finite, or that has no rows, leaves it.
     """
 
     def __init__(self, weight: float = 0.01, momentum: float = 0.999) -> None:
@@ -234,5 +238,6 @@ class NormConstraint(nn.Module):
         if self.training:
             now = length.detach().mean().to(self.mean.dtype)
             moved = self.momentum * self.mean + (1 - self.momentum) * now
-            self.mean.copy_(torch.where(self.mean.isnan(), now, moved))
+            moved = torch.where(self.mean.isfinite(), moved, now)
+            self.mean.copy_(torch.where(now.isfinite(), moved, self.mean))
         return self.weight * (length - self.mean.to(length.dtype)).square().mean()

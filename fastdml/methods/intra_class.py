@@ -48,7 +48,8 @@ class IntraClassAugmentation(nn.Module):
             S^(1/4), ...); classes of exactly `few` samples are not corrected.
         seed: of the draws.
 
-    State: `mean`, `variance`, `corrected` [C, D], `count` [C] and the place in the stream of draws.
+    State: `mean`, `variance`, `corrected` [C, D], `count` [C] and the place in the stream of draws. A class
+    keeps what it has where embeddings of it are not finite.
     """
 
     def __init__(
@@ -107,11 +108,7 @@ class IntraClassAugmentation(nn.Module):
     @torch.no_grad()
     def estimate(self, embeddings: Tensor, labels: Tensor) -> None:
         """Statistics anew from all training embeddings [N, D], as the network outputs them."""
-        count, mean, variance = self._statistics(embeddings, labels)
-        self.count.copy_(count)
-        self.mean.copy_(mean)
-        self.variance.copy_(variance)
-        self.correct()
+        self._set(*self._statistics(embeddings, labels))
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor, *, by_class: bool = False) -> None:
@@ -128,11 +125,18 @@ class IntraClassAugmentation(nn.Module):
         weight = torch.where(new > int(by_class), weight, 0.0)[:, None].to(mean.dtype)
         rest = 1 - weight
         spread = weight * rest * (self.mean - mean).square()
-        self.variance.copy_(rest * self.variance + weight * variance + spread)
-        self.mean.copy_(rest * self.mean + weight * mean)
+        variance = rest * self.variance + weight * variance + spread
+        mean = rest * self.mean + weight * mean
         if by_class and self.variant == "released":
             new[:-1] = 0
-        self.count += new
+        self._set(self.count + new, mean, variance)
+
+    def _set(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """New statistics; those of a class with a NaN or an infinity would never be numbers again."""
+        finite = (mean.isfinite() & variance.isfinite()).all(1)
+        self.count.copy_(torch.where(finite, count, self.count))
+        self.mean.copy_(torch.where(finite[:, None], mean, self.mean))
+        self.variance.copy_(torch.where(finite[:, None], variance, self.variance))
         self.correct()
 
     def _statistics(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

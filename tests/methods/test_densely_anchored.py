@@ -134,6 +134,31 @@ def test_loss_with_an_auxiliary_term():
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_bad_rows_are_forgotten(bad):
+    x, y = randn(12, 6), torch.arange(12) % 3
+    spoilt = x.clone()
+    spoilt[4, 2] = bad
+    left = torch.arange(12) != 4
+    one, other = (DenselyAnchoredSampling(3, 6).double() for _ in range(2))
+    one(spoilt, y)
+    other(x[left], y[left])
+    assert same_state(one, other)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, None])
+def test_norm_constraint_forgets_bad_batches(bad):
+    x, term = randn(5, 4), NormConstraint(momentum=0.9).double()
+    spoilt = x[:0] if bad is None else x.clone().fill_(bad)
+    term(spoilt)
+    assert term.mean.isnan()  # still none
+    term(x)
+    term(spoilt)
+    assert torch.allclose(term.mean, x.norm(dim=1).mean())
+    term(2 * x)
+    assert torch.allclose(term.mean, 1.1 * x.norm(dim=1).mean())
+
+
 def test_norm_constraint():
     term = NormConstraint(0.5, 0.9).double()
     mean = None

@@ -182,6 +182,22 @@ def test_resumes_bit_for_bit():
     assert same_state(one, two)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e200])
+def test_a_bad_class_is_forgotten(bad):
+    """The others of its batch are not; 1e200 overflows in its square."""
+    x, y, iaa, plain = randn(20, D), torch.arange(20) % C, new(), new()
+    spoilt = x.clone()
+    spoilt[0, 1] = bad
+    left = y != y[0]
+    for one, seen, labels in ((iaa, spoilt, y), (plain, x[left], y[left])):
+        one.estimate(x, y)
+        one.update(seen, labels)
+    assert same_state(iaa, plain) and iaa.mean.isfinite().all()
+    before = iaa.mean[y[0]].clone()
+    iaa.estimate(spoilt, y)
+    assert torch.equal(iaa.mean[y[0]], before)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match=r"gamma: expected a number in \[0, 1\]"):
         IntraClassAugmentation(C, D, gamma=1.5)
