@@ -28,16 +28,27 @@ class ProximalTerm(nn.Module):
         super().__init__()
         self.weight = check.non_negative(weight, "weight")
         self.active = False
-        self.of = tuple(p for p in model.parameters() if p.requires_grad)
-        if not self.of:
+        self._model = (model,)  # a tuple hides it from the module
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
+        if not self._names:
             raise ValueError("model: expected parameters that require a gradient, got none")
         for k, p in enumerate(self.of):
             self.register_buffer(f"origin_{k}", p.detach().clone())
 
     @property
+    def of(self) -> list[nn.Parameter]:
+        """Those of the network as it is now: sharding and states that are assigned bind new ones."""
+        try:
+            return [self._model[0].get_parameter(name) for name in self._names]
+        except AttributeError as error:
+            raise ValueError(
+                f"model: expected the parameters that it had at first ({error})"
+            ) from None
+
+    @property
     def origin(self) -> list[Tensor]:
         """theta_0, in the order of the network's parameters."""
-        return [self.get_buffer(f"origin_{k}") for k in range(len(self.of))]
+        return [self.get_buffer(f"origin_{k}") for k in range(len(self._names))]
 
     @torch.no_grad()
     def move(self, to: Sequence[Tensor] | None = None) -> None:
@@ -48,10 +59,11 @@ class ProximalTerm(nn.Module):
 
     def forward(self) -> Tensor:
         """The term, to add to a loss; a scalar."""
-        total = self.of[0].new_zeros(())
+        of = self.of
+        total = of[0].new_zeros(())
         if not self.active or self.weight == 0:
             return total
-        for p, origin in zip(self.of, self.origin, strict=True):
+        for p, origin in zip(of, self.origin, strict=True):
             total = total + (p - origin).square().sum()
         return self.weight / 2 * total
 

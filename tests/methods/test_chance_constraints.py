@@ -144,6 +144,27 @@ def test_proximal_term_in_the_loss_or_in_the_gradients():
     assert all(torch.allclose(p.grad, q.grad) for p, q in zip(one.parameters(), two.parameters()))
 
 
+def test_parameters_that_are_bound_anew():
+    """As by a state that is assigned; in the term, its gradients, and the weights that are kept."""
+    model = nn.Linear(3, 2).double()
+    ccp = ChanceConstraints(model, 2, 2).double()
+    term = ccp.proximal
+    term.move()
+    term.weight = 1.0
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    assert torch.allclose(term(), torch.tensor(4.0).double())  # 8 numbers, each 1 away
+    term().backward()
+    assert torch.allclose(model.weight.grad, torch.ones(2, 3).double())
+    term.add_to_gradients()
+    assert torch.allclose(model.bias.grad, torch.full((2,), 2.0).double())
+    ccp._keep()
+    assert all(torch.equal(kept, state[n]) for kept, n in zip(ccp.best, ("weight", "bias")))
+    del model.bias
+    with pytest.raises(ValueError, match=r"model: expected the parameters .* \(.*bias"):
+        term()
+
+
 def test_resumes_bit_for_bit_in_the_middle_of_a_problem():
     """Trained, saved and loaded after a few steps, both go on alike, through a relocation."""
 
