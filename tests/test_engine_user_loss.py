@@ -184,3 +184,12 @@ def test_a_distance_and_a_similarity_that_is_set():
         assert loss(x, y) == true
         loss.similarity = "dot"
         assert loss(x, y) == fastdml.row_loss(function, "dot", backend="chunked")(x, y) != true
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p, power", [(2, 1), (1, 1), (3, 1), (2, 3)])
+def test_distances_of_half_precision(p, power, kind):
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).to(kind)
+    distance = distances.LpDistance(p=p, power=power, normalize_embeddings=False)
+    found, wide = distance(x), distance(x.float())
+    assert found.dtype == kind and torch.allclose(found.float(), wide, rtol=0.02, atol=0.05)

@@ -14,7 +14,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .similarity import DISTANCE, METRICS, PRODUCT, SIMILARITIES, Metric, unit, wide_type
+from .similarity import (
+    DISTANCE,
+    METRICS,
+    PRODUCT,
+    SIMILARITIES,
+    Metric,
+    exact_distances,
+    unit,
+    wide_type,
+)
 
 Matrix = Callable[[Tensor, Tensor], Tensor]  # of a [R, D] and c [N, D], [R, N], differentiable
 
@@ -79,7 +88,7 @@ def lp_name(p: float, power: float, normalized: bool) -> str:
 def _lp(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:
     if normalized:
         a, c = _unit(a, p), _unit(c, p)
-    d = torch.cdist(a, c, p, compute_mode="donot_use_mm_for_euclid_dist")
+    d = exact_distances(a, c, p).to(a.dtype)
     return d if power == 1 else _power(d, power)
 
 

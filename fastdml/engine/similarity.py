@@ -21,7 +21,6 @@ EPSILON = torch.finfo(torch.float32).tiny
 # Squared distances below this share of the squared norms are made again from differences: csrc/cpu/
 # differences.h.
 NEAR = 1 / 1024
-_EXACT = "donot_use_mm_for_euclid_dist"
 # Numbers of one temporary.
 _AT_ONCE = 1 << 18
 PRODUCT, SQUARED_DISTANCE, DISTANCE = 0, 1, 2  # csrc/cpu/block.h: Metric
@@ -274,7 +273,7 @@ class Metric:
         d2 = total - 2 * s
         near = d2.detach() < NEAR * total.detach()
         if near.any():
-            exact = torch.cdist(a.double(), c.double(), compute_mode=_EXACT).square().to(s.dtype)
+            exact = exact_distances(a.double(), c.double()).square().to(s.dtype)
             if self.normalized or self.clipped:
                 # What normalising leaves of a difference of embeddings of one direction.
                 alike = exact.detach() < _scaled_alike(s.dtype) * total.detach()
@@ -299,7 +298,17 @@ class Metric:
 def _differences(a: Tensor, c: Tensor) -> Tensor:
     if a.shape[1] == 1:
         return (a - c.t()).abs_()
-    return torch.cdist(a, c, compute_mode=_EXACT)
+    return exact_distances(a, c)
+
+
+def exact_distances(a: Tensor, c: Tensor, p: float = 2.0) -> Tensor:
+    """[..., M, N] p-norms of differences of a [..., M, E] and c [..., N, E], in float32 at least.
+
+    Differences first: products lose the small distances of points far from the origin. Torch has them in no
+    narrower type on a CPU.
+    """
+    kind = wide_type(a, c)
+    return torch.cdist(a.to(kind), c.to(kind), p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _from_differences_(

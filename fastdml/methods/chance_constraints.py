@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import losses
 from ..engine import check
+from ..engine.similarity import exact_distances
 from .proximal import ProximalTerm
 
 DrawPool = Callable[[int], Tensor]
@@ -207,15 +208,11 @@ def greedy_k_centers(pool: Tensor, centers: Tensor, k: int, *, normalize: bool =
     classes, size = pool.shape[:2]
     nearest = at.new_full((classes, size), torch.inf)
     if start.shape[1]:
-        nearest = torch.cdist(at, start, compute_mode=_EXACT).amin(2)
-    between = torch.cdist(at, at, compute_mode=_EXACT)  # [C, b, b]
+        nearest = exact_distances(at, start).amin(2)
+    between = exact_distances(at, at)  # [C, b, b]
     every, picks = torch.arange(classes, device=pool.device), []
     for _ in range(k):
         pick = nearest.argmax(1)
         picks.append(pick)
         nearest = torch.minimum(nearest, between[every, pick])
     return pool[every[:, None], torch.stack(picks, 1)]
-
-
-# Differences first: products lose the small distances of points far from the origin.
-_EXACT = "donot_use_mm_for_euclid_dist"

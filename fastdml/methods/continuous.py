@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..engine import check
+from ..engine.similarity import exact_distances
 from ..metrics import nearest_neighbours
 
 # Of the indices [R] of queries and all items: distances [R, N]. Of labels [N, E]: Euclidean.
@@ -101,7 +102,7 @@ def label_distances(
     points = points if points.is_floating_point() else points.double()
 
     def distance(rows: Tensor) -> Tensor:
-        return torch.cdist(points[rows], points, compute_mode="donot_use_mm_for_euclid_dist")
+        return exact_distances(points[rows], points)
 
     return distance, len(points)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.similarity import exact_distances
 from .classes import class_sums
 from .draws import Draws
 
@@ -166,8 +167,8 @@ class IntraClassAugmentation(nn.Module):
         small = (self.count > 0) & (self.count <= self.few) & (others > 0)
         for classes in small.nonzero()[:, 0].split(step):
             self_pair = classes[:, None] == eligible
-            near = torch.cdist(squares[classes], squares[eligible], compute_mode=_EXACT)
-            like = torch.cdist(self.variance[classes], shares, compute_mode=_EXACT)
+            near = exact_distances(squares[classes], squares[eligible])
+            like = exact_distances(self.variance[classes], shares)
             if self.rescale_distances:
                 near, like = (_rescaled(d, self_pair) for d in (near, like))
             near = near.masked_fill(self_pair, torch.inf)
@@ -182,7 +183,8 @@ class IntraClassAugmentation(nn.Module):
             count = self.count[classes].to(self.mean.dtype)[:, None]
             share = 1 / (1 + (1 + self.beta * (count - 1)).log())
             mixture = (1 - self.gamma) * neighbours + self.gamma * everywhere
-            self.corrected[classes] = (1 - share) * self.variance[classes] + share * mixture
+            mixed = (1 - share) * self.variance[classes] + share * mixture
+            self.corrected[classes] = mixed.to(self.corrected.dtype)
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, strength: float | None = None
@@ -223,9 +225,6 @@ class IntraClassAugmentation(nn.Module):
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the statistics")
         return labels
-
-
-_EXACT = "donot_use_mm_for_euclid_dist"
 
 
 def _rescaled(d: Tensor, left_out: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..engine import library
+from ..engine.similarity import exact_distances
 from .pairs import PairTally
 from .problem import Problem
 from .relevance import Relation, Right
@@ -223,11 +224,11 @@ def _scores(
             g = problem.gallery.tensor(first, last, dtype, device)
             if problem.gallery_scale is not None:
                 g = g * torch.from_numpy(problem.gallery_scale[first:last]).to(device)[:, None]
-            if problem.difference:
-                exact = "donot_use_mm_for_euclid_dist"  # from differences: nothing cancels
-                part = torch.cdist(q, g, compute_mode=exact).square_().neg_()
-            else:
-                part = q @ _padded(g, columns).T
+            part = (
+                exact_distances(q, g).square_().neg_()  # nothing cancels
+                if problem.difference
+                else q @ _padded(g, columns).T
+            )
             scores[:, first:last] = part[: len(chosen), : last - first]
         own = torch.from_numpy(problem.own[chosen]).to(device)
         with_own = (own >= 0).nonzero()[:, 0]

@@ -123,6 +123,18 @@ def test_small_pools():
         one.relocate(lambda b: pool[:, :1])
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_pools_in_half_precision(normalize, kind):
+    """As a network within autocast embeds them; distances are those of the same numbers in float32."""
+    ccp = ChanceConstraints(nn.Linear(3, 4), 3, 4, proxies_per_class=2, normalize_pool=normalize)
+    pool = randn(3, 12, 4).to(kind)
+    ccp.relocate(lambda b: pool)
+    found = ccp.proxies.detach().clone()
+    ccp.relocate(lambda b: pool.float())
+    assert found.unique(dim=0).shape == (6, 4) and torch.equal(found, ccp.proxies)
+
+
 def test_proximal_term_in_the_loss_or_in_the_gradients():
     one, two = network(), network()
     first, second = ProximalTerm(one, 0.3), ProximalTerm(two, 0.3)

@@ -92,6 +92,15 @@ def test_losses_learn_label_distances(loss, one_anchor):
     assert scored["ndcg@10"] > before["ndcg@10"]
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_labels_in_half_precision(kind):
+    labels = LABELS.to(kind)
+    batch, wide = (next(iter(NearestLabelSampler(y, 9))) for y in (labels, labels.float()))
+    assert batch == wide
+    x = randn(30, 4).float()
+    assert label_retrieval(x, labels) == label_retrieval(x, labels.float())
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="size: expected the number of samples"):
         NearestLabelSampler(labels_as_function, 9)

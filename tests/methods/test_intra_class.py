@@ -182,6 +182,15 @@ def test_resumes_bit_for_bit():
     assert same_state(one, two)
 
 
+def test_statistics_in_half_precision():
+    x, y = data()
+    iaa, wide = new().bfloat16(), new()
+    for one, seen in ((iaa, x.bfloat16()), (wide, x)):
+        one.estimate(seen, y)
+    assert iaa.corrected.dtype == torch.bfloat16 and (iaa.corrected != iaa.variance).any()
+    assert (iaa.corrected - wide.corrected).norm() < 0.02 * wide.corrected.norm()
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e200])
 def test_a_bad_class_is_forgotten(bad):
     """The others of its batch are not; 1e200 overflows in its square."""
