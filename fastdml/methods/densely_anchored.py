@@ -240,4 +240,5 @@ class NormConstraint(nn.Module):
             moved = self.momentum * self.mean + (1 - self.momentum) * now
             moved = torch.where(self.mean.isfinite(), moved, now)
             self.mean.copy_(torch.where(now.isfinite(), moved, self.mean))
-        return self.weight * (length - self.mean.to(length.dtype)).square().mean()
+        apart = (length - self.mean.to(length.dtype)).square()
+        return self.weight * (apart.mean() if len(apart) else apart.sum())

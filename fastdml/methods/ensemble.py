@@ -91,7 +91,8 @@ class LossEnsemble(ExactNumbers):
         weights = self.weights.to(values.dtype)
         scaled = weights * (means.mean() / means).to(values.dtype) * values
         total = scaled.sum() + 100 * self.eta * (weights.sum() - 1).square()
-        if isinstance(embeddings, Tensor) or len(heads) < 2 or not self.diversity:
+        alone = isinstance(embeddings, Tensor) or len(heads) < 2 or not len(heads[0])
+        if alone or not self.diversity:
             return total
         return total + self.diversity * (2 - mean_head_distance(heads)).relu()
 
@@ -124,9 +125,10 @@ class LossEnsemble(ExactNumbers):
 
 
 def mean_head_distance(heads: Sequence[Tensor]) -> Tensor:
-    """The mean Euclidean distance of a sample's heads [B, D], over pairs of heads and samples."""
+    """The mean Euclidean distance of a sample's heads [B, D], over pairs of heads and samples; 0 of none."""
     pairs = [(j, k) for k in range(len(heads)) for j in range(k)]
-    return torch.stack([(heads[j] - heads[k]).norm(dim=1).mean() for j, k in pairs]).mean()
+    distances = torch.stack([(heads[j] - heads[k]).norm(dim=1) for j, k in pairs])
+    return distances.mean() if distances.numel() else distances.sum()
 
 
 class CompressionHead(nn.Module):

@@ -281,17 +281,17 @@ class NonIsotropicVMFLoss(nn.Module):
         tau = self.temperature.to(rows.dtype)
 
         def block(x: Tensor, y: Tensor, height: Tensor, tau: Tensor, *columns: Tensor) -> Tensor:
-            sigma = ((similarity(x, *columns) + height) / tau).view(len(y), group, -1)
+            sigma = ((similarity(x, *columns) + height) / tau).view(len(y), group, self.num_classes)
             target = sigma.gather(2, y[:, None, None].expand(-1, group, 1))[:, :, 0]
             return (sigma.flatten(1).logsumexp(1) - target.logsumexp(1)).sum()
 
         step = max(1, _AT_ONCE // (self.num_classes * group))
         total = rows.new_zeros(())
-        for start in range(0, len(labels), step):
+        for start in range(0, max(1, len(labels)), step):  # one of nothing, for a gradient of zeros
             x = rows[start * group : (start + step) * group]
             y = labels[start : start + step]
             total = total + checkpoint(block, x, y, height, tau, *columns, use_reentrant=False)
-        return total / len(labels)
+        return total / max(1, len(labels))
 
     def extra_repr(self) -> str:
         return (
@@ -376,4 +376,4 @@ def _guidance(mean: Tensor, directions: Tensor, labels: Tensor) -> Tensor:
     pull = _pull(directions[present], present, None, mean, labels)
     classes = torch.arange(len(directions), device=labels.device)
     push = _push(directions, classes, None, mean, labels)
-    return (pull * count).sum() / len(labels) + push
+    return (pull * count).sum() / max(1, len(labels)) + push

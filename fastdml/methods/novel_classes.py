@@ -200,11 +200,14 @@ def sinkhorn_divergence(
     between Optimal Transport and MMD using Sinkhorn Divergences*, Feydy et al., AISTATS 2019). The
     potentials come from iterations without a graph; at the optimum the derivative is that of the costs
     under the plan (the envelope theorem). Holds a [B, N] matrix of costs at a time and one for autograd.
+    Without points of one kind it is 0.
     """
     check.embeddings(x, "x")
     check.embeddings(y, "y")
     check.same_space(x, y, "x", "y")
     x, y = F.normalize(x), F.normalize(y)
+    if not len(x) or not len(y):
+        return (x @ y.T).sum()  # 0, with a gradient of zeros
     with torch.autocast(x.device.type, enabled=False):  # costs are divided by a small blur
         total = _transport(x, y, blur, iterations)
         return total - (_transport(x, x, blur, iterations) + _transport(y, y, blur, iterations)) / 2

@@ -150,8 +150,11 @@ def test_bad_rows_are_forgotten(bad):
 def test_norm_constraint_forgets_bad_batches(bad):
     x, term = randn(5, 4), NormConstraint(momentum=0.9).double()
     spoilt = x[:0] if bad is None else x.clone().fill_(bad)
-    term(spoilt)
+    value = term(spoilt.requires_grad_())
     assert term.mean.isnan()  # still none
+    if bad is None:
+        value.backward()
+        assert value == 0 and spoilt.grad is not None
     term(x)
     term(spoilt)
     assert torch.allclose(term.mean, x.norm(dim=1).mean())

@@ -112,6 +112,15 @@ def test_refuses():
         LossEnsemble([losses.SupConLoss(reduction="none")])(randn(4, 3), torch.arange(4) // 2)
 
 
+def test_a_batch_without_rows():
+    """No diversity is asked of heads without samples."""
+    ensemble, y = LossEnsemble([losses.MultiSimilarityLoss()] * 2), torch.empty(0, dtype=torch.int64)
+    heads = [torch.empty(0, 8, requires_grad=True) for _ in range(2)]
+    value = ensemble(heads, y)
+    value.backward()
+    assert value == 0 and not ensemble.c.grad.any() and all(h.grad is not None for h in heads)
+
+
 def test_a_bad_batch_is_forgotten():
     ensemble, other = LossEnsemble(members()), LossEnsemble(members())
     (x, y), (z, labels) = batches(2, 14, 6, 4)

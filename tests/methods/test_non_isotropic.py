@@ -191,6 +191,24 @@ def test_memory_is_not_that_of_the_matrix():
     assert max(kept) <= 10_000 * 16
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+@pytest.mark.parametrize("density", ["released", "paper"])
+@pytest.mark.parametrize("metric", non_isotropic.METRICS)
+def test_a_batch_without_rows(metric, density, guidance):
+    """0, and a gradient of zeros for everything that has one otherwise."""
+    loss = NonIsotropicVMFLoss(5, 8, metric, density=density, guidance=guidance).double()
+    x, y = randn(7, 8), torch.arange(7) % 5
+    loss(x, y).backward()
+    learnt = [p.grad is not None for p in loss.parameters()]
+    loss.zero_grad()
+    nothing = x[:0].requires_grad_()
+    value = loss(nothing, y[:0])
+    value.backward()
+    assert value == 0 and nothing.grad.shape == (0, 8)
+    assert [p.grad is not None for p in loss.parameters()] == learnt
+    assert not any(p.grad.any() for p in loss.parameters() if p.grad is not None)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="metric: expected one of"):
         NonIsotropicVMFLoss(C, D, "nimf")

@@ -143,6 +143,19 @@ def test_refuses():
         new()(randn(2, D), torch.tensor([0, C]))
 
 
+def test_a_batch_without_rows():
+    """The generator's step is on novel classes alone; nothing is apart from nothing."""
+    l2a, x, y = NovelClasses(losses.ProxyAnchorLoss(10, 8), 5, 8), randn(3, 8), torch.arange(3)
+    value = l2a.generator_loss(x[:0].float(), y[:0])
+    value.backward()
+    assert value.isfinite() and all(p.grad.isfinite().all() for p in l2a.generator.parameters())
+    for one, other in ((x[:0], x), (x, x[:0]), (x[:0], x[:0])):
+        one, other = one.clone().requires_grad_(), other.clone().requires_grad_()
+        apart = sinkhorn_divergence(one, other)
+        apart.backward()
+        assert apart == 0 and not one.grad.any() and not other.grad.any()
+
+
 def test_divergence_in_autocast():
     x = randn(16, 32).float()
     y = x + 0.1 * randn(16, 32, seed=1).float()
