@@ -136,6 +136,112 @@ def test_what_could_not_be_loaded_is_not_saved(trained, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+class Plain(nn.Module):
+    """With a buffer that is not saved, and tied weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.last.weight = self.first.weight
+        self.register_buffer("scale", torch.ones(8), persistent=False)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)) * self.scale)
+
+
+class Mixed(Plain):
+    def forward(self, x):
+        return self.last(self.norm(self.first(x).float()).to(x.dtype))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+def test_types_are_kept(kind, tmp_path):
+    mixed = Mixed().to(kind)
+    mixed.norm.float()
+    for model in (Plain().to(kind), mixed):
+        save_embedder(model.eval(), tmp_path)
+        loaded = load_embedder(tmp_path)
+        x = torch.randn(3, 8).to(kind)
+        assert torch.equal(loaded(x), model(x)) and loaded.last.weight is loaded.first.weight
+        assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
+    assert load_embedder(tmp_path, model=Mixed()).first.weight.dtype == torch.float32  # its own
+
+
+class ReadsNumbers(nn.Module):
+    """As drop path does, whose rates are read from a tensor; and draws."""
+
+    def __init__(self):
+        super().__init__()
+        rates = [rate.item() for rate in torch.linspace(0, 0.1, 2)]
+        self.layers = nn.Sequential(nn.Linear(8, 4), nn.Dropout(rates[1]))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class WithState(Plain):
+    def get_extra_state(self):
+        return {"steps": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Broken(Plain):
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        Broken.made += 1
+        if Broken.made > 1:
+            raise KeyError("what is not here")
+
+
+def test_constructors_that_read_numbers(tmp_path):
+    model, x = ReadsNumbers().eval(), torch.randn(3, 8)
+    before = torch.get_rng_state()
+    save_embedder(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(load_embedder(tmp_path)(x), model(x))
+    with pytest.raises(ValueError, match="model: expected a state of tensors, got dict as '_extra_state'"):
+        save_embedder(WithState(), tmp_path / "none")
+    with pytest.raises(ValueError, match=r"model: expected a class that makes .*what is not here"):
+        save_embedder(Broken(), tmp_path / "none")
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(100, 8)
+
+    def forward(self, x):
+        return self.bag(x)
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_tokens_stay_integers(kind, tmp_path, capsys):
+    tokens = np.random.default_rng(0).integers(0, 100, (10, 5)).astype(kind)
+    np.save(tmp_path / "tokens.npy", tokens)
+    model = Tokens()
+    save_embedder(model, tmp_path / "embedder")
+    files = tmp_path / "tokens.npy", tmp_path / "out.npy"
+    status, said = embed(tmp_path / "embedder", *files, "--batch-size", 4, capsys=capsys)
+    assert status == 0, said
+    want = model(torch.from_numpy(tokens)).detach().numpy()
+    assert np.allclose(np.load(tmp_path / "out.npy"), want)
+
+
+def test_pixels_of_bytes_are_numbers(tmp_path, capsys):
+    pixels = np.arange(24, dtype=np.uint8).reshape(3, 8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    model = Plain().eval()
+    save_embedder(model, tmp_path / "embedder")
+    status, said = embed(tmp_path / "embedder", tmp_path / "pixels.npy", tmp_path / "out.npy", capsys=capsys)
+    assert status == 0, said
+    want = model(torch.from_numpy(pixels).float()).detach().numpy()
+    assert np.allclose(np.load(tmp_path / "out.npy"), want, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "inputs,output,more,message",
     [

@@ -74,7 +74,10 @@ def embed_files(arguments: argparse.Namespace) -> None:
         task = progress.add_task("", total=len(inputs))
         for start in range(0, len(inputs), arguments.batch_size):
             stop = min(start + arguments.batch_size, len(inputs))
-            found = model(inputs.part(start, stop).to(device, kind))
+            part = inputs.part(start, stop)
+            # Integers that embedding layers look up stay what they are.
+            part = part.to(device, part.dtype if part.dtype in (torch.int32, torch.int64) else kind)
+            found = model(part)
             if (
                 not isinstance(found, torch.Tensor)
                 or found.dim() != 2

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..large_batch.replay import random_state_kept
 from ..metrics.extras import require
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -35,8 +36,11 @@ def save_embedder(
             "mean": 0.5, "std": 0.25}``: images are fitted into a square of ``size`` pixels, of 1 (grey) or
             3 channels in [0, 1], from which the mean is taken and the rest divided by the deviation.
 
+    The weights' types are kept, as after ``model.half()``. To try, the network is made once; nobody's random
+    draws move.
+
     Raises:
-        ValueError: loading it would fail.
+        ValueError: loading it would fail, or the network has state that is no tensor.
         ImportError: safetensors is not installed.
     """
     safetensors = require("safetensors.torch", "an embedder in files needs", "embed")
@@ -54,11 +58,15 @@ def save_embedder(
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
         raise ValueError(f"arguments, image: expected what JSON has ({error})") from None
-    weights = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
-    }
-    rebuilt = _make(kind, json.loads(text)["arguments"], "meta").state_dict()
-    _same_weights(weights, rebuilt, "arguments")
+    state = model.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"model: expected a state of tensors, got {type(value).__name__} as {key!r}"
+            )
+    weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    rebuilt = _trial(kind, json.loads(text)["arguments"])
+    _same_weights(weights, rebuilt.state_dict(), "arguments")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Weights that share memory are stored once each: safetensors refuses aliases.
@@ -75,7 +83,8 @@ def load_embedder(
     or give the network. Weights alone run no code.
 
     Args:
-        model: takes the weights, instead of a new one of the class that the configuration names.
+        model: takes the weights, in its own types, instead of a new one of the class that the
+            configuration names, which has those that were saved.
         device: where it goes.
 
     Raises:
@@ -84,6 +93,7 @@ def load_embedder(
     """
     safetensors = require("safetensors.torch", "an embedder in files needs", "embed")
     folder = Path(folder)
+    made = model is None
     if model is None:
         config = read_config(folder)
         kind = _importable(config["model"])
@@ -99,6 +109,8 @@ def load_embedder(
     except Exception as error:  # the package's own kind
         raise ValueError(f"{folder / WEIGHTS}: expected safetensors ({error})") from error
     _same_weights(weights, model.state_dict(), str(folder / WEIGHTS))
+    if made:
+        _take_types(model, weights)
     model.load_state_dict(weights)
     return model.to(device).eval()
 
@@ -131,6 +143,35 @@ def _make(kind: type[nn.Module], arguments: Mapping[str, Any], device: str) -> n
             return kind(**arguments)
     except TypeError as error:
         raise ValueError(f"arguments: expected those of {kind.__qualname__} ({error})") from None
+
+
+def _trial(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that loading would make, without memory for weights that its constructor does not read."""
+    with random_state_kept(()):
+        try:
+            return _make(kind, arguments, "meta")
+        except Exception:  # of whatever kind: the other one is what counts
+            pass
+        try:
+            return _make(kind, arguments, "cpu")
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"model: expected a class that makes a network of its arguments ({error})"
+            ) from error
+
+
+def _take_types(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Types that the saved network was given after it was made, by ``model.half()`` and the like."""
+    own = model.state_dict(keep_vars=True)
+    changed = [name for name, w in weights.items() if w.dtype != own[name].dtype]
+    kinds = {w.dtype for w in weights.values() if w.is_floating_point()}
+    if changed and len(kinds) == 1:
+        model.to(kinds.pop())  # buffers that are not saved too
+    else:
+        for name in changed:
+            own[name].data = own[name].data.to(weights[name].dtype)
 
 
 def _same_weights(got: Mapping[str, Any], want: Mapping[str, Any], name: str) -> None:
