@@ -24,8 +24,8 @@ class EmbeddingTransfer(nn.Module):
         loss = transfer(target(images), images)
 
     Args:
-        source: a network; put in evaluation mode. It is not a submodule, so neither moved, nor trained,
-            nor saved with this module.
+        source: a network; put in evaluation mode whenever it is asked. It is not a submodule, so neither
+            moved, nor trained, nor saved with this module.
         loss: called as `loss(embeddings, teacher)`; None: `RelaxedContrastiveLoss()`. Any loss that
             compares relations fits (RKD, PKT, DarkRank, list-wise distillation).
     """
@@ -38,7 +38,7 @@ class EmbeddingTransfer(nn.Module):
     @torch.no_grad()
     def relations(self, images: Tensor) -> Tensor:
         """The source's embeddings [B, E] of a batch; to compute them once and keep them."""
-        return self._source[0](images)
+        return self._source[0].eval()(images)  # whoever holds it may have called train() since
 
     def forward(
         self, embeddings: Tensor, images: Tensor | None = None, *, teacher: Tensor | None = None

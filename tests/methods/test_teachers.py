@@ -1,5 +1,7 @@
 """Embedding transfer and self-distillation against steps written out."""
 
+import copy
+
 import pytest
 import torch
 from method_tools import batches, randn, same_state, saved
@@ -45,6 +47,15 @@ def test_any_relational_loss(loss):
     leaf = randn(8, 3).requires_grad_()
     transfer(leaf, randn(8, 5, seed=1)).backward()
     assert leaf.grad.abs().sum() > 0
+
+
+def test_the_source_stays_in_evaluation_mode():
+    source, x = network(), randn(6, 5)
+    transfer = EmbeddingTransfer(source)
+    want, state = transfer.relations(x), copy.deepcopy(source.state_dict())
+    nn.ModuleList([source]).train()  # as a module that holds it too
+    assert torch.equal(transfer.relations(x), want)
+    assert all(torch.equal(value, state[name]) for name, value in source.state_dict().items())
 
 
 def test_transfer_refuses():
