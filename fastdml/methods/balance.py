@@ -152,8 +152,13 @@ def balance_search(
     check.integer(budget, "budget", 0, 1 << 62)
     if check.integer(points, "points", 3, 99) % 2 == 0:
         raise ValueError(f"points: expected an odd number, got {points}")
+    seeds = check.sequence(seeds, "seeds", "a list of integers")
+    seeds = [check.whole(s, "seeds", -check.LARGEST_SEED, check.LARGEST_SEED) for s in seeds]
+    ratios = check.sequence(ratios, "ratios", "a list of numbers")
     if not space or not seeds or not ratios:
         raise ValueError("space: expected at least one coordinate, one seed and one ratio")
+    if cache is not None and (Path(cache).is_dir() or not Path(cache).parent.is_dir()):
+        raise ValueError(f"cache: expected a file in a folder that is there, got {str(cache)!r}")
     known = _read(cache)
     trials: list[Trial] = []
     made, deadline = 0, time.monotonic() + seconds

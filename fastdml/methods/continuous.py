@@ -93,6 +93,10 @@ def label_distances(
 ) -> tuple[LabelDistance, int]:
     """(function of indices [R] to distances [R, N], N) of labels or of such a function."""
     if not isinstance(labels, Tensor):
+        if not callable(labels):
+            raise ValueError(
+                f"labels: expected a tensor [N] or [N, E], or a function, got {type(labels).__name__}"
+            )
         if size is None:
             raise ValueError("size: expected the number of samples with a function as labels")
         return labels, check.count(size, "size")
@@ -132,7 +136,11 @@ def label_retrieval(
     label_distance, count = label_distances(labels, size)
     if count != size:
         raise ValueError(f"labels: expected {size}, one per row of embeddings, got {count}")
-    ks = sorted({check.integer(n, "k", 1, size - 1) for n in ([k] if isinstance(k, int) else k)})
+    # A tensor of one number can be iterated by its type, but has no items.
+    given: Any = k if isinstance(k, Iterable) and getattr(k, "ndim", None) != 0 else [k]
+    ks = sorted({check.integer(n, "k", 1, size - 1) for n in given})
+    if not ks:
+        raise ValueError("k: expected at least one number of neighbours, got none")
     found = nearest_neighbours(embeddings, ks[-1], distance=distance).cpu()
     discount = (torch.arange(ks[-1], dtype=torch.float64) + 2).log2().reciprocal()
     totals = {name: 0.0 for n in ks for name in (f"label_distance@{n}", f"ndcg@{n}")}

@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+import torch
 
 from fastdml.methods import Coordinate, balance_search
 
@@ -84,6 +86,30 @@ def test_refuses():
         balance_search(Bowl(), {}, 3)
     with pytest.raises(ValueError, match="points: expected an odd number, got 4"):
         balance_search(Bowl(), SPACE, 3, points=4)
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_tried(tmp_path):
+    bowl = Bowl()
+    for cache in (tmp_path / "none" / "trials.jsonl", tmp_path):
+        with pytest.raises(ValueError, match="cache: expected a file in a folder that is there"):
+            balance_search(bowl, SPACE, 9, cache=cache)
+    assert not bowl.calls
+
+
+def test_seeds_and_ratios_of_numpy(tmp_path):
+    want = balance_search(Bowl(), SPACE, 40, seeds=(0, 1), ratios=(2.0, 1.5))
+    ratios = np.array([2.0, 1.5])
+    for seeds in (np.arange(2), list(np.arange(2)), torch.arange(2), range(2)):
+        found = balance_search(
+            Bowl(), SPACE, 40, seeds=seeds, ratios=ratios, cache=tmp_path / "trials"
+        )
+        assert (found.best, found.score, found.path) == (want.best, want.score, want.path)
+        assert all(type(trial.seed) is int for trial in found.trials)
+    for seeds in (3, "01", (0.5,)):
+        with pytest.raises(ValueError, match="seeds: expected"):
+            balance_search(Bowl(), SPACE, 40, seeds=seeds)
+    with pytest.raises(ValueError, match="space: expected"):
+        balance_search(Bowl(), SPACE, 3, seeds=np.arange(0))
 
 
 def test_an_unfinished_line_loses_one_trial(tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from method_tools import randn
@@ -101,11 +102,24 @@ def test_labels_in_half_precision(kind):
     assert label_retrieval(x, labels) == label_retrieval(x, labels.float())
 
 
+def test_numbers_of_neighbours_of_any_kind():
+    x, want = randn(30, 4), label_retrieval(randn(30, 4), LABELS, 3)
+    for k in (np.int64(3), torch.tensor(3), np.array(3), {3}, torch.tensor([3]), np.array([3])):
+        assert label_retrieval(x, LABELS, k) == want
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="size: expected the number of samples"):
         NearestLabelSampler(labels_as_function, 9)
     with pytest.raises(ValueError, match="k: expected an integer from 1 to 29, got 30"):
         label_retrieval(randn(30, 3), LABELS, 30)
+    with pytest.raises(ValueError, match="k: expected at least one"):
+        label_retrieval(randn(30, 3), LABELS, ())
+    for labels in (LABELS.tolist(), LABELS.numpy()):
+        with pytest.raises(ValueError, match=r"labels: expected a tensor \[N\] or"):
+            label_retrieval(randn(30, 3), labels)
+        with pytest.raises(ValueError, match=r"labels: expected a tensor \[N\] or"):
+            NearestLabelSampler(labels, 9)
     with pytest.raises(ValueError, match="labels: expected 30"):
         label_retrieval(randn(30, 3), LABELS[:20], 3)
 
