@@ -122,3 +122,11 @@ def test_learnt_weights_of_samples_and_classes_are_refused():
 def test_a_compiled_loss_is_wrapped():
     loss = torch.compile(losses.MultiSimilarityLoss(), backend="eager")
     torch.testing.assert_close(wrap(loss)(X, Y), fastdml.losses.MultiSimilarityLoss()(X, Y))
+
+
+def test_a_wrapped_loss_with_a_miner_takes_no_pairs():
+    loss = wrap(losses.ContrastiveLoss(), miner=miners.MultiSimilarityMiner())
+    i = torch.arange(3)
+    with pytest.raises(ValueError, match=r"^indices_tuple: expected None with a miner, got pairs$"):
+        loss(X, Y, (i, i + 1, i + 2))
+    assert loss(X, Y).isfinite()

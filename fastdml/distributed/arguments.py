@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine import check
+from ..losses.twotower.paired import check_own
 from ..mining.identity import same_memory
 from .ranks import RankError, Ranks
 from .words import gathered, scaled
@@ -27,12 +31,15 @@ NUMBERS_TOLD = 2 + _TOLD + _EACH * _MOST
 _ALIKE = {
     "embeddings": (
         "labels", "teacher", "probabilities", "enqueue_mask", "guide", "scores", "teacher_scores",
-        "candidates",
+        "candidates", "hard_negatives", "sample_weights", "indices_tuple",
     ),
     "ref_emb": ("ref_labels", "ref_teacher", "ref_guide", "ids"),
+    "hard_negatives": ("hard_weights", "hard_ids", "hard_guide"),
     "queries": ("query_mask",),
     "documents": ("document_mask",),
 }  # fmt: skip
+# Those of rows that are nothing but tensors.
+_TENSORS = {*_ALIKE, *(name for names in _ALIKE.values() for name in names)} - {"indices_tuple"}
 # What rows and their other candidates are called.
 _ROWS, _COLUMNS = ("embeddings", "queries"), ("ref_emb", "documents")
 
@@ -75,12 +82,38 @@ class Told:
     copies: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Belonging:
+    """Which of a rank's other candidates belong to its rows.
+
+    own: where copies or partners stand, if that is known of this rank. partners: where a loss of pairs has
+    them if nothing is said. by_row: they are all that there is, row by row.
+    """
+
+    own: int | Tensor | None = None
+    partners: int | None = None
+    by_row: bool = False
+
+    @staticmethod
+    def of(signature: inspect.Signature, arguments: Mapping[str, Any]) -> Belonging:
+        """That of a loss which is called so."""
+        own, ref = arguments.get("own"), _first(arguments, _COLUMNS)
+        if "own" not in signature.parameters:
+            return Belonging(by_row=ref is not None and "ref_labels" not in arguments)
+        default = signature.parameters["own"].default
+        if not isinstance(default, int):
+            copies = isinstance(ref, Tensor) and same_memory(_first(arguments, _ROWS), ref)
+            return Belonging(0 if own is None and copies else own)
+        return Belonging(own, default)
+
+
 def told(
     ranks: Ranks,
     arguments: Mapping[str, Any],
     factor: float,
     draws: int = 0,
     failure: str = "",
+    belonging: Belonging = Belonging(),
 ) -> Told:
     """Exchanges the shapes and types of arguments.
 
@@ -88,18 +121,21 @@ def told(
     what is wrong with this rank already.
 
     Raises:
-        RankError: naming the rank whose arguments are not like the others'.
+        RankError: naming the rank whose arguments are not like the others', or are refused.
+        ValueError: where this process is alone and its arguments are refused.
     """
     # A tensor alone in place of index tuples is a number of every row.
     given = {k: v for k, v in arguments.items() if k != "own" and isinstance(v, Tensor)}
-    names = [k for k, v in arguments.items() if v is not None and k != "own"]
     device = next((v.device for v in given.values()), torch.device("cpu"))
-    if not isinstance(arguments.get("embeddings", next(iter(given.values()), None)), Tensor):
-        got = type(arguments.get("embeddings")).__name__
-        failure = failure or f"embeddings: expected a tensor, got {got}"
-    failure = failure or _unfit(given)
-    own = _own(arguments) is not None
-    head = [len(failure), int(torch.is_grad_enabled()), draws, _names(names), int(own)]
+    failure = failure or _no_tensor(arguments, given) or _unfit(given, belonging.by_row)
+    if ranks.size > 1:  # alone the loss says so itself
+        failure = failure or _misplaced(arguments, belonging)
+    elif failure:
+        raise ValueError(failure)
+    # What a rank does not take has no name.
+    names = "" if failure else ", ".join(_kind(k, v) for k, v in arguments.items() if k != "own")
+    copies = belonging.own is not None
+    head = [len(failure), int(torch.is_grad_enabled()), draws, zlib.crc32(names.encode()), int(copies)]
     body = [0] * (_EACH * _MOST)
     if not failure:
         for k, value in enumerate(given.values()):
@@ -109,6 +145,12 @@ def told(
         texts = ranks.texts(failure, device)
         rank = next(r for r, row in enumerate(every) if row[0])
         raise RankError(f"rank {rank}: {texts[rank]}", rank)
+    if any(row[3] != every[0][3] for row in every):
+        texts = ranks.texts(names, device)
+        rank = next(r for r, row in enumerate(every) if row[3] != every[0][3])
+        raise RankError(
+            f"rank {rank}: expected the same arguments as on rank 0, {texts[0]}; got {texts[rank]}", rank
+        )
     _compare(every, list(given))
     sets = {}
     for k, (name, value) in enumerate(given.items()):
@@ -117,20 +159,20 @@ def told(
     return Told(sets, every[0][2], any(row[4] for row in every))
 
 
-def _own(arguments: Mapping[str, Any]) -> int | Tensor | None:
-    """Where own copies stand among this rank's other candidates."""
-    own, ref = arguments.get("own"), _first(arguments, _COLUMNS)
-    if own is None and ref is not None and same_memory(_first(arguments, _ROWS), ref):
-        return 0
-    return own
-
-
 def _first(given: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The argument that has one of these names, or None."""
     return next((given[name] for name in names if name in given), None)
 
 
-def _unfit(given: Mapping[str, Tensor]) -> str:
+def _no_tensor(arguments: Mapping[str, Any], given: Mapping[str, Tensor]) -> str:
+    """What should be a tensor and is none, or nothing."""
+    wrong = [name for name in arguments if name in _TENSORS and name not in given]
+    if not given and not wrong:
+        wrong = ["embeddings"]
+    return f"{wrong[0]}: expected a tensor, got {type(arguments.get(wrong[0])).__name__}" if wrong else ""
+
+
+def _unfit(given: Mapping[str, Tensor], by_row: bool) -> str:
     """Why these cannot be told, or nothing."""
     if len(given) > _MOST:
         return f"expected at most {_MOST} tensors, got {len(given)}"
@@ -139,17 +181,52 @@ def _unfit(given: Mapping[str, Tensor]) -> str:
             return f"{name}: expected 1 to {_MOST_DIMENSIONS} dimensions, got {x.dim()}"
         if x.dtype not in _DTYPES:
             return f"{name}: expected a real type, got {x.dtype}"
-    for of, names in _ALIKE.items():
-        for name in names:
-            if of in given and name in given and len(given[name]) != len(given[of]):
-                return f"{name}: expected {len(given[of])} rows, as {of} has, got {len(given[name])}"
+    pairs = [(of, name) for of, names in _ALIKE.items() for name in names if name in given]
+    if by_row:  # other candidates, and further views (`rest 0` and so on)
+        pairs += [("embeddings", name) for name in given if name == "ref_emb" or " " in name]
+    for of, name in pairs:
+        # Without candidates of their own, those are the rows.
+        of = of if of in given else "embeddings"
+        of_all = name in ("hard_negatives", "indices_tuple") and given[name].dim() == 2  # [K, D]
+        if of in given and not of_all and len(given[name]) != len(given[of]):
+            return f"{name}: expected {len(given[of])} rows, as {of} has, got {len(given[name])}"
     return ""
 
 
-def _names(names: list[str]) -> int:
-    """A number that tells which arguments there are."""
-    known = sorted(set(names))
-    return int.from_bytes(",".join(known).encode()[-64:], "big") % (1 << 61) if known else 0
+def _misplaced(arguments: Mapping[str, Any], belonging: Belonging) -> str:
+    """What names none of this rank's own rows and candidates, or nothing."""
+    rows, others = (_first(arguments, names) for names in (_ROWS, _COLUMNS))
+    if rows is None:
+        return ""
+    pairs, own = arguments.get("indices_tuple"), belonging.own
+    where = belonging.partners if own is None else own
+    try:
+        if _listed(pairs):
+            check.pairs(pairs, len(rows), len(rows if others is None else others))
+        if own is not None and others is None:
+            raise ValueError("own: expected None without other candidates")
+        if where is not None and others is not None:
+            check.own(where, rows, len(others))
+            if belonging.partners is not None and len(rows):  # no row lacks a partner where there is none
+                check_own(where, rows, others)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _listed(pairs: Any) -> bool:
+    """Whether these are index tensors, rather than a function or numbers of the rows."""
+    function = callable(pairs) and not isinstance(pairs, tuple)
+    return pairs is not None and not isinstance(pairs, Tensor) and not function
+
+
+def _kind(name: str, value: Any) -> str:
+    """An argument, as far as it must be alike on all ranks besides its shape."""
+    if isinstance(value, Tensor):
+        return name
+    if name == "indices_tuple" and _listed(value):
+        return f"{name} of {len(value)} tensors"
+    return f"{name} (a function)" if callable(value) else f"{name} (no tensor)"
 
 
 def _describe(x: Tensor) -> list[int]:
@@ -165,8 +242,6 @@ def _compare(every: list[list[int]], names: list[str]) -> None:
                 f"rank {rank}: expected gradients to be recorded on all ranks or on none, got "
                 f"{bool(row[1])} against rank 0's {bool(first[1])}", rank,
             )  # fmt: skip
-        if row[3] != first[3]:
-            raise RankError(f"rank {rank}: expected the same arguments as on rank 0, got others", rank)
         for k, name in enumerate(names):
             mine, theirs = (r[_TOLD + k * _EACH : _TOLD + (k + 1) * _EACH] for r in (row, first))
             if mine[:3] + mine[4:] != theirs[:3] + theirs[4:]:
@@ -191,20 +266,18 @@ def join(own: Set, ranks: Ranks) -> Tensor:
 
 
 def place(
-    ranks: Ranks, arguments: Mapping[str, Any], told: Told, partners: int | None = None
+    ranks: Ranks, arguments: Mapping[str, Any], told: Told, belonging: Belonging
 ) -> dict[str, Any]:
-    """Index tuples and own copies of a rank's rows as those of all rows. partners: where a loss of pairs
-    has the rows' partners, if nothing is said."""
+    """Index tuples and own copies of a rank's rows as those of all rows."""
     found: dict[str, Any] = {}
     rows, others = (_first(told.sets, names) for names in (_ROWS, _COLUMNS))
     if rows is None:
         return found
     columns = rows if others is None else others
     pairs = arguments.get("indices_tuple")
-    if pairs is not None and not isinstance(pairs, Tensor):
-        given = callable(pairs) and not isinstance(pairs, tuple)
-        found["indices_tuple"] = pairs if given else _joined_pairs(ranks, pairs, rows, columns)
-    own = _own(arguments)
+    if _listed(pairs):
+        found["indices_tuple"] = _joined_pairs(ranks, tuple(pairs), rows, columns)
+    own, partners = belonging.own, belonging.partners
     # Partners that stand at the same places in both sets, and as many, stand so among all.
     moved = partners is not None and (rows.counts != columns.counts or partners != 0)
     if others is not None and (told.copies or moved):
@@ -225,14 +298,10 @@ def _own_of_all(own: int | Tensor | None, rows: Set, columns: Set) -> Tensor:
     return torch.where(local < 0, local, local + columns.start)
 
 
-def _joined_pairs(ranks: Ranks, pairs: Any, rows: Set, columns: Set) -> tuple[Tensor, ...]:
-    listed = tuple(pairs)
+def _joined_pairs(
+    ranks: Ranks, listed: tuple[Tensor, ...], rows: Set, columns: Set
+) -> tuple[Tensor, ...]:
     anchors = (True, False, False) if len(listed) == 3 else (True, False, True, False)
-    if len(listed) != len(anchors):
-        raise RankError(
-            f"rank {ranks.rank}: indices_tuple: expected 3 or 4 index tensors, got {len(listed)}",
-            ranks.rank,
-        )
     device = rows.local.device
     found = []
     lengths = ranks.equal(torch.tensor([len(t) for t in listed], device=device)).tolist()

@@ -19,7 +19,7 @@ from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
 from . import cost
-from .arguments import Set, Told, join, place, told
+from .arguments import Belonging, Set, Told, join, place, told
 from .ranks import Ranks
 from .shares import Shares
 from .travelling import NotHere, Travelling, refused
@@ -90,14 +90,17 @@ class Distributed(nn.Module):
             bound, failure = signature.bind_partial(), str(error)
         arguments = _named(bound)
         ref = arguments.get("ref_emb")
-        same = ref is not None and ref is arguments.get("embeddings")
+        # (Where own copies are said to stand, they stand among other candidates.)
+        same = ref is not None and ref is arguments.get("embeddings") and "own" not in arguments
         if same:
             del arguments["ref_emb"]
         ranks = self.ranks
         factor = float(ranks.size) if self.gradient == "mean" else 1.0
-        known = told(ranks, arguments, factor, self._draws(), failure)
-        partners = signature.parameters["own"].default if "own" in signature.parameters else None
-        bound.arguments.update(place(ranks, arguments, known, partners))
+        if self.miner is not None and "indices_tuple" in arguments:
+            failure = failure or "indices_tuple: expected None with a miner, got pairs"
+        belonging = Belonging.of(signature, arguments)
+        known = told(ranks, arguments, factor, self._draws(), failure, belonging)
+        bound.arguments.update(place(ranks, arguments, known, belonging))
         if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
             # Of embeddings that are only compared, those that are no candidates need not be gathered. What
             # comes before a call computes with them when it is evaluated.
@@ -250,7 +253,7 @@ def wrap(
             one, as DDP and FSDP take it. "sum": their sum is.
             Parameters of the loss (proxies, scales) have the whole gradient on every rank with "mean",
             in DDP or not, and their rank's part with "sum".
-        miner: called with the rows of all ranks; its pairs go to the loss.
+        miner: called with the rows of all ranks; its pairs go to the loss, whose call then takes none.
 
     Labels, a teacher's embeddings and other numbers of the rows are told to all ranks. Index tuples and
     `own` name a rank's own rows and candidates; a function in place of index tuples sees places among all
