@@ -102,8 +102,11 @@ class Belonging:
             return Belonging(by_row=ref is not None and "ref_labels" not in arguments)
         default = signature.parameters["own"].default
         if not isinstance(default, int):
-            copies = isinstance(ref, Tensor) and same_memory(_first(arguments, _ROWS), ref)
+            # (Nothing is at one address with nothing.)
+            copies = isinstance(ref, Tensor) and len(ref) and same_memory(_first(arguments, _ROWS), ref)
             return Belonging(0 if own is None and copies else own)
+        if "labels" in arguments or "positives" in arguments:  # these say what belongs together
+            return Belonging(None if isinstance(own, int) and own == default else own)
         return Belonging(own, default)
 
 
@@ -274,7 +277,7 @@ def place(
     if rows is None:
         return found
     columns = rows if others is None else others
-    pairs = arguments.get("indices_tuple")
+    pairs: Any = arguments.get("indices_tuple")
     if _listed(pairs):
         found["indices_tuple"] = _joined_pairs(ranks, tuple(pairs), rows, columns)
     own, partners = belonging.own, belonging.partners

@@ -162,6 +162,26 @@ def as_one_is_called() -> None:
             raise AssertionError(words)
 
 
+def what_belongs_together_is_said() -> None:
+    """By labels or a function: no row has a partner by its place, whatever a rank has or lacks."""
+    loss = losses.SigLIPLoss().double()
+    x, z, y = drawn(6, DIM), drawn(9, DIM), torch.arange(9) % 3
+    for rows, columns in (((6, 0), (6, 0)), ((4, 2), (3, 6))):
+        count = sum(columns)
+        true = loss(x, z[:count], y[:6], ref_labels=y[:count])
+        given = (own(x, rows), own(z[:count], columns), own(y[:6], rows))
+        close(wrap(loss)(*given, ref_labels=own(y[:count], columns), own=0), true, "labels")
+        masks = functools.partial(_alike, y)
+        close(wrap(loss)(*given[:2], positives=masks), loss(x, z[:count], positives=masks), "a function")
+        mine = given[0]
+        close(wrap(loss)(mine, mine[:], given[2]), loss(x, x[:], y[:6]), "one storage")
+
+
+def _alike(y: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    same = y[i][:, None] == y[j]
+    return same, ~same
+
+
 def views() -> None:
     """Of more than two views, all of which are of the rank's own samples."""
     size = dist.get_world_size()
@@ -184,5 +204,6 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         found[name] = functools.partial(compare, build, kind)
         found[f"ring {name}"] = functools.partial(ring, build, kind, travels)
     found["as one is called"] = as_one_is_called
+    found["what belongs together is said"] = what_belongs_together_is_said
     found["views"] = views
     return found
