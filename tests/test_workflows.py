@@ -18,6 +18,7 @@ from fastdml.losses import (
     MultipleLosses,
     SelfSupervisedLoss,
 )
+from fastdml.reducers import DoNothingReducer
 
 X, Y = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) // 4
 
@@ -130,3 +131,19 @@ def test_a_wrapped_loss_with_a_miner_takes_no_pairs():
     with pytest.raises(ValueError, match=r"^indices_tuple: expected None with a miner, got pairs$"):
         loss(X, Y, (i, i + 1, i + 2))
     assert loss(X, Y).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: wrap(wrap(losses.NTXentLoss())), "loss: expected one that is not wrapped yet"),
+        (lambda: wrap(MultipleLosses([wrap(losses.NTXentLoss())])), "loss: expected one that is not wrapped"),
+        (lambda: wrap(losses.NTXentLoss(reducer=DoNothingReducer())), "reducer: expected one that makes"),
+        (lambda: wrap(losses.NTXentLoss(), miner="hard"), "miner: expected a function or None"),
+        (lambda: wrap(losses.NTXentLoss(), "x"), "group: expected a process group"),
+        (lambda: shard(lambda n: losses.ArcFaceLoss(n, 8), 6, 3), "group: expected a process group"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_refused_when_it_is_made(make, words):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        make()

@@ -32,6 +32,8 @@ class Ranks:
     """
 
     def __init__(self, group: Any = None) -> None:
+        if group is not None and not _is_group(group):
+            raise ValueError(f"group: expected a process group of torch.distributed or None, got {group!r}")
         self.group = group
         # Where each rank runs, as the last header told: (host, process) of each.
         self._places: list[tuple[int, int]] = []
@@ -43,7 +45,10 @@ class Ranks:
 
     @property
     def size(self) -> int:
-        return dist.get_world_size(self.group) if self.several else 1
+        found = dist.get_world_size(self.group) if self.several else 1
+        if found < 1:
+            raise ValueError("group: expected one that this process is in")
+        return found
 
     @property
     def rank(self) -> int:
@@ -203,6 +208,13 @@ class Ranks:
             return dist.distributed_c10d._get_default_store()
         except (AttributeError, RuntimeError, ValueError):
             return None
+
+
+def _is_group(group: object) -> bool:
+    """Whether this is a group, or what `new_group` gives a process that is not in it."""
+    if not dist.is_available():
+        return False
+    return isinstance(group, dist.ProcessGroup) or group == dist.GroupMember.NON_GROUP_MEMBER
 
 
 def _named(now: str, before: str, of: Any = None) -> Any:

@@ -18,6 +18,7 @@ from ..losses.parts import expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
+from ..reducers import DoNothingReducer, native
 from . import cost
 from .arguments import Belonging, Set, Told, join, place, told
 from .ranks import Ranks
@@ -55,6 +56,8 @@ class Distributed(nn.Module):
     ) -> None:
         super().__init__()
         expect_parts(loss)
+        _expect_one_number(loss)
+        check.function(miner, "miner")
         check.one_of(schedule, "schedule", SCHEDULES)
         check.one_of(gradient, "gradient", GRADIENTS)
         self.loss = loss
@@ -160,6 +163,15 @@ class Distributed(nn.Module):
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
 
 
+def _expect_one_number(loss: nn.Module) -> None:
+    """ValueError unless a loss is a number of this rank's rows, and everything in it."""
+    for module in loss.modules():
+        if isinstance(module, Distributed):
+            raise ValueError("loss: expected one that is not wrapped yet, got one of all ranks' rows")
+        if isinstance(native(module), DoNothingReducer):
+            raise ValueError("reducer: expected one that makes a number of the loss, got DoNothingReducer")
+
+
 def _called_as(loss: nn.Module) -> inspect.Signature:
     """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps."""
     own: inspect.Signature | None = getattr(loss, "called_as", None)
@@ -243,7 +255,7 @@ def wrap(
 
     Args:
         loss: a loss of `fastdml.losses`, one made by `row_loss`, or a wrapper of such
-            (`CrossBatchMemory`, `SelfSupervisedLoss`, `MultipleLosses`).
+            (`CrossBatchMemory`, `SelfSupervisedLoss`, `MultipleLosses`): not wrapped yet, and a number.
         group: a process group of torch.distributed; None: all processes. Without torch.distributed the
             loss is that of this process.
         schedule: "gather": every rank gets all embeddings, and compares its own rows with them. "ring":

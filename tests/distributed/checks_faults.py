@@ -146,6 +146,16 @@ def an_empty_rank_with_a_memory() -> None:
     assert int(memory.filled) == 2 * rows
 
 
+def outside_of_the_group() -> None:
+    group, (x, y) = dist.new_group([r for r in range(dist.get_world_size()) if r != BAD]), batch()
+    loss = wrap(SupConLoss(), group)
+    if bad():
+        expect("group: expected one that this process is in", lambda: loss(x, y), None)
+        expect("group: expected", lambda: shard(lambda n: ArcFaceLoss(n, 4), 3, group), None)
+    else:
+        assert bool(loss(x, y).isfinite())
+
+
 def takes_no_part() -> None:
     group = dist.new_group(timeout=datetime.timedelta(seconds=2))
     if bad():
@@ -176,6 +186,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         "other arguments": other_arguments,
         "values": values_that_no_loss_takes,
         "an empty rank with a memory": an_empty_rank_with_a_memory,
+        "outside of the group": outside_of_the_group,
         "takes no part": takes_no_part,
         "dies": dies,
     }
