@@ -20,6 +20,7 @@ from ..engine.loss import RowLoss
 from ..engine.problem import Problem, computed_scalars
 from ..engine.relation import LabelRelation
 from ..engine.schedule import Result, Wanted
+from ..engine.similarity import unit, wide_type
 from ..losses.base import total
 from ..losses.parts import expect_parts
 from ..losses.proxy.proxies import ProxyLoss
@@ -123,6 +124,10 @@ class ShardedProxies(nn.Module):
                 f"make: expected a loss over {len(self.classes)} proxies' classes, got {self.loss!r}"
             )
         expect_parts(self.loss)
+        if self.loss.gives_elements:
+            raise ValueError(f"make: expected a loss with a reduction, got reducer {self.loss.reducer!r}")
+        penalty, share = self.loss.weight_regularizer, len(self.classes) / num_classes
+        self._share = 1.0 if penalty is None else _share_of(penalty, self.loss.all_proxies, share)
         self.loss.num_classes = num_classes  # what the loss says of all classes
         check.one_of(gradient, "gradient", ("mean", "sum"))
         self.gradient = gradient
@@ -155,7 +160,8 @@ class ShardedProxies(nn.Module):
         parts: list[Any] = []
         for part in self._parts(x, y):
             if not isinstance(part, Call):
-                parts.append(_Regularizer(part, ranks, own=part.arguments[0] is not x))
+                own = part.arguments[0] is not x
+                parts.append(_Regularizer(part, ranks, self._share if own else None))
             elif self._of_rows:
                 parts.append(_ProxyRows(self._proxy_rows(part, y), ranks, self.counts))
             else:
@@ -283,15 +289,41 @@ class _ProxyColumns:
 
 @dataclasses.dataclass(frozen=True)
 class _Regularizer:
-    """A term of this rank's proxies, which add up, or of the embeddings of all ranks."""
+    """A term of this rank's proxies, of which `share` adds up, or of the embeddings of all ranks."""
 
     term: Any
     ranks: Ranks
-    own: bool
+    share: float | None
 
     def evaluate(self) -> Tensor:
         value = self.term.evaluate()
-        return summed(value, self.ranks) if self.own else scaled(value, 1 / self.ranks.size)
+        if self.share is None:
+            return scaled(value, 1 / self.ranks.size)
+        return summed(self.share * value, self.ranks)
+
+
+@torch.no_grad()
+def _share_of(penalty: Callable[[Tensor], Any], proxies: Tensor, share: float) -> float:
+    """How much of a penalty of some proxies is of all ranks': all of a sum over proxies, its share of a mean.
+
+    What it is shows in the penalties of 3 and of 5 rows, of different lengths that are partly alike, alone
+    and together.
+    """
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.randn(9, proxies.shape[1], generator=g, device="cpu")
+    lengths = drawn.new_tensor([0.1, 10, 0.7, 0.2, 0.4, 1.5, 3, 6])[:, None]
+    x = (unit(drawn[:8] + drawn[8]) * lengths).to(proxies.device, wide_type(proxies))
+    try:
+        whole, first, second = (float(penalty(rows)) for rows in (x, x[:3], x[3:]))
+    except Exception as error:
+        raise ValueError(f"{_PENALTY}, got {penalty!r}, which raises on 8 proxies: {error}") from error
+    for value, found in ((first + second, 1.0), ((3 * first + 5 * second) / 8, share)):
+        if abs(whole - value) <= 1e-5 * (abs(first) + abs(second)):
+            return found
+    raise ValueError(f"{_PENALTY}, got {penalty!r}")
+
+
+_PENALTY = "weight_regularizer: expected a sum or a mean over any number of proxies"
 
 
 def _reads(x: Tensor, of: Tensor) -> bool:
@@ -322,7 +354,8 @@ def shard(
     Args:
         make: called with the number of this rank's classes, for a loss with one proxy a class: rows are
             samples (ArcFace, CosFace, SphereFace, normalised softmax, Proxy-NCA, cross-entropy), or
-            proxies (Proxy-Anchor, also with several a class).
+            proxies (Proxy-Anchor, also with several a class). A weight_regularizer of it must be a sum or a
+            mean over proxies, a reducer a reduction: what compares proxies would need those of all ranks.
         num_classes: of all ranks. Labels are 0 ... num_classes - 1.
         group: a process group of torch.distributed; None: all processes.
         sample: share of the classes that take part in a step of training, beside those of the batch's own

@@ -382,10 +382,14 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         return shown(self) + (f", which is over {over}" if over else "")
 
     @property
+    def gives_elements(self) -> bool:
+        """Whether a reducer object makes the loss of its elements, rather than a reduction."""
+        return self._reducer is not None and not self._is_reduction
+
+    @property
     def keeps_candidates(self) -> bool:
         """Whether a backward pass may read `ref_emb`, which must not change before it then."""
-        of_elements = self._reducer is not None and not self._is_reduction
-        return self.reduction == "none" or of_elements or metric_of(self.similarity).in_torch
+        return self.reduction == "none" or self.gives_elements or metric_of(self.similarity).in_torch
 
     @property
     def nonzero_over(self) -> str:

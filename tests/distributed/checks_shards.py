@@ -13,6 +13,13 @@ from conftest import CASES
 from fastdml import losses
 from fastdml.distributed import shard
 from fastdml.distributed.ranks import Ranks
+from fastdml.reducers import ClassWeightedReducer, SumReducer, ThresholdReducer
+from fastdml.regularizers import (
+    LpRegularizer,
+    RegularFaceRegularizer,
+    SparseCentersRegularizer,
+    ZeroMeanRegularizer,
+)
 
 CLASSES, DIM = 11, 19
 MADE: dict[str, Callable[[int], losses.ArcFaceLoss]] = {
@@ -22,12 +29,24 @@ MADE: dict[str, Callable[[int], losses.ArcFaceLoss]] = {
     "normalised softmax": lambda n: losses.NormalizedSoftmaxLoss(
         n, DIM, weight_regularizer=lambda w: w.square().sum(), embedding_regularizer=lambda x: x.abs().mean()
     ),
+    "a mean of weights": lambda n: losses.CosFaceLoss(
+        n, DIM, weight_regularizer=LpRegularizer(power=2), weight_reg_weight=3
+    ),
+    "a sum of weights": lambda n: losses.MultiProxyAnchorLoss(
+        n, DIM, proxies_per_class=2, weight_regularizer=ZeroMeanRegularizer(reducer=SumReducer())
+    ),
     "proxy nca": lambda n: losses.ProxyNCALoss(n, DIM, positive_in_denominator=False, smoothing=0.1),
     "cross-entropy": lambda n: losses.SmoothedCrossEntropyLoss(n, DIM),
     "losses of rows": lambda n: losses.ArcFaceLoss(n, DIM, reduction="none"),
     "proxy anchor": lambda n: losses.ProxyAnchorLoss(n, DIM),
     "several proxies": lambda n: losses.MultiProxyAnchorLoss(n, DIM, proxies_per_class=3),
 }  # fmt: skip
+
+
+# Penalties of proxies with each other, of those that are long enough, of so many and no others.
+OF_ALL = RegularFaceRegularizer()
+SOME = LpRegularizer(reducer=ThresholdReducer(low=1))
+CLASSES_ALONE = SparseCentersRegularizer(3, 2)
 
 
 def _state(alone: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -137,6 +156,11 @@ def refused() -> None:
         (lambda n: losses.SubCenterArcFaceLoss(n, DIM), "several proxies of a class"),
         (lambda n: losses.SoftTripleLoss(n, DIM), "soft_triple"),
         (lambda n: losses.ArcFaceLoss(n + 1, DIM), "expected a loss over"),
+        (lambda n: losses.ArcFaceLoss(n, DIM, reducer=ClassWeightedReducer(torch.ones(n))), "a reduction"),
+        (lambda n: losses.ArcFaceLoss(n, DIM, weight_regularizer=OF_ALL), "a sum or a mean"),
+        (lambda n: losses.ArcFaceLoss(n, DIM, weight_regularizer=SOME), "a sum or a mean"),
+        (lambda n: losses.ArcFaceLoss(n, DIM, weight_regularizer=lambda w: w.norm()), "a sum or a mean"),
+        (lambda n: losses.ArcFaceLoss(n, DIM, weight_regularizer=CLASSES_ALONE), "a sum or a mean"),
     ):
         try:
             shard(make, CLASSES)
