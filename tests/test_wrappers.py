@@ -74,6 +74,35 @@ def test_a_memory_that_holds_nothing_or_other_samples():
     assert memory.embedding_memory.dtype == torch.float32
 
 
+def fails(*batch, **further):
+    raise ZeroDivisionError
+
+
+LISTED = (torch.tensor([0]), torch.tensor([45])) * 2
+REFUSED = {
+    "embeddings": (lambda: CrossBatchMemory(losses.SupConLoss(validate=True), 8, 30), torch.nan, 0, None),
+    "labels": (lambda: CrossBatchMemory(losses.SOPRCLoss(6), 8, 30), 1, 9, None),
+    "a list": (lambda: CrossBatchMemory(losses.SupConLoss(), 8, 64), 1, 0, LISTED),
+    "a miner": (lambda: CrossBatchMemory(losses.SupConLoss(), 8, 7, fails), 1, 0, None),
+    "parts": (lambda: CrossBatchMemory(losses.SupConLoss(embedding_regularizer=fails), 8, 30), 1, 0, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_memory_keeps_nothing_of_a_batch_that_is_refused(name):
+    make, factor, more, listed = REFUSED[name]
+    memory = make()
+    (x, y), (z, w) = batches(2)
+    memory.add_to_memory(x.float(), y)
+    before = {k: v.clone() for k, v in memory.state_dict().items()}
+    place = memory.curr_batch_idx
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        memory(z * factor, w + more, listed)
+    for key, value in memory.state_dict().items():
+        assert torch.equal(value, before[key]) and value.dtype == before[key].dtype, key
+    assert memory.curr_batch_idx is place
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_two_views_are_theirs_and_several_are_a_class(symmetric):
     (x, _), (z, _) = batches(2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
 from ..mining.pairs import all_pairs
 from ..mining.triplets import joined
+
+_STATE = ("embedding_memory", "label_memory", "queue_idx", "filled", "curr_batch_idx")
 
 
 class CrossBatchMemory(SeenAsPeer, NamedArguments):
@@ -42,7 +45,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
     and all are compared.
 
     Raises:
-        ValueError: naming the argument and what was expected of it.
+        ValueError: naming the argument and what was expected of it. The memory is then as it was before.
     """
 
     peer = ("pytorch_metric_learning.losses", "CrossBatchMemory")
@@ -107,7 +110,9 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> Tensor:
-        return total(self.parts(embeddings, labels, indices_tuple, enqueue_mask))
+        self._expect(embeddings)
+        with self._as_it_was(embeddings):
+            return total(self.parts(embeddings, labels, indices_tuple, enqueue_mask))
 
     def parts(
         self,
@@ -117,19 +122,45 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
         """Stores the batch, and returns the parts of the loss of it against the memory."""
+        self._expect(embeddings)
+        with self._as_it_was(embeddings):
+            return self._parts(embeddings, labels, indices_tuple, enqueue_mask)
+
+    def _expect(self, embeddings: Tensor) -> None:
         if not (self._shared and embeddings.dim() == 2 and embeddings.shape[0] == 0):
             check.embeddings(embeddings, "embeddings")
-        rows = embeddings.shape[0]
         if embeddings.shape[1] != self.embedding_size:
             raise ValueError(
                 f"embeddings: expected dimension {self.embedding_size}, got {embeddings.shape[1]}"
             )
+
+    @contextlib.contextmanager
+    def _as_it_was(self, embeddings: Tensor) -> Iterator[None]:
+        """Puts the memory back where a batch is refused: kept, it would be refused in every later call."""
+        kept = {name: getattr(self, name) for name in _STATE}
+        count = min(embeddings.shape[0], self.memory_size)
+        places = (self.queue_idx + torch.arange(count, device=self.queue_idx.device)) % self.memory_size
+        memory, stored = self.embedding_memory, self.label_memory
+        rows, labels = memory[places], stored[places]
+        try:
+            yield
+        except BaseException:
+            memory[places], stored[places] = rows, labels
+            for name, value in kept.items():
+                setattr(self, name, value)
+            raise
+
+    def _parts(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Sequence[Tensor] | None,
+        enqueue_mask: Tensor | None,
+    ) -> list[Any]:
+        rows = embeddings.shape[0]
         if isinstance(labels, Tensor):
             labels = labels.to(embeddings.device)
         labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
-        if indices_tuple is not None:  # before anything is stored
-            indices_tuple = indices_tuple.listed() if isinstance(indices_tuple, LazyPairs) else indices_tuple
-            check.pairs(indices_tuple, rows, self.memory_size)
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:
@@ -142,6 +173,9 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             self.add_to_memory(embeddings[mask], labels[mask])
             anchors, theirs = embeddings[~mask], labels[~mask]
         count = int(self.filled)
+        if indices_tuple is not None:
+            indices_tuple = indices_tuple.listed() if isinstance(indices_tuple, LazyPairs) else indices_tuple
+            check.pairs(indices_tuple, rows, count)
         of_ours = isinstance(self.loss, SampleLoss) or self._shared  # which know an empty set
         if (count == 0 or anchors.shape[0] == 0) and not of_ours:
             return [_Nothing(embeddings)]
