@@ -103,6 +103,22 @@ def test_a_memory_keeps_nothing_of_a_batch_that_is_refused(name):
     assert memory.curr_batch_idx is place
 
 
+@pytest.mark.parametrize("name", ["SupConLoss", "LiftedStructureLoss"])
+def test_a_memory_keeps_nothing_in_evaluation_mode(name):
+    """Beside one that saw no evaluation; a batch has the same value in either mode, in a wider type too."""
+    one, other = (CrossBatchMemory(getattr(losses, name)(), 8, 50) for _ in range(2))
+    given = [(x.detach().float(), y) for x, y in batches(4)]
+    for x, y in given:
+        place, dtype = one.curr_batch_idx, one.embedding_memory.dtype
+        evaluated = one.eval()(x.double(), y), one(x, y)
+        assert one.curr_batch_idx is place and one.embedding_memory.dtype == dtype
+        value = one.train()(x, y)
+        assert torch.equal(value, other(x, y)) and torch.equal(value, evaluated[1])
+        torch.testing.assert_close(value.double(), evaluated[0], rtol=1e-5, atol=1e-6)
+    for a, b in zip(one.state_dict().values(), other.state_dict().values()):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_two_views_are_theirs_and_several_are_a_class(symmetric):
     (x, _), (z, _) = batches(2)

@@ -37,7 +37,8 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
     State: `embedding_memory` [memory_size, D], in the widest type of the batches so far (float32 at least),
     `label_memory` [memory_size], `queue_idx`, where the next batch goes, and `filled`, how many there are: a
     state_dict resumes where it was. One of pytorch-metric-learning, which has no position, resumes at 0 with
-    as many as are not zero. `curr_batch_idx`: where the latest batch was stored.
+    as many as are not zero. `curr_batch_idx`: where the latest batch was stored. In evaluation mode a batch
+    has the value that it would have in training, and the memory stays as it is.
 
     Called as `memory(embeddings, labels, indices_tuple=None, enqueue_mask=None)`: embeddings [B, D], labels
     [B]. indices_tuple: further pairs or triplets, of rows of the batch and rows of the memory. enqueue_mask:
@@ -121,7 +122,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         indices_tuple: Sequence[Tensor] | None = None,
         enqueue_mask: Tensor | None = None,
     ) -> list[Any]:
-        """Stores the batch, and returns the parts of the loss of it against the memory."""
+        """Stores the batch (in training mode), and returns the parts of the loss of it against the memory."""
         self._expect(embeddings)
         with self._as_it_was(embeddings):
             return self._parts(embeddings, labels, indices_tuple, enqueue_mask)
@@ -136,19 +137,23 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
 
     @contextlib.contextmanager
     def _as_it_was(self, embeddings: Tensor) -> Iterator[None]:
-        """Puts the memory back where a batch is refused: kept, it would be refused in every later call."""
+        """Puts the memory back in evaluation mode, and where a batch is refused: kept, it would be refused in
+        every later call."""
         kept = {name: getattr(self, name) for name in _STATE}
         count = min(embeddings.shape[0], self.memory_size)
         places = (self.queue_idx + torch.arange(count, device=self.queue_idx.device)) % self.memory_size
         memory, stored = self.embedding_memory, self.label_memory
         rows, labels = memory[places], stored[places]
+        refused = True
         try:
             yield
-        except BaseException:
-            memory[places], stored[places] = rows, labels
-            for name, value in kept.items():
-                setattr(self, name, value)
-            raise
+            refused = False
+        finally:
+            if refused:
+                memory[places], stored[places] = rows, labels
+            if refused or not self.training:
+                for name, value in kept.items():
+                    setattr(self, name, value)
 
     def _parts(
         self,
@@ -161,6 +166,9 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         if isinstance(labels, Tensor):
             labels = labels.to(embeddings.device)
         labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
+        if not self.training:  # what is stored now is for this call alone
+            self.embedding_memory = self.embedding_memory.clone()
+            self.label_memory = self.label_memory.clone()
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:
