@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import fastdml
-from fastdml import distances, losses, miners
+from fastdml import distances, losses, methods, miners
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
 from fastdml.engine.similarity import SIMILARITIES
@@ -221,6 +221,14 @@ DRAWING = {
     "SOPRC": lambda: losses.SOPRCLoss(3, momentum=0.5),
     "mixtures": lambda: losses.RecallAtKLoss(simix=True),
     "miner": lambda: Mined(),
+    "memory": lambda: fastdml.wrappers.CrossBatchMemory(losses.ContrastiveLoss(), 4, 32),
+    "memory, less than a batch": lambda: fastdml.wrappers.CrossBatchMemory(losses.TripletMarginLoss(), 4, 7),
+    "dynamic soft margin": lambda: losses.DynamicSoftMarginLoss(momentum=0.5),
+    "ensemble": lambda: methods.LossEnsemble([losses.SupConLoss(), losses.ContrastiveLoss()]),
+    "running mean of norms": lambda: Constrained(),
+    "alternating projections": lambda: methods.AlternatingProjections(
+        nn.Linear(2, 2), losses.ContrastiveLoss(), 3, 2
+    ),
 }
 
 
@@ -235,6 +243,17 @@ class Mined(nn.Module):
         return self.loss(embeddings, labels, self.miner(embeddings, labels))
 
 
+class Constrained(nn.Module):
+    """A term that knows no labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.term = methods.NormConstraint(momentum=0.5)
+
+    def forward(self, embeddings, labels):
+        return self.term(embeddings)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", DRAWING)
 def test_a_step_is_the_same_under_activation_checkpointing(name, reentrant):
@@ -244,7 +263,7 @@ def test_a_step_is_the_same_under_activation_checkpointing(name, reentrant):
         steps = []
         for k in range(2):  # the second with what the first has left
             torch.manual_seed(k)
-            leaf = x.clone().requires_grad_()
+            leaf = (x + k).requires_grad_()
             if checkpointed:
                 value = checkpoint(lambda e, m=module: m(e * 1, y), leaf, use_reentrant=reentrant)
             else:
@@ -253,7 +272,24 @@ def test_a_step_is_the_same_under_activation_checkpointing(name, reentrant):
             steps += [value.detach(), leaf.grad]
         found.append([*steps, *module.state_dict().values()])
     for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (DRAWING["memory"], "not the memory's latest"),
+        (lambda: methods.DASLoss(losses.SupConLoss(), methods.DenselyAnchoredSampling(3, 4)), "draws of"),
+    ],
+)
+def test_a_state_that_has_moved_on_is_said_to_have(make, message):
+    module = make()
+    values = [checkpoint(module, (x + k).requires_grad_(), y, use_reentrant=False) for k in range(2)]
+    state = {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+    with pytest.raises(RuntimeError, match=message):
+        sum(values).backward()
+    for name, value in state.items():
+        assert torch.equal(module.state_dict()[name], value)
 
 
 CALLS_AGAIN = {

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from ..engine import check
 from ..metrics import nearest_neighbours
+from ..mining.steps import recomputing
 from .proximal import ProximalTerm
 
 
@@ -186,7 +187,7 @@ class AlternatingProjections(nn.Module):
                 f"embeddings: expected more than {n} rows, the representatives and fresh samples, "
                 f"got {len(embeddings)}"
             )
-        if self.training:
+        if self.training and not recomputing():
             if self.steps and self.steps % self.lifetime == 0:
                 self.proximal.move()
             self.steps += 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..engine import check
+from ..mining.steps import recomputing
 from .classes import ordered_pairs, place_in_class
 from .draws import Draws
 
@@ -104,7 +105,7 @@ class DenselyAnchoredSampling(nn.Module):
             )
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the memory")
-        if self.training:
+        if self.training and not recomputing():
             self.remember(embeddings, labels)
         produced = self.produce(embeddings, labels)
         return torch.cat([embeddings, produced]), labels.repeat(1 + self.produced)
@@ -235,7 +236,7 @@ class NormConstraint(nn.Module):
         """The term for embeddings [B, D] of any length."""
         check.embeddings(embeddings, "embeddings")
         length = embeddings.norm(dim=1)
-        if self.training:
+        if self.training and not recomputing():
             now = length.detach().mean().to(self.mean.dtype)
             moved = self.momentum * self.mean + (1 - self.momentum) * now
             moved = torch.where(self.mean.isfinite(), moved, now)

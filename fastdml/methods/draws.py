@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..engine import check
+from ..mining.steps import recomputing
 
 
 class Draws(nn.Module):
@@ -27,7 +28,15 @@ class Draws(nn.Module):
         self.step = 0
 
     def next(self, device: torch.device | str) -> torch.Generator:
-        """A generator on the device for one step; the stream moves on, in training mode alone."""
+        """A generator on the device for one step; the stream moves on, in training mode alone.
+
+        RuntimeError where a step is computed again in the backward pass, whose number is not known there.
+        """
+        if self.training and recomputing():
+            raise RuntimeError(
+                "draws of a step that is computed again in the backward pass would be others: leave methods "
+                "that draw out of activation checkpointing"
+            )
         generator = torch.Generator(device)
         generator.manual_seed(_mix((self.seed << 40) + self.step))
         self.step += self.training

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..losses.representation import ExactNumbers
+from ..mining.steps import recomputing
 
 
 class LossEnsemble(ExactNumbers):
@@ -99,7 +100,7 @@ class LossEnsemble(ExactNumbers):
     @torch.no_grad()
     def _means(self, values: Tensor) -> Tensor:
         """[J] of each loss so far; the present value where there is no history."""
-        if self.training:
+        if self.training and not recomputing():
             finite = values.isfinite().all()
             self.totals += torch.where(finite, values.double(), 0.0)
             self.steps += finite

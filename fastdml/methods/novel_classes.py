@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..engine import check
+from ..mining.steps import recomputing
 from .draws import Draws
 
 
@@ -133,7 +134,7 @@ class NovelClasses(nn.Module):
         [0, C), and of novel embeddings after the warm-up. No gradient reaches the generator."""
         labels = self._checked(embeddings, labels)
         novel = self.ready
-        if self.training:
+        if self.training and not recomputing():
             self.steps += 1
         if not novel:
             return self.loss(embeddings, labels)

@@ -17,6 +17,7 @@ from ..losses.parts import expect_parts
 from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
 from ..mining.pairs import all_pairs
+from ..mining.steps import recomputing
 from ..mining.triplets import joined
 
 _STATE = ("embedding_memory", "label_memory", "queue_idx", "filled", "curr_batch_idx")
@@ -38,7 +39,8 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
     `label_memory` [memory_size], `queue_idx`, where the next batch goes, and `filled`, how many there are: a
     state_dict resumes where it was. One of pytorch-metric-learning, which has no position, resumes at 0 with
     as many as are not zero. `curr_batch_idx`: where the latest batch was stored. In evaluation mode a batch
-    has the value that it would have in training, and the memory stays as it is.
+    has the value that it would have in training, and the memory stays as it is. Activation checkpointing
+    needs each call's backward pass before the next call.
 
     Called as `memory(embeddings, labels, indices_tuple=None, enqueue_mask=None)`: embeddings [B, D], labels
     [B]. indices_tuple: further pairs or triplets, of rows of the batch and rows of the memory. enqueue_mask:
@@ -144,11 +146,13 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         places = (self.queue_idx + torch.arange(count, device=self.queue_idx.device)) % self.memory_size
         memory, stored = self.embedding_memory, self.label_memory
         rows, labels = memory[places], stored[places]
+        again = recomputing()  # a call that stores nothing, and that checkpointing may end by an error
         refused = True
         try:
             yield
             refused = False
         finally:
+            refused = refused and not again
             if refused:
                 memory[places], stored[places] = rows, labels
             if refused or not self.training:
@@ -172,13 +176,13 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:
-            self.add_to_memory(embeddings, labels)
+            self._store(embeddings, labels)
             own = self._own(labels)
         else:
             if indices_tuple is not None:
                 raise ValueError("indices_tuple: expected None with enqueue_mask")
             mask = self._mask(enqueue_mask, labels)
-            self.add_to_memory(embeddings[mask], labels[mask])
+            self._store(embeddings[mask], labels[mask])
             anchors, theirs = embeddings[~mask], labels[~mask]
         count = int(self.filled)
         if indices_tuple is not None:
@@ -257,6 +261,28 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         kept = self.curr_batch_idx[-self.memory_size :]  # of more than fit, the last
         found[labels.shape[0] - kept.shape[0] :] = kept.to(labels.device)
         return found
+
+    def _store(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Stores a batch; one that is computed again in the backward pass is there already."""
+        if not (self.training and recomputing()):
+            self.add_to_memory(embeddings, labels)
+        elif not self._is_latest(embeddings, labels):
+            raise RuntimeError(
+                "a batch that is computed again in the backward pass is not the memory's latest: activation "
+                "checkpointing of a memory needs each call's backward pass before the next call, and "
+                "preserve_rng_state=True, its default"
+            )
+
+    @torch.no_grad()
+    def _is_latest(self, embeddings: Tensor, labels: Tensor) -> bool:
+        """Whether this batch is what was stored last."""
+        at = self.curr_batch_idx
+        if at is None or at.shape != labels.shape:
+            return False
+        at, kept = at[-self.memory_size :], slice(-self.memory_size, None)
+        rows = embeddings[kept].to(self.embedding_memory.dtype)
+        same = torch.isclose(self.embedding_memory[at], rows, rtol=0, atol=0, equal_nan=True).all()
+        return bool(same & (self.label_memory[at] == labels[kept]).all())
 
     @torch.no_grad()
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int | None = None) -> None:

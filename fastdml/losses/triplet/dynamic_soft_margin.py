@@ -14,6 +14,7 @@ from ...engine.call import Call, statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.similarity import SIMILARITIES
 from ...mining.batch import checked
+from ...mining.steps import recomputing
 from ...mining.triplets import listed
 from ..base import SampleLoss
 from ..terms import nothing
@@ -148,6 +149,8 @@ class DynamicSoftMarginLoss(SampleLoss):
     def updated(self, mass: Tensor) -> Tensor:
         """The histogram with a batch in it; kept in training mode."""
         kept = self.hist_.to(mass)
+        if self.training and recomputing():
+            return kept  # the batch is in it already
         first = kept.sum() == 0
         momentum = torch.where(first, 1.0, mass.new_full((), self.momentum))
         found = (1 - momentum) * kept + momentum * mass
