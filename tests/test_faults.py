@@ -546,13 +546,17 @@ def test_a_rule_that_cannot_be_joined_with_hard_ones_is_refused_either_way():
         lambda: losses.IntraPairVarianceLoss(),
         lambda: losses.SignalToNoiseRatioContrastiveLoss(),
         lambda: losses.LiftedStructureLoss(),
+        lambda: losses.IntraPairVarianceLoss(similarity="raw_distance"),
+        lambda: losses.DynamicSoftMarginLoss(),
+        lambda: losses.ContrastiveLoss(reducer=AvgNonZeroReducer(), distance=distances.LpDistance(p=1)),
     ],
 )
-def test_a_memory_between_two_calls_and_their_backward(make):
+@pytest.mark.parametrize("miner", [None, miners.TripletMarginMiner()])
+def test_a_memory_between_two_calls_and_their_backward(make, miner):
     other = x * 1.3 + 0.1
     found = []
     for together in (True, False):
-        memory = fastdml.wrappers.CrossBatchMemory(make(), 4, 64)
+        memory = fastdml.wrappers.CrossBatchMemory(make(), 4, 64, miner)
         leaves = [t.clone().requires_grad_() for t in (x, other)]
         values = [memory(leaf, y).sum() for leaf in leaves] if together else []
         if together:

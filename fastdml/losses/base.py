@@ -15,7 +15,6 @@ from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
 from ..engine.dispatch import check_backend
-from ..engine.distances import metric_of
 from ..engine.loss import Learnt, RowLoss
 from ..engine.peer import SeenAsPeer
 from ..engine.registry import FIELDS, interned
@@ -385,11 +384,6 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     def gives_elements(self) -> bool:
         """Whether a reducer object makes the loss of its elements, rather than a reduction."""
         return self._reducer is not None and not self._is_reduction
-
-    @property
-    def keeps_candidates(self) -> bool:
-        """Whether a backward pass may read `ref_emb`, which must not change before it then."""
-        return self.reduction == "none" or self.gives_elements or metric_of(self.similarity).in_torch
 
     @property
     def nonzero_over(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.arguments import NamedArguments
+from ..engine.call import Call
 from ..engine.peer import SeenAsPeer
 from ..losses.base import SampleLoss, total
 from ..losses.parts import expect_parts
@@ -192,21 +193,21 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         if (count == 0 or anchors.shape[0] == 0) and not of_ours:
             return [_Nothing(embeddings)]
         memory, stored = self.embedding_memory[:count], self.label_memory[:count]
-        inner: Any = self.loss.loss if self._shared else self.loss
-        if indices_tuple is not None or getattr(inner, "keeps_candidates", True):
-            # The next call writes into the memory, maybe before the backward pass of this one.
-            memory, stored = memory.clone(), stored.clone()
         # Another type than the buffer's (half precision) is the batch's.
         memory = memory.to(embeddings.dtype)
-        whole = of_ours
-        if indices_tuple is not None or not whole:
+        if indices_tuple is not None or not of_ours:
             pairs = self.create_indices_tuple(anchors, theirs, memory, stored, indices_tuple, own is not None)
-            return _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
-        loss: Any = self.loss
-        mined: Any = None
-        if self.miner is not None:
-            mined = self._mined(anchors, theirs, memory, stored, own)
-        found: list[Any] = loss.parts(anchors, theirs, mined, memory, stored, own=own)
+            found = _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
+        else:
+            loss: Any = self.loss
+            mined: Any = None
+            if self.miner is not None:
+                mined = self._mined(anchors, theirs, memory, stored, own)
+            found = loss.parts(anchors, theirs, mined, memory, stored, own=own)
+        if torch.is_grad_enabled() and any(_reads_later(part) for part in found):
+            # They keep this memory: the next call may write into it before their backward pass.
+            self.embedding_memory = self.embedding_memory.clone()
+            self.label_memory = self.label_memory.clone()
         return found
 
     def _mined(
@@ -337,6 +338,15 @@ def over_samples(loss: nn.Module) -> nn.Module:
 
 def _parts_of(loss: nn.Module, *batch: Any, own: Tensor | None = None) -> list[Any]:
     return loss.parts(*batch, own=own) if isinstance(loss, SampleLoss) else [_Other(loss, batch)]
+
+
+def _reads_later(part: Any) -> bool:
+    """Whether the backward pass of a part may read candidates: all but that of plain calls."""
+    if not isinstance(part, Call) or part.before is not None:
+        return True
+    values = (part.scalars, part.row_values, part.col_values)  # maybe made of candidates
+    made = any(t is not None and t.requires_grad for t in values)
+    return made or part.reduction == "none" or part.loss.metric.in_torch
 
 
 def _without_own(pairs: Any, own: Tensor | None) -> tuple[Tensor, ...]:

@@ -279,10 +279,6 @@ class TripletLoss(SampleLoss):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
-    def keeps_candidates(self) -> bool:
-        return True  # of triplets one by one, which a miner may list
-
-    @property
     def draws(self) -> bool:
         return self.triplets_per_anchor != "all"
 
