@@ -119,6 +119,19 @@ def test_a_memory_keeps_nothing_in_evaluation_mode(name):
         assert torch.equal(a, b)
 
 
+def test_a_memory_that_was_called_in_inference_mode_trains_on():
+    """In training mode too, and in a wider type than it had."""
+    ((x, y),) = batches(1)
+    memory = CrossBatchMemory(losses.SupConLoss(), 8, 50)
+    with torch.inference_mode():
+        memory(x + 1, y)
+        memory.eval()(x, y)
+    assert not any(t.is_inference() for t in memory.buffers())
+    memory.train()(x, y).backward()
+    memory.load_state_dict(memory.state_dict())
+    assert memory.filled == 40
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_two_views_are_theirs_and_several_are_a_class(symmetric):
     (x, _), (z, _) = batches(2)

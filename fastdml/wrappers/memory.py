@@ -172,8 +172,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             labels = labels.to(embeddings.device)
         labels = check.labels(labels, rows, embeddings.device, "labels", "embeddings")
         if not self.training:  # what is stored now is for this call alone
-            self.embedding_memory = self.embedding_memory.clone()
-            self.label_memory = self.label_memory.clone()
+            self._go_on_with_a_copy()
         own: Tensor | None = None
         anchors, theirs = embeddings, labels
         if enqueue_mask is None:
@@ -206,9 +205,13 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             found = loss.parts(anchors, theirs, mined, memory, stored, own=own)
         if torch.is_grad_enabled() and any(_reads_later(part) for part in found):
             # They keep this memory: the next call may write into it before their backward pass.
-            self.embedding_memory = self.embedding_memory.clone()
-            self.label_memory = self.label_memory.clone()
+            self._go_on_with_a_copy()
         return found
+
+    @torch.inference_mode(False)  # tensors of inference mode could not be written to outside of it
+    def _go_on_with_a_copy(self) -> None:
+        self.embedding_memory = self.embedding_memory.clone()
+        self.label_memory = self.label_memory.clone()
 
     def _mined(
         self, embeddings: Tensor, labels: Tensor, memory: Tensor, stored: Tensor, own: Tensor | None
@@ -285,6 +288,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         same = torch.isclose(self.embedding_memory[at], rows, rtol=0, atol=0, equal_nan=True).all()
         return bool(same & (self.label_memory[at] == labels[kept]).all())
 
+    @torch.inference_mode(False)  # tensors of inference mode could not be written to outside of it
     @torch.no_grad()
     def add_to_memory(self, embeddings: Tensor, labels: Tensor, batch_size: int | None = None) -> None:
         """Stores a batch."""
