@@ -425,6 +425,27 @@ def test_values_are_not_looked_at_where_there_are_none():
             assert leaf.grad.shape == leaf.shape
 
 
+DIVERGED = {
+    "manifold": (lambda: losses.ManifoldLoss(l=4, K=3), ()),
+    "dynamic soft margin": (losses.DynamicSoftMarginLoss, (y,)),
+    "dynamic soft margin of a list": (losses.DynamicSoftMarginLoss, (y, miners.TripletMarginMiner()(x, y))),
+    "dynamic soft margin of two sets": (losses.DynamicSoftMarginLoss, (None, None, x.flip(0))),
+}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", DIVERGED)
+def test_a_batch_that_is_not_finite_shows_and_stays_in_no_state(name, bad):
+    make, others = DIVERGED[name]
+    loss = make()
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    leaf = x.clone()
+    leaf[0, 0] = bad
+    assert loss(leaf.requires_grad_(), *others).isnan()
+    for key, value in loss.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
 IN_TORCH = [
     lambda: losses.TripletMarginLoss(0.3, swap=True),
     lambda: build("SoftTripleLoss", tau=0.2, embedding_size=4),

@@ -134,5 +134,5 @@ def _beyond(similarity: Tensor, own: Tensor, margin: float) -> Tensor:
     there is an excess; similarity [B, K]."""
     excess = similarity - similarity.gather(1, own[:, None]) + margin
     others = torch.ones_like(excess, dtype=torch.bool).scatter_(1, own[:, None], False)
-    some = others & (excess.detach() >= 0)
+    some = others & ~(excess.detach() < 0)  # a NaN stays one
     return torch.where(some, excess.exp(), torch.zeros_like(excess)).sum(1).log1p().mean()

@@ -35,7 +35,8 @@ class Bins:
         """The bin below each x, and its share of the next one. Beyond the ends, the last ones."""
         at = ((x - self.low) / self.width).clamp(min=0)
         below = at.floor()
-        return below.long().clamp(max=self.number - 1), at - below
+        # The share of a NaN is one, and its bin any: torch makes any integer of it.
+        return below.clamp(max=self.number - 1).long().clamp(min=0), at - below
 
     def mass(self, x: Tensor) -> Tensor:
         """[bins] how much of numbers x [T] lies in each."""
@@ -77,7 +78,7 @@ def _of_list(x: Tensor, function: Any) -> tuple[Tensor, int]:
     return function(x), x.shape[0]
 
 
-def _of_rows(call: Call, function: Any) -> tuple[Tensor, int]:
+def _of_rows(call: Call, function: Any) -> tuple[Tensor, float]:
     """Of all triplets, in blocks of rows."""
 
     def outputs(rows: Rows) -> Tensor:
@@ -90,7 +91,7 @@ def _of_rows(call: Call, function: Any) -> tuple[Tensor, int]:
         return torch.cat([found[None], rest])
 
     total = in_torch.row_outputs(call, outputs).sum(0)
-    return total[:-1], int(total[-1].round())
+    return total[:-1], total[-1].round().item()  # NaN where embeddings are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,9 @@ class DynamicSoftMarginLoss(SampleLoss):
         found = (1 - momentum) * kept + momentum * mass
         found = found / found.sum()
         if self.training:
-            self.hist_ = found.to(self.hist_.dtype)
+            # One batch with a NaN would leave a histogram of NaN for good.
+            before = self.hist_.to(found.device)
+            self.hist_ = torch.where(found.isfinite().all(), found.to(before.dtype), before)
         return found
 
     def calls(
