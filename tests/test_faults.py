@@ -461,6 +461,18 @@ def test_torch_parts_do_not_multiply_in_autocast_s_type(make):
         assert torch.equal(a, b)
 
 
+def test_what_is_found_without_a_gradient_is_not_rounded_to_autocast_s_type_either():
+    found = []
+    for enabled in (False, True):
+        table, centres = losses.SOPRCLoss(3, momentum=1.0), build("SubCenterArcFaceLoss", embedding_size=4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            table(x, y)
+            outliers = [centres.get_outliers(x, y, degrees, False) for degrees in range(30, 90)]
+        found.append([table.table, *outliers])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_loss_that_is_a_constant():
     """Of no similarity: a value, and a gradient of zeros."""
     for backend in BACKENDS:

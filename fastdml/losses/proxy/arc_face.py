@@ -190,7 +190,8 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         size, classes = self.proxies_per_class, self.num_classes
         centers = self.all_proxies.detach().to(embeddings.dtype).unflatten(0, (classes, size))
         own = unit(centers.flatten(0, 1)).view_as(centers)[labels]
-        s = torch.einsum("bkd,bd->bk", own, unit(embeddings))
+        with torch.autocast(own.device.type, enabled=False):
+            s = torch.einsum("bkd,bd->bk", own, unit(embeddings))
         votes = torch.zeros(classes, size, device=embeddings.device)
         votes.index_put_((labels, s.argmax(1)), torch.ones_like(labels, dtype=votes.dtype), True)
         dominant = votes.argmax(1)

@@ -102,7 +102,8 @@ def _update(table: Tensor, embeddings: Tensor, labels: Tensor, momentum: float, 
         members = order[start[chosen, None] + torch.arange(size, device=order.device)]
         x = normalised[members]  # [U, size, D]
         queries = x[:, -1:] if last else x
-        s = queries @ x.transpose(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            s = queries @ x.transpose(1, 2)
         index = torch.arange(size, device=order.device)
         own = index[-1:] if last else index
         s = s.masked_fill(own[:, None] == index, torch.inf).sort(2).values[..., : size - 1]
