@@ -151,6 +151,10 @@ class RowLoss:
 
     similarity: str = dataclasses.field(default="cosine", kw_only=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What it has found of itself, functions among it, a copy finds anew.
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
     @property
     def columns_per_class(self) -> int:
         """Consecutive candidates that are one class, for losses over several proxies per class."""

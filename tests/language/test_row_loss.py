@@ -3,8 +3,10 @@ without a compiler, without a folder and with words that are none."""
 
 import copy
 import dataclasses
+import io
 import os
 import pathlib
+import pickle
 import re
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from fastdml.engine import library
 from fastdml.engine.autograd import evaluate
 from fastdml.engine.call import Call
 from fastdml.engine.registry import LOSSES as LIBRARY
+from fastdml.engine.registry import handle
 from fastdml.language import compile, log_sum_exp, relu, sum
 from fastdml.language.described import Described
 
@@ -120,6 +123,22 @@ def test_a_copy_of_the_module():
     with torch.no_grad():
         loss.margin += 0.5
     assert again(x, y) > loss(x, y)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_module_is_pickled_and_saved_whole(called_before):
+    x, y, _ = batch()
+    margin = torch.nn.Parameter(torch.tensor(0.2))
+    loss = fastdml.row_loss(hinge, parameters={"margin": margin}, backend="chunked")
+    if called_before:
+        loss(x, y)
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    for again in (pickle.loads(pickle.dumps(loss)), torch.load(file, weights_only=False)):
+        assert again(x, y) == loss(x, y)
+        # In another process its string might stand for another function.
+        assert handle(again.description()) != handle(loss.description())
 
 
 def test_a_branch_on_a_number_is_no_word():
