@@ -82,8 +82,11 @@ def compiler() -> tuple[str, ...]:
 
 @functools.cache
 def _compiler_version() -> str:
-    asked = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=False)
-    return asked.stdout
+    command = [*compiler(), "--version"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        raise CannotCompile(f"the C++ compiler cannot be run ({error}); CXX names another") from error
 
 
 @functools.cache

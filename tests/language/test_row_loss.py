@@ -148,7 +148,7 @@ def test_a_branch_on_a_number_is_no_word():
 
 
 @needs_library
-@pytest.mark.parametrize("way", ["folder", "compiler", "broken compiler"])
+@pytest.mark.parametrize("way", ["folder", "compiler", "missing compiler", "broken compiler"])
 def test_falls_back_with_one_notice(way, monkeypatch, tmp_path):
     x, y, _ = batch()
     if way == "folder":
@@ -163,12 +163,18 @@ def test_falls_back_with_one_notice(way, monkeypatch, tmp_path):
         monkeypatch.setattr(compile, "compiler", none)
         monkeypatch.setattr(compile, "_versions", lambda: none())
         expected = "no C\\+\\+ compiler was found"
+    elif way == "missing compiler":
+        monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+        monkeypatch.setattr(compile, "compiler", lambda: ("no-such-compiler",))
+        monkeypatch.setattr(compile, "_versions", compile._versions.__wrapped__)
+        monkeypatch.setattr(compile, "_compiler_version", compile._compiler_version.__wrapped__)
+        expected = "the C\\+\\+ compiler cannot be run"
     else:
         monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
         monkeypatch.setattr(compile, "compiler", lambda: ("false",))
         expected = "the compiler failed on"
     compile.notice.cache_clear()
-    shift = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13}[way]
+    shift = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13, "missing compiler": 0.14}[way]
     made = [fastdml.row_loss(lambda p: sum(p.s + shift, where=p.positive)) for _ in range(2)]
     with pytest.warns(UserWarning, match=expected) as caught:
         first, second = (loss(x, y) for loss in made)
