@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +39,9 @@ def sources() -> Path:
 def cache_folder() -> Path:
     """FASTDML_CACHE, or a folder `fastdml` in the user's cache."""
     if chosen := os.environ.get("FASTDML_CACHE"):
-        return Path(chosen)
+        return Path(chosen).absolute()  # a library of a name without a folder is looked for elsewhere
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastdml"
+    return Path(base).absolute() / "fastdml"
 
 
 @functools.cache
@@ -98,7 +100,7 @@ def load(texts: tuple[str, ...], names: tuple[str, ...], stream: bool = False) -
         CannotCompile: saying why.
     """
     module, path = _place(texts, names, stream)
-    if not path.exists():
+    if not _intact(path):
         _compile(texts, names, module.active_isa(), path, "stream" if stream else "kernel")
     try:
         loaded = ctypes.CDLL(str(path))  # for good: nothing unloads it
@@ -127,10 +129,24 @@ def _place(
     return module, cache_folder() / f"{names[0]}-{key}.so"
 
 
+def _digest(library: Path) -> str:
+    """As `sha256sum` prints it."""
+    return f"{hashlib.sha256(library.read_bytes()).hexdigest()}  {library.name}\n"
+
+
+def _intact(path: Path) -> bool:
+    """Whether a library is there, whole: loading one of which a full disk or a lost machine kept a part would
+    end the process."""
+    try:
+        return path.with_suffix(".sha256").read_text() == _digest(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def kept(texts: tuple[str, ...], names: tuple[str, ...], stream: bool) -> bool:
     """Whether this machine has compiled these functors."""
     try:
-        return _place(texts, names, stream)[1].exists()
+        return _intact(_place(texts, names, stream)[1])
     except CannotCompile:
         return False
 
@@ -148,16 +164,35 @@ def _source(texts: Sequence[str], names: Sequence[str], isa: str, width: int, ki
     )
 
 
+_WORKPLACE, _LONG = ".compiling-", 3600.0  # seconds that no compile takes
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes left behind that were ended while they compiled."""
+    for left in folder.glob(f"{_WORKPLACE}*"):
+        with contextlib.suppress(OSError):  # another process sweeps too
+            if time.time() - left.stat().st_mtime > _LONG:
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _workplace(folder: Path) -> Path:
     """A new folder in the cache."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder))
+        _sweep(folder)
+        return Path(tempfile.mkdtemp(prefix=_WORKPLACE, dir=folder))
     except OSError as error:
         raise CannotCompile(
             f"the folder for compiled losses, {folder}, cannot be written to ({error.strerror}); "
             "FASTDML_CACHE names another"
         ) from error
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def stored(text: str, name: str, suffix: str) -> Path:
@@ -168,7 +203,7 @@ def stored(text: str, name: str, suffix: str) -> Path:
     """
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}_{key}{suffix}"
-    if not path.exists():
+    if not _holds(path, text):
         work = _workplace(path.parent)
         try:
             (work / path.name).write_text(text)
@@ -181,17 +216,21 @@ def stored(text: str, name: str, suffix: str) -> Path:
 
 
 def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str) -> None:
-    """Compiles beside the place and moves there: another process sees all of it or nothing."""
+    """Compiles beside the place and moves there: another process sees all of it or nothing.
+
+    The digest comes first: a library without its own is compiled again."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
     work = _workplace(path.parent)
     try:
-        written, made = work / "functor.cpp", work / "functor.so"
+        written, made, digest = work / "functor.cpp", work / path.name, work / "functor.sha256"
         written.write_text(_source(texts, names, isa, width, kind))
         command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
         # In two steps, as compiler caches know them.
         _run([*command, "-c", written.name, "-o", "functor.o"], work, names[0])
         _run([*compiler(), "-shared", "functor.o", "-o", made.name], work, names[0])
+        digest.write_text(_digest(made))
         os.replace(written, path.with_suffix(".cpp"))  # for those who want to read it
+        os.replace(digest, path.with_suffix(".sha256"))
         os.replace(made, path)
     except OSError as error:
         raise CannotCompile(f"{names[0]} could not be compiled: {error}") from error

@@ -236,6 +236,64 @@ def test_another_version_is_compiled_anew(tmp_path, monkeypatch):
     assert found[0][0] == found[1][0] == found[2][0]
 
 
+@needs_library
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_library_that_is_not_whole_is_compiled_again(size, tmp_path, monkeypatch):
+    """A full disk or a lost machine may leave a part of it."""
+    x, y, _ = batch()
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    found, whole = [], []
+    for _ in range(2):
+        compile.load.cache_clear()  # as in another process
+        loss = fastdml.row_loss(lambda p: sum(p.s * 0.76, where=p.positive), backend="native")
+        found.append(loss(x, y))
+        (made,) = tmp_path.glob("*.so")
+        whole.append(made.read_bytes())
+        (tmp_path / "part").write_bytes(whole[0][:size])
+        os.replace(tmp_path / "part", made)  # what is loaded stays as it is
+    assert found[0] == found[1] and len(whole[0]) == len(whole[1]) > size
+
+
+@needs_library
+def test_a_whole_library_is_not_compiled_again(tmp_path, monkeypatch):
+    x, y, _ = batch()
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    written = []
+    for _ in range(2):
+        compile.load.cache_clear()
+        loss = fastdml.row_loss(lambda p: sum(p.s * 0.78, where=p.positive), backend="native")
+        loss(x, y)
+        written.append([path.stat().st_mtime_ns for path in sorted(tmp_path.iterdir())])
+    assert written[0] == written[1]
+
+
+def test_a_text_that_is_not_whole_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    place = compile.stored("text", "name", ".py")
+    place.write_text("te")
+    assert compile.stored("text", "name", ".py").read_text() == "text"
+
+
+@needs_library
+def test_a_cache_beside(tmp_path, monkeypatch):
+    x, y, _ = batch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTDML_CACHE", ".")
+    loss = fastdml.row_loss(lambda p: sum(p.s * 0.77, where=p.positive), backend="native")
+    assert torch.isfinite(loss(x, y))
+
+
+def test_what_ended_processes_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    old, new = tmp_path / ".compiling-old", tmp_path / ".compiling-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "functor.cpp").write_text("")
+    os.utime(old, (time.time() - 7200,) * 2)
+    compile.stored("text", "name", ".py")
+    assert new.exists() and not old.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
