@@ -140,7 +140,7 @@ class Described(RowLoss):
         view.__dict__.update(arguments, similarity=None)
         return view.row(p)
 
-    def function(self, p: Row, **arguments: Any) -> Any:
+    def function(self, p: Row, /, **arguments: Any) -> Any:
         return self.of(p, arguments)
 
     def spec(self, rows: Rows) -> Tensor:
@@ -216,7 +216,7 @@ def traced(
     gradient come before its learnt parameters."""
     learnt = sum(isinstance(v, Learnt) for v in arguments.values())
 
-    def read(p: Row, **numbers: Any) -> Any:
+    def read(p: Row, /, **numbers: Any) -> Any:
         return function(p, **_read(p, arguments, scalars), **numbers)
 
     return trace(read, opened, {}, counted, positive, scalars + learnt)
@@ -228,7 +228,7 @@ def _forms(
 ) -> Forms:
     """The forms that all descriptions of a kind share whose fields differ in open numbers only."""
 
-    def function(p: Row, **arguments: Any) -> Any:
+    def function(p: Row, /, **arguments: Any) -> Any:
         return kind.of(p, arguments)
 
     above = tuple(k for k in opened if k in positive_fields(kind))  # type: ignore[arg-type]
@@ -317,7 +317,7 @@ class DescribedLoss(Described):
             self.outputs,
         )
 
-    def _floored(self, p: Row, **arguments: Any) -> Any:
+    def _floored(self, p: Row, /, **arguments: Any) -> Any:
         found = self.function(p, **arguments)
         return relu(found) if self.floor and not isinstance(found, tuple) else found
 

@@ -84,7 +84,7 @@ def weighted(part: Call | Part, weight: float) -> Call | Part:
     return Weighted(part, weight)
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """A tensor or array of one number as that, an integer that torch cannot hold as a float; others as they
     are."""
     if not isinstance(value, (Tensor, int)):
@@ -283,7 +283,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         elif name == "backend":
             check_backend(value)
         elif name in self.arguments and not isinstance(value, (float, str, nn.Module)):
-            value = _number(value)
+            value = as_number(value)
             if isinstance(value, Tensor) and name in self.open:
                 _check_one_number(value, name)
         self.__dict__.pop("_described", None)

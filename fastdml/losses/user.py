@@ -17,7 +17,7 @@ from ..engine.registry import remember
 from ..engine.similarity import SIMILARITIES
 from ..kernels.tile import TileLoss
 from ..language.described import DescribedLoss, Learnt, is_number
-from .base import SampleLoss, total
+from .base import SampleLoss, as_number, total
 from .teacher.relations import check_teacher
 
 __all__ = ["row_loss"]
@@ -157,17 +157,13 @@ class DescribedRowLoss(SampleLoss):
             raise ValueError(f"teacher: expected one of {sorted(SIMILARITIES)}, got {teacher!r}")
         self._scalars: list[str] = []
         arguments = dict(parameters or {})
+        _expect_arguments(fn, arguments)
         for name, value in arguments.items():
+            arguments[name] = _argument(name, value)
             if isinstance(value, Tensor):
-                if value.numel() != 1:
-                    raise ValueError(
-                        f"parameters: expected one number as {name!r}, got shape {tuple(value.shape)}"
-                    )
                 self._keep(name, value)
                 arguments[name] = Learnt(len(self._scalars))
                 self._scalars.append(name)
-            elif is_number(value):
-                arguments[name] = check.finite(value, f"parameters[{name!r}]")
         self._description: Any = DescribedLoss(fn, arguments, teacher, similarity=self.similarity)
         remember(self.description())
         self._check_inputs(teacher)
@@ -192,8 +188,11 @@ class DescribedRowLoss(SampleLoss):
         for op in ("row_value", "column"):
             if found.reads(op):
                 raise ValueError(f"fn: expected no p.{op}, which row_loss has nothing for")
-        if unknown := [k for k in found.inputs("scalar") if k >= len(self._scalars)]:
-            raise ValueError(f"fn: expected p.scalar below {len(self._scalars)}, got {unknown[0]}")
+        if any(k >= len(self._scalars) for k in found.inputs("scalar")):
+            raise ValueError(
+                "fn: expected no p.scalar, which row_loss has nothing for; a tensor of one number among "
+                "the parameters is read at every call"
+            )
 
     def description(self) -> DescribedLoss:
         return _now(self)  # type: ignore[no-any-return]
@@ -244,6 +243,23 @@ class DescribedRowLoss(SampleLoss):
         return total(self.parts(*batch, **further))
 
 
+def _expect_arguments(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """ValueError unless fn can be called with (p, **arguments)."""
+    told = inspect.signature(fn)
+    try:
+        told.bind(None, **arguments)
+    except TypeError as error:
+        raise ValueError(f"parameters: expected those of fn{told}: {error}") from None
+
+
+def _argument(name: str, value: Any) -> Any:
+    """An argument of fn: numbers are Python's own, and finite; a tensor is one number."""
+    if isinstance(value, Tensor):
+        return check.scalar(value, f"parameters[{name!r}]", value)
+    value = as_number(value)
+    return check.finite(value, f"parameters[{name!r}]") if is_number(value) else value
+
+
 def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) -> bool:
     """Whether fn is a function of the row (its other arguments are parameters), not of tensors."""
     try:
@@ -254,21 +270,20 @@ def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) 
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given = parameters or {}
     needed = [p for p in found if p.kind in kinds and p.default is empty and p.name not in given]
-    return len(needed) == 1
+    return len(needed) == 1 or (bool(given) and not _takes_three(fn))
 
 
-def _expect_three(fn: Callable[..., Any]) -> None:
-    """ValueError unless fn can be called with (s, positive, negative), as far as it tells."""
+def _takes_three(fn: Callable[..., Any]) -> bool:
+    """Whether fn can be called with (s, positive, negative), as far as it tells."""
     try:
         told = inspect.signature(fn)
     except (TypeError, ValueError):
-        return
+        return True
     try:
         told.bind(None, None, None)
     except TypeError:
-        raise ValueError(
-            f"fn: expected a function of p, or of (s, positive, negative), got one of {told}"
-        ) from None
+        return False
+    return True
 
 
 def row_loss(
@@ -332,7 +347,11 @@ def row_loss(
         for value, name in ((parameters, "parameters"), (teacher, "teacher")):
             if value is not None:
                 raise ValueError(f"{name}: expected None for a function of (s, positive, negative)")
-        _expect_three(fn)
+        if not _takes_three(fn):
+            raise ValueError(
+                "fn: expected a function of p, or of (s, positive, negative), got one of "
+                f"{inspect.signature(fn)}"
+            )
         return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
     if tile is not None or len(tile_parameters):
         raise ValueError("tile: expected None for a function of the row language, which is printed")

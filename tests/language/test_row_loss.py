@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from described import multi_similarity
@@ -98,6 +99,10 @@ def test_auto_runs_the_printed_functor():
 
 def hinge(p, margin):
     return sum(relu(p.s - margin), where=p.negative)
+
+
+def keyword_only(p, *, margin):
+    return hinge(p, margin)
 
 
 def test_symmetric_is_read_off_the_weight():
@@ -299,16 +304,50 @@ def test_what_ended_processes_left_is_removed(tmp_path, monkeypatch):
     [
         ({"fn": lambda p: sum(p.teacher, where=p.pair)}, "teacher: expected the similarity"),
         ({"fn": lambda p: p.row_value(0)}, r"fn: expected no p.row_value"),
-        ({"fn": lambda p: p.scalar(0)}, "fn: expected p.scalar below 0, got 0"),
-        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, "expected one number as 'margin'"),
+        ({"fn": lambda p: p.scalar(0)}, "fn: expected no p.scalar, which"),
+        ({"fn": hinge, "parameters": {"margin": torch.ones(2)}}, r"\['margin'\]: expected one number"),
         ({"fn": hinge, "parameters": {"margin": float("nan")}}, "margin"),
         ({"fn": hinge, "parameters": {"margin": 0.1}, "teacher": "cosines"}, "teacher: expected one of"),
         ({"fn": lambda s, p, n: s.sum(1), "parameters": {"a": 1.0}}, "parameters: expected None"),
+        ({"fn": hinge, "parameters": {"margins": 0.1}}, r"expected those of fn\(p, margin\).*'margin'"),
+        ({"fn": hinge, "parameters": {"margin": 0.1, "a": 1}}, "parameters: expected those of fn.*'a'"),
+        ({"fn": keyword_only}, "parameters: expected those of fn.*'margin'"),
+        ({"fn": hinge, "parameters": {"p": 0.1}}, "parameters: expected those of fn.*'p'"),
+        ({"fn": hinge, "parameters": {"margin": torch.tensor(1j)}}, "expected one number, got torch.compl"),
+        ({"fn": hinge, "parameters": {"margin": np.float32("inf")}}, "expected a finite number, got inf"),
     ],
 )  # fmt: skip
 def test_errors(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         fastdml.row_loss(**arguments)
+
+
+def of_p_and_self(q, p, self):
+    return sum(p * q.s * self, where=q.negative)
+
+
+@needs_library
+@pytest.mark.parametrize("backend", ["native", "chunked"])
+def test_arguments_of_any_name(backend):
+    x, y, _ = batch()
+    loss = fastdml.row_loss(of_p_and_self, parameters={"p": 2.0, "self": 3.0}, backend=backend)
+    plain = fastdml.row_loss(lambda p: sum(6 * p.s, where=p.negative), backend=backend)
+    torch.testing.assert_close(loss(x, y), plain(x, y))
+
+
+@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), np.array(0.25)])
+def test_numbers_of_numpy_stay_open(value):
+    made = fastdml.row_loss(hinge, parameters={"margin": value}).description()
+    assert made.open_arguments == {"margin": 0.25} and made.functor_name == "user_hinge"
+    assert not isinstance(made.forms.program, str)
+
+
+def test_a_flag_of_numpy_is_a_flag():
+    def either(p, push):
+        return sum(p.s, where=p.negative if push else p.positive)
+
+    loss = fastdml.row_loss(either, parameters={"push": np.bool_(False)})
+    assert loss.description().arguments["push"] is False
 
 
 def test_a_result_that_is_not_of_the_row():
