@@ -156,6 +156,7 @@ class DescribedRowLoss(SampleLoss):
         if teacher is not None and teacher not in SIMILARITIES:
             raise ValueError(f"teacher: expected one of {sorted(SIMILARITIES)}, got {teacher!r}")
         self._scalars: list[str] = []
+        self._plain: list[str] = []  # the other arguments, but for those with the name of something else
         arguments = dict(parameters or {})
         _expect_arguments(fn, arguments)
         for name, value in arguments.items():
@@ -164,9 +165,32 @@ class DescribedRowLoss(SampleLoss):
                 self._keep(name, value)
                 arguments[name] = Learnt(len(self._scalars))
                 self._scalars.append(name)
+            elif not hasattr(self, name):
+                self.__dict__[name] = arguments[name]
+                self._plain.append(name)
         self._description: Any = DescribedLoss(fn, arguments, teacher, similarity=self.similarity)
         remember(self.description())
         self._check_inputs(teacher)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_scalars", ()) and not isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected a tensor of one number, as it was before, got {value!r}")
+        if name in self.__dict__.get("_plain", ()):
+            self._set_plain(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_plain(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            raise ValueError(f"{name}: expected no tensor, as it was none before, got one")
+        self.__dict__[name] = value = _argument(name, value)
+        found = self._description
+        old, arguments = found.arguments[name], {**found.arguments, name: value}
+        self._description = dataclasses.replace(found, arguments=arguments)
+        if is_number(old) and is_number(value) and (old > 0) == (value > 0):
+            # What is traced is the same: a schedule may set a number at every step.
+            self._description.__dict__["forms"] = found.forms
+        remember(self._description)
 
     def _keep(self, name: str, value: Tensor) -> None:
         if hasattr(self, name):

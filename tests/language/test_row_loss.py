@@ -322,6 +322,41 @@ def test_errors(arguments, expected):
         fastdml.row_loss(**arguments)
 
 
+@needs_library
+@pytest.mark.parametrize("backend", ["native", "chunked"])
+def test_arguments_are_read_at_every_call(backend):
+    def push(p, scale, margin=None, reduction=1.0):
+        z = p.s if margin is None else relu(p.s - margin)
+        return sum(scale * z * reduction, where=p.negative)
+
+    def made(**arguments):
+        return fastdml.row_loss(push, parameters=arguments, backend=backend)
+
+    x, y, _ = batch()
+    loss = made(scale=2.0, margin=None, reduction=1.0)
+    loss(x, y)
+    for name, value in (("scale", 3.0), ("scale", -1.0), ("margin", 0.1), ("scale", np.float32(2.0))):
+        setattr(loss, name, value)
+        assert loss(x, y) == made(scale=loss.scale, margin=loss.margin)(x, y)
+        assert copy.deepcopy(loss)(x, y) == loss(x, y)
+    before = loss.description().forms
+    loss.scale = 5.0
+    assert loss.description().forms is before  # nothing is traced anew
+    loss.reduction = "sum"  # as of every loss
+    assert loss(x, y) == len(x) * made(scale=5.0, margin=0.1)(x, y)
+
+
+def test_an_argument_stays_a_number_or_a_tensor():
+    loss = fastdml.row_loss(hinge, parameters={"margin": 0.1})
+    for value, expected in ((torch.tensor(0.2), "no tensor"), (float("nan"), "a finite number")):
+        with pytest.raises(ValueError, match=f"margin.*expected {expected}"):
+            loss.margin = value
+    loss = fastdml.row_loss(hinge, parameters={"margin": torch.tensor(0.1)})
+    with pytest.raises(ValueError, match="margin: expected a tensor of one number"):
+        loss.margin = 0.2
+    loss.margin = torch.tensor(0.2)
+
+
 def of_p_and_self(q, p, self):
     return sum(p * q.s * self, where=q.negative)
 
