@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -72,7 +73,7 @@ def _module(where: str) -> ModuleType:
 def _printed(loss: Described, form: str) -> str:
     if form == "torch":
         user = isinstance(loss, DescribedLoss)
-        return inspect.getsource(loss.function if user else type(loss).row)
+        return _source(loss.function if user else type(loss).row)
     if isinstance(loss.forms.program, str):
         raise ValueError(f"loss: expected words of the row language only: {loss.forms.program}")
     name = loss.forms.name
@@ -84,10 +85,22 @@ def _printed(loss: Described, form: str) -> str:
         raise ValueError(f"form: expected another than 'triton': {error}") from error
 
 
+def _source(function: Any) -> str:
+    """The text of what is called, which is no object's or partial's own."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError) as error:
+        raise ValueError(f"form: expected another than 'torch', whose text is not there: {error}") from error
+
+
 def _written(loss: RowLoss, form: str) -> str:
     """The files that were written by hand."""
     if form == "torch":
-        return inspect.getsource(type(loss).spec)
+        return _source(type(loss).spec)
     if form == "triton":
         found: Any = importlib.util.find_spec(f"fastdml.kernels.tiles.{loss.name}")
         if found is None:

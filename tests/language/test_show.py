@@ -28,6 +28,37 @@ def test_a_function_in_all_forms(capsys, form, expected):
     assert expected in shown(capsys, DESCRIBED + "multi_similarity", form)
 
 
+OBJECTS = """
+import functools
+from fastdml.language import sum
+
+def pull(p, scale, slack):
+    return scale * sum(p.s - slack, where=p.positive)
+
+class Pull:
+    def __call__(self, p, scale):
+        return pull(p, scale, 0.1)
+
+partial, called, method = functools.partial(pull, slack=0.1), Pull(), Pull().__call__
+exec("def unwritten(p): return sum(p.s, where=p.positive)")
+"""
+
+
+@pytest.mark.parametrize("name", ["partial", "called", "method"])
+def test_objects_that_are_called(capsys, tmp_path, name):
+    (tmp_path / "objects.py").write_text(OBJECTS)
+    found = shown(capsys, f"{tmp_path / 'objects.py'}:{name}", "torch")
+    assert found.strip().startswith("def pull" if name == "partial" else "def __call__")
+    assert "FASTDML_ROW_LOSS(" in shown(capsys, f"{tmp_path / 'objects.py'}:{name}", "cpp")
+
+
+def test_a_function_without_a_text(capsys, tmp_path):
+    (tmp_path / "objects.py").write_text(OBJECTS)
+    with pytest.raises(SystemExit):
+        main(["show", f"{tmp_path / 'objects.py'}:unwritten", "--as", "torch"])
+    assert "form: expected another than 'torch'" in capsys.readouterr().err
+
+
 def test_one_exponential_a_pair_and_one_multiply_add_an_exponent(capsys):
     """Multi-similarity: one sweep for the extremes, one for both sums, one for the weights."""
     text = shown(capsys, DESCRIBED + "multi_similarity", "cpp")
