@@ -340,7 +340,8 @@ def row_loss(
         similarity: what a pair is compared by, "cosine" unless `distance=` is given: see `losses.base.Loss`.
         parameters: keyword arguments of fn. Numbers may differ between losses without compiling again;
             a tensor of one number is read at every call and gets a gradient if it wants one (an
-            `nn.Parameter` becomes one of the module); flags and names choose what is traced.
+            `nn.Parameter` becomes one of the module); flags and names choose what is traced. All are
+            attributes of the module that may be set. What fn brings along otherwise is as it was traced.
         teacher: the similarity of p.teacher, where fn reads that: the loss then takes `teacher=`,
             embeddings [B, any dimension] of the same samples.
         tile: the same loss as Triton functions of a pair, for fn of tensors, which then run on CUDA (or

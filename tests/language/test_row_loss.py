@@ -179,7 +179,8 @@ def test_falls_back_with_one_notice(way, monkeypatch, tmp_path):
         monkeypatch.setattr(compile, "compiler", lambda: ("false",))
         expected = "the compiler failed on"
     compile.notice.cache_clear()
-    shift = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13, "missing compiler": 0.14}[way]
+    shifts = {"folder": 0.11, "compiler": 0.12, "broken compiler": 0.13, "missing compiler": 0.14}
+    shift = shifts[way]
     made = [fastdml.row_loss(lambda p: sum(p.s + shift, where=p.positive)) for _ in range(2)]
     with pytest.warns(UserWarning, match=expected) as caught:
         first, second = (loss(x, y) for loss in made)
@@ -335,7 +336,12 @@ def test_arguments_are_read_at_every_call(backend):
     x, y, _ = batch()
     loss = made(scale=2.0, margin=None, reduction=1.0)
     loss(x, y)
-    for name, value in (("scale", 3.0), ("scale", -1.0), ("margin", 0.1), ("scale", np.float32(2.0))):
+    for name, value in (
+        ("scale", 3.0),
+        ("scale", -1.0),
+        ("margin", 0.1),
+        ("scale", np.float32(2.0)),
+    ):
         setattr(loss, name, value)
         assert loss(x, y) == made(scale=loss.scale, margin=loss.margin)(x, y)
         assert copy.deepcopy(loss)(x, y) == loss(x, y)
