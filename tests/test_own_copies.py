@@ -11,7 +11,7 @@ from conftest import COMPILED, PARAMETERS, compiled, fill, of_batch
 from torch import Tensor
 
 import fastdml
-from fastdml import losses
+from fastdml import losses, miners
 from fastdml.losses.base import SampleLoss
 
 SIZES = [1, 1, 2, 3, 5, 8, 13, 21, 30, 36]
@@ -194,3 +194,55 @@ def test_the_very_tensor_by_projections(way):
     torch.testing.assert_close(found, true, rtol=1e-12, atol=0)
     for g, t in zip(torch.autograd.grad(found, leaf), torch.autograd.grad(true, plain)):
         torch.testing.assert_close(g, t, rtol=1e-10, atol=1e-12)
+
+
+class MeanOfPositives(losses.GenericPairLoss):
+    def __init__(self) -> None:
+        super().__init__(mat_based_loss=False)
+
+    def _compute_loss(self, near, far, indices):
+        return {"loss": {"losses": near.mean(), "indices": None, "reduction_type": "already_reduced"}}
+
+
+class AllPairs(miners.BaseMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        same = labels[:, None] == ref_labels
+        return *same.nonzero(as_tuple=True), *(~same).nonzero(as_tuple=True)
+
+
+class AllTriplets(miners.BaseMiner):
+    def mine(self, embeddings, labels, ref_emb, ref_labels):
+        same = labels[:, None] == ref_labels
+        return (same[:, :, None] & ~same[:, None]).nonzero(as_tuple=True)
+
+
+class Deaf(torch.nn.Module):
+    """A miner that takes `own` and does not heed it."""
+
+    def forward(self, *batch, own=None):
+        return AllPairs()(*batch)
+
+
+def test_what_users_derive_compares_no_sample_with_its_copy():
+    """A loss and miners that know of no copies: with `own` of each kind, labels of sets, in a memory."""
+    x, y = samples()
+    loss = MeanOfPositives()
+    true = loss(x, y)
+    more, none = torch.randn(5, D, dtype=x.dtype), y.new_full((5,), -1)
+    for own, ref, ref_y in (
+        (0, x.clone(), y),
+        (5, torch.cat([more, x]), torch.cat([none, y])),
+        (torch.arange(B).flip(0), x.flip(0), y.flip(0)),
+    ):
+        torch.testing.assert_close(loss(x, y, None, ref, ref_y, own=own), true)
+        for miner, tensors in ((AllPairs(), 4), (AllTriplets(), 3)):
+            pairs = miner(x, y, ref, ref_y, own=own)
+            places = torch.arange(B) + own if isinstance(own, int) else own
+            assert len(pairs) == tensors and not (places[pairs[0]] == pairs[1]).any()
+            assert miner.num_pos_pairs + miner.num_triplets == len(pairs[0])
+    sets = torch.nn.functional.one_hot(y).bool()
+    torch.testing.assert_close(loss(x, sets, None, x.clone(), sets, own=0), true)
+    unseen = loss(x, y, None, x.clone(), y, own=torch.full_like(y, -1))
+    torch.testing.assert_close(unseen, loss(x, y, None, x.clone(), y))
+    for miner in (None, AllPairs(), Deaf()):
+        torch.testing.assert_close(losses.CrossBatchMemory(loss, D, 2 * B, miner)(x, y), true)

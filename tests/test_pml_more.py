@@ -233,6 +233,25 @@ def test_a_memory_is_the_same_as_theirs():
             agree(found[1], found[2])
 
 
+def test_a_miner_of_a_users_in_a_memory_is_the_same_as_theirs():
+    """Theirs takes own copies out of what a miner lists, which `mine` cannot know of."""
+    from pytorch_metric_learning import miners as their_miners
+    from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
+
+    def form(base):
+        class Every(base):
+            def mine(self, embeddings, labels, ref_emb, ref_labels):
+                return get_all_pairs_indices(labels, ref_labels)
+
+        return Every()
+
+    other = theirs.CrossBatchMemory(theirs.NTXentLoss(), 6, 32, form(their_miners.BaseMiner)).double()
+    mixed = losses.CrossBatchMemory(theirs.NTXentLoss(), 6, 32, form(miners.BaseMiner))
+    for seed in range(5):
+        x, y = draw(seed, 10)
+        agree([mixed(x, y)], [other(x, y)])
+
+
 def test_views_are_the_same_as_theirs_and_of_any_number():
     x = torch.stack([draw(k, 12)[0] for k in range(3)], 1)
     for symmetric in (True, False):

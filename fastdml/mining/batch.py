@@ -62,6 +62,10 @@ class Batch:
             return torch.full_like(index, -1)
         return (index + self.own).masked_fill_(index + self.own >= columns, -1)
 
+    def has_own_copies(self) -> bool:
+        """Whether a row has a copy of its own among other candidates."""
+        return self.own is not None and bool((self.own_columns() >= 0).any())
+
     def own_of_candidates(self) -> Tensor | None:
         """int64 [N] rows that are candidates' own copies, -1 for none; None: there are none."""
         if self.own is None:

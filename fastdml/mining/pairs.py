@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -75,3 +77,16 @@ def all_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found.append((a1 + start, p, a2 + start, n))
     a1, p, a2, n = (torch.cat(t) for t in zip(*found, strict=True))
     return a1, p, a2, n
+
+
+def without_own(pairs: Sequence[Tensor], own: Tensor) -> tuple[Tensor, ...]:
+    """(a1, p, a2, n) or (a, p, n) without a row and its own copy; own: int64 [B], its place or -1."""
+    a, p, *rest = pairs
+    own = own.to(a.device)
+    kept = own[a] != p
+    if len(rest) == 1:
+        kept = kept & (own[a] != rest[0])
+        return a[kept], p[kept], rest[0][kept]
+    a2, n = rest
+    also = own[a2] != n
+    return a[kept], p[kept], a2[also], n[also]

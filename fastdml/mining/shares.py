@@ -13,6 +13,7 @@ from ..engine import check
 from ..engine.distances import metric_of
 from .batch import Batch, checked
 from .miners import Miner, by_rows
+from .pairs import without_own
 from .philox import philox
 from .steps import Steps
 from .triplets import Stream
@@ -194,13 +195,15 @@ class BaseMiner(Miner):
         *,
         own: int | Tensor | None = None,
     ) -> Any:
-        checked(embeddings, labels, None, ref_emb, ref_labels, own)
+        batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
         if ref_emb is None:
             ref_emb, ref_labels = embeddings, labels
         assert ref_labels is not None
         with torch.no_grad():
             found = self.mine(embeddings, labels, ref_emb, ref_labels)
         check.pairs(found, embeddings.shape[0], ref_emb.shape[0])
+        if batch.has_own_copies():  # `mine` knows of none
+            found = without_own(found, batch.own_columns())
         self._counts = tuple(len(t) for t in found)
         return found
 

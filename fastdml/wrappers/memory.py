@@ -17,7 +17,7 @@ from ..losses.base import SampleLoss, total
 from ..losses.parts import expect_parts
 from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
-from ..mining.pairs import all_pairs
+from ..mining.pairs import all_pairs, without_own
 from ..mining.steps import recomputing
 from ..mining.triplets import joined
 
@@ -218,12 +218,15 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
     ) -> Any:
         assert self.miner is not None
         try:
-            return self.miner(embeddings, labels, memory, stored, own=own)
+            found = self.miner(embeddings, labels, memory, stored, own=own)
         except TypeError as error:
             if "own" not in str(error):
                 raise
-        # A miner of another library: own copies are taken out of its list.
-        return _without_own(self.miner(embeddings, labels, memory, stored), own)
+            found = self.miner(embeddings, labels, memory, stored)
+        # A miner of another library, or one that takes `own` and does not heed it, lists own copies too.
+        if own is None or isinstance(found, LazyPairs) or callable(found):
+            return found
+        return without_own(found, own)
 
     def create_indices_tuple(
         self,
@@ -351,18 +354,6 @@ def _reads_later(part: Any) -> bool:
     values = (part.scalars, part.row_values, part.col_values)  # maybe made of candidates
     made = any(t is not None and t.requires_grad for t in values)
     return made or part.reduction == "none" or part.loss.metric.in_torch
-
-
-def _without_own(pairs: Any, own: Tensor | None) -> tuple[Tensor, ...]:
-    found = tuple(pairs)
-    if own is None:
-        return found
-    kept = own[found[0]] != found[1]
-    if len(found) == 3:
-        kept = kept & (own[found[0]] != found[2])
-        return tuple(t[kept] for t in found)
-    also = own[found[2]] != found[3]
-    return (found[0][kept], found[1][kept], found[2][also], found[3][also])
 
 
 class _Other:

@@ -37,9 +37,10 @@ class BaseMetricLossFunction(SampleLoss):
     the reducer makes the loss of it. reduction_type: "element" (indices [T]), "pos_pair", "neg_pair" (two of
     [T]), "triplet" (three of [T]) or "already_reduced" (a number; indices None).
 
-    It runs in plain torch with whatever memory it takes; `fastdml.row_loss` makes a fused loss of a function
-    of one row. Keyword arguments: see `SampleLoss`; `_sub_loss_names()` names the parts where there are
-    several.
+    Where candidates hold own copies of rows (`own=`, a memory), indices_tuple lists all other pairs, as
+    pytorch-metric-learning's memory hands them in. It runs in plain torch with whatever memory it takes;
+    `fastdml.row_loss` makes a fused loss of a function of one row. Keyword arguments: see `SampleLoss`;
+    `_sub_loss_names()` names the parts where there are several.
     """
 
     default_similarity = "distance"
@@ -81,8 +82,10 @@ class BaseMetricLossFunction(SampleLoss):
         *,
         own: int | Tensor | None = None,
     ) -> list[Any]:
-        if labels is not None or indices_tuple is not None:
-            checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, self.validate)
+        if labels is not None or indices_tuple is not None or own is not None:
+            batch = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, self.validate)
+            if not batch.listed and batch.has_own_copies():  # `compute_loss` knows of no copies
+                indices_tuple = all_pairs(batch)
         if ref_emb is None:
             ref_emb, ref_labels = embeddings, labels
         return [Computed(self, (embeddings, labels, indices_tuple, ref_emb, ref_labels))]
