@@ -23,6 +23,7 @@ from ..mining.sample_weights import sample_weights
 from ..reducers import (
     AvgNonZeroReducer,
     BaseReducer,
+    DivisorReducer,
     DoNothingReducer,
     MeanReducer,
     MultipleReducers,
@@ -64,6 +65,7 @@ _REDUCERS: dict[str, type[BaseReducer]] = {
     "nonzero": AvgNonZeroReducer,
     "none": DoNothingReducer,
 }
+_BY_NAME = {kind.__name__: kind for kind in (*_REDUCERS.values(), DivisorReducer)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +170,8 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     default_similarity: ClassVar[str] = "cosine"
     # The similarities a loss is defined on; empty: all.
     similarities: ClassVar[tuple[str, ...]] = ()
+    # Distance objects that say another similarity of this loss than elsewhere, by their names.
+    distances: ClassVar[Mapping[str, str]] = {}
     # What reduction="mean" is the mean over.
     mean_over: ClassVar[str] = "samples"
     reductions: ClassVar[tuple[str, ...]] = ("mean", "sum", "nonzero", "none")
@@ -207,7 +211,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         if distance is not None:
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
-            similarity = similarity_of(distance, type(self).__name__)
+            similarity = self._similarity_of(distance)
         self._distance = distance if isinstance(distance, nn.Module) else None
         self._reducer: nn.Module | None = None
         if reducer is not None:
@@ -246,6 +250,11 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         self._is_reduction = False
         return "none" if "none" in self.reductions else self.reductions[0]
 
+    def _similarity_of(self, distance: object) -> str:
+        """The similarity of this loss that a distance object is; a name is one as it stands."""
+        name = similarity_of(distance, type(self).__name__)
+        return self.distances.get(name, name) if isinstance(distance, nn.Module) else name
+
     def _expect_scalar(self, reduction: str) -> None:
         if reduction == "none" and self._reducer is None:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
@@ -253,20 +262,29 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     @property
     def distance(self) -> Any:
         """What pairs are compared by, as an object."""
-        return self._distance if self._distance is not None else distance_of(self.similarity)
+        if self._distance is not None:
+            return self._distance
+        names = {similarity: name for name, similarity in self.distances.items()}
+        return distance_of(names.get(self.similarity, self.similarity))
 
     @distance.setter
     def distance(self, value: Any) -> None:
-        self.similarity = similarity_of(value, type(self).__name__)
+        self.similarity = self._similarity_of(value)
         self._distance = value if isinstance(value, nn.Module) else None
 
     @property
     def reducer(self) -> Any:
         """What makes the loss of its elements, as an object."""
-        given = self._reducer if self._reducer is not None else _REDUCERS[self.reduction]()
+        given = self._reducer if self._reducer is not None else self._reducer_of(self.reduction)
         if len(self.part_names) == 1 or isinstance(native(given), (MultipleReducers, DoNothingReducer)):
             return given
         return MultipleReducers({name: given for name in self.part_names})
+
+    def _reducer_of(self, reduction: str) -> BaseReducer:
+        """The object that is this reduction of the loss."""
+        names = (name for name, known in self.reducers.items() if known == reduction)
+        name = next(names, None)
+        return _REDUCERS[reduction]() if name is None else _BY_NAME[name]()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), property):  # a module would be registered

@@ -56,6 +56,7 @@ class SignalToNoiseRatioContrastiveLoss(TwoSums):
     """
 
     similarities = ("cosine", "dot")
+    distances = {"snr_distance": "cosine", "raw_snr_distance": "dot"}
     function = "signal_to_noise_contrastive"
 
     def description(self) -> Contrastive:

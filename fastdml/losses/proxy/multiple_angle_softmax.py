@@ -108,6 +108,7 @@ class SphereFaceLoss(ProxyLoss):
     describes = MultipleAngleSoftmax
     default_similarity = "projection"
     similarities = ("projection",)
+    distances = {"cosine": "projection"}  # of which lengths are made again
     parameter_name = "W"
     by_columns = True
 
@@ -156,3 +157,4 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     function = "large_margin_softmax"
     default_similarity = "dot"
     similarities = ("dot",)
+    distances = {"cosine": "dot"}

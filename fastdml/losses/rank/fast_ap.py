@@ -135,6 +135,7 @@ class FastAPLoss(SampleLoss):
 
     function = "fast_ap"
     similarities = (*PRODUCTS, "squared_distance")
+    distances = {"squared_distance": "cosine"}  # the same bins
     mean_over = "queries with a positive"
 
     def __init__(self, num_bins: int = 10, reference_scale: bool = False, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.lazy import LazyPairs
 from ...mining.triplets import Triplets, check_per_anchor
-from ...reducers import MeanReducer, native
+from ...reducers import BaseReducer, MeanReducer, native
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
 from .listed import Listed, TripletLoss, costs, pair_numbers, wide
 from .swapped import swapped_sums
@@ -259,6 +259,10 @@ class TripletMarginLoss(TripletLoss):
         self.k = k
         self.sort = sort
         _check_form(self.description(), swap, triplets_per_anchor)
+
+    def _reducer_of(self, reduction: str) -> BaseReducer:
+        other = reduction == "mean" and self.normalizer != "active"
+        return MeanReducer() if other else super()._reducer_of(reduction)
 
     @property
     def mean_over(self) -> str:  # type: ignore[override]

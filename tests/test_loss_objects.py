@@ -1,0 +1,142 @@
+"""Objects of a loss, its distance and its reducer: they are what runs, before and after they are set."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdml import distances as D
+from fastdml import losses, miners, reducers
+
+NEEDED = {
+    "num_classes": 6,
+    "embedding_size": 8,
+    "descriptors_dim": 8,
+    "l": 8,
+    "margin": 0.4,
+    "Tn": 4.0,
+}
+CLASSIFIERS = ("ArcFaceLoss", "CosFaceLoss", "SubCenterArcFaceLoss")
+
+Euclidean, Squared = {"p": 2, "power": 1}, {"p": 2, "power": 2}
+TWICE = ("pos_loss", "neg_loss")
+# What pytorch-metric-learning's losses have by default: distance, its arguments, reducer, of which parts.
+DEFAULTS: dict[str, tuple[str, dict, str, tuple[str, ...]]] = {
+    "AngularLoss": ("LpDistance", Euclidean, "MeanReducer", ()),
+    "ArcFaceLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "CircleLoss": ("CosineSimilarity", {}, "AvgNonZeroReducer", ()),
+    "ContrastiveLoss": ("LpDistance", Euclidean, "AvgNonZeroReducer", TWICE),
+    "CosFaceLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "DynamicSoftMarginLoss": ("LpDistance", Euclidean, "MeanReducer", ()),
+    "FastAPLoss": ("LpDistance", Squared, "MeanReducer", ()),
+    "GeneralizedLiftedStructureLoss": ("LpDistance", Euclidean, "MeanReducer", ()),
+    "HistogramLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "InstanceLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "IntraPairVarianceLoss": ("CosineSimilarity", {}, "MeanReducer", TWICE),
+    "LargeMarginSoftmaxLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "LiftedStructureLoss": ("LpDistance", Euclidean, "MeanReducer", ()),
+    "MarginLoss": ("LpDistance", Euclidean, "DivisorReducer", ("margin_loss", "beta_reg_loss")),
+    "MultiSimilarityLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "NCALoss": ("LpDistance", Squared, "MeanReducer", ()),
+    "NPairsLoss": ("DotProductSimilarity", {}, "MeanReducer", ()),
+    "NTXentLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "NormalizedSoftmaxLoss": ("DotProductSimilarity", {}, "MeanReducer", ()),
+    "PNPLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "ProxyAnchorLoss": ("CosineSimilarity", {}, "DivisorReducer", TWICE),
+    "ProxyNCALoss": ("LpDistance", Squared, "MeanReducer", ()),
+    "RankedListLoss": ("LpDistance", Euclidean, "MeanReducer", ()),
+    "SignalToNoiseRatioContrastiveLoss": ("SNRDistance", {}, "AvgNonZeroReducer", TWICE),
+    "SmoothAPLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "SoftTripleLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "SphereFaceLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "SubCenterArcFaceLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "SupConLoss": ("CosineSimilarity", {}, "AvgNonZeroReducer", ()),
+    "ThresholdConsistentMarginLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+    "TripletMarginLoss": ("LpDistance", Euclidean, "AvgNonZeroReducer", ()),
+    "TupletMarginLoss": ("CosineSimilarity", {}, "MeanReducer", ()),
+}
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(24, 8, generator=g, dtype=torch.float64), torch.arange(24) // 4
+
+
+def build(name: str, **options: object) -> losses.base.Loss:
+    kind = getattr(losses, name)
+    given = inspect.signature(kind).parameters
+    needed = {
+        k: v
+        for k, v in NEEDED.items()
+        if k in given and given[k].default is inspect.Parameter.empty
+    }
+    if name in CLASSIFIERS:
+        needed = {k: NEEDED[k] for k in ("num_classes", "embedding_size")}
+    torch.manual_seed(1)
+    return kind(**needed, **options).double().eval()
+
+
+def value(loss: losses.base.Loss) -> Tensor:
+    torch.manual_seed(2)
+    return loss(*samples()).detach()
+
+
+def same(name: str, **options: object) -> None:
+    torch.testing.assert_close(
+        value(build(name, **options)), value(build(name)), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_of_pytorch_metric_learning_are_taken_and_are_the_loss(name):
+    distance, arguments, reducer, parts = DEFAULTS[name]
+    true = getattr(D, distance)(**arguments)
+    same(name, distance=true)
+    one = getattr(reducers, reducer)()
+    same(name, reducer=reducers.MultipleReducers(dict.fromkeys(parts, one)) if parts else one)
+    # The loss's own distance is the same numbers, to whatever else compares by it.
+    (x, y), own = samples(), build(name).distance
+    torch.testing.assert_close(own(x, x.flip(0)), true(x, x.flip(0)), rtol=1e-9, atol=1e-12)
+    mined = (miners.MultiSimilarityMiner(distance=d)(x, y) for d in (own, true))
+    assert all(torch.equal(a, b) for a, b in zip(*mined, strict=True))
+
+
+OVER_LABELS = [
+    n
+    for n, kind in losses.MODULES.items()
+    if "labels" in inspect.signature(kind.forward).parameters
+]
+
+
+@pytest.mark.parametrize("name", OVER_LABELS)
+@pytest.mark.parametrize("which", ["distance", "reducer"])
+def test_its_own_objects_are_the_loss(name, which):
+    try:
+        value(build(name))
+    except (ValueError, TypeError):
+        pytest.skip("another batch")
+    same(name, **{which: getattr(build(name), which)})
+
+
+@pytest.mark.parametrize("normalizer", ["active", "triplets"])
+def test_the_reducer_of_triplets_is_their_mean(normalizer):
+    first = losses.TripletMarginLoss(normalizer=normalizer)
+    again = losses.TripletMarginLoss(reducer=first.reducer)
+    torch.testing.assert_close(value(again), value(first))
+
+
+def test_their_objects_are_taken():
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    for name in DEFAULTS:
+        kind, ours = getattr(theirs, name), build(name)
+        needed = {k: v for k, v in NEEDED.items() if k in inspect.signature(kind).parameters}
+        needed = {k: v for k, v in needed.items() if k != "margin" or name == "RankedListLoss"}
+        if name in CLASSIFIERS:
+            needed = {k: NEEDED[k] for k in ("num_classes", "embedding_size")}
+        if name == "MarginLoss":
+            needed = {}
+        peer = kind(**needed)
+        same(name, distance=peer.distance)
+        same(name, reducer=peer.reducer)
+        assert ours.distance.is_inverted == peer.distance.is_inverted
