@@ -231,6 +231,12 @@ class _Named(BaseDistance):
         return self._name
 
 
+def settings_of(distance: nn.Module) -> tuple[Any, ...]:
+    """What a distance object is made of: whoever has taken it looks whether that has been set anew."""
+    given = (getattr(distance, n, None) for n in ("normalize_embeddings", "p", "power", "is_inverted"))
+    return tuple(v if isinstance(v, (bool, int, float)) else None for v in given)
+
+
 def distance_of(similarity: str) -> BaseDistance:
     """An object for the name of a similarity."""
     if similarity in _OBJECTS:

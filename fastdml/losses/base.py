@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..distances import distance_of, similarity_of
+from ..distances import BaseDistance, distance_of, settings_of, similarity_of
 from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
@@ -191,6 +191,9 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     one_number: ClassVar[str | None] = None
     # The names of its parts, which MultipleReducers asks for.
     part_names: ClassVar[tuple[str, ...]] = ("loss",)
+    # The distance object that the similarity was named by, and how the loss's object was set when taken.
+    _named: BaseDistance | None = None
+    _settings: tuple[Any, ...] | None = None
     # How many classes' labels, from 0 on, the loss takes; None: any.
     num_classes: int | None = None
 
@@ -212,11 +215,11 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
             similarity = self._similarity_of(distance)
-        self._distance = distance if isinstance(distance, nn.Module) else None
         self._reducer: nn.Module | None = None
         if reducer is not None:
             reduction = self._reduction_of(reducer)
         self.similarity = self.default_similarity if similarity is None else similarity
+        self._keep_distance(distance)
         if embedding_regularizer is not None:
             self._expect_scalar(reduction)
         self.reduction = reduction
@@ -262,15 +265,27 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     @property
     def distance(self) -> Any:
         """What pairs are compared by, as an object."""
-        if self._distance is not None:
-            return self._distance
-        names = {similarity: name for name, similarity in self.distances.items()}
-        return distance_of(names.get(self.similarity, self.similarity))
+        if self._distance is None and self._named is None:
+            names = {similarity: name for name, similarity in self.distances.items()}
+            self._keep_distance(None, distance_of(names.get(self.similarity, self.similarity)))
+        return self._named if self._distance is None else self._distance
 
     @distance.setter
     def distance(self, value: Any) -> None:
         self.similarity = self._similarity_of(value)
-        self._distance = value if isinstance(value, nn.Module) else None
+        self._keep_distance(value)
+
+    def _keep_distance(self, given: object, named: BaseDistance | None = None) -> None:
+        """Keeps a distance object that was given, or that the similarity was named by, and how it is set."""
+        self._distance = given if isinstance(given, nn.Module) else None
+        self.__dict__["_named"] = named  # no module of the loss's
+        kept = named if self._distance is None else self._distance
+        self._settings = None if kept is None else settings_of(kept)
+
+    def _heed_distance(self) -> None:
+        """Takes its distance object anew where that has been set otherwise since."""
+        if self._settings is not None and settings_of(self.distance) != self._settings:
+            self.distance = self.distance
 
     @property
     def reducer(self) -> Any:
@@ -279,6 +294,12 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         if len(self.part_names) == 1 or isinstance(native(given), (MultipleReducers, DoNothingReducer)):
             return given
         return MultipleReducers({name: given for name in self.part_names})
+
+    @reducer.setter
+    def reducer(self, value: Any) -> None:
+        reduction = self._reduction_of(value)
+        self._reducer = value if isinstance(value, nn.Module) else None
+        self.reduction = reduction
 
     def _reducer_of(self, reduction: str) -> BaseReducer:
         """The object that is this reduction of the loss."""
@@ -298,10 +319,12 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         elif name == "similarity":
             check.similarity(value)
             check.among(value, name, self.similarities)
+            self._keep_distance(None)
         elif name == "backend":
             check_backend(value)
         elif name in self.arguments and not isinstance(value, (float, str, nn.Module)):
-            value = as_number(value)
+            held = name in self._buffers or name in self._parameters
+            value = value if held else as_number(value)
             if isinstance(value, Tensor) and name in self.open:
                 _check_one_number(value, name)
         self.__dict__.pop("_described", None)
@@ -353,18 +376,24 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
 
     def parts(self, *batch: Any, **inputs: Any) -> list[Any]:
         """The calls, and what else the loss adds up."""
+        self._heed_distance()
         found = self.calls(*batch, **inputs)
         term = None
         if self.embedding_regularizer is not None:
             embeddings = batch[0] if batch else inputs["embeddings"]
             term = Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight)
-        if self._reducer is None or self._is_reduction:
+        reducer = self._of_elements()
+        if reducer is None:
             return found if term is None else [*found, term]
         named = dict(zip(self._batch_names(), batch)) | inputs
         terms = {} if term is None else {"embedding_reg_loss": term}
         labels = named.get("labels")
         whole = self.one_number is not None
-        return [Reduced(self._reducer, found, named["embeddings"], labels, terms, self.part_names, whole)]
+        return [Reduced(reducer, found, named["embeddings"], labels, terms, self.part_names, whole)]
+
+    def _of_elements(self) -> nn.Module | None:
+        """The reducer object that makes the loss of its elements; None: it is a reduction."""
+        return None if self._reducer is None or self._is_reduction else self._reducer
 
     def _batch_names(self) -> tuple[str, ...]:
         return ("embeddings", "labels")
@@ -401,7 +430,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     @property
     def gives_elements(self) -> bool:
         """Whether a reducer object makes the loss of its elements, rather than a reduction."""
-        return self._reducer is not None and not self._is_reduction
+        return self._of_elements() is not None
 
     @property
     def nonzero_over(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distances import distance_of, similarity_of
+from ..distances import distance_of, settings_of, similarity_of
 from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
@@ -50,18 +50,31 @@ class Miner(SeenAsPeer, NamedArguments):
     at_once = 1 << 22  # pairs of a block
 
     _latest: weakref.ref[LazyPairs] | None = None
+    distance: Any
 
     def __init__(
         self, *, distance: object = None, collect_stats: bool | None = None, **unknown: Any
     ) -> None:
         super().__init__(**unknown)
+        self.distance = self.default_similarity if distance is None else distance
+        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "distance":
+            value = self._taken(value)
+        super().__setattr__(name, value)
+
+    def _taken(self, distance: object) -> nn.Module:
+        """A distance as an object, by whose similarity the miner compares from now on."""
         name = type(self).__name__
-        self.similarity = self.default_similarity if distance is None else similarity_of(distance, name)
-        if self.similarities and self.similarity not in self.similarities:
+        similarity = similarity_of(distance, name)
+        if self.similarities and similarity not in self.similarities:
             expected = " or ".join(map(repr, self.similarities))
             raise ValueError(f"distance: {name} compares by {expected} alone, got {distance!r}")
-        self.distance = distance if isinstance(distance, nn.Module) else distance_of(self.similarity)
-        self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
+        found = distance if isinstance(distance, nn.Module) else distance_of(similarity)
+        self.similarity = similarity
+        self._settings = settings_of(found)
+        return found
 
     @property
     def sign(self) -> float:
@@ -84,6 +97,8 @@ class Miner(SeenAsPeer, NamedArguments):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
+        if settings_of(self.distance) != self._settings:  # set otherwise since
+            self.distance = self.distance
         mined = (embeddings, labels, ref_emb, ref_labels)
         batch = checked(embeddings, labels, None, ref_emb, ref_labels, own)
         stream = self.stream(batch.need_labels())

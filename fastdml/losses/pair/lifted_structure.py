@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engine import check
+from ...engine.distances import metric_of
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.pair_values import pair_values
 from ...engine.registry import register
@@ -29,7 +30,6 @@ from ...language import (
 )
 from ...language.described import Described
 from ...mining.batch import Batch
-from ...reducers import MeanReducer, SumReducer
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import rows_per
@@ -166,11 +166,12 @@ class LiftedStructureLoss(SampleLoss):
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
-        if self.description().metric.in_torch:
-            # (i, p) and (p, i) may differ: pairs go one by one through what torch differentiates.
-            known = {"mean": MeanReducer, "sum": SumReducer}
-            self._reducer = self._reducer or known[self.reduction]()
-            self._is_reduction = False
+
+    def _of_elements(self) -> nn.Module | None:
+        if not metric_of(self.similarity).in_torch:
+            return super()._of_elements()
+        # (i, p) and (p, i) may differ: pairs go one by one through what torch differentiates.
+        return self.reducer  # type: ignore[no-any-return]
 
     def calls(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
         description, found = self.resolved(*batch, own=own)

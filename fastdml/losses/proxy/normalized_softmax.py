@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...engine import check
 from ...engine.distances import metric_of
@@ -31,22 +31,23 @@ class NormalizedSoftmaxLoss(ProxyLoss):
     function = "normalized_softmax"
     parameter_name = "W"
     by_columns = True
+    # An object says what happens to the embeddings; the weights are normalised in any case.
+    distances = {"dot": "projection"}
 
     def __init__(
         self, num_classes: int, embedding_size: int, temperature: float = 0.05, **kwargs: Any
     ) -> None:
         super().__init__(num_classes, embedding_size, **kwargs)
-        if self._distance is not None:
-            # An object says what happens to the embeddings; the weights are normalised in any case.
-            if self.similarity == "dot":
-                self.similarity = "projection"
-            elif not metric_of(self.similarity).normalized:
-                raise ValueError(
-                    "distance: expected one of normalised embeddings, or the dot product, got "
-                    f"{self.distance!r}"
-                )
         self.temperature = temperature
         self.description()  # checks the parameters
+
+    def _similarity_of(self, distance: object) -> str:
+        found = super()._similarity_of(distance)
+        if isinstance(distance, nn.Module) and not metric_of(found).normalized and found != "projection":
+            raise ValueError(
+                f"distance: expected one of normalised embeddings, or the dot product, got {distance!r}"
+            )
+        return found
 
     def description(self) -> SoftmaxCrossEntropy:
         scale = 1 / check.positive(self.temperature, "temperature")

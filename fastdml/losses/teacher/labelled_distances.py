@@ -53,6 +53,8 @@ class LabelledLoss(RelationalLoss):
         distances are given.
     """
 
+    _settled = False
+
     def __init__(
         self, *, variant: str = "paper", similarity: str | None = None, **kwargs: Any
     ) -> None:
@@ -64,11 +66,19 @@ class LabelledLoss(RelationalLoss):
     def settle_similarity(self) -> None:
         """Other arguments say what the similarity is: one that differs is refused, not ignored."""
         wanted = self.description().similarity
-        if self._asked and self.similarity != wanted:
-            raise ValueError(
-                f"similarity: expected {wanted!r}, by the other arguments, got {self.similarity!r}"
-            )
+        if self._asked:
+            self._expect(wanted, self.similarity)
         self.similarity = wanted
+        self._settled = True
+
+    def _expect(self, wanted: str, similarity: str) -> None:
+        if similarity != wanted:
+            raise ValueError(f"similarity: expected {wanted!r}, by the other arguments, got {similarity!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "similarity" and self._settled:
+            self._expect(self.description().similarity, value)
+        super().__setattr__(name, value)
 
     def described(self, given: bool) -> RowLoss:
         """The loss as mathematics; given: with label distances from one anchor."""

@@ -299,11 +299,6 @@ class MarginLoss(TripletLoss):
         else:
             # As margin, an argument: not in the state, where pytorch-metric-learning has none either.
             self.register_buffer("beta", initial, persistent=False)
-        by_distance = triplets_per_anchor == _BY_DISTANCE
-        if by_distance and self.similarity != "distance":
-            raise ValueError(
-                f"similarity: expected 'distance' with draws by distance, got {self.similarity!r}"
-            )
         self.description()  # checks the parameters
 
     @property
@@ -311,11 +306,16 @@ class MarginLoss(TripletLoss):
         return f"{self.normalizer} above 0"
 
     def description(self) -> Margin:
+        by_distance = self.triplets_per_anchor == _BY_DISTANCE
+        if by_distance and self.similarity != "distance":
+            raise ValueError(
+                f"similarity: expected 'distance' with draws by distance, got {self.similarity!r}"
+            )
         return Margin(
             self.margin,
             self.nu if self.learn_beta else 0.0,
             self.normalizer,
-            self.triplets_per_anchor == _BY_DISTANCE,
+            by_distance,
             epsilon=self.epsilon,
             cutoff=self.cutoff,
             nonzero_loss_cutoff=self.nonzero_loss_cutoff,

@@ -16,7 +16,7 @@ from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.lazy import LazyPairs
 from ...mining.triplets import Triplets, check_per_anchor
-from ...reducers import BaseReducer, MeanReducer, native
+from ...reducers import AvgNonZeroReducer, BaseReducer, MeanReducer, native
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
 from .listed import Listed, TripletLoss, costs, pair_numbers, wide
 from .swapped import swapped_sums
@@ -184,6 +184,10 @@ class TripletMargin(RowLoss):
         return torch.stack([total, count], dim=1)
 
 
+# Reducer objects that are the mean of all triplets, or of those above 0.
+_NORMALIZERS: dict[Any, str] = {MeanReducer: "triplets", AvgNonZeroReducer: "active"}
+
+
 class TripletMarginLoss(TripletLoss):
     """Triplet margin loss over all triplets of the batch, none of which is ever listed.
 
@@ -251,14 +255,21 @@ class TripletMarginLoss(TripletLoss):
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
-        if type(native(self._reducer)) is MeanReducer:  # the mean of all, not of those above 0
-            normalizer = "triplets"
+        if type(native(self._reducer)) is MeanReducer:
+            normalizer = _NORMALIZERS[MeanReducer]
         self.normalizer = normalizer
         self.positives = positives
         self.negatives = negatives
         self.k = k
         self.sort = sort
         _check_form(self.description(), swap, triplets_per_anchor)
+
+    def _reduction_of(self, reducer: object) -> str:
+        found = super()._reduction_of(reducer)
+        kind = type(native(reducer))
+        if kind in _NORMALIZERS:
+            self.normalizer = _NORMALIZERS[kind]
+        return found
 
     def _reducer_of(self, reduction: str) -> BaseReducer:
         other = reduction == "mean" and self.normalizer != "active"
