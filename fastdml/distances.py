@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .engine import check
 from .engine.distances import known, lp_name, metric_of, snr_name, user_name
+from .engine.peer import Recorded
 from .engine.similarity import PRODUCT, Metric
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-class BaseDistance(nn.Module):
+class BaseDistance(Recorded):
     """A distance or a similarity. A subclass of a user's says `compute_mat(query_emb, ref_emb)`.
 
     Args:

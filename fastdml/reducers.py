@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import check
+from .engine.peer import Recorded
 from .engine.similarity import wide_type
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
 Losses = Mapping[str, Mapping[str, Any]]
 
 
-class BaseReducer(nn.Module):
+class BaseReducer(Recorded):
     """A number of the elements of one loss. A user's subclass says `element_reduction`, `pos_pair_reduction`,
     `neg_pair_reduction` and `triplet_reduction`, each of (losses, loss_indices, embeddings, labels).
 
@@ -315,6 +316,9 @@ class PerAnchorReducer(BaseReducer):
     def reduce(self, info: Mapping[str, Any], embeddings: Tensor, labels: Tensor | None) -> Tensor:
         kind, losses = info["reduction_type"], info["losses"]
         index = info["indices"]
+        method = f"{kind}_reduction"
+        if getattr(type(self), method) is not getattr(PerAnchorReducer, method):  # a subclass says it
+            return super().reduce(info, embeddings, labels)
         if kind == "triplet":
             raise NotImplementedError(
                 "reducer: an anchor's triplets have no number; expected a loss of pairs"

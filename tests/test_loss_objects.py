@@ -246,3 +246,65 @@ def test_a_buffer_that_is_an_argument_is_set():
     loss = losses.MarginLoss()
     loss.beta = torch.tensor([0.9])
     torch.testing.assert_close(loss(x, y), losses.MarginLoss(beta=0.9)(x, y), rtol=1e-6, atol=0)
+
+
+def test_what_a_subclass_says_by_default_counts():
+    """As with pytorch-metric-learning's classes; an argument counts more."""
+
+    class Own(losses.BaseMetricLossFunction):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.margin = 0.2
+            self.add_to_recordable_attributes(list_of_names=["margin", "seen"], is_stat=False)
+
+        def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+            found = self.distance(embeddings, ref_emb)[0]
+            index = torch.arange(len(found))
+            return {"loss": {"losses": found, "indices": index, "reduction_type": "element"}}
+
+        def get_default_distance(self):
+            return D.LpDistance(power=2, normalize_embeddings=False)
+
+        def get_default_reducer(self):
+            return reducers.SumReducer()
+
+    class Triplets(losses.TripletMarginLoss):
+        def get_default_reducer(self):
+            return reducers.MeanReducer()
+
+    class Less(losses.ContrastiveLoss):
+        def get_default_distance(self):
+            assert type(super().get_default_distance()) is D.LpDistance
+            return D.CosineSimilarity()
+
+    class Mined(miners.TripletMarginMiner):
+        def get_default_distance(self):
+            return D.CosineSimilarity()
+
+    class Largest(reducers.PerAnchorReducer):
+        def pos_pair_reduction(self, losses, loss_indices, embeddings, labels):
+            return losses.max()
+
+        neg_pair_reduction = pos_pair_reduction
+
+    (x, y), own = samples(), Own()
+    torch.testing.assert_close(own(x, y), (x - x[0]).square().sum())
+    torch.testing.assert_close(
+        Own(distance=D.LpDistance(power=2))(x, y), Own()(x / x.norm(dim=1, keepdim=True), y)
+    )
+    assert (own.margin, own.seen) == (0.2, 0) and type(own.reducer) is reducers.SumReducer
+    mean = losses.TripletMarginLoss(reducer=reducers.MeanReducer())
+    torch.testing.assert_close(value(Triplets()), value(mean))
+    torch.testing.assert_close(
+        value(Triplets(reduction="sum")), value(losses.TripletMarginLoss(reduction="sum"))
+    )
+    torch.testing.assert_close(
+        value(Less()), value(losses.ContrastiveLoss(distance=D.CosineSimilarity()))
+    )
+    torch.testing.assert_close(value(Less(similarity="distance")), value(losses.ContrastiveLoss()))
+    other = miners.TripletMarginMiner(distance=D.CosineSimilarity())
+    assert all(torch.equal(a, b) for a, b in zip(Mined()(x, y), other(x, y), strict=True))
+    d = D.LpDistance()(x, x)
+    same = y[:, None] == y
+    largest = (d * same).max() + (1 - d.masked_fill(same, 9)).max().relu()
+    torch.testing.assert_close(losses.ContrastiveLoss(reducer=Largest())(x, y), largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,22 @@ def _new(kind: Any) -> Any:
     return kind.__new__(kind)
 
 
-class SeenAsPeer(nn.Module):
+class Recorded(nn.Module):
+    """What constructors of classes derived from pytorch-metric-learning's call. Nothing is collected."""
+
+    def add_to_recordable_attributes(
+        self, name: str | None = None, list_of_names: Sequence[str] | None = None, is_stat: bool = False
+    ) -> None:
+        """Attributes that are not there yet become 0, as there; not those of statistics."""
+        for each in () if is_stat else (*([] if name is None else [name]), *(list_of_names or ())):
+            if not hasattr(self, each):
+                setattr(self, each, 0)
+
+    def reset_stats(self) -> None:
+        """There are none."""
+
+
+class SeenAsPeer(Recorded):
     """A module that isinstance() takes for a class of pytorch-metric-learning too, where that is imported:
     its wrappers and trainers ask for its base classes. It stays what it is: type() says so."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..distances import BaseDistance, distance_of, settings_of, similarity_of
 from ..engine import check
-from ..engine.arguments import NamedArguments
+from ..engine.arguments import NamedArguments, constructor
 from ..engine.call import Call, statistic_type
 from ..engine.dispatch import check_backend
 from ..engine.loss import Learnt, RowLoss
@@ -211,6 +211,13 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         **unknown: Any,
     ) -> None:
         super().__init__(**unknown)
+        kind = type(self)
+        own = kind.get_default_distance is not Loss.get_default_distance
+        if own and distance is None and similarity is None:
+            distance = self.get_default_distance()
+        own = kind.get_default_reducer is not Loss.get_default_reducer and reducer is None
+        if own and reduction == constructor(kind)["reduction"].default:
+            reducer = self.get_default_reducer()
         if distance is not None:
             if similarity is not None:
                 raise ValueError("distance: expected None with similarity, which says the same")
@@ -258,6 +265,19 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         name = similarity_of(distance, type(self).__name__)
         return self.distances.get(name, name) if isinstance(distance, nn.Module) else name
 
+    def _distance_of(self, similarity: str) -> BaseDistance:
+        """The distance object that a similarity of this loss is."""
+        names = {own: name for name, own in self.distances.items()}
+        return distance_of(names.get(similarity, similarity))
+
+    def get_default_distance(self) -> Any:
+        """The distance object where none is given: a subclass may say another one."""
+        return self._distance_of(self.default_similarity)
+
+    def get_default_reducer(self) -> Any:
+        """The reducer object where neither that nor a reduction is given: a subclass may say another one."""
+        return Loss._reducer_of(self, constructor(type(self))["reduction"].default)
+
     def _expect_scalar(self, reduction: str) -> None:
         if reduction == "none" and self._reducer is None:
             raise ValueError("reduction: regularizers need a scalar loss; expected another kind")
@@ -266,8 +286,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     def distance(self) -> Any:
         """What pairs are compared by, as an object."""
         if self._distance is None and self._named is None:
-            names = {similarity: name for name, similarity in self.distances.items()}
-            self._keep_distance(None, distance_of(names.get(self.similarity, self.similarity)))
+            self._keep_distance(None, self._distance_of(self.similarity))
         return self._named if self._distance is None else self._distance
 
     @distance.setter

@@ -56,8 +56,12 @@ class Miner(SeenAsPeer, NamedArguments):
         self, *, distance: object = None, collect_stats: bool | None = None, **unknown: Any
     ) -> None:
         super().__init__(**unknown)
-        self.distance = self.default_similarity if distance is None else distance
+        self.distance = self.get_default_distance() if distance is None else distance
         self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
+
+    def get_default_distance(self) -> Any:
+        """The distance object where none is given: a subclass may say another one."""
+        return distance_of(self.default_similarity)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "distance":
