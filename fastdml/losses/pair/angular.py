@@ -88,7 +88,7 @@ class AngularLoss(SampleLoss):
             found.need_labels()
             if found.column_labels is None:
                 raise ValueError("ref_labels: expected one label per row of ref_emb, got None")
-        ordered = self._reducer is not None and not self._is_reduction
+        ordered = self.gives_elements
         with torch.no_grad():
             a, p = positive_pairs(found, once=not ordered)
         # A graph does not know how many pairs there are; a list without negatives has no loss.

@@ -166,7 +166,7 @@ class NPairsLoss(SampleLoss):
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
         # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
-        listed = self._reducer is not None and not self._is_reduction
+        listed = self.gives_elements
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
             return [Term(_nothing, (embeddings, "sum" if listed else self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
