@@ -76,6 +76,7 @@ class ClipLoss(nn.Module):
             logit_bias: in both softmaxes it cancels; its gradient is 0.
             output_dict: return {"contrastive_loss": the loss}.
         """
+        _check_scale(logit_scale)
         if self.world_size == 1:
             loss = info_nce(
                 image_features, text_features, logit_scale, symmetric=True, similarity="dot"
@@ -134,15 +135,19 @@ class SigLipLoss(nn.Module):
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Tensor,
-        logit_bias: Tensor,
+        logit_bias: Tensor | None,
         output_dict: bool = False,
     ) -> Any:
         """The loss of row i of image_features [B, D] with row i of text_features [B, D], by their products.
 
         Args:
-            logit_scale, logit_bias: one number each: the factor of products, > 0, and what is added.
+            logit_scale, logit_bias: one number each: the factor of products, > 0, and what is added (None:
+                nothing).
             output_dict: return {"contrastive_loss": the loss}.
         """
+        _check_scale(logit_scale)
+        if logit_bias is None:
+            logit_bias = image_features.new_zeros(())
         if self.world_size == 1:
             loss = siglip(image_features, text_features, logit_scale, logit_bias, similarity="dot")
         else:
@@ -169,6 +174,12 @@ class _Scaled(nn.Module):
         given = {f"loss.{name}": x for name, x in zip(self._names, (scale.log(), *bias))}
         found: Tensor = torch.func.functional_call(loss, given, (images, texts))
         return found
+
+
+def _check_scale(given: object) -> None:
+    """None, in the functional forms, is a scale of their own."""
+    if given is None:
+        raise ValueError("logit_scale: expected one number > 0, got None")
 
 
 def gathered(x: Tensor) -> Tensor:

@@ -46,14 +46,14 @@ def compare(mine: list[Tensor], other: list[Tensor], own: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=lambda m, k=k: f"{k}: {m}")
 
 
-def clip(kind: str, **options: Any) -> None:
+def clip(kind: str, bias: bool = True, **options: Any) -> None:
     found = []
     for library in (our_clip, their_clip):
         x, y = drawn(2)
         numbers = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, -1.0)]
-        numbers = numbers[: 1 + (kind == "SigLipLoss")]
+        numbers = numbers[: 1 + (bias and kind == "SigLipLoss")]
         loss = getattr(library, kind)(rank=dist.get_rank(), world_size=dist.get_world_size(), **options)
-        value = loss(x, y, *numbers)
+        value = loss(x, y, *numbers, *[None] * (not bias))
         found.append([value.detach(), *torch.autograd.grad(value, [x, y, *numbers])])
     compare(*found, own=3)
 
@@ -85,6 +85,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         "ClipLoss, gathered": partial(clip, "ClipLoss"),
         "ClipLoss, local": partial(clip, "ClipLoss", local_loss=True),
         "SigLipLoss": partial(clip, "SigLipLoss"),
+        "SigLipLoss, no bias": partial(clip, "SigLipLoss", bias=False),
         "SigLipLoss, gathered": partial(clip, "SigLipLoss", dist_impl="gather"),
         "ranking with hard negatives": partial(sentences, ranking, 3),
         "ranking both ways": partial(sentences, ranking, 2, directions=both, partition_mode="per_direction"),
