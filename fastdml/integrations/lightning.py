@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from ..distributed import ShardedProxies
@@ -36,14 +37,16 @@ class EmbeddingModule(pl.LightningModule):
         miner: called with embeddings and labels of this rank; the loss gets what it finds.
         chunk: rows per pass through a network (gradient caching, docs/large-batch.md), for batches whose
             activations do not fit; None: the batch at once. Optimization is manual then (no gradient
-            clipping or accumulation by the trainer).
+            clipping or accumulation by the trainer); learning-rate schedulers step when Lightning would step
+            them, but one that needs a metric is refused.
 
     Batches are tuples: the inputs of each tower, then what the loss takes beside embeddings. Validation steps
     return {"embeddings", "labels"} of the first tower, as `RetrievalCallback` reads them.
 
     Raises:
         ValueError: when training begins over several processes with proxies shared out (`shard`), or with a
-            sampler of `fastdml.samplers` whose draws Lightning deals out to processes once more.
+            sampler of `fastdml.samplers` whose draws Lightning deals out to processes once more; or with
+            `chunk` and a scheduler that cannot be stepped there.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class EmbeddingModule(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
+        if self.chunk is not None:
+            _check_schedulers(self.trainer.lr_scheduler_configs)
         for loader in _loaders(self.trainer.train_dataloader):
             sampler = _sampler(loader)
             if isinstance(sampler, DistributedSamplerWrapper):
@@ -100,8 +105,18 @@ class EmbeddingModule(pl.LightningModule):
             optimizer.zero_grad()
             value = self._chunked(batch, self.chunk)
             optimizer.step()
+            self._step_schedulers(batch_idx)
         self.log("train_loss", value.detach(), prog_bar=True)
         return value if self.chunk is None else None
+
+    def _step_schedulers(self, batch_idx: int) -> None:
+        """Lightning leaves them alone in manual optimization; these are the times when it would step them."""
+        done = {"step": batch_idx + 1}
+        if self.trainer.is_last_batch or done["step"] == self.trainer.num_training_batches:
+            done["epoch"] = self.current_epoch + 1
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval in done and done[config.interval] % config.frequency == 0:
+                self.lr_scheduler_step(config.scheduler, None)
 
     def _chunked(self, batch: Sequence[Any], chunk: int) -> Tensor:
         """The loss of a batch; its gradients, of all ranks under DDP, are where the optimizer finds them."""
@@ -185,6 +200,16 @@ class RetrievalCallback(pl.Callback):
             raise
         # Equal on all ranks, whose mean changes nothing; without it Lightning warns that nobody took one.
         module.log_dict(found, prog_bar=True, sync_dist=True)
+
+
+def _check_schedulers(configs: Iterable[Any]) -> None:
+    """ValueError for those that a training step cannot step as Lightning would."""
+    for config in configs:
+        name = type(config.scheduler).__name__
+        if isinstance(config.scheduler, ReduceLROnPlateau):
+            raise ValueError(f"lr_scheduler: expected one that needs no metric with chunk=, got {name}")
+        if config.interval not in ("step", "epoch"):
+            raise ValueError(f"interval: expected 'step' or 'epoch', got {config.interval!r} of {name}")
 
 
 def _loaders(found: Any) -> list[Any]:

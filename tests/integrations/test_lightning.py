@@ -75,6 +75,44 @@ def test_chunks_are_the_same_step(tmp_path):
     assert (unmined - plain).abs().max() > 1e-4
 
 
+def rates(folder, chunk, make, **config):
+    """The learning rate of every step of three epochs."""
+    found = []
+
+    class Scheduled(ours.EmbeddingModule):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **config}}
+
+        def on_train_batch_start(self, *_):
+            found.append(self.optimizers().param_groups[0]["lr"])
+
+    fit(Scheduled(copy.deepcopy(NETWORK), losses.SupConLoss(), sgd, chunk=chunk), folder, 3)
+    return found
+
+
+def halved(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+@pytest.mark.parametrize("config", [{}, {"frequency": 2}, {"interval": "step", "frequency": 2}], ids=str)
+def test_schedulers_step_in_chunks_too(tmp_path, config):
+    plain, chunked = (rates(tmp_path / str(chunk), chunk, halved, **config) for chunk in (None, 16))
+    assert chunked == plain and len(set(plain)) > 1
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "message"),
+    [
+        (torch.optim.lr_scheduler.ReduceLROnPlateau, {}, "lr_scheduler: expected one that needs no metric"),
+        (halved, {"interval": "batch"}, "interval: expected 'step' or 'epoch', got 'batch'"),
+    ],
+)
+def test_schedulers_that_chunks_cannot_step_are_named(tmp_path, make, config, message):
+    with pytest.raises(ValueError, match=message):
+        rates(tmp_path, 16, make, **config)
+
+
 def test_two_towers(tmp_path):
     """A batch of both sets; the loss is that of the embeddings."""
     torch.manual_seed(0)
