@@ -5,6 +5,7 @@ Needs ``pip install fastdml[integrations]``.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -141,7 +142,9 @@ class EmbeddingModule(pl.LightningModule):
         value: Tensor = self.loss(*embeddings, *rest)
         return value
 
-    def validation_step(self, batch: Sequence[Any], batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(
+        self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
         return {"embeddings": self(batch[0]), "labels": batch[-1]}
 
 
@@ -151,6 +154,9 @@ class RetrievalCallback(pl.Callback):
     Args:
         prefix: put before the names, "val_recall@1" and the like, which checkpoints may monitor.
         options: of `fastdml.metrics.RetrievalMetrics`.
+
+    Of several loaders each has a gallery of its own, and the names end as Lightning ends them:
+    "val_recall@1/dataloader_idx_0".
 
     Embeddings of all ranks are gathered first. A row that a `DistributedSampler` repeats, so that all ranks
     have equally many, is counted once. Ranks that go through all rows each, with no such sampler, count
@@ -162,15 +168,18 @@ class RetrievalCallback(pl.Callback):
 
     def __init__(self, prefix: str = "val_", **options: Any) -> None:
         self.metric = RetrievalMetrics(prefix=prefix, **options)
+        self.metrics = [self.metric]  # one for each loader
         self._seen: dict[int, int] = {}  # rows of each loader
 
     def on_validation_epoch_start(self, trainer: Any, module: Any) -> None:
         self._seen.clear()
+        loaders = _loaders(trainer.val_dataloaders)
         if trainer.world_size > 1:
-            for loader in _loaders(trainer.val_dataloaders):
+            for loader in loaders:
                 _warn_of_equal_rows(loader, trainer.world_size)
         self.metric.reset()
         self.metric.to(module.device)
+        self.metrics = [self.metric, *(copy.deepcopy(self.metric) for _ in loaders[1:])]
 
     def on_validation_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -188,18 +197,31 @@ class RetrievalCallback(pl.Callback):
         if _last_is_a_copy(_sampler(loader), seen) and batch_idx + 1 == len(loader):
             embeddings, labels = embeddings[:-1], labels[:-1]
         if len(labels):
-            self.metric.update(embeddings, labels)
+            self.metrics[dataloader_idx].update(embeddings, labels)
 
     def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
-        try:
-            found = self.metric.compute()
-        except ValueError:
-            # A trial run takes a batch or two, in which no class need be there twice.
-            if trainer.sanity_checking or trainer.fast_dev_run:
-                return
-            raise
-        # Equal on all ranks, whose mean changes nothing; without it Lightning warns that nobody took one.
-        module.log_dict(found, prog_bar=True, sync_dist=True)
+        used = self._used(trainer)
+        for k in used:
+            try:
+                found = self.metrics[k].compute()
+            except ValueError:
+                # A trial run takes a batch or two, in which no class need be there twice.
+                if trainer.sanity_checking or trainer.fast_dev_run:
+                    continue
+                raise
+            if used != [0]:
+                found = {f"{name}/dataloader_idx_{k}": value for name, value in found.items()}
+            # Equal on all ranks, whose mean changes nothing; without it Lightning warns that nobody took one.
+            module.log_dict(found, prog_bar=True, sync_dist=True, add_dataloader_idx=False)
+
+    def _used(self, trainer: Any) -> list[int]:
+        """The loaders that have given rows to any rank: of some that are read side by side it is the first,
+        and all ranks must compute the same."""
+        if len(self.metrics) == 1:
+            return [0]
+        any_rank = trainer.strategy.reduce_boolean_decision
+        found = [k for k, m in enumerate(self.metrics) if any_rank(len(m.embeddings) > 0, all=False)]
+        return found or [0]
 
 
 def _check_schedulers(configs: Iterable[Any]) -> None:

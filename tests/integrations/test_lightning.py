@@ -147,7 +147,43 @@ def test_several_rows_of_a_draw_are_all_kept():
     for k in range(2):
         for loader in range(3):
             callback.on_validation_batch_end(trainer, None, outputs, None, k, loader)
-    assert len(torch.cat(callback.metric.embeddings)) == 30
+    assert [len(torch.cat(m.embeddings)) for m in callback.metrics] == [10, 10, 10]
+
+
+def logged(made, loaders):
+    trainer = pl.Trainer(
+        callbacks=[ours.RetrievalCallback(k=1)], logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.validate(made, loaders, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_several_loaders_are_several_galleries():
+    """Classes of the same numbers in two data sets are none of each other's."""
+    sets = [(x, torch.arange(32) // 4) for x in torch.randn(2, 32, 4)]
+    loaders = [DataLoader(TensorDataset(*one), 16) for one in sets]
+    found = logged(ours.EmbeddingModule(torch.nn.Identity(), losses.SupConLoss(), sgd), loaders)
+    expected = {
+        f"val_{name}/dataloader_idx_{k}": value
+        for k, one in enumerate(sets)
+        for name, value in evaluate(*one, metrics=("recall", "map@r"), k=1).items()
+    }
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_loaders_side_by_side_are_one_gallery():
+    """A batch of both; the module says what becomes of it."""
+
+    class Joined(ours.EmbeddingModule):
+        def validation_step(self, batch, batch_idx):
+            return super().validation_step([torch.cat(both) for both in zip(*batch)], batch_idx)
+
+    x, y = torch.randn(32, 4), torch.arange(32) // 4
+    halves = [DataLoader(TensorDataset(x[k::2], y[k::2]), 8) for k in (0, 1)]
+    side_by_side = pl.utilities.CombinedLoader(halves, "max_size")
+    found = logged(Joined(torch.nn.Identity(), losses.SupConLoss(), sgd), side_by_side)
+    assert found["val_recall@1"] == pytest.approx(evaluate(x, y, k=1)["recall@1"], abs=1e-6)
 
 
 @pytest.mark.parametrize("trial", [{}, {"fast_dev_run": True}])
