@@ -43,7 +43,8 @@ def compute_loss(
 ) -> Callable[..., Tensor]:
     """`Trainer(compute_loss_func=compute_loss(loss))`: a loss of the embeddings and the labels of a batch.
 
-    For losses without parameters, which that trainer would neither train nor save: see `EmbedderWithLoss`.
+    For losses and miners without parameters or other state (tables, memories, steps of draws), which that
+    trainer would neither train nor save, and which its evaluation would move: see `EmbedderWithLoss`.
     The data's column is "label": a model that takes no "labels" would not be given one of that name.
 
     Args:
@@ -54,13 +55,10 @@ def compute_loss(
     A batch accumulated in several steps has the mean of its steps' losses, by their numbers of rows.
 
     Raises:
-        ValueError: the loss has parameters, or a batch has no labels.
+        ValueError: the loss or the miner has parameters or other state, or a batch has no labels.
     """
-    if any(p.requires_grad for p in loss.parameters()):
-        raise ValueError(
-            f"loss: expected one without parameters, got {type(loss).__name__}: "
-            "EmbedderWithLoss(model, loss) trains and saves them"
-        )
+    _check_stateless(loss, "loss")
+    _check_stateless(miner, "miner")
 
     def function(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
@@ -124,6 +122,15 @@ def compute_metrics(**options: Any) -> Callable[[Any], dict[str, float]]:
         return {k: float(v) for k, v in found.items()}
 
     return function
+
+
+def _check_stateless(given: object, name: str) -> None:
+    held = [*given.state_dict()] if isinstance(given, nn.Module) else []
+    if held:
+        raise ValueError(
+            f"{name}: expected one without parameters or other state, got {type(given).__name__} with "
+            f"{', '.join(held)}: EmbedderWithLoss trains and saves that with its model"
+        )
 
 
 def _rows_of_each(loss: nn.Module, labels: Tensor) -> Any:

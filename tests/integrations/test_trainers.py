@@ -19,6 +19,7 @@ from fastdml.integrations.transformers import (
 )
 from fastdml.large_batch import GradientCache
 from fastdml.metrics import evaluate
+from fastdml.wrappers import CrossBatchMemory
 
 transformers = Lazy("transformers")
 FOUND = functions(64, most=8)
@@ -98,6 +99,13 @@ def test_steps_that_are_accumulated(data):
     ("make", "message"),
     [
         (lambda: compute_loss(losses.ProxyAnchorLoss(3, 4)), "loss: expected one without parameters"),
+        (lambda: compute_loss(losses.SOPRCLoss(3)), "loss: .* state, got SOPRCLoss with table, prior: Emb"),
+        (lambda: compute_loss(losses.TripletMarginLoss(triplets_per_anchor=2)), "loss: .* with step: Emb"),
+        (lambda: compute_loss(CrossBatchMemory(losses.SupConLoss(), 4)), "loss: .* with embedding_memory"),
+        (
+            lambda: compute_loss(losses.SupConLoss(), miner=miners.DistanceWeightedMiner()),
+            "miner: expected one without .* got DistanceWeightedMiner with step",
+        ),
         (lambda: compute_loss(losses.SupConLoss())(torch.randn(2, 3), None), "labels: expected batches"),
         (lambda: pooled({"logits": torch.zeros(2)}), "embed: expected a function that finds .* in dict"),
     ],
