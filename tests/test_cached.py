@@ -431,6 +431,22 @@ def test_what_does_not_fit_is_named(call, message):
         call(net(), data()[0])
 
 
+def test_an_optimizer_in_the_backward_pass_is_named():
+    """One chunk, or one of each of two towers, is one step; more would step between."""
+    (x, _), towers = data(), [net(seed=k) for k in range(2)]
+    steps = []
+    for tower in towers:
+        tower.second.weight.register_post_accumulate_grad_hook(steps.append)
+    cached_step(towers, softmax_loss, (x, x), chunk=23)
+    assert len(steps) == 2
+    for model, inputs, chunk in ((towers[0], (x, x), 5), (towers[:1] * 2, (x, x), 23)):
+        with pytest.raises(ValueError, match="model: expected parameters without hooks"):
+            cached_step(model, softmax_loss, inputs, chunk=chunk)
+    towers[0].second.weight.requires_grad_(False)  # whose hook never runs
+    cached_step((towers[0], nn.Linear(6, 4).double()), softmax_loss, (x, x), chunk=5)
+    assert len(steps) == 2
+
+
 def test_a_forgotten_backward_is_named():
     with pytest.raises(ValueError, match=r"GradientCache: expected backward\(\)"), GradientCache(
         chunk=5

@@ -189,13 +189,16 @@ class GradientCache:
 
         Raises:
             ValueError: rows are not equally many, or the model does not return as many; the model is
-                inside of another that runs in DDP.
+                inside of another that runs in DDP; its parameters have hooks that run after their
+                gradients are gathered, of which every chunk would run one.
         """
         if not self._open:
             raise ValueError("GradientCache.embed: expected to be called within the context")
         size = rows.count((args, kwargs))
         # An empty batch is one empty chunk: a rank without rows takes part in DDP's synchronisation.
         bounds = [(i, min(i + self._chunk, size)) for i in range(0, max(size, 1), self._chunk)]
+        if len(bounds) > 1 or any(p.model is model for p in self._passes):
+            _refuse_steps_in_backward(model)
         if len(bounds) > 1:
             _refuse_inside_ddp(model)
         devices = generators(rows.tensors((args, kwargs)), model)
@@ -297,6 +300,16 @@ def _backward(reached: list[tuple[Tensor, Tensor]]) -> None:
 def _no_sync(model: Model) -> Any:
     """DDP's and FSDP's context in which backward passes gather gradients locally."""
     return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+
+
+def _refuse_steps_in_backward(model: Model) -> None:
+    """An optimizer in the backward pass would step after each chunk, and the next one see other weights."""
+    for name, p in model.named_parameters() if isinstance(model, nn.Module) else ():
+        if p.requires_grad and getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                "model: expected parameters without hooks of register_post_accumulate_grad_hook, which would "
+                f"run once a chunk, got some of {name!r}; step the optimizer after the context"
+            )
 
 
 def _refuse_inside_ddp(model: Model) -> None:
