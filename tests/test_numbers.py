@@ -11,6 +11,7 @@ import torch
 
 import fastdml
 from fastdml.losses import MODULES
+from fastdml.wrappers import Labelled
 
 B, D, C = 24, 8, 6
 NEEDED = {"RankedListLoss": {"margin": 0.4, "Tn": 10.0}, "SOPRCLoss": {"num_classes": C},
@@ -473,8 +474,17 @@ def test_constants_are_not_rounded_with_a_network(dtype):
         (lambda: MODULES["InfoNCELoss"](0.07), (x, z)),
         (lambda: MODULES["MarginLoss"](beta=1.1, num_classes=C), (x, LABELS)),
         (lambda: MODULES["SOPRCLoss"](C, prior_mul=0.07).eval(), (x, LABELS)),
+        (lambda: MODULES["LateInteractionLoss"](0.07), (x[:, None], z[:, None])),
+        (lambda: Labelled(MODULES["SupConLoss"](), class_weights=torch.linspace(0.1, 1, C)), (x, LABELS)),
     ):
         assert torch.equal(make().to(dtype)(*batch), make()(*batch))
+
+
+def test_a_histogram_that_moves_is_not_rounded_with_a_network():
+    x, loss = draw(B, D).float(), MODULES["DynamicSoftMarginLoss"]()
+    loss(x, LABELS)
+    before = loss.hist_.clone()
+    assert torch.equal(loss.bfloat16().hist_, before)
 
 
 def test_a_number_that_was_learnt_is_not_set_back():

@@ -7,20 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine import check
 from ..engine.call import Call, statistic_type
 from ..losses.base import Loss, Term, total
 from ..losses.parts import expect_parts
 from ..losses.reduced import Reduced
+from ..losses.representation import ExactNumbers
 from ..losses.triplet.listed import OneByOne
 from ..mining.identity import same_memory
 from ..mining.lazy import LazyPairs
 from ..mining.miners import Miner
 
 
-class Labelled(nn.Module):
+class Labelled(ExactNumbers):
     """A loss of samples some of which are to be ignored, or weigh more than others.
 
     Args:
@@ -42,6 +43,8 @@ class Labelled(nn.Module):
         ValueError: naming the argument and what was expected of it; also where a loss is no sum over rows
             (contrastive, the histogram loss), whose samples cannot weigh, or a row is no sample.
     """
+
+    constants = ("class_weights",)
 
     class_weights: Tensor | None
 

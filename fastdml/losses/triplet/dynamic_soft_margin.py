@@ -126,6 +126,7 @@ class DynamicSoftMarginLoss(SampleLoss):
     reductions = ("mean",)
     one_number = "mean"
     input_defaults = {}
+    constants = ("hist_",)
 
     hist_: Tensor
 

@@ -59,6 +59,7 @@ class LateInteractionLoss(Tempered, Loss):
     reductions = ("mean", "sum")
     inputs = {"scale": ("temperature", "learnable", "max_scale")}
     positional = ("queries", "documents", "scale")
+    constants = ("log_scale",)
 
     log_scale: Tensor
 
