@@ -248,6 +248,9 @@ WRONG = {
     "embeddings: expected at least 14 dimensions, got 13": lambda: MatryoshkaLoss(
         losses.SupConLoss(), (2, 14)
     )(torch.randn(4, 13), torch.arange(4)),
+    "embeddings: expected at least 4 dimensions, got 0": lambda: MatryoshkaLoss(
+        losses.SupConLoss(), (2, 4)
+    )(torch.tensor(1.0), torch.arange(4)),
     "ref_emb: expected dimension 13, as in embeddings, got shape (4, 12)": lambda: MatryoshkaLoss(
         losses.SupConLoss(), (2, 4)
     )(torch.randn(4, 13), torch.arange(4), ref_emb=torch.randn(4, 12), ref_labels=torch.arange(4)),

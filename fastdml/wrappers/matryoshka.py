@@ -120,10 +120,9 @@ class MatryoshkaLoss(nn.Module):
         name = "queries" if "queries" in given else "embeddings"
         whole: Any = given.get(name)
         check.tensor(whole, name)  # of what shape is the loss's to say
-        if whole.dim() and whole.shape[-1] < self.dims[-1]:
-            raise ValueError(
-                f"{name}: expected at least {self.dims[-1]} dimensions, got {whole.shape[-1]}"
-            )
+        size = whole.shape[-1] if whole.dim() else 0
+        if size < self.dims[-1]:
+            raise ValueError(f"{name}: expected at least {self.dims[-1]} dimensions, got {size}")
         # Cut, they would all be as wide. (What proxies have is their loss's affair.)
         others = {k: given.get(k) for k in _EMBEDDINGS if k != "proxies"}
         for other, x in (*others.items(), *((f"{name} of another view", x) for x in further)):

@@ -43,15 +43,15 @@ class SelfSupervisedLoss(NamedArguments):
 
     def parts(self, embeddings: Tensor, ref_emb: Tensor | None = None, *more: Tensor) -> list[Any]:
         """The parts of the loss of all views."""
-        labels = torch.arange(embeddings.shape[0], device=embeddings.device)
         if ref_emb is None:
+            check.tensor(embeddings, "embeddings")
             if embeddings.dim() != 3 or embeddings.shape[1] < 2:
                 raise ValueError(
                     "embeddings: expected at least two views [batch, views, dim], or embeddings and "
                     f"ref_emb [batch, dim], got shape {tuple(embeddings.shape)} alone"
                 )
             if self.symmetric:
-                views = labels.repeat_interleave(embeddings.shape[1])
+                views = _classes(embeddings).repeat_interleave(embeddings.shape[1])
                 return _parts_of(self.loss, embeddings.flatten(0, 1), views)
             embeddings, ref_emb, *rest = embeddings.unbind(1)
             more = tuple(rest)
@@ -64,9 +64,14 @@ class SelfSupervisedLoss(NamedArguments):
                     f"ref_emb: expected shape {tuple(embeddings.shape)}, that of embeddings, got "
                     f"{tuple(view.shape)}"
                 )
+        labels = _classes(embeddings)
         if not self.symmetric:
             ref = others[0] if len(others) == 1 else torch.cat(others)
             # No candidate is an anchor's own, though one tensor may be given for both.
             own = torch.full_like(labels, -1)
             return _parts_of(self.loss, embeddings, labels, None, ref, labels.repeat(len(others)), own=own)
         return _parts_of(self.loss, torch.cat([embeddings, *others]), labels.repeat(1 + len(others)))
+
+
+def _classes(embeddings: Tensor) -> Tensor:
+    return torch.arange(embeddings.shape[0], device=embeddings.device)
