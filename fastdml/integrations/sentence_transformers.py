@@ -395,7 +395,10 @@ class MatryoshkaLoss(theirs.MatryoshkaLoss):
         if 0 < self.n_dims_per_step < len(widths):
             chosen = random.sample(range(len(widths)), self.n_dims_per_step)  # drawn as they draw
             widths = [widths[k] for k in sorted(chosen)]
-        loss.widths = widths[::-1]  # ascending
+        summed: dict[int, float] = {}  # they take a width as often as it is named
+        for width, weight in widths:
+            summed[width] = summed.get(width, 0.0) + weight
+        loss.widths = sorted(summed.items())
         try:
             return loss(sentence_features, labels)  # type: ignore[no-any-return]
         finally:

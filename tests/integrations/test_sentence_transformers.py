@@ -211,8 +211,10 @@ NESTED = {
 
 @pytest.mark.filterwarnings("ignore:.*is computed by sentence-transformers", "ignore:.*is deprecated")
 @pytest.mark.parametrize("name", NESTED)
-@pytest.mark.parametrize("drawn", [-1, 2])
-def test_matryoshka(model, guide, name, drawn):
+@pytest.mark.parametrize(
+    ("widths", "drawn"), [([64, 10, 33], -1), ([64, 10, 33], 2), ([64, 8, 8], -1)], ids=str
+)
+def test_matryoshka(model, guide, name, widths, drawn):
     columns, options = NESTED[name]
     kind = name.split(",")[0]
     labels = {
@@ -226,7 +228,7 @@ def test_matryoshka(model, guide, name, drawn):
     def made(library):
         models = (model, guide) if kind == "GISTEmbedLoss" else (model,)
         loss = getattr(library if kind in ours.__all__ else theirs, kind)(*models, **named(options))
-        return library.MatryoshkaLoss(model, loss, [64, 10, 33], [1.0, 0.3, 2.0], drawn)
+        return library.MatryoshkaLoss(model, loss, widths, [1.0, 0.3, 2.0], drawn)
 
     found = [trained(model, made(library), columns, labels) for library in (ours, theirs)]
     agree(*found)
