@@ -10,6 +10,7 @@ from fastdml import losses
 from fastdml.engine import prefixes, problem, widths
 from fastdml.engine.executors import symmetric
 from fastdml.losses import MatryoshkaLoss
+from fastdml.reducers import DoNothingReducer
 
 B, D = 90, 13
 WIDTHS, WEIGHTS = (3, 4, 11), (1.0, -0.5, 2.0)
@@ -243,6 +244,9 @@ def test_views_half_precision_and_one_graph(together):
 WRONG = {
     "dims: expected ascending": lambda: MatryoshkaLoss(losses.SupConLoss(), (4, 4)),
     "dims: expected a positive integer": lambda: MatryoshkaLoss(losses.SupConLoss(), (0, 4)),
+    "reducer: expected one that makes a number of the loss, got DoNothingReducer": lambda: MatryoshkaLoss(
+        losses.Labelled(losses.SupConLoss(reducer=DoNothingReducer()), 0), (2, 4)
+    ),
     "weights: expected 2 numbers": lambda: MatryoshkaLoss(losses.SupConLoss(), (2, 4), (1,)),
     "loss: expected a loss of fastdml": lambda: MatryoshkaLoss(torch.nn.Linear(2, 2), (2, 4)),
     "embeddings: expected at least 14 dimensions, got 13": lambda: MatryoshkaLoss(

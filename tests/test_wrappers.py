@@ -5,6 +5,7 @@ import torch
 
 from fastdml import losses, miners
 from fastdml.losses import CrossBatchMemory, MultipleLosses, SelfSupervisedLoss
+from fastdml.reducers import DoNothingReducer
 
 theirs = pytest.importorskip("pytorch_metric_learning.losses")
 their_miners = pytest.importorskip("pytorch_metric_learning.miners")
@@ -185,6 +186,7 @@ def test_several_losses_are_their_weighted_sum():
         (lambda x, y: MultipleLosses([]), "losses: expected at least one"),
         (lambda x, y: MultipleLosses([losses.NTXentLoss()], weights=[1, 2]), "weights: expected one for"),
         (lambda x, y: MultipleLosses(losses.NTXentLoss()), "losses: expected a list or a dict"),
+        (lambda x, y: MultipleLosses([losses.NTXentLoss(reducer=DoNothingReducer())]), "reducer: expected"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(make, message):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..reducers import DoNothingReducer, native
+
 
 def expect_parts(loss: Any) -> None:
     """ValueError unless a loss, and every one in it, is the sum of its `parts`: a wrapper asks for these, not
@@ -24,6 +26,15 @@ def expect_parts(loss: Any) -> None:
     several = getattr(loss, "losses", None)
     for inner in several.values() if isinstance(several, (Mapping, nn.ModuleDict)) else ():
         expect_parts(inner)
+
+
+def expect_number(loss: object) -> None:
+    """ValueError for a loss that a reducer leaves as a dict, of which there is no multiple. (What a user's
+    own module makes of such a loss is for that to say.)"""
+    if not isinstance(loss, nn.Module) or not (hasattr(loss, "parts") or hasattr(loss, "reducer")):
+        return
+    if any(isinstance(native(m), DoNothingReducer) for m in loss.modules()):
+        raise ValueError("reducer: expected one that makes a number of the loss, got DoNothingReducer")
 
 
 def _defines(loss: nn.Module, name: str) -> type | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..engine import check, prefixes
 from ..engine.call import Call
 from ..losses.base import total, weighted
-from ..losses.parts import expect_parts
+from ..losses.parts import expect_number, expect_parts
 
 # Arguments of losses that are embeddings of the one space.
 _EMBEDDINGS = (
@@ -59,6 +59,7 @@ class MatryoshkaLoss(nn.Module):
     ) -> None:
         super().__init__()
         expect_parts(loss)
+        expect_number(loss)
         self.loss = loss
         self.dims = tuple(check.count(d, "dims") for d in check.sequence(dims, "dims", "ascending widths"))
         if not self.dims or any(a >= b for a, b in zip(self.dims, self.dims[1:])):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..losses.base import weighted
+from ..losses.parts import expect_number
 
 
 class MultipleLosses(NamedArguments):
@@ -40,6 +41,8 @@ class MultipleLosses(NamedArguments):
         named = _named(losses, "losses")
         if not named:
             raise ValueError("losses: expected at least one loss, got none")
+        for loss in named.values():
+            expect_number(loss)
         if wrong := [x for x in named.values() if not isinstance(x, nn.Module)]:
             raise ValueError(f"losses: expected modules, got {wrong[0]!r}")
         self.losses = nn.ModuleDict(named)
