@@ -186,6 +186,12 @@ def test_several_losses_are_their_weighted_sum():
         (lambda x, y: MultipleLosses([]), "losses: expected at least one"),
         (lambda x, y: MultipleLosses([losses.NTXentLoss()], weights=[1, 2]), "weights: expected one for"),
         (lambda x, y: MultipleLosses(losses.NTXentLoss()), "losses: expected a list or a dict"),
+        (
+            lambda x, y: MultipleLosses(
+                [losses.NTXentLoss(reduction="none"), losses.MultiProxyAnchorLoss(14, 8, reduction="none")]
+            ),
+            "losses: expected rows of one kind to be added up, got {'0': 'samples', '1': 'proxies'}",
+        ),
         (lambda x, y: MultipleLosses([losses.NTXentLoss(reducer=DoNothingReducer())]), "reducer: expected"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..engine import check
 from ..engine.arguments import NamedArguments
-from ..losses.base import weighted
+from ..losses.base import Loss, weighted
 from ..losses.parts import expect_number
 
 
@@ -43,6 +43,9 @@ class MultipleLosses(NamedArguments):
             raise ValueError("losses: expected at least one loss, got none")
         for loss in named.values():
             expect_number(loss)
+        rows = {name: of for name, loss in named.items() if (of := _rows(loss)) is not None}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"losses: expected rows of one kind to be added up, got {rows}")
         if wrong := [x for x in named.values() if not isinstance(x, nn.Module)]:
             raise ValueError(f"losses: expected modules, got {wrong[0]!r}")
         self.losses = nn.ModuleDict(named)
@@ -89,6 +92,14 @@ class MultipleLosses(NamedArguments):
             while found[-1] is None:
                 found.pop()
             yield name, tuple(found)
+
+
+def _rows(loss: object) -> str | None:
+    """What the rows are of a loss that returns them; None of a number, or where nobody can tell."""
+    if not isinstance(loss, Loss) or loss.reduction != "none" or loss._reducer is not None:
+        return None
+    described = loss.describes is not None or type(loss).description is not Loss.description
+    return loss.description().rows if described else "samples"
 
 
 def _named(
