@@ -119,7 +119,7 @@ def _learning(loss: Any, names: Sequence[str]) -> Any:
     """A stand-in for the module, which other threads may be reading, with `Learnt` for the arguments of these
     names; of the class before parametrizations, whose properties would stand in their places."""
     own = (k for k in type(loss).__mro__ if not any(isinstance(getattr(k, n, None), property) for n in names))
-    found = object.__new__(next(own))
+    found: Any = object.__new__(next(own))
     found.__dict__.update(loss.__dict__, **{name: Learnt(k) for k, name in enumerate(names)})
     return found
 
