@@ -85,6 +85,40 @@ def test_arrays_and_a_folder_of_images(trained, saved, icons, tmp_path, capsys):
     assert labels == [icons.names[icons.labels[i]] for i in order]
 
 
+def test_a_file_may_be_embedded_in_place(saved, icons, tmp_path, capsys):
+    np.save(tmp_path / "inputs.npy", icons.pixels.numpy())
+    np.save(tmp_path / "same.npy", icons.pixels.numpy())
+    for inputs, output in (("inputs.npy", "out.npy"), ("same.npy", "same.npy")):
+        paths = (tmp_path / inputs, tmp_path / output)
+        assert embed(saved, *paths, "--batch-size", 7, capsys=capsys)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "same.npy"), np.load(tmp_path / "out.npy"))
+    assert {p.name for p in tmp_path.iterdir()} == {"inputs.npy", "out.npy", "same.npy"}
+
+
+@pytest.mark.parametrize("stop", ["a broken image", "an interrupt"])
+def test_what_ends_early_leaves_no_output(stop, saved, tmp_path, monkeypatch, capsys):
+    from PIL import Image
+
+    folder, output = tmp_path / "images", tmp_path / "made" / "out.npy"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("L", (32, 32), i).save(folder / f"{i}.png")
+    if stop == "an interrupt":
+        forward = SmallCNN.forward
+
+        def interrupted(self, x):
+            if len(x) == 1:  # the last batch
+                raise KeyboardInterrupt
+            return forward(self, x)
+
+        monkeypatch.setattr(SmallCNN, "forward", interrupted)
+    else:
+        (folder / "4.png").write_text("broken")
+    status, _ = embed(saved, folder, output, "--batch-size", 2, capsys=capsys)
+    assert status == (130 if stop == "an interrupt" else 2)
+    assert list(output.parent.iterdir()) == []
+
+
 def test_images_of_other_shapes_are_fitted(tmp_path):
     from PIL import Image
 
@@ -247,6 +281,7 @@ def test_pixels_of_bytes_are_numbers(tmp_path, capsys):
     [
         ("flat.npy", "out.npy", (), "expected numbers [N, ...]"),
         ("text.npy", "out.npy", (), "expected an npy or npz file"),
+        ("coloured.npy", "out.npy", (), "coloured.npy: expected inputs that the embedder takes (Given"),
         ("two.npz", "out.npy", (), "--key: expected one of a, b, got None"),
         ("flat.npy", "out.txt", (), "output: expected a name that ends in .npy"),
         ("empty", "out.npy", (), "expected images"),
@@ -256,6 +291,7 @@ def test_pixels_of_bytes_are_numbers(tmp_path, capsys):
 )
 def test_wrong_files_are_named(inputs, output, more, message, saved, tmp_path, capsys):
     np.save(tmp_path / "flat.npy", np.zeros(3))
+    np.save(tmp_path / "coloured.npy", np.zeros((2, 3, 32, 32)))
     (tmp_path / "text.npy").write_text("text")
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     (tmp_path / "empty").mkdir()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +74,13 @@ def embed_files(arguments: argparse.Namespace) -> None:
         bars.TextColumn("embedding"), bars.BarColumn(), bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
     )  # fmt: skip
-    with bars.Progress(*columns) as progress:
+    target = output.resolve()
+    # Beside it until all is there: the output may be the file that is read, and half of one looks whole.
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside,
+        bars.Progress(*columns) as progress,
+        _named_inputs(arguments.inputs),
+    ):
         task = progress.add_task("", total=len(inputs))
         for start in range(0, len(inputs), arguments.batch_size):
             stop = min(start + arguments.batch_size, len(inputs))
@@ -87,16 +97,28 @@ def embed_files(arguments: argparse.Namespace) -> None:
                     "embedder: expected a network that returns embeddings [batch, dim]"
                 )
             if written is None:  # mapped: never more than a batch in memory
+                shape = (len(inputs), found.shape[1])
                 written = np.lib.format.open_memmap(
-                    output, mode="w+", dtype=np.float32, shape=(len(inputs), found.shape[1])
+                    f"{beside}/{target.name}", mode="w+", dtype=np.float32, shape=shape
                 )
             written[start:stop] = found.float().cpu().numpy()
             progress.advance(task, stop - start)
-    assert written is not None
-    written.flush()
+        assert written is not None
+        written.flush()
+        os.replace(f"{beside}/{target.name}", target)
     print(f"{output}: {written.shape[0]} x {written.shape[1]}")
     if isinstance(inputs, files.Images):
         for name, lines in (("files", inputs.paths), ("labels", inputs.labels)):
             path = output.with_suffix(f".{name}.txt")
             path.write_text("".join(f"{line}\n" for line in lines))
             print(path)
+
+
+@contextlib.contextmanager
+def _named_inputs(path: Path) -> Iterator[None]:
+    """What a network says of inputs that it cannot take, in a line."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: expected inputs that the embedder takes ({said})") from error
