@@ -85,7 +85,7 @@ def test_a_miner_is_saved_between_steps(make):
     copied, file = copy.deepcopy(miner), io.BytesIO()
     torch.save(MultipleLosses([losses.TripletMarginLoss()], [miner]), file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False).miners["0"]
+    loaded = torch.load(file, weights_only=False).miners[0]
     for other in (copied, loaded):
         assert all(torch.equal(a, b) for a, b in zip(other(X, Y), kept, strict=True))
 

@@ -169,6 +169,25 @@ def test_several_losses_are_their_weighted_sum():
     torch.testing.assert_close(each(x, y.double()), losses.LogRatioLoss()(x, y.double()))
 
 
+def test_several_losses_of_a_list_are_a_list():
+    ((x, y),) = batches(1)
+    mined = [miners.UniformHistogramMiner(), None]
+    given = ([losses.NTXentLoss(), losses.ProxyAnchorLoss(6, 8)], mined, [1, 0.5])
+    ours = MultipleLosses(*given).double()
+    other = theirs.MultipleLosses(*given).double()
+    assert [type(m) for m in ours.losses] == [type(m) for m in other.losses]
+    assert ours.losses[1] is given[0][1] and ours.miners[1] is None and ours.weights[1] == 0.5
+    assert list(ours.state_dict()) == list(other.state_dict())
+    # As they were saved while a list was kept by names, and by names.
+    named = {"0": losses.NTXentLoss(), "1": losses.ProxyAnchorLoss(6, 8)}
+    named = MultipleLosses(named, {"0": miners.UniformHistogramMiner()}, {"1": 0.5, "0": 1}).double()
+    named.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x, y), named(x, y))
+    ours.load_state_dict(named.state_dict())
+    mixed = MultipleLosses([losses.NTXentLoss(), losses.SupConLoss()], weights={"1": 0.5, "0": 1})
+    assert mixed.weights == [1, 0.5] and not mixed.miners
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -24,6 +24,8 @@ def expect_parts(loss: Any) -> None:
             "forward of its own; override `calls` or `parts` instead, which wrappers ask for"
         )
     several = getattr(loss, "losses", None)
+    if isinstance(several, nn.ModuleList):
+        several = dict(enumerate(several))
     for inner in several.values() if isinstance(several, (Mapping, nn.ModuleDict)) else ():
         expect_parts(inner)
 

@@ -22,6 +22,8 @@ class MultipleLosses(NamedArguments):
             to that loss.
         weights: None, for 1; or as the losses.
 
+    `losses`, `miners` and `weights` are kept as they came: lists where the losses are a list.
+
     Called as its losses are, `loss(embeddings, labels, indices_tuple=None, ref_emb=None, ref_labels=None, *,
     own=None)`; an `indices_tuple` goes to losses without a miner of their own. Losses of two arguments take
     what comes second for what they call it.
@@ -48,11 +50,18 @@ class MultipleLosses(NamedArguments):
             raise ValueError(f"losses: expected rows of one kind to be added up, got {rows}")
         if wrong := [x for x in named.values() if not isinstance(x, nn.Module)]:
             raise ValueError(f"losses: expected modules, got {wrong[0]!r}")
-        self.losses = nn.ModuleDict(named)
         mine = _named(miners, "miners", named, some=True) if miners is not None else {}
-        self.miners = nn.ModuleDict({k: m for k, m in mine.items() if m is not None})
         given = _named(weights, "weights", named) if weights is not None else dict.fromkeys(named, 1)
-        self.weights = {k: check.finite(w, f"weights[{k!r}]") for k, w in given.items()}
+        factors = {k: check.finite(given[k], f"weights[{k!r}]") for k in named}
+        self.losses: nn.ModuleList | nn.ModuleDict
+        self.miners: nn.ModuleList | nn.ModuleDict
+        self.weights: list[float] | dict[str, float]
+        if isinstance(losses, (Mapping, nn.ModuleDict)):
+            self.losses, self.weights = nn.ModuleDict(named), factors
+            self.miners = nn.ModuleDict({k: m for k, m in mine.items() if m is not None})
+        else:
+            self.losses, self.weights = nn.ModuleList(named.values()), list(factors.values())
+            self.miners = nn.ModuleList([mine[k] for k in named] if mine else [])
 
     def forward(
         self,
@@ -67,8 +76,8 @@ class MultipleLosses(NamedArguments):
         given = (embeddings, labels, indices_tuple, ref_emb, ref_labels)
         further = {} if own is None else {"own": own}
         found = []
-        for name, batch in self._batches(further, *given):
-            found.append(self.weights[name] * self.losses[name](*batch, **further))
+        for loss, weight, batch in self._batches(further, *given):
+            found.append(weight * loss(*batch, **further))
         return sum(found[1:], found[0])
 
     def parts(self, *batch: Any, own: int | Tensor | None = None) -> list[Any]:
@@ -76,22 +85,26 @@ class MultipleLosses(NamedArguments):
         given = (*batch, *(None,) * 4)[:5]
         further = {} if own is None else {"own": own}
         return [
-            weighted(part, self.weights[name])
-            for name, its in self._batches(further, *given)
-            for part in self.losses[name].parts(*its, **further)  # type: ignore[operator]
+            weighted(part, weight)
+            for loss, weight, its in self._batches(further, *given)
+            for part in loss.parts(*its, **further)
         ]
 
     def _batches(
         self, further: dict[str, Any], embeddings: Any, labels: Any, pairs: Any, ref_emb: Any, ref_labels: Any
-    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """What each loss is called with: what there is, as others than losses over samples take less."""
-        for name in self.losses:
+    ) -> Iterator[tuple[Any, float, tuple[Any, ...]]]:
+        """Each loss, its weight, and what it is called with: what there is, as others than losses over
+        samples take less."""
+        losses: Any = self.losses
+        weights: Any = self.weights
+        for name in range(len(losses)) if isinstance(losses, nn.ModuleList) else losses:
             found = [embeddings, labels, pairs, ref_emb, ref_labels]
-            if name in self.miners:
-                found[2] = self.miners[name](embeddings, labels, ref_emb, ref_labels, **further)
+            miner: Any = self.miners._modules.get(str(name))
+            if miner is not None:
+                found[2] = miner(embeddings, labels, ref_emb, ref_labels, **further)
             while found[-1] is None:
                 found.pop()
-            yield name, tuple(found)
+            yield losses[name], weights[name], tuple(found)
 
 
 def _rows(loss: object) -> str | None:
