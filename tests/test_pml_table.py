@@ -82,6 +82,16 @@ def test_every_class_is_there(kind, name):
     assert places == names
 
 
+@pytest.mark.parametrize("name", ["ContrastiveLoss", "VICRegLoss", "ArcFaceLoss", "CrossBatchMemory"])
+def test_statistics_may_be_asked_for(name):
+    """... and are not collected."""
+    given = {"ArcFaceLoss": (3, 8), "CrossBatchMemory": (losses.ContrastiveLoss(), 8)}.get(name, ())
+    plain, asked = (getattr(losses, name)(*given, collect_stats=s) for s in (None, True))
+    assert asked.collect_stats is True and plain.collect_stats is False and repr(plain) == repr(asked)
+    with pytest.raises(ValueError, match="collect_stats: expected True or False, got 'yes'"):
+        getattr(losses, name)(*given, collect_stats="yes")
+
+
 # ---- losses
 
 

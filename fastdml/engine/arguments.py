@@ -75,6 +75,8 @@ class NamedArguments(nn.Module):
 
     def __init__(self, **unknown: Any) -> None:
         super().__init__()
+        # Of pytorch-metric-learning's modules, without effect here: among no class's `names`.
+        self.collect_stats = check.optional_flag(unknown.pop("collect_stats", None), "collect_stats")
         if unknown:
             check.taken(unknown, self.names, type(self).__name__)
 

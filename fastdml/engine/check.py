@@ -153,7 +153,6 @@ _INSTEAD = {
     "weights": 'multiply what reduction="none" returns',
     "weight": 'multiply the value, or what reduction="none" returns',
     "sample_weight": 'multiply what reduction="none" returns',
-    "collect_stats": "nothing is collected",
 }
 
 

@@ -146,6 +146,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
             of reduction: kept as `loss.reducer`. It may also be the name of a reduction.
         embedding_regularizer: called with the embeddings [B, D], for a scalar that is added to the loss
             times `embedding_reg_weight`.
+        collect_stats: taken for pytorch-metric-learning's sake; nothing is collected.
     """
 
     peer = ("pytorch_metric_learning.losses", "BaseMetricLossFunction")

@@ -35,6 +35,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         embedding_size: D.
         memory_size: embeddings that are kept, the oldest leave first.
         miner: called on the batch against the memory; None: all pairs.
+        collect_stats: taken for pytorch-metric-learning's sake; nothing is collected.
 
     State: `embedding_memory` [memory_size, D], in the widest type of the batches so far (float32 at least),
     `label_memory` [memory_size], `queue_idx`, where the next batch goes, and `filled`, how many there are: a
