@@ -81,6 +81,28 @@ def test_is_a_tuple_to_others():
     assert all(t.dtype == torch.int64 for t in (a1, p, a2, n))
 
 
+def test_is_a_tuple_to_torch_and_its_operators():
+    case = CASES["ragged"]()
+    pairs = MultiSimilarityMiner()(case.x, case.y)
+    plain = tuple(pairs)
+    assert torch.equal(torch.cat(pairs, dim=0), torch.cat(plain)) and len(torch.hstack(tensors=pairs))
+    assert torch.equal(torch.stack(pairs[:2] + plain[:2]), torch.stack([*plain[:2], *plain[:2]]))
+    for both in (pairs + pairs, pairs + plain, plain + pairs):
+        assert type(both) is tuple and all(a is b for a, b in zip(both, plain + plain, strict=True))
+    assert pairs.index(plain[0]) == 0 and pairs.count(None) == 0
+
+
+@pytest.mark.parametrize("name", ["FastAPLoss", "NCALoss", "ProxyAnchorLoss", "ArcFaceLoss"])
+@pytest.mark.parametrize("miner", ["MultiSimilarityMiner", "TripletMarginMiner"])
+def test_weights_of_another_library_are_made_of_it(name, miner):
+    theirs = pytest.importorskip("pytorch_metric_learning.losses")
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(24, 8, generator=g), torch.arange(24) // 4
+    loss = getattr(theirs, name)(*() if name in ("FastAPLoss", "NCALoss") else (6, 8))
+    mined = getattr(fastdml.miners, miner)()(x, y)
+    assert torch.equal(loss(x, y, mined), loss(x, y, tuple(mined)))
+
+
 def test_large_batches_are_mined_in_blocks():
     """More columns than a block of the whole matrix could hold: rows still number from the start."""
     g = torch.Generator().manual_seed(0)

@@ -22,7 +22,8 @@ class LazyPairs:
     """Index tensors (a1, p, a2, n), or (a, p, n), that exist only once somebody unpacks them.
 
     A loss that knows the rule by which they are mined applies the rule instead. To everybody else this is
-    a tuple; pickled or copied it is a plain one.
+    a tuple, to torch's functions too; pickled or copied it is a plain one. What asks for the type itself
+    (an index, others' C code) takes `tuple(pairs)`.
 
     rule: fields of a description that make a loss choose the same, or none.
     mined: the arguments (embeddings, labels, ref_emb, ref_labels) of the miner's call; until the pairs
@@ -58,6 +59,13 @@ class LazyPairs:
         # could not be made inside a compiled graph, and to whoever makes that graph this is none: it would
         # be read by a tuple's own functions.)
         return tuple if TracingContext.try_get() is None else LazyPairs
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        # torch's parser takes true tuples only.
+        return function(*_plain(args), **{k: _plain(v) for k, v in (kwargs or {}).items()})
 
     def fuse(
         self,
@@ -138,12 +146,31 @@ class LazyPairs:
     def __len__(self) -> int:
         return self._tensors
 
+    def __add__(self, other: Any) -> Any:
+        return self._pairs() + _plain(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return other + self._pairs()
+
+    def count(self, value: Any) -> int:
+        return self._pairs().count(value)
+
+    def index(self, value: Any, *span: int) -> int:
+        return self._pairs().index(value, *span)
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return tuple, (self._pairs(),)
 
     def __repr__(self) -> str:
         state = "listed" if self._tuple is not None else "not listed yet"
         return f"LazyPairs({dict(self.rule)}, {self._tensors} tensors, {state})"
+
+
+def _plain(x: Any) -> Any:
+    """What a function is called with, with tuples in place of lazy ones."""
+    if type(x) is LazyPairs:
+        return x.listed()
+    return type(x)(map(_plain, x)) if type(x) in (tuple, list) else x
 
 
 def _versions(tensors: tuple[Tensor | None, ...]) -> tuple[int, ...]:
