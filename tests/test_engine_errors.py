@@ -55,6 +55,13 @@ WRONG = {
     "labels short": (lambda: ms(x, y[:3]), r"labels: expected shape \[8\], one label per row of embeddings, got \(3,\)"),
     "labels 2-D": (lambda: ms(x, y[:, None]), r"labels: expected shape \[8\], .*got \(8, 1\)"),
     "labels elsewhere": (lambda: ms(x, y.to("meta")), "labels: expected device cpu, that of embeddings, got meta"),
+    "pairs elsewhere": (lambda: ms(x, y, (i, i, i.to("meta"))), "indices_tuple: expected device cpu, that of embeddings, got meta"),
+    "weights elsewhere": (lambda: F.fast_ap(x, y, (i.to("meta"),) * 3), "indices_tuple: expected device cpu, that of embeddings, got meta"),
+    "anchors elsewhere": (lambda: F.n_pairs(x, y, anchors=i.to("meta"), positives=i), "indices_tuple: expected device cpu, that of embeddings, got meta"),
+    "labelled pairs elsewhere": (lambda: fastdml.wrappers.Labelled(losses.SupConLoss(), 0)(x, y, (i.to("meta"),) * 4), "indices_tuple: expected device cpu, that of embeddings, got meta"),
+    "hard weights elsewhere": (lambda: losses.InfoNCELoss()(x, x, x, hard_weights=y.to("meta")), "hard_weights: expected device cpu, that of hard_negatives, got meta"),
+    "hard guide elsewhere": (lambda: losses.InfoNCELoss()(x, x, x, guide=x, ref_guide=x, hard_guide=x.to("meta")), "hard_guide: expected device cpu, that of hard_negatives, got meta"),
+    "token mask elsewhere": (lambda: losses.LateInteractionLoss()(x[None], x[None], query_mask=(x[None, :, 0] > 0).to("meta")), "query_mask: expected device cpu, that of queries, got meta"),
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),
     # other candidates
     "own negative": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=-1), "own: expected a number of at least 0, or indices, got -1"),

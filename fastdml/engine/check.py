@@ -395,8 +395,9 @@ def _outside(t: Tensor, limit: int) -> bool:
     return low < 0 or high >= limit
 
 
-def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
-    """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors."""
+def pairs(indices: object, rows: int, columns: int, of: Tensor | None = None) -> list[Tensor]:
+    """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors; of: embeddings, on whose
+    device they must be; None: on any."""
     if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
         raise ValueError(
             "indices_tuple: expected (a, p, n) or (a1, p, a2, n) of index tensors, got "
@@ -412,6 +413,8 @@ def pairs(indices: object, rows: int, columns: int) -> list[Tensor]:
         wrong = not isinstance(t, Tensor) or t.dim() != 1 or t.is_floating_point()
         if wrong or t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"indices_tuple: expected {name} to be a 1-D tensor of integers")
+        if of is not None:
+            same_device(t, of, "indices_tuple", "embeddings")
         limit = columns if k % 2 else rows
         again = k == 2 and t is given[0]
         found[k] = found[0] if again else t.long()

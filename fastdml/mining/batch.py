@@ -133,7 +133,7 @@ def checked(
             indices_tuple.expect(embeddings.shape[0], columns.shape[0], apart)
         predicate = indices_tuple
     elif indices_tuple is not None:
-        pairs = tuple(check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0]))
+        pairs = tuple(check.pairs(indices_tuple, embeddings.shape[0], columns.shape[0], embeddings))
         listed = len(indices_tuple)  # type: ignore[arg-type]
     elif labels is None:
         raise ValueError("labels: expected labels or indices_tuple, got neither")

@@ -27,7 +27,7 @@ def sample_weights(
         indices_tuple = indices_tuple.listed()
     size = embeddings.shape[0]
     columns = size if ref_emb is None else ref_emb.shape[0]
-    a1, p, a2, n = check.pairs(indices_tuple, size, columns)
+    a1, p, a2, n = check.pairs(indices_tuple, size, columns, embeddings)
     anchors = [a1] if len(indices_tuple) == 3 else [a1, a2]  # type: ignore[arg-type]
     anchors_only = anchors_only or ref_emb is not None
     named = torch.cat(anchors if anchors_only else [*anchors, p, n])

@@ -265,7 +265,7 @@ class _Given:
         if callable(given):
             function: Callable[[Tensor, Tensor], Any] = given
             return lambda a, c: function(rows[a], columns[c])
-        pairs = check.pairs(given, kept.shape[0], others.shape[0])
+        pairs = check.pairs(given, kept.shape[0], others.shape[0], self.embeddings)
         to_row, to_column = kept.cumsum(0) - 1, others.cumsum(0) - 1
         a1, p, a2, n = pairs
         positive, negative = kept[a1] & others[p], kept[a2] & others[n]

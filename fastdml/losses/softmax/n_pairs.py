@@ -155,7 +155,7 @@ class NPairsLoss(SampleLoss):
         paired = anchors is None and self.form != "all"
         if anchors is not None and positives is not None:
             none = y.new_empty(0)
-            check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0])
+            check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0], embeddings)
         elif self.form == "all":
             anchors, positives, weight = _random_positives(y, generator)
         elif not batch.pairs and _padded(embeddings, self.reduction):

@@ -132,6 +132,8 @@ class LateInteractionLoss(Tempered, Loss):
         if kept is not None and not fits:
             got = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
             raise ValueError(f"{mask}: expected bool {list(x.shape[:2])}, got {got}")
+        if kept is not None:
+            check.same_device(kept, x, mask, name)
         if self.similarity == "cosine":
             x = unit(flat.to(wide_type(flat))).view(x.shape)
         return late.Tokens(x, kept)

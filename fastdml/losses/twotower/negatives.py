@@ -240,16 +240,16 @@ class Pairs:
         if ids is not None:
             if self.ids is None:
                 raise ValueError("hard_ids: expected None without ids")
-            _expect_shape(ids, "hard_ids", shape)
+            _expect_shape(ids, "hard_ids", shape, x)
             flat = ids.reshape(-1)
             ids = check.labels(flat, flat.numel(), x.device, "hard_ids", "hard_negatives").view(shape)
         if guide is not None and self.guide is None:
             raise ValueError("hard_guide: expected None without guide")
         if self.guide is not None:
-            _expect_shape(guide, "hard_guide", (*shape, self.guide.shape[1]))
+            _expect_shape(guide, "hard_guide", (*shape, self.guide.shape[1]), x)
             assert guide is not None
             guide = guide.detach()
-        log_weights = None if weights is None else _logarithm(weights, shape)
+        log_weights = None if weights is None else _logarithm(weights, shape, x)
         if len(shape) == 2:
             return Hard(x, log_weights, ids, guide)
         self._append(x, log_weights, ids, guide)
@@ -319,14 +319,16 @@ class Pairs:
         return _Negatives(self.mask, mine)
 
 
-def _expect_shape(x: object, name: str, shape: tuple[int, ...]) -> None:
+def _expect_shape(x: object, name: str, shape: tuple[int, ...], of: Tensor) -> None:
+    """of: the hard negatives that it belongs to."""
     if not isinstance(x, Tensor) or tuple(x.shape) != tuple(shape):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"{name}: expected shape {list(shape)}, got {got}")
+    check.same_device(x, of, name, "hard_negatives")
 
 
-def _logarithm(weights: Tensor, shape: torch.Size) -> Tensor:
-    _expect_shape(weights, "hard_weights", shape)
+def _logarithm(weights: Tensor, shape: torch.Size, of: Tensor) -> Tensor:
+    _expect_shape(weights, "hard_weights", shape, of)
     readable = weights.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable and not bool(((weights > 0) & (weights < torch.inf)).all()):
         raise ValueError("hard_weights: expected positive numbers")
