@@ -62,6 +62,12 @@ WRONG = {
     "hard weights elsewhere": (lambda: losses.InfoNCELoss()(x, x, x, hard_weights=y.to("meta")), "hard_weights: expected device cpu, that of hard_negatives, got meta"),
     "hard guide elsewhere": (lambda: losses.InfoNCELoss()(x, x, x, guide=x, ref_guide=x, hard_guide=x.to("meta")), "hard_guide: expected device cpu, that of hard_negatives, got meta"),
     "token mask elsewhere": (lambda: losses.LateInteractionLoss()(x[None], x[None], query_mask=(x[None, :, 0] > 0).to("meta")), "query_mask: expected device cpu, that of queries, got meta"),
+    "labels a number": (lambda: F.log_ratio(x, y[0]), r"labels: expected a tensor of numbers \[batch\] or \[batch, any\], got torch.int64 \(\)"),
+    "memory's miner": (lambda: losses.CrossBatchMemory(losses.SupConLoss(), B, miner="x"), "miner: expected a miner or None, got 'x'"),
+    "shared miner": (lambda: fastdml.distributed.wrap(losses.SupConLoss(), miner=3), "miner: expected a miner or None, got 3"),
+    "miners": (lambda: losses.MultipleLosses([losses.SupConLoss()], ["x"]), "miners: expected modules or None, got 'x'"),
+    "documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:3, None]), "documents: expected 8 rows, one per row of queries, got 3"),
+    "place of documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:, None], own=9), "own: expected a number below 8, the rows of documents, got 9"),
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),
     # other candidates
     "own negative": (lambda: losses.SupConLoss()(x, y, None, x + 1, y, own=-1), "own: expected a number of at least 0, or indices, got -1"),

@@ -164,6 +164,17 @@ def test_a_loss_of_a_users_form():
             agree(found, value_and_gradient(lambda z: peer(z, *batch), x))  # noqa: B023
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("given", [{"p": 1}, {"p": 3, "power": 2}, {"power": 0.5}])
+def test_distances_of_half_precision(given, dtype):
+    """Computed in float32, and of the embeddings' type."""
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    distance = LpDistance(**given)
+    found = distance(x, x[:3])
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, distance(x.float(), x[:3].float()).to(dtype))
+
+
 def test_a_distance_with_parameters_learns():
     class Stretched(nn.Module):
         is_inverted = False

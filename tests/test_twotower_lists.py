@@ -153,7 +153,7 @@ def test_late_interaction_of_locked_tokens_and_wrong_ones():
         losses.LateInteractionLoss()(q[0], d)
     with pytest.raises(ValueError, match=r"^document_mask: expected bool"):
         losses.LateInteractionLoss()(q, d, document_mask=torch.ones(4, 6))
-    with pytest.raises(ValueError, match=r"^ref_emb: expected"):
+    with pytest.raises(ValueError, match=r"^documents: expected"):
         losses.LateInteractionLoss()(q, d[:3])
 
 

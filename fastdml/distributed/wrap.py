@@ -61,7 +61,7 @@ class Distributed(nn.Module):
         check.one_of(schedule, "schedule", SCHEDULES)
         check.one_of(gradient, "gradient", GRADIENTS)
         self.loss = loss
-        self.miner = miner
+        self.miner = check.miner(miner)
         self.schedule = schedule
         self.gradient = gradient
         self.ranks = Ranks(group)

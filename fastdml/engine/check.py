@@ -105,14 +105,15 @@ def same_space(a: Tensor, b: Tensor, a_name: str, b_name: str) -> None:
     same_device(b, a, b_name, a_name)
 
 
-def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
-    """Where rows' own copies stand among the candidates: a number, or int64 [rows], -1 for nowhere."""
+def own(where: int | Tensor, embeddings: Tensor, columns: int, of: str = "ref_emb") -> int | Tensor:
+    """Where rows' own copies stand among the candidates: a number, or int64 [rows], -1 for nowhere; of: what
+    the candidates are called."""
     rows = embeddings.shape[0]
     if isinstance(where, int) and not isinstance(where, bool):
         if where < 0:
             raise ValueError(f"own: expected a number of at least 0, or indices, got {where}")
         if where >= columns > 0:
-            raise ValueError(f"own: expected a number below {columns}, the rows of ref_emb, got {where}")
+            raise ValueError(f"own: expected a number below {columns}, the rows of {of}, got {where}")
         return where
     if not isinstance(where, Tensor) or where.is_floating_point() or where.dtype == torch.bool:
         got = where.dtype if isinstance(where, Tensor) else type(where).__name__
@@ -121,7 +122,7 @@ def own(where: int | Tensor, embeddings: Tensor, columns: int) -> int | Tensor:
         raise ValueError(f"own: expected shape [{rows}], got {tuple(where.shape)}")
     same_device(where, embeddings, "own", "embeddings")
     if readable(where) and rows and not -1 <= int(where.min()) <= int(where.max()) < columns:
-        raise ValueError(f"own: expected indices of ref_emb in [0, {columns}), or -1")
+        raise ValueError(f"own: expected indices of {of} in [0, {columns}), or -1")
     return where.long()
 
 
@@ -353,6 +354,12 @@ def function(value: F, name: str) -> F:
     return value
 
 
+def miner(value: F) -> F:
+    if value is not None and not callable(value):
+        raise ValueError(f"miner: expected a miner or None, got {value!r}")
+    return value
+
+
 def flag(value: bool, name: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name}: expected True or False, got {value!r}")
@@ -396,8 +403,8 @@ def _outside(t: Tensor, limit: int) -> bool:
 
 
 def pairs(indices: object, rows: int, columns: int, of: Tensor | None = None) -> list[Tensor]:
-    """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors; of: embeddings, on whose
-    device they must be; None: on any."""
+    """A 4-tuple (a1, p, a2, n) or a 3-tuple (a, p, n) of index tensors, as four tensors; of: embeddings, on
+    whose device they must be; None: on any."""
     if not isinstance(indices, (tuple, list)) or len(indices) not in (3, 4):
         raise ValueError(
             "indices_tuple: expected (a, p, n) or (a1, p, a2, n) of index tensors, got "

@@ -86,10 +86,12 @@ def lp_name(p: float, power: float, normalized: bool) -> str:
 
 
 def _lp(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:
+    given, wide = torch.promote_types(a.dtype, c.dtype), wide_type(a, c)
+    a, c = a.to(wide), c.to(wide)  # torch has no distances in half precision
     if normalized:
         a, c = _unit(a, p), _unit(c, p)
-    d = exact_distances(a, c, p).to(a.dtype)
-    return d if power == 1 else _power(d, power)
+    d = exact_distances(a, c, p)
+    return (d if power == 1 else _power(d, power)).to(given)
 
 
 def _lp_of_rows(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:

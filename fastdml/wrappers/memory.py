@@ -72,7 +72,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         # A loss over samples of all processes is one: `distributed.wrap`.
         self._shared = hasattr(loss, "ranks") and isinstance(loss.loss, SampleLoss)
         self.loss = loss if self._shared else over_samples(loss)
-        self.miner = miner
+        self.miner = check.miner(miner)
         self.embedding_size = check.count(embedding_size, "embedding_size")
         self.memory_size = check.count(memory_size, "memory_size")
         self.curr_batch_idx: Tensor | None = None

@@ -103,8 +103,15 @@ class LabelledLoss(RelationalLoss):
             raise ValueError("labels: expected either labels or label_distance")
         if label_distance is not None:
             return [self._of_one_anchor(embeddings, label_distance)]
-        if not isinstance(labels, Tensor) or labels.is_complex() or labels.dtype == torch.bool:
-            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        if (
+            not isinstance(labels, Tensor)
+            or labels.dim() == 0
+            or labels.is_complex()
+            or labels.dtype == torch.bool
+        ):
+            got = type(labels).__name__
+            if isinstance(labels, Tensor):
+                got = f"{labels.dtype} {tuple(labels.shape)}"
             raise ValueError(
                 f"labels: expected a tensor of numbers [batch] or [batch, any], got {got}"
             )

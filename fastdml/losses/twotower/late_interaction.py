@@ -106,7 +106,7 @@ class LateInteractionLoss(Tempered, Loss):
         rows, columns, device = mine.count, theirs.count, queries.device
         # What the engine asks of embeddings: how many there are, and their type.
         a, c = (torch.zeros(n, 1, dtype=kind, device=device) for n in (rows, columns))
-        own = check_own(own, a, c)
+        own = check_own(own, a, c, ("queries", "documents"))
         if rows == 0:
             return [Term(nothing, (queries, documents))]
         share = 0.5 if self.symmetric else 0.0

@@ -32,14 +32,18 @@ def check_sets(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -
     check.same_space(a, b, a_name, b_name)
 
 
-def check_own(own: Own, embeddings: Tensor, ref_emb: Tensor) -> Own:
-    """Where the rows' partners stand in ref_emb; there must be as many of them from a number on."""
-    found = check.own(own, embeddings, ref_emb.shape[0])
+def check_own(
+    own: Own, embeddings: Tensor, ref_emb: Tensor, names: tuple[str, str] = ("embeddings", "ref_emb")
+) -> Own:
+    """Where the rows' partners stand in ref_emb; there must be as many of them from a number on. names: what
+    the two are called."""
+    rows, partners = names
+    found = check.own(own, embeddings, ref_emb.shape[0], partners)
     needed = embeddings.shape[0] + (found if isinstance(found, int) else 0)
     if isinstance(found, int) and ref_emb.shape[0] < needed:
         from_there = f" from row {found} on" if found else ""
         raise ValueError(
-            f"ref_emb: expected {needed} rows, one per row of embeddings{from_there}, got "
+            f"{partners}: expected {needed} rows, one per row of {rows}{from_there}, got "
             f"{ref_emb.shape[0]}"
         )
     return found
