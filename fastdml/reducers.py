@@ -207,11 +207,11 @@ class DivisorReducer(BaseReducer):
     def reduce(self, info: Mapping[str, Any], embeddings: Tensor, labels: Tensor | None) -> Tensor:
         if "divisor" not in info:
             raise ValueError("reducer: this loss names no divisor; expected another reducer")
-        divisor = torch.as_tensor(info["divisor"])
+        divisor = torch.as_tensor(info["divisor"], device=info["losses"].device)
         # No divisor: 0, and no infinite derivative.
-        safe = torch.where(divisor == 0, torch.ones_like(divisor), divisor).to(info["losses"].device)
+        safe = torch.where(divisor == 0, torch.ones_like(divisor), divisor)
         total = info["losses"].sum() / safe
-        return torch.where(divisor.to(total.device) == 0, total * 0, total) + self.zero_loss(embeddings)
+        return torch.where(divisor == 0, total * 0, total) + self.zero_loss(embeddings)
 
 
 class DoNothingReducer(BaseReducer):

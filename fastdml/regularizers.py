@@ -181,10 +181,10 @@ class SparseCentersRegularizer(BaseRegularizer):
     def get_default_reducer(self) -> BaseReducer:
         return DivisorReducer()
 
-    def _pairs(self) -> tuple[Tensor, Tensor]:
+    def _pairs(self, device: torch.device) -> tuple[Tensor, Tensor]:
         size = self.centers_per_class
-        first, second = torch.triu_indices(size, size, 1)
-        start = torch.arange(self.num_classes)[:, None] * size
+        first, second = torch.triu_indices(size, size, 1, device=device)
+        start = torch.arange(self.num_classes, device=device)[:, None] * size
         return (start + first).flatten(), (start + second).flatten()
 
     def divisor(self, x: Tensor) -> int:
@@ -195,7 +195,7 @@ class SparseCentersRegularizer(BaseRegularizer):
         if x.shape[0] != rows:
             classes = self.num_classes
             raise ValueError(f"x: expected {rows} rows, centres of {classes} classes, got {x.shape[0]}")
-        first, second = (t.to(x.device) for t in self._pairs())
+        first, second = self._pairs(x.device)
         distance = LpDistance().metric
         assert distance is not None
         return distance.paired(x[first], x[second])

@@ -202,3 +202,38 @@ def test_nothing_else_lists_the_fields_of_a_call():
     counts = {name: sum(f.startswith(name) for f in found) for name in allowed}
     others = [f for f in found if not f.startswith(tuple(allowed))]
     assert not others and counts == allowed, found
+
+
+# ---- Tensors are made where the data is
+
+FACTORIES = {
+    "arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn",
+    "randperm", "scalar_tensor", "sparse_coo_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
+}  # fmt: skip
+# What follows torch's default device on purpose: parameters and buffers (and numbers given for these), and
+# batches made up for tests.
+BY_DEFAULT = {"__init__", "numbers", "_as_weights", "example_values"}
+MADE_UP = ("bench/", "demo/", "explain.py")
+
+
+def made_anywhere(node: ast.AST, function: str = "") -> Iterator[int]:
+    """Lines that make a tensor on whatever torch's default device is."""
+    if isinstance(node, ast.FunctionDef):
+        function = node.name
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        known = ast.unparse(node.func.value) == "torch" and node.func.attr in FACTORIES
+        named = any(k.arg in ("device", None) for k in node.keywords)
+        if known and not named and function not in BY_DEFAULT:
+            yield node.lineno
+    for child in ast.iter_child_nodes(node):
+        yield from made_anywhere(child, function)
+
+
+def test_tensors_are_made_on_the_device_of_the_data():
+    wrong = []
+    for path in FILES:
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(MADE_UP):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            wrong += [f"{name}:{line}" for line in made_anywhere(tree)]
+    assert not wrong, wrong

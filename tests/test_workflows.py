@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import fastdml
 from fastdml import losses, miners
 from fastdml.distributed import shard, wrap
+from fastdml.labels import LabelSets
 from fastdml.losses import (
     CrossBatchMemory,
     Labelled,
@@ -18,7 +19,9 @@ from fastdml.losses import (
     MultipleLosses,
     SelfSupervisedLoss,
 )
+from fastdml.metrics import evaluate, nearest_neighbours
 from fastdml.reducers import DoNothingReducer
+from fastdml.samplers import MPerClassSampler
 
 X, Y = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) // 4
 
@@ -147,3 +150,25 @@ def test_a_wrapped_loss_with_a_miner_takes_no_pairs():
 def test_what_cannot_be_wrapped_is_refused_when_it_is_made(make, words):
     with pytest.raises(ValueError, match=f"^{words}"):
         make()
+
+
+WITHIN_ANOTHER_DEFAULT = {
+    "listed": lambda x, y, t: losses.ContrastiveLoss()(x, y, t),
+    "listed, of a set that is distinct": lambda x, y, t: losses.SupConLoss()(x, y, t),
+    "sets": lambda x, y, t: losses.SupConLoss()(x, None, LabelSets(y[:, None] == y)),
+    "neighbours": lambda x, y, t: nearest_neighbours(x, 2, backend="chunked"),
+    "relevance": lambda x, y, t: evaluate(x, relevance=lambda i, j: y[i][:, None] == y[j])["map"],
+    "seeds": lambda x, y, t: len(MPerClassSampler(y, 2, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN_ANOTHER_DEFAULT)
+def test_data_stays_where_it_is_under_another_default_device(name):
+    """Meta stands for a default of "cuda" beside data on the CPU."""
+    call = WITHIN_ANOTHER_DEFAULT[name]
+    x, y = torch.randn(20, 6), torch.arange(20) // 4
+    listed = tuple(miners.BatchHardMiner()(x, y))
+    fastdml.set_workspace(None)  # no buffer of before
+    with torch.device("meta"):
+        within = call(x, y, listed)
+    torch.testing.assert_close(within, call(x, y, listed), rtol=0, atol=0)

@@ -154,7 +154,7 @@ class Distributed(nn.Module):
 
     def _draws(self) -> int:
         """Where the loss draws from torch's generator: a number by which all ranks draw alike."""
-        return int(torch.randint(1 << 62, ())) if self._draws_from_torch else 0
+        return int(torch.randint(1 << 62, (), device="cpu")) if self._draws_from_torch else 0
 
     def _same_draws(self, seed: int) -> Any:
         return _Seeded(seed) if self._draws_from_torch else contextlib.nullcontext()

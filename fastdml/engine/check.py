@@ -376,7 +376,7 @@ def numbers(values: Tensor | Sequence[float], name: str, count: int) -> Tensor:
     try:
         found = torch.as_tensor(values, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        found = torch.empty(0)
+        found = torch.empty(0, device="cpu")
     if tuple(found.shape) != (count,) or not bool(((found > 0) & (found < torch.inf)).all()):
         raise ValueError(f"{name}: expected {count} positive numbers, got {values!r}")
     return found

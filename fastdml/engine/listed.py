@@ -57,7 +57,7 @@ class RowList:
         """The same pairs by columns."""
         rows = (self.start.shape[0] - 1) // self.every
         count = self.start[:: self.every].diff()
-        row = torch.repeat_interleave(torch.arange(rows), count)
+        row = torch.arange(rows, device=count.device).repeat_interleave(count)
         if self.order is not None:
             row = torch.empty_like(row).scatter_(0, self.order.long(), row)
         return RowList.of(self.column.long(), row, columns)
@@ -233,7 +233,7 @@ class Plain:
         if self.size >= rows:
             yield 0, rows, [slice(None)] * len(self.lists)
             return
-        starts = torch.arange(0, rows + self.size, self.size)
+        starts = torch.arange(0, rows + self.size, self.size, device="cpu")
         ordered = [(i.argsort(stable=True), i) for i, _ in self.lists]
         bounds = [torch.searchsorted(i[order], starts.to(i.device)).tolist() for order, i in ordered]
         for k, start in enumerate(starts[:-1].tolist()):

@@ -464,7 +464,7 @@ def _statistics(
     if not isinstance(values, list):
         return values.to(kind)
     if device.type == "cpu":
-        return torch.tensor(values, dtype=kind)
+        return torch.tensor(values, dtype=kind, device=device)
     # Filled on the device: a copy from the host would not be captured in a CUDA graph.
     return torch.cat([torch.full((1,), value, dtype=kind, device=device) for value in values])
 

@@ -259,7 +259,8 @@ class TupleRelation(Relation):
             return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
         # Of triplets, the distinct pairs are few.
         start, column = self.by_rows(keep_own=False)
-        which = torch.arange(start.shape[0] - 1).repeat_interleave(start.diff())
+        rows = torch.arange(start.shape[0] - 1, device=start.device)
+        which = rows.repeat_interleave(start.diff())
         pair, positive = (which // 2) * self.columns + column, which % 2 == 1
         return not bool(torch.isin(pair[positive], pair[~positive], assume_unique=True).any())
 

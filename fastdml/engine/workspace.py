@@ -108,7 +108,7 @@ def buffer(name: str, count: int, like: Tensor) -> Tensor:
     if held is None or held.numel() < count:
         # A tensor made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            held = torch.empty(count, dtype=like.dtype)
+            held = torch.empty(count, dtype=like.dtype, device="cpu")
         # One odd huge row must not pin its memory for good.
         if count * like.element_size() <= workspace_limit("cpu", revisited=True):
             _local.buffers[key] = held

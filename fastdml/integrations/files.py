@@ -72,7 +72,7 @@ class Images:
         chosen = {**known, **settings}
         self._size, self._mode = int(chosen["size"]), "L" if chosen["channels"] == 1 else "RGB"
         self._mean, self._std = (
-            torch.as_tensor(chosen[k], dtype=torch.float32).reshape(-1, 1, 1)
+            torch.as_tensor(chosen[k], dtype=torch.float32, device="cpu").reshape(-1, 1, 1)
             for k in ("mean", "std")
         )
         self._images = require("PIL.Image", "an embedder in files needs", "embed")

@@ -118,7 +118,11 @@ def compute_metrics(**options: Any) -> Callable[[Any], dict[str, float]]:
 
     def function(prediction: Any) -> dict[str, float]:
         embeddings, labels = prediction.predictions, prediction.label_ids
-        found = evaluate(torch.as_tensor(embeddings), torch.as_tensor(labels), **options)
+        found = evaluate(
+            torch.as_tensor(embeddings, device="cpu"),
+            torch.as_tensor(labels, device="cpu"),
+            **options,
+        )
         return {k: float(v) for k, v in found.items()}
 
     return function

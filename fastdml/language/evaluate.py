@@ -124,7 +124,7 @@ def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
             value = parameters[n.value[0]] if n.op == "parameter" else n.value
             if n.op == "lowest":
                 value = torch.finfo(torch.float32).min
-            known[n] = torch.tensor(value, dtype=torch.float64)
+            known[n] = torch.tensor(value, dtype=torch.float64, device="cpu")
     return float(known[node])
 
 

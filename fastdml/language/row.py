@@ -136,7 +136,7 @@ def outputs_of(found: Any, rows: int) -> Tensor:
 def _column(x: Any, rows: int) -> Tensor:
     if not isinstance(x, (Tensor, Real)):
         raise ValueError(f"fn: expected a number of every row, [{rows}, 1], got {type(x).__name__}")
-    x = torch.as_tensor(x)
+    x = x if isinstance(x, Tensor) else torch.tensor(x, device="cpu")
     if tuple(x.shape) not in ((), (1,), (rows, 1)):
         raise ValueError(
             f"fn: expected a number of every row, [{rows}, 1], got {tuple(x.shape)}: reduce pairs by "

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def _tensor(x: Value) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def _traced(*xs: Value) -> bool:

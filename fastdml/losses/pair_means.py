@@ -109,9 +109,10 @@ def _of_pairs(x: Tensor, y: Tensor, anchors: Tensor, others: Tensor) -> Tensor:
     index = torch.stack([anchors, others])
     ones = torch.ones(anchors.shape[0], dtype=x.dtype, device=x.device)
     shape = (x.shape[0], y.shape[0])
-    listed = torch.sparse_coo_tensor(index, ones, shape, check_invariants=False).coalesce()
+    given = torch.sparse_coo_tensor(index, ones, shape, device=x.device, check_invariants=False)
+    listed = given.coalesce()
     once = torch.sparse_coo_tensor(
         listed.indices(), torch.ones_like(listed.values()), listed.shape, is_coalesced=True,
-        check_invariants=False,
+        device=x.device, check_invariants=False,
     )  # fmt: skip
     return (x * torch.sparse.mm(once, y)).sum() / max(1, once.values().shape[0])

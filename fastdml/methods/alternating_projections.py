@@ -89,7 +89,9 @@ class RepresentativeSampler(Sampler[list[int]]):
     @property
     def representatives(self) -> Tensor:
         """[C] of the latest period."""
-        return self.periods[max(self.periods)][0] if self.periods else torch.empty(0, dtype=torch.int64)
+        if not self.periods:
+            return torch.empty(0, dtype=torch.int64, device="cpu")
+        return self.periods[max(self.periods)][0]
 
     def _batch(self, number: int) -> list[int]:
         period = number // self.lifetime

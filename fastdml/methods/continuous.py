@@ -69,15 +69,16 @@ class NearestLabelSampler(Sampler[list[int]]):
                 return
 
     def _batch(self, number: int) -> list[int]:
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        anchor = torch.randint(self.size, (1,), generator=g)
+        g = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + number)
+        anchor = torch.randint(self.size, (1,), generator=g, device="cpu")
         distance = self._distance(anchor)[0].cpu().clone()  # which may be a view of the caller's
         distance[anchor] = -1.0  # the anchor comes first
         near = distance.topk(self.nearest + 1, largest=False).indices
-        left = torch.ones(self.size, dtype=torch.bool)
+        left = torch.ones(self.size, dtype=torch.bool, device="cpu")
         left[near] = False
         rest = left.nonzero()[:, 0]
-        others = rest[torch.randperm(len(rest), generator=g)[: self.batch_size - len(near)]]
+        order = torch.randperm(len(rest), generator=g, device="cpu")
+        others = rest[order[: self.batch_size - len(near)]]
         chosen = torch.cat([near, others])
         return chosen[distance[chosen].argsort(stable=True)].tolist()
 
@@ -142,12 +143,13 @@ def label_retrieval(
     if not ks:
         raise ValueError("k: expected at least one number of neighbours, got none")
     found = nearest_neighbours(embeddings, ks[-1], distance=distance).cpu()
-    discount = (torch.arange(ks[-1], dtype=torch.float64) + 2).log2().reciprocal()
+    discount = (torch.arange(ks[-1], dtype=torch.float64, device="cpu") + 2).log2().reciprocal()
     totals = {name: 0.0 for n in ks for name in (f"label_distance@{n}", f"ndcg@{n}")}
-    for rows in torch.arange(size).split(max(1, _AT_ONCE // size)):
+    every = torch.arange(size, device="cpu")
+    for rows in every.split(max(1, _AT_ONCE // size)):
         d = label_distance(rows).double().cpu()
         seen = d.gather(1, found[rows])
-        own = torch.arange(size) == rows[:, None]
+        own = every == rows[:, None]
         ideal = d.masked_fill(own, torch.inf).topk(ks[-1], largest=False).values
         gains, best = (discount / (1 + t) for t in (seen, ideal))
         for n in ks:

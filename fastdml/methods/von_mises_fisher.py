@@ -87,7 +87,8 @@ def _log_bessel(kappa: Tensor, order: float) -> Tensor:
     root = (kappa.square() + order**2).sqrt()
     beyond = kappa.square() / (root + order)  # root - v without cancellation
     rest, _ = _series(order, root.reciprocal())
-    at_zero = math.log1p(float(_series(order, torch.tensor(1 / order, dtype=torch.float64))[0]))
+    start = torch.tensor(1 / order, dtype=torch.float64, device="cpu")
+    at_zero = math.log1p(float(_series(order, start)[0]))
     return (
         beyond
         - order * (beyond / (2 * order)).log1p()

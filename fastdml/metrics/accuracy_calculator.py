@@ -163,7 +163,7 @@ class AccuracyCalculator:
             found |= {"knn_distances": distances, "knn_labels": given["reference_labels"][index]}
         if foreign:
             labels, of = given["query_labels"].unique(dim=0, return_inverse=True)
-            count = torch.zeros(len(labels), dtype=torch.int64)
+            count = torch.zeros(len(labels), dtype=torch.int64, device="cpu")
             count[of.cpu()] = torch.from_numpy(relation.count)
             # Theirs counts the query itself.
             found["label_counts"] = (labels, count + int(given["ref_includes_query"]))

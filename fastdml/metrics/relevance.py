@@ -156,7 +156,7 @@ class ByFunction(Relation):
         classes: np.ndarray | None = None,
     ) -> None:
         self._function, self._candidates, self._own = function, candidates, own
-        self._all = torch.arange(candidates)
+        self._all = torch.arange(candidates, device="cpu")
         self.label, self.classes = label, classes
         self.order = np.arange(queries)
         self.count = np.zeros(queries, dtype=np.int64)

@@ -103,13 +103,13 @@ class RetrievalMetrics(Metric):
         if (is_query is not None) != self.gallery:
             raise ValueError("is_query: expected exactly with gallery=True")
         x = given.tensor(0, len(given), self.storage or _type(given.data), given.device)
-        mark = torch.as_tensor(False if is_query is None else is_query)
+        mark = torch.as_tensor(False if is_query is None else is_query, device=x.device)
         if mark.dtype != torch.bool or mark.shape not in ((), (len(x),)):
             raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {mark.dtype}")
         # The caller may write to a tensor once it was handed over.
         self.embeddings.append(x.clone() if x.data_ptr() == _pointer(given.data) else x)
         self.labels.append(found.to(x.device, copy=True))
-        self.queries.append(mark.to(x.device).expand(len(x)).clone())
+        self.queries.append(mark.expand(len(x)).clone())
 
     def evaluate(self) -> Evaluation:
         """The whole :class:`fastdml.metrics.Evaluation` of what this process holds."""
@@ -148,7 +148,7 @@ def _joined(held: Any) -> Tensor:
     """The rows of a state: a list of batches, or what torchmetrics has made of those of all ranks."""
     if isinstance(held, Tensor):
         return held
-    return torch.cat(list(held)) if len(held) else torch.empty(0)
+    return torch.cat(list(held)) if len(held) else torch.empty(0, device="cpu")
 
 
 def _pointer(x: Any) -> int:

@@ -288,8 +288,9 @@ def _chunked(
                 wanted.tally.add_right(theta[_once(problem, queries, right, of)])
         if wanted.k:
             k = min(wanted.k, scores.shape[1])
-            index = torch.full((len(scores), wanted.k), -1, dtype=torch.int64)
-            values = torch.full((len(scores), wanted.k), torch.nan, dtype=scores.dtype)
+            shape = len(scores), wanted.k
+            index = torch.full(shape, -1, dtype=torch.int64, device="cpu")
+            values = torch.full(shape, torch.nan, dtype=scores.dtype, device="cpu")
             index[:, :k], values[:, :k] = order.indices[:, :k].cpu(), order.values[:, :k].cpu()
             index[values == -torch.inf] = -1  # the query itself, where all are asked for
             values[values == -torch.inf] = torch.nan

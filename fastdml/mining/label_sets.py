@@ -108,7 +108,7 @@ def _listed(labels: Any, name: str) -> list[list[int]]:
 
 
 def _of_lists(labels: list[list[int]], number: dict[int, int]) -> Tensor:
-    found = torch.zeros(len(labels), max(1, len(number)), dtype=torch.bool)
+    found = torch.zeros(len(labels), max(1, len(number)), dtype=torch.bool, device="cpu")
     for k, row in enumerate(labels):
         found[k, [number[x] for x in row]] = True
     return found

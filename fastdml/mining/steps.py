@@ -20,8 +20,8 @@ def _of_random_state() -> int:
     """A number drawn from torch's generator, whoever watches operators."""
     if torch._C._len_torch_dispatch_stack():
         with _disable_current_modes():
-            return int(torch.empty((), dtype=torch.int64).random_())
-    return int(torch.empty((), dtype=torch.int64).random_())
+            return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 class Steps:

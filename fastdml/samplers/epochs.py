@@ -44,7 +44,7 @@ class EpochSampler(Sampler):
             raise ValueError(f"rank: expected with num_replicas={num_replicas}, got None")
         self.rank = 0 if rank is None else check.whole(rank, "rank", 0, self.num_replicas - 1)
         if seed is None:
-            seed = 0 if self.num_replicas > 1 else int(torch.randint(2**62, ()).item())
+            seed = 0 if self.num_replicas > 1 else int(torch.randint(2**62, (), device="cpu"))
         self._seed = arguments.seed(seed)
         self._go_to(0, 0)
 

@@ -116,19 +116,19 @@ class TuplesToWeightsSampler(EpochSampler):
         yield from drawn[self.rank :: self.num_replicas].tolist()
 
     def _weigh(self, random: np.random.Generator) -> Tensor:
-        chosen = torch.arange(self._size)
+        chosen = torch.arange(self._size, device="cpu")
         dataset = self.dataset
         if self.subset_size is not None:
             chosen = torch.from_numpy(
                 np.sort(random.choice(self._size, self.subset_size, replace=False))
             )
             dataset = Subset(dataset, chosen.tolist())
-        counts = torch.zeros(len(chosen), dtype=torch.long)
+        counts = torch.zeros(len(chosen), dtype=torch.long, device="cpu")
         for indices in self.miner(*self._embed(dataset)):
             counts += torch.bincount(indices.reshape(-1), minlength=len(chosen)).cpu()
         if not counts.any():
             counts += 1
-        weights = torch.zeros(self._size)
+        weights = torch.zeros(self._size, device="cpu")
         weights[chosen] = counts / counts.max()
         return weights
 
@@ -148,7 +148,7 @@ class TuplesToWeightsSampler(EpochSampler):
                 if device is not None and isinstance(data, Tensor):
                     data = data.to(device)
                 embeddings.append(model(data))
-                labels.append(torch.as_tensor(label).to(embeddings[-1].device))
+                labels.append(torch.as_tensor(label, device=embeddings[-1].device))
         finally:
             if was_training:
                 model.train()  # type: ignore[attr-defined]

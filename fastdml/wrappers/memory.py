@@ -105,7 +105,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             self.embedding_memory = self.embedding_memory.to(memory.dtype)
             some = (memory != 0).any(1).sum().to(torch.int64)
             state_dict.setdefault(prefix + "filled", some)
-            state_dict.setdefault(prefix + "queue_idx", torch.zeros((), dtype=torch.int64))
+            state_dict.setdefault(prefix + "queue_idx", torch.zeros_like(some))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(

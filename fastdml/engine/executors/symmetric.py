@@ -176,7 +176,8 @@ def _among_positives(problem: Problem, size: int) -> list[Block]:
 def _reaching(blocks: Sequence[Block], size: int, classes: Tensor) -> list[Block]:
     """Blocks of `size` rows up to the last column of a class that one of the rows has. classes: [N]"""
     n, classes = classes.shape[0], classes.long()
-    last = torch.zeros_like(classes).scatter_reduce_(0, classes, torch.arange(n), "amax")[classes]
+    column = torch.arange(n, device=classes.device)
+    last = torch.zeros_like(classes).scatter_reduce_(0, classes, column, "amax")[classes]
     padded = torch.nn.functional.pad(last, (0, len(blocks) * size - n))
     reach = padded.view(len(blocks), size).amax(1).tolist()
     return [block._replace(reach=k + 1) for block, k in zip(blocks, reach, strict=True)]
@@ -339,7 +340,7 @@ class _Ends:
         bit = 1
         for relation in (self.problem.relation, self.swapped):
             for mask in relation.masks(start, start + s.shape[0]):
-                found += mask[:, start:] * torch.tensor(bit, dtype=torch.uint8)
+                found += mask[:, start:] * torch.tensor(bit, dtype=torch.uint8, device=s.device)
                 bit *= 2
         return found
 

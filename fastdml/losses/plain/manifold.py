@@ -93,8 +93,9 @@ class ManifoldLoss(Loss):
             return found
         if rows < classes:
             raise ValueError(f"embeddings: expected at least {classes} rows, one per proxy, got {rows}")
-        drawn = torch.cat([torch.arange(classes), torch.randint(0, classes, (rows - classes,))])
-        return drawn[torch.randperm(rows)].to(embeddings.device)
+        others = torch.randint(0, classes, (rows - classes,), device="cpu")
+        drawn = torch.cat([torch.arange(classes, device="cpu"), others])
+        return drawn[torch.randperm(rows, device="cpu")].to(embeddings.device)
 
     def _value(self, embeddings: Tensor, proxies: Tensor, own: Tensor) -> Tensor:
         kind = statistic_type(embeddings)

@@ -35,7 +35,7 @@ def _rounded_share(embeddings: Tensor, variant: str) -> float:
     pairs = max(1, others * (others - 1) // 2)
     if variant == "paper":
         return 1.0
-    return pairs * torch.tensor(1 / pairs, dtype=torch.float32).item()
+    return pairs * torch.tensor(1 / pairs, dtype=torch.float32, device="cpu").item()
 
 
 def _in_double(labels: Tensor) -> Tensor:
