@@ -110,7 +110,7 @@ def _setup(
         len(problem.gallery),
         problem.own,
     )
-    if not relation.symmetric:
+    if not relation.symmetric or problem.metric.raw_anchors:  # s(i, j) is not s(j, i)
         problem = dataclasses.replace(problem, one_set=False)
     return problem, relation
 

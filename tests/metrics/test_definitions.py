@@ -142,6 +142,15 @@ def test_a_function_of_one_set_need_not_be_symmetric(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_similarity_of_one_set_need_not_be_symmetric(backend):
+    x, y = clustered(45, 9)
+    own = np.arange(45)
+    true, per_query = brute.everything(x, x, classes_of(y, y), own, False, "projection", KS, FARS)
+    got = evaluate(x, y, metrics=METRICS, k=KS, far=FARS, similarity="projection", backend=backend)
+    check(got, true, per_query)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("similarity", ["cosine", "distance", "dot", "raw_distance"])
 def test_a_row_of_zeros_is_at_distance_1_of_all_in_uniformity_and_alignment(similarity, backend):
     x, y = clustered(30, 6)
