@@ -131,7 +131,15 @@ class Asked:
     at: float | None = None
 
 
-def asked(metrics: str | Iterable[str] | None, ks: Sequence[int], fars: Sequence[float]) -> list[Asked]:
+def at_rate(far: float) -> Asked:
+    """TAR at a false acceptance rate, which its key tells exactly."""
+    short = f"{far:g}"
+    return Asked(f"tar@far={short if float(short) == far else repr(far)}", "tar@far", far)
+
+
+def asked(
+    metrics: str | Iterable[str | Asked] | None, ks: Sequence[int], fars: Sequence[float]
+) -> list[Asked]:
     """The keys of some metrics: "recall" at every k, "recall@5" at 5, "tar@far" at every rate.
 
     None: the default ones; "all": every one there is.
@@ -149,8 +157,10 @@ def asked(metrics: str | Iterable[str] | None, ks: Sequence[int], fars: Sequence
 
 
 def _expand(given: Any, ks: Sequence[int], fars: Sequence[float]) -> list[Asked]:
+    if isinstance(given, Asked):
+        return [given]
     if given == "tar@far":
-        return [Asked(f"tar@far={f:g}", "tar@far", f) for f in fars]
+        return [at_rate(f) for f in fars]
     if given in ("recall", "precision"):
         return [Asked(f"{given}@{k}", given, k) for k in ks]
     if given in ("map", "ndcg"):
@@ -166,7 +176,7 @@ def _expand(given: Any, ks: Sequence[int], fars: Sequence[float]) -> list[Asked]
             except ValueError:
                 far = 0.0
             if 0 < far <= 1:
-                return [Asked(f"tar@far={far:g}", "tar@far", far)]
+                return [at_rate(far), Asked(given, "tar@far", far)]  # as it was spelt, too
     raise ValueError(
         f"metrics: expected names among {', '.join(NAMES)} (recall, precision, map and ndcg also as "
         f"'recall@10', tar@far as 'tar@far=0.001'), got {given!r}"

@@ -243,4 +243,4 @@ def fractions(values: Any, name: str) -> list[float]:
         found = []
     if not found or not all(0 < v <= 1 for v in found):
         raise ValueError(f"{name}: expected one or more numbers in (0, 1], got {values!r}")
-    return found
+    return list(dict.fromkeys(found))

@@ -70,7 +70,7 @@ class RetrievalMetrics(Metric):
     ) -> None:
         super().__init__(**kwargs)
         self.ks, self.fars = inputs.integers(k, "k"), inputs.fractions(far, "far")
-        self.metrics = [a.key for a in definitions.asked(metrics, self.ks, self.fars)]
+        self.metrics = definitions.asked(metrics, self.ks, self.fars)
         self.similarity = metric_of(similarity, None).name
         if storage is not None and not (isinstance(storage, torch.dtype) and storage.is_floating_point):
             raise ValueError(f"storage: expected a floating point type, got {storage!r}")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import brute
 from conftest import COMPILED, ISAS
 
-from fastdml.metrics import evaluate
+from fastdml.metrics import evaluate, tar_at_far
 
 KS, FARS = (1, 3, 10, 500), (0.01, 0.2)
 METRICS = ("recall", "precision", "r_precision", "map@r", "map", "ndcg", "mrr", "auc", "tar@far",
@@ -194,6 +194,17 @@ def test_many_right_pairs_are_counted_to_a_known_resolution(backend, monkeypatch
     off = abs(coarse["auc"] - exact["auc"])
     assert 0 < off <= coarse.pairs.auc_resolution() < 0.01
     assert exact["tar@far=0.1"] - 0.02 < coarse["tar@far=0.1"] <= exact["tar@far=0.1"]
+
+
+def test_rates_are_those_that_were_asked_for():
+    x, y = tied(40, 5)
+    rates = (0.1, 0.1000001, 1 / 3, 0.1)
+    got = evaluate(x, y, metrics=("tar@far", "tar@far=1e-2"), far=rates)
+    assert list(got) == [
+        "tar@far=0.1", "tar@far=0.1000001", f"tar@far={1 / 3!r}", "tar@far=0.01", "tar@far=1e-2",
+    ]  # fmt: skip
+    assert got["tar@far=0.01"] == got["tar@far=1e-2"] == evaluate(x, y, far=0.01)["tar@far=0.01"]
+    assert list(tar_at_far(x, y, far=rates)) == list(rates[:3])
 
 
 def test_alpha_and_t():

@@ -67,6 +67,14 @@ def test_update_compute_reset(retrieval_metrics):
     assert values(metric.compute()) == TRUE
 
 
+def test_rates_are_not_rounded_on_their_way(retrieval_metrics):
+    angle = torch.tensor([0.0, 40.0, 80.0, 100.0]).deg2rad()
+    x, y = torch.stack([angle.cos(), angle.sin()], 1), torch.tensor([0, 0, 0, 1])
+    metric = retrieval_metrics("tar@far", far=(1 / 3, 0.01))
+    metric.update(x, y)  # one of three wrong pairs, at 20 degrees, may be accepted
+    assert values(metric.compute()) == {f"tar@far={1 / 3!r}": 2 / 3, "tar@far=0.01": 0.0}
+
+
 def test_a_batch_without_rows_adds_nothing(retrieval_metrics):
     x, y = torch.randn(12, 3, generator=torch.Generator().manual_seed(1)), torch.arange(12) // 3
     metric, true = retrieval_metrics(), retrieval_metrics()
