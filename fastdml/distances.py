@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .engine import check
 from .engine.distances import known, lp_name, metric_of, snr_name, user_name
 from .engine.peer import Recorded
-from .engine.similarity import PRODUCT, Metric
+from .engine.similarity import PRODUCT, Metric, products
 
 __all__ = [
     "BaseDistance",
@@ -132,7 +132,7 @@ class DotProductSimilarity(BaseDistance):
         return "cosine" if self.normalize_embeddings else "dot"
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        return query_emb @ ref_emb.transpose(-1, -2)
+        return products(query_emb, ref_emb)
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         return (query_emb * ref_emb).sum(1)

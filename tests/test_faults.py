@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import fastdml
-from fastdml import distances, losses, methods, miners
+from fastdml import distances, losses, methods, miners, regularizers
 from fastdml.engine import registry
 from fastdml.engine.arguments import constructor
 from fastdml.engine.similarity import SIMILARITIES
@@ -870,3 +870,17 @@ def test_a_pair_listed_as_both_is_the_same_everywhere(name):
     for value, gradient in found[1:]:
         torch.testing.assert_close(value, found[0][0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-7, atol=1e-10)
+
+
+def test_distances_and_miners_do_not_multiply_in_autocast_s_type():
+    x = torch.nn.functional.normalize(torch.randn(60, 24, generator=torch.Generator().manual_seed(0)) + 1)
+    y = torch.arange(60) // 6
+    calls = [
+        lambda: distances.CosineSimilarity()(x),
+        lambda: distances.DotProductSimilarity(power=2)(x),
+        lambda: torch.stack(tuple(miners.AngularMiner(30)(x, y))),
+    ]
+    for call in calls:
+        true = call()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(call(), true, rtol=0, atol=0)

@@ -346,8 +346,10 @@ def _again(
 
 
 def products(a: Tensor, c: Tensor) -> Tensor:
-    """[M, N] products of the rows of a and c, from which the reference makes similarities and distances."""
-    return a @ c.t()
+    """[M, N] products of the rows of a and c, from which the reference makes similarities and distances; in
+    their type, which autocast would narrow."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ c.t()
 
 
 def unit(x: Tensor) -> Tensor:

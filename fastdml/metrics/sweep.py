@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..engine import library
-from ..engine.similarity import exact_distances
+from ..engine.similarity import exact_distances, products
 from .pairs import PairTally
 from .problem import Problem
 from .relevance import Relation, Right
@@ -227,7 +227,7 @@ def _scores(
             part = (
                 exact_distances(q, g).square_().neg_()  # nothing cancels
                 if problem.difference
-                else q @ _padded(g, columns).T
+                else products(q, _padded(g, columns))
             )
             scores[:, first:last] = part[: len(chosen), : last - first]
         own = torch.from_numpy(problem.own[chosen]).to(device)

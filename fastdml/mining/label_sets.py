@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.similarity import products
 
 # How alike two sets of labels are, from how many they share and how many each has.
 _KINDS = ("shared", "jaccard", "dice", "cosine", "recall")
@@ -69,7 +70,7 @@ class LabelSets:
         a, mine = self._of(anchors, self.rows, self._counts[0], "labels")
         b, theirs = self._of(candidates, self.columns, self._counts[1], "ref_labels")
         mine = mine[:, None]
-        shared = a @ b.t()
+        shared = products(a, b)
         positive = shared > 0
         if self.grade is None:
             return positive, ~positive

@@ -255,6 +255,14 @@ def test_memory_and_blocks_do_not_show(monkeypatch):
             assert np.array_equal(whole.per_query[key], pieces.per_query[key], equal_nan=True)
 
 
+def test_autocast_narrows_nothing():
+    x, y = clustered(90, 9, 24)
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True) + 1).astype(np.float32)
+    true = dict(evaluate(x, y, backend="chunked"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dict(evaluate(x, y, backend="chunked")) == true
+
+
 def test_equal_rows_tie_wherever_they_stand():
     """Scores of one row's copies are equal, bit for bit, in float32 with arithmetic that rounds."""
     rng = np.random.default_rng(7)
