@@ -17,7 +17,7 @@ from .engine import check
 from .engine.autograd import evaluate
 from .engine.call import Call
 from .engine.registry import remember
-from .engine.similarity import lengths
+from .engine.similarity import lengths, wide_type
 from .language import amax, where
 from .language.described import Described
 from .language.row import Row
@@ -67,13 +67,13 @@ class BaseRegularizer(nn.Module):
         return found
 
     def compute_loss(self, x: Tensor) -> dict[str, Any]:
-        losses = self.elements(x)
+        losses = self.elements(x.to(wide_type(x)))
         index = torch.arange(losses.shape[0], device=x.device)
         info = {"losses": losses, "indices": index, "reduction_type": "element"}
         return {"loss": {**info, "divisor": self.divisor(x)}}
 
     def elements(self, x: Tensor) -> Tensor:
-        """[N] what every row adds."""
+        """[N] what every row of x adds, which is float32 or float64."""
         raise NotImplementedError
 
     def divisor(self, x: Tensor) -> int:

@@ -884,3 +884,18 @@ def test_distances_and_miners_do_not_multiply_in_autocast_s_type():
         true = call()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(call(), true, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: regularizers.LpRegularizer(p=3), lambda: regularizers.LpRegularizer(p=1, power=2),
+     regularizers.ZeroMeanRegularizer],
+)  # fmt: skip
+def test_regularizers_of_half_precision_are_computed_in_float32(make):
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)) * 100
+    half, wide = x.half().requires_grad_(), x.half().float().requires_grad_()
+    for z in (half, wide):
+        make()(z).backward()
+    torch.testing.assert_close(make()(half), make()(wide))
+    torch.testing.assert_close(half.grad.float(), wide.grad, rtol=1e-3, atol=1e-6)
+    assert wide.grad.any()
