@@ -210,14 +210,16 @@ def _scores(
     size = torch.finfo(dtype).bits // 8
     step = max(1, block_bytes // (6 * count * size))  # sorted with its indices beside it
     step = min(step, _whole(len(problem.queries)))
-    columns = min(_whole(block_bytes // (4 * problem.gallery.dim * size)), _whole(count))
+    shape = _whole(step)
+    dim = max(16, problem.gallery.dim)  # of padded rows no more scores than are asked for
+    columns = min(_whole(block_bytes // (4 * dim * size)), _whole(count))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         chosen = queries[rows]
         q = problem.queries.take(chosen, dtype, device)
         if problem.query_scale is not None:
             q = q * torch.from_numpy(problem.query_scale[chosen]).to(device)[:, None]
-        q = _padded(q, step)
+        q = _padded(q, shape)
         scores = torch.empty(len(chosen), count, dtype=dtype, device=device)
         for first in range(0, count, columns):
             last = min(first + columns, count)

@@ -255,6 +255,18 @@ def test_memory_and_blocks_do_not_show(monkeypatch):
             assert np.array_equal(whole.per_query[key], pieces.per_query[key], equal_nan=True)
 
 
+def test_scores_do_not_depend_on_the_place_in_a_small_block():
+    """Right pairs fall on their own thresholds, which another pass has found."""
+    rng = np.random.default_rng(0)
+    y, z = np.arange(21) % 4, np.array([1, 2, 3, 1])  # queries of class 0 are passed over there
+    for dim in (7, 15, 33):
+        x, g = (rng.standard_normal((n, dim)) for n in (21, 4))
+        for rows in range(1, 8):
+            size = rows * 6 * g.size // dim * g.itemsize
+            got = evaluate(x, y, g, z, metrics="auc", backend="chunked", block_bytes=size)
+            assert not got.pairs.right[::2].any(), (dim, rows)
+
+
 def test_autocast_narrows_nothing():
     x, y = clustered(90, 9, 24)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True) + 1).astype(np.float32)
