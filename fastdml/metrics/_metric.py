@@ -1,14 +1,41 @@
-"""What :class:`RetrievalMetrics` needs of torchmetrics, for where that is not installed."""
+"""What :class:`RetrievalMetrics` needs of torchmetrics, for where that is not installed, and beyond it."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+class Kept:
+    """Before a metric: where something in its cycle raises, it holds what it held before the call."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Its lists are emptied in place.
+        states = {name: copy.copy(getattr(self, name)) for name in self._defaults}  # type: ignore[attr-defined]
+        held = {**vars(self), **states}
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            vars(self).update(held)
+            raise
+
+    @contextlib.contextmanager
+    def sync_context(self, **options: Any) -> Iterator[None]:
+        """torchmetrics' own would stay synchronised, and refuse whatever comes next."""
+        try:
+            with super().sync_context(**options):  # type: ignore[misc]
+                yield
+        except BaseException:
+            if self._is_synced:  # type: ignore[attr-defined]
+                self.unsync()  # type: ignore[attr-defined]
+            raise
 
 
 class Metric(nn.Module):
@@ -38,10 +65,11 @@ class Metric(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a batch and returns the metrics of that batch alone."""
+        held = {name: len(getattr(self, name)) for name in self._defaults}
         self.update(*args, **kwargs)
         alone = copy.copy(self)
-        for name in self._defaults:
-            setattr(alone, name, getattr(self, name)[-1:])
+        for name, count in held.items():
+            setattr(alone, name, getattr(self, name)[count:])
         return type(self).compute.__wrapped__(alone)  # type: ignore[attr-defined]
 
     def update(self, *args: Any, **kwargs: Any) -> None:

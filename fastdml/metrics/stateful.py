@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import definitions, inputs
-from ._metric import gather
+from ._metric import Kept, gather
 from .evaluation import evaluate
 from .problem import metric_of
 from .result import Evaluation
@@ -23,7 +23,7 @@ else:
         from ._metric import Metric
 
 
-class RetrievalMetrics(Metric):
+class RetrievalMetrics(Kept, Metric):
     """Retrieval metrics of all the embeddings that were shown to it since the last reset.
 
     A :class:`torchmetrics.Metric` where torchmetrics is installed, so that it goes into a MetricCollection

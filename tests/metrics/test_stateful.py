@@ -92,6 +92,17 @@ def test_forward_is_of_the_batch(retrieval_metrics):
     assert values(metric.compute()) == TRUE
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_batch_that_is_refused_loses_nothing(retrieval_metrics, rows):
+    """Of one row or none there is no metric of the batch alone."""
+    metric = filled(retrieval_metrics)
+    with pytest.raises(ValueError, match="expected at least one"):
+        metric(X[:rows], Y[:rows])
+    assert values(metric.compute()) == TRUE
+    metric(X, Y)
+    assert len(torch.cat(list(metric.embeddings))) == 2 * len(X)
+
+
 def test_gallery_storage_and_prefix(retrieval_metrics):
     metric = retrieval_metrics(**ASKED, gallery=True, prefix="val/", storage=torch.float16)
     query = torch.arange(50) % 3 == 0
@@ -179,6 +190,7 @@ none, wide = M.RetrievalMetrics(), M.RetrievalMetrics()
 wide.update(x[:, : 3 + rank], y)
 wrong = refused(none), refused(wide)
 other = M.RetrievalMetrics(("recall", "map@r", "map", "auc"), k=(1, 3))
+refused(other)
 if rank:
     other.update(x, y)
 for m in (metric, other):
