@@ -142,7 +142,7 @@ def test_a_wrapped_loss_with_a_miner_takes_no_pairs():
         (lambda: wrap(wrap(losses.NTXentLoss())), "loss: expected one that is not wrapped yet"),
         (lambda: wrap(MultipleLosses([wrap(losses.NTXentLoss())])), "loss: expected one that is not wrapped"),
         (lambda: wrap(losses.NTXentLoss(reducer=DoNothingReducer())), "reducer: expected one that makes"),
-        (lambda: wrap(losses.NTXentLoss(), miner="hard"), "miner: expected a function or None"),
+        (lambda: wrap(losses.NTXentLoss(), miner="hard"), "miner: expected a miner or None"),
         (lambda: wrap(losses.NTXentLoss(), "x"), "group: expected a process group"),
         (lambda: shard(lambda n: losses.ArcFaceLoss(n, 8), 6, 3), "group: expected a process group"),
     ],

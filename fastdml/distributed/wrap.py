@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.call import Call
 from ..losses.base import Loss, Term, total
-from ..losses.parts import expect_parts
+from ..losses.parts import expect_number, expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
-from ..reducers import DoNothingReducer, native
 from . import cost
 from .arguments import Belonging, Set, Told, join, place, told
 from .ranks import Ranks
@@ -56,8 +55,9 @@ class Distributed(nn.Module):
     ) -> None:
         super().__init__()
         expect_parts(loss)
-        _expect_one_number(loss)
-        check.function(miner, "miner")
+        expect_number(loss)
+        if any(isinstance(module, Distributed) for module in loss.modules()):
+            raise ValueError("loss: expected one that is not wrapped yet, got one of all ranks' rows")
         check.one_of(schedule, "schedule", SCHEDULES)
         check.one_of(gradient, "gradient", GRADIENTS)
         self.loss = loss
@@ -161,15 +161,6 @@ class Distributed(nn.Module):
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
-
-
-def _expect_one_number(loss: nn.Module) -> None:
-    """ValueError unless a loss is a number of this rank's rows, and everything in it."""
-    for module in loss.modules():
-        if isinstance(module, Distributed):
-            raise ValueError("loss: expected one that is not wrapped yet, got one of all ranks' rows")
-        if isinstance(native(module), DoNothingReducer):
-            raise ValueError("reducer: expected one that makes a number of the loss, got DoNothingReducer")
 
 
 def _called_as(loss: nn.Module) -> inspect.Signature:
