@@ -389,6 +389,37 @@ def test_a_state_of_something_else_is_refused():
         other.load_state_dict(state)
 
 
+def test_a_refused_state_changes_nothing():
+    y = np.arange(40) // 4
+    sampler, longer = (MPerClassSampler(y, 2, 4, n, seed=n) for n in (40, 400))
+    first = list(sampler)
+    beyond = dict(longer.state_dict(), position=200)
+    for state in (beyond, dict(sampler.state_dict(), settings=None)):
+        with pytest.raises(ValueError, match=r"^(position|state): expected"):
+            sampler.load_state_dict(state)
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_a_hierarchy_of_other_super_classes_is_another():
+    supers = np.array([0, 0, 1, 1, 1]), np.array([0, 0, 0, 1, 1])
+    one, other = (
+        HierarchicalSampler(np.tile(np.stack([np.arange(5), s], 1), (4, 1)), 8, 2, seed=0) for s in supers
+    )
+    state = one.state_dict()
+    with pytest.raises(ValueError, match=r"^state: expected one of owners="):
+        other.load_state_dict(state)
+    del state["settings"]["owners"]  # as it was once
+    one.load_state_dict(state)
+
+
+def test_a_state_within_an_epoch_without_weights_is_refused():
+    data = TensorDataset(torch.randn(6, 2), torch.arange(6))
+    sampler = TuplesToWeightsSampler(torch.nn.Identity(), lambda x, y: (y,) * 3, data)
+    with pytest.raises(ValueError, match=r"^state: expected weights"):
+        sampler.load_state_dict(sampler.state_dict(consumed=3))
+
+
 def test_numbers_and_strings_are_no_labels_of_one_kind():
     with pytest.raises(ValueError, match=r"^labels: expected numbers or strings, got a mixture"):
         MPerClassSampler([1, "1", 2, "2"] * 10, 2, 4, 40)

@@ -32,6 +32,9 @@ class EpochSampler(Sampler):
         ValueError: an argument is out of range.
     """
 
+    # Settings that states of earlier versions lack.
+    _younger: frozenset[str] = frozenset()
+
     def __init__(self, seed: int | None, rank: int | None, num_replicas: int | None) -> None:
         if num_replicas is None:
             if rank is not None:
@@ -121,9 +124,13 @@ class EpochSampler(Sampler):
         if not isinstance(state, dict) or not all(name in state for name in needed):
             got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
             raise ValueError(f"state: expected what state_dict() returns, got {got}")
-        own = self._settings()
-        for name, expected in own.items():
-            found = state["settings"].get(name)
+        settings = state["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"state: expected settings as state_dict() returns them, got {settings!r}"
+            )
+        for name, expected in self._settings().items():
+            found = settings.get(name, expected if name in self._younger else None)
             if found != expected:
                 raise ValueError(
                     f"state: expected one of {name}={expected!r}, as here, got {found!r}"
@@ -133,11 +140,12 @@ class EpochSampler(Sampler):
                 f"state: expected one of num_replicas={self.num_replicas}, as here, or one from the "
                 f"end of an epoch, got num_replicas={state['num_replicas']} within an epoch"
             )
-        self._seed = arguments.seed(state["seed"])
-        self._go_to(
-            check.whole(state["epoch"], "epoch", 0),
-            check.whole(state["position"], "position", 0, len(self)),
-        )
+        # All is looked at before anything changes.
+        seed = arguments.seed(state["seed"])
+        epoch = check.whole(state["epoch"], "epoch", 0)
+        position = check.whole(state["position"], "position", 0, len(self))
+        self._seed = seed
+        self._go_to(epoch, position)
 
 
 def _warn_of_equal_draws(name: str) -> None:

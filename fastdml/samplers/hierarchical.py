@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ class HierarchicalSampler(EpochSampler):
     Raises:
         ValueError: an argument is out of range, or not a batch can be made.
     """
+
+    _younger = frozenset({"owners"})
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class HierarchicalSampler(EpochSampler):
         self._classes = Classes(pairs)
         owner = self._classes.names // (class_of_item.max() + 1)
         self._of_super = [np.flatnonzero(owner == s) for s in range(len(supers))]
+        self._owners = zlib.crc32(owner.astype(np.int64).tobytes())
         self._items = len(found)
         if len(supers) < self.super_classes_per_batch:
             raise ValueError(
@@ -115,6 +119,7 @@ class HierarchicalSampler(EpochSampler):
             "classes": len(self._classes),
             "labels": self._classes.digest,
             "super-classes": len(self._of_super),
+            "owners": self._owners,
             "batch_size": self.batch_size,
             "samples_per_class": self.samples_per_class,
             "batches_per_super_tuple": self.batches_per_super_tuple,

@@ -97,6 +97,8 @@ class TuplesToWeightsSampler(EpochSampler):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and state.get("position") and "weights" not in state:
+            raise ValueError("state: expected weights with a position within an epoch, got none")
         super().load_state_dict(state)
         self._weighed = -1
         if state["position"]:
