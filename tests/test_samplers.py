@@ -420,6 +420,18 @@ def test_a_state_within_an_epoch_without_weights_is_refused():
         sampler.load_state_dict(sampler.state_dict(consumed=3))
 
 
+@pytest.mark.parametrize("labels", [[None, "a"] * 5, np.array([1, "1"] * 5, object), [1.0, None] * 5])
+def test_missing_labels_are_refused_in_words(labels):
+    with pytest.raises(ValueError, match=r"^labels: expected numbers or strings, got a mixture"):
+        MPerClassSampler(labels, 2)
+
+
+def test_labels_of_any_type_of_numbers():
+    labels = torch.arange(20) % 5
+    true = list(MPerClassSampler(labels, 2, seed=0))
+    assert list(MPerClassSampler(labels.bfloat16(), 2, seed=0)) == true
+
+
 def test_numbers_and_strings_are_no_labels_of_one_kind():
     with pytest.raises(ValueError, match=r"^labels: expected numbers or strings, got a mixture"):
         MPerClassSampler([1, "1", 2, "2"] * 10, 2, 4, 40)

@@ -219,6 +219,12 @@ BYTES = 2**62  # more than any memory has
 LARGEST_SEED = 2**64 - 1
 
 
+def array(x: Tensor) -> np.ndarray:
+    """The values as numpy's, which knows no bfloat16."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
 def mixed(values: object, found: np.ndarray) -> bool:
     """Whether numpy made strings of labels [N] of which some are numbers: 1 and "1" would be one class."""
     strings = found.ndim == 1 and found.dtype.kind in "US" and isinstance(values, Sequence)

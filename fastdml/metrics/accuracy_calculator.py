@@ -179,7 +179,7 @@ class AccuracyCalculator:
         if self.label_comparison_fn is None:
             if mine.ndim != 1 or theirs.ndim != 1:
                 raise ValueError("query_labels: expected [N], but with a label_comparison_fn")
-            both = torch.cat([mine, theirs]).cpu().numpy()
+            both = check.array(torch.cat([mine, theirs]))
             classes, numbers = np.unique(both, return_inverse=True)
             return SameClass(numbers[: len(mine)], numbers[len(mine) :], classes, problem.own)
         compare = self.label_comparison_fn
@@ -204,7 +204,7 @@ class AccuracyCalculator:
         self, knn_labels: Tensor, given: dict[str, Any], relation: Relation, k: int
     ) -> dict[str, np.ndarray]:
         """The same metrics from lists of neighbours that another search has found."""
-        right = given["label_comparison_fn"](given["query_labels"][:, None], knn_labels).cpu().numpy()
+        right = check.array(given["label_comparison_fn"](given["query_labels"][:, None], knn_labels))
         query, place = np.nonzero(right)
         start = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=len(right)))])
         candidates = np.full(len(right), len(given["reference"]))
@@ -348,7 +348,7 @@ def _classes(labels: Tensor) -> np.ndarray:
 
 
 def _numpy(x: Any) -> np.ndarray:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    return check.array(x) if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _kmeans(embeddings: Tensor, clusters: int) -> Tensor:

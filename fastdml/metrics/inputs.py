@@ -194,7 +194,7 @@ def numbered(
 def own_index(index: Any, count: int, candidates: int) -> np.ndarray:
     """``[count]`` indices into the gallery, -1 where a query has no copy of itself there."""
     if isinstance(index, torch.Tensor):
-        index = index.detach().cpu().numpy()
+        index = check.array(index)
     try:
         found = np.asarray(index)
     except ValueError:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine import check
 from . import inputs
 
 
@@ -169,7 +170,7 @@ class ByFunction(Relation):
 
     def _gains(self, queries: np.ndarray) -> np.ndarray:
         found = self._function(torch.from_numpy(queries), self._all)
-        gains = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+        gains = check.array(found) if isinstance(found, torch.Tensor) else np.asarray(found)
         if gains.shape != (len(queries), self._candidates) or gains.dtype.kind not in "biuf":
             raise ValueError(
                 f"relevance: expected a matrix [{len(queries)}, {self._candidates}] of bool or numbers, "

@@ -20,7 +20,7 @@ def seed(value: Any) -> int:
 def labels(value: Labels, dimensions: int = 1, of: str = "sequence") -> np.ndarray:
     """The labels as a numpy array of so many dimensions, not empty."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        value = check.array(value)
     try:
         found = np.asarray(value)
     except ValueError as error:  # rows of unequal length
@@ -33,4 +33,21 @@ def labels(value: Labels, dimensions: int = 1, of: str = "sequence") -> np.ndarr
         )
     if found.dtype.kind == "f" and not np.isfinite(found).all():
         raise ValueError("labels: expected classes, got NaN or infinity among them")
+    if found.dtype == object:
+        for column in found.reshape(len(found), -1).T:
+            _check_ordered(column)
     return found
+
+
+def _check_ordered(values: np.ndarray) -> None:
+    """ValueError for objects among which numpy finds no classes: None, NaN, numbers beside strings."""
+    try:
+        missing = any(v is None or v != v for v in values)
+        if not missing:
+            np.unique(values)
+            return
+    except (TypeError, ValueError):  # what has no order; pandas' NA is neither equal nor different
+        pass
+    raise ValueError(
+        "labels: expected numbers or strings, got a mixture, or missing ones among them"
+    )

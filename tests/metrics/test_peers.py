@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastdml.metrics as M
-from fastdml.metrics import AccuracyCalculator
+from fastdml.metrics import AccuracyCalculator, evaluate
 
 RNG = np.random.default_rng(3)
 
@@ -243,6 +243,17 @@ def test_accuracy_calculator_takes_metrics_of_a_subclass():
     one = Mine(**options).get_accuracy(x, y)
     assert_same(one, Other(knn_func=FaissKNN(), **options).get_accuracy(x, y))
     assert 0 < one["second_is_right"] < 1
+
+
+def test_labels_and_gains_may_be_of_bfloat16():
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
+    calculator = AccuracyCalculator(include=("precision_at_1",), device="cpu")
+    assert calculator.get_accuracy(x, y.bfloat16()) == calculator.get_accuracy(x, y)
+
+    def same(i, j):
+        return (y[i][:, None] == y[j]).bfloat16()
+
+    assert evaluate(x, relevance=same)["map"] == evaluate(x, y)["map"]
 
 
 def test_accuracy_calculator_alone():
