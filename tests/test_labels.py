@@ -1,6 +1,8 @@
 """Labels as people have them: sets of labels, graded positives, labels to ignore, weights of samples. Each
 beside its formula in float64 on the whole matrix."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.nn.functional import logsigmoid, normalize, softplus
@@ -181,6 +183,20 @@ def test_weights_are_refused_where_they_mean_nothing():
     for weight in (torch.ones(2, 2), -torch.ones(ROWS, ROWS), "a"):
         with pytest.raises(ValueError, match="indices_tuple: expected the function to return weights"):
             losses.SupConLoss()(x, None, lambda i, j: (*LabelSets(sets(ROWS, 2))(i, j), weight))  # noqa: B023
+
+
+def test_the_document_names_the_losses_that_take_weights():
+    x, graded = embeddings(ROWS, 1), LabelSets(sets(ROWS, 2), grade="jaccard")
+    takes = set()
+    for name, module in losses.MODULES.items():
+        if issubclass(module, losses.base.SampleLoss) and not module.required:
+            with contextlib.suppress(ValueError):
+                module()(x, None, graded)
+                takes.add(name.removesuffix("Loss"))
+    assert takes == {
+        "BalancedContrastive", "BinomialDeviance", "Calibration", "Contrastive", "Instance",
+        "MultiSimilarity", "NCA", "SPCE", "SignalToNoiseRatioContrastive", "SupCon", "ThresholdConsistentMargin",
+    }  # fmt: skip
 
 
 def test_sets_are_checked():

@@ -175,6 +175,31 @@ def test_distances_of_half_precision(given, dtype):
     torch.testing.assert_close(found, distance(x.float(), x[:3].float()).to(dtype))
 
 
+class Halved(nn.Module):
+    """A similarity of a user's."""
+
+    is_inverted = True
+
+    def forward(self, a, b=None):
+        return a @ (a if b is None else b).T / 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ArcFaceLoss", "SubCenterArcFaceLoss", "CosFaceLoss", "SphereFaceLoss", "LargeMarginSoftmaxLoss",
+        "NormalizedSoftmaxLoss", "ProxyAnchorLoss", "CircleLoss", "HistogramLoss", "PNPLoss",
+        "RankedListLoss", "SmoothAPLoss", "ThresholdConsistentMarginLoss", "TupletMarginLoss",
+    ],
+)  # fmt: skip
+def test_losses_that_are_defined_on_similarities_of_theirs_alone(name):
+    """... of which the document has a row."""
+    module = getattr(losses, name)
+    given = {"num_classes": 3, "embedding_size": 8, "margin": 0.4, "Tn": 4}
+    with pytest.raises(ValueError, match="expected"):
+        module(**{k: v for k, v in given.items() if k in module.required}, distance=Halved())
+
+
 def test_a_distance_with_parameters_learns():
     class Stretched(nn.Module):
         is_inverted = False
