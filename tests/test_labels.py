@@ -195,7 +195,8 @@ def test_the_document_names_the_losses_that_take_weights():
                 takes.add(name.removesuffix("Loss"))
     assert takes == {
         "BalancedContrastive", "BinomialDeviance", "Calibration", "Contrastive", "Instance",
-        "MultiSimilarity", "NCA", "SPCE", "SignalToNoiseRatioContrastive", "SupCon", "ThresholdConsistentMargin",
+        "MultiSimilarity", "NCA", "SPCE", "SignalToNoiseRatioContrastive", "SupCon",
+        "ThresholdConsistentMargin",
     }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ class StreamForm:
         made = _scheduled(trace, windows)
         if not 1 <= len(made.passes) <= MOST_PASSES:
             raise NoStream(f"it has {len(made.passes)} passes")
+        self._refused: str | None = None  # why it could not be compiled
         self._loaded, self.name, self.printer = -1, name, StreamPrinter(made, name, size)
         self.key = hashlib.sha256(self.printer.text.encode()).hexdigest()[:24]
         self.statistics, self.reads = self.printer.statistics, self.printer.read_counts
@@ -98,11 +99,11 @@ class StreamForm:
     def compiled(self) -> str | None:
         """Gives it its `id`; or why it cannot be compiled here."""
         try:
-            if self.id < 0:
+            if self.id < 0 and self._refused is None:
                 self._loaded = compile.load(*self._asked)[0]
         except compile.CannotCompile as error:
-            return str(error)
-        return None
+            self._refused = str(error)
+        return self._refused
 
     def members(self, ranges: Ranges, size: int) -> tuple[float, ...]:
         """The functor's members for inputs within `ranges`, in a type of `size` bytes."""

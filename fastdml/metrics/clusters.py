@@ -25,7 +25,7 @@ def agreement(problem: Problem, relation: Relation, names: list[str], seed: int)
     if problem.query_scale is not None:
         rows = rows * problem.query_scale[:, None]
     present, classes = np.unique(relation.label, return_inverse=True)
-    means = cluster.KMeans(len(present), n_init=1, max_iter=20, random_state=seed)
+    means = cluster.KMeans(len(present), n_init=1, max_iter=20, random_state=seed % (1 << 32))
     found = means.fit_predict(rows)
     scores = {
         "nmi": metrics.normalized_mutual_info_score,

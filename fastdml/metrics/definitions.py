@@ -148,6 +148,8 @@ def asked(
         metrics = DEFAULT
     elif isinstance(metrics, str):
         metrics = NAMES if metrics == "all" else (metrics,)
+    elif not isinstance(metrics, Iterable):
+        raise ValueError(f"metrics: expected names of metrics, got {metrics!r}")
     found: list[Asked] = []
     for given in metrics:
         found += _expand(given, ks, fars)

@@ -81,7 +81,7 @@ def evaluate(
     asked = definitions.asked(metrics, ks, fars)
     block_bytes = inputs.block_bytes(block_bytes)
     neighbours = check.whole(neighbours, "neighbours", 0, problem.most)
-    return run(problem, relation, asked, neighbours, seed, block_bytes, progress)
+    return run(problem, relation, asked, neighbours, inputs.seed(seed), block_bytes, progress)
 
 
 def _setup(

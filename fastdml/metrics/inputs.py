@@ -101,6 +101,8 @@ def embeddings(x: Any, name: str) -> Embeddings:
         if x.device.type == "cpu" and x.stride(1) != 1:
             x = x.contiguous()
         return Embeddings(x, name)
+    if np.ma.isMaskedArray(x):
+        raise ValueError(f"{expected}, got a masked array")
     if not isinstance(x, np.ndarray):
         try:
             x = np.asarray(x)

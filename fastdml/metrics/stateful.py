@@ -103,7 +103,10 @@ class RetrievalMetrics(Kept, Metric):
         if (is_query is not None) != self.gallery:
             raise ValueError("is_query: expected exactly with gallery=True")
         x = given.tensor(0, len(given), self.storage or _type(given.data), given.device)
-        mark = torch.as_tensor(False if is_query is None else is_query, device=x.device)
+        try:
+            mark = torch.as_tensor(False if is_query is None else is_query, device=x.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {is_query!r}") from None
         if mark.dtype != torch.bool or mark.shape not in ((), (len(x),)):
             raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {mark.dtype}")
         # The caller may write to a tensor once it was handed over.

@@ -95,7 +95,7 @@ class Batch:
     def need_labels(self) -> Tensor:
         """The labels, for what cannot do without."""
         if self.labels is None:
-            raise ValueError("labels: expected one label per row of embeddings, got None")
+            raise ValueError("labels: expected one label per row of embeddings, got sets of them or None")
         return self.labels
 
 

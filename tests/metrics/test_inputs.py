@@ -261,3 +261,22 @@ def test_marks_of_a_gallery_that_is_the_queries(kind):
     assert dict(M.evaluate(x, kind(one), x, kind(one))) == dict(M.evaluate(x, kind(one)))
     with pytest.raises(ValueError, match="ref_labels: expected the labels"):
         M.evaluate(x, kind(one), x, kind(other))
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("metrics: expected names", lambda: M.evaluate(np.eye(4), [0, 0, 1, 1], metrics=5)),
+        ("seed: expected an integer", lambda: M.evaluate(np.eye(4), [0, 0, 1, 1], seed="x")),
+        ("is_query: expected a bool", lambda: M.RetrievalMetrics(gallery=True).update(X, Y, is_query="q")),
+        ("embeddings: .* got a masked array", lambda: M.evaluate(np.ma.masked_array(X, X > 0), Y)),
+    ],
+)
+def test_what_is_meant_is_asked_for(words, call):
+    with pytest.raises(ValueError, match=f"^{words}"):
+        call()
+
+
+def test_seeds_are_of_any_size():
+    pytest.importorskip("sklearn")
+    assert M.evaluate(np.eye(4), [0, 0, 1, 1], metrics="nmi", seed=2**40)["nmi"] >= 0
