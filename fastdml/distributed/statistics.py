@@ -27,7 +27,7 @@ from .ranks import Ranks
 
 _CANDIDATES = make("candidates")
 # How many there are of something is a statistic too.
-_COUNTS = (_CANDIDATES, COLUMNS)
+_COUNTS = frozenset((_CANDIDATES, COLUMNS))
 BYTES = 12  # numbers held per pair of a block
 
 
