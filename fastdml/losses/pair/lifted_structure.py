@@ -166,6 +166,7 @@ class LiftedStructureLoss(SampleLoss):
         super().__init__(**kwargs)
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
+        self.description()  # checks the margins
 
     def _of_elements(self) -> nn.Module | None:
         if not metric_of(self.similarity).in_torch:
