@@ -44,15 +44,15 @@ def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
 
 
-# The pairs of the block that a function is evaluated on: [R, N].
-_pairs: ContextVar[Tensor | None] = ContextVar("pairs", default=None)
+# The pairs of the block that a function is evaluated on, [R, N], and known parts of them.
+_pairs: ContextVar[tuple[Tensor, ...]] = ContextVar("pairs", default=())
 
 
 @contextlib.contextmanager
-def over(pairs: Tensor) -> Iterator[None]:
+def over(pairs: Tensor, *parts: Tensor) -> Iterator[None]:
     """Within this, reductions of tensors are over these pairs at most, as those of traced expressions are:
     no mask holds a sample's pair with itself, or what a list of pairs leaves out."""
-    before = _pairs.set(pairs)
+    before = _pairs.set((pairs, *parts))
     try:
         yield
     finally:
@@ -62,11 +62,11 @@ def over(pairs: Tensor) -> Iterator[None]:
 def _mask(where: Value) -> Tensor:
     pairs = _pairs.get()
     if isinstance(where, bool):
-        where = torch.tensor(where, device=None if pairs is None else pairs.device)
+        where = torch.tensor(where, device=pairs[0].device if pairs else None)
     if not isinstance(where, Tensor) or where.dtype != torch.bool:
         got = where.dtype if isinstance(where, Tensor) else type(where).__name__
         raise ValueError(f"where: expected a mask of pairs, got {got}")
-    return where if pairs is None or where is pairs else where & pairs
+    return where if not pairs or any(where is known for known in pairs) else where & pairs[0]
 
 
 def _masked(x: Value, where: Value, otherwise: float) -> Tensor:
