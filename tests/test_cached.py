@@ -472,6 +472,7 @@ def ddp_rank(rank: int, folder: str) -> None:
     )
     try:
         torch.save([ddp_step(rank, counts) for counts in COUNTS], f"{folder}/{rank}.pt")
+        dist.barrier()  # no rank leaves while another one still sends
     finally:
         dist.destroy_process_group()
 

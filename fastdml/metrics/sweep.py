@@ -212,7 +212,7 @@ def _scores(
     step = min(step, _whole(len(problem.queries)))
     shape = _whole(step)
     dim = max(16, problem.gallery.dim)  # of padded rows no more scores than are asked for
-    columns = min(_whole(block_bytes // (4 * dim * size)), _whole(count))
+    columns = min(max(64, block_bytes // (4 * dim * size) // 64 * 64), _whole(count))
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         chosen = queries[rows]
