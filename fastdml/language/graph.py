@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 # What an expression may differ by: nothing, the call, the row, the pair.
@@ -196,6 +196,11 @@ CANDIDATES = make("candidates")  # how many pairs the row has
 COLUMNS = make("columns")  # the same and the row's own copy that was taken out
 # Every pair that counts is either positive or negative.
 EVERY = make("or", POSITIVE, NEGATIVE)
+
+
+def same(some: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether these are the same nodes, one by one: == of nodes is a mask."""
+    return all(a is b for a, b in zip(some, others, strict=True))
 
 
 def of_pairs(mask: object) -> Node:

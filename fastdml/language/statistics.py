@@ -29,6 +29,7 @@ from .graph import (
     neg,
     number_of,
     rewrite,
+    same,
     topological,
     total,
     where,
@@ -168,7 +169,7 @@ def means(roots: list[Node]) -> list[Node]:
             if share.op == "exp" and share.args[0].op == "add":
                 for level, x in (share.args[0].args, share.args[0].args[::-1]):
                     whole = level.op == "neg" and level.args[0].op == "log_sum_exp"
-                    if whole and all(a is b for a, b in zip(level.args[0].args, (x, node.args[1]))):
+                    if whole and same(level.args[0].args, (x, node.args[1])):
                         return make("softmax_mean", x, node.args[1], v)
         return None
 

@@ -34,6 +34,7 @@ from .graph import (
     neg,
     number_of,
     rewrite,
+    same,
     topological,
     where,
 )
@@ -416,7 +417,7 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     for node in nodes:
         if node.op == "softmax_mean":
             x, mask, v = node.args
-            of = next((n for n in nodes if n.op == "log_sum_exp" and _same(n.args, (x, mask))), None)
+            of = next((n for n in nodes if n.op == "log_sum_exp" and same(n.args, (x, mask))), None)
             values = [where(mask, x, _NOTHING), where(mask, v, ZERO)]
             put("lse_mean", values, [of if means[node.args[:2]] is node else None, node])
         elif node.op == "log_sum_exp":
@@ -430,10 +431,6 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
     only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))
     return kinds, roots, left, only
-
-
-def _same(some: Sequence[Node], others: Sequence[Node]) -> bool:
-    return all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _costs(nodes: Sequence[Node]) -> bool:
