@@ -170,7 +170,7 @@ def _expand(given: Any, ks: Sequence[int], fars: Sequence[float]) -> list[Asked]
     if given in NAMES:
         return [Asked(given, given)]
     if isinstance(given, str):
-        if match := re.fullmatch(r"(recall|precision|map|ndcg)@([1-9][0-9]*)", given):
+        if match := re.fullmatch(r"(recall|precision|map|ndcg)@([1-9][0-9]{0,17})", given):
             return [Asked(given, match[1], int(match[2]))]
         if match := re.fullmatch(r"tar@far=([0-9.e+-]+)", given):
             try:

@@ -90,6 +90,10 @@ class Embeddings:
 def embeddings(x: Any, name: str) -> Embeddings:
     """A tensor, an array or nested lists of numbers, ``[N, D]``."""
     expected = f"{name}: expected a non-empty floating point [N, D] tensor, array or list"
+    if isinstance(x, (list, tuple)) and x and all(isinstance(row, torch.Tensor) for row in x):
+        if len({row.shape for row in x}) > 1:
+            raise ValueError(f"{expected}, got rows of different lengths")
+        x = torch.stack([row.detach() for row in x])  # numpy takes none that wants a gradient
     if isinstance(x, torch.Tensor):
         if x.layout != torch.strided or x.is_nested:
             raise ValueError(f"{expected}, got a tensor that is not dense")

@@ -100,6 +100,10 @@ def test_half_precision_is_read_exactly():
     assert np.array_equal(s.neighbours()[1][:, 0], half.astype(np.float32))
 
 
+def test_a_list_of_rows_that_want_gradients():
+    same([row.requires_grad_() for row in torch.from_numpy(X).clone()], Y)
+
+
 def test_mapped_files(tmp_path):
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -160,6 +164,7 @@ INF[9] = torch.inf
         (bad(X.astype(np.longdouble)), "embeddings: expected float16, float32 or float64"),
         (bad(X.astype(complex)), "embeddings: expected a non-empty floating point"),
         (bad([[1.0, 2.0], [3.0]], [0, 0]), "embeddings: .* rows of different lengths"),
+        (bad([torch.ones(2), torch.ones(3)], [0, 0]), "embeddings: .* rows of different lengths"),
         (bad("x.npy"), "embeddings: expected a non-empty"),
         (bad(torch.from_numpy(X).to_sparse()), "embeddings: .* not dense"),
         (bad(X, Y[:5]), r"labels: expected 60 integers or strings, got int64 of shape \(5,\)"),
@@ -199,6 +204,7 @@ INF[9] = torch.inf
         (bad(metrics=()), "metrics: expected at least one name"),
         (bad(metrics=("map", 3)), "metrics: expected names among"),
         (bad(metrics="recall@0"), "metrics: expected names among"),
+        (bad(metrics="map@12345678901234567890"), "metrics: expected names among"),
         (bad(metrics="tar@far=2"), "metrics: expected names among"),
         (bad(own_index=np.arange(60)), "own_index: expected only with a ref_emb"),
         (bad(X, Y, X[:9], Y[:9], own_index=np.arange(60)), "own_index: expected integers from -1 to 8"),
