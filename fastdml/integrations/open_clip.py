@@ -65,8 +65,8 @@ class ClipLoss(nn.Module):
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor | None = None,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Any:
         """The loss of row i of image_features [B, D] with row i of text_features [B, D], by their products.
@@ -87,11 +87,11 @@ class ClipLoss(nn.Module):
                 loss = self._of_own_rows(image_features, text_features, logit_scale)
             else:
                 loss = self._of_all(image_features, text_features, logit_scale)
-        if logit_bias is not None:
+        if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _of_own_rows(self, images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    def _of_own_rows(self, images: Tensor, texts: Tensor, scale: Tensor | float) -> Tensor:
         own = self.rank * len(images)
         of_images, of_texts = (
             info_nce(rows, gathered(columns), scale, own=own, similarity="dot")
@@ -134,8 +134,8 @@ class SigLipLoss(nn.Module):
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor | None,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None,
         output_dict: bool = False,
     ) -> Any:
         """The loss of row i of image_features [B, D] with row i of text_features [B, D], by their products.
@@ -166,11 +166,12 @@ class _Scaled(nn.Module):
         self._loss = [loss]
         self._names = names
 
-    def forward(self, images: Tensor, texts: Tensor, *learnt: Tensor) -> Tensor:
+    def forward(self, images: Tensor, texts: Tensor, *scaled: Tensor | float) -> Tensor:
         loss = self._loss[0]
+        learnt = tuple(torch.as_tensor(x, dtype=torch.float64, device=images.device) for x in scaled)
         if loss.gradient == "sum":  # which leaves a rank its part of what a loss learns
             learnt = tuple(spread(x, loss.ranks) for x in learnt)
-        scale, *bias = (x.double().reshape(()) for x in learnt)
+        scale, *bias = (x.reshape(()) for x in learnt)
         given = {f"loss.{name}": x for name, x in zip(self._names, (scale.log(), *bias))}
         found: Tensor = torch.func.functional_call(loss, given, (images, texts))
         return found

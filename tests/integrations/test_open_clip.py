@@ -43,6 +43,13 @@ def test_one_process(name, bias):
 
 
 @pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
+def test_numbers_that_are_not_learnt(name):
+    x, y = torch.randn(2, 5, 4)
+    loss = getattr(ours, name)()
+    torch.testing.assert_close(loss(x, y, 3.0, -2.0), loss(x, y, torch.tensor(3.0), torch.tensor(-2.0)))
+
+
+@pytest.mark.parametrize("name", ["ClipLoss", "SigLipLoss"])
 def test_signatures_are_theirs(name):
     mine, other = getattr(ours, name), getattr(theirs, name)
     for function in ("__init__", "forward"):
