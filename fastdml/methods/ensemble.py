@@ -80,8 +80,10 @@ class LossEnsemble(ExactNumbers):
         return self.c.square() + self.floor
 
     def forward(self, embeddings: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The loss of embeddings [B, D], or of J heads [B, any], with labels [B]."""
+        """The loss of embeddings [B, D], or of J heads [B, any], with labels [B]; with diversity the heads
+        are of one width."""
         heads = self._heads(embeddings)
+        apart = not isinstance(embeddings, Tensor) and self._apart(heads)
         each = [loss(h, labels) for loss, h in zip(self.losses, heads, strict=True)]
         for loss, value in zip(self.losses, each, strict=True):
             if not isinstance(value, Tensor) or value.dim():
@@ -92,8 +94,7 @@ class LossEnsemble(ExactNumbers):
         weights = self.weights.to(values.dtype)
         scaled = weights * (means.mean() / means).to(values.dtype) * values
         total = scaled.sum() + 100 * self.eta * (weights.sum() - 1).square()
-        alone = isinstance(embeddings, Tensor) or len(heads) < 2 or not len(heads[0])
-        if alone or not self.diversity:
+        if not apart:
             return total
         return total + self.diversity * (2 - mean_head_distance(heads)).relu()
 
@@ -116,6 +117,17 @@ class LossEnsemble(ExactNumbers):
                 f"embeddings: expected {len(self.losses)} heads, one per loss, got {len(embeddings)}"
             )
         return list(embeddings)
+
+    def _apart(self, heads: list[Tensor]) -> bool:
+        """Whether heads are kept apart, which takes distances between them."""
+        if not self.diversity or len(heads) < 2 or not len(heads[0]):
+            return False
+        shapes = {tuple(h.shape) for h in heads}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"embeddings: expected heads of one shape with diversity, got {sorted(shapes)}"
+            )
+        return True
 
     def embed(self, heads: Sequence[Tensor]) -> Tensor:
         """The test embedding: heads times sqrt(w_j), side by side, so that squared distances are the
@@ -185,5 +197,6 @@ def proportion_loss(embeddings: Tensor, teacher: Tensor) -> Tensor:
 
 def _scaled(x: Tensor) -> Tensor:
     """Centred rows whose squared distances sum to 1 (2 B times the sum of squared norms)."""
+    x = x - x[:1].detach()  # equal rows are 0 then, not what the mean's rounding leaves
     x = x - x.mean(0)
     return x / (2 * len(x) * x.square().sum()).clamp(min=1e-30).sqrt()

@@ -82,9 +82,10 @@ def test_proportions_of_distances():
     grads = [torch.autograd.grad(v, z)[0] for v in (found, true)]
     assert torch.allclose(*grads, atol=1e-9)
     assert proportion_loss(3 * x + 1, x) < 1e-5  # similar figures
-    same = torch.ones(9, 4, requires_grad=True)
+    same = randn(1, 4).repeat(9, 1).requires_grad_()  # whose mean is another number
     proportion_loss(same, x).backward()
-    assert torch.isfinite(same.grad).all()
+    assert not same.grad.any()
+    assert proportion_loss(same.detach(), randn(1, 6).repeat(9, 1)) < 1e-9
 
 
 def test_compression_head_learns():
@@ -106,6 +107,10 @@ def test_refuses():
         LossEnsemble(members(), [1, 1])
     with pytest.raises(ValueError, match="embeddings: expected 3 heads"):
         LossEnsemble(members())([randn(2, 3)], torch.zeros(2, dtype=torch.long))
+    wide = LossEnsemble(members()[:2])
+    with pytest.raises(ValueError, match=r"expected heads of one shape.* \[\(4, 3\), \(4, 5\)\]"):
+        wide([randn(4, 3), randn(4, 5)], torch.arange(4) // 2)
+    assert wide.steps.eq(0).all()
     with pytest.raises(ValueError, match="teacher: expected 3 rows"):
         proportion_loss(randn(3, 2), randn(2, 2))
     with pytest.raises(ValueError, match=r"losses: expected one number of SupConLoss, got \(4,\)"):
