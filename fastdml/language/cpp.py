@@ -8,18 +8,13 @@ from collections.abc import Iterable, Sequence
 from .affine import folded
 from .graph import (
     CONSTANT,
-    FALSE,
     HIGHEST,
     LOWEST,
     PAIR,
-    POSITIVE,
     REDUCTIONS,
-    ROW,
     ZERO,
     Node,
-    both,
     conjuncts,
-    either,
     make,
     rewrite,
     topological,
@@ -127,14 +122,10 @@ class Text:
                 return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
             case "s" | "positive":
                 return f"p.{node.op}", _ATOM
-            case "negative":
-                return "p.negative", _ATOM
             case "teacher":
                 return "p.teacher()", _ATOM
             case "column":
                 return f"p.column({node.value})", _ATOM
-            case "detach":
-                return self._text(args[0])
             case "apart":
                 return f"({self.expression(args[0])})", _ATOM
         return f"{node.op}({self.expression(args[0])})", _ATOM
@@ -297,50 +288,26 @@ class RowPrinter(Text):
             self.lines.append(f"return {texts[0]};")
 
 
-def guard(roots: Sequence[Node], empty: Sequence[Node]) -> Node | None:
-    """The mask of the pairs that count for anything, where most vectors of pairs have none and what they
-    would compute is costly: they are passed over."""
-    mask = FALSE
-    for root, nothing in zip(roots, empty):
-        if root is nothing:
-            continue
-        if root.op != "where" or root.args[2] is not nothing:
-            return None
-        mask = either(mask, root.args[0])
-    if mask is not POSITIVE and mask is not both(POSITIVE, mask):
-        return None
-    costly = any(n.op in COSTLY and n.level == PAIR for n in topological(roots, pairs=True))
-    return mask if costly and mask.level == PAIR else None
-
-
 def lambda_of(
     row: Text,
     roots: Sequence[Node],
     wrap: str,
-    guard: Node | None = None,
-    empty: Sequence[Node] = (),
     negatives: Sequence[Node] = (),
 ) -> str:
-    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`.
-    negatives: what it is where no pair is a positive."""
+    """A lambda of a pair; numbers of the row have names already. negatives: what it is where no pair is a
+    positive."""
     before: list[str] = []
     if negatives:
         inner = _block(row, negatives, wrap)
         before = ["if (!any(p.positive)) {", *(f"  {line}" for line in inner), "}"]
-    lines = before + _block(row, roots, wrap, guard, empty)
+    lines = before + _block(row, roots, wrap)
     if len(lines) == 1:
         return f"[=](auto p) {{ {lines[0]} }}"
     body = "\n".join(f"  {line}" for line in lines)
     return f"[=](auto p) {{\n{body}\n}}"
 
 
-def _block(
-    row: Text,
-    roots: Sequence[Node],
-    wrap: str,
-    guard: Node | None = None,
-    empty: Sequence[Node] = (),
-) -> list[str]:
+def _block(row: Text, roots: Sequence[Node], wrap: str) -> list[str]:
     """The lines that compute and return what a pair adds."""
     pair = Text(row._count)
     pair.names = dict(row.names)
@@ -350,12 +317,6 @@ def _block(
         for a in node.args:
             uses[a] = uses.get(a, 0) + 1
     lines, results = [], set(roots)
-    if guard is not None:
-        nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
-        nothing = f"{wrap}({nothing})" if wrap else nothing
-        lines.append(
-            f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", "")
-        )
     for node in nodes:
         if node.level < PAIR or not node.args or node in pair.names:
             continue
@@ -371,7 +332,7 @@ def _block(
     return [*lines, f"return {found};"]
 
 
-def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:
+def functor(program: Program, name: str, also: Sequence[str] = ()) -> str:
     """The text of a header as in csrc/rows: a functor called `name`, registered as such, and as `also`."""
     printer = RowPrinter(program)
     needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
@@ -386,7 +347,7 @@ def functor(program: Program, name: str, also: Sequence[str] = (), comment: str 
     kind = camel(name)
     body = indented(read_later(printer.lines), 4)
     registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))
-    return f"""// {comment or f"{name}, printed from its description."}
+    return f"""// {name}, printed from its description.
 #pragma once
 
 namespace fastdml {{
@@ -425,6 +386,3 @@ def indented(lines: Sequence[str], by: int) -> str:
 def camel(name: str) -> str:
     """The name of a functor's type."""
     return "".join(part.capitalize() for part in re.split(r"\W|_", name))
-
-
-__all__ = ["ROW", "Text", "functor", "pair_forms"]

@@ -98,8 +98,6 @@ class _Tile(Text):
                     return f"9.5e-07 * {self.expression(args[0], 5)}", 4
                 case "s" | "positive":
                     return node.op, 6
-                case "negative":
-                    return "positive == 0", 2
                 case "teacher":
                     return "t", 6
                 case "column":
@@ -186,14 +184,14 @@ class PrintedTiles:
         return self.printer.parameters(loss.open_arguments)
 
 
-def printed(trace: Trace, name: str, scalars: int | None = None) -> PrintedTiles:
+def printed(trace: Trace, name: str) -> PrintedTiles:
     """The tile functor of a traced function, from a module in the cache folder: Triton reads the source of
     its functions from files.
 
     Raises:
         NoTile: saying why there is none.
     """
-    printer = Printer(program(trace, scalars, reference="whole"), name)
+    printer = Printer(program(trace, reference="whole"), name)
     try:
         path = compile.stored(printer.text, name, ".py")
     except compile.CannotCompile as error:
