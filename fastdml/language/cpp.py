@@ -15,12 +15,10 @@ from .graph import (
     ZERO,
     Node,
     conjuncts,
-    make,
-    rewrite,
     topological,
     where,
 )
-from .kinds import COSTLY, bounded, joined, specialised
+from .kinds import COSTLY, of_both, of_kind
 from .program import Program
 
 _OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
@@ -36,33 +34,17 @@ _INFIX = {
 def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair, one expression for both kinds of pairs: what a reduction folds, or
     the expression itself."""
-    roots = [
-        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
-    ]
-    kinds = (_alone(roots, kind) for kind in (True, False))
-    return folded(joined(*kinds))
+    return of_both(_contributions(nodes))
 
 
-def _alone(roots: Sequence[Node], positive: bool) -> list[Node]:
-    return bounded(folded(rewrite(specialised(roots, positive), _quotient, pairs=True)))
-
-
-def _quotient(node: Node) -> Node | None:
-    """One logarithm instead of two."""
-    if node.op == "add" and node.level == PAIR:
-        for a, b in (node.args, node.args[::-1]):
-            if a.op == "log" and b.op == "neg" and b.args[0].op == "log" and b.level == PAIR == a.level:
-                return make("log", make("div", a.args[0], b.args[0].args[0]))
-    return None
+def _contributions(nodes: Sequence[Node]) -> list[Node]:
+    return [where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes]
 
 
 def of_negatives(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
     nothing. Most vectors of pairs hold no positive."""
-    roots = [
-        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
-    ]
-    alone = folded(_alone(roots, False))
+    alone = folded(of_kind(_contributions(nodes), False))
     return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
 
 
