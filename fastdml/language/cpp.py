@@ -21,7 +21,7 @@ from .graph import (
 from .kinds import COSTLY, of_both, of_kind
 from .program import Program
 
-_OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
+OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
 IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
 # How tightly the text of an expression binds.
 _OR, _AND, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
@@ -211,23 +211,23 @@ class RowPrinter(Text):
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
         """A pass; needed: also where only the loss is asked for."""
         roots = pair_forms(nodes)
-        self._hoist(roots)
+        self.hoist(roots)
         names = [
             self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
             for node in nodes
         ]
         body = lambda_of(self, roots, "values", negatives=self._negatives(nodes))
-        operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
+        operations = ", ".join(f"{OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
         if not needed:
             fold = f"row.wants_weights() ? {fold} : Values<T, {len(nodes)}>{{}}"
         self.lines.append(f"const auto [{', '.join(names)}] = {fold};")
 
-    def _hoist(self, roots: Sequence[Node]) -> None:
-        """Defines what the pairs' expressions read of the row."""
+    def hoist(self, roots: Sequence[Node], below: int = PAIR) -> None:
+        """Defines what the pairs' expressions read of the row, or of the call alone (below its level)."""
         nodes = topological(roots, pairs=True)
         read = [x for n in nodes if n.level == PAIR for x in n.args]
-        read = [x for x in (*read, *roots) if CONSTANT < x.level < PAIR]
+        read = [x for x in (*read, *roots) if CONSTANT < x.level < below]
         self.define(read)
         for node in read:
             if node not in self.names and node.args:
@@ -240,13 +240,13 @@ class RowPrinter(Text):
 
     def _each(self, word: str, of_pair: Node) -> None:
         roots = pair_forms([of_pair])
-        self._hoist(roots)
+        self.hoist(roots)
         body = lambda_of(self, roots, "", negatives=self._negatives([of_pair]))
         self.lines.append(f"row.{word}{body});")
 
     def _negatives(self, nodes: Sequence[Node]) -> list[Node]:
         found = of_negatives(nodes)
-        self._hoist(found)
+        self.hoist(found)
         return found
 
     def derivatives(self) -> None:
