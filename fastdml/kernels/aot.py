@@ -161,7 +161,7 @@ def list_finish(example: Example, arch: int) -> Compiled:
         "PARAMETERS": example.parameters, "SELF": example.excludes_own, "BLOCK": c.stay,
     }  # fmt: skip
     pointers = _pointers("partial thresholds parameters results", "fp32")
-    pointers |= _pointers("low size own", "i32")
+    pointers |= _pointers("low size", "i32")
     return _compile(lists.list_finish_kernel, pointers, constants, arch, c)
 
 
@@ -190,8 +190,7 @@ def statistics(
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
     pointers |= (
-        _pointers("near own", "i32")
-        | _pointers("x_label y_label", "i32")
+        _pointers("near x_label y_label", "i32")
         | _pointers("known parameters partial y_values", "fp32")
     )
     if tile.teacher:
@@ -225,7 +224,7 @@ def weights(
         "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_O": c.output, "STORE": write,
     }  # fmt: skip
     pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_norms b_norms", "fp32")
-    pointers |= _pointers("a_label b_label near own a_low b_low", "i32")
+    pointers |= _pointers("a_label b_label near a_low b_low", "i32")
     pointers |= _pointers(
         "a_states b_states a_values b_values parameters factor sums partial", "fp32"
     )

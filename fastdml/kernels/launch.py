@@ -207,12 +207,15 @@ def statistics(
     parameters: Tensor,
     pair: Numbers,
     *,
-    own: Tensor | None = None,
+    own: bool = False,
     inputs: Tensor | None = None,
     precision: str | None = None,
     config: configs.Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `finish` returns [outputs + scalars + states, M], and statistics [values, M]; float32."""
+    """What `finish` returns [outputs + scalars + states, M], and statistics [values, M]; float32.
+
+    own: rows are columns, and the pair of one with itself is left out.
+    """
     x = rows.x
     m, device = x.shape[0], x.device
     known = torch.empty(max(1, loss.values), m, dtype=torch.float32, device=device)
@@ -233,10 +236,10 @@ def statistics(
     done = loss.inputs
     for i, one in enumerate(loss.passes):
         partial = _sweep(
-            rows, columns, pair, near, own, known, parameters, chosen, rounding, one.values,
+            rows, columns, pair, near, known, parameters, chosen, rounding, one.values,
             FOLD=one.fold, KINDS=one.kinds, KNOWN=done, TEACHER=_teacher(loss, rows, pair),
             GROUPS=_groups(loss, columns), POSITIVES_ONLY=one.positives_only,
-            COLUMN_VALUES=loss.column_values, SLOTS=0, OWN=False,
+            COLUMN_VALUES=loss.column_values, SLOTS=0, OWN=False, SELF=own,
         )  # fmt: skip
         _merge(loss, i, partial, known, parameters, results)
         done += one.values
@@ -314,7 +317,7 @@ def list_statistics(
     pair: Numbers,
     lists: Lists,
     *,
-    own: Tensor | None = None,
+    own: bool = False,
     precision: str | None = None,
     config: configs.Config | None = None,
 ) -> Tensor:
@@ -337,22 +340,23 @@ def list_statistics(
     )  # fmt: skip
     values, group = loss.values * slots, min(slots, GROUP)
     partial = _sweep(
-        rows, columns, pair, near, own, thresholds, parameters, chosen, rounding, values,
+        rows, columns, pair, near, thresholds, parameters, chosen, rounding, values,
         slots // group, FOLD=loss.compare, KINDS=("sum",) * (loss.values * group), KNOWN=group,
         TEACHER="none", GROUPS="none", POSITIVES_ONLY=False, COLUMN_VALUES=0, SLOTS=group, OWN=loss.own,
+        SELF=own,
     )  # fmt: skip
     results = torch.empty(loss.outputs + loss.states, m, dtype=torch.float32, device=device)
     list_finish_kernel[(-(-m // LIST_ROWS),)](
-        partial, thresholds, parameters, lists.low, lists.size, own, results, m, columns.count,
+        partial, thresholds, parameters, lists.low, lists.size, results, m, columns.count,
         partial.shape[0],
         FINISH=loss.finish, VALUES=loss.values, SLOTS=slots, OUTPUTS=loss.outputs,
-        PARAMETERS=parameters.numel(), SELF=own is not None, BLOCK=LIST_ROWS, num_warps=4,
+        PARAMETERS=parameters.numel(), SELF=own, BLOCK=LIST_ROWS, num_warps=4,
     )  # fmt: skip
     return results
 
 
 def _sweep(
-    rows: Side, columns: Side, pair: Numbers, near: Tensor, own: Tensor | None, known: Tensor,
+    rows: Side, columns: Side, pair: Numbers, near: Tensor, known: Tensor,
     parameters: Tensor, chosen: configs.Config, rounding: str, values: int,
     groups: int = 1, **options: object,
 ) -> Tensor:  # fmt: skip
@@ -368,10 +372,10 @@ def _sweep(
     statistics_kernel[(blocks, parts, groups)](
         x, columns.x, rows.norms, columns.norms, *_compared(rows, columns), columns.values,
         rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
-        known, parameters, near, own, partial, m, columns.count, per_split,
+        known, parameters, near, partial, m, columns.count, per_split,
         PARAMETERS=parameters.numel(), METRIC=pair.metric, EPSILON=pair.epsilon,
         T_EPSILON=pair.teacher_epsilon, K=columns.centres, PADDED=columns.padded,
-        D=x.shape[1], DT=_depth(rows), SELF=own is not None,
+        D=x.shape[1], DT=_depth(rows),
         BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
         NARROW=chosen.narrow(columns.centres),
         BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
@@ -393,7 +397,7 @@ def weights(
     stream_states: Tensor | None = None,
     stay_weights: Tensor | None = None,
     stream_weights: Tensor | None = None,
-    own: Tensor | None = None,
+    own: bool = False,
     lists: Lists | None = None,
     sums: bool = False,
     find: bool = False,
@@ -404,8 +408,8 @@ def weights(
     """The pair weights times `stream.x`, for each row of `stay`; float32.
 
     Rows of the loss lie along the sides whose states are given. Row weights are given for all of
-    those sides or for none, and are multiplied by factor (one float on the device). own int32 [rows
-    of stay]: the row of `stream` that is the same sample, or -1. find: also what `statistics` returns of
+    those sides or for none, and are multiplied by factor (one float on the device). own: as for
+    `statistics`. find: also what `statistics` returns of
     the rows of stay (`finds_statistics`). written: the weights of a block of rows are written there instead,
     and there are no products.
     """
@@ -460,7 +464,7 @@ def weights(
         stream_states, stay_weights, stream_weights, stay.values, stream.values,
         low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
-        own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
+        out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
         width // 8,
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
         LINEAR=loss.linear, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
@@ -471,7 +475,7 @@ def weights(
         T_EPSILON=pair.teacher_epsilon,
         GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
         K=max(stay.centres, stream.centres), PADDED=padded,
-        D=d, DT=_depth(stay), SELF=own is not None,
+        D=d, DT=_depth(stay), SELF=own,
         COLUMN_VALUES=loss.column_values, SLOTS=loss.slots, OWN=isinstance(loss, ListLoss) and loss.own,
         BLOCK_A=chosen.stay, BLOCK_B=chosen.stream,
         NARROW=chosen.narrow(max(stay.centres, stream.centres)), BLOCK_D=chosen.depth,
