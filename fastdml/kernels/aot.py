@@ -11,8 +11,11 @@ import tempfile
 from typing import Any
 
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from . import configs
+from . import backward, configs, forward, launch, lists, similarity
 from .launch import AnyLoss
 from .list_loss import ListLoss
 from .tile import Pass, TileLoss
@@ -102,8 +105,6 @@ def finds_statistics(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> bool:
     """`launch.finds_statistics` where there is no call."""
-    from . import launch
-
     chunks, write = _chunks(example, arch, dtype, d, precision), writes_weights(
         example, arch, dtype, d, precision
     )
@@ -118,16 +119,12 @@ def writes_weights(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> bool:
     """`launch.writes_weights` where there is no call."""
-    from . import launch
-
     sums = example.metric.startswith("raw")
     chunks = _chunks(example, arch, dtype, d, precision)
     return launch.writes_weights(example.tile, example.centres, chunks, dtype, sums)
 
 
 def _chunks(example: Example, arch: int, dtype: torch.dtype, d: int, precision: str) -> int:
-    from . import launch
-
     needs = launch.weights_needs(example.tile)
     return -(-d // configs.weights_config(arch, dtype, d, precision, **needs).output)
 
@@ -136,8 +133,6 @@ def thresholds(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> Compiled:
     """The kernel that finds the thresholds of a ListLoss."""
-    from . import launch, lists
-
     slots = example.tile.slots
     c = configs.statistics_config(arch, dtype, d, precision, **launch.statistics_needs(example.tile))
     constants = {
@@ -151,8 +146,6 @@ def thresholds(
 
 def list_finish(example: Example, arch: int) -> Compiled:
     """The kernel that finishes the rows of a ListLoss. It has no products."""
-    from . import launch, lists
-
     tile = example.tile
     assert isinstance(tile, ListLoss)
     c = configs.Config(launch.LIST_ROWS, tile.slots, 0, 0, 4, 2)
@@ -170,8 +163,6 @@ def statistics(
     number: int = 0, config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
-    from . import forward, launch
-
     tile = example.tile
     needs = launch.statistics_needs(tile)
     c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
@@ -204,8 +195,6 @@ def weights(
     sides: str = "both", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 2 for the gradient of the loss's "rows", of its "columns", or of "both", which are one set."""
-    from . import backward, launch
-
     tile = example.tile
     write = writes_weights(example, arch, dtype, d, precision)
     rule = configs.written_config if write else configs.weights_config
@@ -256,12 +245,6 @@ def _pointers(names: str, kind: str) -> dict[str, str]:
 def _compile(
     kernel: Any, pointers: dict[str, str], constants: dict[str, Any], arch: int, c: configs.Config
 ) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from . import similarity
-
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -324,8 +307,6 @@ def products(ptx: str) -> dict[str, int]:
 
 
 def _tool(name: str) -> str:
-    import triton
-
     bundled = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
     return bundled if os.path.exists(bundled) else name
 
