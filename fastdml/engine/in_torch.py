@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .call import Call, statistic_type
 from .loss import RowLoss, Rows
-from .problem import Problem
+from .problem import Problem, joined
 from .similarity import Metric
 
 # Bytes of one block's temporaries.
@@ -143,7 +143,7 @@ def _with_presweep(
             for start in range(0, other.relation.rows, step)
         ]
         theirs = torch.cat(found).t()
-    return theirs if col_values is None else torch.cat([col_values, theirs])
+    return joined(col_values, theirs)
 
 
 def _block(problem: Problem) -> int:

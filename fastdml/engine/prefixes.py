@@ -33,7 +33,7 @@ from .executors.chunked import Chunked
 from .executors.native import Native
 from .executors.symmetric import Run, Symmetric
 from .op import own_world
-from .problem import Problem
+from .problem import Problem, joined
 from .schedule import ColumnSums, Result, Step, Visit, Wanted
 from .widths import Radial, grow, slices_of, spread
 from .workspace import block_limit, buffer, rows_within
@@ -252,8 +252,7 @@ class _Sweep:
             turned = [p.swapped(before) for p in self.problems]
             found = [r.outputs.t().contiguous() for r in _Sweep(turned, self.step).run(Wanted())]
         for problem, values in zip(self.problems, found, strict=True):
-            given = problem.col_values
-            problem.col_values = values if given is None else torch.cat([given, values])
+            problem.col_values = joined(problem.col_values, values)
             problem.presweep_done = True
 
     def _gathered(self, sums: list[ColumnSums]) -> list[Tensor]:

@@ -31,7 +31,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .problem import Block, Problem
+from .problem import Block, Problem, joined
 from .products import accumulate_, multiply
 from .similarity import DISTANCE, PRODUCT
 from .workspace import block_limit, buffer, rows_within
@@ -199,8 +199,7 @@ def presweep(
         found = outputs_of(sweep).t().contiguous()
         if problem.one_set:  # the same matrix, by rows as by columns
             problem.last_block = sweep.last_block
-    given = problem.col_values
-    problem.col_values = found if given is None else torch.cat([given, found])
+    problem.col_values = joined(problem.col_values, found)
 
 
 def _gathered(problem: Problem, step: Step, sums: ColumnSums) -> Tensor:
