@@ -146,15 +146,21 @@ def _with_presweep(
     return joined(col_values, theirs)
 
 
-def _block(problem: Problem) -> int:
-    loss = problem.loss
+def bytes_per_pair(problem: Problem) -> int:
+    """What a pair and its specification take."""
     size = torch.finfo(problem.statistic).bits // 8
-    per_pair = size * (2 + loss.spec_bytes // 4)
-    if loss.threshold_list:
+    per_pair = size + problem.loss.spec_bytes * size // 4
+    if problem.loss.threshold_list:
         positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
+        # A guess from the first rows; a longer list only makes one block larger.
         per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
+    return per_pair
+
+
+def _block(problem: Problem) -> int:
+    per_pair = torch.finfo(problem.statistic).bits // 8 + bytes_per_pair(problem)
     rows = max(1, _AT_ONCE // (per_pair * max(1, problem.relation.columns)))
-    together = loss.rows_together
+    together = problem.loss.rows_together
     return max(together, rows - rows % together)
 
 
