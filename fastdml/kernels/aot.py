@@ -226,16 +226,9 @@ def weights(
 
 def _shared(example: Example, d: int, c: configs.Config, precision: str) -> dict[str, Any]:
     """The constants that both kernels have."""
-    tile, centres = example.tile, example.centres
-    return {
-        "PARAMETERS": example.parameters, "METRIC": example.metric, "EPSILON": 0.0,
-        "TEACHER": example.teacher if tile.teacher else "none", "T_EPSILON": 0.0,
-        "GROUPS": (tile.groups if centres > 1 else None) or "none", "K": centres,
-        "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
-        "COLUMN_VALUES": tile.column_values, "OWN": isinstance(tile, ListLoss) and tile.own,
-        "NARROW": c.narrow(centres), "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
-        "PRECISION": precision,
-    }  # fmt: skip
+    pair = launch.Numbers(example.metric, teacher_metric=example.teacher)
+    taught = d if example.tile.teacher else None
+    return launch.shared(example.tile, pair, example.parameters, c, precision, d, taught, example.centres)
 
 
 def _pointers(names: str, kind: str) -> dict[str, str]:
