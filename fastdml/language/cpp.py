@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from .affine import folded
 from .graph import (
@@ -65,6 +66,18 @@ class Text:
         self.names[node] = f"{hint}{self._count}"
         self._count += 1
         return self.names[node]
+
+    def shared(
+        self, nodes: Sequence[Node], roots: Collection[Node], least: int
+    ) -> Iterator[tuple[str, str]]:
+        """The names that it gives to what is used more than once, and to costly functions, of at least this
+        level, and their texts."""
+        uses = Counter(a for node in nodes for a in node.args)
+        for node in nodes:
+            named = not node.args or node in self.names or node.level < least or node is HIGHEST
+            if not named and (uses[node] > 1 or (node.op in COSTLY and node not in roots)):
+                text = self.expression(node)
+                yield self.name(node, "m" if node.is_mask else "x"), text
 
     def expression(self, node: Node, within: int = _OR) -> str:
         text, binds = self._text(node)
@@ -293,18 +306,8 @@ def _block(row: Text, roots: Sequence[Node], wrap: str) -> list[str]:
     """The lines that compute and return what a pair adds."""
     pair = Text(row._count)
     pair.names = dict(row.names)
-    uses: dict[Node, int] = {}
-    nodes = topological(roots, pairs=True)
-    for node in nodes:
-        for a in node.args:
-            uses[a] = uses.get(a, 0) + 1
-    lines, results = [], set(roots)
-    for node in nodes:
-        if node.level < PAIR or not node.args or node in pair.names:
-            continue
-        if uses.get(node, 0) > 1 or (node.op in COSTLY and node not in results):
-            text = pair.expression(node)
-            lines.append(f"auto {pair.name(node, 'm' if node.is_mask else 'x')} = {text};")
+    shared = pair.shared(topological(roots, pairs=True), set(roots), PAIR)
+    lines = [f"auto {name} = {text};" for name, text in shared]
     row._count = pair._count
     texts = []
     for root in roots:

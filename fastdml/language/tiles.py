@@ -125,17 +125,8 @@ class _Tile(Text):
         of_pairs, of_rows = (arguments.startswith(x) for x in ("s,", "stats,"))
         level = PAIR if of_pairs else ROW if of_rows else CONSTANT
         self.like = "s" if of_pairs else "stats[0]"
-        uses: dict[Node, int] = {}
-        nodes, roots = topological(results, known=self.names), set(results)
-        for node in nodes:
-            for a in node.args:
-                uses[a] = uses.get(a, 0) + 1
-        lines = []
-        for node in nodes:
-            shared = uses.get(node, 0) > 1 or (node.op in COSTLY and node not in roots)
-            if node.args and node not in self.names and shared and node is not HIGHEST:
-                text = self.expression(node)
-                lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
+        shared = self.shared(topological(results, known=self.names), set(results), CONSTANT)
+        lines = [f"    {name} = {text}" for name, text in shared]
         texts = []
         for result in results:
             text = self.expression(result)
