@@ -284,4 +284,4 @@ def _theirs(distance: Any) -> str | None:
 
 
 def _users(distance: nn.Module) -> str:
-    return user_name(distance, bool(distance.is_inverted), called=type(distance).__name__)
+    return user_name(distance, bool(distance.is_inverted), type(distance).__name__)

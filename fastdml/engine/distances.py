@@ -167,11 +167,11 @@ class _Name(str):
     metric: General
 
 
-def user_name(matrix: Matrix, inverted: bool, rowwise: Matrix | None = None, called: str = "") -> str:
+def user_name(matrix: Matrix, inverted: bool, called: str) -> str:
     """A name for a user's distance, or similarity (inverted). It lasts as long as this very string."""
     kind = "similarity" if inverted else "distance"
-    name = _Name(f"{called or getattr(matrix, '__name__', 'a user')}'s {kind} {next(_numbers)}")
-    name.metric = General(str(name), PRODUCT if inverted else DISTANCE, False, matrix=matrix, rowwise=rowwise)
+    name = _Name(f"{called}'s {kind} {next(_numbers)}")
+    name.metric = General(str(name), PRODUCT if inverted else DISTANCE, False, matrix=matrix)
     _users[str(name)] = name.metric
     return name
 

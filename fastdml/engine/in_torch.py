@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .call import Call, statistic_type
 from .loss import RowLoss, Rows
-from .problem import Problem
+from .problem import Problem, joined
 from .similarity import Metric
 
 # Bytes of one block's temporaries.
@@ -143,18 +143,24 @@ def _with_presweep(
             for start in range(0, other.relation.rows, step)
         ]
         theirs = torch.cat(found).t()
-    return theirs if col_values is None else torch.cat([col_values, theirs])
+    return joined(col_values, theirs)
+
+
+def bytes_per_pair(problem: Problem) -> int:
+    """What a pair and its specification take."""
+    size = torch.finfo(problem.statistic).bits // 8
+    per_pair = size + problem.loss.spec_bytes * size // 4
+    if problem.loss.threshold_list:
+        positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
+        # A guess from the first rows; a longer list only makes one block larger.
+        per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
+    return per_pair
 
 
 def _block(problem: Problem) -> int:
-    loss = problem.loss
-    size = torch.finfo(problem.statistic).bits // 8
-    per_pair = size * (2 + loss.spec_bytes // 4)
-    if loss.threshold_list:
-        positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
-        per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
+    per_pair = torch.finfo(problem.statistic).bits // 8 + bytes_per_pair(problem)
     rows = max(1, _AT_ONCE // (per_pair * max(1, problem.relation.columns)))
-    together = loss.rows_together
+    together = problem.loss.rows_together
     return max(together, rows - rows % together)
 
 

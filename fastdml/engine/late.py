@@ -27,7 +27,7 @@ from .call import Call
 from .executors.chunked import Chunked
 from .executors.native import Native
 from .op import own_world
-from .problem import Problem
+from .problem import Problem, joined
 from .schedule import Result, Visit
 from .workspace import workspace_limit
 
@@ -109,8 +109,7 @@ def _presweep(problem: Problem, anchors: Tokens, candidates: Tokens, step: Chunk
         for k, mine in _blocks(anchors, block_rows(anchors, some)):
             best(mine, some, None, s[k : k + mine.count])
         step(Visit(turned, s.t().contiguous(), start, out, compared=True))
-    given, found = problem.col_values, out.outputs.t().contiguous()
-    problem.col_values = found if given is None else torch.cat([given, found])
+    problem.col_values = joined(problem.col_values, out.outputs.t().contiguous())
 
 
 def _run(

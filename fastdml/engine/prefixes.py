@@ -33,7 +33,7 @@ from .executors.chunked import Chunked
 from .executors.native import Native
 from .executors.symmetric import Run, Symmetric
 from .op import own_world
-from .problem import Problem
+from .problem import Problem, joined
 from .schedule import ColumnSums, Result, Step, Visit, Wanted
 from .widths import Radial, grow, slices_of, spread
 from .workspace import block_limit, buffer, rows_within
@@ -252,8 +252,7 @@ class _Sweep:
             turned = [p.swapped(before) for p in self.problems]
             found = [r.outputs.t().contiguous() for r in _Sweep(turned, self.step).run(Wanted())]
         for problem, values in zip(self.problems, found, strict=True):
-            given = problem.col_values
-            problem.col_values = values if given is None else torch.cat([given, values])
+            problem.col_values = joined(problem.col_values, values)
             problem.presweep_done = True
 
     def _gathered(self, sums: list[ColumnSums]) -> list[Tensor]:
@@ -305,25 +304,16 @@ class _Sweep:
         if widest.symmetric and d_a is not None:
             d_a *= 2
         for problem, out in zip(problems, results, strict=True):
-            if out.d_scalars is not None:
-                out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
-            out.outputs.add_(problem.poison)
+            out.finish(problem)
         return results
 
     def _empty(self, problem: Problem, wanted: Wanted) -> Result:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=problem.statistic, device=self.a.device)
-
-        out = Result(zeros(self.m, problem.loss.outputs))
+        out = Result.of(problem, wanted._replace(col_values=False))
         if problem is self.widest:
             if wanted.anchors or (wanted.candidates and problem.one_set):
-                out.d_anchors = zeros(self.m, self.a.shape[1])
+                out.d_anchors = torch.zeros_like(self.a)
             if wanted.candidates and not problem.one_set:
-                out.d_candidates = torch.zeros_like(self.c, dtype=problem.statistic)
-        if wanted.scalars and problem.all_scalars is not None:
-            out.d_scalars = zeros(self.m, problem.all_scalars.numel())
-        if wanted.row_values and problem.row_values is not None:
-            out.d_row_values = torch.zeros_like(problem.row_values)
+                out.d_candidates = torch.zeros_like(self.c)
         return out
 
 

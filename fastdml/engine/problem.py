@@ -99,7 +99,7 @@ class Problem:
             teacher=(theirs[0], theirs[-1]) if theirs else None,
             scalars=values(call.scalars),
             row_values=values(call.row_values),
-            col_values=values(_with_swept(call)),
+            col_values=joined(values(call.col_values), values(call.swept)),
             presweep_done=call.swept is not None,
             computed=values(call.computed),
             whole=call.whole,
@@ -281,7 +281,7 @@ class Problem:
         theirs = self.computed
         if theirs is None:
             theirs = computed_scalars(self.loss, self.relation, self.anchors.device, self.statistic)
-        return _joined(self.scalars, theirs)
+        return joined(self.scalars, theirs)
 
     @lazy
     def teacher_problem(self) -> Problem | None:
@@ -447,10 +447,11 @@ def computed_scalars(
     if type(loss).count_scalars is not RowLoss.count_scalars:
         counts = relation.counts(_excludes_own(loss, relation))
         of_counts = _statistics(loss.count_scalars(*counts), device, kind)
-    return _joined(of_labels, of_counts)
+    return joined(of_labels, of_counts)
 
 
-def _joined(some: Tensor | None, others: Tensor | None) -> Tensor | None:
+def joined(some: Tensor | None, others: Tensor | None) -> Tensor | None:
+    """Values of the call, or of its columns, and further ones after them."""
     if some is None or others is None:
         return others if some is None else some
     return torch.cat([some, others])
@@ -471,10 +472,3 @@ def _statistics(
 
 def _excludes_own(loss: RowLoss, relation: Relation) -> bool:
     return relation.own is not None and loss.self_pair == "exclude"
-
-
-def _with_swept(call: Call) -> Tensor | None:
-    """The values of columns, those of a presweep last."""
-    if call.swept is None or call.col_values is None:
-        return call.col_values if call.swept is None else call.swept
-    return torch.cat([call.col_values.to(call.swept.dtype), call.swept])

@@ -31,7 +31,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .problem import Block, Problem
+from .problem import Block, Problem, joined
 from .products import accumulate_, multiply
 from .similarity import DISTANCE, PRODUCT
 from .workspace import block_limit, buffer, rows_within
@@ -68,6 +68,26 @@ class Result:
     d_row_values: Tensor | None = None  # [M, k]
     d_col_values: Tensor | None = None  # [k, N]
     total: Tensor | None = None  # the weighted sum of the outputs, where it came with them
+
+    @staticmethod
+    def of(problem: Problem, wanted: Wanted) -> Result:
+        """Room for outputs, and zeros for the wanted derivatives by values of the call, rows and columns."""
+        m, a, kind = problem.relation.rows, problem.anchors, problem.statistic
+        out = Result(a.new_empty(m, problem.loss.outputs, dtype=kind))
+        if wanted.scalars and problem.all_scalars is not None:
+            out.d_scalars = a.new_zeros(m, problem.all_scalars.numel(), dtype=kind)
+        if wanted.row_values and problem.row_values is not None:
+            out.d_row_values = torch.zeros_like(problem.row_values)
+        # (Those by a bias are sums of the weights.)
+        if wanted.col_values and problem.col_values is not None and not problem.loss.column_bias:
+            out.d_col_values = torch.zeros_like(problem.col_values)
+        return out
+
+    def finish(self, problem: Problem) -> None:
+        """Once all rows have their own: derivatives by scalars become their sums, outputs tell of poison."""
+        if self.d_scalars is not None:
+            self.d_scalars = self.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
+        self.outputs.add_(problem.poison)
 
     def reordered(self, order: Tensor) -> Result:
         """Of the samples of one set, int64 [M] of them in turn."""
@@ -199,8 +219,7 @@ def presweep(
         found = outputs_of(sweep).t().contiguous()
         if problem.one_set:  # the same matrix, by rows as by columns
             problem.last_block = sweep.last_block
-    given = problem.col_values
-    problem.col_values = found if given is None else torch.cat([given, found])
+    problem.col_values = joined(problem.col_values, found)
 
 
 def _gathered(problem: Problem, step: Step, sums: ColumnSums) -> Tensor:
@@ -232,7 +251,7 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=problem.statistic, device=a.device)
 
-    out = Result(empty(m, problem.loss.outputs))
+    out = Result.of(problem, wanted)
     if wanted.grouped:
         problem.row_weight = empty(m, problem.loss.outputs)
     if wanted.anchors:
@@ -246,16 +265,8 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         if wanted.candidates:  # stored as the candidates are, by rows or by columns
             d_candidates = torch.empty_like(c, dtype=problem.statistic)
         out.d_candidates = d_candidates
-    if wanted.scalars and problem.all_scalars is not None:
-        out.d_scalars = torch.zeros(
-            m, problem.all_scalars.numel(), dtype=problem.statistic, device=a.device
-        )
-    if wanted.row_values and problem.row_values is not None:
-        out.d_row_values = torch.zeros_like(problem.row_values)
     metric = problem.loss.metric
     bias = wanted.col_values and problem.loss.column_bias
-    if wanted.col_values and problem.col_values is not None and not bias:
-        out.d_col_values = torch.zeros_like(problem.col_values)
     row_total = empty(m) if metric.needs_totals and wanted.anchors else None
     col_total = None
     if bias or (metric.needs_totals and d_candidates is not None):
@@ -332,14 +343,12 @@ def run(problem: Problem, step: Step, wanted: Wanted) -> Result:
         metric.finish_(
             d_candidates, c, problem.col_scale, col_total if metric.needs_totals else None
         )
-    if out.d_scalars is not None:
-        out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
     if bias and col_total is not None and problem.col_values is not None:
         out.d_col_values = torch.zeros_like(problem.col_values)
         out.d_col_values[0] = col_total
     if not wanted and a.device.type == "cpu":
         problem.last_block = Block(starts[-1], size, held, second)
-    out.outputs.add_(problem.poison)
+    out.finish(problem)
     return out
 
 

@@ -11,8 +11,11 @@ import tempfile
 from typing import Any
 
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from . import configs
+from . import backward, configs, forward, launch, lists, similarity
 from .launch import AnyLoss
 from .list_loss import ListLoss
 from .tile import Pass, TileLoss
@@ -102,8 +105,6 @@ def finds_statistics(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> bool:
     """`launch.finds_statistics` where there is no call."""
-    from . import launch
-
     chunks, write = _chunks(example, arch, dtype, d, precision), writes_weights(
         example, arch, dtype, d, precision
     )
@@ -118,16 +119,12 @@ def writes_weights(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> bool:
     """`launch.writes_weights` where there is no call."""
-    from . import launch
-
     sums = example.metric.startswith("raw")
     chunks = _chunks(example, arch, dtype, d, precision)
     return launch.writes_weights(example.tile, example.centres, chunks, dtype, sums)
 
 
 def _chunks(example: Example, arch: int, dtype: torch.dtype, d: int, precision: str) -> int:
-    from . import launch
-
     needs = launch.weights_needs(example.tile)
     return -(-d // configs.weights_config(arch, dtype, d, precision, **needs).output)
 
@@ -136,8 +133,6 @@ def thresholds(
     example: Example, arch: int, dtype: torch.dtype, d: int, precision: str = "tf32"
 ) -> Compiled:
     """The kernel that finds the thresholds of a ListLoss."""
-    from . import launch, lists
-
     slots = example.tile.slots
     c = configs.statistics_config(arch, dtype, d, precision, **launch.statistics_needs(example.tile))
     constants = {
@@ -151,8 +146,6 @@ def thresholds(
 
 def list_finish(example: Example, arch: int) -> Compiled:
     """The kernel that finishes the rows of a ListLoss. It has no products."""
-    from . import launch, lists
-
     tile = example.tile
     assert isinstance(tile, ListLoss)
     c = configs.Config(launch.LIST_ROWS, tile.slots, 0, 0, 4, 2)
@@ -161,7 +154,7 @@ def list_finish(example: Example, arch: int) -> Compiled:
         "PARAMETERS": example.parameters, "SELF": example.excludes_own, "BLOCK": c.stay,
     }  # fmt: skip
     pointers = _pointers("partial thresholds parameters results", "fp32")
-    pointers |= _pointers("low size own", "i32")
+    pointers |= _pointers("low size", "i32")
     return _compile(lists.list_finish_kernel, pointers, constants, arch, c)
 
 
@@ -170,8 +163,6 @@ def statistics(
     number: int = 0, config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
-    from . import forward, launch
-
     tile = example.tile
     needs = launch.statistics_needs(tile)
     c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
@@ -190,8 +181,7 @@ def statistics(
     }  # fmt: skip
     pointers = _pointers("x y", _TYPES[dtype]) | _pointers("x_norms y_norms", "fp32")
     pointers |= (
-        _pointers("near own", "i32")
-        | _pointers("x_label y_label", "i32")
+        _pointers("near x_label y_label", "i32")
         | _pointers("known parameters partial y_values", "fp32")
     )
     if tile.teacher:
@@ -205,8 +195,6 @@ def weights(
     sides: str = "both", config: configs.Config | None = None,
 ) -> Compiled:  # fmt: skip
     """Kernel 2 for the gradient of the loss's "rows", of its "columns", or of "both", which are one set."""
-    from . import backward, launch
-
     tile = example.tile
     write = writes_weights(example, arch, dtype, d, precision)
     rule = configs.written_config if write else configs.weights_config
@@ -225,7 +213,7 @@ def weights(
         "BLOCK_A": c.stay, "BLOCK_B": c.stream, "BLOCK_O": c.output, "STORE": write,
     }  # fmt: skip
     pointers = _pointers("a b", _TYPES[dtype]) | _pointers("a_norms b_norms", "fp32")
-    pointers |= _pointers("a_label b_label near own a_low b_low", "i32")
+    pointers |= _pointers("a_label b_label near a_low b_low", "i32")
     pointers |= _pointers(
         "a_states b_states a_values b_values parameters factor sums partial", "fp32"
     )
@@ -238,16 +226,9 @@ def weights(
 
 def _shared(example: Example, d: int, c: configs.Config, precision: str) -> dict[str, Any]:
     """The constants that both kernels have."""
-    tile, centres = example.tile, example.centres
-    return {
-        "PARAMETERS": example.parameters, "METRIC": example.metric, "EPSILON": 0.0,
-        "TEACHER": example.teacher if tile.teacher else "none", "T_EPSILON": 0.0,
-        "GROUPS": (tile.groups if centres > 1 else None) or "none", "K": centres,
-        "PADDED": 1 << (centres - 1).bit_length(), "D": d, "DT": d,
-        "COLUMN_VALUES": tile.column_values, "OWN": isinstance(tile, ListLoss) and tile.own,
-        "NARROW": c.narrow(centres), "BLOCK_D": c.depth, "BLOCK_T": c.depth if tile.teacher else 16,
-        "PRECISION": precision,
-    }  # fmt: skip
+    pair = launch.Numbers(example.metric, teacher_metric=example.teacher)
+    taught = d if example.tile.teacher else None
+    return launch.shared(example.tile, pair, example.parameters, c, precision, d, taught, example.centres)
 
 
 def _pointers(names: str, kind: str) -> dict[str, str]:
@@ -257,12 +238,6 @@ def _pointers(names: str, kind: str) -> dict[str, str]:
 def _compile(
     kernel: Any, pointers: dict[str, str], constants: dict[str, Any], arch: int, c: configs.Config
 ) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from . import similarity
-
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -325,8 +300,6 @@ def products(ptx: str) -> dict[str, int]:
 
 
 def _tool(name: str) -> str:
-    import triton
-
     bundled = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
     return bundled if os.path.exists(bundled) else name
 

@@ -37,7 +37,7 @@ from .similarity import (
 
 @triton.jit
 def _weigh_tile(
-    acc, totals, folded, tile, own, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
+    acc, totals, folded, tile, a_rows, a_tile, ta_tile, a_norm, ta_norm, a_cls, a_exists,
     a_state, a_weight, a_value, a_low, p, a, b, b_norms, b_label, a_states, b_states, b_weights, b_values,
     b_low, ta, tb, tb_norms, by_row, out, M, N, first_o,
     WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, LINEAR: tl.constexpr, STATES: tl.constexpr,
@@ -78,10 +78,10 @@ def _weigh_tile(
 
     listed = positive
     if OWN and SELF and NEAR:
-        listed = listed & (index[None, :] != own[:, None])
+        listed = listed & (index[None, :] != a_rows[:, None])
     valid = a_exists[:, None] & b_exists[None, :]
     if SELF and NEAR and not OWN:
-        valid = valid & (index[None, :] != own[:, None])
+        valid = valid & (index[None, :] != a_rows[:, None])
     if FOLD is not None:
         if COLUMN_VALUES > 0:
             tiles = FOLD(s, as_row(load_vectors(b_values, cls, N, COLUMN_VALUES)), positive, (), p)
@@ -166,7 +166,7 @@ def _weigh_tile(
 @triton.jit(do_not_specialize=SIZES)
 def weights_kernel(
     a, b, a_norms, b_norms, a_label, b_label, a_states, b_states, a_weights, b_weights,
-    a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near, own,
+    a_values, b_values, a_low, b_low, ta, tb, ta_norms, tb_norms, parameters, factor, near,
     out, sums, partial, M, N, tiles_per_split, first_block, first_tile, count, eighths,
     WEIGHT: tl.constexpr, COLUMN_SLOPES: tl.constexpr, LINEAR: tl.constexpr, GAIN: tl.constexpr,
     STATES: tl.constexpr, PARAMETERS: tl.constexpr,
@@ -186,7 +186,7 @@ def weights_kernel(
 
     a stays, b streams. A_STATE, B_STATE: whether rows of the loss lie along a, along b, or both.
     M, N: their samples or classes. a_values, b_values [COLUMN_VALUES, their samples or classes]; a_low,
-    b_low: where the lists of the loss's rows begin along the other operand. near, own: as in kernel 1,
+    b_low: where the lists of the loss's rows begin along the other operand. near, SELF: as in kernel 1,
     with a for the rows. factor: one float that everything is multiplied by. sums: per row of a, the
     sum of the weights of its products, and of those times the numbers (where SUMS), and the derivatives
     by its column values (where COLUMN_SLOPES and the loss's rows lie along b). partial [splits, values, rows
@@ -226,9 +226,6 @@ def weights_kernel(
     if WEIGHTED and A_STATE:
         weight = tl.load(a_weights + rows)
     p = load_scalars(parameters, PARAMETERS)
-    self_column = rows
-    if SELF:
-        self_column = tl.load(own + rows)
 
     first = first_tile + split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * pass_by, BLOCK_B))
@@ -258,7 +255,7 @@ def weights_kernel(
             by_row = by_row * norm[0]
     for i in range(0, plain):
         acc, totals, folded = _weigh_tile(
-            acc, totals, folded, plain_tile(i, first, start, around), self_column, rows, a_tile,
+            acc, totals, folded, plain_tile(i, first, start, around), rows, a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
             WEIGHT, COLUMN_SLOPES, LINEAR, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC,
@@ -268,8 +265,7 @@ def weights_kernel(
         )  # fmt: skip
     for i in range(0, (around + hanging) * (BLOCK_B // NARROW)):
         acc, totals, folded = _weigh_tile(
-            acc, totals, folded, near_tile(i, start, around, end, BLOCK_B // NARROW), self_column, rows,
-            a_tile,
+            acc, totals, folded, near_tile(i, start, around, end, BLOCK_B // NARROW), rows, a_tile,
             ta_tile, norm, ta_norm, label, exists, state, weight, value, lows, p, a, b, b_norms, b_label,
             a_states, b_states, b_weights, b_values, b_low, ta, tb, tb_norms, by_row, written, M, N, first_o,
             WEIGHT, COLUMN_SLOPES, LINEAR, STATES, A_STATE, B_STATE, WEIGHTED, SUMS, SPARSE, W_SCALE, METRIC,

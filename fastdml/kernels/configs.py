@@ -112,11 +112,11 @@ def written_config(
     return Config(128, stream, min(width, depth), 16, 8, 2 if arch == 80 else 3)
 
 
-def interpreter_config(d: int, output: int = 16) -> Config:
+def interpreter_config(d: int) -> Config:
     """Small tiles, so that small tests have ragged edges, several chunks of D and several splits."""
     width = power_of_two(d)
     depth = min(width, 32 if d < 512 else 128)
-    return Config(32, 16, depth, depth if d <= depth else max(output, depth), 4, 1)
+    return Config(32, 16, depth, depth, 4, 1)
 
 
 def architecture(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from .similarity import (
 
 @triton.jit
 def _fold_tile(
-    acc, tile, rows, own, x_tile, u_tile, x_norm, u_norm, x_label, row, p,
+    acc, tile, rows, x_tile, u_tile, x_norm, u_norm, x_label, row, p,
     x, y, y_norms, y_label, y_values, u, v, v_norms, N,
     FOLD: tl.constexpr, KINDS: tl.constexpr, METRIC: tl.constexpr, EPSILON: tl.constexpr,
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr,
@@ -60,13 +60,13 @@ def _fold_tile(
     if NEAR:
         positive = x_label[:, None] == tl.load(y_label + cls)[None, :]
         if SELF:
-            valid = valid & (index[None, :] != own[:, None])
+            valid = valid & (index[None, :] != rows[:, None])
     else:
         positive = tl.zeros([rows.shape[0], BLOCK_N], tl.int1)
     if SLOTS > 0:
         counts = exists[None, :] & (positive == 0)
         if OWN and SELF:
-            counts = counts | (exists[None, :] & (index[None, :] == own[:, None]))
+            counts = counts | (exists[None, :] & (index[None, :] == rows[:, None]))
         return fold_list(acc, s, counts, row, p, FOLD, len(KINDS) // SLOTS, SLOTS, NEAR)
     else:
         tiles = FOLD(s, t, positive, row, p)
@@ -76,7 +76,7 @@ def _fold_tile(
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
     x, y, x_norms, y_norms, x_label, y_label, y_values, u, v, u_norms, v_norms, known, parameters, near,
-    own, partial, M, N, tiles_per_split,
+    partial, M, N, tiles_per_split,
     FOLD: tl.constexpr, KINDS: tl.constexpr, KNOWN: tl.constexpr, PARAMETERS: tl.constexpr,
     METRIC: tl.constexpr, EPSILON: tl.constexpr,
     TEACHER: tl.constexpr, T_EPSILON: tl.constexpr, GROUPS: tl.constexpr, K: tl.constexpr,
@@ -89,9 +89,8 @@ def statistics_kernel(
 
     x [M, D], y [N * K, D], labels int64 [M] and [N]; u, v the second matrix's factors; known
     [KNOWN, M] the statistics of earlier passes (the thresholds of a ListLoss, SLOTS of them); y_values
-    [COLUMN_VALUES, N]; near: see `sweep`; own int32 [M]: the column that is
-    the row itself, or -1. Grid: (blocks of rows, splits,
-    groups of SLOTS thresholds).
+    [COLUMN_VALUES, N]; near: see `sweep`. SELF: row i is column i, and its pair is
+    left out. Grid: (blocks of rows, splits, groups of SLOTS thresholds).
     """
     row0 = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
@@ -108,9 +107,6 @@ def statistics_kernel(
     group = tl.program_id(2).to(tl.int64)
     row = as_column(load_vectors(known + group * SLOTS * M, rows, M, KNOWN))
     p = load_scalars(parameters, PARAMETERS)
-    self_column = rows
-    if SELF:
-        self_column = tl.load(own + rows)
 
     first = split * tiles_per_split
     last = tl.minimum(first + tiles_per_split, tl.cdiv(N * PADDED, BLOCK_N))
@@ -123,14 +119,14 @@ def statistics_kernel(
         hanging = tl.where(tl.load(near + 2 * tl.program_id(0) + 1) > end * BLOCK_N, hanging, 0)
     for i in range(0, plain):
         acc = _fold_tile(
-            acc, plain_tile(i, first, start, around), rows, self_column, x_tile, u_tile, norm, u_norm,
+            acc, plain_tile(i, first, start, around), rows, x_tile, u_tile, norm, u_norm,
             label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS, METRIC,
             EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, BLOCK_N, BLOCK_D, BLOCK_T, PRECISION,
             COLUMN_VALUES, SLOTS, OWN, SELF, False,
         )  # fmt: skip
     for i in range(0, (around + hanging) * (BLOCK_N // NARROW)):
         acc = _fold_tile(
-            acc, near_tile(i, start, around, end, BLOCK_N // NARROW), rows, self_column, x_tile, u_tile,
+            acc, near_tile(i, start, around, end, BLOCK_N // NARROW), rows, x_tile, u_tile,
             norm, u_norm, label, row, p, x, y, y_norms, y_label, y_values, u, v, v_norms, N, FOLD, KINDS,
             METRIC, EPSILON, TEACHER, T_EPSILON, GROUPS, K, PADDED, D, DT, NARROW, BLOCK_D, BLOCK_T,
             PRECISION, COLUMN_VALUES, SLOTS, OWN, SELF, True,

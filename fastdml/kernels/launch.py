@@ -60,7 +60,17 @@ class Side:
 
     @property
     def padded(self) -> int:
-        return 1 << (self.centres - 1).bit_length()
+        return padded(self.centres)
+
+    @property
+    def taught(self) -> int | None:
+        """The second matrix's dimension."""
+        return None if self.teacher is None else self.teacher.shape[1]
+
+
+def padded(centres: int) -> int:
+    """Places of a class along an axis of tiles."""
+    return 1 << (centres - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +217,15 @@ def statistics(
     parameters: Tensor,
     pair: Numbers,
     *,
-    own: Tensor | None = None,
+    own: bool = False,
     inputs: Tensor | None = None,
     precision: str | None = None,
     config: configs.Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `finish` returns [outputs + scalars + states, M], and statistics [values, M]; float32."""
+    """What `finish` returns [outputs + scalars + states, M], and statistics [values, M]; float32.
+
+    own: rows are columns, and the pair of one with itself is left out.
+    """
     x = rows.x
     m, device = x.shape[0], x.device
     known = torch.empty(max(1, loss.values), m, dtype=torch.float32, device=device)
@@ -233,10 +246,8 @@ def statistics(
     done = loss.inputs
     for i, one in enumerate(loss.passes):
         partial = _sweep(
-            rows, columns, pair, near, own, known, parameters, chosen, rounding, one.values,
-            FOLD=one.fold, KINDS=one.kinds, KNOWN=done, TEACHER=_teacher(loss, rows, pair),
-            GROUPS=_groups(loss, columns), POSITIVES_ONLY=one.positives_only,
-            COLUMN_VALUES=loss.column_values, SLOTS=0, OWN=False,
+            loss, rows, columns, pair, near, known, parameters, chosen, rounding, one.values,
+            FOLD=one.fold, KINDS=one.kinds, KNOWN=done, POSITIVES_ONLY=one.positives_only, SLOTS=0, SELF=own,
         )  # fmt: skip
         _merge(loss, i, partial, known, parameters, results)
         done += one.values
@@ -314,7 +325,7 @@ def list_statistics(
     pair: Numbers,
     lists: Lists,
     *,
-    own: Tensor | None = None,
+    own: bool = False,
     precision: str | None = None,
     config: configs.Config | None = None,
 ) -> Tensor:
@@ -337,22 +348,43 @@ def list_statistics(
     )  # fmt: skip
     values, group = loss.values * slots, min(slots, GROUP)
     partial = _sweep(
-        rows, columns, pair, near, own, thresholds, parameters, chosen, rounding, values,
+        loss, rows, columns, pair, near, thresholds, parameters, chosen, rounding, values,
         slots // group, FOLD=loss.compare, KINDS=("sum",) * (loss.values * group), KNOWN=group,
-        TEACHER="none", GROUPS="none", POSITIVES_ONLY=False, COLUMN_VALUES=0, SLOTS=group, OWN=loss.own,
+        POSITIVES_ONLY=False, SLOTS=group, SELF=own,
     )  # fmt: skip
     results = torch.empty(loss.outputs + loss.states, m, dtype=torch.float32, device=device)
     list_finish_kernel[(-(-m // LIST_ROWS),)](
-        partial, thresholds, parameters, lists.low, lists.size, own, results, m, columns.count,
+        partial, thresholds, parameters, lists.low, lists.size, results, m, columns.count,
         partial.shape[0],
         FINISH=loss.finish, VALUES=loss.values, SLOTS=slots, OUTPUTS=loss.outputs,
-        PARAMETERS=parameters.numel(), SELF=own is not None, BLOCK=LIST_ROWS, num_warps=4,
+        PARAMETERS=parameters.numel(), SELF=own, BLOCK=LIST_ROWS, num_warps=4,
     )  # fmt: skip
     return results
 
 
+def shared(
+    loss: AnyLoss, pair: Numbers, parameters: int, chosen: configs.Config, rounding: str, d: int,
+    taught: int | None, centres: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The constants of both kernels. taught: the second matrix's dimension, if there is one."""
+    if loss.teacher != (taught is not None):
+        raise ValueError(f"teacher: {loss.name!r} {'needs' if loss.teacher else 'has'} "
+                         f"{'a' if loss.teacher else 'no'} teacher")  # fmt: skip
+    if centres > 1 and loss.groups is None:
+        raise ValueError(f"centres: expected 1 for {loss.name!r}, got {centres}")
+    return {
+        "PARAMETERS": parameters, "METRIC": pair.metric, "EPSILON": pair.epsilon,
+        "TEACHER": pair.teacher_metric if loss.teacher else "none", "T_EPSILON": pair.teacher_epsilon,
+        "GROUPS": (loss.groups if centres > 1 else None) or "none", "K": centres,
+        "PADDED": padded(centres), "D": d, "DT": taught or 16, "COLUMN_VALUES": loss.column_values,
+        "OWN": isinstance(loss, ListLoss) and loss.own, "NARROW": chosen.narrow(centres),
+        "BLOCK_D": chosen.depth, "PRECISION": rounding,
+        "BLOCK_T": 16 if taught is None else min(configs.power_of_two(taught), chosen.depth),
+    }  # fmt: skip
+
+
 def _sweep(
-    rows: Side, columns: Side, pair: Numbers, near: Tensor, own: Tensor | None, known: Tensor,
+    loss: AnyLoss, rows: Side, columns: Side, pair: Numbers, near: Tensor, known: Tensor,
     parameters: Tensor, chosen: configs.Config, rounding: str, values: int,
     groups: int = 1, **options: object,
 ) -> Tensor:  # fmt: skip
@@ -368,14 +400,10 @@ def _sweep(
     statistics_kernel[(blocks, parts, groups)](
         x, columns.x, rows.norms, columns.norms, *_compared(rows, columns), columns.values,
         rows.teacher, columns.teacher, rows.teacher_norms, columns.teacher_norms,
-        known, parameters, near, own, partial, m, columns.count, per_split,
-        PARAMETERS=parameters.numel(), METRIC=pair.metric, EPSILON=pair.epsilon,
-        T_EPSILON=pair.teacher_epsilon, K=columns.centres, PADDED=columns.padded,
-        D=x.shape[1], DT=_depth(rows), SELF=own is not None,
-        BLOCK_M=chosen.stay, BLOCK_N=chosen.stream, BLOCK_D=chosen.depth,
-        NARROW=chosen.narrow(columns.centres),
-        BLOCK_T=_teacher_block(rows, chosen), PRECISION=rounding,
+        known, parameters, near, partial, m, columns.count, per_split,
+        BLOCK_M=chosen.stay, BLOCK_N=chosen.stream,
         num_warps=chosen.warps, num_stages=chosen.stages, **options,
+        **shared(loss, pair, parameters.numel(), chosen, rounding, x.shape[1], rows.taught, columns.centres),
     )  # fmt: skip
     return partial
 
@@ -393,7 +421,7 @@ def weights(
     stream_states: Tensor | None = None,
     stay_weights: Tensor | None = None,
     stream_weights: Tensor | None = None,
-    own: Tensor | None = None,
+    own: bool = False,
     lists: Lists | None = None,
     sums: bool = False,
     find: bool = False,
@@ -404,8 +432,8 @@ def weights(
     """The pair weights times `stream.x`, for each row of `stay`; float32.
 
     Rows of the loss lie along the sides whose states are given. Row weights are given for all of
-    those sides or for none, and are multiplied by factor (one float on the device). own int32 [rows
-    of stay]: the row of `stream` that is the same sample, or -1. find: also what `statistics` returns of
+    those sides or for none, and are multiplied by factor (one float on the device). own: as for
+    `statistics`. find: also what `statistics` returns of
     the rows of stay (`finds_statistics`). written: the weights of a block of rows are written there instead,
     and there are no products.
     """
@@ -424,8 +452,7 @@ def weights(
         ),
     )  # fmt: skip
     near = near_columns(stay, stream, chosen.stay)
-    axis = 0 if stay.centres > 1 else 1
-    padded = max(stay.padded, stream.padded)
+    centres = max(stay.centres, stream.centres)
     tiles = -(-stream.count * stream.padded // chosen.stream)
     if written is None:
         count, first, before, chunks = m, 0, 0, -(-d // chosen.output)
@@ -460,25 +487,18 @@ def weights(
         stream_states, stay_weights, stream_weights, stay.values, stream.values,
         low, low, stay.teacher, stream.teacher,
         stay.teacher_norms, stream.teacher_norms, parameters, factor, near,
-        own, out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
+        out, totals, partial, stay.count, stream.count, per_split, first // chosen.stay, before, count,
         width // 8,
         WEIGHT=loss.weight, COLUMN_SLOPES=loss.column_slopes,
-        LINEAR=loss.linear, GAIN=loss.gain, STATES=loss.weight_states, PARAMETERS=parameters.numel(),
+        LINEAR=loss.linear, GAIN=loss.gain, STATES=loss.weight_states,
         A_STATE=stay_states is not None, B_STATE=stream_states is not None, WEIGHTED=weighted,
         SUMS=sums, SPARSE=loss.sparse and skips, W_SCALE=256.0 if x.dtype == torch.float16 else 1.0,
-        METRIC=pair.metric, EPSILON=pair.epsilon, NEAREST=pair.nearest,
-        TEACHER=_teacher(loss, stay, pair),
-        T_EPSILON=pair.teacher_epsilon,
-        GROUPS=_groups(loss, stream if axis == 1 else stay), AXIS=axis,
-        K=max(stay.centres, stream.centres), PADDED=padded,
-        D=d, DT=_depth(stay), SELF=own is not None,
-        COLUMN_VALUES=loss.column_values, SLOTS=loss.slots, OWN=isinstance(loss, ListLoss) and loss.own,
-        BLOCK_A=chosen.stay, BLOCK_B=chosen.stream,
-        NARROW=chosen.narrow(max(stay.centres, stream.centres)), BLOCK_D=chosen.depth,
-        BLOCK_T=_teacher_block(stay, chosen), BLOCK_O=chosen.output, PRECISION=rounding,
+        NEAREST=pair.nearest, AXIS=0 if stay.centres > 1 else 1, SELF=own, SLOTS=loss.slots,
+        BLOCK_A=chosen.stay, BLOCK_B=chosen.stream, BLOCK_O=chosen.output,
         FOLD=None if one is None else one.fold, KINDS=() if one is None else one.kinds,
         STORE=written is not None,
         num_warps=chosen.warps, num_stages=chosen.stages,
+        **shared(loss, pair, parameters.numel(), chosen, rounding, d, stay.taught, centres),
     )  # fmt: skip
     products = out[0] if parts == 1 or written is not None else out.sum(0)
     total = None if totals is None else totals.sum(0)
@@ -513,26 +533,3 @@ def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int)
         return min(tiles, 3)  # the interpreter: enough to exercise the merge
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return configs.splits(blocks, tiles, processors, bytes_per_split)
-
-
-def _teacher(loss: AnyLoss, side: Side, pair: Numbers) -> str:
-    if loss.teacher != (side.teacher is not None):
-        raise ValueError(f"teacher: {loss.name!r} {'needs' if loss.teacher else 'has'} "
-                         f"{'a' if loss.teacher else 'no'} teacher")  # fmt: skip
-    return pair.teacher_metric if loss.teacher else "none"
-
-
-def _groups(loss: AnyLoss, side: Side) -> str:
-    if side.centres > 1 and loss.groups is None:
-        raise ValueError(f"centres: expected 1 for {loss.name!r}, got {side.centres}")
-    return loss.groups if side.centres > 1 and loss.groups is not None else "none"
-
-
-def _depth(side: Side) -> int:
-    return 16 if side.teacher is None else side.teacher.shape[1]
-
-
-def _teacher_block(side: Side, chosen: configs.Config) -> int:
-    if side.teacher is None:
-        return 16
-    return min(configs.power_of_two(side.teacher.shape[1]), chosen.depth)

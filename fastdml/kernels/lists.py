@@ -67,7 +67,7 @@ def fold_list(
 
 @triton.jit(do_not_specialize=SIZES)
 def list_finish_kernel(
-    partial, thresholds, parameters, low, size, own, results, M, N, splits,
+    partial, thresholds, parameters, low, size, results, M, N, splits,
     FINISH: tl.constexpr, VALUES: tl.constexpr, SLOTS: tl.constexpr, OUTPUTS: tl.constexpr,
     PARAMETERS: tl.constexpr, SELF: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -82,9 +82,7 @@ def list_finish_kernel(
     length = tl.load(size + rows)
     valid = slot[None, :] < length[:, None]
     if SELF:
-        valid = valid & (
-            tl.load(low + rows)[:, None] + slot[None, :] != tl.load(own + rows)[:, None]
-        )
+        valid = valid & (tl.load(low + rows)[:, None] + slot[None, :] != rows[:, None])
     t = tl.load(thresholds + slot[None, :].to(tl.int64) * M + rows[:, None])
     t = tl.where(valid, t, 0.0)
     sums = ()

@@ -54,7 +54,6 @@ def tile_rows(
     pair: Numbers = Numbers(),  # noqa: B008
     norms: tuple[Tensor, Tensor] | None = None,
     exclude_self: bool = False,
-    offset: int = 0,
     order: bool = True,
     ascending: tuple[bool, bool] = (False, False),
     row_weight: Tensor | None = None,
@@ -81,8 +80,7 @@ def tile_rows(
         parameters: what the loss's functions read as p; float32 on the device if a tensor.
         pair: what the numbers of a pair are.
         norms: float32 [2, M] and [2, N] inverse and squared norms; None: computed here.
-        exclude_self: leaves out the pair of row i with column i + offset.
-        offset: see there.
+        exclude_self: leaves out the pairs of rows with themselves; of one set.
         order: works on a copy of the embeddings in the order of their labels. Tiles without positives
             then need no labels, and those of losses with zero weights are skipped.
         ascending: which of the two label vectors ascend already.
@@ -108,7 +106,7 @@ def tile_rows(
     one_set = candidates is anchors
     listed = isinstance(loss, ListLoss)
     order = order or listed
-    _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set)
+    _check(anchors, candidates, anchor_labels, candidate_labels, centres, one_set, exclude_self)
     p = launch.parameter_tensor(parameters, anchors.device)
     own_norms = norms or (None, None)
     u, v = teacher or (None, None)
@@ -132,9 +130,6 @@ def tile_rows(
     rows = _permuted(rows, row_order)
     cols = rows if one_set else _permuted(cols, col_order)
     launch.encode(rows, cols)
-    own = None
-    if exclude_self:
-        own = _own(rows, cols, row_order, col_order, offset)
     if row_order is not None:
         row_weight = None if row_weight is None else row_weight[row_order]
         inputs = None if inputs is None else inputs[:, row_order]
@@ -155,16 +150,15 @@ def tile_rows(
     elif isinstance(loss, ListLoss):
         lists = Lists.of(rows, cols)
         found = launch.list_statistics(
-            loss, rows, cols, p, pair, lists, own=own, precision=precision
+            loss, rows, cols, p, pair, lists, own=exclude_self, precision=precision
         )
     else:
         found, _ = launch.statistics(
-            loss, rows, cols, p, pair, own=own, inputs=inputs, precision=precision
+            loss, rows, cols, p, pair, own=exclude_self, inputs=inputs, precision=precision
         )
     result = TileResult(found)
     if not find:
         _put_rows(result, loss, found, row_order)
-    own_row = _inverse(own, cols.count) if own is not None and not one_set else own
     if not any(gradients):
         return result
     states = found[j:]
@@ -183,7 +177,7 @@ def tile_rows(
         _written(
             result, loss, rows, cols, p, pair, gradients, products or (_multiply, _accumulate), find=find,
             stay_states=states, stream_states=states if one_set else None, stay_weights=row_w,
-            stream_weights=row_w if one_set else None, own=own, **shared,
+            stream_weights=row_w if one_set else None, own=exclude_self, **shared,
         )  # fmt: skip
         if find:
             _put_rows(result, loss, result.outputs, row_order)
@@ -192,29 +186,20 @@ def tile_rows(
         if result.d_candidates is not None:
             result.d_candidates = _restored(result.d_candidates, col_order)
         return result
-    if one_set:
+    if one_set or gradients[0]:
         done = launch.weights(
-            loss, rows, cols, p, pair, stay_states=states, stream_states=states, stay_weights=row_w,
-            stream_weights=row_w, own=own, find=find, **shared,
+            loss, rows, cols, p, pair, stay_states=states, stream_states=states if one_set else None,
+            stay_weights=row_w, stream_weights=row_w if one_set else None, own=exclude_self, find=find,
+            **shared,
         )  # fmt: skip
         if done.results is not None:
             _put_rows(result, loss, done.results, row_order)
         result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
         result.d_column_values = _by_column(done, row_order)
-        return result
-    if gradients[0]:
+    if gradients[1] and not one_set:
         done = launch.weights(
-            loss, rows, cols, p, pair, stay_states=states, stay_weights=row_w, own=own, find=find,
-            **shared,
-        )  # fmt: skip
-        if done.results is not None:
-            _put_rows(result, loss, done.results, row_order)
-        result.d_anchors, result.anchor_sums = _gradient(done, rows, row_order)
-    if gradients[1]:
-        done = launch.weights(
-            loss, cols, rows, p, pair, stream_states=states, stream_weights=row_w, own=own_row,
-            **shared,
-        )  # fmt: skip
+            loss, cols, rows, p, pair, stream_states=states, stream_weights=row_w, **shared
+        )
         result.d_candidates, result.candidate_sums = _gradient(done, cols, col_order)
         result.d_column_values = _by_column(done, col_order)
     return result
@@ -332,30 +317,6 @@ def _restored(x: Tensor, order: Tensor | None) -> Tensor:
     return out
 
 
-def _inverse(index: Tensor, size: int) -> Tensor:
-    """Where each of size targets is pointed at from, or -1. index int32, -1 for none."""
-    out = torch.full((size + 1,), -1, dtype=torch.int32, device=index.device)
-    at = torch.where(index < 0, size, index).long()
-    out[at] = torch.arange(index.shape[0], dtype=torch.int32, device=index.device)
-    return out[:size]
-
-
-def _own(
-    rows: Side, cols: Side, row_order: Tensor | None, col_order: Tensor | None, offset: int
-) -> Tensor:
-    """int32 [M]: the column of each (permuted) row that is the same sample, or -1."""
-    m, n = rows.count, cols.count
-    own = torch.arange(m, device=rows.x.device)
-    if rows is cols:
-        return own.to(torch.int32)
-    own = (own if row_order is None else row_order) + offset
-    own = torch.where((own >= 0) & (own < n), own, -1)
-    if col_order is not None:
-        place = _inverse(col_order.to(torch.int32), n)
-        own = torch.where(own < 0, -1, place[own.clamp(min=0)])
-    return own.to(torch.int32)
-
-
 def _gradient(
     done: launch.Weighted, side: Side, order: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -385,7 +346,7 @@ def _relative(
 
 def _check(
     anchors: Tensor, candidates: Tensor, anchor_labels: Tensor, candidate_labels: Tensor,
-    centres: int, one_set: bool,
+    centres: int, one_set: bool, exclude_self: bool,
 ) -> None:  # fmt: skip
     if anchors.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"anchors: expected float32, float16 or bfloat16, got {anchors.dtype}")
@@ -404,6 +365,8 @@ def _check(
         raise ValueError(
             f"centres: expected a divisor of the candidates, a second set; got {centres}"
         )
+    if exclude_self and not one_set:
+        raise ValueError("exclude_self: expected False for two sets")
     expected = ((anchor_labels, "anchor_labels", anchors.shape[0]),
                 (candidate_labels, "candidate_labels", candidates.shape[0] // centres))  # fmt: skip
     for labels, name, count in expected:

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import ModuleType
 
 from ..engine import library
-from .cpp import functor
-from .program import Program
 
 
 class CannotCompile(RuntimeError):
@@ -242,15 +240,6 @@ def _run(command: Sequence[str], folder: Path, name: str) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CannotCompile(f"the compiler failed on {name}: {done.stderr.strip()[:2000]}")
-
-
-def compiled(program: Program, name: str) -> int:
-    """The id of the program's functor in the compiled library, compiled if this machine has not seen it.
-
-    Raises:
-        CannotCompile: saying why.
-    """
-    return load((functor(program, name),), (name,))[0]
 
 
 def plain(name: str) -> str:

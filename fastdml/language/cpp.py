@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from .affine import folded
 from .graph import (
     CONSTANT,
-    FALSE,
     HIGHEST,
     LOWEST,
     PAIR,
-    POSITIVE,
     REDUCTIONS,
-    ROW,
     ZERO,
     Node,
-    both,
     conjuncts,
-    either,
-    make,
-    rewrite,
     topological,
     where,
 )
-from .kinds import COSTLY, bounded, joined, specialised
+from .kinds import COSTLY, of_both, of_kind
 from .program import Program
 
-_OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
+OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
 IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
 # How tightly the text of an expression binds.
 _OR, _AND, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
@@ -41,33 +35,17 @@ _INFIX = {
 def pair_forms(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair, one expression for both kinds of pairs: what a reduction folds, or
     the expression itself."""
-    roots = [
-        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
-    ]
-    kinds = (_alone(roots, kind) for kind in (True, False))
-    return folded(joined(*kinds))
+    return of_both(_contributions(nodes))
 
 
-def _alone(roots: Sequence[Node], positive: bool) -> list[Node]:
-    return bounded(folded(rewrite(specialised(roots, positive), _quotient, pairs=True)))
-
-
-def _quotient(node: Node) -> Node | None:
-    """One logarithm instead of two."""
-    if node.op == "add" and node.level == PAIR:
-        for a, b in (node.args, node.args[::-1]):
-            if a.op == "log" and b.op == "neg" and b.args[0].op == "log" and b.level == PAIR == a.level:
-                return make("log", make("div", a.args[0], b.args[0].args[0]))
-    return None
+def _contributions(nodes: Sequence[Node]) -> list[Node]:
+    return [where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes]
 
 
 def of_negatives(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
     nothing. Most vectors of pairs hold no positive."""
-    roots = [
-        where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes
-    ]
-    alone = folded(_alone(roots, False))
+    alone = folded(of_kind(_contributions(nodes), False))
     return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
 
 
@@ -88,6 +66,18 @@ class Text:
         self.names[node] = f"{hint}{self._count}"
         self._count += 1
         return self.names[node]
+
+    def shared(
+        self, nodes: Sequence[Node], roots: Collection[Node], least: int
+    ) -> Iterator[tuple[str, str]]:
+        """The names that it gives to what is used more than once, and to costly functions, of at least this
+        level, and their texts."""
+        uses = Counter(a for node in nodes for a in node.args)
+        for node in nodes:
+            named = not node.args or node in self.names or node.level < least or node is HIGHEST
+            if not named and (uses[node] > 1 or (node.op in COSTLY and node not in roots)):
+                text = self.expression(node)
+                yield self.name(node, "m" if node.is_mask else "x"), text
 
     def expression(self, node: Node, within: int = _OR) -> str:
         text, binds = self._text(node)
@@ -127,14 +117,10 @@ class Text:
                 return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
             case "s" | "positive":
                 return f"p.{node.op}", _ATOM
-            case "negative":
-                return "p.negative", _ATOM
             case "teacher":
                 return "p.teacher()", _ATOM
             case "column":
                 return f"p.column({node.value})", _ATOM
-            case "detach":
-                return self._text(args[0])
             case "apart":
                 return f"({self.expression(args[0])})", _ATOM
         return f"{node.op}({self.expression(args[0])})", _ATOM
@@ -238,23 +224,23 @@ class RowPrinter(Text):
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
         """A pass; needed: also where only the loss is asked for."""
         roots = pair_forms(nodes)
-        self._hoist(roots)
+        self.hoist(roots)
         names = [
             self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
             for node in nodes
         ]
         body = lambda_of(self, roots, "values", negatives=self._negatives(nodes))
-        operations = ", ".join(f"{_OPERATIONS[n.op]}{{}}" for n in nodes)
+        operations = ", ".join(f"{OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
         if not needed:
             fold = f"row.wants_weights() ? {fold} : Values<T, {len(nodes)}>{{}}"
         self.lines.append(f"const auto [{', '.join(names)}] = {fold};")
 
-    def _hoist(self, roots: Sequence[Node]) -> None:
-        """Defines what the pairs' expressions read of the row."""
+    def hoist(self, roots: Sequence[Node], below: int = PAIR) -> None:
+        """Defines what the pairs' expressions read of the row, or of the call alone (below its level)."""
         nodes = topological(roots, pairs=True)
         read = [x for n in nodes if n.level == PAIR for x in n.args]
-        read = [x for x in (*read, *roots) if CONSTANT < x.level < PAIR]
+        read = [x for x in (*read, *roots) if CONSTANT < x.level < below]
         self.define(read)
         for node in read:
             if node not in self.names and node.args:
@@ -267,13 +253,13 @@ class RowPrinter(Text):
 
     def _each(self, word: str, of_pair: Node) -> None:
         roots = pair_forms([of_pair])
-        self._hoist(roots)
+        self.hoist(roots)
         body = lambda_of(self, roots, "", negatives=self._negatives([of_pair]))
         self.lines.append(f"row.{word}{body});")
 
     def _negatives(self, nodes: Sequence[Node]) -> list[Node]:
         found = of_negatives(nodes)
-        self._hoist(found)
+        self.hoist(found)
         return found
 
     def derivatives(self) -> None:
@@ -297,71 +283,31 @@ class RowPrinter(Text):
             self.lines.append(f"return {texts[0]};")
 
 
-def guard(roots: Sequence[Node], empty: Sequence[Node]) -> Node | None:
-    """The mask of the pairs that count for anything, where most vectors of pairs have none and what they
-    would compute is costly: they are passed over."""
-    mask = FALSE
-    for root, nothing in zip(roots, empty):
-        if root is nothing:
-            continue
-        if root.op != "where" or root.args[2] is not nothing:
-            return None
-        mask = either(mask, root.args[0])
-    if mask is not POSITIVE and mask is not both(POSITIVE, mask):
-        return None
-    costly = any(n.op in COSTLY and n.level == PAIR for n in topological(roots, pairs=True))
-    return mask if costly and mask.level == PAIR else None
-
-
 def lambda_of(
     row: Text,
     roots: Sequence[Node],
     wrap: str,
-    guard: Node | None = None,
-    empty: Sequence[Node] = (),
     negatives: Sequence[Node] = (),
 ) -> str:
-    """A lambda of a pair; numbers of the row have names already. guard: the pairs that are not `empty`.
-    negatives: what it is where no pair is a positive."""
+    """A lambda of a pair; numbers of the row have names already. negatives: what it is where no pair is a
+    positive."""
     before: list[str] = []
     if negatives:
         inner = _block(row, negatives, wrap)
         before = ["if (!any(p.positive)) {", *(f"  {line}" for line in inner), "}"]
-    lines = before + _block(row, roots, wrap, guard, empty)
+    lines = before + _block(row, roots, wrap)
     if len(lines) == 1:
         return f"[=](auto p) {{ {lines[0]} }}"
     body = "\n".join(f"  {line}" for line in lines)
     return f"[=](auto p) {{\n{body}\n}}"
 
 
-def _block(
-    row: Text,
-    roots: Sequence[Node],
-    wrap: str,
-    guard: Node | None = None,
-    empty: Sequence[Node] = (),
-) -> list[str]:
+def _block(row: Text, roots: Sequence[Node], wrap: str) -> list[str]:
     """The lines that compute and return what a pair adds."""
     pair = Text(row._count)
     pair.names = dict(row.names)
-    uses: dict[Node, int] = {}
-    nodes = topological(roots, pairs=True)
-    for node in nodes:
-        for a in node.args:
-            uses[a] = uses.get(a, 0) + 1
-    lines, results = [], set(roots)
-    if guard is not None:
-        nothing = ", ".join(f"p.s * T(0) + {pair.expression(x)}" for x in empty)
-        nothing = f"{wrap}({nothing})" if wrap else nothing
-        lines.append(
-            f"if (!any({pair.expression(guard)})) return {nothing};".replace(" + T(0)", "")
-        )
-    for node in nodes:
-        if node.level < PAIR or not node.args or node in pair.names:
-            continue
-        if uses.get(node, 0) > 1 or (node.op in COSTLY and node not in results):
-            text = pair.expression(node)
-            lines.append(f"auto {pair.name(node, 'm' if node.is_mask else 'x')} = {text};")
+    shared = pair.shared(topological(roots, pairs=True), set(roots), PAIR)
+    lines = [f"auto {name} = {text};" for name, text in shared]
     row._count = pair._count
     texts = []
     for root in roots:
@@ -371,7 +317,7 @@ def _block(
     return [*lines, f"return {found};"]
 
 
-def functor(program: Program, name: str, also: Sequence[str] = (), comment: str = "") -> str:
+def functor(program: Program, name: str, also: Sequence[str] = ()) -> str:
     """The text of a header as in csrc/rows: a functor called `name`, registered as such, and as `also`."""
     printer = RowPrinter(program)
     needed = {n for n in topological(program.outputs) if n.op in REDUCTIONS}
@@ -386,7 +332,7 @@ def functor(program: Program, name: str, also: Sequence[str] = (), comment: str 
     kind = camel(name)
     body = indented(read_later(printer.lines), 4)
     registered = "\n".join(f"FASTDML_ROW_LOSS({one}, {kind})" for one in (name, *also))
-    return f"""// {comment or f"{name}, printed from its description."}
+    return f"""// {name}, printed from its description.
 #pragma once
 
 namespace fastdml {{
@@ -425,6 +371,3 @@ def indented(lines: Sequence[str], by: int) -> str:
 def camel(name: str) -> str:
     """The name of a functor's type."""
     return "".join(part.capitalize() for part in re.split(r"\W|_", name))
-
-
-__all__ = ["ROW", "Text", "functor", "pair_forms"]

@@ -15,7 +15,7 @@ from ..engine import library
 from ..engine.lazy import lazy
 from ..engine.loss import Learnt, RowLoss, Rows
 from ..engine.registry import registered
-from . import compile
+from . import compile, cpp
 from .graph import ROW, NotInLanguage, topological
 from .program import Program, program
 from .row import Row, RowFunction, TensorRow, Trace, outputs_of, trace
@@ -52,7 +52,7 @@ class Forms:
         if isinstance(self.program, str):
             return self.program
         try:
-            return compile.compiled(self.program, self.name)
+            return compile.load((cpp.functor(self.program, self.name),), (self.name,))[0]
         except compile.CannotCompile as error:
             compile.notice(str(error))
             return str(error)
@@ -133,15 +133,12 @@ class Described(RowLoss):
         return {n: float(v) if n in self.numbers else v for n in names for v in [getattr(self, n)]}
 
     @classmethod
-    def of(cls, p: Row, arguments: Mapping[str, Any]) -> Any:
+    def function(cls, p: Row, /, **arguments: Any) -> Any:
         """The row of a description of these arguments."""
         view = object.__new__(cls)
         # Else what a row made of the similarity would be that of the class's default: it is `derived`.
         view.__dict__.update(arguments, similarity=None)
         return view.row(p)
-
-    def function(self, p: Row, /, **arguments: Any) -> Any:
-        return self.of(p, arguments)
 
     def spec(self, rows: Rows) -> Tensor:
         p = TensorRow(rows)
@@ -227,14 +224,10 @@ def _forms(
     kind: type[Described], chosen: tuple[tuple[str, Any], ...], opened: tuple[str, ...]
 ) -> Forms:
     """The forms that all descriptions of a kind share whose fields differ in open numbers only."""
-
-    def function(p: Row, /, **arguments: Any) -> Any:
-        return kind.of(p, arguments)
-
     above = tuple(k for k in opened if k in positive_fields(kind))  # type: ignore[arg-type]
     return Forms(
         _name(kind, dict(chosen), opened),
-        lambda: traced(function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),
+        lambda: traced(kind.function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),
         kind.outputs,
     )
 

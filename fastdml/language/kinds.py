@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .affine import affine, rebuilt
+from .affine import affine, folded, rebuilt
 from .graph import (
     FALSE,
     NEGATIVE,
@@ -43,9 +43,29 @@ def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
     return rewrite(roots, kind.get, pairs=True)
 
 
+def of_kind(roots: Iterable[Node], positive: bool) -> list[Node]:
+    """What a pass computes of pairs of one kind."""
+    alone = rewrite(specialised(roots, positive), _quotient, pairs=True)
+    return bounded(folded(alone))
+
+
 def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
     """One expression for each two of pairs of both kinds."""
-    return _Join(positives, negatives).roots()
+    return folded(_Join(positives, negatives).roots())
+
+
+def of_both(roots: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair, one expression for both kinds."""
+    return joined(of_kind(roots, True), of_kind(roots, False))
+
+
+def _quotient(node: Node) -> Node | None:
+    """One logarithm instead of two."""
+    if node.op == "add" and node.level == PAIR:
+        for a, b in (node.args, node.args[::-1]):
+            if a.op == "log" and b.op == "neg" and b.args[0].op == "log" and b.level == PAIR == a.level:
+                return make("log", make("div", a.args[0], b.args[0].args[0]))
+    return None
 
 
 def bounded(roots: Iterable[Node]) -> list[Node]:
@@ -77,7 +97,7 @@ def bounded(roots: Iterable[Node]) -> list[Node]:
 
 class _Join:
     def __init__(self, positives: Sequence[Node], negatives: Sequence[Node]) -> None:
-        self.of_p, self.of_n = positives, negatives
+        self.of = [positives, negatives]
         self.shared: dict[tuple[Node, Node], Node] = {}
         self.in_p: dict[Node, Node] = {}
         self.in_n: dict[Node, Node] = {}
@@ -92,31 +112,19 @@ class _Join:
 
     def _pair_up(self) -> None:
         """Gives costly nodes of the one kind a partner of the other; arguments come before."""
-        all_p, all_n = (
-            set(topological(self.of_p, pairs=True)),
-            set(topological(self.of_n, pairs=True)),
-        )
         # A sigmoid can share the exponential of the other kind.
-        for mine, theirs in ((all_p, all_n), (all_n, all_p)):
-            own = {n.op for n in mine if n.level == PAIR}
-            others = {n.op for n in theirs if n.level == PAIR}
+        ops = [{n.op for n in topological(roots, pairs=True) if n.level == PAIR} for roots in self.of]
+        for k in (0, 1):
+            own, others = ops[k], ops[1 - k]
             if others & _EXP and own & _SIGMOID and not others & _SIGMOID and not own & _EXP:
-                roots = self.of_p if mine is all_p else self.of_n
-                lowered = rewrite(roots, _sigmoid_by_exp, pairs=True)
-                if mine is all_p:
-                    self.of_p = lowered
-                else:
-                    self.of_n = lowered
-        all_p, all_n = (
-            set(topological(self.of_p, pairs=True)),
-            set(topological(self.of_n, pairs=True)),
-        )
-        costly_p, costly_n = self._costly(self.of_p, all_n), self._costly(self.of_n, all_p)
+                self.of[k] = rewrite(self.of[k], _sigmoid_by_exp, pairs=True)
+        all_p, all_n = (set(topological(roots, pairs=True)) for roots in self.of)
+        costly_p, costly_n = self._costly(self.of[0], all_n), self._costly(self.of[1], all_p)
         partner: dict[Node, Node] = {}
         for op, nodes in costly_p.items():
             for a, b in zip(nodes, costly_n.get(op, [])):
                 partner[a] = b
-        for node in topological(self.of_p, pairs=True):
+        for node in topological(self.of[0], pairs=True):
             if node in partner:
                 other = partner[node]
                 args = [
@@ -128,7 +136,7 @@ class _Join:
     def roots(self) -> list[Node]:
         return [
             self.join(rebuilt_in(p, self.in_p), rebuilt_in(n, self.in_n))
-            for p, n in zip(self.of_p, self.of_n)
+            for p, n in zip(*self.of)
         ]
 
     def join(self, a: Node, b: Node) -> Node:

@@ -72,22 +72,18 @@ class Program:
         return [*self.outputs, self.weight, *derived]
 
 
-def program(
-    trace: Trace, scalars: int | None = None, reference: statistics.Reference = "largest"
-) -> Program:
+def program(trace: Trace, reference: statistics.Reference = "largest") -> Program:
     """The passes of a traced function and of its derivatives.
 
-    scalars: of how many values of the call, from the first, derivatives are wanted; None: as traced.
     reference: how log-sum-exps are computed: see `statistics`.
     """
-    scalars = trace.scalars if scalars is None else scalars
     first_outputs = tuple(statistics.prepared(trace.outputs, reference))
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:
         return sorted((n for n in read if n.op == op), key=lambda n: n.value)
 
-    learnt = [n for n in of("scalar") if scalars is None or n.value < scalars]
+    learnt = [n for n in of("scalar") if trace.scalars is None or n.value < trace.scalars]
     values, columns = of("row_value"), of("column")
     wanted = [S, *learnt, *values, *columns]
     found = gradient(first_outputs, trace.counted, wanted, reference)

@@ -18,15 +18,14 @@ import numpy as np
 
 from ..engine import library
 from . import compile
-from .cpp import RowPrinter, camel, indented, lambda_of, member, pair_forms
-from .graph import PAIR, ROW, Node, topological
+from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
+from .graph import ROW, Node, topological
 from .program import Program, of_positives, passes_of, program
 from .row import Trace
 from .statistics import prepared
 
 MOST_PASSES = 4
 _CALL = "[[maybe_unused]] const Call& call"
-_OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
 # How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
 # sum and for what the exponentials are multiplied by.
 _REACH = {4: (78.0, 68.0), 8: (680.0, 640.0)}
@@ -189,12 +188,7 @@ class StreamPrinter:
         printer = self._printer()
         inner = self._printer(self.reads[k])
         # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
-        read = [x for n in topological(roots, pairs=True) if n.level == PAIR for x in n.args]
-        calls = [x for x in (*read, *roots) if 0 < x.level < ROW]
-        printer.define(calls)
-        for node in calls:
-            if node not in printer.names and node.args:
-                printer._define(node)
+        printer.hoist(roots, below=ROW)
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
         inner._count = printer._count
         body = lambda_of(inner, roots, wrap)
@@ -253,7 +247,7 @@ class StreamPrinter:
             f"static constexpr int columns = {self.columns};",
             f"static constexpr int statistics[] = {{{counts}}};",
         ]
-        gathered = [[_OPERATIONS[n.op] for n in nodes] for nodes in self.program.passes]
+        gathered = [[OPERATIONS[n.op] for n in nodes] for nodes in self.program.passes]
         gathered += [["Sum"] * len(self.slopes)] if self.slopes else []
         for k, names in enumerate(gathered):
             lines.append(f"static Operations<{', '.join(names)}> operations(Pass<{k}>);")

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import compile
-from .affine import folded
 from .cpp import Text, camel
 from .evaluate import number_on_host
 from .graph import (
@@ -38,7 +37,7 @@ from .graph import (
     topological,
     where,
 )
-from .kinds import COSTLY, bounded, joined, specialised
+from .kinds import COSTLY, joined, of_both, of_kind, specialised
 from .program import Program, passes_of, program
 from .row import Trace
 
@@ -98,8 +97,6 @@ class _Tile(Text):
                     return f"9.5e-07 * {self.expression(args[0], 5)}", 4
                 case "s" | "positive":
                     return node.op, 6
-                case "negative":
-                    return "positive == 0", 2
                 case "teacher":
                     return "t", 6
                 case "column":
@@ -128,17 +125,8 @@ class _Tile(Text):
         of_pairs, of_rows = (arguments.startswith(x) for x in ("s,", "stats,"))
         level = PAIR if of_pairs else ROW if of_rows else CONSTANT
         self.like = "s" if of_pairs else "stats[0]"
-        uses: dict[Node, int] = {}
-        nodes, roots = self._within(results), set(results)
-        for node in nodes:
-            for a in node.args:
-                uses[a] = uses.get(a, 0) + 1
-        lines = []
-        for node in nodes:
-            shared = uses.get(node, 0) > 1 or (node.op in COSTLY and node not in roots)
-            if node.args and node not in self.names and shared and node is not HIGHEST:
-                text = self.expression(node)
-                lines.append(f"    {self.name(node, 'm' if node.is_mask else 'x')} = {text}")
+        shared = self.shared(topological(results, known=self.names), set(results), CONSTANT)
+        lines = [f"    {name} = {text}" for name, text in shared]
         texts = []
         for result in results:
             text = self.expression(result)
@@ -149,22 +137,6 @@ class _Tile(Text):
         return "\n".join(
             ["@triton.jit", f"def {name}({arguments}):", *lines, f"    return {found}"]
         )
-
-    def _within(self, roots: Sequence[Node]) -> list[Node]:
-        """The nodes that have to be computed here: not what known numbers are made of."""
-        order: dict[Node, None] = {}
-
-        def visit(node: Node) -> None:
-            if node in order:
-                return
-            if node not in self.names:
-                for a in node.args:
-                    visit(a)
-            order[node] = None
-
-        for root in roots:
-            visit(root)
-        return list(order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,14 +158,14 @@ class PrintedTiles:
         return self.printer.parameters(loss.open_arguments)
 
 
-def printed(trace: Trace, name: str, scalars: int | None = None) -> PrintedTiles:
+def printed(trace: Trace, name: str) -> PrintedTiles:
     """The tile functor of a traced function, from a module in the cache folder: Triton reads the source of
     its functions from files.
 
     Raises:
         NoTile: saying why there is none.
     """
-    printer = Printer(program(trace, scalars, reference="whole"), name)
+    printer = Printer(program(trace, reference="whole"), name)
     try:
         path = compile.stored(printer.text, name, ".py")
     except compile.CannotCompile as error:
@@ -218,21 +190,18 @@ class Printer:
         self.program, self.kind = program, name
         self.outputs = roots[:count]
         self.weight, *derived = roots[count:]
-        indices = [*program.d_scalars, *program.d_values, *program.d_columns]
-        of = dict(zip(indices, derived))
-        learnt = [k for k, _ in program.d_scalars]
-        self.scalars = max(learnt, default=-1) + 1
+        self.scalars = max((k for k, _ in program.d_scalars), default=-1) + 1
         self.inputs = max(program.inputs("row_value"), default=-1) + 1
         self.columns = max(program.inputs("column"), default=-1) + 1
-        self.derivatives = [
-            of.get(self._find(program.d_scalars, k), ZERO) for k in range(self.scalars)
-        ]
-        self.derivatives += [
-            of.get(self._find(program.d_values, k), ZERO) for k in range(self.inputs)
-        ]
-        self.column_slopes = [
-            of.get(self._find(program.d_columns, k), ZERO) for k in range(self.columns)
-        ]
+        of = iter(derived)
+
+        def by_index(count: int, found: Sequence[tuple[int, Node]]) -> list[Node]:
+            known = {k: next(of) for k, _ in found}
+            return [known.get(k, ZERO) for k in range(count)]
+
+        self.derivatives = by_index(self.scalars, program.d_scalars)
+        self.derivatives += by_index(self.inputs, program.d_values)
+        self.column_slopes = by_index(self.columns, program.d_columns)
         self.counts_own = program.reads("columns")
         self.gain = _size([self.weight, *self.column_slopes])
         if self.gain.level > CONSTANT:
@@ -251,10 +220,6 @@ class Printer:
         if self.columns and program.reads("teacher"):
             raise NoTile("a teacher beside values of the candidates")
         self.text = self._module()
-
-    @staticmethod
-    def _find(found: Sequence[tuple[int, Node]], k: int) -> tuple[int, Node]:
-        return next((x for x in found if x[0] == k), (k, ZERO))
 
     def _host(self, roots: Sequence[Node]) -> list[Node]:
         """Expressions of parameters alone that the functions read."""
@@ -278,7 +243,7 @@ class Printer:
 
     def _weights(self, slopes: Sequence[Node]) -> list[Node]:
         """What the functions for weights and slopes return of a pair."""
-        found = _pair_forms([self.weight, *slopes])
+        found = of_both([self.weight, *slopes])
         return rewrite(found, _of_the_call_first, pairs=True) if self.linear else found
 
     def _reader(self) -> _Tile:
@@ -369,19 +334,15 @@ class Printer:
 
 def _forms(node: Node) -> list[Node]:
     """What a reduction folds of a pair."""
+    return of_both(_contributions(node))
+
+
+def _contributions(node: Node) -> list[Node]:
+    """The same, of pairs of any kind."""
     if node.op == "softmax_mean":
         x, mask, v = node.args
-        return _pair_forms([where(mask, x, _NOTHING), where(mask, v, ZERO)])
-    return _pair_forms([where(node.args[1], node.args[0], _IDENTITY[node.op])])
-
-
-def _split(roots: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-    positives, negatives = (bounded(folded(specialised(roots, kind))) for kind in (True, False))
-    return positives, negatives
-
-
-def _pair_forms(roots: Sequence[Node]) -> list[Node]:
-    return folded(joined(*_split(roots)))
+        return [where(mask, x, _NOTHING), where(mask, v, ZERO)]
+    return [where(node.args[1], node.args[0], _IDENTITY[node.op])]
 
 
 def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node | None], bool]:
@@ -393,40 +354,31 @@ def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node
     sums = [n for n in nodes if n.op == "log_sum_exp" and n.args not in means]
     halves: dict[bool, Node] = {}
     for node in sums:
-        p, n = _split([where(node.args[1], node.args[0], _NOTHING)])
-        if p[0] is _NOTHING or n[0] is _NOTHING:
-            halves.setdefault(n[0] is _NOTHING, node)
+        (p,), (n,) = (of_kind(_contributions(node), kind) for kind in (True, False))
+        if p is _NOTHING or n is _NOTHING:
+            halves.setdefault(n is _NOTHING, node)
     positives: list[Node] = []
     negatives: list[Node] = []
 
-    def put(kind: str, values: Sequence[Node], leaves: Sequence[Node | None]) -> None:
+    def put(kind: str, of: Node, leaves: Sequence[Node | None], negative: Node | None = None) -> None:
         kinds.append(kind)
-        p, n = _split(values)
-        positives.extend(p)
-        negatives.extend(n)
+        positives.extend(of_kind(_contributions(of), True))
+        negatives.extend(of_kind(_contributions(of if negative is None else negative), False))
         left.extend(leaves)
 
-    if len(halves) == 2:
-        both = [where(n.args[1], n.args[0], _NOTHING) for n in (halves[True], halves[False])]
-        split_p, split_n = _split(both)
-        kinds.append("lse_split")
-        positives.append(split_p[0])
-        negatives.append(split_n[1])
-        left.extend([halves[True], halves[False]])
-    split = set(halves.values()) if len(halves) == 2 else set()
+    split = [halves[True], halves[False]] if len(halves) == 2 else []
+    if split:
+        put("lse_split", split[0], split, split[1])
     for node in nodes:
         if node.op == "softmax_mean":
-            x, mask, v = node.args
-            of = next((n for n in nodes if n.op == "log_sum_exp" and same(n.args, (x, mask))), None)
-            values = [where(mask, x, _NOTHING), where(mask, v, ZERO)]
-            put("lse_mean", values, [of if means[node.args[:2]] is node else None, node])
+            of = next((n for n in nodes if n.op == "log_sum_exp" and same(n.args, node.args[:2])), None)
+            put("lse_mean", node, [of if means[node.args[:2]] is node else None, node])
         elif node.op == "log_sum_exp":
-            if node not in split and node.args not in means:
-                put("lse", [where(node.args[1], node.args[0], _NOTHING)], [node])
+            if not any(node is half for half in split) and node.args not in means:
+                put("lse", node, [node])
         else:
-            value = where(node.args[1], node.args[0], _IDENTITY[node.op])
-            put({"sum": "sum", "amax": "max", "amin": "min"}[node.op], [value], [node])
-    roots = folded(joined(positives, negatives))
+            put({"sum": "sum", "amax": "max", "amin": "min"}[node.op], node, [node])
+    roots = joined(positives, negatives)
     empty = {"sum": ZERO, "max": LOWEST, "min": HIGHEST}
     nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
     only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))

@@ -17,6 +17,7 @@ from . import Result, Wanted
 class Chunked:
     name = "chunked"
     by_blocks = True
+    bytes_per_pair = staticmethod(in_torch.bytes_per_pair)
 
     def refuses(self, problem: Problem) -> str | None:
         return None
@@ -32,15 +33,6 @@ class Chunked:
 
     def column_sums(self, problem: Problem) -> None:
         return None
-
-    def bytes_per_pair(self, problem: Problem) -> int:
-        size = torch.finfo(problem.statistic).bits // 8
-        per_pair = size + problem.loss.spec_bytes * size // 4
-        if problem.loss.threshold_list:
-            positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
-            # A guess from the first rows; a longer list only makes one block larger.
-            per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
-        return per_pair
 
     def __call__(self, block: Visit) -> Tensor:
         problem, s, start, rows, out = block.problem, block.s, block.start, block.rows, block.out

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..problem import Problem
+from ..problem import Problem, joined
 from . import Result, Wanted
 
 
@@ -34,8 +34,7 @@ def outputs_of(
         other = problem.swapped(before)
         theirs = other.rows(s.t(), 0, s.shape[1])
         theirs.scalars = scalars
-        found = before.spec(theirs).reshape(s.shape[1], -1).t()
-        rows.col_values = found if col_values is None else torch.cat([col_values, found])
+        rows.col_values = joined(col_values, before.spec(theirs).reshape(s.shape[1], -1).t())
     return problem.loss.spec(rows).reshape(a.shape[0], -1)
 
 

@@ -46,7 +46,7 @@ def explained(problem: Problem) -> str:
 def run(problem: Problem, wanted: Wanted) -> Result:
     """Outputs of the rows, and the wanted derivatives of their weighted sum."""
     problem.condition()
-    relation, loss, a = problem.relation, problem.loss, problem.anchors
+    relation, loss = problem.relation, problem.loss
     assert isinstance(relation, TupleRelation)
     start, column = relation.by_rows(keep_own=loss.self_pair == "keep")
     pairs = Compiled(problem, [RowList(start, column, every=2)])
@@ -54,22 +54,15 @@ def run(problem: Problem, wanted: Wanted) -> Result:
     values = problem.__dict__.pop("listed_values", None)
     values = pairs.values()[0] if values is None else values
     numbers = values.clone() if wanted and loss.metric.kind == DISTANCE else values
-    out = Result(a.new_empty(relation.rows, loss.outputs))
-    scalars = problem.all_scalars
-    if wanted.scalars and scalars is not None:
-        out.d_scalars = a.new_zeros(relation.rows, scalars.numel())
-    if wanted.row_values and problem.row_values is not None:
-        out.d_row_values = torch.zeros_like(problem.row_values)
+    out = Result.of(problem, wanted)
     torch.ops.fastdml_native.listed_rows_(
-        values, start, functor_of(loss), loss.members, problem.row_weight, problem.weight, scalars,
-        problem.row_values, out.outputs, out.d_scalars, out.d_row_values, bool(wanted),
+        values, start, functor_of(loss), loss.members, problem.row_weight, problem.weight,
+        problem.all_scalars, problem.row_values, out.outputs, out.d_scalars, out.d_row_values, bool(wanted),
     )  # fmt: skip
     if wanted.anchors or wanted.candidates:
         found = pairs.gradients([values], [numbers], (wanted.anchors, wanted.candidates))
         out.d_anchors, out.d_candidates = found
     if not wanted:
         problem.__dict__["listed_values"] = values
-    if out.d_scalars is not None:
-        out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(problem.statistic)
-    out.outputs.add_(problem.poison)
+    out.finish(problem)
     return out

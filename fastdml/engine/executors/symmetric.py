@@ -380,12 +380,7 @@ class _Ends:
     def result(self, wanted: Wanted) -> Result:
         """Outputs, and derivatives by what only rows read."""
         problem = self.problem
-        out = Result(self.empty(self.n, problem.loss.outputs))
-        scalars = problem.all_scalars
-        if wanted.scalars and scalars is not None:
-            out.d_scalars = self.x.new_zeros(self.n, scalars.numel())
-        if wanted.row_values and problem.row_values is not None:
-            out.d_row_values = torch.zeros_like(problem.row_values)
+        out = Result.of(problem, wanted)
         self.rows(-1, loss=out.outputs, d_scalars=out.d_scalars, d_row_values=out.d_row_values)
         if not self.several:
             for d in (out.d_scalars, out.d_row_values):
@@ -393,11 +388,7 @@ class _Ends:
                     d *= problem.weight
                     if problem.row_weight is not None:
                         d *= problem.row_weight.reshape(-1, 1)
-        if out.d_scalars is not None:
-            out.d_scalars = out.d_scalars.sum(0, dtype=torch.float64).to(self.x.dtype)
-        if wanted.col_values and problem.col_values is not None:
-            out.d_col_values = torch.zeros_like(problem.col_values)
-        out.outputs.add_(problem.poison)
+        out.finish(problem)
         return out
 
 
