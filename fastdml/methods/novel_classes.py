@@ -145,7 +145,7 @@ class NovelClasses(nn.Module):
         with torch.no_grad():
             made = self._generate(made_up, source)
         self.generator.train(was_training)
-        every = torch.cat([F.normalize(embeddings), made.to(embeddings.dtype)])
+        every = torch.cat([embeddings, made.to(embeddings.dtype)])
         return self.loss(every, torch.cat([labels, made_up]))
 
     def generator_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -84,6 +84,19 @@ def test_step_of_the_network():
     assert l2a.generator.training
 
 
+def test_the_host_has_embeddings_as_they_are():
+    """In the warm-up and after it, for hosts that do not normalise."""
+    host = losses.SmoothedCrossEntropyLoss(C + NOVEL, D)
+    torch.nn.init.normal_(host.weight)
+    l2a = NovelClasses(host, C, D, NOVEL, hidden=8, noise=5, per_class=2, warm_up=1).double()
+    x, y = batches(1, 12, D, C)[0]
+    assert torch.equal(l2a(3 * x, y), host(3 * x, y))
+    made_up, noise = drawn(l2a, 12)
+    made = generated(copy.deepcopy(l2a.generator).eval(), made_up, noise)
+    true = host(torch.cat([3 * x, made]), torch.cat([y, made_up]))
+    assert torch.allclose(l2a(3 * x, y), true)
+
+
 def test_step_of_the_generator():
     l2a, (x, y) = new(divergence=0.7), batches(1, 12, D, C)[0]
     leaf = x.clone().requires_grad_()
