@@ -98,11 +98,7 @@ class DenselyAnchoredSampling(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the memory")
         if self.training and not recomputing():

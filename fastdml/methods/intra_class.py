@@ -223,11 +223,7 @@ class IntraClassAugmentation(nn.Module):
         return torch.cat(copies), labels.repeat(1 + self.copies)
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the statistics")
         return labels

@@ -115,7 +115,7 @@ class NonIsotropicVMFLoss(nn.Module):
     @torch.no_grad()
     def warm_start(self, embeddings: Tensor, labels: Tensor) -> None:
         """Directions become the mean embeddings of classes; every class must have a sample."""
-        check.embeddings(embeddings, "embeddings")
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = self._labels(embeddings, labels)
         sums = class_sums(embeddings.to(self.proxies.dtype), labels, self.num_classes)
         if not bool((torch.bincount(labels, minlength=self.num_classes) > 0).all()):
@@ -139,11 +139,7 @@ class NonIsotropicVMFLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = self._labels(embeddings, labels)
         x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         # Similarities are divided by a temperature of thousandths: narrow types have no digits left.

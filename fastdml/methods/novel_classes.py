@@ -108,6 +108,10 @@ class NovelClasses(nn.Module):
                 f"loss: expected one of {every} classes, {num_classes} real ones and "
                 f"{self.novel} novel ones, got {known}"
             )
+        self.embedding_size = check.count(embedding_size, "embedding_size")
+        known = getattr(loss, "embedding_size", embedding_size)
+        if known != embedding_size:
+            raise ValueError(f"loss: expected one of {embedding_size} dimensions, got {known}")
         self.loss = loss
         self.per_class = check.count(per_class, "per_class")
         self.rows = None if rows is None else check.count(rows, "rows")
@@ -119,7 +123,7 @@ class NovelClasses(nn.Module):
             every,
             check.count(noise, "noise"),
             check.count(hidden, "hidden"),
-            check.count(embedding_size, "embedding_size"),
+            self.embedding_size,
         )
         self.draws = Draws(seed)
         self.steps = 0
@@ -155,6 +159,8 @@ class NovelClasses(nn.Module):
         source = self.draws.next(embeddings.device)
         made_up = self._novel_labels(len(labels), embeddings.device, source)
         every = torch.cat([labels, made_up])
+        if self.generator.training and len(every) == 1:  # no statistics for a batch normalisation
+            raise ValueError("embeddings: expected rows beside the one novel embedding of a step, got none")
         made = self._generate(every, source)
         frozen = {name: p.detach() for name, p in self.loss.named_parameters()}
         loss = functional_call(self.loss, frozen, (made, every))
@@ -180,7 +186,7 @@ class NovelClasses(nn.Module):
         return (self.num_classes + order).repeat_interleave(self.per_class)
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        check.embeddings(embeddings, "embeddings")
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "the real classes")
         return labels

@@ -152,6 +152,11 @@ def test_training_resumes_in_the_middle_of_an_epoch_and_the_generator_learns():
 def test_refuses():
     with pytest.raises(ValueError, match="loss: expected one of 8 classes"):
         NovelClasses(losses.ProxyAnchorLoss(C, D), C, D)
+    with pytest.raises(ValueError, match=f"loss: expected one of {D} dimensions, got {D + 1}"):
+        NovelClasses(losses.ProxyAnchorLoss(2 * C, D + 1), C, D)
+    for step in (new(warm_up=9), new(warm_up=9).generator_loss):
+        with pytest.raises(ValueError, match=f"embeddings: expected {D} dimensions, got {D + 1}"):
+            step(randn(2, D + 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="labels: expected values in"):
         new()(randn(2, D), torch.tensor([0, C]))
 
@@ -162,6 +167,10 @@ def test_a_batch_without_rows():
     value = l2a.generator_loss(x[:0].float(), y[:0])
     value.backward()
     assert value.isfinite() and all(p.grad.isfinite().all() for p in l2a.generator.parameters())
+    l2a.per_class = 1
+    with pytest.raises(ValueError, match="embeddings: expected rows beside the one novel embedding"):
+        l2a.generator_loss(x[:0].float(), y[:0])
+    assert l2a.eval().generator_loss(x[:0].float(), y[:0]).isfinite()
     for one, other in ((x[:0], x), (x, x[:0]), (x[:0], x[:0])):
         one, other = one.clone().requires_grad_(), other.clone().requires_grad_()
         apart = sinkhorn_divergence(one, other)
