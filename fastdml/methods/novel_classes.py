@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..engine import check
+from ..engine.similarity import unit, wide_type
 from ..mining.steps import recomputing
 from .draws import Draws
 
@@ -47,7 +48,7 @@ class ConditionalGenerator(nn.Module):
         x = noise
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.leaky_relu(norm(layer(x), labels), 0.2)
-        return F.normalize(self.last(x))
+        return unit(self.last(x))
 
 
 class NovelClasses(nn.Module):
@@ -207,12 +208,13 @@ def sinkhorn_divergence(
     between Optimal Transport and MMD using Sinkhorn Divergences*, Feydy et al., AISTATS 2019). The
     potentials come from iterations without a graph; at the optimum the derivative is that of the costs
     under the plan (the envelope theorem). Holds a [B, N] matrix of costs at a time and one for autograd.
-    Without points of one kind it is 0.
+    Without points of one kind it is 0. In float32, or float64 for such points.
     """
     check.embeddings(x, "x")
     check.embeddings(y, "y")
     check.same_space(x, y, "x", "y")
-    x, y = F.normalize(x), F.normalize(y)
+    kind = wide_type(x, y)
+    x, y = unit(x.to(kind)), unit(y.to(kind))
     if not len(x) or not len(y):
         return (x @ y.T).sum()  # 0, with a gradient of zeros
     with torch.autocast(x.device.type, enabled=False):  # costs are divided by a small blur

@@ -178,6 +178,24 @@ def test_a_batch_without_rows():
         assert apart == 0 and not one.grad.any() and not other.grad.any()
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision(kind):
+    """A row of zeros, and one that is longer than float16 holds."""
+    x = randn(6, D).to(kind)
+    x[1], x[2] = 0, 5e4
+    found = []
+    for points in (x, x.double()):
+        leaf = points.clone().requires_grad_()
+        value = sinkhorn_divergence(leaf, points[3:])
+        found.append((value, *torch.autograd.grad(value, leaf)))
+    (value, grad), (true, expected) = found
+    assert value.dtype == torch.float32 and torch.allclose(value.double(), true, rtol=1e-5)
+    assert not grad[1].any() and torch.allclose(grad.double(), expected, rtol=1e-2, atol=1e-6)
+    leaf = x.clone().requires_grad_()
+    new().float()(leaf, torch.arange(6) % C).backward()
+    assert leaf.grad[0].any() and not leaf.grad[1].any() and leaf.grad.isfinite().all()
+
+
 def test_divergence_in_autocast():
     x = randn(16, 32).float()
     y = x + 0.1 * randn(16, 32, seed=1).float()
