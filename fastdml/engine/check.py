@@ -53,6 +53,13 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         _finite_rows(x, name)
 
 
+def embeddings_of(size: int, x: Tensor, name: str) -> None:
+    """Embeddings [B, size]."""
+    embeddings(x, name)
+    if x.shape[1] != size:
+        raise ValueError(f"{name}: expected {size} dimensions, got {x.shape[1]}")
+
+
 def _finite_rows(x: Tensor, name: str) -> None:
     squares = torch.isfinite(_wide(x).square().sum(1)).all()
     if _in_graph(squares, f"{name}: expected finite values"):

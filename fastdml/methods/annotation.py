@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..engine import check
+from ..engine.similarity import unit
 
 
 class MaxPoolEmbedding(nn.Module):
@@ -132,7 +132,7 @@ def label_the_rest(
         raise ImportError(
             "pseudo-labels need scikit-learn, which is not installed: pip install fastdml[methods]"
         ) from error
-    points = F.normalize(embeddings.detach()[rest].float()).cpu().numpy()
+    points = unit(embeddings.detach()[rest].float()).cpu().numpy()
     means = MiniBatchKMeans(clusters, random_state=seed, n_init=3, batch_size=4096)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct points than clusters

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import losses
 from ..engine import check
-from ..engine.similarity import exact_distances
+from ..engine.similarity import exact_distances, unit, wide_type
 from .proximal import ProximalTerm
 
 DrawPool = Callable[[int], Tensor]
@@ -204,7 +203,7 @@ def greedy_k_centers(pool: Tensor, centers: Tensor, k: int, *, normalize: bool =
         [C, k, D], in the order of picking. Of equal distances the first in the pool.
     """
     check.count(k, "k")
-    at, start = (F.normalize(x, dim=2) if normalize else x for x in (pool, centers))
+    at, start = (_directions(x) if normalize else x for x in (pool, centers))
     classes, size = pool.shape[:2]
     nearest = at.new_full((classes, size), torch.inf)
     if start.shape[1]:
@@ -216,3 +215,8 @@ def greedy_k_centers(pool: Tensor, centers: Tensor, k: int, *, normalize: bool =
         picks.append(pick)
         nearest = torch.minimum(nearest, between[every, pick])
     return pool[every[:, None], torch.stack(picks, 1)]
+
+
+def _directions(x: Tensor) -> Tensor:
+    """[C, b, D] at length 1, with the digits of float32 at least."""
+    return unit(x.flatten(0, 1).to(wide_type(x))).view(x.shape)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..engine import check
+from ..engine.similarity import lengths, unit, wide_type
 from ..mining.steps import recomputing
 from .classes import ordered_pairs, place_in_class
 from .draws import Draws
@@ -98,11 +98,7 @@ class DenselyAnchoredSampling(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the memory")
         if self.training and not recomputing():
@@ -127,7 +123,8 @@ class DenselyAnchoredSampling(nn.Module):
         kept = (size - place <= self.memory).nonzero()[:, 0]
         first, second, classes, place = (t[kept] for t in (first, second, classes, place))
         slot = (self.next[classes] + place) % self.memory
-        difference = embeddings[first] - embeddings[second]
+        x = embeddings.to(wide_type(embeddings))  # differences of narrow types may overflow
+        difference = x[first] - x[second]
         self.differences[classes, slot] = difference.to(self.differences.dtype)
         count = torch.zeros_like(self.next)
         count[classes] = size[kept]
@@ -151,6 +148,7 @@ class DenselyAnchoredSampling(nn.Module):
     def produce(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """[T B, D]: what is produced from the batch [B, D] and the memory."""
         source = embeddings.detach() if self.detach else embeddings
+        source = source.to(wide_type(source))
         generator = self.draws.next(source.device)
         shape = (self.produced, len(source))
         draw: dict[str, Any] = {"generator": generator, "device": source.device, "dtype": torch.float32}
@@ -165,7 +163,7 @@ class DenselyAnchoredSampling(nn.Module):
         change = (gamma.to(source.dtype) - 1) * source.gather(1, channels)
         made = (source + moved).scatter_add(2, channels.expand(*shape, -1), change)
         made = made.flatten(0, 1)
-        return F.normalize(made) if self.normalize else made
+        return (unit(made) if self.normalize else made).to(embeddings.dtype)
 
     def _frequent_channels(self, labels: Tensor) -> Tensor:
         """[B, K] most frequent channels of each sample's class; of equal ones the first."""
@@ -233,9 +231,9 @@ class NormConstraint(nn.Module):
     mean: Tensor
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """The term for embeddings [B, D] of any length."""
+        """The term for embeddings [B, D] of any length, in float32, or float64 for such embeddings."""
         check.embeddings(embeddings, "embeddings")
-        length = embeddings.norm(dim=1)
+        length = lengths(embeddings)[:, 0]
         if self.training and not recomputing():
             now = length.detach().mean().to(self.mean.dtype)
             moved = self.momentum * self.mean + (1 - self.momentum) * now

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.similarity import lengths, wide_type
 from ..losses.representation import ExactNumbers
 from ..mining.steps import recomputing
 
@@ -140,7 +141,8 @@ class LossEnsemble(ExactNumbers):
 def mean_head_distance(heads: Sequence[Tensor]) -> Tensor:
     """The mean Euclidean distance of a sample's heads [B, D], over pairs of heads and samples; 0 of none."""
     pairs = [(j, k) for k in range(len(heads)) for j in range(k)]
-    distances = torch.stack([(heads[j] - heads[k]).norm(dim=1) for j, k in pairs])
+    heads = [h.to(wide_type(*heads)) for h in heads]
+    distances = torch.stack([lengths(heads[j] - heads[k])[:, 0] for j, k in pairs])
     return distances.mean() if distances.numel() else distances.sum()
 
 

@@ -118,18 +118,24 @@ class IntraClassAugmentation(nn.Module):
         With w_k = max(n / (n + n_k), 1 - momentum) of a class with n new samples (0 without):
         S <- (1 - w) S + w var + w (1 - w) (m - mean)^2, m <- (1 - w) m + w mean, n_k <- n_k + n.
 
+        So n_k counts visits, by which the correction then goes: a sample that comes again counts again. For
+        the whole training set every few epochs there is `estimate`, whose n_k are those of the set.
+
         by_class: as the released code does for more than 1,000 classes: classes with one new sample
-            keep mean and variance, and (variant "released") only the last class's count grows.
+            keep mean, variance and count. (Variant "released": only the last class's count grows.)
         """
         new, mean, variance = self._statistics(embeddings, labels)
         weight = (new / (new + self.count).clamp(min=1)).clamp(min=1 - self.momentum)
-        weight = torch.where(new > int(by_class), weight, 0.0)[:, None].to(mean.dtype)
+        moves = new > int(by_class)
+        weight = torch.where(moves, weight, 0.0)[:, None].to(mean.dtype)
         rest = 1 - weight
         spread = weight * rest * (self.mean - mean).square()
         variance = rest * self.variance + weight * variance + spread
         mean = rest * self.mean + weight * mean
         if by_class and self.variant == "released":
             new[:-1] = 0
+        else:
+            new = new * moves  # samples that left no trace must not weigh later
         self._set(self.count + new, mean, variance)
 
     def _set(self, count: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -217,11 +223,7 @@ class IntraClassAugmentation(nn.Module):
         return torch.cat(copies), labels.repeat(1 + self.copies)
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "those of the statistics")
         return labels

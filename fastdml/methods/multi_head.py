@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .. import losses, row_loss
 from ..engine import check
+from ..engine.similarity import unit
 
 
 class SecondOrderAttention(nn.Module):
@@ -78,7 +79,7 @@ class GlobalLocalHeads(nn.Module):
         for maps, attend, linear in zip((local_map, global_map), self.attention, self.linear):
             maps = attend(maps)
             found.append(linear(maps.mean(dim=(2, 3)) + maps.amax(dim=(2, 3))))
-        return F.normalize(torch.cat(found, dim=1))
+        return unit(torch.cat(found, dim=1))
 
 
 class HybridLoss(nn.Module):

@@ -15,6 +15,7 @@ from .. import functional, row_loss
 from ..engine import check
 from ..engine.autograd import evaluate
 from ..engine.call import Call
+from ..engine.similarity import unit
 from ..losses.proxy.expected_softmax import ExpectedSoftmax
 from . import von_mises_fisher as vmf
 from .classes import class_sums
@@ -115,7 +116,7 @@ class NonIsotropicVMFLoss(nn.Module):
     @torch.no_grad()
     def warm_start(self, embeddings: Tensor, labels: Tensor) -> None:
         """Directions become the mean embeddings of classes; every class must have a sample."""
-        check.embeddings(embeddings, "embeddings")
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = self._labels(embeddings, labels)
         sums = class_sums(embeddings.to(self.proxies.dtype), labels, self.num_classes)
         if not bool((torch.bincount(labels, minlength=self.num_classes) > 0).all()):
@@ -139,11 +140,7 @@ class NonIsotropicVMFLoss(nn.Module):
         Raises:
             ValueError: naming the argument and what was expected of it.
         """
-        check.embeddings(embeddings, "embeddings")
-        if embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings: expected {self.embedding_size} dimensions, got {embeddings.shape[1]}"
-            )
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = self._labels(embeddings, labels)
         x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         # Similarities are divided by a temperature of thousandths: narrow types have no digits left.
@@ -163,12 +160,12 @@ class NonIsotropicVMFLoss(nn.Module):
         }
         loss = terms[self.metric](mean, kappa, labels)
         if self.guidance:
-            loss = loss + self.guidance * _guidance(mean, F.normalize(self.proxies.to(x.dtype)), labels)
+            loss = loss + self.guidance * _guidance(mean, unit(self.proxies.to(x.dtype)), labels)
         return loss
 
     def _classes(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Directions [C, D] and concentrations [C, D] or [C], in the type of the samples' directions."""
-        directions = F.normalize(self.proxies.to(mean.dtype))
+        directions = unit(self.proxies.to(mean.dtype))
         return directions, self.concentrations.to(mean.dtype).clamp(min=_SMALLEST)
 
     def _labels(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -263,7 +260,7 @@ class NonIsotropicVMFLoss(nn.Module):
         return self._softmax(rows, wide[:, None] * directions, -wide.double().square(), labels)
 
     def _cosine(self, mean: Tensor, kappa: Tensor, labels: Tensor) -> Tensor:
-        directions = F.normalize(self.proxies.to(mean.dtype))
+        directions = unit(self.proxies.to(mean.dtype))
         return self._softmax(mean, directions, None, labels)
 
     def _by_blocks(

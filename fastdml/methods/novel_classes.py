@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..engine import check
+from ..engine.similarity import unit, wide_type
 from ..mining.steps import recomputing
 from .draws import Draws
 
@@ -47,7 +48,7 @@ class ConditionalGenerator(nn.Module):
         x = noise
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.leaky_relu(norm(layer(x), labels), 0.2)
-        return F.normalize(self.last(x))
+        return unit(self.last(x))
 
 
 class NovelClasses(nn.Module):
@@ -108,6 +109,10 @@ class NovelClasses(nn.Module):
                 f"loss: expected one of {every} classes, {num_classes} real ones and "
                 f"{self.novel} novel ones, got {known}"
             )
+        self.embedding_size = check.count(embedding_size, "embedding_size")
+        known = getattr(loss, "embedding_size", embedding_size)
+        if known != embedding_size:
+            raise ValueError(f"loss: expected one of {embedding_size} dimensions, got {known}")
         self.loss = loss
         self.per_class = check.count(per_class, "per_class")
         self.rows = None if rows is None else check.count(rows, "rows")
@@ -119,7 +124,7 @@ class NovelClasses(nn.Module):
             every,
             check.count(noise, "noise"),
             check.count(hidden, "hidden"),
-            check.count(embedding_size, "embedding_size"),
+            self.embedding_size,
         )
         self.draws = Draws(seed)
         self.steps = 0
@@ -145,7 +150,7 @@ class NovelClasses(nn.Module):
         with torch.no_grad():
             made = self._generate(made_up, source)
         self.generator.train(was_training)
-        every = torch.cat([F.normalize(embeddings), made.to(embeddings.dtype)])
+        every = torch.cat([embeddings, made.to(embeddings.dtype)])
         return self.loss(every, torch.cat([labels, made_up]))
 
     def generator_loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -155,6 +160,8 @@ class NovelClasses(nn.Module):
         source = self.draws.next(embeddings.device)
         made_up = self._novel_labels(len(labels), embeddings.device, source)
         every = torch.cat([labels, made_up])
+        if self.generator.training and len(every) == 1:  # no statistics for a batch normalisation
+            raise ValueError("embeddings: expected rows beside the one novel embedding of a step, got none")
         made = self._generate(every, source)
         frozen = {name: p.detach() for name, p in self.loss.named_parameters()}
         loss = functional_call(self.loss, frozen, (made, every))
@@ -180,7 +187,7 @@ class NovelClasses(nn.Module):
         return (self.num_classes + order).repeat_interleave(self.per_class)
 
     def _checked(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        check.embeddings(embeddings, "embeddings")
+        check.embeddings_of(self.embedding_size, embeddings, "embeddings")
         labels = check.labels(labels, len(embeddings), embeddings.device, "labels", "embeddings")
         check.class_range(labels, self.num_classes, "labels", False, "the real classes")
         return labels
@@ -201,12 +208,13 @@ def sinkhorn_divergence(
     between Optimal Transport and MMD using Sinkhorn Divergences*, Feydy et al., AISTATS 2019). The
     potentials come from iterations without a graph; at the optimum the derivative is that of the costs
     under the plan (the envelope theorem). Holds a [B, N] matrix of costs at a time and one for autograd.
-    Without points of one kind it is 0.
+    Without points of one kind it is 0. In float32, or float64 for such points.
     """
     check.embeddings(x, "x")
     check.embeddings(y, "y")
     check.same_space(x, y, "x", "y")
-    x, y = F.normalize(x), F.normalize(y)
+    kind = wide_type(x, y)
+    x, y = unit(x.to(kind)), unit(y.to(kind))
     if not len(x) or not len(y):
         return (x @ y.T).sum()  # 0, with a gradient of zeros
     with torch.autocast(x.device.type, enabled=False):  # costs are divided by a small blur

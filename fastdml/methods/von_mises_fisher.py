@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.similarity import unit
 
 # Below this order Debye's expansion is taken at a higher one, and recurrences lead down.
 _SMALLEST_ORDER = 15.5
@@ -162,7 +163,7 @@ def sample(
         len(mean), draws, dimension, generator=generator, dtype=mean.dtype, device=mean.device
     )
     along = (normal * mean[:, None]).sum(2, keepdim=True)  # no product that autocast would narrow
-    across = torch.nn.functional.normalize(normal - along * mean[:, None], dim=2)
+    across = unit((normal - along * mean[:, None]).flatten(0, 1)).view(normal.shape)
     # (1 - w) (1 + w) keeps what 1 - w^2 would round away; where w is 1 the direction does not matter.
     height = ((1 - cosine) * (1 + cosine)).clamp(min=1e-30).sqrt()
     cosine, height = (t.to(mean.dtype)[:, :, None] for t in (cosine, height))

@@ -129,6 +129,7 @@ def test_pools_in_half_precision(normalize, kind):
     """As a network within autocast embeds them; distances are those of the same numbers in float32."""
     ccp = ChanceConstraints(nn.Linear(3, 4), 3, 4, proxies_per_class=2, normalize_pool=normalize)
     pool = randn(3, 12, 4).to(kind)
+    pool[0, 1], pool[1, 1] = 0, 5e4
     ccp.relocate(lambda b: pool)
     found = ccp.proxies.detach().clone()
     ccp.relocate(lambda b: pool.float())

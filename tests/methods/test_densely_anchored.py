@@ -174,6 +174,32 @@ def test_norm_constraint():
     assert torch.equal(resumed(x), term(x))
 
 
+def test_half_precision():
+    """Rows of zeros, and long rows, whose lengths and differences float16 does not hold."""
+    x, y = randn(8, D).half(), torch.arange(8) // 4
+    x[1], x[2], x[3] = 0, 6e4, -6e4
+    found = []
+    for kind in (torch.float16, torch.float64):
+        das = DenselyAnchoredSampling(2, D, 4, K, Z, (0.5, 1.0), 0.1)
+        leaf = x.to(kind).requires_grad_()
+        made = das(leaf, y)[0]
+        assert made.dtype == kind
+        found.append((made, *torch.autograd.grad(made[8:].sum(), leaf)))
+    for mine, theirs in zip(*found):
+        assert torch.allclose(mine.double(), theirs, rtol=4e-3, atol=1e-3)
+
+
+def test_norm_constraint_in_half_precision():
+    """The square of a length of 600 is more than float16 holds."""
+    x = randn(5, 4).half() * 300
+    x[1] = 0
+    leaf = x.clone().requires_grad_()
+    value = NormConstraint()(leaf)
+    value.backward()
+    assert value.dtype == torch.float32 and torch.allclose(value, NormConstraint()(x.float()))
+    assert not leaf.grad[1].any() and leaf.grad[0].any() and leaf.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

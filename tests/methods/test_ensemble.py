@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fastdml import losses
 from fastdml.methods import CompressionHead, LossEnsemble, proportion_loss
+from fastdml.methods.ensemble import mean_head_distance
 
 PRIOR = [2.0, 1.0, 3.0]
 
@@ -124,6 +125,14 @@ def test_a_batch_without_rows():
     value = ensemble(heads, y)
     value.backward()
     assert value == 0 and not ensemble.c.grad.any() and all(h.grad is not None for h in heads)
+
+
+def test_heads_in_half_precision():
+    """Far from each other: their distance is more than float16 holds."""
+    heads = [randn(5, 8, seed=k).half() * 2e4 for k in range(3)]
+    found = mean_head_distance(heads)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, mean_head_distance([h.float() for h in heads]))
 
 
 def test_a_bad_batch_is_forgotten():

@@ -92,7 +92,7 @@ def test_running_statistics(by_class, variant):
                 w = max(new_n[c] / (new_n[c] + n[c]), 0.8)
                 var[c] = (1 - w) * var[c] + w * new_var[c] + w * (1 - w) * (mean[c] - new_mean[c]) ** 2
                 mean[c] = (1 - w) * mean[c] + w * new_mean[c]
-            if not (by_class and variant == "released") or c == C - 1:
+            if c == C - 1 if by_class and variant == "released" else new_n[c] > int(by_class):
                 n[c] += new_n[c]
         assert iaa.count.tolist() == n
         assert torch.allclose(iaa.mean, mean, atol=1e-12)
@@ -101,6 +101,21 @@ def test_running_statistics(by_class, variant):
         assert torch.allclose(iaa.corrected, corrected(n, mean, var, True), atol=1e-12)
     else:
         assert torch.equal(iaa.corrected, iaa.variance)
+
+
+def test_samples_that_were_passed_over_do_not_count():
+    """By class a single sample moves nothing: such a class has no statistics, and is nobody's neighbour."""
+    x, y = data()
+    iaa, untouched, alone = new(), new(), torch.full((1,), C - 1)
+    for seed in range(2):
+        iaa.update(randn(1, D, seed=seed) + 9, alone, by_class=True)
+    assert same_state(iaa, untouched)
+    for one in (iaa, untouched):
+        one.update(x, y, by_class=True)
+    assert same_state(iaa, untouched)
+    pair = randn(2, D) + 9
+    iaa.update(pair, alone.repeat(2), by_class=True)
+    assert torch.allclose(iaa.mean[-1], pair.mean(0)) and iaa.count[-1] == 2
 
 
 @pytest.mark.parametrize("variant, powers", [("paper", (0.5, 0.5, 0.5)), ("released", (0.5, 0.25, 0.125))])

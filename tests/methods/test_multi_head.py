@@ -41,6 +41,17 @@ def test_heads():
     assert found.shape == (2, 6)
 
 
+def test_heads_in_half_precision():
+    """A row of zeros, and one that is longer than float16 holds."""
+    heads = GlobalLocalHeads(4, 6, 3, zeta=0.0)
+    for linear in heads.linear:
+        torch.nn.init.zeros_(linear.bias), torch.nn.init.constant_(linear.weight, 3e3)
+    maps = [torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, c, 2, 2) for c in (4, 6)]
+    expected = heads(*maps)
+    found = heads.half()(*(m.half() for m in maps))
+    assert found.dtype == torch.float16 and torch.allclose(found.float(), expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("sign, direction", [("minus", -1), ("plus", 1)])
 def test_hybrid_loss(sign, direction):
     torch.manual_seed(0)

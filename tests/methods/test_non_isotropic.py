@@ -214,6 +214,8 @@ def test_refuses():
         NonIsotropicVMFLoss(C, D, "nimf")
     with pytest.raises(ValueError, match="embeddings: expected 5 dimensions"):
         new("cos")(randn(B, D + 1), torch.zeros(B, dtype=torch.long))
+    with pytest.raises(ValueError, match="embeddings: expected 5 dimensions, got 1"):
+        new("cos").warm_start(randn(C, 1), torch.arange(C))
     groups = new("cos").parameter_groups(1e-5)
     assert [g["lr"] for g in groups] == pytest.approx([0.05, 0.2, 0.002])
 

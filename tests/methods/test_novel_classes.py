@@ -84,6 +84,19 @@ def test_step_of_the_network():
     assert l2a.generator.training
 
 
+def test_the_host_has_embeddings_as_they_are():
+    """In the warm-up and after it, for hosts that do not normalise."""
+    host = losses.SmoothedCrossEntropyLoss(C + NOVEL, D)
+    torch.nn.init.normal_(host.weight)
+    l2a = NovelClasses(host, C, D, NOVEL, hidden=8, noise=5, per_class=2, warm_up=1).double()
+    x, y = batches(1, 12, D, C)[0]
+    assert torch.equal(l2a(3 * x, y), host(3 * x, y))
+    made_up, noise = drawn(l2a, 12)
+    made = generated(copy.deepcopy(l2a.generator).eval(), made_up, noise)
+    true = host(torch.cat([3 * x, made]), torch.cat([y, made_up]))
+    assert torch.allclose(l2a(3 * x, y), true)
+
+
 def test_step_of_the_generator():
     l2a, (x, y) = new(divergence=0.7), batches(1, 12, D, C)[0]
     leaf = x.clone().requires_grad_()
@@ -139,6 +152,11 @@ def test_training_resumes_in_the_middle_of_an_epoch_and_the_generator_learns():
 def test_refuses():
     with pytest.raises(ValueError, match="loss: expected one of 8 classes"):
         NovelClasses(losses.ProxyAnchorLoss(C, D), C, D)
+    with pytest.raises(ValueError, match=f"loss: expected one of {D} dimensions, got {D + 1}"):
+        NovelClasses(losses.ProxyAnchorLoss(2 * C, D + 1), C, D)
+    for step in (new(warm_up=9), new(warm_up=9).generator_loss):
+        with pytest.raises(ValueError, match=f"embeddings: expected {D} dimensions, got {D + 1}"):
+            step(randn(2, D + 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="labels: expected values in"):
         new()(randn(2, D), torch.tensor([0, C]))
 
@@ -149,11 +167,33 @@ def test_a_batch_without_rows():
     value = l2a.generator_loss(x[:0].float(), y[:0])
     value.backward()
     assert value.isfinite() and all(p.grad.isfinite().all() for p in l2a.generator.parameters())
+    l2a.per_class = 1
+    with pytest.raises(ValueError, match="embeddings: expected rows beside the one novel embedding"):
+        l2a.generator_loss(x[:0].float(), y[:0])
+    assert l2a.eval().generator_loss(x[:0].float(), y[:0]).isfinite()
     for one, other in ((x[:0], x), (x, x[:0]), (x[:0], x[:0])):
         one, other = one.clone().requires_grad_(), other.clone().requires_grad_()
         apart = sinkhorn_divergence(one, other)
         apart.backward()
         assert apart == 0 and not one.grad.any() and not other.grad.any()
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision(kind):
+    """A row of zeros, and one that is longer than float16 holds."""
+    x = randn(6, D).to(kind)
+    x[1], x[2] = 0, 5e4
+    found = []
+    for points in (x, x.double()):
+        leaf = points.clone().requires_grad_()
+        value = sinkhorn_divergence(leaf, points[3:])
+        found.append((value, *torch.autograd.grad(value, leaf)))
+    (value, grad), (true, expected) = found
+    assert value.dtype == torch.float32 and torch.allclose(value.double(), true, rtol=1e-5)
+    assert not grad[1].any() and torch.allclose(grad.double(), expected, rtol=1e-2, atol=1e-6)
+    leaf = x.clone().requires_grad_()
+    new().float()(leaf, torch.arange(6) % C).backward()
+    assert leaf.grad[0].any() and not leaf.grad[1].any() and leaf.grad.isfinite().all()
 
 
 def test_divergence_in_autocast():
