@@ -151,6 +151,17 @@ def test_pairs_of_another_call_keep_their_meaning(change):
     torch.testing.assert_close(lazy, listed, rtol=1e-10, atol=0)
 
 
+def test_pairs_of_other_candidates_keep_their_meaning():
+    case = CASES["reference"]()
+    miner, loss = MultiSimilarityMiner(-0.1), losses.MultiSimilarityLoss()
+    mined, other = (case.ref, case.ref_y), (-case.ref, case.ref_y)
+    lazy = loss(case.x, case.y, miner(case.x, case.y, *mined), *other)
+    listed = loss(case.x, case.y, tuple(miner(case.x, case.y, *mined)), *other)
+    torch.testing.assert_close(lazy, listed, rtol=1e-10, atol=0)
+    fused = loss(case.x, case.y, miner(case.x, case.y, *other), *other)
+    assert (fused - lazy).abs() > 1e-6
+
+
 def test_a_loss_without_the_rule_lists_the_pairs():
     case = CASES["ragged"]()
     seen = []

@@ -444,6 +444,9 @@ def test_penalties_on_other_distances_are_refused():
             regularizers.CenterInvariantRegularizer(distance=distance)
     with pytest.raises(ValueError, match="distance: expected CosineSimilarity"):
         regularizers.SparseCentersRegularizer(2, 2, distance=euclidean)
+    for rows in (3, 5):
+        with pytest.raises(ValueError, match="x: expected 4 rows, centres of 2 classes"):
+            regularizers.SparseCentersRegularizer(2, 2)(torch.randn(rows, 3))
 
 
 @pytest.mark.parametrize("name", CASES)

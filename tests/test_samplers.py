@@ -233,6 +233,27 @@ def test_weights_are_as_in_pytorch_metric_learning():
         assert torch.equal(again.weights, sampler.weights) and not model.training
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_miner_sees_embeddings_as_they_are_asked_for(normalize):
+    """And weights of a state are drawn from, once: the model has moved on since."""
+    x, seen = torch.randn(12, 3), []
+
+    def miner(embeddings, labels):
+        seen.append(embeddings)
+        return (torch.randint(12, (40,), generator=torch.Generator().manual_seed(len(seen))),)
+
+    data, settings = TensorDataset(x, torch.arange(12)), {"normalize_embeddings": normalize, "seed": 0}
+    sampler, other = (TuplesToWeightsSampler(torch.nn.Identity(), miner, data, **settings) for _ in range(2))
+    running = iter(sampler)
+    next(running)
+    torch.testing.assert_close(seen[0], torch.nn.functional.normalize(x) if normalize else x)
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == list(running) and torch.equal(other.weights, sampler.weights) and len(seen) == 1
+    other.set_epoch(0)
+    list(other)
+    assert len(seen) == 2 and not torch.equal(other.weights, sampler.weights)
+
+
 def test_labels_may_be_a_column():
     one, other = (
         weights_sampler(seed=0, data_and_label_getter=lambda batch, of=of: (batch[0], of(batch[1])))
