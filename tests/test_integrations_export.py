@@ -124,11 +124,15 @@ def test_images_of_other_shapes_are_fitted(tmp_path):
 
     from fastdml.integrations.files import Images
 
-    Image.new("RGB", (100, 50), (255, 0, 0)).save(tmp_path / "wide.png")
+    Image.new("RGB", (100, 50), (255, 0, 0)).save(tmp_path / "wide.PNG")
     inputs = Images(tmp_path, {"size": 10, "mean": [0.5, 0.5, 0.5], "std": 0.5})
     (found,) = inputs.part(0, 1)
     assert found.shape == (3, 10, 10) and inputs.labels == ["."]
     assert (found[1:] == -1).all() and (found[0, 3:7] == 1).all() and (found[0, :2] == -1).all()
+    (plain,) = Images(tmp_path, {}).part(0, 1)  # by default as ImageNet's are, in [0, 1]
+    assert plain.shape == (3, 224, 224) and plain.unique().tolist() == [0, 1]
+    with pytest.raises(ValueError, match="image: expected size, channels, mean, std, got sizes"):
+        Images(tmp_path, {"sizes": 10})
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,15 @@ def test_types_are_kept(kind, tmp_path):
         assert torch.equal(loaded(x), model(x)) and loaded.last.weight is loaded.first.weight
         assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
     assert load_embedder(tmp_path, model=Mixed()).first.weight.dtype == torch.float32  # its own
+
+
+def test_weights_that_lie_by_columns_and_another_device(tmp_path):
+    model, x = Plain().eval(), torch.randn(3, 8)
+    model.last.weight = model.first.weight = nn.Parameter(torch.randn(8, 8).t())
+    save_embedder(model, tmp_path)
+    assert torch.equal(load_embedder(tmp_path).first.weight, model.first.weight)
+    torch.testing.assert_close(load_embedder(tmp_path)(x), model(x))
+    assert all(p.device.type == "meta" for p in load_embedder(tmp_path, device="meta").parameters())
 
 
 class ReadsNumbers(nn.Module):
@@ -274,6 +287,20 @@ def test_pixels_of_bytes_are_numbers(tmp_path, capsys):
     assert status == 0, said
     want = model(torch.from_numpy(pixels).float()).detach().numpy()
     assert np.allclose(np.load(tmp_path / "out.npy"), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_inputs_are_of_the_type_of_the_weights(kind, tmp_path, capsys):
+    rows = np.random.default_rng(0).random((3, 8), dtype=np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    model = Plain().to(kind).eval()
+    save_embedder(model, tmp_path / "embedder")
+    files = tmp_path / "rows.npy", tmp_path / "out.npy"
+    status, said = embed(tmp_path / "embedder", *files, capsys=capsys)
+    assert status == 0, said
+    want = model(torch.from_numpy(rows).to(kind)).detach().float().numpy()
+    assert np.load(tmp_path / "out.npy").dtype == np.float32
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), want)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from conftest import BACKENDS, CASES
 import fastdml
 from fastdml import functional as F
 from fastdml import losses
-from fastdml.miners import LazyPairs, MultiSimilarityMiner
+from fastdml.distances import LpDistance
+from fastdml.miners import LazyPairs, MultiSimilarityMiner, TripletMarginMiner
 
 NAMES = ["ragged", "wide", "big_labels", "duplicates", "one_class", "all_singletons", "reference"]
 
@@ -89,6 +90,8 @@ def test_is_a_tuple_to_torch_and_its_operators():
     assert torch.equal(torch.stack(pairs[:2] + plain[:2]), torch.stack([*plain[:2], *plain[:2]]))
     for both in (pairs + pairs, pairs + plain, plain + pairs):
         assert type(both) is tuple and all(a is b for a, b in zip(both, plain + plain, strict=True))
+    none = (None,)
+    assert (pairs + none)[4] is None and (none + pairs)[0] is None
     assert pairs.index(plain[0]) == 0 and pairs.count(None) == 0
 
 
@@ -148,6 +151,17 @@ def test_pairs_of_another_call_keep_their_meaning(change):
     torch.testing.assert_close(lazy, listed, rtol=1e-10, atol=0)
 
 
+def test_pairs_of_other_candidates_keep_their_meaning():
+    case = CASES["reference"]()
+    miner, loss = MultiSimilarityMiner(-0.1), losses.MultiSimilarityLoss()
+    mined, other = (case.ref, case.ref_y), (-case.ref, case.ref_y)
+    lazy = loss(case.x, case.y, miner(case.x, case.y, *mined), *other)
+    listed = loss(case.x, case.y, tuple(miner(case.x, case.y, *mined)), *other)
+    torch.testing.assert_close(lazy, listed, rtol=1e-10, atol=0)
+    fused = loss(case.x, case.y, miner(case.x, case.y, *other), *other)
+    assert (fused - lazy).abs() > 1e-6
+
+
 def test_a_loss_without_the_rule_lists_the_pairs():
     case = CASES["ragged"]()
     seen = []
@@ -194,6 +208,16 @@ def test_what_was_mined_must_stay_as_it_was(fused, changed):
         loss(**tensors, indices_tuple=stale)
     # What was listed before the change is as before: it is not mined again.
     assert loss(**tensors, indices_tuple=listed) == loss(**tensors, indices_tuple=before)
+
+
+def test_a_negative_as_far_as_the_positive_is_hard():
+    x, y = torch.tensor([[1.0, 0], [0, 1], [0, -1]]), torch.tensor([0, 0, 1])
+    hard, semihard = (TripletMarginMiner(0.1, kind)(x, y) for kind in ("hard", "semihard"))
+    assert [t.tolist() for t in hard] == [[0], [1], [2]] and len(semihard[0]) == 0
+    exact = TripletMarginMiner(0.5, "all", distance=LpDistance(normalize_embeddings=False))
+    a, p, n = exact(torch.tensor([[0.0], [1.0], [1.5], [1.75]]), torch.tensor([0, 0, 1, 1]))
+    assert (0, 1, 2) in zip(a.tolist(), p.tolist(), n.tolist())  # farther by 0.5, no more
+    assert (0, 1, 3) not in zip(a.tolist(), p.tolist(), n.tolist())
 
 
 def test_miners_in_inference_mode():

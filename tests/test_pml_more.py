@@ -322,6 +322,33 @@ def test_the_uniform_histogram_draws_alike():
     resumed = miners.UniformHistogramMiner(num_bins=3, pos_per_bin=2000, neg_per_bin=5, seed=4)
     resumed.load_state_dict(state)
     assert torch.equal(resumed(x, y)[0], miner(x, y)[0])
+    # Of three and one in a class as many pairs are of either kind: other draws of each.
+    a, p, n1, n2 = miners.UniformHistogramMiner(num_bins=1, pos_per_bin=50, neg_per_bin=50)(
+        x[:4], torch.tensor([0, 0, 0, 1])
+    )
+    listed = [[(i, j) for i in range(4) for j in range(4) if i != j and (3 in (i, j)) == k] for k in (0, 1)]
+    drawn = [
+        [every.index(pair) for pair in zip(i.tolist(), j.tolist())]
+        for every, (i, j) in zip(listed, ((a, p), (n1, n2)))
+    ]
+    assert drawn[0] != drawn[1] and [len(set(places)) for places in drawn] == [6, 6]
+
+
+def test_a_distance_on_an_edge_is_in_the_bin_above():
+    """But the largest, which is in the last: as theirs."""
+    from pytorch_metric_learning import distances as their_distances
+    from pytorch_metric_learning import miners as their_miners
+
+    x, y = torch.tensor([[0.0], [1.0], [2.0], [4.0]]), torch.zeros(4, dtype=torch.int64)
+    sizes = {"num_bins": 3, "pos_per_bin": 60, "neg_per_bin": 1}
+    ours = miners.UniformHistogramMiner(**sizes, distance=LpDistance(normalize_embeddings=False))
+    other = their_miners.UniformHistogramMiner(
+        **sizes, distance=their_distances.LpDistance(normalize_embeddings=False)
+    )
+    for miner in (ours, other):
+        a, p, _, _ = miner(x, y)
+        found = (x[a] - x[p]).abs()[:, 0].reshape(3, 60)
+        assert [set(part.tolist()) for part in found] == [{1.0}, {2.0}, {3.0, 4.0}]
 
 
 def test_a_cascade_of_hard_pairs():
@@ -338,6 +365,11 @@ def test_a_cascade_of_hard_pairs():
     for miner in (ours, other):
         miner.reset_idx()
     assert [len(t) for t in ours(x, y)] == [len(t) for t in other(x, y)]
+    ref, ref_y = draw(10)
+    for miner in (ours, other):
+        miner.set_idx_externally(pairs, y)
+    given = (x, y, ref, ref_y)
+    assert all(torch.equal(a, b) for a, b in zip(ours(*given), other(*given), strict=True))
 
 
 def test_a_miner_of_a_users():

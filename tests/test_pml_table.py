@@ -411,6 +411,10 @@ PENALTIES = [
     ("ZeroMeanRegularizer", {}),
     ("CenterInvariantRegularizer", {}),
     ("RegularFaceRegularizer", {}),
+    (
+        "RegularFaceRegularizer",
+        {"distance": their_distances.DotProductSimilarity(normalize_embeddings=False)},
+    ),
     ("SparseCentersRegularizer", {"num_classes": 7, "centers_per_class": 3}),
 ]
 
@@ -421,6 +425,28 @@ def test_a_regularizer_is_the_same(kind, keywords):
     for seed in range(DRAWS):
         x = torch.randn(21, 9, generator=torch.Generator().manual_seed(seed))
         agree(*(((lambda z, r=r: r(z)), r) for r in (mine, other)), [x])
+
+
+def test_a_row_alone_is_near_no_other():
+    penalty = regularizers.RegularFaceRegularizer()
+    for kind in (torch.float32, torch.float64):
+        x = torch.randn(1, 9, dtype=kind).requires_grad_()
+        value = penalty(x)
+        assert value == 0 and not torch.autograd.grad(value, x)[0].any()
+
+
+def test_penalties_on_other_distances_are_refused():
+    euclidean, cosine = distances.LpDistance(), distances.CosineSimilarity()
+    with pytest.raises(ValueError, match="distance: expected a similarity"):
+        regularizers.RegularFaceRegularizer(distance=euclidean)
+    for distance in (euclidean, cosine):
+        with pytest.raises(ValueError, match=r"distance: expected LpDistance\(normalize_embeddings=False\)"):
+            regularizers.CenterInvariantRegularizer(distance=distance)
+    with pytest.raises(ValueError, match="distance: expected CosineSimilarity"):
+        regularizers.SparseCentersRegularizer(2, 2, distance=euclidean)
+    for rows in (3, 5):
+        with pytest.raises(ValueError, match="x: expected 4 rows, centres of 2 classes"):
+            regularizers.SparseCentersRegularizer(2, 2)(torch.randn(rows, 3))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -463,10 +489,12 @@ MINERS: dict[str, tuple[str, dict]] = {
         f"triplet margin, {kind}": ("TripletMarginMiner", {"margin": 0.15, "type_of_triplets": kind})
         for kind in ("all", "hard", "semihard", "easy")
     },
+    "triplet margin, nearer still": ("TripletMarginMiner", {"margin": -0.1, "type_of_triplets": "hard"}),
     "angular": ("AngularMiner", {"angle": 30}),
+    "angular, by default": ("AngularMiner", {}),
     "HDC": ("HDCMiner", {"filter_percentage": 0.3}),
 }  # fmt: skip
-ANY_DISTANCE = [n for n in MINERS if n not in ("angular", "HDC")]
+ANY_DISTANCE = [n for n in MINERS if not n.startswith(("angular", "HDC"))]
 
 
 def rows_of(found: Any) -> list[list[tuple[int, ...]]]:

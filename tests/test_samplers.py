@@ -80,6 +80,29 @@ def test_a_batch_of_the_hierarchy_holds_classes_of_few_super_classes():
     assert len(combinations) == 10 and set(combinations.values()) == {4}
 
 
+def test_levels_of_the_hierarchy_are_columns():
+    """Of any order, beside others; tuples of super-classes come in no order, and items neither."""
+    labels = two_levels()
+    batches = list(HierarchicalSampler(labels, 24, 3, 4, 2, seed=0))
+    noise = np.random.default_rng(1).integers(0, 9, len(labels))
+    for columns, inner, outer in (([1, 0], 1, 0), ([2, 1, 0], 2, 1), ([0, 2, 1], 0, 2)):
+        wide = np.stack([*labels.T, noise], 1)[:, columns]
+        assert list(HierarchicalSampler(wide, 24, 3, 4, 2, inner, outer, seed=0)) == batches
+    supers = [tuple(sorted(set(labels[batch, 1]))) for batch in batches]
+    assert supers[:10] != supers[10:20] != sorted(supers[10:20]) and len(set(supers[:10])) < 10
+    assert all((np.diff(labels[batch, 1]) != 0).sum() > 1 for batch in batches)
+
+
+def test_what_does_not_fit_comes_next_and_all_equally_often():
+    """Three classes of seven in a batch, whole; no class is behind another by more than one."""
+    labels = np.stack([np.arange(7), np.zeros(7, dtype=int)], 1)
+    times = np.zeros(7, dtype=int)
+    for batch in HierarchicalSampler(labels, 3, "all", 100, 1, seed=0):
+        assert len(set(batch)) == 3
+        times[batch] += 1
+        assert times.max() - times.min() <= 1
+
+
 def test_the_hierarchy_takes_what_a_small_super_class_has():
     labels = [[0, 0], [0, 0], [1, 0], [2, 1], [3, 1], [4, 1]]
     for batch in HierarchicalSampler(labels, 6, 1, seed=0):
@@ -131,6 +154,16 @@ def test_the_first_and_the_last_batch_are_uniform(m, batch_size):
             pairs = np.sort(batches[:, :2] % 5, axis=1)
             _, counts = np.unique(pairs, axis=0, return_counts=True)
             assert len(counts) == 10 and uniform(counts)
+
+
+def test_whole_classes_beyond_a_shuffle_are_uniform():
+    """The second batch takes the two classes that are left, and then any of the others."""
+    labels = np.stack([np.arange(5), np.zeros(5, dtype=int)], 1)
+    sampler = HierarchicalSampler(labels, 3, "all", 2, 1, seed=0)
+    first, second = zip(*(list(sampler) for _ in range(600)))
+    again = [set(a) & set(b) for a, b in zip(first, second)]
+    assert {len(s) for s in again} == {1}
+    assert uniform(np.bincount([c for s in again for c in s], minlength=5))
 
 
 def test_triplets_are_uniform():
@@ -194,6 +227,41 @@ def test_weights_are_as_in_pytorch_metric_learning():
         want = loss_and_miner_utils.convert_to_weights(miner(embeddings, y), y, torch.float32)
         torch.testing.assert_close(sampler.weights, want)
         assert model.training, "the model was left in evaluation mode"
+    for same in (model.eval(), lambda x: model(x)):  # stays as it is; a function has no mode
+        again = TuplesToWeightsSampler(same, miner, TensorDataset(x, y), seed=0)
+        list(again)
+        assert torch.equal(again.weights, sampler.weights) and not model.training
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_miner_sees_embeddings_as_they_are_asked_for(normalize):
+    """And weights of a state are drawn from, once: the model has moved on since."""
+    x, seen = torch.randn(12, 3), []
+
+    def miner(embeddings, labels):
+        seen.append(embeddings)
+        return (torch.randint(12, (40,), generator=torch.Generator().manual_seed(len(seen))),)
+
+    data, settings = TensorDataset(x, torch.arange(12)), {"normalize_embeddings": normalize, "seed": 0}
+    sampler, other = (TuplesToWeightsSampler(torch.nn.Identity(), miner, data, **settings) for _ in range(2))
+    running = iter(sampler)
+    next(running)
+    torch.testing.assert_close(seen[0], torch.nn.functional.normalize(x) if normalize else x)
+    other.load_state_dict(sampler.state_dict())
+    assert list(other) == list(running) and torch.equal(other.weights, sampler.weights) and len(seen) == 1
+    other.set_epoch(0)
+    list(other)
+    assert len(seen) == 2 and not torch.equal(other.weights, sampler.weights)
+
+
+def test_labels_may_be_a_column():
+    one, other = (
+        weights_sampler(seed=0, data_and_label_getter=lambda batch, of=of: (batch[0], of(batch[1])))
+        for of in (lambda y: y, lambda y: y[:, None])
+    )
+    assert list(one) == list(other) and torch.equal(one.weights, other.weights)
+    with pytest.raises(ValueError, match="labels: expected one integer per item"):
+        list(weights_sampler(data_and_label_getter=lambda batch: (batch[0], batch[1] / 2)))
 
 
 def test_where_the_miner_finds_nothing_all_weigh_the_same():
@@ -262,6 +330,9 @@ def test_ranks_have_no_item_and_no_class_in_common():
     ranks = [list(MPerClassSampler(few, 4, 12, 960, rank=r, num_replicas=4)) for r in range(4)]
     for step in np.array(ranks).reshape(4, -1, 12).transpose(1, 0, 2):
         assert len(set(step.reshape(-1))) == 48
+    # Triplets left over are left out.
+    odd = [FixedSetOfTriplets(labels, 31, seed=0, rank=r, num_replicas=3) for r in range(3)]
+    assert [len(list(sampler)) for sampler in odd] == [len(sampler) for sampler in odd] == [30] * 3
     # Whole batches of the hierarchy go to one rank each, and triplets.
     whole = [tuple(sorted(b)) for b in HierarchicalSampler(two_levels(), 12, 3, seed=0)]
     parts = [
@@ -348,6 +419,23 @@ def test_states_at_the_ends_of_epochs():
     assert list(sampler) == epochs[2]
 
 
+def test_an_iterator_that_was_left_moves_nothing():
+    """Also in an epoch that nobody has set, of which a part was used."""
+    sampler, epochs = MAKERS["in batches"](seed=0), MAKERS["in batches"](seed=0)
+    _, second, third = (list(epochs) for _ in range(3))
+    left = iter(sampler)
+    next(left)
+    running = iter(sampler)
+    assert [next(running) for _ in range(3)] == second[:3]
+    other = MAKERS["in batches"](seed=5)
+    for step in (lambda: next(left), lambda: list(left)):
+        step()
+        for state in (sampler.state_dict(), sampler.state_dict(consumed=3)):
+            other.load_state_dict(state)
+            assert list(other) == second[3:]
+    assert list(running) == second[3:] and list(sampler) == third
+
+
 def test_a_loader_that_fetches_ahead_says_what_it_has_used():
     labels = torch.arange(240) // 6
     sampler = MAKERS["in batches"](seed=0)
@@ -387,6 +475,9 @@ def test_a_state_of_something_else_is_refused():
     other = MPerClassSampler(ragged_labels()[::-1].copy(), 2, 8, 80, seed=0)  # as many items and classes
     with pytest.raises(ValueError, match=r"state: expected one of labels="):
         other.load_state_dict(state)
+    one, other = (FixedSetOfTriplets(y, 30, seed=0) for y in (ragged_labels(), ragged_labels()[::-1].copy()))
+    with pytest.raises(ValueError, match=r"state: expected one of labels="):
+        other.load_state_dict(one.state_dict())
 
 
 def test_a_refused_state_changes_nothing():
@@ -483,6 +574,11 @@ def test_bad_seeds_are_refused_at_construction(make, seed):
             {"labels": [1, 2], "m": 2, "batch_size": 4, "length_before_new_iter": 3},
             "length_before_new_iter: expected at least batch_size=4, got 3",
         ),
+        (
+            {"labels": [1, 2], "m": 1, "batch_size": 2, "length_before_new_iter": 5, "rank": 0}
+            | {"num_replicas": 3},
+            "length_before_new_iter: expected at least batch_size=2 on each of 3 ranks, got 5",
+        ),
         ({"labels": [1, 2], "m": 2, "length_before_new_iter": 0}, "length_before_new_iter: expected"),
         ({"labels": [1, 2], "m": 2, "rank": 1}, "num_replicas: expected with rank=1"),
         ({"labels": [1, 2], "m": 2, "num_replicas": 2}, "rank: expected with num_replicas=2"),
@@ -503,6 +599,10 @@ def test_bad_arguments_are_named(arguments, message):
         (lambda: HierarchicalSampler(two_levels(), 8, "some"), "samples_per_class: .* 'all' takes"),
         (lambda: HierarchicalSampler(two_levels(), 12, 2, 4, 6), "super_classes_per_batch: .* most the 5"),
         (lambda: HierarchicalSampler(two_levels(), 8, 2, outer_label=2), "outer_label: expected"),
+        (
+            lambda: HierarchicalSampler(two_levels(), 10, 2, 1, 5, rank=0, num_replicas=2),
+            "num_replicas: expected at most the 1 batches of an epoch, got 2",
+        ),
         (lambda: HierarchicalSampler(two_levels(), 6, "all"), "batch_size: .* has 4 items and the part 3"),
         (lambda: FixedSetOfTriplets([0, 1], 3), "labels: expected two classes or more"),
         (lambda: FixedSetOfTriplets([0, 0], 3), "labels: expected two classes or more"),

@@ -50,6 +50,17 @@ def test_a_memory_resumes_from_its_state():
             assert torch.equal(a, b)
 
 
+def test_a_memory_takes_the_type_of_its_state_and_forgets_it():
+    wide, narrow = (CrossBatchMemory(losses.SupConLoss(), 8, 50) for _ in range(2))
+    (x, y), (z, w) = batches(2)
+    wide(x, y)
+    narrow.load_state_dict(wide.state_dict())
+    assert narrow.embedding_memory.dtype == torch.float64
+    assert torch.equal(wide(z, w), narrow(z, w))
+    wide.reset_queue()
+    assert not any(value.any() for value in wide.state_dict().values())
+
+
 def test_a_memory_smaller_than_the_batch_keeps_its_last():
     memory = CrossBatchMemory(losses.SupConLoss(), 8, 7).double()
     ((x, y),) = batches(1)
@@ -196,6 +207,10 @@ def test_several_losses_of_a_list_are_a_list():
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 5)(x, y), "embeddings: expected dimension 5"),
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, (y + 99, y, y)), "indices_tuple: exp"),
         (lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, None, y), "enqueue_mask: expected bool"),
+        (
+            lambda x, y: CrossBatchMemory(losses.NTXentLoss(), 8)(x, y, (y, y, y), y > 0),
+            "indices_tuple: expected None with enqueue_mask",
+        ),
         (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x), "embeddings: expected at least two views"),
         (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())(x, x[:3]), "ref_emb: expected shape"),
         (lambda x, y: SelfSupervisedLoss(losses.NTXentLoss())([[1.0]]), "embeddings: .* tensor, got list"),

@@ -1,6 +1,7 @@
 """The Hugging Face Trainer and Accelerate train, evaluate, checkpoint and resume."""
 
 import copy
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -81,6 +82,14 @@ def test_a_loss_function_of_outputs(data, tmp_path):
     trainer(made[1], data, tmp_path).train()
     torch.testing.assert_close(weights(made[0]), weights(made[1]), rtol=0, atol=1e-6)
     assert (weights(made[0]) - weights(data[1])).abs().max() > 1e-4
+
+
+def test_the_embeddings_among_several_outputs():
+    x, y = torch.randn(2, 8, 4)
+    names = ("embeddings", "sentence_embedding", "pooler_output", "image_embeds", "text_embeds")
+    for name, other in itertools.pairwise(names):
+        both = {other: y, "last_hidden_state": y, name: x}
+        assert pooled(both) is x and pooled(SimpleNamespace(**both)) is x
 
 
 def test_steps_that_are_accumulated(data):

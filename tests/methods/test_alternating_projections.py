@@ -46,6 +46,7 @@ def test_mined_classes_are_the_nearest():
     seen = []
 
     def embed(indices):
+        assert not torch.is_grad_enabled()
         seen.append(indices)
         names = LABELS[indices]
         assert torch.equal(names, LABELS.unique())
@@ -69,6 +70,23 @@ def test_sampler_resumes_in_the_middle_of_an_epoch():
     rest = list(running)
     assert rest == list(two) and len(rest) == 5
     assert list(one) == list(two)
+
+
+def test_the_seed_draws_classes_and_samples():
+    """A state is of the moment, whatever is drawn later; the representatives are those of the last period."""
+    one, two = (sampler(seed=s) for s in (0, 1))
+    shown = [{int(i) for i in LABELS[torch.tensor(b[:3])]} for b in one]
+    assert shown != [{int(i) for i in LABELS[torch.tensor(b[:3])]} for b in two]
+    state = sampler().state_dict()
+    one.load_state_dict(state)
+    early = iter(one)
+    for _ in range(5):
+        next(early)
+    state, before = one.state_dict(), one.representatives
+    assert list(state["periods"]) == [0]
+    batch = next(early)
+    assert list(state["periods"]) == [0] and not torch.equal(one.representatives, before)
+    assert set(batch[:3]) <= set(one.representatives.tolist())
 
 
 def test_the_loss_is_rectangular():
@@ -130,6 +148,26 @@ def test_weights_are_held_from_the_second_period_and_training_resumes():
         mine.load_state_dict(saved(theirs))
     steps(*one, 3, 7), steps(*two, 3, 7)
     assert same_state(one[0], two[0]) and same_state(one[1], two[1])
+
+
+def test_a_class_that_is_just_large_enough_is_shown_whole():
+    """Its representative and the M - 1 others, none of them twice; an epoch shows all samples about once."""
+    labels = torch.arange(24) % 6
+    drawn = RepresentativeSampler(labels, 3, 4, lifetime=5)
+    assert len(drawn) == 2
+    for batch in (b for _ in range(6) for b in drawn):
+        assert len(set(batch)) == 12
+
+
+def test_evaluation_is_no_step():
+    one, two = (
+        AlternatingProjections(nn.Linear(5, 5).double(), losses.MultiSimilarityLoss(), 3, 2) for _ in range(2)
+    )
+    labels = torch.tensor([4, 5, 6] * 4)
+    for x, _ in batches(5, 12, 5, 3):
+        assert torch.equal(one.eval()(x, labels), one.train()(x, labels))
+        two(x, labels)
+    assert one.steps == two.steps == 5 and one.proximal.active
 
 
 def test_refuses():

@@ -112,6 +112,58 @@ def test_patience_snapshots_and_the_next_problem():
     assert ccp.problem == 2 and len(pools) == 3
 
 
+def test_the_loss_of_samples_and_of_proxies():
+    """Proxy k of all classes, then proxy k + 1; the paper's loss of distances in the unit ball."""
+    ccp = new(network(), sample_weight=0.3, proxy_weight=0.7)
+    x, y = batches(1, 12, D, C)[0]
+    p = ccp.proxies.detach().view(K, C, D)
+
+    def ball(v):
+        return v / v.norm(dim=-1, keepdim=True).clamp(min=1)
+
+    def contrastive(a, b, same, own):
+        d = torch.cdist(ball(a), ball(b))
+        pull, push = d[same & ~own], (0.3841 - d[~same]).relu()
+        return sum(t[t > 0].mean() if (t > 0).any() else t.sum() for t in (pull, push))
+
+    eye = torch.eye(12, dtype=torch.bool)
+    classes = torch.arange(C).expand(K, C).flatten()
+    expected = 0.3 * contrastive(x, x, y[:, None] == y, eye)
+    same = classes[:, None] == y
+    expected = expected + 0.7 * contrastive(p.flatten(0, 1), x, same, torch.zeros_like(same))
+    assert ccp(x, y).item() == pytest.approx(expected.item(), rel=1e-9)
+    half = ccp.float()(x.bfloat16(), y)
+    assert half.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_pools_cover_what_proxies_do_not(normalize):
+    ccp, pool = new(network(), normalize_pool=normalize), 10 * randn(C, 4, D) * randn(C, 4, 1, seed=1)
+    existing = ccp.proxies.detach().view(K, C, D).transpose(0, 1)
+    found, other = (greedy_k_centers(pool, existing, K, normalize=n) for n in (normalize, not normalize))
+    ccp.relocate(lambda b: pool)
+    assert torch.equal(ccp.proxies.view(K, C, D), found.transpose(0, 1)) and not torch.equal(found, other)
+    # From nothing: the first, and then those far from it.
+    begun = greedy_k_centers(pool, pool[:, :0], 4, normalize=normalize)
+    assert torch.equal(begun[:, 0], pool[:, 0]) and torch.equal(begun.sort(1)[0], pool.sort(1)[0])
+
+
+def test_scores_count_from_some_evaluation_on():
+    ccp = new(network(), min_evaluations=3, patience=2)
+    scores = [0.9, 0.8, 0.1, 0.1, 0.05]  # the third is the first that is looked at
+    pool = randn(C, 4, D)
+    assert [ccp.evaluated(s, lambda b: pool) for s in scores] == [False] * 4 + [True]
+    assert [ccp.evaluated(s, lambda b: pool) for s in scores] == [False] * 4 + [True]
+
+
+def test_refuses():
+    ccp = new(network())
+    with pytest.raises(ValueError, match="labels: expected values in"):
+        ccp(randn(2, D), torch.tensor([0, C]))
+    with pytest.raises(ValueError, match="score: expected a finite number, got nan"):
+        ccp.evaluated(float("nan"), lambda b: None)
+
+
 def test_small_pools():
     ccp = new(network(), pool_size=2)
     assert ccp.drawn == 2 * K  # below K
@@ -155,6 +207,21 @@ def test_proximal_term_in_the_loss_or_in_the_gradients():
     resumed.load_state_dict(saved(first))
     assert torch.equal(resumed(), first())
     assert all(torch.allclose(p.grad, q.grad) for p, q in zip(one.parameters(), two.parameters()))
+
+
+def test_the_proximal_term_of_frozen_and_unused_parameters():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    term = ProximalTerm(model, 0.5)
+    term.move()
+    moved = model.state_dict()
+    for value in moved.values():
+        value += 1.0
+    term.add_to_gradients()  # before any backward pass
+    assert model[0].weight.grad is None
+    rest = [p for p in model.parameters() if p.requires_grad]
+    assert all(torch.allclose(p.grad, torch.full_like(p, 0.5)) for p in rest)
+    assert torch.allclose(term(), torch.tensor(0.25 * sum(p.numel() for p in rest)).double())
 
 
 def test_parameters_that_are_bound_anew():
@@ -213,5 +280,6 @@ def test_draw_each_class():
     found = draw_each_class(labels, 50, torch.Generator().manual_seed(0))
     assert torch.equal(labels[found], torch.arange(3)[:, None].expand(3, 50))
     assert set(found[1].tolist()) == {2, 3, 5}
+    assert torch.equal(found, draw_each_class(labels, 50, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="labels: expected a sample of every class"):
         draw_each_class(torch.tensor([0, 2]), 3)

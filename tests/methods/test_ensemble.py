@@ -51,6 +51,7 @@ def test_values_and_gradients_over_steps(heads):
 def test_weights_begin_at_the_prior_and_embed():
     ensemble = LossEnsemble(members(), PRIOR)
     assert torch.allclose(ensemble.weights, torch.tensor(PRIOR) / 6)
+    assert (ensemble.eta, ensemble.diversity) == (100, 0.01)
     heads = [randn(5, 3, seed=k) for k in range(3)]
     found = ensemble.embed(heads)
     squared = sum(w * torch.cdist(h, h) ** 2 for w, h in zip(ensemble.weights, heads))
@@ -83,6 +84,7 @@ def test_proportions_of_distances():
     grads = [torch.autograd.grad(v, z)[0] for v in (found, true)]
     assert torch.allclose(*grads, atol=1e-9)
     assert proportion_loss(3 * x + 1, x) < 1e-5  # similar figures
+    assert proportion_loss(z.float(), x.float()).dtype == torch.float32
     same = randn(1, 4).repeat(9, 1).requires_grad_()  # whose mean is another number
     proportion_loss(same, x).backward()
     assert not same.grad.any()
@@ -99,6 +101,9 @@ def test_compression_head_learns():
         head.loss(x).backward()
         optimizer.step()
     assert head.loss(x).item() < 0.4 * first
+    leaf = x.clone().requires_grad_()  # the proportions to keep are constants
+    grads = [torch.autograd.grad(v, leaf)[0] for v in (head.loss(leaf), proportion_loss(head(leaf), x))]
+    assert torch.equal(*grads)
 
 
 def test_refuses():
@@ -133,6 +138,13 @@ def test_heads_in_half_precision():
     found = mean_head_distance(heads)
     assert found.dtype == torch.float32
     assert torch.allclose(found, mean_head_distance([h.float() for h in heads]))
+
+
+def test_evaluation_before_any_step():
+    """Without a history the present value is the mean."""
+    (x, y), = batches(1, 14, 6, 4)
+    ensemble, other = (LossEnsemble(members(), PRIOR).double() for _ in range(2))
+    assert torch.equal(ensemble.eval()(x, y), other(x, y)) and not ensemble.steps
 
 
 def test_a_bad_batch_is_forgotten():

@@ -53,6 +53,7 @@ def test_the_source_stays_in_evaluation_mode():
     source, x = network(), randn(6, 5)
     transfer = EmbeddingTransfer(source)
     want, state = transfer.relations(x), copy.deepcopy(source.state_dict())
+    assert not want.requires_grad
     nn.ModuleList([source]).train()  # as a module that holds it too
     assert torch.equal(transfer.relations(x), want)
     assert all(torch.equal(value, state[name]) for name, value in source.state_dict().items())
@@ -132,6 +133,25 @@ def test_distillation_resumes_in_the_middle_of_an_epoch(average):
     for model, lsd, _ in (one, two):
         lsd.begin_epoch(2)
         assert average is not None or same_state(lsd.teacher, model)
+
+
+def test_a_distillation_without_a_temperature_weighs_by_alpha():
+    lsd = SelfDistillation(network(), nn.Identity(), 4, 50, distillation=nn.MSELoss())
+    lsd.begin_epoch(3)
+    assert lsd.weight == 3 / 4 * 50
+    assert SelfDistillation(network(), nn.Identity(), 4).alpha == 200
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_in_evaluation_mode_no_teacher_trains(variant):
+    model = network()
+    lsd = SelfDistillation(model, losses.MultiSimilarityLoss(), 4, variant=variant)
+    lsd.begin_epoch(2)
+    (x, y), *_ = batches(1, 12, 5, 4)
+    before = copy.deepcopy(lsd.eval().teacher.state_dict())
+    lsd(model(x), y, x)
+    assert all(torch.equal(value, before[name]) for name, value in lsd.teacher.state_dict().items())
+    assert lsd.train().teacher.training == (variant == "released")
 
 
 def test_distillation_refuses():

@@ -85,6 +85,7 @@ def test_queries_and_gallery(kind, backend):
     own = np.full(40, -1)
     own[::2] = np.arange(0, 40, 2) + 30
     g[own[own >= 0]], gy[own[own >= 0]] = q[::2], qy[::2]
+    gy[own[:8:2]] = qy[1:9:2]  # also copies whose label is another
     true, per_query = brute.everything(q, g, classes_of(qy, gy), own, False, "dot", KS, FARS)
     got = evaluate(q, qy, g, gy, metrics=METRICS, k=KS, far=FARS, similarity="dot", own_index=own,
                    backend=backend)  # fmt: skip
@@ -111,7 +112,7 @@ def test_sets_of_labels(backend):
     own = np.arange(70)
     true, per_query = brute.everything(x, x, gain, own, True, "dot", KS, FARS)
     sets = [{f"label {c}" for c in np.flatnonzero(row)} for row in marks]
-    for labels in (marks, torch.from_numpy(marks), sets):
+    for labels in (marks, torch.from_numpy(marks), sets, [[*s, *sorted(s)[:1]] for s in sets]):
         got = evaluate(x, labels, metrics=METRICS, k=KS, far=FARS, similarity="dot", backend=backend)
         check(got, true, per_query)
 
@@ -134,7 +135,7 @@ def test_a_function_of_one_set_need_not_be_symmetric(backend):
     rng = np.random.default_rng(6)
     x, _ = tied(40, 5)
     for gain in (np.triu(np.ones((40, 40)), 1), rng.integers(0, 2, (40, 40)).astype(float)):
-        np.fill_diagonal(gain, 0)
+        np.fill_diagonal(gain, 1)  # which never counts
         true, per_query = brute.everything(x, x, gain, np.arange(40), False, "dot", KS, FARS)
         got = evaluate(x, metrics=METRICS, k=KS, far=FARS, similarity="dot", backend=backend,
                        relevance=lambda a, b, gain=gain: gain[a][:, b])  # fmt: skip

@@ -104,6 +104,18 @@ def test_a_list_of_rows_that_want_gradients():
     same([row.requires_grad_() for row in torch.from_numpy(X).clone()], Y)
 
 
+def test_lengths_without_the_library(monkeypatch):
+    from fastdml.engine import library
+
+    x = X.astype(np.float64) * np.geomspace(1e-290, 1e200, len(X))[:, None]
+    true = np.linalg.norm(X.astype(np.float64), axis=1) * np.geomspace(1e-290, 1e200, len(X))
+    monkeypatch.setattr(library, "load", lambda: None)
+    np.testing.assert_allclose(M.inputs.embeddings(x, "x").norms(), true, rtol=1e-12)
+    x[7, 2] = np.nan
+    with pytest.raises(ValueError, match="x: expected finite rows, found NaN or infinity in 1 of"):
+        M.inputs.embeddings(x, "x").norms()
+
+
 def test_mapped_files(tmp_path):
     np.save(tmp_path / "x.npy", X)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -208,8 +220,11 @@ INF[9] = torch.inf
         (bad(metrics="tar@far=2"), "metrics: expected names among"),
         (bad(own_index=np.arange(60)), "own_index: expected only with a ref_emb"),
         (bad(X, Y, X[:9], Y[:9], own_index=np.arange(60)), "own_index: expected integers from -1 to 8"),
+        (bad(X, Y, X[:9], Y[:9], own_index=np.full(60, 9)), "own_index: expected integers .* 8, got 9"),
+        (bad(X, Y.astype(np.uint64) + 2**63), "labels: expected labels in the range of int64"),
         (bad(X, Y, X[:9], Y[:9], own_index=[0]), "own_index: expected 60 integers"),
         (bad(X, None, relevance=3), "relevance: expected a function"),
+        (bad(X, [{1}] * 60, relevance=lambda q, g: np.eye(60)[q]), "labels: expected 60 integers or strings"),
         (bad(X, None, relevance=lambda q, g: np.ones((1, 2))), r"relevance: expected a matrix \[60, 60\]"),
         (bad(X, None, relevance=lambda q, g: -np.ones((len(q), 60))), "relevance: expected finite gains"),
         (bad(neighbours=60), "neighbours: expected an integer from 0 to 59"),
