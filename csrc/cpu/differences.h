@@ -10,11 +10,20 @@ namespace fastdml {
 // made again from differences.
 constexpr double kNear = 1.0 / 1024;
 
-// The squared distance of row i and column j of a block, found as d2 from squared norms of the sum
-// `total`, from the differences of their scaled embeddings. What is left of it by the rounding of two
-// scales counts as 0; where the block does not know its embeddings, what is left by that of products.
-// Compiled once, not per instruction set: few pairs are near.
-float near_distance(const Block<float>& b, std::int64_t i, std::int64_t j, float d2, float total);
-double near_distance(const Block<double>& b, std::int64_t i, std::int64_t j, double d2, double total);
+// Of the squared distances d2 of row i and columns j .. j + count - 1 of a block, found from squared norms
+// of the sums `total`, those of near pairs are made again, from the differences of their scaled embeddings.
+// What is left of one by the rounding of two scales counts as 0; where the block does not know its
+// embeddings, what is left by that of products.
+void near_distances(const Block<float>& b, std::int64_t i, std::int64_t j, int count, float* d2,
+                    const float* total);
+void near_distances(const Block<double>& b, std::int64_t i, std::int64_t j, int count, double* d2,
+                    const double* total);
+
+// The same of one pair.
+template <class T>
+T near_distance(const Block<T>& b, std::int64_t i, std::int64_t j, T d2, T total) {
+  near_distances(b, i, j, 1, &d2, &total);
+  return d2;
+}
 
 }  // namespace fastdml

@@ -38,10 +38,11 @@ using Outputs = OutputsOf<decltype(std::declval<const Loss<T>&>()(std::declval<R
 template <class T>
 __attribute__((noinline, cold)) Vector<T> near_ones(const Block<T>& b, std::int64_t i, std::int64_t j, int count,
                                                     Vector<T> d2, Vector<T> total) {
-  const Mask<T> near = d2 < T(kNear) * total;
-  for (int l = 0; l < count; ++l)
-    if (near[l]) d2[l] = near_distance(b, i, j + l, d2[l], total[l]);
-  return d2;
+  T found[kWidth<T>], totals[kWidth<T>];
+  store(found, d2);
+  store(totals, total);
+  near_distances(b, i, j, count, found, totals);
+  return load(found);
 }
 
 // Distances of row i and the columns from j on, of their products v times `scale` and the sums of their squared
