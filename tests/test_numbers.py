@@ -209,6 +209,23 @@ def test_near_pairs(backend, dtype, radius, bound, classes):
     assert error(found, leaf.grad) < bound
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("dim", [5, 16, 19])
+def test_all_pairs_are_near(dim, by_columns):
+    """Several at once, of values side by side or not; some of them equal rows."""
+    y = torch.arange(45) // 5
+    x = (draw(1, dim, seed=2) + 1e-3 * draw(45, dim, seed=3)).float()
+    x[7], x[8], x[40] = x[6], x[6], x[6]
+    x = x.t().contiguous().t() if by_columns else x
+    leaf = x.double().requires_grad_()
+    true = contrastive(leaf, y, 1e-2)
+    true.backward()
+    loss = fastdml.losses.ContrastiveLoss(0, 1e-2, similarity="distance", backend="native")
+    value, found = run("ContrastiveLoss", loss, x, y)
+    assert value.item() == pytest.approx(true.item(), rel=1e-3)
+    assert error(found, leaf.grad) < 1e-3
+
+
 @pytest.mark.parametrize("backend", ["auto", "chunked"])
 @pytest.mark.parametrize("name", DISTANCE)
 def test_near_pairs_of_every_loss(name, backend):
