@@ -41,8 +41,13 @@ LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
 
 
 def instruction_sets() -> list[tuple[str, int, str]]:
-    """(name, vector bytes, flags) of what this processor's family has; of FASTDML_ISAS if that is set."""
-    found = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    """(name, vector bytes, flags) of what this processor's family has."""
+    return X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+
+
+def built_sets() -> list[tuple[str, int, str]]:
+    """The same, of FASTDML_ISAS if that is set: the build's alone, users' losses are compiled for any."""
+    found = instruction_sets()
     if chosen := set(filter(None, os.environ.get("FASTDML_ISAS", "").split(","))):
         names = [name for name, _, _ in found]
         if unknown := chosen - set(names):
@@ -299,7 +304,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     work.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     csrc = root / "csrc"
-    isas = instruction_sets()
+    isas = built_sets()
     found = headers(root, work / "printed")
     generated = generate(work / "generated", found, isas)
     names = {name for name, _, _ in losses(found)}
