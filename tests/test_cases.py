@@ -394,6 +394,13 @@ def test_a_traced_step_is_the_step(mode):
     torch.testing.assert_close(traced(x, y), step(x, y))
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("loss", [losses.SupConLoss, losses.HistogramLoss, losses.AngularLoss])
+def test_a_trace_of_torchscript_is_refused_in_our_words(loss, backend):
+    with pytest.raises(RuntimeError, match=r"^fastdml losses are not traced by torch.jit.trace"):
+        torch.jit.trace(loss(backend=backend), (e, y), check_trace=False)
+
+
 # (One of one call, and one whose call comes after another.)
 @pytest.mark.parametrize("loss", [losses.SupConLoss(), losses.HistogramLoss()], ids=["one", "two"])
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastdml.demo.extras import require
+from fastdml.metrics.extras import require
 
 from .entries import SETTINGS
 from .methods import HOSTS
@@ -273,7 +273,8 @@ def _methods(good: dict[str, list[Record]], clocked: dict[str, list[Record]]) ->
 
 
 def _plot_time(found: list[Record], timed: list[Record], path: Path) -> None:
-    Figure = require("matplotlib.figure").Figure
+    Figure = require("matplotlib.figure", "the plots need", "leaderboard").Figure
+    Line2D = require("matplotlib.lines", "the plots need", "leaderboard").Line2D
     tasks = list(dict.fromkeys(r["task"] for r in found))
     figure = Figure(figsize=(6.4 * len(tasks), 5.2), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
@@ -301,7 +302,7 @@ def _plot_time(found: list[Record], timed: list[Record], path: Path) -> None:
         shown = dict.fromkeys(g[0]["kind"] for g in good.values())
         axis.legend(
             handles=[
-                require("matplotlib.lines").Line2D([], [], marker="o", ls="", color=COLOURS[k], label=k)
+                Line2D([], [], marker="o", ls="", color=COLOURS[k], label=k)
                 for k in shown
             ]
         )
@@ -311,7 +312,7 @@ def _plot_time(found: list[Record], timed: list[Record], path: Path) -> None:
 def _plot_sizes(sizes: list[Record], costs: list[Record], path: Path) -> None:
     """Recall@1, then time and memory of the loss's step, against batch size; theirs dashed, a cross where
     it ran out of memory or time."""
-    Figure = require("matplotlib.figure").Figure
+    Figure = require("matplotlib.figure", "the plots need", "leaderboard").Figure
     figure = Figure(figsize=(14, 4.4), layout="constrained")
     recall, clock, memory = figure.subplots(1, 3)
     entries = list(dict.fromkeys(r["entry"] for r in sizes))

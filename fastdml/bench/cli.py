@@ -13,9 +13,9 @@ import torch
 
 from ..command_line import device as device_name
 from ..command_line import end, integer, make_folder, number, several
-from ..demo.extras import require
 from . import catalogue, contenders, kernels, plot, presets, record, report
 from .device import device
+from .extras import require
 from .measure import Settings, measure
 from .presets import Case
 from .record import Record

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ..demo.extras import require
 from ..engine import library, schedule
 from ..engine.executors.native import Native
 from ..engine.problem import Problem
 from ..engine.schedule import Result, Visit
 from . import catalogue
+from .extras import require
 from .timing import Quantiles, quantiles
 from .workload import Workload
 

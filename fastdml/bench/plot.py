@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..demo.extras import require
 from .contenders import FLOOR
+from .extras import require
 from .record import Record
 
 # Legible without colour: every contender has its own marker.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..demo.extras import require
+from .extras import require
 from .record import Record
 from .requirement import Requirement
 

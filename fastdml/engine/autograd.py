@@ -25,6 +25,11 @@ def evaluate(call: Call) -> Tensor:
             "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
             "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
         )
+    if not compiling and not call.loss.metric.in_torch and torch.jit.is_tracing():
+        raise RuntimeError(
+            "fastdml losses are not traced by torch.jit.trace, whose graph would hold this batch's labels "
+            "and sizes: expected torch.compile or torch.export."
+        )
     if call.before is not None:
         first = [slopes(c) if call.before.slopes else evaluate(c) for c in call.before.calls]
         call = call.before.fill(call.replace(before=None), first)

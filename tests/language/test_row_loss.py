@@ -289,6 +289,19 @@ def test_a_cache_beside(tmp_path, monkeypatch):
     assert torch.isfinite(loss(x, y))
 
 
+@needs_library
+@pytest.mark.parametrize("name", ["none of the processor's", "another"])
+def test_what_the_build_was_told_is_not_asked_at_run_time(name, tmp_path, monkeypatch):
+    """A variable that is still exported: it may name other instruction sets than the one in use, or none."""
+    x, y, _ = batch()
+    others = [isa for isa, _, _ in compile._build().X86 if isa != library.load().active_isa()]
+    monkeypatch.setenv("FASTDML_ISAS", others[0] if name == "another" else name)
+    monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
+    compile.load.cache_clear()
+    loss = fastdml.row_loss(lambda p: sum(p.s * 0.79, where=p.positive), backend="native")
+    assert torch.isfinite(loss(x, y))
+
+
 def test_what_ended_processes_left_is_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTDML_CACHE", str(tmp_path))
     old, new = tmp_path / ".compiling-old", tmp_path / ".compiling-new"
