@@ -189,6 +189,26 @@ def test_second_derivative(loss, backend):
         torch.autograd.grad(first.sum(), leaves["anchors"], allow_unused=True)
 
 
+TRIPLETS = torch.tensor([[0, 1, 4], [3, 2, 5], [6, 7, 1]]).unbind(1)
+OF_TRIPLETS = {
+    "swapped": lambda x: losses.TripletMarginLoss(0.5, swap=True)(x, y),
+    "listed": lambda x: losses.TripletMarginLoss(0.5, smooth_loss=True)(x, None, TRIPLETS),
+    # Their distances have a second derivative, what is made of them has none.
+    "listed in torch": lambda x: losses.TripletMarginLoss(
+        0.5, smooth_loss=True, distance=fastdml.distances.LpDistance(p=3)
+    )(x, None, TRIPLETS),
+}
+
+
+@pytest.mark.parametrize("value_of", OF_TRIPLETS.values(), ids=OF_TRIPLETS)
+def test_a_penalty_of_the_gradient_of_triplets(value_of):
+    leaf = x.double().requires_grad_()
+    value = value_of(leaf)
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="fastdml losses have first derivatives only"):
+        (value + first.square().sum()).backward()
+
+
 def test_a_hessian_is_refused():
     case = CASES["ragged"]()
 
