@@ -241,6 +241,11 @@ def test_a_second_derivative_is_refused_or_right():
     assert others == TWICE.keys()
 
 
+def test_saved_tensors_are_read_once():
+    """As activation checkpointing that is not reentrant asks."""
+    assert [name for name, source in backwards() if source.count("saved_tensors") > 1] == []
+
+
 BY_DEFAULT = {"__init__", "numbers", "_as_weights", "example_values"}
 MADE_UP = ("bench/", "demo/", "explain.py")
 

@@ -188,7 +188,7 @@ class _Late(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        count = sum(ctx.wanted)
-        leaves, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        count, saved = sum(ctx.wanted), ctx.saved_tensors  # read once, as activation checkpointing asks
+        leaves, gradients = saved[:count], saved[count:]
         each = iter(once(scaled(gradients, leaves, upstream), leaves))
         return (*(next(each) if w else None for w in ctx.wanted), None, None, None, None)

@@ -436,8 +436,8 @@ class _Together(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        count = sum(ctx.needed)
-        leaves, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        count, saved = sum(ctx.needed), ctx.saved_tensors  # read once, as activation checkpointing asks
+        leaves, gradients = saved[:count], saved[count:]
         if ctx.of_rows:
             weighted = [
                 c.replace(
