@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import conditioning, dispatch
 from .autograd import evaluate, once, scaled, slopes, watched
-from .call import LEAVES, Call
+from .call import LEAVES, Call, versioned
 from .executors import one_block
 from .executors.chunked import Chunked
 from .executors.native import Native
@@ -427,10 +427,13 @@ class _Together(torch.autograd.Function):
         ctx.of_rows = calls[-1].reduction == "none"
         asked = [False] * len(leaves) if ctx.of_rows else ctx.needed
         values, gradients = _evaluated(calls, weights, together, asked)
-        ctx.save_for_backward(*(leaf for leaf, n in zip(leaves, ctx.needed) if n), *gradients)
+        wanted = [x for x, n in zip(leaves, ctx.needed) if n]
         if ctx.of_rows:
+            others = versioned(x for x, n in zip(leaves, ctx.needed) if not n)
+            ctx.save_for_backward(*wanted, *others, *(x for c in calls for x in c.constants))
             ctx.calls, ctx.weights = calls, weights
             return tuple(values)
+        ctx.save_for_backward(*wanted, *gradients)
         shares = (w * float(c.weight) for w, c in zip(weights, calls))
         return torch.stack([v * share for v, share in zip(values, shares)]).sum()
 
