@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from . import dispatch
-from .autograd import once, scaled
+from .autograd import once, refuse_transforms, scaled
 from .call import Call
 from .executors.chunked import Chunked
 from .executors.native import Native
@@ -84,6 +84,7 @@ def value(call: Call, anchors: Tokens, candidates: Tokens) -> Tensor:
 
     Differentiable in the tokens and in `call.scalars`; of reduction "mean" or "sum".
     """
+    refuse_transforms()
     found: Tensor = _Late.apply(
         anchors.x, candidates.x, call.scalars, anchors.kept, candidates.kept, call, torch.is_grad_enabled()
     )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import conditioning, dispatch
-from .autograd import evaluate, once, scaled, slopes, watched
+from .autograd import evaluate, once, refuse_transforms, scaled, slopes, watched
 from .call import LEAVES, Call, versioned
 from .executors import one_block
 from .executors.chunked import Chunked
@@ -390,6 +390,7 @@ def _together(
     """The weighted sum of the calls' values, or with reduction "none" each [M]; differentiable."""
     last = calls[-1]
     others = [x for c in calls for x in c.leaves[_SHARED:]]
+    refuse_transforms()
     found = _Together.apply(
         last.anchors, last.candidates, *others,
         tuple(calls), tuple(weights), together, torch.is_grad_enabled(),

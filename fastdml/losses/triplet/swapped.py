@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...engine import library
-from ...engine.autograd import once
+from ...engine.autograd import once, refuse_transforms
 from ...engine.similarity import METRICS
 
 _AT_ONCE = 1 << 20  # numbers of a temporary
@@ -34,6 +34,7 @@ def swapped_sums(*arguments: Any) -> tuple[Tensor, Tensor]:
     own copies (int64 [B], -1 for none), the similarity, 1 or -1 if that is a distance, the margin, and
     whether the hinge is smooth.
     """
+    refuse_transforms()
     loss, active = _Sums.apply(*arguments)
     return loss, active
 
