@@ -411,3 +411,19 @@ def test_a_trace_of_torchscript_is_refused_in_our_words(loss, backend):
 def test_functional_transforms_are_refused_in_our_words(transform, loss):
     with pytest.raises(RuntimeError, match=r"^fastdml losses have gradients by torch.autograd only"):
         transform(lambda x: loss(x, y))(e)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda x: losses.RKDAngleLoss()(x, e),
+        lambda x: losses.MarginMSELoss()(x, x[:, None].expand(-1, 3, -1), e[:, :3]),
+        lambda x: losses.LateInteractionLoss()(x[:, None], e[:, None]),
+        lambda x: losses.TripletMarginLoss(swap=True)(x, y),
+        lambda x: losses.TripletMarginLoss()(x, y, (y[:1], y[:1], y[:1])),
+    ],
+    ids=["angles", "own candidates", "tokens", "swapped", "listed"],
+)
+def test_transforms_are_refused_by_every_function(value):
+    with pytest.raises(RuntimeError, match=r"^fastdml losses have gradients by torch.autograd only"):
+        torch.func.grad(value)(e)

@@ -12,6 +12,7 @@ from conftest import BACKENDS, CASES, EXAMPLES, KINDS, ROOT, inputs, needs_compi
 import fastdml
 from fastdml import functional as F
 from fastdml import losses
+from fastdml.engine import in_torch
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.problem import Problem
@@ -187,6 +188,66 @@ def test_second_derivative(loss, backend):
         penalised.backward(retain_graph=True)
     with refused:
         torch.autograd.grad(first.sum(), leaves["anchors"], allow_unused=True)
+
+
+TRIPLETS = torch.tensor([[0, 1, 4], [3, 2, 5], [6, 7, 1]]).unbind(1)
+OF_TRIPLETS = {
+    "swapped": lambda x: losses.TripletMarginLoss(0.5, swap=True)(x, y),
+    "listed": lambda x: losses.TripletMarginLoss(0.5, smooth_loss=True)(x, None, TRIPLETS),
+    # Their distances have a second derivative, what is made of them has none.
+    "listed in torch": lambda x: losses.TripletMarginLoss(
+        0.5, smooth_loss=True, distance=fastdml.distances.LpDistance(p=3)
+    )(x, None, TRIPLETS),
+}
+
+
+@pytest.mark.parametrize("value_of", OF_TRIPLETS.values(), ids=OF_TRIPLETS)
+def test_a_penalty_of_the_gradient_of_triplets(value_of):
+    leaf = x.double().requires_grad_()
+    value = value_of(leaf)
+    (first,) = torch.autograd.grad(value, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="fastdml losses have first derivatives only"):
+        (value + first.square().sum()).backward()
+
+
+IN_BLOCKS = {
+    "distance": lambda: losses.ContrastiveLoss(0.0, 3.0, distance=fastdml.distances.LpDistance(p=1)),
+    "reducer": lambda: losses.ContrastiveLoss(reducer=fastdml.reducers.ThresholdReducer(low=0.1)),
+    "presweep": lambda: losses.GeneralizedLiftedStructureLoss(
+        distance=fastdml.distances.LpDistance(p=1)
+    ),
+    "rows": lambda: losses.MultiSimilarityLoss(reduction="none"),
+    "prefixes": lambda: fastdml.wrappers.MatryoshkaLoss(losses.MultiSimilarityLoss(reduction="none"), [2, 4]),
+}  # fmt: skip
+
+
+@pytest.fixture(params=IN_BLOCKS.values(), ids=IN_BLOCKS)
+def in_blocks(request, monkeypatch):
+    """A loss that looks at its labels again in the backward pass, and a batch for it of several blocks."""
+    monkeypatch.setattr(in_torch, "_AT_ONCE", 1 << 12)
+    made = torch.randn(600, D, generator=torch.Generator().manual_seed(1))
+    return request.param(), made, torch.arange(600) // 3
+
+
+def test_labels_that_change_before_the_backward_pass(in_blocks):
+    loss, made, theirs = in_blocks
+    value = loss(made.clone().requires_grad_(), theirs).sum()
+    theirs.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_tensors_of_inference_mode(in_blocks):
+    loss, made, theirs = in_blocks
+    value = loss(made, theirs)
+    with torch.inference_mode():
+        copies = made.clone(), theirs.clone()
+    torch.testing.assert_close(loss(*copies), value)
+    if value.dim() == 0:  # rows are saved as they are, which torch refuses there
+        leaves = [made.clone().requires_grad_() for _ in range(2)]
+        for leaf, labels in zip(leaves, (theirs, copies[1])):
+            loss(leaf, labels).backward()
+        assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def test_a_hessian_is_refused():

@@ -212,6 +212,40 @@ FACTORIES = {
 }  # fmt: skip
 # What follows torch's default device on purpose: parameters and buffers (and numbers given for these), and
 # batches made up for tests.
+# Functions of whose backward autograd finds the right derivative, or none that matters.
+TWICE = {
+    "_OrderedHinges": "linear between its steps",
+    "_Once": "the refusal itself",
+    "_Summed": "hands the derivative on",
+    "_Joined": "takes rows of the derivative",
+    "_Scaled": "a multiple of the derivative",
+    "_Nothing": "measures the time of a function that does nothing",
+}
+
+
+def backwards() -> Iterator[tuple[str, str]]:
+    """(class, source of its backward) of every autograd function."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and "torch.autograd.Function" in map(
+                ast.unparse, node.bases
+            ):
+                (made,) = (f for f in node.body if getattr(f, "name", "") == "backward")
+                yield node.name, ast.unparse(made)
+
+
+def test_a_second_derivative_is_refused_or_right():
+    others = {
+        name for name, source in backwards() if not re.search(r"\b(once|_received)\(", source)
+    }
+    assert others == TWICE.keys()
+
+
+def test_saved_tensors_are_read_once():
+    """As activation checkpointing that is not reentrant asks."""
+    assert [name for name, source in backwards() if source.count("saved_tensors") > 1] == []
+
+
 BY_DEFAULT = {"__init__", "numbers", "_as_weights", "example_values"}
 MADE_UP = ("bench/", "demo/", "explain.py")
 

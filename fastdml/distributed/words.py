@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.autograd import once
 from .ranks import Ranks
 
 
@@ -55,6 +56,12 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return found
 
 
+def _received(found: Tensor, upstream: Tensor, ranks: Ranks) -> Tensor:
+    """What the ranks made of a derivative. Autograd does not see through an exchange, so a further derivative
+    is refused."""
+    return found if ranks.size == 1 else once([found], [upstream])[0]
+
+
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks, counts: tuple[int, ...]) -> Tensor:
@@ -63,7 +70,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.ranks.scatter(upstream, ctx.counts), None, None
+        return _received(ctx.ranks.scatter(upstream, ctx.counts), upstream, ctx.ranks), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -74,7 +81,7 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.ranks.total(upstream), None
+        return _received(ctx.ranks.total(upstream), upstream, ctx.ranks), None
 
 
 class _Summed(torch.autograd.Function):
@@ -106,7 +113,7 @@ class _Mine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.ranks.gather(upstream, ctx.counts), None, None
+        return _received(ctx.ranks.gather(upstream, ctx.counts), upstream, ctx.ranks), None, None
 
 
 class _Scaled(torch.autograd.Function):

@@ -20,11 +20,7 @@ def evaluate(call: Call) -> Tensor:
     Differentiable in `call.LEAVES`, once: a second derivative raises RuntimeError.
     """
     compiling = torch.compiler.is_compiling()
-    if not compiling and torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
-            "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
-        )
+    refuse_transforms()
     if not compiling and not call.loss.metric.in_torch and torch.jit.is_tracing():
         raise RuntimeError(
             "fastdml losses are not traced by torch.jit.trace, whose graph would hold this batch's labels "
@@ -50,6 +46,16 @@ def evaluate(call: Call) -> Tensor:
         value = call.finish(value)
     weighted = isinstance(call.weight, Tensor) or call.weight != 1
     return value * call.weight if weighted else value
+
+
+def refuse_transforms() -> None:
+    """RuntimeError within torch.func's transforms, which the autograd functions here do not know."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return
+    raise RuntimeError(
+        "fastdml losses have gradients by torch.autograd only: torch.func transforms (grad, vmap, "
+        "jvp) cannot pass through them. Call .backward() or torch.autograd.grad."
+    )
 
 
 def slopes(call: Call) -> Tensor:

@@ -7,7 +7,7 @@ views) transforms calls: takes one and returns another. This is the one list of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,16 @@ class Whole(Protocol):
 
     def own(self, x: Tensor) -> Tensor:
         """Of x [M, ...] of all rows, the share's."""
+
+
+def of_inference(x: object) -> bool:
+    """Whether this is a tensor of inference mode, which no graph saves. A compiled graph cannot ask."""
+    return isinstance(x, Tensor) and not torch.compiler.is_compiling() and x.is_inference()
+
+
+def versioned(values: Iterable[object]) -> list[Tensor]:
+    """The tensors of which torch sees whether somebody has changed them: not those of inference mode."""
+    return [x for x in values if isinstance(x, Tensor) and not of_inference(x)]
 
 
 @dataclasses.dataclass(eq=False)
@@ -113,6 +123,11 @@ class Call:
     def leaves(self) -> tuple[Tensor | None, ...]:
         """What a gradient may be wanted of, in the order of `LEAVES`."""
         return self.anchors, self.candidates, self.scalars, self.row_values, self.col_values
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """What else is read of tensors, for a graph that reads it again in its backward pass."""
+        return versioned(self.packed()[0][len(LEAVES) :])
 
     @property
     def columns(self) -> Tensor:

@@ -7,13 +7,14 @@ gradient, and numbers of the pairs that a row's loss does not keep.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .call import Call, statistic_type
+from .call import Call, of_inference, statistic_type
 from .loss import RowLoss, Rows
 from .problem import Problem, joined
 from .similarity import Metric
@@ -44,8 +45,26 @@ def evaluate(call: Call) -> Tensor:
     return reduced(call.loss, outputs, call.row_weight, call.reduction)
 
 
-def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) -> Tensor:
-    """[M, k] what `function` (the loss's specification) makes of every row, differentiable; 0 of no pair."""
+def _again(part: Callable[..., Tensor], inputs: Sequence[Any], constants: Sequence[Tensor] = ()) -> Tensor:
+    """part(*inputs), computed again in the backward pass, which refuses inputs and constants that have been
+    changed meanwhile. constants: what `part` reads besides."""
+    if not torch.is_grad_enabled() or any(map(of_inference, inputs)):
+        return part(*inputs)  # tensors of inference mode are in no graph
+
+    def of_inputs(*given: Any) -> Tensor:
+        return part(*given[: len(inputs)])
+
+    found: Tensor = checkpoint(of_inputs, *inputs, *constants, use_reentrant=False)
+    return found
+
+
+def row_outputs(
+    call: Call, function: Callable[[Rows], Tensor] | None = None, constants: Sequence[Tensor] = ()
+) -> Tensor:
+    """[M, k] what `function` (the loss's specification) makes of every row, differentiable; 0 of no pair.
+
+    constants: tensors that `function` reads besides.
+    """
     if call.is_empty:
         kind = statistic_type(call.anchors, call.candidates)
         nothing = (call.anchors * 0).sum(1, keepdim=True).to(kind)
@@ -64,7 +83,7 @@ def row_outputs(call: Call, function: Callable[[Rows], Tensor] | None = None) ->
         if step >= rows:
             return part(0, rows, *inputs) + problem.poison
         parts = [
-            checkpoint(part, start, min(rows, start + step), *inputs, use_reentrant=False)
+            _again(part, (start, min(rows, start + step), *inputs), (*call.constants, *constants))
             for start in range(0, rows, step)
         ]
         return torch.cat(parts) + problem.poison
@@ -88,7 +107,7 @@ def pairs_of(metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tens
     if i.shape[0] <= size:
         return part(x, y, i, j)
     blocks = zip(i.split(size), j.split(size), strict=True)
-    return torch.cat([checkpoint(part, x, y, *b, use_reentrant=False) for b in blocks])
+    return torch.cat([_again(part, (x, y, *b)) for b in blocks])
 
 
 def _blocks(
@@ -109,7 +128,7 @@ def _blocks(
     if call.scalars is not None and scalars is not None:
         # Those of the call may want a gradient; those that follow were counted.
         scalars = torch.cat([call.scalars.to(kind), scalars[call.scalars.numel() :]])
-    col_values = _with_presweep(problem, a, c, wide(call.col_values), follow)
+    col_values = _with_presweep(problem, a, c, wide(call.col_values), follow, call.constants)
     row_values = wide(call.row_values)
 
     def block(start: int, stop: int, a: Tensor, c: Tensor, *values: Tensor | None) -> Rows:
@@ -124,7 +143,12 @@ def _blocks(
 
 
 def _with_presweep(
-    problem: Problem, a: Tensor, c: Tensor, col_values: Tensor | None, follow: bool
+    problem: Problem,
+    a: Tensor,
+    c: Tensor,
+    col_values: Tensor | None,
+    follow: bool,
+    constants: Sequence[Tensor],
 ) -> Tensor | None:
     """The column values, and what the loss's presweep finds."""
     before = problem.loss.presweep()
@@ -139,7 +163,7 @@ def _with_presweep(
 
     with contextlib.nullcontext() if follow else torch.no_grad():
         found = [
-            checkpoint(part, start, min(other.relation.rows, start + step), a, c, use_reentrant=False)
+            _again(part, (start, min(other.relation.rows, start + step), a, c), constants)
             for start in range(0, other.relation.rows, step)
         ]
         theirs = torch.cat(found).t()

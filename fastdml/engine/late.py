@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from . import dispatch
-from .autograd import once, scaled
+from .autograd import once, refuse_transforms, scaled
 from .call import Call
 from .executors.chunked import Chunked
 from .executors.native import Native
@@ -84,6 +84,7 @@ def value(call: Call, anchors: Tokens, candidates: Tokens) -> Tensor:
 
     Differentiable in the tokens and in `call.scalars`; of reduction "mean" or "sum".
     """
+    refuse_transforms()
     found: Tensor = _Late.apply(
         anchors.x, candidates.x, call.scalars, anchors.kept, candidates.kept, call, torch.is_grad_enabled()
     )
@@ -187,7 +188,7 @@ class _Late(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        count = sum(ctx.wanted)
-        leaves, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        count, saved = sum(ctx.wanted), ctx.saved_tensors  # read once, as activation checkpointing asks
+        leaves, gradients = saved[:count], saved[count:]
         each = iter(once(scaled(gradients, leaves, upstream), leaves))
         return (*(next(each) if w else None for w in ctx.wanted), None, None, None, None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .autograd import once, watched
+from .autograd import once, refuse_transforms, watched
 from .similarity import EPSILON, PRODUCT, Metric
 
 
@@ -19,6 +19,7 @@ def values(metric: Metric, a: Tensor, c: Tensor) -> Tensor:
     if metric.kind != PRODUCT or metric.clipped or not _takes(a, c):
         return metric.listed(a, c)
     scaled = metric.normalized, metric.normalized and not metric.raw_anchors
+    refuse_transforms()
     return _Products.apply(a, c, *scaled)  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import once, watched
+from .autograd import once, refuse_transforms, watched
 from .distances import metric_of
 from .in_torch import pairs_of
 from .listed import Listed, Pair, listed
@@ -31,6 +31,7 @@ def pair_values(
     flat = tuple(t for pair in lists for t in pair)
     if torch.compiler.is_compiling():  # it refuses a tensor that is two inputs at once
         flat = tuple(t.view_as(t) if any(t is u for u in flat[:k]) else t for k, t in enumerate(flat))
+    refuse_transforms()
     return _Values.apply(x, y, flat, similarity, epsilon, None if watched(x) else [])  # type: ignore[no-any-return]
 
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from . import conditioning, dispatch
-from .autograd import evaluate, once, scaled, slopes, watched
-from .call import LEAVES, Call
+from .autograd import evaluate, once, refuse_transforms, scaled, slopes, watched
+from .call import LEAVES, Call, versioned
 from .executors import one_block
 from .executors.chunked import Chunked
 from .executors.native import Native
@@ -380,6 +380,7 @@ def _together(
     """The weighted sum of the calls' values, or with reduction "none" each [M]; differentiable."""
     last = calls[-1]
     others = [x for c in calls for x in c.leaves[_SHARED:]]
+    refuse_transforms()
     found = _Together.apply(
         last.anchors, last.candidates, *others,
         tuple(calls), tuple(weights), together, torch.is_grad_enabled(),
@@ -417,17 +418,20 @@ class _Together(torch.autograd.Function):
         ctx.of_rows = calls[-1].reduction == "none"
         asked = [False] * len(leaves) if ctx.of_rows else ctx.needed
         values, gradients = _evaluated(calls, weights, together, asked)
-        ctx.save_for_backward(*(leaf for leaf, n in zip(leaves, ctx.needed) if n), *gradients)
+        wanted = [x for x, n in zip(leaves, ctx.needed) if n]
         if ctx.of_rows:
+            others = versioned(x for x, n in zip(leaves, ctx.needed) if not n)
+            ctx.save_for_backward(*wanted, *others, *(x for c in calls for x in c.constants))
             ctx.calls, ctx.weights = calls, weights
             return tuple(values)
+        ctx.save_for_backward(*wanted, *gradients)
         shares = (w * float(c.weight) for w, c in zip(weights, calls))
         return torch.stack([v * share for v, share in zip(values, shares)]).sum()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        count = sum(ctx.needed)
-        leaves, gradients = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        count, saved = sum(ctx.needed), ctx.saved_tensors  # read once, as activation checkpointing asks
+        leaves, gradients = saved[:count], saved[count:]
         if ctx.of_rows:
             weighted = [
                 c.replace(

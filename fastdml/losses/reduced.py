@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..engine import in_torch
 from ..engine.autograd import evaluate
-from ..engine.call import Call
+from ..engine.call import Call, versioned
 from ..engine.loss import Piece, Rows
 from ..reducers import BaseReducer, DivisorReducer, MultipleReducers, PerAnchorReducer, native
 
@@ -176,7 +176,7 @@ class Reduced:
                 labels = self.labels[rows.first : rows.first + rows.s.shape[0]]
             return torch.cat([self._fold(k, p, labels) for k, p in pieces.items()], dim=1)
 
-        outputs = in_torch.row_outputs(call, sums)
+        outputs = in_torch.row_outputs(call, sums, versioned([self.labels, call.weight]))
         totals = outputs.double().sum(0)
         found = [
             self._reducer_of(name).finish(totals[2 * k], totals[2 * k + 1]) for k, name in enumerate(names)

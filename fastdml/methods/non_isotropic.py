@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import functional, row_loss
 from ..engine import check
-from ..engine.autograd import evaluate
+from ..engine.autograd import evaluate, once
 from ..engine.call import Call
 from ..engine.similarity import unit
 from ..losses.proxy.expected_softmax import ExpectedSoftmax
@@ -318,23 +318,30 @@ class _ClassTerms(torch.autograd.Function):
         return columns, length, logs
 
     @staticmethod
-    def backward(
-        ctx: Any, upstream: Tensor, of_length: Tensor, of_log: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
         proxies, concentrations, scale, length = ctx.saved_tensors
-        d_proxies, d_concentrations = torch.empty_like(proxies), torch.empty_like(proxies)
-        # Of K v: what comes from above, and through |K v| a multiple of K v itself.
-        radial = scale * (of_length / length)[:, None]
-        by_log = of_log.to(proxies.dtype)[:, None]
-        parts = (proxies, concentrations, scale, radial, by_log, upstream, d_proxies, d_concentrations)
-        for v, k, inverse, multiple, per_log, given, through, d_wide in _some(*parts):
-            wide = k.clamp(min=_SMALLEST)
-            torch.mul(wide, v, out=through).mul_(multiple).add_(given)
-            torch.mul(through, v, out=d_wide).mul_(inverse)
-            along = torch.linalg.vecdot(d_wide, wide)[:, None].mul_(inverse.square())
-            d_wide.addcdiv_(per_log.expand_as(wide), wide).masked_fill_(k < _SMALLEST, 0)
-            through.mul_(wide).mul_(inverse).addcmul_(v, along, value=-1)
-        return d_proxies, d_concentrations
+        found = _class_gradients(proxies, concentrations, scale, length, *upstream)
+        return tuple(once(found, (proxies, concentrations)))
+
+
+@torch.no_grad()  # results go into memory that is there, which autograd refuses
+def _class_gradients(
+    proxies: Tensor, concentrations: Tensor, scale: Tensor, length: Tensor,
+    upstream: Tensor, of_length: Tensor, of_log: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    d_proxies, d_concentrations = torch.empty_like(proxies), torch.empty_like(proxies)
+    # Of K v: what comes from above, and through |K v| a multiple of K v itself.
+    radial = scale * (of_length / length)[:, None]
+    by_log = of_log.to(proxies.dtype)[:, None]
+    parts = (proxies, concentrations, scale, radial, by_log, upstream, d_proxies, d_concentrations)
+    for v, k, inverse, multiple, per_log, given, through, d_wide in _some(*parts):
+        wide = k.clamp(min=_SMALLEST)
+        torch.mul(wide, v, out=through).mul_(multiple).add_(given)
+        torch.mul(through, v, out=d_wide).mul_(inverse)
+        along = torch.linalg.vecdot(d_wide, wide)[:, None].mul_(inverse.square())
+        d_wide.addcdiv_(per_log.expand_as(wide), wide).masked_fill_(k < _SMALLEST, 0)
+        through.mul_(wide).mul_(inverse).addcmul_(v, along, value=-1)
+    return d_proxies, d_concentrations
 
 
 def _some(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

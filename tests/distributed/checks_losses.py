@@ -281,6 +281,27 @@ def rows_of_losses() -> None:
     close(wrap(proxies)(x, y), proxies(case.x, case.y % 5), "proxies")
 
 
+def second_derivative() -> None:
+    """What ranks tell each other is no part of a graph: refused rather than left out."""
+    case = CASES["ragged"]()
+    counts = shards(len(case.x), dist.get_world_size(), True)
+
+    class Bilinear(fastdml.distances.BaseDistance):
+        def compute_mat(self, a: Tensor, c: Tensor) -> Tensor:
+            return (a @ c.t()).square()
+
+    loss = wrap(fastdml.losses.ContrastiveLoss(0.0, 3.0, distance=Bilinear()))
+    x = own(case.x, counts).clone().requires_grad_()
+    value = loss(x, own(case.y, counts))
+    (first,) = torch.autograd.grad(value, x, create_graph=True)
+    try:
+        (value + first.square().sum()).backward()
+    except RuntimeError as error:
+        assert "first derivatives only" in str(error), error
+    else:
+        raise AssertionError("a second derivative over ranks")
+
+
 def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
     L = fastdml.losses
     miner = fastdml.miners.BatchEasyHardMiner()
@@ -338,6 +359,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         found["index tuples"] = listed
         found["miners"] = mined
         found["losses of rows"] = rows_of_losses
+        found["a second derivative"] = second_derivative
     for p in EXAMPLES:
         if refuses(p.values[0]) is None and (size == 2 or p.id.endswith("0")):
             for case in ("ragged", "reference"):

@@ -209,6 +209,21 @@ def test_a_batch_without_rows(metric, density, guidance):
     assert not any(p.grad.any() for p in loss.parameters() if p.grad is not None)
 
 
+def test_a_second_derivative_is_refused():
+    proxies, concentrations = torch.rand(2, C, D, dtype=torch.float64) + 0.2
+    leaf = proxies.requires_grad_()
+
+    def first(create_graph):
+        columns, length, logs = non_isotropic._ClassTerms.apply(leaf, concentrations)
+        value = columns.square().sum() + length.sum() + logs.sum()
+        return torch.autograd.grad(value, leaf, create_graph=create_graph)[0]
+
+    kept = first(True)
+    assert torch.equal(kept, first(False))
+    with pytest.raises(RuntimeError, match="fastdml losses have first derivatives only"):
+        kept.sum().backward()
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="metric: expected one of"):
         NonIsotropicVMFLoss(C, D, "nimf")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.autograd import evaluate, once
+from ...engine.autograd import evaluate, once, refuse_transforms
 from ...engine.call import Before, Call, statistic_type
 from ...engine.registry import register
 from ...language import Row, count, detach, maximum, minimum, sum
@@ -156,6 +156,7 @@ class Vertices:
 
     def evaluate(self) -> Tensor:
         some = self.some or (0, self.embeddings.shape[0])
+        refuse_transforms()
         value: Tensor = _Angles.apply(self.embeddings, self.teacher, self.backend, *some)
         return self.weight * value
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import embedding
 
 from ...engine import check
-from ...engine.autograd import graph_is_kept, watched
+from ...engine.autograd import graph_is_kept, once, watched
 from ...engine.call import Whole, statistic_type
 from ...engine.listed import plan
 from ...engine.loss import RowLoss
@@ -209,6 +209,7 @@ class _Sums(torch.autograd.Function):
                 elif g is not None:
                     d += g
         ctx.found = found
+        ctx.save_for_backward(*(x for x, w in zip(inputs, wanted) if w))
         value, counted = total.to(inputs[0].dtype)
         ctx.mark_non_differentiable(counted)
         return value, counted
@@ -216,8 +217,9 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         kept = graph_is_kept()
-        found = (None if d is None else d * upstream if kept else d.mul_(upstream) for d in ctx.found)
-        return None, None, None, *found
+        found = [d * upstream if kept else d.mul_(upstream) for d in ctx.found if d is not None]
+        each = iter(once(found, ctx.saved_tensors))
+        return None, None, None, *(None if d is None else next(each) for d in ctx.found)
 
 
 def values_of(x: Tensor, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...engine import library
+from ...engine.autograd import once, refuse_transforms
 from ...engine.similarity import METRICS
 
 _AT_ONCE = 1 << 20  # numbers of a temporary
@@ -33,6 +34,7 @@ def swapped_sums(*arguments: Any) -> tuple[Tensor, Tensor]:
     own copies (int64 [B], -1 for none), the similarity, 1 or -1 if that is a distance, the margin, and
     whether the hinge is smooth.
     """
+    refuse_transforms()
     loss, active = _Sums.apply(*arguments)
     return loss, active
 
@@ -48,11 +50,12 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, *fixed = ctx.saved_tensors
         with torch.autocast(weight.device.type, enabled=False):
             found = torch.ops.fastdml.swapped_triplets_backward(
-                weight.contiguous(), *ctx.saved_tensors, *ctx.form
+                weight.contiguous(), x, y, *fixed, *ctx.form
             )
-        return (*found, *[None] * 7)
+        return (*once(found, (x, y)), *[None] * 7)
 
 
 def _forward(
