@@ -49,7 +49,7 @@ class CoSENTLoss(Loss):
             raise ValueError(f"similarity: expected 'cosine' with angles, got {self.similarity!r}")
 
     def calls(self, embeddings: Tensor, ref_emb: Tensor, scores: Tensor) -> list[Any]:
-        check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        check_pairs(embeddings, ref_emb, self.validate)
         rows = embeddings.shape[0]
         if not isinstance(scores, Tensor) or tuple(scores.shape) != (rows,):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
