@@ -298,7 +298,7 @@ class PerAnchorReducer(BaseReducer):
         kept = torch.where(mask, losses, torch.zeros_like(losses))
         found: Tensor = self.aggregation_func(kept, mask.sum(1).to(losses.dtype))
         if not isinstance(found, Tensor) or found.shape != losses.shape[:1]:
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            got = check.seen(found)
             raise ValueError(f"aggregation_func: expected [{len(losses)}] numbers of the anchors, got {got}")
         return found
 

@@ -134,6 +134,7 @@ WRONG = {
     "biases": (lambda: F.siglip(x, x, bias=torch.ones(2)), r"bias: expected one number, got torch.float32 \(2,\)"),
     "probabilities": (lambda: F.pce(x, y * 0, x.to("meta")), "probabilities: expected device cpu, that of embeddings, got meta"),
     "label distances": (lambda: F.log_ratio(x, label_distance=x[1:, 0].to("meta")), "label_distance: expected device cpu, that of embeddings, got meta"),
+    "label distances' shape": (lambda: F.log_ratio(x, label_distance=x[:, 0]), r"label_distance: expected shape \[\d+\], from the first sample to each other one, got \(\d+,\)"),
     "label distance NaN": (lambda: F.log_ratio(x, label_distance=x[1:, 0] / 0), "label_distance: expected finite distances of at least 0"),
     "label distance squared": (lambda: F.log_ratio(x, label_distance=-x[1:, 0].abs(), squared_label=True), "label_distance: expected finite distances of at least 0"),
     "label distance": (lambda: F.dense_triplet(x, label_distance=-x[1:, 0].abs()), "label_distance: expected finite distances of at least 0"),

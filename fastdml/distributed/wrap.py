@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..engine import check
 from ..engine.call import Call
 from ..losses.base import Loss, Term, total
-from ..losses.parts import expect_number, expect_parts
+from ..losses.parts import called_as, expect_number, expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
@@ -69,7 +69,7 @@ class Distributed(nn.Module):
     @property
     def called_as(self) -> inspect.Signature:
         """What a call of it takes: what its loss does."""
-        return _called_as(self.loss)
+        return called_as(self.loss)
 
     @torch.compiler.disable
     def forward(self, *batch: Any, **further: Any) -> Tensor:
@@ -86,7 +86,7 @@ class Distributed(nn.Module):
         return found
 
     def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
-        signature, failure = _called_as(self.loss), ""
+        signature, failure = called_as(self.loss), ""
         try:
             bound = signature.bind(*batch, **further)
         except TypeError as error:  # the others must not wait for this rank
@@ -157,16 +157,10 @@ class Distributed(nn.Module):
         return int(torch.randint(1 << 62, (), device="cpu")) if self._draws_from_torch else 0
 
     def _same_draws(self, seed: int) -> Any:
-        return _Seeded(seed) if self._draws_from_torch else contextlib.nullcontext()
+        return _seeded(seed) if self._draws_from_torch else contextlib.nullcontext()
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
-
-
-def _called_as(loss: nn.Module) -> inspect.Signature:
-    """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps."""
-    own: inspect.Signature | None = getattr(loss, "called_as", None)
-    return inspect.signature(loss.forward) if own is None else own
 
 
 def _rest(bound: inspect.BoundArguments) -> str | None:
@@ -201,19 +195,12 @@ def _embeds(name: str, own: Set) -> bool:
     return own.local.is_floating_point() and own.local.dim() > 1 and name != "hard_weights"
 
 
-class _Seeded:
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     """All generators of torch as one seed leaves them, and afterwards as they were."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._kept = torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self._kept.__enter__()
-        torch.manual_seed(self._seed)
-
-    def __exit__(self, *error: Any) -> None:
-        self._kept.__exit__(*error)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 class _Body(nn.Module):

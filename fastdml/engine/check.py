@@ -30,6 +30,17 @@ def tensor(x: object, name: str) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {got}")
 
 
+def seen(x: object) -> Any:
+    """What is said of x where a tensor of another shape was expected."""
+    return tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+
+
+def shape(x: object, name: str, expected: Sequence[int], of: str = "") -> None:
+    """of: what these are, in words, with a comma before."""
+    if not isinstance(x, Tensor) or tuple(x.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {list(expected)}{of}, got {seen(x)}")
+
+
 def sequence(values: object, name: str, of: str) -> list[Any]:
     """The values of a list, a tuple or the like; of: what they are, in words."""
     if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Tensor, np.ndarray)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +86,23 @@ class Relation:
         at = torch.zeros(stop - start, self.columns, dtype=torch.bool, device=device)
         return at.scatter_(1, own.clamp(min=0)[:, None], (own >= 0)[:, None])
 
-    def counts(self, without_own: bool) -> Counts:
-        """How many positives and negatives every row has; without_own: its own copy not among them."""
-        positives, negatives = [], []
-        step = max(1, (1 << 22) // max(1, self.columns))
+    def blocks(
+        self, without_own: bool = True, at_once: int = 1 << 22
+    ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """(first row, the one after the last, positives, negatives) of blocks of at most so many pairs."""
+        step = max(1, at_once // max(1, self.columns))
         for start in range(0, self.rows, step):
             stop = min(self.rows, start + step)
             positive, negative = self.masks(start, stop)
             own = self.own_pairs(start, stop, positive.device) if without_own else None
             if own is not None:
                 positive, negative = positive & ~own, negative & ~own
+            yield start, stop, positive, negative
+
+    def counts(self, without_own: bool) -> Counts:
+        """How many positives and negatives every row has; without_own: its own copy not among them."""
+        positives, negatives = [], []
+        for _, _, positive, negative in self.blocks(without_own):
             positives.append(positive.sum(1))
             negatives.append(negative.sum(1))
         return torch.cat(positives), torch.cat(negatives)

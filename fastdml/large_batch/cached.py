@@ -84,8 +84,7 @@ def cached_step(
             embeddings += found if isinstance(found, tuple) else (found,)
         value = loss(*embeddings, *rest)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"loss: expected it to return one number, got {got}")
+            raise ValueError(f"loss: expected it to return one number, got {check.seen(value)}")
         cache.backward(value if scaler is None else scaler.scale(value))
     return value.detach()
 

@@ -65,22 +65,18 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
 def _of_function(x: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """The means over the pairs that a function of indices names, block by block."""
     relation = batch.by_function()
-    step = max(1, (1 << 22) // y.shape[0])
     found = []
     for kind in (0, 1):
         toward_x, toward_y = torch.zeros_like(x), torch.zeros_like(y)
         count = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.no_grad():
-            for start in range(0, x.shape[0], step):
-                stop = min(x.shape[0], start + step)
-                mask = relation.masks(start, stop)[kind]
+            for start, stop, positive, negative in relation.blocks():
                 if relation.weights(start, stop) is not None:
                     raise ValueError(
                         "indices_tuple: a mean over all pairs knows no weights of positives; expected a "
                         "function that returns masks alone"
                     )
-                own = relation.own_pairs(start, stop, x.device)
-                mask = (mask if own is None else mask & ~own).to(x.dtype)
+                mask = (positive, negative)[kind].to(x.dtype)
                 toward_x[start:stop] = mask @ y
                 toward_y += mask.t() @ x[start:stop]
                 count += mask.sum(dtype=torch.float64)

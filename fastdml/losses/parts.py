@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ..reducers import DoNothingReducer, native
+
+
+def called_as(loss: Any) -> inspect.Signature:
+    """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps."""
+    own: inspect.Signature | None = getattr(loss, "called_as", None)
+    return inspect.signature(loss.forward) if own is None else own
 
 
 def expect_parts(loss: Any) -> None:

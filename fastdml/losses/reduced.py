@@ -116,7 +116,7 @@ class Reduced:
         if len(found) > 1 and not isinstance(reducer, MultipleReducers):
             if type(reducer).__name__ == "DoNothingReducer":
                 return found
-            parts = [_alone(reducer, {k: v}, self.embeddings, labels) for k, v in found.items()]
+            parts = [reducer({k: v}, self.embeddings, labels) for k, v in found.items()]
             return sum(parts[1:], parts[0])
         return reducer(found, self.embeddings, labels)
 
@@ -241,10 +241,6 @@ def _number(value: Any) -> dict[str, Any]:
 
 def _is_list(part: Any) -> bool:
     return hasattr(part, "elements")
-
-
-def _alone(reducer: nn.Module, one: dict[str, Any], embeddings: Tensor, labels: Tensor | None) -> Any:
-    return reducer(one, embeddings, labels)
 
 
 def _folds(reducer: BaseReducer | None) -> bool:

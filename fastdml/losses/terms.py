@@ -71,28 +71,19 @@ def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
     return total, rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
 
 
-def cross_entropy(
-    z: Tensor, target: Tensor, positive: Tensor, smoothing: float = 0.0, among: bool = True
-) -> Tensor:
+def cross_entropy(z: Tensor, target: Tensor, positive: Tensor) -> Tensor:
     """[R] softmax cross-entropy of one class against the others.
 
     Args:
         z: [R, C] logits of the classes. target: [R] logit of a row's own class.
         positive: bool [R, C], which class is the row's own.
-        smoothing: share of the target's probability that is spread evenly over the others.
-        among: whether the target counts in the denominator.
 
     Rows without an own class, or without others, have a loss of 0.
     """
     valid = positive.any(1) & ~positive.all(1)
     # A row of only -inf has no derivative; its loss is not used.
     rest = z.masked_fill(positive & valid[:, None], -torch.inf).logsumexp(1)
-    gap = rest - target
-    # softplus without torch's switch to the identity beyond 20, which costs digits in float64
-    loss = torch.logaddexp(gap, torch.zeros_like(gap)) if among else gap
-    if smoothing > 0:
-        others = (z * ~positive).sum(1) / max(1, z.shape[1] - 1)
-        loss = loss + smoothing * (target - others)
+    loss = softplus(rest - target)
     return torch.where(valid, loss, torch.zeros_like(loss))
 
 

@@ -88,7 +88,7 @@ class UserLoss(RowLoss):
         losses = self.fn(*given)
         expected = (rows.s.shape[0],)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
-            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            got = check.seen(losses)
             raise ValueError(
                 f"fn: expected one loss per row, shape {expected}, from {self.name!r}, got {got}"
             )

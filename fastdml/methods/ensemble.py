@@ -88,8 +88,8 @@ class LossEnsemble(ExactNumbers):
         each = [loss(h, labels) for loss, h in zip(self.losses, heads, strict=True)]
         for loss, value in zip(self.losses, each, strict=True):
             if not isinstance(value, Tensor) or value.dim():
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"losses: expected one number of {type(loss).__name__}, got {got}")
+                name = type(loss).__name__
+                raise ValueError(f"losses: expected one number of {name}, got {check.seen(value)}")
         values = torch.stack(each)
         means = self._means(values)
         weights = self.weights.to(values.dtype)

@@ -143,8 +143,7 @@ def sample(
     """
     check.embeddings(mean, "mean")
     dimension = check.integer(mean.shape[1], "mean: dimension", 3, 1 << 30)
-    if kappa.shape != mean.shape[:1]:
-        raise ValueError(f"kappa: expected shape [{len(mean)}], got {tuple(kappa.shape)}")
+    check.shape(kappa, "kappa", mean.shape[:1])
     check.count(draws, "draws")
     check.variant(variant)
     if gradient not in ("exact", "transform"):

@@ -96,10 +96,10 @@ def _values(
     return f"<table>{head}{''.join(rows)}</table>"
 
 
-def _plot(width: float = 5.2, height: float = 3.5) -> tuple[Any, Any]:
+def _plot() -> tuple[Any, Any]:
     require("matplotlib", "the page needs", "metrics").use("Agg")
     figure = require("matplotlib.figure", "the page needs", "metrics")
-    made = figure.Figure(figsize=(width, height), layout="constrained")
+    made = figure.Figure(figsize=(5.2, 3.5), layout="constrained")
     axes = made.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)

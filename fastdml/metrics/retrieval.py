@@ -370,10 +370,7 @@ def nearest_neighbours(
 
 def _run(asked: list[definitions.Asked], embeddings: Any, labels: Any, given: tuple, seed: int = 0) -> dict:
     *about, block_bytes = given
-    ref_emb, ref_labels, similarity, distance, own_index, relevance, backend = about
-    problem, relation = _setup(
-        embeddings, labels, ref_emb, ref_labels, similarity, distance, own_index, relevance, backend
-    )
+    problem, relation = _setup(embeddings, labels, *about)
     block_bytes = inputs.block_bytes(block_bytes)
     return run(problem, relation, asked, seed=seed, block_bytes=block_bytes).means
 

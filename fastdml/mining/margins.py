@@ -94,8 +94,6 @@ class TripletMarginMiner(Miner):
                 kept = self.kept(s[r, p][:, None] - s[r]) & negative[r]
                 pair, n = kept.nonzero(as_tuple=True)
                 found.append((r[pair], p[pair], n))
-            if not found:
-                return rows, near, near
             return tuple(torch.cat(t) for t in zip(*found, strict=True))
 
         return select
@@ -145,6 +143,4 @@ class AngularMiner(Miner):
             wide &= (labels[i][:, None] != columns) & (own[i][:, None] != every)
             pair, n = wide.nonzero(as_tuple=True)
             found.append((i[pair], j[pair], n))
-        if not found:
-            return a, p, p
         return tuple(torch.cat(t) for t in zip(*found, strict=True))

@@ -410,14 +410,8 @@ def by_rows(
     if relation.rows == 0 or relation.columns == 0:
         nothing = torch.empty(0, dtype=torch.int64, device=x.device)
         return (nothing,) * tensors
-    step = max(1, at_once // max(1, relation.columns))
-    for start in range(0, relation.rows, step):
-        stop = min(relation.rows, start + step)
+    for start, stop, positive, negative in relation.blocks(at_once=at_once):
         s = problem.similarities(start, stop)
-        positive, negative = relation.masks(start, stop)
-        own = relation.own_pairs(start, stop, s.device)
-        if own is not None:
-            positive, negative = positive & ~own, negative & ~own
         number = torch.arange(start, stop, device=s.device)
         chosen = select(s, positive, negative, number)
         found.append([t + start if k in anchors else t for k, t in enumerate(chosen)])

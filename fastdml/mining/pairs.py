@@ -40,14 +40,9 @@ def positive_pairs(batch: Batch, once: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def _of_function(batch: Batch) -> tuple[Tensor, Tensor]:
-    relation = batch.by_function()
-    step = max(1, (1 << 22) // max(1, relation.columns))
     found = []
-    for start in range(0, relation.rows, step):
-        stop = min(relation.rows, start + step)
-        mask = relation.masks(start, stop)[0]
-        own = relation.own_pairs(start, stop, mask.device)
-        i, j = (mask if own is None else mask & ~own).nonzero(as_tuple=True)
+    for start, _, positive, _ in batch.by_function().blocks():
+        i, j = positive.nonzero(as_tuple=True)
         found.append((i + start, j))
     return torch.cat([i for i, _ in found]), torch.cat([j for _, j in found])
 
@@ -64,14 +59,8 @@ def all_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         labels, columns = batch.need_labels(), batch.column_labels
         assert columns is not None
         relation = LabelRelation(labels, columns, 0 if batch.ref_emb is None else batch.own)
-    step = max(1, (1 << 22) // max(1, relation.columns))
     found: list[tuple[Tensor, ...]] = []
-    for start in range(0, relation.rows, step):
-        stop = min(relation.rows, start + step)
-        positive, negative = relation.masks(start, stop)
-        own = relation.own_pairs(start, stop, positive.device)
-        if own is not None:
-            positive, negative = positive & ~own, negative & ~own
+    for start, _, positive, negative in relation.blocks():
         a1, p = positive.nonzero(as_tuple=True)
         a2, n = negative.nonzero(as_tuple=True)
         found.append((a1 + start, p, a2 + start, n))

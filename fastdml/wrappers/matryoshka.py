@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..engine import check, prefixes
 from ..engine.call import Call
 from ..losses.base import total, weighted
-from ..losses.parts import expect_number, expect_parts
+from ..losses.parts import called_as, expect_number, expect_parts
 
 # Arguments of losses that are embeddings of the one space.
 _EMBEDDINGS = (
@@ -103,8 +103,7 @@ class MatryoshkaLoss(nn.Module):
     @property
     def called_as(self) -> inspect.Signature:
         """What a call of it takes: what its loss does."""
-        own: inspect.Signature | None = getattr(self.loss, "called_as", None)
-        return inspect.signature(self.loss.forward) if own is None else own
+        return called_as(self.loss)
 
     def forward(self, *batch: Any, **more: Any) -> Tensor:
         return total(self.parts(*batch, **more))

@@ -13,7 +13,7 @@ from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.call import Call
 from ..engine.peer import SeenAsPeer
-from ..losses.base import SampleLoss, total
+from ..losses.base import SampleLoss, Term, total
 from ..losses.parts import expect_parts
 from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
@@ -191,7 +191,7 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             check.pairs(indices_tuple, rows, count)
         of_ours = isinstance(self.loss, SampleLoss) or self._shared  # which know an empty set
         if (count == 0 or anchors.shape[0] == 0) and not of_ours:
-            return [_Nothing(embeddings)]
+            return [Term(_nothing, (embeddings,))]
         memory, stored = self.embedding_memory[:count], self.label_memory[:count]
         # Another type than the buffer's (half precision) is the batch's.
         memory = memory.to(embeddings.dtype)
@@ -368,13 +368,6 @@ class _Other:
         return self.loss(*self.batch)
 
 
-class _Nothing:
+def _nothing(embeddings: Tensor) -> Tensor:
     """0 with a gradient: nothing is stored yet to compare with."""
-
-    def __init__(self, embeddings: Tensor) -> None:
-        self.embeddings = embeddings
-
-    def evaluate(self) -> Tensor:
-        return (self.embeddings * 0).sum()
-
-
+    return (embeddings * 0).sum()

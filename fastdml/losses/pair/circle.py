@@ -74,14 +74,7 @@ class CircleGlobal(Circle):
         return softplus_of(total).to(outputs.dtype)
 
 
-def _describe(
-    m: float | None, gamma: float | None, form: str, unordered: bool, similarity: str
-) -> Circle:
-    check.one_of(form, "form", ("rows", "global"))
-    given = {k: v for k, v in (("m", m), ("gamma", gamma)) if v is not None}
-    if form == "rows":
-        return Circle(**given, similarity=similarity)
-    return CircleGlobal(**given, unordered=unordered, similarity=similarity)
+_FORMS = {"rows": Circle, "global": CircleGlobal}
 
 
 class CircleLoss(SampleLoss):
@@ -125,13 +118,15 @@ class CircleLoss(SampleLoss):
                 "reduction: the global form is one number; expected another kind than 'none'"
             )
         self.form = form
-        usual = _describe(None, None, form, True, self.similarity)
+        usual = _FORMS[check.one_of(form, "form", tuple(_FORMS))]
         self.m = usual.m if m is None else m
         self.gamma = usual.gamma if gamma is None else gamma
         self.description()  # checks the parameters
 
     def description(self) -> Circle:
-        return _describe(self.m, self.gamma, self.form, True, self.similarity)
+        kind = _FORMS[check.one_of(self.form, "form", tuple(_FORMS))]
+        given = {k: v for k, v in (("m", self.m), ("gamma", self.gamma)) if v is not None}
+        return kind(**given, similarity=self.similarity)
 
     def resolved(self, *batch: Any, own: int | Tensor | None = None) -> tuple[Any, Batch]:
         found, checked = super().resolved(*batch, own=own)

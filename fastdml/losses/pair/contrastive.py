@@ -76,11 +76,6 @@ class Contrastive(Described):
         """Unless a row weighs its terms: by its own number of them, or by its own unit."""
         return not self.relative and "rows" not in (self.pos_aggregation, self.neg_aggregation)
 
-    @property
-    def active_only(self) -> bool:
-        """Whether both sums are divided by their numbers of terms above 0."""
-        return self.pos_aggregation == self.neg_aggregation == "active"
-
     @lazy
     def floor_p(self) -> float:
         """What a positive's term is above if it is counted."""

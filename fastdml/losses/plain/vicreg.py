@@ -11,6 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.call import statistic_type
 from ..base import Loss, total
+from ..twotower.paired import check_sets
 
 __all__ = ["VICRegLoss"]
 
@@ -123,9 +124,7 @@ class VICRegLoss(Loss):
                 raise ValueError(f"{name}: VICReg compares two views row by row; expected None")
         if ref_emb is None:
             raise ValueError("ref_emb: expected the other view, shape [batch, dim], got None")
-        check.embeddings(embeddings, "embeddings", self.validate)
-        check.embeddings(ref_emb, "ref_emb", self.validate)
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+        check_sets(embeddings, ref_emb, self.validate)
         if ref_emb.shape != embeddings.shape or embeddings.shape[0] < 2:
             raise ValueError(
                 f"ref_emb: expected at least 2 rows, one per row of embeddings {tuple(embeddings.shape)}, "

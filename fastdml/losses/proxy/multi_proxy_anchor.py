@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
@@ -14,7 +14,7 @@ from ...engine.registry import register
 from ..base import PRODUCTS
 from ..terms import log_sum_exp_with_one, softmax_mean
 from .proxies import ProxyLoss
-from .proxy_anchor import ProxyAnchor
+from .proxy_anchor import ProxyAnchor, ProxyAnchorLoss
 
 __all__ = ["MultiProxyAnchorLoss"]
 
@@ -22,9 +22,9 @@ __all__ = ["MultiProxyAnchorLoss"]
 @register
 @dataclasses.dataclass(frozen=True)
 class MultiProxyAnchor(RowLoss):
-    """SPEC 2.13. Rows are proxies, `size` consecutive ones per class, pooled over them.
+    """SPEC 2.13. Rows are proxies, `proxies_per_class` consecutive ones, pooled over them.
 
-    The first row of a class has the class's loss, times `size`, and the others 0, so that the mean over
+    The first row of a class has the class's loss, times their number, and the others 0, so that the mean over
     rows is that over classes.
     """
 
@@ -32,13 +32,13 @@ class MultiProxyAnchor(RowLoss):
     provenance = "inferred"
     rows = "proxies"
 
-    size: int = 10
+    proxies_per_class: int = 10
     alpha: float = 32.0
     margin: float = 0.1
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        check.count(self.size, "proxies_per_class")
+        check.count(self.proxies_per_class, "proxies_per_class")
         check.positive(self.alpha, "alpha")
         check.finite(self.margin, "margin")
         check.positive(self.gamma, "gamma")
@@ -49,22 +49,23 @@ class MultiProxyAnchor(RowLoss):
 
     @property
     def columns_per_class(self) -> int:
-        return self.size
+        return self.proxies_per_class
 
     @property
     def rows_together(self) -> int:
-        return self.size
+        return self.proxies_per_class
 
     label_scalars = ProxyAnchor.label_scalars  # rows over rows whose class is present: K cancels
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
-        s = softmax_mean(rows.s.t(), self.size, self.gamma).t()  # [classes, N]
-        positive, negative = rows.positive[:: self.size], rows.negative[:: self.size]
+        size = self.proxies_per_class
+        s = softmax_mean(rows.s.t(), size, self.gamma).t()  # [classes, N]
+        positive, negative = rows.positive[::size], rows.negative[::size]
         pull = log_sum_exp_with_one(-self.alpha * (s - self.margin), positive)
         push = log_sum_exp_with_one(self.alpha * (s + self.margin), negative)
-        loss = self.size * (rows.scalars[0] * pull + push)
-        rest = loss.new_zeros(loss.shape[0], self.size - 1)
+        loss = size * (rows.scalars[0] * pull + push)
+        rest = loss.new_zeros(loss.shape[0], size - 1)
         return torch.cat([loss[:, None], rest], dim=1).flatten()
 
 
@@ -86,6 +87,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
     """
 
     function = "multi_proxy_anchor"
+    describes = MultiProxyAnchor
     similarities = PRODUCTS
     mean_over = "classes that are present, and all classes"
     reductions = ("mean", "sum", "none")
@@ -106,14 +108,7 @@ class MultiProxyAnchorLoss(ProxyLoss):
         self.gamma = gamma
         self.description()  # checks the parameters
 
-    @staticmethod
-    def initialize(weight: Tensor) -> Any:
-        return nn.init.kaiming_normal_(weight, mode="fan_out")
-
-    def description(self) -> MultiProxyAnchor:
-        return MultiProxyAnchor(
-            self.proxies_per_class, self.alpha, self.margin, self.gamma, similarity=self.similarity
-        )
+    initialize = staticmethod(ProxyAnchorLoss.initialize)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         return softmax_mean(super().get_logits(embeddings), self.proxies_per_class, self.gamma)

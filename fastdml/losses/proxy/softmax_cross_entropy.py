@@ -140,11 +140,8 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
         call = parts[0]
         bias = self.bias if own else bias
         classes = call.candidates.shape[0]
-        if bias is not None and (bias.dim() != 1 or bias.shape[0] != classes):
-            raise ValueError(
-                f"bias: expected shape [{classes}], one number per row of proxies, "
-                f"got {tuple(bias.shape)}"
-            )
+        if bias is not None:
+            check.shape(bias, "bias", [classes], ", one number per row of proxies")
         # Of its own proxies a loss may have some only, and knows how many there are.
         all_classes = self.num_classes if own else classes
         description = _describe(all_classes, self.smoothing, bias is not None, self.similarity)

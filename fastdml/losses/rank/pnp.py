@@ -40,7 +40,7 @@ class PNP(RowLoss):
     variant: str = "O"
     b: float = 2.0
     alpha: float = 1.0
-    temperature: float = 0.01
+    anneal: float = 0.01
     sort: bool | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -48,14 +48,14 @@ class PNP(RowLoss):
         check.one_of(self.variant, "variant", list(_VARIANTS))
         for name in ("b", "alpha"):
             check.positive(getattr(self, name), name)
-        check.positive(self.temperature, "anneal")
+        check.positive(self.anneal, "anneal")
 
     def parameters(self) -> tuple[float, ...]:
         return (
             float(_VARIANTS[self.variant]),
             self.b,
             self.alpha,
-            self.temperature,
+            self.anneal,
             sort_code(self.sort),
         )
 
@@ -63,7 +63,7 @@ class PNP(RowLoss):
     def examples(cls) -> list[RowLoss]:
         sorts = (None, True, False, True, False)
         pairs = zip(_VARIANTS, sorts)
-        return [cls(variant=v, temperature=0.05, sort=sort) for v, sort in pairs]
+        return [cls(variant=v, anneal=0.05, sort=sort) for v, sort in pairs]
 
     def example_values(self, rows: int, columns: int) -> dict[str, Tensor]:
         return {"row_values": torch.full((rows, 1), float(rows == columns))}
@@ -81,7 +81,7 @@ class PNP(RowLoss):
 
     def spec(self, rows: Rows) -> Tensor:
         threshold, _, valid = rows.thresholds()
-        above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.temperature)
+        above = torch.sigmoid((rows.s[:, None, :] - threshold[:, :, None]) / self.anneal)
         ahead = (above * rows.negative[:, None, :]).sum(2)
         count = valid.sum(1)
         own = 0 if rows.row_values is None else rows.row_values[:, 0]
@@ -119,6 +119,7 @@ class PNPLoss(SampleLoss):
     one_number = "mean"
 
     function = "pnp"
+    describes = PNP
     similarities = PRODUCTS
     reducers = {"MeanReducer": "mean", "AvgNonZeroReducer": "nonzero"}
     mean_over = "queries with a positive"
@@ -139,16 +140,6 @@ class PNPLoss(SampleLoss):
         self.variant = variant
         self.sort = sort
         self.description()  # checks the parameters
-
-    def description(self) -> PNP:
-        return PNP(
-            self.variant,
-            self.b,
-            self.alpha,
-            self.anneal,
-            similarity=self.similarity,
-            sort=self.sort,
-        )
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         own = (batch.own_columns() >= 0)[:, None].to(

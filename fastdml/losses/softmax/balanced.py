@@ -66,34 +66,6 @@ class BalancedContrastive(Contrastive):
         ]
 
 
-def _weight(value: float) -> float:
-    return check.fraction(value, "entropy_weight")
-
-
-def _describe_nt_xent(
-    temperature: float,
-    entropy_weight: float,
-    aggregation: str,
-    log_mean: bool,
-    decoupled: bool,
-    negatives_only: bool,
-    similarity: str,
-) -> BalancedNTXent:
-    check.one_of(aggregation, "aggregation", sorted(_PER))
-    check.positive(temperature, "temperature")
-    factor = temperature if decoupled else 1.0
-    w = _weight(entropy_weight)
-    return BalancedNTXent(
-        temperature,
-        pull=(1 - w) * factor,
-        push=w * factor,
-        per=_PER[aggregation],  # type: ignore[arg-type]
-        negatives_only=negatives_only,
-        log_mean=log_mean,
-        similarity=similarity,
-    )
-
-
 class BalancedNTXentLoss(SampleLoss):
     """NT-Xent with its two terms balanced: (1 - w) positive term + w entropy term.
 
@@ -143,40 +115,19 @@ class BalancedNTXentLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> BalancedNTXent:
-        return _describe_nt_xent(
+        check.one_of(self.aggregation, "aggregation", sorted(_PER))
+        check.positive(self.temperature, "temperature")
+        factor = self.temperature if self.decoupled else 1.0
+        w = check.fraction(self.entropy_weight, "entropy_weight")
+        return BalancedNTXent(
             self.temperature,
-            self.entropy_weight,
-            self.aggregation,
-            self.log_mean,
-            self.decoupled,
-            self.negatives_only,
-            self.similarity,
+            pull=(1 - w) * factor,
+            push=w * factor,
+            per=_PER[self.aggregation],  # type: ignore[arg-type]
+            negatives_only=self.negatives_only,
+            log_mean=self.log_mean,
+            similarity=self.similarity,
         )
-
-
-def _describe_contrastive(
-    pos_margin: float,
-    neg_margin: float,
-    entropy_weight: float,
-    pos_aggregation: str,
-    neg_aggregation: str,
-    squared: bool,
-    similarity: str,
-) -> BalancedContrastive:
-    check.one_of(pos_aggregation, "pos_aggregation", AGGREGATIONS)
-    check.one_of(neg_aggregation, "neg_aggregation", AGGREGATIONS)
-    check.flag(squared, "squared")
-    w = _weight(entropy_weight)
-    return BalancedContrastive(
-        pos_margin,
-        neg_margin,
-        pos_aggregation,
-        neg_aggregation,
-        squared,
-        pos_weight=1 - w,
-        neg_weight=w,
-        similarity=similarity,
-    )
 
 
 class BalancedContrastiveLoss(SampleLoss):
@@ -223,12 +174,17 @@ class BalancedContrastiveLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> BalancedContrastive:
-        return _describe_contrastive(
+        check.one_of(self.pos_aggregation, "pos_aggregation", AGGREGATIONS)
+        check.one_of(self.neg_aggregation, "neg_aggregation", AGGREGATIONS)
+        check.flag(self.squared, "squared")
+        w = check.fraction(self.entropy_weight, "entropy_weight")
+        return BalancedContrastive(
             self.pos_margin,
             self.neg_margin,
-            self.entropy_weight,
             self.pos_aggregation,
             self.neg_aggregation,
             self.squared,
-            self.similarity,
+            pos_weight=1 - w,
+            neg_weight=w,
+            similarity=self.similarity,
         )

@@ -17,13 +17,8 @@ from .relations import RelationalLoss, check_teacher
 def _check_distances(embeddings: Tensor, distance: Tensor, validate: bool) -> None:
     """The label distances of the first sample to the others."""
     check.embeddings(embeddings, "embeddings", validate)
-    expected = (max(0, embeddings.shape[0] - 1),)
-    if not isinstance(distance, Tensor) or tuple(distance.shape) != expected:
-        got = tuple(distance.shape) if isinstance(distance, Tensor) else type(distance).__name__
-        raise ValueError(
-            f"label_distance: expected shape {list(expected)}, from the first sample to each other "
-            f"one, got {got}"
-        )
+    others = max(0, embeddings.shape[0] - 1)
+    check.shape(distance, "label_distance", [others], ", from the first sample to each other one")
     check.same_device(distance, embeddings, "label_distance", "embeddings")
     check.distances(distance, "label_distance", validate)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -125,13 +126,10 @@ class TripletMargin(RowLoss):
         )
 
     def spec(self, rows: Rows) -> Tensor:
-        cost, active = self.cost, self.active
-        if self.negatives == "nearest":
-            negative = nearest(self.direction * rows.s, rows.negative, self.k)
-            rows = dataclasses.replace(rows, negative=negative)
-        if self.positives != "all" or self.negatives not in ("all", "nearest"):
-            return self._of_chosen(rows, cost, active)
-        total, positives, negatives = rank_pairs(rows, cost)
+        rows = self._taking_part(rows)
+        if self._one_of_a_kind:
+            return self._of_chosen(rows)
+        total, positives, negatives = rank_pairs(rows, self.cost)
         if self.negatives == "nearest":
             total = total + poison(rows.s)
         if self.normalizer == "anchors":
@@ -139,19 +137,27 @@ class TripletMargin(RowLoss):
         elif self.smooth or self.normalizer == "triplets":
             count = positives * negatives
         else:
-            count, _, _ = rank_pairs(rows, active)
+            count, _, _ = rank_pairs(rows, self.active)
         return torch.stack([total, count], dim=1)
 
+    @property
+    def _one_of_a_kind(self) -> bool:
+        """Whether of a row's positives or of its negatives one takes part."""
+        return self.positives != "all" or self.negatives not in ("all", "nearest")
+
+    def _taking_part(self, rows: Rows) -> Rows:
+        """The rows with those candidates alone that are chosen."""
+        near, negatives = self.direction * rows.s, self.negatives
+        if negatives == "nearest":
+            rows = dataclasses.replace(rows, negative=nearest(near, rows.negative, self.k))
+            negatives = "all"
+        if not self._one_of_a_kind:
+            return rows
+        positive, negative = chosen(near, rows.positive, rows.negative, self.positives, negatives)
+        return dataclasses.replace(rows, positive=positive, negative=negative)
+
     def pieces(self, rows: Rows) -> dict[str, Piece]:
-        if self.negatives == "nearest":
-            negative = nearest(self.direction * rows.s, rows.negative, self.k)
-            rows = dataclasses.replace(rows, negative=negative)
-        if self.positives != "all" or self.negatives not in ("all", "nearest"):
-            negatives = "all" if self.negatives == "nearest" else self.negatives
-            positive, negative = chosen(
-                self.direction * rows.s, rows.positive, rows.negative, self.positives, negatives
-            )
-            rows = dataclasses.replace(rows, positive=positive, negative=negative)
+        rows = self._taking_part(rows)
         threshold, columns, valid = rows.thresholds()
         t = rows.s[:, None, :] - threshold[:, :, None]
         cost = self.cost(t)
@@ -160,27 +166,21 @@ class TripletMargin(RowLoss):
         index = [t.expand_as(mask).flatten(1) for t in (columns[:, :, None], every)]
         return {"loss": Piece("triplet", cost.flatten(1), mask.flatten(1), columns=(index[0], index[1]))}
 
-    def _of_chosen(
-        self, rows: Rows, cost: Callable[[Tensor], Tensor], active: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        # A strategy says nothing of "nearest", which `spec` has applied.
-        negatives = "all" if self.negatives == "nearest" else self.negatives
-        positive, negative = chosen(
-            self.direction * rows.s, rows.positive, rows.negative, self.positives, negatives
-        )
+    def _of_chosen(self, rows: Rows) -> Tensor:
+        positive, negative = rows.positive, rows.negative
         if self.positives != "all":
             fixed = masked_sum(rows.s, positive)[:, None]
             t, part = rows.s - fixed, negative & positive.any(1, keepdim=True)
         else:
             fixed = masked_sum(rows.s, negative)[:, None]
             t, part = fixed - rows.s, positive & negative.any(1, keepdim=True)
-        total = masked_sum(cost(t), part) + poison(rows.s)
+        total = masked_sum(self.cost(t), part) + poison(rows.s)
         if self.normalizer == "anchors":
             count = torch.ones_like(total)
         elif self.smooth or self.normalizer == "triplets":
             count = part.sum(1).to(total.dtype)
         else:
-            count = masked_sum(active(t), part)
+            count = masked_sum(self.active(t), part)
         return torch.stack([total, count], dim=1)
 
 
@@ -262,7 +262,11 @@ class TripletMarginLoss(TripletLoss):
         self.negatives = negatives
         self.k = k
         self.sort = sort
-        _check_form(self.description(), swap, triplets_per_anchor)
+        description = self.description()  # checks the parameters
+        if swap and description.similarity == "projection":
+            raise ValueError("similarity: expected another one with swap, got 'projection'")
+        if swap or self.draws:
+            _refuse_choice(description)
 
     def _reduction_of(self, reducer: object) -> str:
         found = super()._reduction_of(reducer)
@@ -312,16 +316,8 @@ class TripletMarginLoss(TripletLoss):
                     "tensors or None, got a function"
                 )
             return [self.one_by_one(description, found, _of_all_swapped)]
-        function: Any = _of_swapped if self.swap else _of_listed
+        function: Any = functools.partial(_of_listed, swap=self.swap)
         return [self.one_by_one(description, found, function, triplets)]
-
-
-def _check_form(description: TripletMargin, swap: bool, triplets_per_anchor: str | int) -> None:
-    check_per_anchor(triplets_per_anchor, "all")
-    if swap and description.similarity == "projection":
-        raise ValueError("similarity: expected another one with swap, got 'projection'")
-    if swap or triplets_per_anchor != "all":
-        _refuse_choice(description)
 
 
 def _refuse_choice(description: TripletMargin) -> None:
@@ -335,7 +331,7 @@ def _refuse_choice(description: TripletMargin) -> None:
 
 
 def _of_listed(
-    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool, swap: bool = False
+    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool, swap: bool
 ) -> Listed:
     """[T] losses of the triplets, and 1 where they count."""
 
@@ -347,12 +343,6 @@ def _of_listed(
 
     numbers = pair_numbers(batch, description.similarity, triplets, swap=swap)
     return *costs(cost, triplets, numbers, (), summed), triplets.a
-
-
-def _of_swapped(
-    description: TripletMargin, batch: Batch, triplets: Triplets, summed: bool
-) -> Listed:
-    return _of_listed(description, batch, triplets, summed, swap=True)
 
 
 def _nearer(description: TripletMargin, one: Tensor, other: Tensor) -> Tensor:

@@ -49,11 +49,8 @@ class CoSENTLoss(Loss):
             raise ValueError(f"similarity: expected 'cosine' with angles, got {self.similarity!r}")
 
     def calls(self, embeddings: Tensor, ref_emb: Tensor, scores: Tensor) -> list[Any]:
-        check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
-        rows = embeddings.shape[0]
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != (rows,):
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"scores: expected shape [{rows}], one per row of embeddings, got {got}")
+        check_pairs(embeddings, ref_emb, self.validate)
+        check.shape(scores, "scores", embeddings.shape[:1], ", one per row of embeddings")
         check.same_device(scores, embeddings, "scores", "embeddings")
         return [Term(self._value, (embeddings, ref_emb, scores.detach()))]
 

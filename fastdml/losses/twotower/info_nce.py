@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -122,12 +121,8 @@ class InfoNCELoss(Tempered, PairedLoss):
 
     function: ClassVar[str | None] = "info_nce"
     mean_over = "pairs"
-    inputs = {"scale": ("temperature", "learnable", "max_scale")}
     positional = ("embeddings", "ref_emb", "scale")
     reductions = ("mean", "sum", "none")
-    constants = ("log_scale",)
-
-    log_scale: Tensor
 
     def __init__(
         self,
@@ -146,18 +141,8 @@ class InfoNCELoss(Tempered, PairedLoss):
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(temperature, learnable, max_scale, **kwargs)
         self.symmetric = symmetric
-        self.learnable = learnable
-        value = -math.log(check.positive(temperature, "temperature"))
-        self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
-        log_scale = torch.tensor(value, dtype=torch.float64)
-        if learnable:
-            self.learn("log_scale", log_scale)
-        else:
-            # Of one dimension: a compiled graph takes one number of double precision for Python's own, and is
-            # then made twice.
-            self.register_buffer("log_scale", log_scale.reshape(1))
         if not isinstance(negatives, (str, list, tuple)):
             raise ValueError(f"negatives: expected a list of {NEGATIVES} with 'qd', got {negatives!r}")
         for name in (negatives,) if isinstance(negatives, str) else negatives:
@@ -217,7 +202,7 @@ class InfoNCELoss(Tempered, PairedLoss):
         mask: Callable[[Tensor, Tensor], Tensor] | None = None,
         scale: Tensor | float | None = None,
     ) -> list[Any]:
-        check_sets(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        check_sets(embeddings, ref_emb, self.validate)
         pairs = Pairs.checked(
             embeddings, ref_emb, check_own(own, embeddings, ref_emb), ids, guide, ref_guide, mask
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -57,11 +56,7 @@ class LateInteractionLoss(Tempered, Loss):
     mean_over = "pairs"
     similarities = ("cosine", "dot")
     reductions = ("mean", "sum")
-    inputs = {"scale": ("temperature", "learnable", "max_scale")}
     positional = ("queries", "documents", "scale")
-    constants = ("log_scale",)
-
-    log_scale: Tensor
 
     def __init__(
         self,
@@ -72,15 +67,8 @@ class LateInteractionLoss(Tempered, Loss):
         max_scale: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(temperature, learnable, max_scale, **kwargs)
         self.symmetric = symmetric
-        self.learnable = learnable
-        self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
-        value = torch.tensor(-math.log(check.positive(temperature, "temperature")), dtype=torch.float64)
-        if learnable:
-            self.learn("log_scale", value)
-        else:
-            self.register_buffer("log_scale", value.reshape(1))
 
     def calls(
         self,

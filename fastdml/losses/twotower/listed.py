@@ -53,9 +53,7 @@ class ListedLoss(Loss):
                 f"candidates: expected shape [{rows}, K, {width}] of K >= {self.least}, got {shape}"
             )
         check.same_device(candidates, embeddings, "candidates", "embeddings")
-        if tuple(teacher_scores.shape) != shape[:2]:
-            got = tuple(teacher_scores.shape)
-            raise ValueError(f"teacher_scores: expected shape {list(shape[:2])}, got {got}")
+        check.shape(teacher_scores, "teacher_scores", shape[:2])
         check.same_device(teacher_scores, embeddings, "teacher_scores", "embeddings")
         if self.validate:
             check.embeddings(candidates.reshape(-1, width), "candidates", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -319,11 +320,9 @@ class Pairs:
         return _Negatives(self.mask, mine)
 
 
-def _expect_shape(x: object, name: str, shape: tuple[int, ...], of: Tensor) -> None:
+def _expect_shape(x: Any, name: str, shape: tuple[int, ...], of: Tensor) -> None:
     """of: the hard negatives that it belongs to."""
-    if not isinstance(x, Tensor) or tuple(x.shape) != tuple(shape):
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name}: expected shape {list(shape)}, got {got}")
+    check.shape(x, name, shape)
     check.same_device(x, of, name, "hard_negatives")
 
 

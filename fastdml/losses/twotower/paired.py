@@ -16,20 +16,19 @@ from ..base import Loss, total
 Own = int | Tensor
 
 
-def check_pairs(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -> None:
+def check_pairs(embeddings: Tensor, ref_emb: Tensor, validate: bool) -> None:
     """Two sets of embeddings, row by row."""
-    check_sets(a, b, a_name, b_name, validate)
-    if a.shape[0] != b.shape[0]:
-        raise ValueError(
-            f"{b_name}: expected {a.shape[0]} rows, one per row of {a_name}, got {b.shape[0]}"
-        )
+    check_sets(embeddings, ref_emb, validate)
+    rows, others = embeddings.shape[0], ref_emb.shape[0]
+    if rows != others:
+        raise ValueError(f"ref_emb: expected {rows} rows, one per row of embeddings, got {others}")
 
 
-def check_sets(a: Tensor, b: Tensor, a_name: str, b_name: str, validate: bool) -> None:
+def check_sets(embeddings: Tensor, ref_emb: Tensor, validate: bool) -> None:
     """Two sets of embeddings of one space."""
-    check.embeddings(a, a_name, validate)
-    check.embeddings(b, b_name, validate)
-    check.same_space(a, b, a_name, b_name)
+    check.embeddings(embeddings, "embeddings", validate)
+    check.embeddings(ref_emb, "ref_emb", validate)
+    check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
 
 
 def check_own(
@@ -92,7 +91,7 @@ class PairedLoss(Loss):
         **fields: Any,
     ) -> Call:
         """The call of pairs, row by row."""
-        check_pairs(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        check_pairs(embeddings, ref_emb, self.validate)
         return self.partner_call(
             description, embeddings, ref_emb, 0, scalars=as_scalars(scalars, embeddings, ref_emb), **fields
         )

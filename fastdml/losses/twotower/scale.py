@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...engine import check
+from ..representation import ExactNumbers
 
 
-class Tempered:
+class Tempered(ExactNumbers):
     """A loss that holds its temperature as `log_scale`: read and set as what it is."""
 
+    inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {"scale": ("temperature", "learnable", "max_scale")}
+    constants = ("log_scale",)
+
     log_scale: Tensor
+
+    def __init__(
+        self, temperature: float, learnable: bool, max_scale: float | None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.learnable = learnable
+        log_scale = torch.tensor(-math.log(check.positive(temperature, "temperature")), dtype=torch.float64)
+        self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
+        if learnable:
+            self.learn("log_scale", log_scale)
+        else:
+            # Of one dimension: a compiled graph takes one number of double precision for Python's own, and is
+            # then made twice.
+            self.register_buffer("log_scale", log_scale.reshape(1))
 
     @property
     def temperature(self) -> float:

@@ -134,7 +134,7 @@ class SigLIPLoss(PairedLoss):
         scale: Tensor | float | None = None,
         bias: Tensor | float | None = None,
     ) -> list[Any]:
-        check_sets(embeddings, ref_emb, "embeddings", "ref_emb", self.validate)
+        check_sets(embeddings, ref_emb, self.validate)
         values = {
             "scale": clamped_scale(self, scale),
             "bias": self.bias if bias is None else bias,
