@@ -12,6 +12,7 @@ from triton_mode import DEVICE
 import fastdml
 import fastdml.functional as F
 from fastdml import losses
+from fastdml.engine import problem
 from fastdml.engine.registry import LOSSES
 
 
@@ -83,6 +84,20 @@ def test_refuses_what_it_cannot_run():
         losses.SmoothAPLoss(backend="triton")(x, torch.zeros_like(y))
     with pytest.raises(ValueError, match="float64"):
         F.multi_similarity(x.double(), y, backend="triton")
+
+
+def test_large_weights_of_a_classifier(monkeypatch):
+    """[D, C] comes in as its transpose, which is not copied where it is large."""
+    monkeypatch.setattr(problem, "_COPIED", 0)
+    x, y = batch()
+    found = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        loss = losses.ArcFaceLoss(num_classes=9, embedding_size=24, backend=backend).to(DEVICE)
+        value = loss(x, y)
+        value.backward()
+        found.append((value.detach(), loss.W.grad))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_import_does_not_load_triton():

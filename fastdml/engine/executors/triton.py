@@ -132,10 +132,15 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     if problem.all_scalars is not None:
         parameters = torch.cat([parameters, problem.all_scalars.float()])
     teacher = problem.teacher_problem
+    # Large sets may lie by columns; kernels read rows.
+    anchors = problem.anchors.contiguous()
+    candidates = anchors
+    if problem.candidates is not problem.anchors:
+        candidates = problem.candidates.contiguous()
     return rows.tile_rows(
         tile,
-        problem.anchors,
-        problem.candidates,
+        anchors,
+        candidates,
         relation.anchor_labels,
         relation.candidate_labels[:: loss.columns_per_class].contiguous(),
         parameters=parameters,
