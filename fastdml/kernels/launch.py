@@ -274,7 +274,7 @@ def writes_weights(loss: AnyLoss, centres: int, chunks: int, dtype: torch.dtype,
 
 def statistics_needs(loss: AnyLoss) -> dict[str, Any]:
     """What the size of kernel 1's tiles depends on, of a loss."""
-    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light}
+    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light, "teacher": loss.teacher}
 
 
 def weights_needs(loss: AnyLoss) -> dict[str, Any]:
@@ -503,6 +503,7 @@ def _config(
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
     needs = statistics_needs(loss) if kernel == "statistics" else weights_needs(loss)
+    needs["shared"] = configs.shared_memory(x.device)
     fixed = rule(arch, x.dtype, x.shape[1], rounding, **needs)
     kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
     return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
