@@ -176,7 +176,7 @@ def statistics(
 
     tile = example.tile
     needs = launch.statistics_needs(tile) | {"shared": SHARED_LIMIT[arch]}
-    c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
+    c = (config or configs.statistics_config(arch, dtype, d, precision, **needs)).holding(example.centres)
     if isinstance(tile, ListLoss):
         slots = min(tile.slots, launch.GROUP)
         one = Pass(("sum",) * (tile.values * slots), tile.compare)
@@ -213,7 +213,7 @@ def weights(
     write = writes_weights(example, arch, dtype, d, precision)
     rule = configs.written_config if write else configs.weights_config
     needs = launch.weights_needs(tile) | {"shared": SHARED_LIMIT[arch]}
-    c = config or rule(arch, dtype, d, precision, **needs)
+    c = (config or rule(arch, dtype, d, precision, **needs)).holding(example.centres)
     find = sides != "columns" and finds_statistics(example, arch, dtype, d, precision)
     one = tile.passes[0] if find and isinstance(tile, TileLoss) else None
     constants = _shared(example, d, c, precision) | {

@@ -15,6 +15,7 @@ import torch
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 FLOAT32 = "FASTDML_TRITON_FLOAT32"  # variable of the environment; see `precision`
 AMPLE = 160 << 10  # bytes of shared memory that tiles of whole embeddings need
+MOST_CENTRES = 64  # of a class, which lie in one tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,13 @@ class Config:
         if centres > 1:
             return self.stream
         return self.stream // 2 if self.stream >= 64 or interpreted() else self.stream
+
+    def holding(self, centres: int) -> Config:
+        """As wide on either side as the centres of a class, padded, which lie in one tile."""
+        least = 1 << (centres - 1).bit_length()
+        return dataclasses.replace(
+            self, stay=max(self.stay, least), stream=max(self.stream, least)
+        )
 
 
 def power_of_two(n: int) -> int:

@@ -225,10 +225,11 @@ def statistics(
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, configs.statistics_config, x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding, _sizes(loss, rows, columns, pair),
         lambda c: statistics(loss, rows, columns, parameters, pair, own=own, inputs=inputs,
                              precision=precision, config=c),
     )  # fmt: skip
+    chosen = chosen.holding(columns.centres)
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
     for i, one in enumerate(loss.passes):
@@ -323,7 +324,7 @@ def list_statistics(
     m, slots, device = x.shape[0], loss.slots, x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, configs.statistics_config, x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding, _sizes(loss, rows, columns, pair),
         lambda c: list_statistics(loss, rows, columns, parameters, pair, lists, own=own,
                                   precision=precision, config=c),
     )  # fmt: skip
@@ -416,13 +417,14 @@ def weights(
     chosen = config or _config(
         ("weights" if written is None else "written") + ".rows" * (stay_states is not None)
         + ".columns" * (stream_states is not None), loss,
-        rule, x, rounding,
+        rule, x, rounding, _sizes(loss, stay, stream, pair, find),
         lambda c: weights(
             loss, stay, stream, parameters, pair, factor=factor, stay_states=stay_states,
             stream_states=stream_states, stay_weights=stay_weights, stream_weights=stream_weights,
             own=own, lists=lists, sums=sums, find=find, written=written, precision=precision, config=c,
         ),
     )  # fmt: skip
+    chosen = chosen.holding(max(stay.centres, stream.centres))
     near = near_columns(stay, stream, chosen.stay)
     axis = 0 if stay.centres > 1 else 1
     padded = max(stay.padded, stream.padded)
@@ -497,7 +499,7 @@ def weights(
 
 def _config(
     kernel: str, loss: AnyLoss, rule: Callable[..., configs.Config], x: Tensor, rounding: str,
-    run: Callable[[configs.Config], object],
+    sizes: dict[str, Any], run: Callable[[configs.Config], object],
 ) -> configs.Config:  # fmt: skip
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
@@ -506,7 +508,16 @@ def _config(
     needs["shared"] = configs.shared_memory(x.device)
     fixed = rule(arch, x.dtype, x.shape[1], rounding, **needs)
     kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
-    return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
+    return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1], **sizes), fixed, run)
+
+
+def _sizes(
+    loss: AnyLoss, stay: Side, stream: Side, pair: Numbers, find: bool = False
+) -> dict[str, Any]:
+    """What else tells calls of a loss apart whose best sizes of tiles may differ."""
+    taught = 0 if stay.teacher is None else stay.teacher.shape[1]
+    centres = max(stay.centres, stream.centres)
+    return {"metric": pair.metric, "centres": centres, "slots": loss.slots, "teacher": taught, "find": find}
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:

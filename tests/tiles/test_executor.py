@@ -86,6 +86,32 @@ def test_refuses_what_it_cannot_run():
         F.multi_similarity(x.double(), y, backend="triton")
 
 
+@pytest.mark.parametrize("centres", [17, 40])
+def test_many_centres_of_a_class(centres):
+    """More than the tiles of the interpreter are wide."""
+    x, y = batch(12)
+    found = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        a = x.clone().requires_grad_()
+        loss = losses.SoftTripleLoss(
+            num_classes=9, embedding_size=24, centers_per_class=centres, backend=backend
+        ).to(DEVICE)
+        value = loss(a, y)
+        value.backward()
+        found.append((value.detach(), a.grad, loss.fc.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_refuses_more_centres_than_a_tile_holds():
+    x, y = batch(12)
+    loss = losses.SoftTripleLoss(
+        num_classes=9, embedding_size=24, centers_per_class=65, backend="triton"
+    ).to(DEVICE)
+    with pytest.raises(ValueError, match="up to 64 centres of a class, not 65"):
+        loss(x, y)
+
+
 def test_large_weights_of_a_classifier(monkeypatch):
     """[D, C] comes in as its transpose, which is not copied where it is large."""
     monkeypatch.setattr(problem, "_COPIED", 0)

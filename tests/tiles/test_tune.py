@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
+import torch
 import triton_mode  # noqa: F401
 
 from fastdml.kernels import tune
@@ -78,3 +80,8 @@ def test_sizes_that_do_not_fit_lose():
         raise OutOfResources(300000, 232448, "shared memory")
 
     assert tune.seconds(run, FIXED) == float("inf")
+
+
+def test_calls_that_differ_in_what_sizes_depend_on_are_apart():
+    of = functools.partial(tune.key, "weights", "some_loss", 90, torch.bfloat16, 128)
+    assert of(centres=10) != of(centres=40) and of(find=True) != of(find=False) == of()

@@ -41,6 +41,8 @@ class Triton:
             return f"tile kernels run on CUDA, not on {problem.device_type}"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
+        if (reason := _unfit_for_tiles(problem)) is not None:
+            return reason
         if not isinstance(problem.relation, LabelRelation):
             return "tile functors take pairs from labels only"
         if problem.excludes_own and not problem.one_set:
@@ -116,6 +118,17 @@ class Triton:
             out.d_col_values = torch.zeros_like(given)
             out.d_col_values[0] = found.candidate_sums[0]
         return out
+
+
+def _unfit_for_tiles(problem: Problem) -> str | None:
+    """What a device or its compiler makes of the kernels that cannot be used."""
+    centres = problem.loss.columns_per_class
+    if centres == 1:
+        return None
+    configs = importlib.import_module("fastdml.kernels.configs")
+    if centres > configs.MOST_CENTRES:
+        return f"a tile holds up to {configs.MOST_CENTRES} centres of a class, not {centres}"
+    return None
 
 
 def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
