@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from conftest import CASES as BATCHES
+from conftest import inputs
 from triton_mode import DEVICE
 
 import fastdml
 import fastdml.functional as F
 from fastdml import losses
 from fastdml.engine import problem
+from fastdml.engine.executors.triton import Triton
 from fastdml.engine.registry import LOSSES
 
 
@@ -103,6 +106,12 @@ def test_many_centres_of_a_class(centres):
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+def on_cuda(description) -> str | None:
+    """Why tiles would not run there."""
+    given = inputs(description, BATCHES["ragged"]().to(torch.float32)).call(description, "triton")
+    return Triton().refuses(problem.Problem.of(given, torch.device("cuda")))
+
+
 def test_refuses_more_centres_than_a_tile_holds():
     x, y = batch(12)
     loss = losses.SoftTripleLoss(
@@ -110,6 +119,13 @@ def test_refuses_more_centres_than_a_tile_holds():
     ).to(DEVICE)
     with pytest.raises(ValueError, match="up to 64 centres of a class, not 65"):
         loss(x, y)
+
+
+def test_refuses_devices_that_its_sizes_are_not_for(monkeypatch):
+    description = LOSSES["multi_similarity"].examples()[0]
+    assert on_cuda(description) is None
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "ROCm" in on_cuda(description)
 
 
 def test_large_weights_of_a_classifier(monkeypatch):

@@ -122,6 +122,9 @@ class Triton:
 
 def _unfit_for_tiles(problem: Problem) -> str | None:
     """What a device or its compiler makes of the kernels that cannot be used."""
+    on_device = problem.device_type == "cuda"
+    if on_device and torch.version.hip:
+        return "sizes of tiles are for NVIDIA's GPUs, not for AMD's (ROCm)"
     centres = problem.loss.columns_per_class
     if centres == 1:
         return None
