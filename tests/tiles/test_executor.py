@@ -17,6 +17,7 @@ from fastdml import losses
 from fastdml.engine import problem
 from fastdml.engine.executors.triton import Triton
 from fastdml.engine.registry import LOSSES
+from fastdml.kernels import configs
 
 
 def batch(n=37, d=24, seed=0):
@@ -126,6 +127,18 @@ def test_refuses_devices_that_its_sizes_are_not_for(monkeypatch):
     assert on_cuda(description) is None
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert "ROCm" in on_cuda(description)
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "wrong"),
+    [(90, (3, 7, 0), True), (90, (3, 7, 1), False), (80, (3, 7, 0), False)],
+)
+def test_refuses_what_triton_multiplies_wrongly(arch, version, wrong, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(configs, "architecture", lambda device: arch)
+    monkeypatch.setattr(configs, "triton_version", lambda: version)
+    assert ("3.7.1" in (on_cuda(LOSSES["soft_triple"].examples()[0]) or "")) == wrong
+    assert on_cuda(LOSSES["proxy_anchor"].examples()[0]) is None
 
 
 def test_large_weights_of_a_classifier(monkeypatch):

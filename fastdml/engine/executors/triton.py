@@ -131,6 +131,10 @@ def _unfit_for_tiles(problem: Problem) -> str | None:
     configs = importlib.import_module("fastdml.kernels.configs")
     if centres > configs.MOST_CENTRES:
         return f"a tile holds up to {configs.MOST_CENTRES} centres of a class, not {centres}"
+    if on_device and configs.triton_version() < (3, 7, 1) and torch.cuda.is_available():
+        arch = configs.architecture(problem.device or problem.anchors.device)
+        if arch // 10 == 9:
+            return "Triton before 3.7.1 multiplies the weights of several centres wrongly on Hopper"
     return None
 
 
