@@ -25,7 +25,8 @@ _MERGE_ROWS = 64
 LIST_ROWS = 16
 # Thresholds that a program of kernel 1 holds, with their sums. More would not fit the registers.
 GROUP = 8
-# A multiple of the rows and columns of all tiles; the most bytes of a block of written weights, and rows.
+# A multiple of the rows and columns of all tiles, and the least rows of a block of written weights; the most
+# bytes of one with more, and rows.
 WRITTEN_ROWS = 128
 _WRITTEN_BYTES = 128 << 20
 _WRITTEN_MOST = 2048

@@ -78,11 +78,15 @@ def candidates(fixed: Config) -> Iterator[Config]:
 def seconds(run: Callable[[Config], object], config: Config) -> float:
     """The quickest of a few runs; infinite where the sizes do not fit the device."""
     from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
+    from triton.runtime.errors import OutOfResources, PTXASError
 
     try:
         run(config)  # compiles
-    except (CompilationError, OutOfResources):
+    except (CompilationError, OutOfResources, PTXASError):
+        return float("inf")
+    except RuntimeError as error:  # of a pass of the compiler, which has no type of its own
+        if "PassManager::run failed" not in str(error):
+            raise
         return float("inf")
     best = float("inf")
     for _ in range(5):
