@@ -21,9 +21,10 @@ from .list_loss import ListLoss
 from .tile import Pass, TileLoss
 
 # Bytes of shared memory a block may have (CUDA programming guide, compute capabilities).
-SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
-ARCHITECTURES = tuple(SHARED_LIMIT)
-_TENSOR = {80: ("HMMA", "mma.sync"), 90: ("HGMMA", "wgmma"), 100: ("UTCHMMA", "tcgen05")}
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+ARCHITECTURES = (80, 90, 100)  # those whose tiles were chosen by what was compiled
+_TENSOR = {90: ("HGMMA", "wgmma"), 100: ("UTCHMMA", "tcgen05")}
+_TENSOR |= dict.fromkeys((80, 86, 89, 120), ("HMMA", "mma.sync"))
 # Instructions of tensor cores in PTX; the types of their operands are among their suffixes.
 _PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\.(\S+)")
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -134,7 +135,8 @@ def thresholds(
 ) -> Compiled:
     """The kernel that finds the thresholds of a ListLoss."""
     slots = example.tile.slots
-    c = configs.statistics_config(arch, dtype, d, precision, **launch.statistics_needs(example.tile))
+    needs = launch.statistics_needs(example.tile) | {"shared": SHARED_LIMIT[arch]}
+    c = configs.statistics_config(arch, dtype, d, precision, **needs)
     constants = {
         "SLOTS": slots, "METRIC": example.metric, "EPSILON": 0.0, "D": d, "BLOCK_M": c.stay,
         "BLOCK_N": c.stream, "BLOCK_D": c.depth, "PRECISION": precision,
@@ -164,8 +166,8 @@ def statistics(
 ) -> Compiled:  # fmt: skip
     """Kernel 1 for pass `number` of a loss."""
     tile = example.tile
-    needs = launch.statistics_needs(tile)
-    c = config or configs.statistics_config(arch, dtype, d, precision, **needs)
+    needs = launch.statistics_needs(tile) | {"shared": SHARED_LIMIT[arch]}
+    c = (config or configs.statistics_config(arch, dtype, d, precision, **needs)).holding(example.centres)
     if isinstance(tile, ListLoss):
         slots = min(tile.slots, launch.GROUP)
         one = Pass(("sum",) * (tile.values * slots), tile.compare)
@@ -198,7 +200,8 @@ def weights(
     tile = example.tile
     write = writes_weights(example, arch, dtype, d, precision)
     rule = configs.written_config if write else configs.weights_config
-    c = config or rule(arch, dtype, d, precision, **launch.weights_needs(tile))
+    needs = launch.weights_needs(tile) | {"shared": SHARED_LIMIT[arch]}
+    c = (config or rule(arch, dtype, d, precision, **needs)).holding(example.centres)
     find = sides != "columns" and finds_statistics(example, arch, dtype, d, precision)
     one = tile.passes[0] if find and isinstance(tile, TileLoss) else None
     constants = _shared(example, d, c, precision) | {

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 
 import torch
 
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 FLOAT32 = "FASTDML_TRITON_FLOAT32"  # variable of the environment; see `precision`
+AMPLE = 160 << 10  # bytes of shared memory that tiles of whole embeddings need
+MOST_CENTRES = 64  # of a class, which lie in one tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Config:
             return self.stream
         return self.stream // 2 if self.stream >= 64 or interpreted() else self.stream
 
+    def holding(self, centres: int) -> Config:
+        """As wide on either side as the centres of a class, padded, which lie in one tile."""
+        least = 1 << (centres - 1).bit_length()
+        return dataclasses.replace(
+            self, stay=max(self.stay, least), stream=max(self.stream, least)
+        )
+
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n and at least 16, the least a product takes."""
@@ -45,16 +55,27 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def _family(arch: int) -> int:
+    """Whose rules a compute capability follows: the smaller Blackwell makes products in registers too."""
+    return 80 if arch < 90 or arch >= 120 else arch
+
+
+def _depth(width: int, shared: int, most: int = 256) -> int:
+    """How much of D is loaded at once: up to `most` all of it, where shared memory is ample."""
+    return min(width, most if shared >= AMPLE else 64) if width <= 256 else 64
+
+
 def statistics_config(
     arch: int, dtype: torch.dtype, d: int, precision: str, heavy: int = 0,
-    slots: int = 0, light: bool = False,
+    slots: int = 0, light: bool = False, teacher: bool = False, shared: int = AMPLE,
 ) -> Config:  # fmt: skip
-    """For kernel 1. arch: compute capability, as 90; heavy, light: see TileLoss; slots: of a ListLoss."""
-    width = power_of_two(d)
+    """For kernel 1. arch: compute capability, as 90; heavy, light: see TileLoss; slots: of a ListLoss;
+    shared: bytes of shared memory that a block may have."""
+    arch, width = _family(arch), power_of_two(d)
     if dtype == torch.float32:
         # Three products hold their operands three times over.
         return Config(64, 32 if slots or precision == "tf32x3" else 64, min(width, 32), 0, 8, 2)
-    depth = width if width <= 256 else 64
+    depth = _depth(width, shared, 128 if teacher else 256)  # the teacher's tiles lie beside the others
     if slots and arch < 90:  # products are made in registers, which are full of sums
         return Config(128, 16, depth, 0, 8, 2)
     if light and arch == 90 and not 0 < heavy <= d:  # the widest that has no spills
@@ -70,16 +91,16 @@ def statistics_config(
 
 def weights_config(
     arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
-    slots: int = 0, wide: bool = False,
+    slots: int = 0, wide: bool = False, shared: int = AMPLE,
 ) -> Config:  # fmt: skip
     """For kernel 2, which also holds the gradient of the rows that stay, and `states` values of each."""
-    width = power_of_two(d)
+    arch, width = _family(arch), power_of_two(d)
     if dtype == torch.float32:
         depth = min(width, 16 if precision == "ieee" else 32)
         if slots:
             return Config(128, 16, depth, min(width, 32), 8, 2)
         return Config(128, 32, depth, min(width, 64), 8, 2)
-    depth = width if width <= 256 else 64
+    depth = _depth(width, shared)
     output = min(width, 256)
     if slots:  # two weights in the making beside the gradient
         # Eight warps of products made in registers are 128 rows: 64 would all be computed twice.
@@ -99,10 +120,10 @@ def weights_config(
 
 def written_config(
     arch: int, dtype: torch.dtype, d: int, precision: str, teacher: bool = False, states: int = 0,
-    slots: int = 0, wide: bool = False,
+    slots: int = 0, wide: bool = False, shared: int = AMPLE,
 ) -> Config:  # fmt: skip
     """For kernel 2 where it writes weights: tiles are as wide as registers allow without a gradient."""
-    width = power_of_two(d)
+    arch, width = _family(arch), power_of_two(d)
     if dtype == torch.float32:
         depth = min(width, 16 if precision == "ieee" else 32)
         return Config(128, 16 if slots else 32, depth, 16, 8, 2)
@@ -124,13 +145,22 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of it that a block may have."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", AMPLE))
+
+
+def triton_version() -> tuple[int, ...]:
+    import triton
+
+    return tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:3])
+
+
 def skips_zeros(arch: int) -> bool:
     """Whether tiles of zero weights may be skipped. Triton 3.6 cannot compile the question for Blackwell
     ("parent layout must have at least rank >= 2"), 3.9 can."""
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return arch < 100 or version >= (3, 9)
+    return arch < 100 or triton_version() >= (3, 9)
 
 
 def precision(dtype: torch.dtype, forced: str | None = None) -> str:

@@ -25,7 +25,8 @@ _MERGE_ROWS = 64
 LIST_ROWS = 16
 # Thresholds that a program of kernel 1 holds, with their sums. More would not fit the registers.
 GROUP = 8
-# A multiple of the rows and columns of all tiles; the most bytes of a block of written weights, and rows.
+# A multiple of the rows and columns of all tiles, and the least rows of a block of written weights; the most
+# bytes of one with more, and rows.
 WRITTEN_ROWS = 128
 _WRITTEN_BYTES = 128 << 20
 _WRITTEN_MOST = 2048
@@ -238,10 +239,11 @@ def statistics(
     results = torch.empty(count, m, dtype=torch.float32, device=device)
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, configs.statistics_config, x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding, _sizes(loss, rows, columns, pair),
         lambda c: statistics(loss, rows, columns, parameters, pair, own=own, inputs=inputs,
                              precision=precision, config=c),
     )  # fmt: skip
+    chosen = chosen.holding(columns.centres)
     near = near_columns(rows, columns, chosen.stay)
     done = loss.inputs
     for i, one in enumerate(loss.passes):
@@ -285,7 +287,7 @@ def writes_weights(loss: AnyLoss, centres: int, chunks: int, dtype: torch.dtype,
 
 def statistics_needs(loss: AnyLoss) -> dict[str, Any]:
     """What the size of kernel 1's tiles depends on, of a loss."""
-    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light}
+    return {"heavy": loss.heavy, "slots": loss.slots, "light": loss.light, "teacher": loss.teacher}
 
 
 def weights_needs(loss: AnyLoss) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def list_statistics(
     m, slots, device = x.shape[0], loss.slots, x.device
     rounding = configs.precision(x.dtype, precision)
     chosen = config or _config(
-        "statistics", loss, configs.statistics_config, x, rounding,
+        "statistics", loss, configs.statistics_config, x, rounding, _sizes(loss, rows, columns, pair),
         lambda c: list_statistics(loss, rows, columns, parameters, pair, lists, own=own,
                                   precision=precision, config=c),
     )  # fmt: skip
@@ -444,13 +446,14 @@ def weights(
     chosen = config or _config(
         ("weights" if written is None else "written") + ".rows" * (stay_states is not None)
         + ".columns" * (stream_states is not None), loss,
-        rule, x, rounding,
+        rule, x, rounding, _sizes(loss, stay, stream, pair, find),
         lambda c: weights(
             loss, stay, stream, parameters, pair, factor=factor, stay_states=stay_states,
             stream_states=stream_states, stay_weights=stay_weights, stream_weights=stream_weights,
             own=own, lists=lists, sums=sums, find=find, written=written, precision=precision, config=c,
         ),
     )  # fmt: skip
+    chosen = chosen.holding(max(stay.centres, stream.centres))
     near = near_columns(stay, stream, chosen.stay)
     centres = max(stay.centres, stream.centres)
     tiles = -(-stream.count * stream.padded // chosen.stream)
@@ -517,15 +520,25 @@ def weights(
 
 def _config(
     kernel: str, loss: AnyLoss, rule: Callable[..., configs.Config], x: Tensor, rounding: str,
-    run: Callable[[configs.Config], object],
+    sizes: dict[str, Any], run: Callable[[configs.Config], object],
 ) -> configs.Config:  # fmt: skip
     if x.device.type != "cuda":
         return configs.interpreter_config(x.shape[1])
     arch = configs.architecture(x.device)
     needs = statistics_needs(loss) if kernel == "statistics" else weights_needs(loss)
+    needs["shared"] = configs.shared_memory(x.device)
     fixed = rule(arch, x.dtype, x.shape[1], rounding, **needs)
     kind = f"{kernel}.{rounding}" if x.dtype == torch.float32 else kernel
-    return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1]), fixed, run)
+    return tune.choose(tune.key(kind, loss.name, arch, x.dtype, x.shape[1], **sizes), fixed, run)
+
+
+def _sizes(
+    loss: AnyLoss, stay: Side, stream: Side, pair: Numbers, find: bool = False
+) -> dict[str, Any]:
+    """What else tells calls of a loss apart whose best sizes of tiles may differ."""
+    taught = 0 if stay.teacher is None else stay.teacher.shape[1]
+    centres = max(stay.centres, stream.centres)
+    return {"metric": pair.metric, "centres": centres, "slots": loss.slots, "teacher": taught, "find": find}
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:

@@ -162,11 +162,11 @@ def tile_rows(
     if not any(gradients):
         return result
     states = found[j:]
-    if k > 1 and not listed:
-        by_output = torch.ones_like(found[:k].t()) if row_weight is None else row_weight
-        states = torch.cat([by_output.float().t(), states])
-        row_weight = None
     row_w, factor = _relative(row_weight, weight, rows)
+    if k > 1 and not listed:
+        by_output = torch.ones_like(found[:k].t()) if row_w is None else row_w
+        states = torch.cat([by_output.t(), states])
+        row_w = None
     shared: dict[str, Any] = {
         "factor": factor,
         "precision": precision,

@@ -5,7 +5,7 @@ first call that meets it; any other value is the path of a JSON file that keeps 
 processes to read. The first calls wait for the device (not while a CUDA graph is captured: then nothing
 is timed). Without the variable sizes are fixed: those in `measured.json` beside this file, where a GPU
 has measured them, else the rules of configs.py. Both files have the same form: from "architecture/
-Triton version/type/dimension/kernel/loss" to the sizes.
+Triton version/type/dimension/kernel/loss", and what else calls of a loss differ in, to the sizes.
 
 The order of sums depends on the sizes, so the last bits of a result do as well.
 """
@@ -28,11 +28,13 @@ MEASURED = Path(__file__).with_name("measured.json")
 _found: dict[str, Config] = {}
 
 
-def key(kernel: str, loss: str, arch: int, dtype: torch.dtype, d: int) -> str:
+def key(kernel: str, loss: str, arch: int, dtype: torch.dtype, d: int, **sizes: object) -> str:
+    """sizes: what else they depend on, as far as it is not 0 or False."""
     import triton
 
     version = ".".join(triton.__version__.split(".")[:2])
-    return "/".join((f"sm_{arch}", version, str(dtype)[6:], str(d), kernel, loss))
+    further = (f"{name}={value}" for name, value in sizes.items() if value)
+    return "/".join((f"sm_{arch}", version, str(dtype)[6:], str(d), kernel, loss, *further))
 
 
 def choose(name: str, fixed: Config, run: Callable[[Config], object]) -> Config:
@@ -76,11 +78,15 @@ def candidates(fixed: Config) -> Iterator[Config]:
 def seconds(run: Callable[[Config], object], config: Config) -> float:
     """The quickest of a few runs; infinite where the sizes do not fit the device."""
     from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
+    from triton.runtime.errors import OutOfResources, PTXASError
 
     try:
         run(config)  # compiles
-    except (CompilationError, OutOfResources):
+    except (CompilationError, OutOfResources, PTXASError):
+        return float("inf")
+    except RuntimeError as error:  # of a pass of the compiler, which has no type of its own
+        if "PassManager::run failed" not in str(error):
+            raise
         return float("inf")
     best = float("inf")
     for _ in range(5):

@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import triton_mode  # noqa: F401  (first here, and so before triton is imported)
 
 from fastdml.bench import tile_functors
+from fastdml.kernels import configs, launch
 
 # Bytes a block may have (CUDA programming guide, compute capabilities 8.0, 9.0, 10.0).
 SHARED_LIMIT = {80: 166912, 90: 232448, 100: 232448}
+SMALL_LIMIT = {86: 101376, 89: 101376, 120: 101376}
 FAST = ["multi_similarity", "sup_con", "proxy_anchor", "smooth_ap"]
 OTHERS = [name for name in tile_functors.names() if name not in FAST]
 
@@ -80,6 +84,37 @@ def test_compiles(name, arch):
     check(kernels, arch)
     if (name, arch) in COUNTED:
         COUNTED[name, arch](kernels)
+
+
+@pytest.mark.parametrize(
+    ("arch", "d"),
+    [
+        (89, 256),
+        *(pytest.param(arch, 256, marks=pytest.mark.slow) for arch in (80, 86, 90, 120)),
+    ],
+)
+def test_a_teacher_fits_shared_memory(arch, d):
+    """Its tiles lie beside the embeddings'."""
+    for name, one in compiled("rkd_distance", arch, d=d).items():
+        assert one["shared"] <= (SHARED_LIMIT | SMALL_LIMIT)[arch], name
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "depth"),
+    [
+        ("multi_similarity", 232448, 256),
+        ("multi_similarity", 101376, 64),
+        ("rkd_distance", 232448, 128),
+        ("rkd_distance", 101376, 64),
+    ],
+)
+def test_depth_follows_shared_memory(name, shared, depth, monkeypatch):
+    monkeypatch.setattr(configs, "architecture", lambda device: 90)
+    monkeypatch.setattr(configs, "shared_memory", lambda device: shared)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(8, 256))
+    tile = tile_functors.example(name).tile
+    found = launch._config("statistics", tile, configs.statistics_config, x, "tf32", {}, print)
+    assert found.depth == depth
 
 
 def test_kept_table_has_every_loss_with_tiles():

@@ -7,12 +7,17 @@ import sys
 
 import pytest
 import torch
+from conftest import CASES as BATCHES
+from conftest import inputs
 from triton_mode import DEVICE
 
 import fastdml
 import fastdml.functional as F
 from fastdml import losses
+from fastdml.engine import problem
+from fastdml.engine.executors.triton import Triton
 from fastdml.engine.registry import LOSSES
+from fastdml.kernels import configs
 
 
 def batch(n=37, d=24, seed=0):
@@ -83,6 +88,71 @@ def test_refuses_what_it_cannot_run():
         losses.SmoothAPLoss(backend="triton")(x, torch.zeros_like(y))
     with pytest.raises(ValueError, match="float64"):
         F.multi_similarity(x.double(), y, backend="triton")
+
+
+@pytest.mark.parametrize("centres", [17, 40])
+def test_many_centres_of_a_class(centres):
+    """More than the tiles of the interpreter are wide."""
+    x, y = batch(12)
+    found = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        a = x.clone().requires_grad_()
+        loss = losses.SoftTripleLoss(
+            num_classes=9, embedding_size=24, centers_per_class=centres, backend=backend
+        ).to(DEVICE)
+        value = loss(a, y)
+        value.backward()
+        found.append((value.detach(), a.grad, loss.fc.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def on_cuda(description) -> str | None:
+    """Why tiles would not run there."""
+    given = inputs(description, BATCHES["ragged"]().to(torch.float32)).call(description, "triton")
+    return Triton().refuses(problem.Problem.of(given, torch.device("cuda")))
+
+
+def test_refuses_more_centres_than_a_tile_holds():
+    x, y = batch(12)
+    loss = losses.SoftTripleLoss(
+        num_classes=9, embedding_size=24, centers_per_class=65, backend="triton"
+    ).to(DEVICE)
+    with pytest.raises(ValueError, match="up to 64 centres of a class, not 65"):
+        loss(x, y)
+
+
+def test_refuses_devices_that_its_sizes_are_not_for(monkeypatch):
+    description = LOSSES["multi_similarity"].examples()[0]
+    assert on_cuda(description) is None
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "ROCm" in on_cuda(description)
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "wrong"),
+    [(90, (3, 7, 0), True), (90, (3, 7, 1), False), (80, (3, 7, 0), False)],
+)
+def test_refuses_what_triton_multiplies_wrongly(arch, version, wrong, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(configs, "architecture", lambda device: arch)
+    monkeypatch.setattr(configs, "triton_version", lambda: version)
+    assert ("3.7.1" in (on_cuda(LOSSES["soft_triple"].examples()[0]) or "")) == wrong
+    assert on_cuda(LOSSES["proxy_anchor"].examples()[0]) is None
+
+
+def test_large_weights_of_a_classifier(monkeypatch):
+    """[D, C] comes in as its transpose, which is not copied where it is large."""
+    monkeypatch.setattr(problem, "_COPIED", 0)
+    x, y = batch()
+    found = []
+    for backend in ("dense", "triton"):
+        torch.manual_seed(0)
+        loss = losses.ArcFaceLoss(num_classes=9, embedding_size=24, backend=backend).to(DEVICE)
+        value = loss(x, y)
+        value.backward()
+        found.append((value.detach(), loss.W.grad))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_import_does_not_load_triton():

@@ -105,3 +105,14 @@ def test_float16(description, monkeypatch):
         error = (f.double() - t).abs().max()
         allowed = 2 * (p.double() - t).abs().max() + 2 * ULP * t.abs().max()
         assert error <= allowed, f"result {k}: {error:.3e}, allowed {allowed:.3e}"
+
+
+@pytest.mark.parametrize("description", [p for p in HALF if p.id in ("contrastive0", "calibration0")])
+def test_weights_of_large_batches(description):
+    """1 / B^2 for every pair is too little for float16, but not beside its like."""
+    found = []
+    for share in (1.0, 2.0**-32):
+        given = problem(description, torch.float16, torch.float32)
+        given.row_weight = torch.full((given.relation.rows, given.loss.outputs), share)
+        found.append(TRITON.run(given, Wanted(True, False)).d_anchors / share)
+    torch.testing.assert_close(found[1], found[0])

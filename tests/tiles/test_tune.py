@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pytest
+import torch
 import triton_mode  # noqa: F401
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from fastdml.kernels import tune
 from fastdml.kernels.configs import Config
@@ -71,10 +74,30 @@ def test_keeps_a_file(timed, monkeypatch, tmp_path):
     assert not timed
 
 
-def test_sizes_that_do_not_fit_lose():
-    from triton.runtime.errors import OutOfResources
-
+def failing(error):
     def run(config):
-        raise OutOfResources(300000, 232448, "shared memory")
+        raise error
 
-    assert tune.seconds(run, FIXED) == float("inf")
+    return run
+
+
+UNFIT = [
+    OutOfResources(300000, 232448, "shared memory"),
+    PTXASError("ptxas fatal"),
+    RuntimeError("PassManager::run failed"),
+]
+
+
+@pytest.mark.parametrize("error", UNFIT, ids=lambda e: type(e).__name__)
+def test_sizes_that_do_not_fit_lose(error):
+    assert tune.seconds(failing(error), FIXED) == float("inf")
+
+
+def test_other_errors_are_raised():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tune.seconds(failing(RuntimeError("CUDA error: illegal memory access")), FIXED)
+
+
+def test_calls_that_differ_in_what_sizes_depend_on_are_apart():
+    of = functools.partial(tune.key, "weights", "some_loss", 90, torch.bfloat16, 128)
+    assert of(centres=10) != of(centres=40) and of(find=True) != of(find=False) == of()

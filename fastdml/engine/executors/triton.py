@@ -41,6 +41,8 @@ class Triton:
             return f"tile kernels run on CUDA, not on {problem.device_type}"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
+        if (reason := _unfit_for_tiles(problem)) is not None:
+            return reason
         if not isinstance(problem.relation, LabelRelation):
             return "tile functors take pairs from labels only"
         if problem.excludes_own and not problem.one_set:
@@ -118,6 +120,24 @@ class Triton:
         return out
 
 
+def _unfit_for_tiles(problem: Problem) -> str | None:
+    """What a device or its compiler makes of the kernels that cannot be used."""
+    on_device = problem.device_type == "cuda"
+    if on_device and torch.version.hip:
+        return "sizes of tiles are for NVIDIA's GPUs, not for AMD's (ROCm)"
+    centres = problem.loss.columns_per_class
+    if centres == 1:
+        return None
+    configs = importlib.import_module("fastdml.kernels.configs")
+    if centres > configs.MOST_CENTRES:
+        return f"a tile holds up to {configs.MOST_CENTRES} centres of a class, not {centres}"
+    if on_device and configs.triton_version() < (3, 7, 1) and torch.cuda.is_available():
+        arch = configs.architecture(problem.device or problem.anchors.device)
+        if arch // 10 == 9:
+            return "Triton before 3.7.1 multiplies the weights of several centres wrongly on Hopper"
+    return None
+
+
 def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     """What the kernels leave of a problem, before the derivative of the normalisation."""
     rows = importlib.import_module("fastdml.kernels.rows")
@@ -132,10 +152,15 @@ def _rows(problem: Problem, wanted: Wanted, sums: bool = False) -> Any:
     if problem.all_scalars is not None:
         parameters = torch.cat([parameters, problem.all_scalars.float()])
     teacher = problem.teacher_problem
+    # Large sets may lie by columns; kernels read rows.
+    anchors = problem.anchors.contiguous()
+    candidates = anchors
+    if problem.candidates is not problem.anchors:
+        candidates = problem.candidates.contiguous()
     return rows.tile_rows(
         tile,
-        problem.anchors,
-        problem.candidates,
+        anchors,
+        candidates,
         relation.anchor_labels,
         relation.candidate_labels[:: loss.columns_per_class].contiguous(),
         parameters=parameters,
