@@ -8,6 +8,7 @@ from torch import Tensor
 import fastdml
 from fastdml import losses
 from fastdml.engine import prefixes, problem, widths
+from fastdml.engine.autograd import evaluate
 from fastdml.engine.executors import symmetric
 from fastdml.losses import MatryoshkaLoss
 from fastdml.reducers import DoNothingReducer
@@ -295,3 +296,16 @@ def test_too_many_arguments():
 def test_of_another():
     x, inner = drawn(B, D), MatryoshkaLoss(losses.ProxyAnchorLoss(30, D), [2, 3]).double()
     torch.testing.assert_close(MatryoshkaLoss(inner, WIDTHS)(x, LABELS), 3 * inner(x, LABELS))
+
+
+def test_values_of_candidates_that_want_a_gradient():
+    x, y, pairs = drawn(20, 16), torch.arange(20) % 4, (torch.arange(10),) * 3
+    loss = losses.ProxyAnchorLoss(4, 16).double()
+    (call,) = loss.proxy_calls(x, y, loss.proxies.detach(), pairs)
+    values = call.col_values.clone().requires_grad_()
+    call = call.replace(col_values=values, backend="chunked")
+    a, c = call.anchors, call.candidates
+    calls = [call.replace(anchors=a[:, :w], candidates=c[:, :w]) for w in (4, 16)]
+    found = torch.autograd.grad(prefixes.total(calls, (0.3, 1.0)), values)
+    apart = sum(w * evaluate(c) for c, w in zip(calls, (0.3, 1.0), strict=True))
+    torch.testing.assert_close(found, torch.autograd.grad(apart, values))

@@ -109,7 +109,9 @@ def prepared(calls: Sequence[Call]) -> Prepared | None:
     metric = last.loss.metric
     odd = metric.clipped or metric.raw_anchors or metric.from_differences or metric.needs_totals
     odd = odd or metric.in_torch
-    if odd or last.loss.column_bias:
+    values = [c.col_values for c in calls]
+    learnt = any(v is not None and v.requires_grad for v in values)  # which the sweep leaves out
+    if odd or learnt or last.loss.column_bias:
         return None
     problems = _problems(calls)
     return None if problems is None else _prepared(problems, last.backend)

@@ -142,7 +142,7 @@ class Described(RowLoss):
 
     def spec(self, rows: Rows) -> Tensor:
         p = TensorRow(rows)
-        with over(p.pair, p.positive, p.negative):
+        with over(rows.s.dtype, p.pair, p.positive, p.negative):
             return outputs_of(self.read(p), rows.s.shape[0]).to(rows.s.dtype)
 
     def read(self, p: Row) -> Any:

@@ -83,23 +83,23 @@ class Node:
     def __pow__(self, power: object) -> Node:
         if power != 2:
             raise NotInLanguage(f"a power of {power!r}: only squares are words")
-        return mul(self, self)
+        return number(self) * number(self)
 
     def __lt__(self, other: Operand) -> Node:
-        return make("lt", self, lift(other))
+        return make("lt", number(self), number(other))
 
     def __gt__(self, other: Operand) -> Node:
-        return make("lt", lift(other), self)
+        return make("lt", number(other), number(self))
 
     def __le__(self, other: Operand) -> Node:
-        return make("le", self, lift(other))
+        return make("le", number(self), number(other))
 
     def __ge__(self, other: Operand) -> Node:
-        return make("le", lift(other), self)
+        return make("le", number(other), number(self))
 
     # As of tensors, a mask: whether two nodes are one is asked by `is`.
     def __eq__(self, other: Operand) -> Node:  # type: ignore[override]
-        return make("eq", self, lift(other))
+        return make("eq", number(self), number(other))
 
     def __ne__(self, other: Operand) -> Node:  # type: ignore[override]
         return invert(self == other)

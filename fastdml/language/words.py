@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from . import graph
 from .graph import LOWEST, ONE, PAIR, Node, NotInLanguage, lift, make, number, of_pairs
@@ -29,7 +30,9 @@ __all__ = [
 
 
 def _tensor(x: Value) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
+    if isinstance(x, Tensor):
+        return _number(x)  # type: ignore[no-any-return]
+    return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def _traced(*xs: Value) -> bool:
@@ -40,23 +43,60 @@ def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     if isinstance(x, Node):
         if x.op == "constant":
             return graph.constant(on_tensor(_tensor(x.value)).item())
-        return make(op, x)
-    return on_tensor(x) if isinstance(x, Tensor) else on_tensor(_tensor(x)).item()
+        return make(op, number(x))
+    found = on_tensor(_tensor(x))
+    return found if isinstance(x, Tensor) else found.item()
 
 
 # The pairs of the block that a function is evaluated on, [R, N], and known parts of them.
 _pairs: ContextVar[tuple[Tensor, ...]] = ContextVar("pairs", default=())
+# The type of its numbers.
+_type: ContextVar[torch.dtype | None] = ContextVar("type", default=None)
 
 
 @contextlib.contextmanager
-def over(pairs: Tensor, *parts: Tensor) -> Iterator[None]:
-    """Within this, reductions of tensors are over these pairs at most, as those of traced expressions are:
-    no mask holds a sample's pair with itself, or what a list of pairs leaves out."""
-    before = _pairs.set((pairs, *parts))
+def over(kind: torch.dtype, pairs: Tensor, *parts: Tensor) -> Iterator[None]:
+    """Within this, tensors mean what traced expressions do. Reductions are over these pairs at most: no mask
+    holds a sample's pair with itself, or what a list of pairs leaves out. A mask among numbers is one, of
+    this type."""
+    before = _pairs.set((pairs, *parts)), _type.set(kind)
     try:
-        yield
+        with _MasksAsNumbers():
+            yield
     finally:
-        _pairs.reset(before)
+        _pairs.reset(before[0])
+        _type.reset(before[1])
+
+
+def _is_mask(x: Value) -> bool:
+    return isinstance(x, bool) or (isinstance(x, Tensor) and x.dtype == torch.bool)
+
+
+def _number(x: Value) -> Any:
+    """x; of a tensor that is a mask 1 where it holds, else 0."""
+    if isinstance(x, Node):
+        return number(x)
+    if isinstance(x, Tensor) and x.dtype == torch.bool:
+        return x.to(_type.get() or torch.get_default_dtype())
+    return x
+
+
+class _MasksAsNumbers(TorchFunctionMode):
+    """To torch a sum of masks is "or", a difference an error, and a mask times 0.1 is in single precision."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function.__name__.strip("_") in _ARITHMETIC:
+            args = tuple(map(_number, args))
+        return function(*args, **(kwargs or {}))
+
+
+_ARITHMETIC = frozenset({
+    "add", "sub", "subtract", "rsub", "mul", "multiply", "div", "divide", "true_divide", "rdiv",
+    "floor_divide", "floordiv", "rfloordiv", "remainder", "rmod", "neg", "negative", "positive", "pow",
+    "rpow", "abs", "absolute",
+})  # fmt: skip
 
 
 def _mask(where: Value) -> Tensor:
@@ -172,6 +212,7 @@ def _of_row(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
 
 
 def square(x: Value) -> Any:
+    x = _number(x)
     return x * x
 
 
@@ -200,13 +241,13 @@ def maximum(a: Value, b: Value) -> Any:
         return make("max", number(a), number(b))
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return max(a, b)
-    a, b = torch.broadcast_tensors(*_alike(a, b))
+    a, b = torch.broadcast_tensors(*_alike(_number(a), _number(b)))
     return torch.where(a > b, a, b)
 
 
 def minimum(a: Value, b: Value) -> Any:
     """The smaller of two; where they are equal the derivative is b's."""
-    return -maximum(-a, -b)
+    return -maximum(-_number(a), -_number(b))
 
 
 def where(condition: Value, a: Value, b: Value) -> Any:
@@ -232,35 +273,41 @@ def detach(x: Value) -> Any:
 
 def apart(x: Value) -> Any:
     """x, a difference whose digits count: not folded into a multiply-add with what it is multiplied by."""
+    x = _number(x)
     return make("apart", x) if isinstance(x, Node) else x
 
 
 def slack(x: Value) -> Any:
     """What rounding may make of a number of the size of x: 8 units in its last place."""
     if isinstance(x, Node):
-        return make("slack", x)
+        return make("slack", number(x))
     x = _tensor(x)
     return 8 * torch.finfo(x.dtype).eps * x
 
 
 def lowest(like: Value) -> Any:
     """The most negative number of the type of x."""
-    return LOWEST if isinstance(like, Node) else torch.finfo(like.dtype).min
+    return LOWEST if isinstance(like, Node) else torch.finfo(_number(like).dtype).min
 
 
 def rounding(like: Value) -> Any:
     """8 units in the last place of 1, in the type of x."""
-    return make("slack", ONE) if isinstance(like, Node) else 8 * torch.finfo(like.dtype).eps
+    if isinstance(like, Node):
+        return make("slack", ONE)
+    return 8 * torch.finfo(_number(like).dtype).eps
 
 
 def _alike(a: Value, b: Value) -> tuple[Tensor, Tensor]:
-    """Two tensors, a number in the type of the other."""
+    """Two tensors: masks if both are, else numbers; a number in the type of the other."""
+    if not (masks := _is_mask(a) and _is_mask(b)):
+        a, b = _number(a), _number(b)
     if isinstance(a, Tensor):
         b = b if isinstance(b, Tensor) else torch.tensor(b, dtype=a.dtype, device=a.device)
     elif isinstance(b, Tensor):
         a = torch.tensor(a, dtype=b.dtype, device=b.device)
     else:
-        a, b = _tensor(a), _tensor(b)
+        kind = torch.bool if masks else torch.float64
+        a, b = (torch.tensor(x, dtype=kind, device="cpu") for x in (a, b))
     if a.is_floating_point() != b.is_floating_point():
         kind = a.dtype if a.is_floating_point() else b.dtype
         a, b = a.to(kind), b.to(kind)

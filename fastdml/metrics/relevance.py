@@ -55,7 +55,6 @@ class Relation:
         order: ``[Q]`` an order of the queries in which those that share a list are neighbours.
         label: ``[Q]`` class number of every query for results by class, or None.
         classes: the labels these numbers stand for.
-        graded: whether some right candidates are worth more than others.
         symmetric: whether j is right for i exactly where i is for j, in one set.
     """
 
@@ -63,7 +62,6 @@ class Relation:
     order: np.ndarray
     label: np.ndarray | None = None
     classes: np.ndarray | None = None
-    graded = False
     symmetric = True
 
     def block(self, queries: np.ndarray) -> Right:
@@ -105,8 +103,6 @@ class SameClass(Relation):
 
 class SharedLabels(Relation):
     """Right is what has a label in common with the query; its gain is how many they share."""
-
-    graded = True
 
     def __init__(
         self,
@@ -164,9 +160,7 @@ class ByFunction(Relation):
         step = max(1, (1 << 22) // candidates)
         for first in range(0, queries, step):
             rows = self.order[first : first + step]
-            gains = self._gains(rows)
-            self.count[rows] = (gains > 0).sum(axis=1)
-            self.graded |= bool(np.unique(gains).size > 2 or gains.max() not in (0, 1))
+            self.count[rows] = (self._gains(rows) > 0).sum(axis=1)
 
     def _gains(self, queries: np.ndarray) -> np.ndarray:
         found = self._function(torch.from_numpy(queries), self._all)

@@ -6,18 +6,30 @@ from conftest import needs_compiled
 
 import fastdml
 from fastdml.language import (
+    absolute,
     affine,
     amax,
     amin,
+    apart,
+    cos,
     cpp,
+    detach,
     equal,
     exp,
     graph,
     log,
     log_sum_exp,
+    lowest,
     maximum,
     mean,
+    minimum,
+    relu,
+    rounding,
+    share,
     sigmoid,
+    sin,
+    softplus,
+    sqrt,
     square,
     sum,
     where,
@@ -27,6 +39,51 @@ from fastdml.language.stream import windows_of
 
 pytestmark = [pytest.mark.usefixtures("compiled_quickly"), needs_compiled]
 BACKENDS = ("dense", "chunked", "native", "symmetric")
+
+
+
+def summed(p, *terms):
+    """A number of the row in which every term of its pairs tells."""
+    found = 0.0
+    for k, term in enumerate(terms):
+        found = found + (0.3 + 0.1 * k) * term
+    return sum(found * p.s, where=p.pair)
+
+
+def of_row(p, f, *masks):
+    pairs = (p.pair, p.positive, p.pair & (p.s > 2))
+    return summed(p, *(f(m, where=some) for m in masks for some in pairs))
+
+
+# Functions of a row and two masks, or two that are 1 where those hold, else 0.
+OF_MASKS = {
+    "sums and products": lambda p, m, n: summed(
+        p, m + n, m + m, 1 + m, m + 0.5, p.s + m, m - n, 1 - m, p.s - m, m - 0.5, -m, m * n, m * m, 0.1 * m,
+        m * p.s, m**2, m / 3, 0.7 / (1 + m), m / (2 + n), m / (2 + p.s), square(m), (m + n) * (m + n) / 3,
+    ),
+    "comparisons": lambda p, m, n: summed(
+        p, *(where(c, 0.1, 0.7) for c in (m < n, m > 0.5, m < 0.5, m <= p.s, m >= n, m == n, m == 1, m != n)),
+        *(where(c, 0.1, 0.7) for c in (equal(m, n), equal(1.0, m), equal(p.s, m), n < 1 - p.s, m > -0.5)),
+    ),
+    "words": lambda p, m, n: summed(
+        p, exp(m), log(1 + m), sqrt(m), absolute(m), softplus(m), sigmoid(m), relu(m), detach(m), apart(m),
+        maximum(m, n), maximum(m, 0.5), maximum(0.5, m), minimum(m, n), minimum(m, p.s), minimum(m, 0.5),
+        where(p.positive, m, 0.5), where(p.positive, 0.5, m), where(p.positive, m, n),
+        where(p.s > 0.5, m, p.s), where(p.positive, m, True), share(m, n), share(p.s, m), rounding(m),
+        where(p.s > lowest(m), 0.1, 0.2),
+    ),
+    "sums": lambda p, m, n: of_row(p, sum, m, n) + of_row(p, mean, m, m * n, m + n),
+    "extremes": lambda p, m, n: summed(
+        p, *(f(x, where=w) for f in (amax, amin) for x in (m, n + m) for w in (p.pair, p.positive)),
+    ),
+    "log-sum-exps": lambda p, m, n: summed(
+        p, log_sum_exp(m, where=p.pair), log_sum_exp(m + n, where=p.pair),
+        log_sum_exp(m, where=p.positive, one=True),
+    ),
+    "words of the row": lambda p, m, n: summed(
+        p, *(f(x) for f in (cos, sin, exp, square) for x in (sum(m, where=p.pair) > 7, amax(n, where=p.pair)))
+    ),
+}  # fmt: skip
 
 # A function, and one that says the same in other words.
 ALIKE = {
@@ -57,6 +114,13 @@ ALIKE = {
         lambda p: sum(maximum(p.positive, p.s), where=p.pair),
         lambda p: sum(maximum(where(p.positive, 1.0, 0.0), p.s), where=p.pair),
     ),
+    **{
+        f"{name} of masks": (
+            lambda p, f=f: f(p, p.s > 0.1, p.s > 0.3),
+            lambda p, f=f: f(p, where(p.s > 0.1, 1.0, 0.0), where(p.s > 0.3, 1.0, 0.0)),
+        )
+        for name, f in OF_MASKS.items()
+    },
 }  # fmt: skip
 
 
@@ -87,6 +151,14 @@ def test_no_mask_holds_what_a_list_leaves_out(backend):
     truth, expected = stepped(lambda p: sum(p.s, where=p.pair & (p.s > 0.1)), "dense", pairs=listed)
     torch.testing.assert_close((value, d), (truth, expected), rtol=1e-11, atol=1e-13)
     assert value.abs() > 0.01
+
+
+@pytest.mark.parametrize("name", ["sums and products", "comparisons"])
+def test_masks_are_numbers_of_a_function_in_other_words_too(name):
+    """Which torch runs, to which a sum of masks were "or"."""
+    f, other = OF_MASKS[name], ALIKE[f"{name} of masks"][1]
+    found = stepped(lambda p: f(p, p.s > 0.1, p.s > 0.3) + 0 * torch.cumsum(p.s, 1)[:, :1], "chunked")
+    torch.testing.assert_close(found, stepped(other, "dense"), rtol=1e-11, atol=1e-13)
 
 
 def test_numbers_are_no_masks():
