@@ -87,7 +87,7 @@ class _MasksAsNumbers(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if function.__name__.strip("_") in _ARITHMETIC:
+        if getattr(function, "__name__", "").strip("_") in _ARITHMETIC:
             args = tuple(map(_number, args))
         return function(*args, **(kwargs or {}))
 
