@@ -446,8 +446,8 @@ def weights(
     slopes = stream_states is not None and loss.column_slopes is not None
     totals = None
     if sums or slopes:
-        count = 2 + slopes * loss.column_values
-        totals = torch.empty(parts, count, m, dtype=torch.float32, device=device)
+        kinds = 2 + slopes * loss.column_values
+        totals = torch.empty(parts, kinds, m, dtype=torch.float32, device=device)
     one = loss.passes[0] if find and isinstance(loss, TileLoss) else None
     partial = None
     if one is not None:
