@@ -98,6 +98,16 @@ def test_every_word_of_the_language_is_in_both_rows():
         assert not missing, f"{path} lacks {missing}"
 
 
+@pytest.mark.parametrize("torchs, told", [(None, False), ("12.8", True), ("13.2", False)], ids=str)
+def test_a_toolkit_of_another_cuda_than_torch_is_told(torchs, told, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.0, V13.0.88\n")
+    nvcc.chmod(0o755)
+    said = Cuda(nvcc, nvcc).differs(torchs)
+    assert (said is not None) == told
+    assert said is None or "is of CUDA 13.0, torch of 12.8" in said
+
+
 LOADED = """
 import importlib.util, sys
 import torch
@@ -111,7 +121,8 @@ from fastdml.engine import library
 
 assert library.load() is module and module.cuda
 assert set(library.functors()) == {"smooth_ap", "siglip"}, library.functors()
-assert library.runs_on("cuda") == (torch.version.cuda is not None) and library.runs_on("cpu")
+runs_on = [library.runs_on(torch.device(device)) for device in ("cuda", "cpu")]
+assert runs_on == [torch.version.cuda is not None, True], runs_on
 assert fastdml.explain("smooth_ap", 40).executor == "native"
 # Who asks for sorted rows is known without a device: keys alone, and one buffer to sort them with.
 asked = {sort: library.cuda_sort_bytes("smooth_ap", (0.01, sort), 4) for sort in (0.0, 1.0, 2.0)}
