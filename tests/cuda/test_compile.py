@@ -108,6 +108,25 @@ def test_a_toolkit_of_another_cuda_than_torch_is_told(torchs, told, tmp_path):
     assert said is None or "is of CUDA 13.0, torch of 12.8" in said
 
 
+@needs_nvcc
+def test_errors_of_calls_are_told_once_and_shared_memory_is_bounded_once(tmp_path):
+    """An error that is told stays nowhere for the next call; and what a launch needs of shared memory is no
+    bound, which another thread's launch would meet."""
+    cuda, program = Cuda.find(), tmp_path / "calls"
+    source = ROOT / "tests" / "cuda" / "calls.cu"
+    wrapped = [f"-Xlinker=--wrap={name}" for name in re.findall(r"__wrap_(\w+)", source.read_text())]
+    command = [cuda.nvcc, "-std=c++20", "-arch=sm_80", f"-I{ROOT / 'csrc'}", source, *wrapped, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_what_errors_say_is_asked_for_in_one_place():
+    """Which takes them from the runtime as well."""
+    sources = (ROOT / "csrc" / "cuda").iterdir()
+    assert [s.name for s in sources if "cudaGetErrorString" in s.read_text()] == ["device.cuh"]
+
+
 LOADED = """
 import importlib.util, sys
 import torch
