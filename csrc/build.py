@@ -13,6 +13,7 @@ build that stays on this machine.
 """
 
 import dataclasses
+import importlib
 import os
 import platform
 import re
@@ -260,6 +261,17 @@ class Cuda:
                         return Cuda(nvcc, cudart, arch)
         return None
 
+    def differs(self, torchs: str | None) -> str | None:
+        """In words, where the toolkit is of another major version than torch's CUDA."""
+        said = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True).stdout
+        release = re.search(r"release ((\d+)\.\d+)", said)
+        if torchs is None or release is None or release[2] == torchs.partition(".")[0]:
+            return None
+        return (
+            f"fastdml: {self.nvcc} is of CUDA {release[1]}, torch of {torchs}: "
+            "a driver that is new enough for torch may refuse the kernels"
+        )
+
     def flags(self) -> str:
         codes = []
         for arch in self.arch.replace(",", ";").split(";"):
@@ -301,6 +313,8 @@ def build(root: Path, work: Path, target: Path, mode: str = "auto") -> None:
     cuda = None if mode == "cpu" else Cuda.find()
     if mode == "cuda" and cuda is None:
         raise SystemExit("FASTDML_BUILD=cuda: no CUDA toolkit with nvcc was found")
+    if cuda is not None and (warning := cuda.differs(importlib.import_module("torch").version.cuda)):
+        print(warning, file=sys.stderr)
     try:
         compile_all(root, work, target, cuda)
     except subprocess.CalledProcessError:

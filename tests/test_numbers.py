@@ -115,6 +115,18 @@ def test_rows_of_any_length(name, backend):
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
+def test_rows_of_the_least_lengths(backend):
+    """Lengths are normal numbers, values are not: a power of two that brings these to 2 would be none."""
+    loss = made("MultiSimilarityLoss", backend=backend)
+    x = draw(B, D).float()
+    x[::2] = x[::2].sign() * 1e-38
+    true, slope = run("MultiSimilarityLoss", loss, unit(x.double()))
+    value, found = run("MultiSimilarityLoss", loss, x)
+    assert value.item() == pytest.approx(true.item(), rel=2e-5)
+    assert error(found * x.double().norm(dim=1, keepdim=True), slope) < 1e-4
+
+
 def raw(name):
     """The loss on raw distances, squared where it takes no others; None where it takes none."""
     for kind in ("raw_distance", "raw_squared_distance"):

@@ -4,6 +4,14 @@
 
 namespace fastdml {
 
+// Null, or what a call's error says. The runtime keeps the error as well, for whoever asks it next: he would
+// take it for his own.
+inline const char* text_of(cudaError_t error) {
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(error);
+}
+
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -12,15 +20,14 @@ class OnDevice {
     changed_ = error_ == cudaSuccess && before_ != device;
   }
   ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (changed_) text_of(cudaSetDevice(before_));  // nobody is left to tell
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
   // Null, or what went wrong: here, or in a launch since.
   const char* error() const {
-    const cudaError_t error = error_ == cudaSuccess ? cudaGetLastError() : error_;
-    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+    return text_of(error_ == cudaSuccess ? cudaGetLastError() : error_);
   }
   bool ready() const { return error_ == cudaSuccess; }
 

@@ -87,10 +87,15 @@ const char* sort_block(const Block<T>& b, const CudaCall& call, const Loss<T>& l
   return nullptr;
 }
 
+// Lets a kernel have what a block may have at all, whatever this launch needs: before it another thread may
+// do the same for one that needs less. It only bounds launches: how many blocks a processor holds goes by
+// what a launch asks for, and how much of a processor is shared memory is said apart (find_held).
 template <class Kernel>
-cudaError_t allow_shared(Kernel kernel, std::int64_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+cudaError_t allow_shared(Kernel kernel, int device) {
+  int most = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
 // How many columns of a row its block keeps: as many as shared memory has room for without a block less on
@@ -123,12 +128,11 @@ const char* launch_rows(const Block<T>& b, const CudaCall& call, const Loss<T>& 
   const std::int64_t used = (kScratch + kArena) * sizeof(T);
   const auto with = [&](auto kernel) -> const char* {
     std::int64_t held = 0;
-    cudaError_t error = allow_shared(kernel, used);
+    cudaError_t error = allow_shared(kernel, call.device);
     if (!kSorted && error == cudaSuccess)
       error = find_held(kernel, call.device, threads, used, b.cols, sizeof(T), held);
     const std::int64_t bytes = used + held * static_cast<std::int64_t>(sizeof(T));
-    if (held > 0 && error == cudaSuccess) error = allow_shared(kernel, bytes);
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (error != cudaSuccess) return text_of(error);
     kernel<<<static_cast<unsigned>(blocks), threads, static_cast<std::size_t>(bytes),
              static_cast<cudaStream_t>(call.stream)>>>(b, call.target, loss, sorted, lengths,
                                                        static_cast<int>(held));

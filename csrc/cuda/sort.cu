@@ -10,6 +10,7 @@
 #include <iterator>
 #include <limits>
 
+#include "device.cuh"
 #include "launch.h"
 
 namespace fastdml {
@@ -57,9 +58,7 @@ cudaError_t sort_rows(SegmentedSort& s, cudaStream_t stream) {
 
 const char* cuda_sort_rows(SegmentedSort& s, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  const cudaError_t error =
-      s.key_bytes == 4 ? sort_rows<std::uint32_t>(s, on) : sort_rows<std::uint64_t>(s, on);
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return text_of(s.key_bytes == 4 ? sort_rows<std::uint32_t>(s, on) : sort_rows<std::uint64_t>(s, on));
 }
 
 }  // namespace fastdml

@@ -59,7 +59,9 @@ def in_range(x: Tensor, shorter: bool = True) -> tuple[Tensor, Tensor | None]:
     wanted &= (largest > 0) & (largest < torch.inf)
     if x.device.type == "cpu" and not bool(wanted.any()):
         return x, None
-    factor = power_of_two(torch.where(wanted, 2 - exponent, 0), kind)
+    # The largest power of two that there is does for the least rows, which it brings short of [2, 4).
+    most = math.frexp(torch.finfo(kind).max)[1] - 1
+    factor = power_of_two(torch.where(wanted, (2 - exponent).clamp(max=most), 0), kind)
     scaled = (x * factor[:, None]).to(x.dtype)
     if shorter:
         # Of a row in range the factor is 1, and it is longer than that.

@@ -10,6 +10,10 @@ from types import ModuleType
 
 import torch
 
+# The least compute capability that csrc/build.py compiles for. It is Triton's too: for older ones tiles
+# compile, but spill, and ask for more shared memory than a block may have there.
+OLDEST_GPU = (8, 0)
+
 
 @functools.cache
 def load() -> ModuleType | None:
@@ -70,12 +74,23 @@ def _streams(isa: str) -> dict[str, int]:
     return library.streams()  # type: ignore[no-any-return]
 
 
-def runs_on(device_type: str) -> bool:
+def runs_on(device: torch.device) -> bool:
     """Whether there are compiled operators for tensors of a device."""
     library = load()
-    if library is None or device_type == "cpu":
+    if library is None or device.type == "cpu":
         return library is not None
-    return device_type == "cuda" and library.cuda and torch.version.cuda is not None
+    compiled = device.type == "cuda" and library.cuda and torch.version.cuda is not None
+    return compiled and too_old(device) is None
+
+
+def too_old(device: torch.device) -> str | None:
+    """In words, where a GPU is older than kernels are made for. Nobody knows that of one that is not there,
+    on which a problem is only explained."""
+    there = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    if not there or (found := torch.cuda.get_device_capability(device)) >= OLDEST_GPU:
+        return None
+    oldest, got = (".".join(map(str, x)) for x in (OLDEST_GPU, found))
+    return f"kernels are made for GPUs of compute capability {oldest} and newer, {device} has {got}"
 
 
 def cuda_sort_bytes(name: str, parameters: tuple[float, ...], size: int) -> int:

@@ -164,8 +164,12 @@ class Problem:
                 d.mul_(factor[:, None])
 
     @lazy
+    def where(self) -> torch.device:
+        return self.device or self.anchors.device
+
+    @lazy
     def device_type(self) -> str:
-        return (self.device or self.anchors.device).type
+        return self.where.type
 
     @property
     def one_set(self) -> bool:

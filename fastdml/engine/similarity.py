@@ -407,7 +407,7 @@ def power_of_two(exponent: Tensor, kind: torch.dtype) -> Tensor:
 def _compiled_takes(gradient: Tensor, x: Tensor) -> bool:
     """Whether remove_radial_ of the compiled library does: on the CPU matrices of one type stored alike,
     on CUDA matrices stored by rows, x of any type."""
-    if not library.runs_on(gradient.device.type):
+    if not library.runs_on(gradient.device):
         return False
     if gradient.device.type == "cpu":
         return gradient.stride() == x.stride() and gradient.dtype == x.dtype

@@ -134,15 +134,17 @@ class Lists:
 
 
 def constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Parameters on the device; kept between calls. While a graph is captured the graph fills a tensor of its
-    own: what is kept may be dropped before a replay, and what a capture fills is not there before one."""
+    """Parameters on the device; kept between calls, for every stream its own, as another does not wait for
+    the one that fills them. While a graph is captured the graph fills a tensor of its own: what is kept may
+    be dropped before a replay, and what a capture fills is not there before one."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _filled(values, device)
-    return _kept(values, device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _kept(values, device, stream)
 
 
 @functools.lru_cache(maxsize=256)
-def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _kept(values: tuple[float, ...], device: torch.device, stream: int) -> Tensor:
     return _filled(values, device)
 
 
@@ -476,8 +478,8 @@ def weights(
     slopes = stream_states is not None and loss.column_slopes is not None
     totals = None
     if sums or slopes:
-        count = 2 + slopes * loss.column_values
-        totals = torch.empty(parts, count, m, dtype=torch.float32, device=device)
+        kinds = 2 + slopes * loss.column_values
+        totals = torch.empty(parts, kinds, m, dtype=torch.float32, device=device)
     one = loss.passes[0] if find and isinstance(loss, TileLoss) else None
     partial = None
     if one is not None:

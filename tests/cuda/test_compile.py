@@ -98,6 +98,35 @@ def test_every_word_of_the_language_is_in_both_rows():
         assert not missing, f"{path} lacks {missing}"
 
 
+@pytest.mark.parametrize("torchs, told", [(None, False), ("12.8", True), ("13.2", False)], ids=str)
+def test_a_toolkit_of_another_cuda_than_torch_is_told(torchs, told, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 13.0, V13.0.88\n")
+    nvcc.chmod(0o755)
+    said = Cuda(nvcc, nvcc).differs(torchs)
+    assert (said is not None) == told
+    assert said is None or "is of CUDA 13.0, torch of 12.8" in said
+
+
+@needs_nvcc
+def test_errors_of_calls_are_told_once_and_shared_memory_is_bounded_once(tmp_path):
+    """An error that is told stays nowhere for the next call; and what a launch needs of shared memory is no
+    bound, which another thread's launch would meet."""
+    cuda, program = Cuda.find(), tmp_path / "calls"
+    source = ROOT / "tests" / "cuda" / "calls.cu"
+    wrapped = [f"-Xlinker=--wrap={name}" for name in re.findall(r"__wrap_(\w+)", source.read_text())]
+    command = [cuda.nvcc, "-std=c++20", "-arch=sm_80", f"-I{ROOT / 'csrc'}", source, *wrapped, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_what_errors_say_is_asked_for_in_one_place():
+    """Which takes them from the runtime as well."""
+    sources = (ROOT / "csrc" / "cuda").iterdir()
+    assert [s.name for s in sources if "cudaGetErrorString" in s.read_text()] == ["device.cuh"]
+
+
 LOADED = """
 import importlib.util, sys
 import torch
@@ -111,7 +140,8 @@ from fastdml.engine import library
 
 assert library.load() is module and module.cuda
 assert set(library.functors()) == {"smooth_ap", "siglip"}, library.functors()
-assert library.runs_on("cuda") == (torch.version.cuda is not None) and library.runs_on("cpu")
+runs_on = [library.runs_on(torch.device(device)) for device in ("cuda", "cpu")]
+assert runs_on == [torch.version.cuda is not None, True], runs_on
 assert fastdml.explain("smooth_ap", 40).executor == "native"
 # Who asks for sorted rows is known without a device: keys alone, and one buffer to sort them with.
 asked = {sort: library.cuda_sort_bytes("smooth_ap", (0.01, sort), 4) for sort in (0.0, 1.0, 2.0)}

@@ -1,13 +1,14 @@
 """What backend="auto" chooses on CUDA, and that it says what has not been run there."""
 
+import types
 import warnings
 
 import pytest
 import torch
 
 import fastdml
-from fastdml.engine import crossover
-from fastdml.engine.dispatch import EXECUTORS
+from fastdml.engine import crossover, library
+from fastdml.engine.dispatch import EXECUTORS, choose
 from fastdml.engine.problem import Problem
 from fastdml.engine.registry import LOSSES
 from fastdml.engine.relation import LabelRelation
@@ -60,9 +61,28 @@ def test_verified_on_a_gpu(tmp_path, monkeypatch):
     assert said.executor == "native" and crossover.NOT_RUN in said.reason
 
 
-def problem(device="cuda"):
+def problem(device="cuda", loss="smooth_ap"):
     x, y = torch.zeros(4, 2), torch.arange(4)
-    return Problem(LOSSES["smooth_ap"](), x, x, LabelRelation(y, y), x.dtype, device=torch.device(device))
+    return Problem(LOSSES[loss](), x, x, LabelRelation(y, y), x.dtype, device=torch.device(device))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (12, 0)], ids=str)
+def test_a_gpu_older_than_the_kernels_runs_plain_torch(capability, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(library, "load", lambda: types.SimpleNamespace(cuda=True))
+    monkeypatch.setattr(library, "functors", lambda: {"contrastive": ()})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    newer, asked = capability >= (8, 0), problem(loss="contrastive")
+    assert library.runs_on(torch.device("cuda")) == newer
+    assert (choose(asked, "auto")[0].name == "chunked") == (not newer)
+    for backend in ("native", "triton"):
+        if newer:
+            assert choose(asked, backend)[0].name == backend
+        else:
+            with pytest.raises(ValueError, match=f"backend: '{backend}' .* 8.0 and newer, cuda has 7.5"):
+                choose(asked, backend)
 
 
 def test_an_unproven_choice_warns_once():

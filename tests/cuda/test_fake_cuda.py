@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import types
 
 import pytest
 import torch
@@ -100,6 +101,10 @@ class Launches:
         return launch
 
 
+def stream(number):
+    return types.SimpleNamespace(cuda_stream=number)
+
+
 @contextlib.contextmanager
 def current(device):
     before, Launches.current = Launches.current, torch.device(device)
@@ -132,6 +137,7 @@ def run(monkeypatch):
     monkeypatch.setattr(library, "runs_on", lambda device: True)
     monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream(0))
     monkeypatch.setattr(tiles, "_longest", lambda problem: 4)
     Launches.count = 0
 
@@ -188,11 +194,25 @@ def test_tiles(description, capturing, run, with_kernels, monkeypatch):
 def test_what_a_capture_fills_is_not_kept(monkeypatch):
     """It is there after a replay alone, and goes when the graph does."""
     launch._kept.cache_clear()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream(0))
     with FakeTensorMode(), torch.no_grad(), Watched():
         for capturing, alike in ((True, False), (False, True)):
             monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda c=capturing: c)
             first, second = (launch.constants((0.5, 2.0), OTHER) for _ in range(2))
             assert (first is second) == alike
+    launch._kept.cache_clear()
+
+
+def test_what_a_stream_fills_is_its_own(monkeypatch):
+    """Another one does not wait for it."""
+    launch._kept.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with FakeTensorMode(), torch.no_grad(), Watched():
+        made = []
+        for number in (1, 2, 1):
+            monkeypatch.setattr(torch.cuda, "current_stream", lambda device, n=number: stream(n))
+            made.append(launch.constants((0.5, 2.0), OTHER))
+    assert made[0] is made[2] is not made[1]
     launch._kept.cache_clear()
 
 

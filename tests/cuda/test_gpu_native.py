@@ -22,7 +22,7 @@ from fastdml.engine.problem import Problem
 # Thousands of tests: not even collected where none of them can run.
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
-if not library.runs_on("cuda"):
+if not library.runs_on(torch.device("cuda")):
     pytest.skip("compiled without CUDA", allow_module_level=True)
 pytestmark = pytest.mark.gpu
 EXAMPLES = [p for p in EXAMPLES if p.values[0].name in library.functors()]

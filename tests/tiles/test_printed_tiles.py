@@ -11,6 +11,7 @@ import torch
 from triton_mode import DEVICE
 
 import fastdml
+from fastdml.engine.executors import triton
 from fastdml.engine.registry import LOSSES as LOSSES_OF_THE_LIBRARY
 from fastdml.kernels import launch
 
@@ -95,6 +96,16 @@ def test_printed_tiles(name, other):
         assert torch.isfinite(a).all()
         bound = 6 * (b - c).abs().max() + 4e-7 * c.abs().max() + 1e-9
         assert (a - c).abs().max() <= bound
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["one set", "two sets"])
+@pytest.mark.parametrize("similarity", triton._METRICS)
+def test_a_sweep_for_weights_finds_the_rows_of_every_similarity(similarity, other):
+    loss = fastdml.row_loss(siglip_like, similarity, parameters={"scale": -0.2, "bias": 2.0})
+    assert loss.description().tiles.functor.rides
+    exact = gradients(loss, "dense", torch.float64, other)
+    for a, c in zip(gradients(loss, "triton", torch.float32, other), exact):
+        assert (a - c).abs().max() <= 1e-5 * c.abs().max()
 
 
 def test_mining_visits_all_pairs_once():

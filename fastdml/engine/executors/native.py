@@ -30,8 +30,10 @@ class Native:
             return problem.loss.only_in_torch
         if library.load() is None:
             return "the compiled library is not installed"
-        if not library.runs_on(problem.device_type):
-            return f"no compiled functors for {problem.device_type}"
+        if not library.runs_on(problem.where):
+            return (
+                library.too_old(problem.where) or f"no compiled functors for {problem.device_type}"
+            )
         if isinstance(problem.relation, TupleRelation):
             if (reason := listed_rows.refuses(problem)) is not None:
                 return reason

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import products, schedule
+from .. import library, products, schedule
 from ..loss import RowLoss
 from ..problem import Problem
 from ..relation import LabelRelation
@@ -39,6 +39,8 @@ class Triton:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         if problem.device_type != "cuda" and not interpreted:
             return f"tile kernels run on CUDA, not on {problem.device_type}"
+        if (reason := library.too_old(problem.where)) is not None:
+            return reason
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if (reason := _unfit_for_tiles(problem)) is not None:
