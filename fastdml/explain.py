@@ -230,25 +230,7 @@ def _device(device: str | torch.device) -> torch.device:
 def _explained(
     module: Loss | None, parts: list[Any], backend: str | None, device: str | torch.device
 ) -> Explanation:
-    found = []
-    for part in parts:
-        if isinstance(part, Call):
-            before = () if part.before is None else part.before.calls
-            found += [of_call(call, backend, torch.device(device)) for call in (part, *before)]
-        elif isinstance(part, Elements):
-            found.append(of_call(part.call, backend, torch.device(device)))
-        elif isinstance(part, Weighed) and part.call is not None:
-            one = of_call(part.call, backend, torch.device(device))
-            how = in_torch.plan(Problem.of(part.call, torch.device(device)))
-            found.append(dataclasses.replace(one, executor="chunked", plan=f"{how}, twice"))
-        elif isinstance(part, Reduced):
-            for call in part.calls:
-                found.append(_of_elements(part, call, backend, torch.device(device)))
-        elif isinstance(part, OneByOne):
-            found.append(_of_triplets(part, backend, str(device)))
-        elif isinstance(part, Vertices):
-            one = of_call(part.call, backend, torch.device(device))
-            found.append(dataclasses.replace(one, plan=f"{one.plan}; one vertex after another"))
+    found = [e for part in parts for e in _of_part(part, backend, torch.device(device))]
     if not found:
         name = "loss" if module is None else type(module).__name__
         raise ValueError(f"loss: {name} makes no call of the engine for such a batch")
@@ -259,6 +241,29 @@ def _explained(
         main = names.index(wanted) if wanted in names else 0
     first = found.pop(main)
     return dataclasses.replace(first, further=tuple(found))
+
+
+def _of_part(part: Any, backend: str | None, device: torch.device) -> list[Explanation]:
+    """Of one part of a loss; empty of what compares no pairs."""
+    if isinstance(part, Call):
+        before = () if part.before is None else part.before.calls
+        return [of_call(call, backend, device) for call in (part, *before)]
+    if isinstance(part, Elements):
+        return [of_call(part.call, backend, device)]
+    if isinstance(part, Weighed) and part.call is not None:
+        one = of_call(part.call, backend, device)
+        how = in_torch.plan(Problem.of(part.call, device))
+        return [dataclasses.replace(one, executor="chunked", plan=f"{how}, twice")]
+    if isinstance(part, Reduced):
+        found = [_of_elements(part, call, backend, device) for call in part.calls]
+        others = [p for p in part.parts if not isinstance(p, Call)]
+        return found + [e for p in others for e in _of_part(p, backend, device)]
+    if isinstance(part, OneByOne):
+        return [_of_triplets(part, backend, str(device))]
+    if isinstance(part, Vertices):
+        one = of_call(part.call, backend, device)
+        return [dataclasses.replace(one, plan=f"{one.plan}; one vertex after another")]
+    return []
 
 
 def of_call(call: Call, backend: str | None, device: torch.device) -> Explanation:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastdml
 from fastdml import distances as D
 from fastdml import losses, miners, reducers
 
@@ -308,3 +309,17 @@ def test_what_a_subclass_says_by_default_counts():
     same = y[:, None] == y
     largest = (d * same).max() + (1 - d.masked_fill(same, 9)).max().relu()
     torch.testing.assert_close(losses.ContrastiveLoss(reducer=Largest())(x, y), largest)
+
+
+@pytest.mark.parametrize(
+    ("loss", "listed", "name"),
+    [
+        (losses.AngularLoss, False, "angular"),
+        (losses.TripletMarginLoss, True, "triplet_margin"),
+    ],
+)
+def test_what_runs_beside_calls_is_explained_with_a_reducer_too(loss, listed, name):
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) // 2
+    batch = (x, y, tuple(torch.tensor([0, 2, 4]) + k for k in (0, 1, 2))) if listed else (x, y)
+    found = fastdml.explain(loss(reducer=reducers.ThresholdReducer(low=0.1)), *batch)
+    assert found.loss == name and found.executor == fastdml.explain(loss(), *batch).executor

@@ -4,12 +4,15 @@ Expected values are the same loss in float64, where nothing here is near the end
 independent formula.
 """
 
+import functools
 import inspect
 
 import pytest
 import torch
 
 import fastdml
+from fastdml.engine import similarity
+from fastdml.engine.similarity import SIMILARITIES
 from fastdml.losses import MODULES
 from fastdml.wrappers import Labelled
 
@@ -247,6 +250,37 @@ def test_near_pairs_of_every_loss(name, backend):
     value, found = run(name, loss, x)
     assert value.item() == pytest.approx(true.item(), rel=1e-3, abs=1e-6)
     assert error(found, slope) < 1e-3
+
+
+@pytest.mark.parametrize("at_once", [1 << 18, 1])
+@pytest.mark.parametrize("metric", ["squared_distance", "raw_squared_distance"])
+def test_near_pairs_alone_are_made_again(metric, at_once, monkeypatch):
+    """In blocks, with their derivatives and second ones; all pairs only where many are near."""
+    monkeypatch.setattr(similarity, "_AT_ONCE", at_once)
+    x = draw(12, 3)
+    y = x[:4] + 1e-4 * draw(4, 3, seed=1)
+    leaves = x.requires_grad_(), y.requires_grad_()
+    dense = functools.partial(SIMILARITIES[metric].dense, epsilon=0.0)
+
+    def found(*leaves):
+        d2 = dense(*leaves)
+        return d2.detach(), *torch.autograd.grad((d2 * draw(12, 4, seed=2)).sum(), leaves)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity, "exact_distances", None)
+        few, *slopes = found(*leaves)
+        assert torch.autograd.gradgradcheck(dense, leaves)
+    monkeypatch.setattr(similarity, "_MATRIX_PAYS", 48)
+    torch.testing.assert_close((few, *slopes), found(*leaves), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "dense"])
+def test_a_near_pair_is_as_exact_as_its_numbers(backend):
+    x = draw(12, D).float()
+    x[6:] = x[:6] + 1e-7
+    loss = fastdml.losses.ContrastiveLoss(similarity="raw_distance", backend=backend)
+    value = loss(x, torch.arange(12) % 6)
+    assert value.item() == pytest.approx((x[:6] - x[6:]).norm(dim=1).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [1e-15, 1e15])

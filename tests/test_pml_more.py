@@ -10,6 +10,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdml import losses, miners, reducers
 from fastdml.distances import LpDistance
@@ -130,6 +131,23 @@ def test_dynamic_soft_margin():
         return (weight * t).mean()
 
     agree(found, value_and_gradient(dense, x))
+
+
+def test_dynamic_soft_margin_lists_no_triplets():
+    """Those of a block that do not count are passed over in place: picking the others costs more."""
+
+    class Watch(TorchDispatchMode):
+        picked = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index.Tensor:
+                self.picked += any(i is not None and i.dtype == torch.bool for i in args[1])
+            return func(*args, **(kwargs or {}))
+
+    x, y = draw(0)
+    with Watch() as watch:
+        losses.DynamicSoftMarginLoss()(x.requires_grad_(), y).backward()
+    assert not watch.picked
 
 
 def test_a_loss_of_a_users_form():

@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import BACKENDS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdml import functional as F
 from fastdml import losses
+from fastdml.engine.loss import Rows
+from fastdml.losses.rank import triangles
+from fastdml.losses.rank.fast_ap import FastAP, ReleasedSoftBinAP, SoftBinAP
+from fastdml.losses.rank.histogram import Histogram
 
 
 def problem(sizes, dim=8, seed=0, dtype=torch.float64):
@@ -262,3 +267,66 @@ def test_nan_shows(backend):
 def test_bad_arguments_are_named(make, argument):
     with pytest.raises(ValueError, match=rf"^{argument}: expected"):
         make()
+
+
+# ---- soft histograms in torch
+
+
+def rows_of(s, bins):
+    kinds = torch.arange(s.numel()).view_as(s) % 3
+    return Rows(s, kinds == 0, kinds == 1, scalars=draw(2 * (bins + 1)).to(s.dtype))
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("loss", [Histogram, FastAP, SoftBinAP, ReleasedSoftBinAP])
+def test_no_tensor_of_pairs_and_bins(loss):
+    s = draw(8, 256).clamp(-1, 1).requires_grad_()
+    rows = rows_of(s, 100)
+    with Largest() as largest:
+        loss(100).spec(rows).sum().backward()
+    assert largest.numbers == s.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bins", [1, 2, 5, 10, 19, 100, 255])
+@pytest.mark.parametrize("loss", [Histogram, FastAP])
+def test_soft_histograms_at_their_centres(loss, bins, dtype, monkeypatch):
+    """The same sums and derivatives as of all centres: at a centre, next to one, between and at the ends."""
+    width, k = 2 / bins, torch.arange(bins + 1, dtype=dtype)
+    centres = k * width - 1 if loss is Histogram else 1 - width * k
+    around = [centres, *(centres + e for e in (1e-6, -1e-6, width / 2, width / 3, -width / 2))]
+    next_to = [torch.nextafter(centres, centres + e) for e in (1, -1)]
+    s = torch.cat([*around, *next_to]).clamp(-1, 1)
+    s = torch.stack([s, s.flip(0), -s]).requires_grad_()
+    given = rows_of(s, bins)
+    top = 1.0 if loss is Histogram else 1 - 8 * torch.finfo(dtype).eps  # beyond it is 1
+    kept = torch.where(s > top, torch.ones_like(s), s)
+    member = (1 - (kept[:, :, None] - centres).abs() / width).relu()
+    sums = [(member * mask[:, :, None]).sum(1) for mask in (given.positive, given.negative)]
+    true = torch.cat(sums, 1)
+
+    seen = []
+    histogram = triangles.histogram
+    monkeypatch.setattr(triangles, "histogram", lambda *a: seen.append(histogram(*a)) or seen[-1])
+    loss(bins).spec(given)
+    found = torch.cat(seen, 1)
+    by = draw(*true.shape).to(dtype)
+    bound = {"rtol": 20 * torch.finfo(dtype).eps, "atol": 20 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(found, true, **bound)
+    slopes = [torch.autograd.grad((x * by).sum(), s)[0] / bins for x in (found, true)]
+    torch.testing.assert_close(*slopes, **bound)

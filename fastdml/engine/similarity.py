@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import library
 
@@ -23,6 +24,8 @@ EPSILON = torch.finfo(torch.float32).tiny
 NEAR = 1 / 1024
 # Numbers of one temporary.
 _AT_ONCE = 1 << 18
+# A gathered pair costs about as much as so many of a whole matrix of distances.
+_MATRIX_PAYS = 8
 PRODUCT, SQUARED_DISTANCE, DISTANCE = 0, 1, 2  # csrc/cpu/block.h: Metric
 
 
@@ -273,14 +276,15 @@ class Metric:
         d2 = total - 2 * s
         near = d2.detach() < NEAR * total.detach()
         if near.any():
-            exact = exact_distances(a.double(), c.double()).square().to(s.dtype)
+            follow = d2.dtype == torch.float64
+            with torch.set_grad_enabled(follow and torch.is_grad_enabled()):
+                exact = _from_rows(d2.detach(), total.detach(), a, c, near)
             if self.normalized or self.clipped:
                 # What normalising leaves of a difference of embeddings of one direction.
                 alike = exact.detach() < _scaled_alike(s.dtype) * total.detach()
                 exact = exact.masked_fill(alike, 0.0)
-            if s.dtype != torch.float64:
-                rounded = d2 + (exact - d2).detach()
-                exact = torch.where(exact == 0, exact.detach(), rounded)
+            if not follow:
+                exact = torch.where(exact == 0, exact, exact + (d2 - d2.detach()))
             d2 = torch.where(near, exact, d2)
         d2 = d2 + epsilon
         return d2 if self.kind == SQUARED_DISTANCE else _root(d2)
@@ -333,7 +337,7 @@ def _again(
 ) -> Tensor:
     """[T] squared distances of rows i of a and j of c, from their differences; scales: of the rows."""
     found = torch.empty_like(total)
-    size = max(1, _AT_ONCE // max(1, a.shape[1]))
+    size = _rows_at_once(a)
     for start in range(0, i.shape[0], size):
         some = slice(start, start + size)
         x, y = a[i[some]].double(), c[j[some]].double()
@@ -343,6 +347,28 @@ def _again(
     if scales is not None:
         found.masked_fill_(found < _scaled_alike(total.dtype) * total, 0.0)
     return found
+
+
+def _from_rows(d2: Tensor, total: Tensor, a: Tensor, c: Tensor, near: Tensor) -> Tensor:
+    """[M, N] differentiable: squared distances from differences in double precision, at `near` at least."""
+    i, j = near.nonzero(as_tuple=True)
+    if i.shape[0] > max(_rows_at_once(a), near.numel() // _MATRIX_PAYS):
+        return exact_distances(a.double(), c.double()).square().to(d2.dtype)
+    return d2.index_put((i, j), _again_followed(total[i, j], a, c, i, j))
+
+
+def _again_followed(total: Tensor, a: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """`_again` of pairs [T], differentiable; one block's rows exist at a time."""
+    size = _rows_at_once(a)
+    if i.shape[0] <= size or not torch.is_grad_enabled():
+        return _again(total, a, c, i, j, None)
+    blocks = zip(total.split(size), i.split(size), j.split(size), strict=True)
+    found = [checkpoint(_again, t, a, c, *pair, None, use_reentrant=False) for t, *pair in blocks]
+    return torch.cat(found)
+
+
+def _rows_at_once(x: Tensor) -> int:
+    return max(1, _AT_ONCE // max(1, x.shape[1]))
 
 
 def products(a: Tensor, c: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ..base import PRODUCTS, SampleLoss
+from . import triangles
 
 __all__ = ["FastAPLoss", "SoftBinAPLoss"]
 
@@ -28,6 +29,7 @@ class HistogramAP(RowLoss):
 
     outputs = 2
     counted = True
+    spec_bytes = triangles.BYTES
 
     bins: int = 10
 
@@ -38,30 +40,23 @@ class HistogramAP(RowLoss):
     def examples(cls) -> list[RowLoss]:
         return [cls(), cls(bins=3)]
 
-    @property
-    def spec_bytes(self) -> int:  # type: ignore[override]
-        return 48 + 16 * int(self.bins)
-
-    def memberships(self, s: Tensor) -> Tensor:
-        """[R, N, bins + 1] soft memberships of similarities [R, N]."""
-        width = 2 / self.bins
-        centres = torch.arange(self.bins + 1, device=s.device, dtype=s.dtype)
+    def memberships(self, s: Tensor) -> triangles.Members:
+        """Soft memberships of similarities [R, N]; centres are counted from 1 down."""
         # A sample is at similarity 1 to itself and to its copies however the last digits fell.
         top = 1 - 8 * torch.finfo(s.dtype).eps
         s = torch.where(s > top, torch.ones_like(s), s.clamp(min=-1))
-        distance = (s[:, :, None] - (1 - width * centres)).abs()
-        return (1 - distance / width).relu()
+        return triangles.memberships(s, self.bins, first=1)
 
     def mass(self, own: Tensor, count: Tensor) -> Tensor:
         """[R] what a row's positives [R, bins + 1] add up to: their number, 1 at least."""
         return count.clamp(min=1)
 
     def spec(self, rows: Rows) -> Tensor:
-        member = self.memberships(rows.s)
-        own = (member * rows.positive[:, :, None]).sum(1)
+        members = self.memberships(rows.s)
+        own = triangles.histogram(members, rows.positive, self.bins)
         # 1 - AP as what each bin loses to the negatives before it: exactly 0 where there are none.
         positives = own.cumsum(1)
-        negatives = (member * rows.negative[:, :, None]).sum(1).cumsum(1)
+        negatives = triangles.histogram(members, rows.negative, self.bins).cumsum(1)
         both = positives + negatives
         lost = torch.where(both > 0, negatives / both.clamp(min=1e-30), torch.zeros_like(both))
         count = rows.positive.sum(1)
@@ -103,12 +98,10 @@ class ReleasedSoftBinAP(SoftBinAP):
     rises, but not of the one that falls in the next bin. No compiled functor has it.
     """
 
-    def memberships(self, s: Tensor) -> Tensor:
-        member = super().memberships(s)
+    def memberships(self, s: Tensor) -> triangles.Members:
         nothing = torch.where(s == 1, s - s.detach(), torch.zeros_like(s)) * (self.bins / 2)
-        first = member[:, :, 0] + nothing / 2
-        second = member[:, :, 1] - nothing
-        return torch.cat([first[:, :, None], second[:, :, None], member[:, :, 2:]], dim=2)
+        outside, (first, mine), (second, next_one) = super().memberships(s)
+        return [outside, (first, mine + nothing / 2), (second, next_one - nothing)]
 
     def mass(self, own: Tensor, count: Tensor) -> Tensor:
         return own.sum(1).clamp(min=1e-30)

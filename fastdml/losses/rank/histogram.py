@@ -14,6 +14,7 @@ from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ..base import SampleLoss
+from . import triangles
 
 __all__ = ["HistogramLoss"]
 
@@ -28,6 +29,7 @@ class Histogram(RowLoss):
     name = "histogram"
     provenance = "pytorch-metric-learning"
     additive = True
+    spec_bytes = triangles.BYTES
 
     bins: int = 100
 
@@ -38,22 +40,15 @@ class Histogram(RowLoss):
     def learnable(self) -> tuple[float, ...]:  # type: ignore[override]
         return tuple((k * 7 % 5 - 2) / 3 for k in range(2 * (int(self.bins) + 1)))
 
-    @property
-    def spec_bytes(self) -> int:  # type: ignore[override]
-        return 48 + 16 * int(self.bins)
-
     @classmethod
     def examples(cls) -> list[RowLoss]:
         return [cls(5)]  # bins of whose corners no pair of the tests' batches is within rounding
 
     def spec(self, rows: Rows) -> Tensor:
         assert rows.scalars is not None
-        width = 2 / self.bins
-        centres = torch.arange(self.bins + 1, device=rows.s.device, dtype=rows.s.dtype) * width - 1
-        s = rows.s.clamp(-1, 1)[:, :, None]
-        member = (1 - (s - centres).abs() / width).relu()
-        mine = (member * rows.positive[:, :, None]).sum(1)
-        theirs = (member * rows.negative[:, :, None]).sum(1)
+        members = triangles.memberships(rows.s.clamp(-1, 1), self.bins, first=-1)
+        mine = triangles.histogram(members, rows.positive, self.bins)
+        theirs = triangles.histogram(members, rows.negative, self.bins)
         return torch.cat([mine, theirs], dim=1) @ rows.scalars
 
 

@@ -38,19 +38,26 @@ class Bins:
         # The share of a NaN is one, and its bin any: torch makes any integer of it.
         return below.clamp(max=self.number - 1).long().clamp(min=0), at - below
 
-    def mass(self, x: Tensor) -> Tensor:
-        """[bins] how much of numbers x [T] lies in each."""
+    def mass(self, x: Tensor, counted: Tensor | None) -> Tensor:
+        """[bins] how much of numbers x lies in each; counted: which of them count, None for all."""
         below, share = self.place(x)
-        found = x.new_zeros(self.number).index_add(0, below, 1 - share)
-        return found.index_add(0, (below + 1).clamp(max=self.number - 1), share)
+        found = x.new_zeros(self.number)
+        found = found.index_add(0, below.flatten(), _kept(1 - share, counted).flatten())
+        above = (below + 1).clamp(max=self.number - 1)
+        return found.index_add(0, above.flatten(), _kept(share, counted).flatten())
+
+
+def _kept(x: Tensor, counted: Tensor | None) -> Tensor:
+    """x, 0 where it does not count. (To pick those that do costs several times as much.)"""
+    return x if counted is None else x.masked_fill(~counted, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighed:
     """The mean of numbers of triplets, each weighed by the share of numbers that are lower.
 
-    numbers: called twice, with a function of numbers [T] that returns [k]: what they add up to, [k], and how
-    many there are. call: that of all triplets, or None.
+    numbers: called twice, with a function of numbers and of which of them count that returns [k]: what they
+    add up to, [k], and how many there are. call: that of all triplets, or None.
     """
 
     loss: DynamicSoftMarginLoss
@@ -66,16 +73,16 @@ class Weighed:
             return nothing(self.embeddings, None if self.call is None else self.call.candidates)
         share = self.loss.updated(mass).cumsum(0)
 
-        def weighed(x: Tensor) -> Tensor:
+        def weighed(x: Tensor, counted: Tensor | None) -> Tensor:
             below, _ = bins.place(x.detach())
-            return (share.to(x.dtype)[below] * x).sum().reshape(1)
+            return _kept(share.to(x.dtype)[below] * x, counted).sum().reshape(1)
 
         found: Tensor = self.numbers(weighed)[0][0] / count
         return found
 
 
 def _of_list(x: Tensor, function: Any) -> tuple[Tensor, int]:
-    return function(x), x.shape[0]
+    return function(x, None), x.shape[0]
 
 
 def _of_rows(call: Call, function: Any) -> tuple[Tensor, float]:
@@ -83,9 +90,9 @@ def _of_rows(call: Call, function: Any) -> tuple[Tensor, float]:
 
     def outputs(rows: Rows) -> Tensor:
         near, _, valid = rows.thresholds()
-        mask = valid[:, :, None] & rows.negative[:, None, :]
-        numbers = (near[:, :, None] - rows.s[:, None, :])[mask]
-        found = torch.cat([function(numbers), numbers.new_full((1,), float(numbers.shape[0]))])
+        counted = valid[:, :, None] & rows.negative[:, None, :]
+        found = function(near[:, :, None] - rows.s[:, None, :], counted)
+        found = torch.cat([found, counted.sum().to(found.dtype)[None]])
         # A block's sums stand in its first row.
         rest = found.new_zeros(rows.s.shape[0] - 1, found.shape[0])
         return torch.cat([found[None], rest])
