@@ -100,8 +100,8 @@ class ReleasedSoftBinAP(SoftBinAP):
 
     def memberships(self, s: Tensor) -> triangles.Members:
         nothing = torch.where(s == 1, s - s.detach(), torch.zeros_like(s)) * (self.bins / 2)
-        outside, (first, mine), (second, next_one) = super().memberships(s)
-        return [outside, (first, mine + nothing / 2), (second, next_one - nothing)]
+        (first, mine), (second, next_one) = super().memberships(s)
+        return [(first, mine + nothing / 2), (second, next_one - nothing)]
 
     def mass(self, own: Tensor, count: Tensor) -> Tensor:
         return own.sum(1).clamp(min=1e-30)
