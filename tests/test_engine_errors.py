@@ -37,6 +37,7 @@ WRONG = {
     "complex": (lambda: ms(x + 0j, y), "embeddings: expected a floating-point tensor, got torch.complex64"),
     "sparse": (lambda: ms(x.to_sparse(), y), "embeddings: expected a dense tensor, got layout torch.sparse_coo"),
     "no dimension": (lambda: ms(x[:, :0], y), r"embeddings: expected at least one dimension, got shape \(8, 0\)"),
+    "other dimensions": (lambda: fastdml.methods.DenselyAnchoredSampling(2, 5)(x, y), "embeddings: expected 5 dimensions, got 4"),
     # arguments that there are not
     "unknown": (lambda: losses.SupConLoss()(x, y, weights=x), 'weights: expected none, as SupConLoss has no such argument; multiply what reduction="none" returns'),
     "unknown of pairs": (lambda: losses.CLIPLoss()(x, x, labels=y), "labels: expected none, as CLIPLoss has no such argument; it knows no classes; losses over samples"),
