@@ -37,10 +37,15 @@ class Config:
 
     def holding(self, centres: int) -> Config:
         """As wide on either side as the centres of a class, padded, which lie in one tile."""
-        least = 1 << (centres - 1).bit_length()
+        least = padded(centres)
         return dataclasses.replace(
             self, stay=max(self.stay, least), stream=max(self.stream, least)
         )
+
+
+def padded(centres: int) -> int:
+    """Places of a class along an axis of tiles."""
+    return 1 << (centres - 1).bit_length()
 
 
 def power_of_two(n: int) -> int:

@@ -61,17 +61,12 @@ class Side:
 
     @property
     def padded(self) -> int:
-        return padded(self.centres)
+        return configs.padded(self.centres)
 
     @property
     def taught(self) -> int | None:
         """The second matrix's dimension."""
         return None if self.teacher is None else self.teacher.shape[1]
-
-
-def padded(centres: int) -> int:
-    """Places of a class along an axis of tiles."""
-    return 1 << (centres - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,7 +375,7 @@ def shared(
         "PARAMETERS": parameters, "METRIC": pair.metric, "EPSILON": pair.epsilon,
         "TEACHER": pair.teacher_metric if loss.teacher else "none", "T_EPSILON": pair.teacher_epsilon,
         "GROUPS": (loss.groups if centres > 1 else None) or "none", "K": centres,
-        "PADDED": padded(centres), "D": d, "DT": taught or 16, "COLUMN_VALUES": loss.column_values,
+        "PADDED": configs.padded(centres), "D": d, "DT": taught or 16, "COLUMN_VALUES": loss.column_values,
         "OWN": isinstance(loss, ListLoss) and loss.own, "NARROW": chosen.narrow(centres),
         "BLOCK_D": chosen.depth, "PRECISION": rounding,
         "BLOCK_T": 16 if taught is None else min(configs.power_of_two(taught), chosen.depth),
@@ -538,9 +533,10 @@ def _sizes(
     loss: AnyLoss, stay: Side, stream: Side, pair: Numbers, find: bool = False
 ) -> dict[str, Any]:
     """What else tells calls of a loss apart whose best sizes of tiles may differ."""
-    taught = 0 if stay.teacher is None else stay.teacher.shape[1]
-    centres = max(stay.centres, stream.centres)
-    return {"metric": pair.metric, "centres": centres, "slots": loss.slots, "teacher": taught, "find": find}
+    return {
+        "metric": pair.metric, "centres": max(stay.centres, stream.centres), "slots": loss.slots,
+        "teacher": stay.taught, "find": find,
+    }  # fmt: skip
 
 
 def _splits(blocks: int, tiles: int, device: torch.device, bytes_per_split: int) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from .configs import Config
+from .configs import Config, triton_version
 
 VARIABLE = "FASTDML_TRITON_AUTOTUNE"
 MEASURED = Path(__file__).with_name("measured.json")
@@ -30,9 +30,7 @@ _found: dict[str, Config] = {}
 
 def key(kernel: str, loss: str, arch: int, dtype: torch.dtype, d: int, **sizes: object) -> str:
     """sizes: what else they depend on, as far as it is not 0 or False."""
-    import triton
-
-    version = ".".join(triton.__version__.split(".")[:2])
+    version = ".".join(map(str, triton_version()[:2]))
     further = (f"{name}={value}" for name, value in sizes.items() if value)
     return "/".join((f"sm_{arch}", version, str(dtype)[6:], str(d), kernel, loss, *further))
 
