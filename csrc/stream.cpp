@@ -52,18 +52,38 @@ struct Visit {
   double weight;
 };
 
+// How many trapezoids of one shape, each as many rows further down the diagonal as it has.
+int64_t blocks(const Visit& v) { return v.s.dim() == 3 ? v.s.size(0) : 1; }
+
+// The k-th of several.
+template <class T>
+Trapezoid<T> further(Trapezoid<T> t, int64_t k, int64_t stride) {
+  fastdml::Block<T>& b = t.block;
+  const int64_t rows = k * b.rows;
+  b.s += k * stride;
+  t.first += rows;
+  t.classes += rows;
+  for (const T** x : {&b.row_scale, &b.col_scale, &b.row_square, &b.col_square})
+    if (*x) *x += rows;
+  for (auto* x : {&b.anchors, &b.candidates})
+    if (x->x) x->x += rows * x->row;
+  return t;
+}
+
 // samples: of the set, of which the trapezoid has the columns from its first row on, or the first of these.
 template <class T>
 Trapezoid<T> trapezoid(const Visit& v, int64_t samples) {
   Trapezoid<T> t;
   fastdml::Block<T>& b = t.block;
+  const int64_t row = v.s.dim() - 2;
   b.s = data<T>(v.s);
-  b.rows = v.s.size(0);
-  b.cols = v.s.size(1);
-  b.ld = v.s.stride(0);
+  b.rows = v.s.size(row);
+  b.cols = v.s.size(row + 1);
+  b.ld = v.s.stride(row);
   t.first = v.first;
   t.samples = samples;
-  STD_TORCH_CHECK(v.first >= 0 && b.rows <= b.cols && v.first + b.cols <= samples && v.s.stride(1) == 1,
+  STD_TORCH_CHECK(v.first >= 0 && b.rows <= b.cols && v.s.stride(row + 1) == 1 &&
+                      v.first + (blocks(v) - 1) * b.rows + b.cols <= samples,
                   "fastdml: a trapezoid has columns from its first row on");
   const auto from_first = [&](const OptionalTensor& x) {
     const T* all = pointer<T>(x, t.samples);
@@ -105,6 +125,9 @@ Trapezoid<T> trapezoid(const Visit& v, int64_t samples) {
 template <class T>
 void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
            const OptionalTensor& partial) {
+  const int64_t count = blocks(v);
+  STD_TORCH_CHECK(count == 1 || (partial.has_value() && v.classes.has_value() && !v.teacher.has_value()),
+                  "fastdml: several trapezoids fold pairs of classes");
   // Weights are of all pairs.
   Trapezoid<T> t = trapezoid<T>(v, partial.has_value() ? partial->size(2) : v.first + v.s.size(1));
   t.pieces = pieces;
@@ -120,14 +143,21 @@ void visit(const Visit& v, const Stream& stream, int64_t pass, int64_t pieces,
   }
   torch::stable::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t piece = begin; piece < end; ++piece)
-      if (partial.has_value())
+      if (count > 1) {  // whole ones to each piece
+        Trapezoid<T> own = t;
+        own.pieces = 1;
+        own.partial += piece * stream.statistics[pass] * t.samples;
+        for (int64_t k = count * piece / pieces; k < count * (piece + 1) / pieces; ++k)
+          functions<T>(stream).fold(further(own, k, v.s.stride(0)), static_cast<int>(pass), 0);
+      } else if (partial.has_value())
         functions<T>(stream).fold(t, static_cast<int>(pass), piece);
       else
         functions<T>(stream).weigh(t, piece);
   });
 }
 
-// Pass `pass` over a trapezoid, folded into partial; without it, its weights.
+// Pass `pass` over a trapezoid s [rows, cols], or over several [., rows, cols], folded into partial; without
+// it, the weights of one.
 void stream_visit_(Tensor s, int64_t id, std::vector<double> parameters, int64_t pass, int64_t pieces,
                    OptionalTensor partial, int64_t first, OptionalTensor teacher, OptionalTensor scale,
                    int64_t metric, OptionalTensor square, double epsilon, OptionalTensor embeddings,

@@ -12,16 +12,16 @@ _STAGE = 16 << 20
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out = a b, accumulated in the type of `out`."""
+    """out = a b, accumulated in the type of `out`; of one type, of several blocks too."""
     if a.dtype == out.dtype:
-        return torch.mm(a, b, out=out)
+        return torch.mm(a, b, out=out) if a.dim() == 2 else torch.bmm(a, b, out=out)
     return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def accumulate_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total += a b, accumulated in the type of `total`."""
+    """total += a b, accumulated in the type of `total`; of one type, of several blocks too."""
     if a.dtype == total.dtype:
-        return total.addmm_(a, b)
+        return total.addmm_(a, b) if a.dim() == 2 else total.baddbmm_(a, b)
     if _adds_in_place(a.dtype, total.dtype, a.device):
         return torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     step = max(1, _STAGE // (total.element_size() * max(1, total.shape[1])))

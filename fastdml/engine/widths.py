@@ -20,13 +20,15 @@ def slices_of(problems: Sequence[Problem]) -> list[slice]:
 
 
 def grow(s: Tensor, a: Tensor, c: Tensor, part: slice) -> None:
-    """s [R, N]: from the products of the width before `part` those with it, of rows a and columns c."""
+    """s [R, N], or of several blocks [., R, N]: from the products of the width before `part` those with it,
+    of rows a and columns c."""
     if part.start == part.stop:
         return
+    a, c = a[..., part], c[..., part].mT
     if part.start == 0:
-        multiply(a[:, part], c[:, part].t(), s)
+        multiply(a, c, s)
     else:
-        accumulate_(s, a[:, part], c[:, part].t())
+        accumulate_(s, a, c)
 
 
 def spread(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from ..problem import Problem
 from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
 from ..similarity import DISTANCE, PRODUCT, Metric
+from ..trapezoids import Block, all_pairs, among_positives, share_among_positives
 from ..widths import Radial, grow, slices_of, spread
 from ..workspace import block_limit, buffer, rows_within
 from . import Result, Wanted
@@ -33,7 +34,6 @@ from .chunked import Chunked
 from .native import Native
 
 _ROWS = 256  # of a trapezoid, at most
-_NARROW = 64  # of one among positives: the fewer, the fewer others it holds
 # Up to so many samples one block of all pairs costs less.
 _SMALL = 512
 # What the upper half of a product costs, in trapezoids, over the whole: as measured (4,096 samples, 128 and
@@ -134,66 +134,16 @@ def costs_less(loss: RowLoss, sweeps: float, symmetric: bool, matrices: float = 
     return _HALF * matrices * (sweeps + 1) + 2 * _HALF < rows
 
 
-class Block(NamedTuple):
-    """Rows [start, stop) against columns [start, reach)."""
-
-    start: int
-    stop: int
-    reach: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop)
-
-    @property
-    def columns(self) -> slice:
-        return slice(self.start, self.reach)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.stop - self.start, self.reach - self.start
-
-
-def _blocks(n: int, size: int) -> list[Block]:
-    """Of all pairs."""
-    return [Block(start, min(n, start + size), n) for start in range(0, n, size)]
-
-
 def _labelled(problem: Problem) -> bool:
     """Whether classes say which blocks may be left out: not of listed pairs; those of a teacher are whole."""
     return isinstance(problem.relation, LabelRelation) and problem.teacher_problem is None
 
 
-def _among_positives(problem: Problem, size: int) -> list[Block]:
-    """Those that hold all positives: up to the last one of any of their rows."""
-    n, size = problem.relation.rows, min(_NARROW, size)
-    blocks = _blocks(n, size)
-    if not _labelled(problem):
-        return blocks
-    return _reaching(blocks, size, problem.classes.col_class)
-
-
-def _reaching(blocks: Sequence[Block], size: int, classes: Tensor) -> list[Block]:
-    """Blocks of `size` rows up to the last column of a class that one of the rows has. classes: [N]"""
-    n, classes = classes.shape[0], classes.long()
-    column = torch.arange(n, device=classes.device)
-    last = torch.zeros_like(classes).scatter_reduce_(0, classes, column, "amax")[classes]
-    padded = torch.nn.functional.pad(last, (0, len(blocks) * size - n))
-    reach = padded.view(len(blocks), size).amax(1).tolist()
-    return [block._replace(reach=k + 1) for block, k in zip(blocks, reach, strict=True)]
-
-
 def _share(problem: Problem) -> float:
     """Of all pairs, how many a pass among positives visits once classes lie together."""
-    n, size = problem.relation.rows, min(_NARROW, _rows(problem))
     if not _labelled(problem):
         return 1.0
-    blocks = _blocks(n, size)
-    among, every = (
-        sum(math.prod(block.shape) for block in found)
-        for found in (_reaching(blocks, size, problem.classes.col_class.sort().values), blocks)
-    )
-    return among / every
+    return share_among_positives(problem.relation.rows, _rows(problem), problem.classes)
 
 
 def _together(problem: Problem) -> Tensor | None:
@@ -306,7 +256,7 @@ class _Ends:
         known: Tensor | None,
         partial: Tensor | None,
     ) -> None:
-        """Folds a trapezoid's products into partial, or makes weights of them, in place."""
+        """Folds the products of blocks into partial, or makes weights of those of one, in place."""
         problem, metric = self.problem, self.problem.loss.metric
         torch.ops.fastdml_native.stream_visit_(
             s,
@@ -402,7 +352,7 @@ class _Products:
         self.n = self.x.shape[0]
         self.slices = slices_of(problems)
         self.size = _rows(self.widest, len(problems))
-        self.blocks = _blocks(self.n, self.size)
+        self.blocks = all_pairs(self.n, self.size)
         self.held = self._buffer("similarity")
         self.copies = [self._buffer(f"similarity of width {k}") for k in range(len(problems) - 1)]
         self.teacher = None if self.widest.teacher is None else self._buffer("teacher")
@@ -410,7 +360,8 @@ class _Products:
 
     @lazy
     def among_positives(self) -> list[Block]:
-        return _among_positives(self.widest, self.size)
+        classes = self.widest.classes if _labelled(self.widest) else None
+        return among_positives(self.n, self.size, classes)
 
     def _buffer(self, name: str) -> Tensor:
         return buffer(name, self.size * self.n, self.x)
@@ -435,8 +386,9 @@ class _Products:
             assert self.widest.teacher_problem is not None
             t = self._part(self.teacher, block)
             self.widest.teacher_problem.similarities(block.start, block.stop, t, block.start)
+        rows, columns = block.of(self.x)
         for k, part in enumerate(self.slices):
-            grow(s, self.x[block.rows], self.x[block.columns], part)
+            grow(s, rows, columns, part)
             yield k, s, t
         self.left = block, s, t
 
