@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .call import Call, of_inference, statistic_type
+from .counting import row_counts
 from .loss import RowLoss, Rows
 from .problem import Problem, joined
 from .similarity import Metric
@@ -177,7 +178,7 @@ def bytes_per_pair(problem: Problem) -> int:
     if problem.loss.threshold_list:
         positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
         # A guess from the first rows; a longer list only makes one block larger.
-        per_pair += 5 * size * max(1, int(positive.sum(1).max()) if positive.numel() else 1)
+        per_pair += 5 * size * max(1, int(row_counts(positive).max()) if positive.numel() else 1)
     return per_pair
 
 

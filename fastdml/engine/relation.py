@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library
+from .counting import row_counts
 from .lazy import lazy
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
@@ -103,8 +104,8 @@ class Relation:
         """How many positives and negatives every row has; without_own: its own copy not among them."""
         positives, negatives = [], []
         for _, _, positive, negative in self.blocks(without_own):
-            positives.append(positive.sum(1))
-            negatives.append(negative.sum(1))
+            positives.append(row_counts(positive))
+            negatives.append(row_counts(negative))
         return torch.cat(positives), torch.cat(negatives)
 
     def _own_swapped(self, device: torch.device) -> int | Tensor | None:

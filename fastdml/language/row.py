@@ -40,6 +40,10 @@ class Row:
         first, count = self.learnt
         return self.given(k if k < first else k + count)
 
+    def graded(self, x: Any) -> Any:
+        """x, of a positive, times its grade."""
+        return x
+
     def parameter(self, k: int) -> Any:
         """Parameter k of those that may want a gradient."""
         return self.given(self.learnt[0] + k)
@@ -69,6 +73,9 @@ class TensorRow(Row):
             some = rows.positive & (rows.weight > 0)
             self.grade = torch.where(some, rows.weight.to(rows.s.dtype), 1.0)
         self._rows = rows
+
+    def graded(self, x: Tensor) -> Tensor:
+        return x if self._rows.weight is None else self.grade * x
 
     @property
     def teacher(self) -> Tensor:  # type: ignore[override]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..engine.counting import row_counts
 from . import graph
 from .graph import LOWEST, ONE, PAIR, Node, NotInLanguage, lift, make, number, of_pairs
 
@@ -129,7 +130,7 @@ def count(*, where: Value) -> Any:
     """How many pairs `where` holds; no derivative."""
     if _traced(where):
         return graph.total(ONE, of_pairs(where))
-    return _mask(where).sum(1, keepdim=True, dtype=torch.float64)
+    return row_counts(_mask(where)).unsqueeze(1).double()
 
 
 def mean(x: Value, *, where: Value) -> Any:
@@ -168,10 +169,8 @@ def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
     """
     if _traced(x, where):
         return graph.log_sum_exp(number(x), of_pairs(where), one)
-    z = _masked(x, where, torch.finfo(_tensor(x).dtype).min)
-    if one:
-        z = torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1)
-    return z.logsumexp(dim=1, keepdim=True)
+    found = _masked(x, where, torch.finfo(_tensor(x).dtype).min).logsumexp(dim=1, keepdim=True)
+    return softplus(found) if one else found
 
 
 # Pointwise words, beside + - * / ** 2, < <= > >= and & | ~.
@@ -241,6 +240,11 @@ def maximum(a: Value, b: Value) -> Any:
         return make("max", number(a), number(b))
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         return max(a, b)
+    # A condition of every pair is not foreseen by the processor: these have none.
+    if not isinstance(b, Tensor):
+        return torch.nn.functional.threshold(_number(a), float(b), float(b))
+    if not isinstance(a, Tensor):
+        return _number(b).clamp(min=float(a))
     a, b = torch.broadcast_tensors(*_alike(_number(a), _number(b)))
     return torch.where(a > b, a, b)
 

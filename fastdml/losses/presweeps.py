@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..engine.counting import row_counts
 from ..engine.loss import RowLoss, Rows
 from ..language import words as of
 from ..language.row import Row
@@ -43,4 +44,4 @@ class LogSumExp(RowLoss):
             scale = self.scale * rows.scalars[0]
         members = rows.negative if self.negatives_only else rows.positive | rows.negative
         level = log_sum_exp(scale * rows.s + self.offset, members)
-        return torch.stack([level, rows.positive.sum(1).to(level.dtype)], dim=1)
+        return torch.stack([level, row_counts(rows.positive).to(level.dtype)], dim=1)

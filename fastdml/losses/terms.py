@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..engine.counting import row_counts
 from ..engine.loss import Rows
 from ..engine.similarity import wide_type
 
@@ -21,8 +22,7 @@ def nothing(*sets: Tensor | None) -> Tensor:
 
 def log_sum_exp_with_one(z: Tensor, mask: Tensor) -> Tensor:
     """[R] log(1 + sum of exp z over the masked pairs of a row); 0 for an empty row. z, mask [R, N]."""
-    z = z.masked_fill(~mask, -torch.inf)
-    return torch.cat([z.new_zeros(z.shape[0], 1), z], dim=1).logsumexp(dim=1)
+    return softplus(log_sum_exp(z, mask))
 
 
 def log_sum_exp(z: Tensor, mask: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def rank_pairs(rows: Rows, cost: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
     mask = valid[:, :, None] & rows.negative[:, None, :]
     total = torch.where(mask, height, torch.zeros_like(height)).sum((1, 2))
     kind = rows.s.dtype
-    return total, rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
+    return total, row_counts(rows.positive).to(kind), row_counts(rows.negative).to(kind)
 
 
 def cross_entropy(z: Tensor, target: Tensor, positive: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class BinomialDeviance(Described):
 
     def row(self, p: Row) -> Any:
         kept = p.positive & (p.s < self.max_positive)
-        pull = sum(p.grade * softplus(-self.alpha * (p.s - self.base)), where=kept)
+        pull = sum(p.graded(softplus(-self.alpha * (p.s - self.base))), where=kept)
         pull = share(pull, sum(p.grade, where=kept))
         return pull + mean(softplus(self.beta * (p.s - self.base)), where=p.negative)
 

@@ -11,7 +11,7 @@ from ...engine import check
 from ...engine.lazy import lazy
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
-from ...language import Row, relu, sum
+from ...language import Row, count, relu, sum
 from ...language.described import Described
 from ..base import SampleLoss
 from ..terms import share
@@ -87,16 +87,20 @@ class Contrastive(Described):
 
     def row(self, p: Row) -> Any:
         s = p.s * p.row_value(0) if self.relative else p.s
-        sums, counts = [], []
         positive, negative = self._kept(p)
-        for term, mask, floor, grade in (
-            (self.sign * (self.pos_margin - s), positive, self.floor_p, p.grade),
-            (self.sign * (s - self.neg_margin), negative, self.floor_n, 1.0),
-        ):
-            cost = relu(term)
-            sums.append(sum(grade * cost * (1 - self.squared + self.squared * cost), where=mask))
-            counts.append(sum(grade, where=mask & (term > floor)))
-        return (*sums, *counts)
+        pull, push = self.sign * (self.pos_margin - s), self.sign * (s - self.neg_margin)
+        return (
+            sum(p.graded(self._cost(pull)), where=positive),
+            sum(self._cost(push), where=negative),
+            sum(p.grade, where=positive & (pull > self.floor_p)),
+            count(where=negative & (push > self.floor_n)),
+        )
+
+    def _cost(self, term: Any) -> Any:
+        cost = relu(term)
+        if isinstance(self.squared, bool):
+            return cost * cost if self.squared else cost
+        return cost * (1 - self.squared + self.squared * cost)  # a number that stays open
 
     def _kept(self, p: Any) -> tuple[Any, Any]:
         """The positives and the negatives that count, of a row or of rows."""

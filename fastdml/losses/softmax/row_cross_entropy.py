@@ -63,7 +63,7 @@ class RowCrossEntropy(Described):
         level = log_sum_exp(z, where=members)
         if self.log_mean:
             level = level - log(maximum(count_, 1))
-        target = sum(p.grade * z, where=p.positive)
+        target = sum(p.graded(z), where=p.positive)
         share: Any = 1.0
         if self.per == "positives":
             share = 1 / where(positives > 0, positives, 1.0)

@@ -36,7 +36,7 @@ class SigLIP(Described):
 
     def row(self, p: Row) -> Any:
         u = p.scalar(0) * p.s + p.scalar(1)
-        pull = sum(p.grade * softplus(-u), where=p.positive)
+        pull = sum(p.graded(softplus(-u)), where=p.positive)
         return pull + sum(softplus(u), where=p.negative)
 
 
