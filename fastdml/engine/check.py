@@ -285,7 +285,7 @@ def seed(value: int | Tensor, name: str) -> int | Tensor:
             )
         number = int(value) if readable(value) else 0
     else:
-        number = value
+        value = number = int(value) if isinstance(value, np.integer) else value
     if not isinstance(number, int) or not 0 <= number < STREAMS:
         raise ValueError(f"{name}: expected an integer in [0, 2^24), got {number!r}")
     return value

@@ -53,8 +53,7 @@ class NearestLabelSampler(Sampler[list[int]]):
         self.batch_size = check.integer(batch_size, "batch_size", 3, self.size)
         self.nearest = check.integer(nearest, "nearest", 0, self.batch_size - 1)
         self.length = check.count(length, "length")
-        check.seed(seed, "seed")
-        self.seed = seed
+        self.seed = int(check.seed(seed, "seed"))
         self.batches = 0
 
     def __len__(self) -> int:
