@@ -236,6 +236,15 @@ def test_miners_in_inference_mode():
     assert found == expected
 
 
+def test_labels_of_another_type_are_the_same_labels(monkeypatch):
+    case = CASES["ragged"]()
+    expected = losses.MultiSimilarityLoss()(case.x, case.y, MultiSimilarityMiner()(case.x, case.y))
+    untouched(monkeypatch)
+    for kind in (torch.int32, torch.int16):
+        pairs = MultiSimilarityMiner()(case.x, case.y.to(kind))
+        assert losses.MultiSimilarityLoss()(case.x, case.y, pairs) == expected
+
+
 @pytest.mark.parametrize("make", [DistanceWeightedMiner, UniformHistogramMiner])
 def test_a_state_of_another_library_has_no_draws(make):
     """Nothing is in the state of a miner of pytorch-metric-learning."""
