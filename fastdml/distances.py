@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .engine import check
 from .engine.distances import known, lp_name, metric_of, snr_name, user_name
 from .engine.peer import Recorded
-from .engine.similarity import PRODUCT, Metric, products
+from .engine.similarity import PRODUCT, Metric, products, unit
 
 __all__ = [
     "BaseDistance",
@@ -97,8 +97,11 @@ class BaseDistance(Recorded):
         return y - x if self.is_inverted else x - y
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
-        """Embeddings over their p-norms."""
-        return torch.nn.functional.normalize(embeddings, p=self.p, dim=dim, **kwargs)
+        """Embeddings over their p-norms, 0 where they have no direction; kwargs: of torch's `normalize`."""
+        if kwargs:
+            return torch.nn.functional.normalize(embeddings, p=self.p, dim=dim, **kwargs)
+        rows = embeddings.movedim(dim, -1)
+        return unit(rows.reshape(-1, rows.shape[-1]), self.p).view(rows.shape).movedim(-1, dim)
 
     def maybe_normalize(self, embeddings: Tensor, dim: int = 1, **kwargs: Any) -> Tensor:
         """The same if `normalize_embeddings`."""

@@ -11,7 +11,7 @@ from conftest import BACKENDS, CASES, EXAMPLES, KINDS, ROOT, inputs, needs_compi
 
 import fastdml
 from fastdml import functional as F
-from fastdml import losses
+from fastdml import losses, miners
 from fastdml.engine import in_torch
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
@@ -68,6 +68,15 @@ WRONG = {
     "memory's miner": (lambda: losses.CrossBatchMemory(losses.SupConLoss(), B, miner="x"), "miner: expected a miner or None, got 'x'"),
     "shared miner": (lambda: fastdml.distributed.wrap(losses.SupConLoss(), miner=3), "miner: expected a miner or None, got 3"),
     "miners": (lambda: losses.MultipleLosses([losses.SupConLoss()], ["x"]), "miners: expected modules or None, got 'x'"),
+    "a loss for a miner": (lambda: losses.CrossBatchMemory(losses.SupConLoss(), B, miner=losses.SupConLoss()), "miner: expected a miner or None, got the loss SupConLoss"),
+    "a class for a miner": (lambda: fastdml.distributed.wrap(losses.SupConLoss(), miner=miners.HDCMiner), "miner: expected a miner or None, got the class HDCMiner"),
+    "a loss among miners": (lambda: losses.MultipleLosses([losses.SupConLoss()], [losses.SupConLoss()]), "miners: expected a miner or None, got the loss SupConLoss"),
+    "a miner for its result": (lambda: ms(x, y, miners.HDCMiner()), "indices_tuple: expected a miner's result, .* got the miner HDCMiner; call it with embeddings and labels"),
+    "a miner for its result beside ignored labels": (lambda: fastdml.wrappers.Labelled(losses.SupConLoss(), 0)(x, y, miners.HDCMiner()), "indices_tuple: expected a miner's result, .* got the miner HDCMiner; call it"),
+    "a loss for pairs": (lambda: ms(x, y, losses.SupConLoss()), "indices_tuple: expected a miner's result, .* got the loss SupConLoss$"),
+    "a class for pairs": (lambda: ms(x, y, miners.HDCMiner), "indices_tuple: expected a miner's result, .* got the class HDCMiner$"),
+    "labels a list beside mined ones": (lambda: losses.MultiSimilarityLoss()(x, y.tolist(), miners.MultiSimilarityMiner()(x, y)), "labels: expected a tensor of 8 integers, got list"),
+    "labels float beside mined ones": (lambda: losses.MultiSimilarityLoss()(x, y.float(), miners.MultiSimilarityMiner()(x, y)), "labels: expected integer labels, got torch.float32"),
     "documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:3, None]), "documents: expected 8 rows, one per row of queries, got 3"),
     "place of documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:, None], own=9), "own: expected a number below 8, the rows of documents, got 9"),
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),

@@ -323,3 +323,42 @@ def test_what_runs_beside_calls_is_explained_with_a_reducer_too(loss, listed, na
     batch = (x, y, tuple(torch.tensor([0, 2, 4]) + k for k in (0, 1, 2))) if listed else (x, y)
     found = fastdml.explain(loss(reducer=reducers.ThresholdReducer(low=0.1)), *batch)
     assert found.loss == name and found.executor == fastdml.explain(loss(), *batch).executor
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1, 2, 3.0, float("inf")])
+def test_rows_of_any_length_are_normalised(p, dtype):
+    """Rows of zeros have no direction, and no gradient; long ones have theirs."""
+    long = torch.finfo(dtype).max
+    x = torch.tensor(
+        [[0.0, 0, 0], [long, long, -long / 2], [1, 2, -2]], dtype=dtype, requires_grad=True
+    )
+    found = D.LpDistance(p=p).normalize(x)
+    true = torch.nn.functional.normalize(
+        torch.tensor([[0, 0, 0], [2, 2, -1], [1, 2, -2]]).double(), p=p
+    )
+    torch.testing.assert_close(found.double(), true, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    (g,) = torch.autograd.grad(found[:, 0].sum(), x)
+    assert g.isfinite().all() and not g[0].any() and (p == float("inf") or g[2].any())
+    other = D.LpDistance(p=p).normalize(x.t(), dim=0)
+    assert torch.equal(other.t(), found)
+
+
+def test_a_user_s_distance_of_rows_in_half_precision():
+    class Own(D.BaseDistance):
+        def compute_mat(self, query_emb, ref_emb):
+            return torch.cdist(query_emb.float(), ref_emb.float())
+
+    x, y = samples()
+    narrow = (1e4 * x).half()
+    narrow[0] = 0
+    narrow.requires_grad_()
+    value = losses.TripletMarginLoss(distance=Own())(narrow, y)
+    value.backward()
+    torch.testing.assert_close(
+        value,
+        losses.TripletMarginLoss(distance=Own())(narrow.detach().float(), y),
+        rtol=0,
+        atol=2e-3,
+    )
+    assert narrow.grad.isfinite().all() and not narrow.grad[0].any() and narrow.grad[1:].any()

@@ -1,14 +1,21 @@
 """Miners are lazy: what they select is the same whether it is fused or listed."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import BACKENDS, CASES
 
 import fastdml
 from fastdml import functional as F
-from fastdml import losses
+from fastdml import losses, methods
 from fastdml.distances import LpDistance
-from fastdml.miners import LazyPairs, MultiSimilarityMiner, TripletMarginMiner
+from fastdml.miners import (
+    DistanceWeightedMiner,
+    LazyPairs,
+    MultiSimilarityMiner,
+    TripletMarginMiner,
+    UniformHistogramMiner,
+)
 
 NAMES = ["ragged", "wide", "big_labels", "duplicates", "one_class", "all_singletons", "reference"]
 
@@ -227,3 +234,31 @@ def test_miners_in_inference_mode():
         x = case.x.clone()
         found = losses.MultiSimilarityLoss()(x, case.y, MultiSimilarityMiner()(x, case.y))
     assert found == expected
+
+
+def test_labels_of_another_type_are_the_same_labels(monkeypatch):
+    case = CASES["ragged"]()
+    expected = losses.MultiSimilarityLoss()(case.x, case.y, MultiSimilarityMiner()(case.x, case.y))
+    untouched(monkeypatch)
+    for kind in (torch.int32, torch.int16):
+        pairs = MultiSimilarityMiner()(case.x, case.y.to(kind))
+        assert losses.MultiSimilarityLoss()(case.x, case.y, pairs) == expected
+
+
+@pytest.mark.parametrize("make", [DistanceWeightedMiner, UniformHistogramMiner])
+def test_a_state_of_another_library_has_no_draws(make):
+    """Nothing is in the state of a miner of pytorch-metric-learning."""
+    case = CASES["ragged"]()
+    module = torch.nn.ModuleDict({"miner": make(seed=3)})
+    first = tuple(module["miner"](case.x, case.y))
+    module.load_state_dict({})
+    assert int(module["miner"].step) == 1
+    module["miner"].step.zero_()
+    assert all(torch.equal(a, b) for a, b in zip(module["miner"](case.x, case.y), first, strict=True))
+
+
+def test_a_seed_of_numpy_s():
+    case = CASES["ragged"]()
+    one, other = (DistanceWeightedMiner(seed=seed)(case.x, case.y) for seed in (5, np.int64(5)))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert methods.NearestLabelSampler(case.y, 9, seed=np.int64(1 << 23)).seed == 1 << 23

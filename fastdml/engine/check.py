@@ -15,6 +15,7 @@ from . import library
 from .call import REDUCTIONS
 from .distances import known, metric_of
 from .loss import Learnt
+from .peer import kind_of
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -285,7 +286,7 @@ def seed(value: int | Tensor, name: str) -> int | Tensor:
             )
         number = int(value) if readable(value) else 0
     else:
-        number = value
+        value = number = int(value) if isinstance(value, np.integer) else value
     if not isinstance(number, int) or not 0 <= number < STREAMS:
         raise ValueError(f"{name}: expected an integer in [0, 2^24), got {number!r}")
     return value
@@ -378,10 +379,28 @@ def function(value: F, name: str) -> F:
     return value
 
 
-def miner(value: F) -> F:
-    if value is not None and not callable(value):
-        raise ValueError(f"miner: expected a miner or None, got {value!r}")
+def miner(value: F, name: str = "miner") -> F:
+    if value is not None and (not callable(value) or kind_of(value) in ("loss", "class")):
+        raise ValueError(f"{name}: expected a miner or None, got {_named(value)}")
     return value
+
+
+def relation(function: object) -> None:
+    """Refuses what can be called, but not with indices."""
+    kind = kind_of(function)
+    if kind is not None:
+        instead = "; call it with embeddings and labels, and pass what it returns" if kind == "miner" else ""
+        raise ValueError(
+            "indices_tuple: expected a miner's result, index tensors or a function of indices, got "
+            f"{_named(function)}{instead}"
+        )
+
+
+def _named(value: Any) -> str:
+    kind = kind_of(value)
+    if kind is None:
+        return repr(value)
+    return f"the {kind} {(value if kind == 'class' else type(value)).__name__}"
 
 
 def flag(value: bool, name: str) -> bool:

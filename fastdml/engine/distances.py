@@ -89,25 +89,16 @@ def _lp(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tenso
     given, wide = torch.promote_types(a.dtype, c.dtype), wide_type(a, c)
     a, c = a.to(wide), c.to(wide)  # torch has no distances in half precision
     if normalized:
-        a, c = _unit(a, p), _unit(c, p)
+        a, c = unit(a, p), unit(c, p)
     d = exact_distances(a, c, p)
     return (d if power == 1 else _power(d, power)).to(given)
 
 
 def _lp_of_rows(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:
     if normalized:
-        a, c = _unit(a, p), _unit(c, p)
+        a, c = unit(a, p), unit(c, p)
     d = torch.linalg.vector_norm(a - c, p, dim=1)
     return d if power == 1 else _power(d, power)
-
-
-def _unit(x: Tensor, p: float) -> Tensor:
-    """Rows over their p-norms; 0 where there is none."""
-    if p == 2:
-        return unit(x)
-    norm = torch.linalg.vector_norm(x, p, dim=1, keepdim=True)
-    none = norm <= torch.finfo(torch.float32).tiny
-    return torch.where(none, torch.zeros_like(x), x / torch.where(none, torch.ones_like(norm), norm))
 
 
 def _power(d: Tensor, power: float) -> Tensor:

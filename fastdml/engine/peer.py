@@ -15,6 +15,19 @@ def _both(mine: Any, theirs: Any) -> type:
     return type(mine.__name__, (mine, theirs), {"__module__": mine.__module__})
 
 
+_KINDS = {"BaseMetricLossFunction": "loss", "CrossBatchMemory": "loss", "BaseMiner": "miner"}
+
+
+def kind_of(value: object) -> str | None:
+    """Of an object of this library or of pytorch-metric-learning "loss" or "miner"; "class" of any class;
+    None of anything else."""
+    if isinstance(value, type):
+        return "class"
+    kind = type(value)
+    names = (getattr(kind, "peer", ("", ""))[1], *(k.__name__ for k in kind.__mro__))
+    return next((_KINDS[n] for n in names if n in _KINDS), None)
+
+
 def _new(kind: Any) -> Any:
     return kind.__new__(kind)
 

@@ -378,12 +378,12 @@ def products(a: Tensor, c: Tensor) -> Tensor:
         return a @ c.t()
 
 
-def unit(x: Tensor) -> Tensor:
-    """x [rows, D] at length 1, differentiable; 0 where it has no direction. NaN stays."""
+def unit(x: Tensor, p: float = 2.0) -> Tensor:
+    """x [rows, D] over its p-norms, differentiable; 0 where it has no direction. NaN stays."""
     if x.dtype in (torch.float16, torch.bfloat16):
-        return unit(x.float()).to(x.dtype)
+        return unit(x.float(), p).to(x.dtype)
     near_one, exponent = _near_one(x)
-    norm = torch.linalg.vector_norm(near_one, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(near_one, p, dim=1, keepdim=True)
     none = norm * power_of_two(exponent, x.dtype) <= EPSILON
     safe = torch.where(none, torch.ones_like(norm), norm)
     return torch.where(none, torch.zeros_like(x), near_one / safe)

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from ..distributed import ShardedProxies
+from ..engine import check
 from ..large_batch import GradientCache
 from ..metrics import RetrievalMetrics
 from ..samplers.epochs import EpochSampler
@@ -62,7 +63,7 @@ class EmbeddingModule(pl.LightningModule):
         super().__init__()
         self.towers = nn.ModuleList([towers] if isinstance(towers, nn.Module) else towers)
         self.loss = loss
-        self.miner = miner
+        self.miner = check.miner(miner)
         self.chunk = chunk
         self.automatic_optimization = chunk is None
         self._optimizer = optimizer

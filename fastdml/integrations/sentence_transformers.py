@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .. import losses, miners
 from ..distributed import wrap
+from ..engine.similarity import unit
 from ..wrappers import MatryoshkaLoss as Widths
 
 __all__ = [
@@ -123,7 +124,7 @@ class _Computed:
         compute = super().compute_loss_from_embeddings  # type: ignore[misc]
         if self.widths is None:
             return compute(embeddings, labels)
-        cut = [[nn.functional.normalize(e[:, :d], dim=1) for e in embeddings] for d, _ in self.widths]
+        cut = [[unit(e[:, :d]) for e in embeddings] for d, _ in self.widths]
         return sum(w * compute(e, labels) for (_, w), e in zip(self.widths, cut))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import Distributed
+from ..engine import check
 from ..metrics import evaluate
 
 __all__ = ["EmbedderWithLoss", "compute_loss", "compute_metrics", "pooled"]
@@ -97,7 +98,7 @@ class EmbedderWithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.miner = miner
+        self.miner = check.miner(miner)
         self._embed = embed
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> dict[str, Tensor]:

@@ -65,9 +65,8 @@ class RepresentativeSampler(Sampler[list[int]]):
         self.lifetime = check.count(lifetime, "lifetime")
         whole = max(1, len(labels) // (self.classes_per_batch * self.per_class))
         self.length = whole if length is None else check.count(length, "length")
-        check.seed(seed, "seed")
+        self.seed = int(check.seed(seed, "seed"))
         self.embed = embed
-        self.seed = seed
         self._order = labels.cpu().sort(stable=True).indices.numpy()
         self._size = sizes.numpy()
         self._start = np.cumsum(self._size) - self._size

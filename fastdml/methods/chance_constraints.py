@@ -139,7 +139,7 @@ class ChanceConstraints(nn.Module):
 
     def evaluated(self, score: float, draw: DrawPool) -> bool:
         """Tells of a validation score (larger is better); True where that began the next problem."""
-        check.finite(score, "score")
+        score = check.finite(score, "score")  # Python's own, as the state keeps the best
         self.evaluations += 1
         if self.evaluations < self.min_evaluations:
             return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..engine import check
+
 
 def place_in_class(labels: Tensor) -> tuple[Tensor, Tensor]:
     """([B] how many earlier samples have the same label, [B] how many samples have it in all)."""
@@ -55,10 +57,11 @@ def draw_each_class(labels: Tensor, count: int, generator: torch.Generator | Non
 
     labels: [N], each of 0 ... C - 1 at least once.
     """
+    labels = check.labels(labels, len(labels), labels.device, "labels", "the data set")
     order = labels.sort(stable=True).indices
-    sizes = torch.bincount(labels)
-    if not bool((sizes > 0).all()):
-        raise ValueError("labels: expected a sample of every class 0 ... C - 1")
+    sizes = torch.bincount(labels.clamp(min=0))
+    if bool((labels < 0).any()) or not bool((sizes > 0).all()):
+        raise ValueError("labels: expected a sample of every class 0 ... C - 1, and no others")
     start = (sizes.cumsum(0) - sizes)[:, None]
     chance = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64, device=labels.device)
     return order[start + (chance * sizes[:, None]).long()]

@@ -53,8 +53,7 @@ class NearestLabelSampler(Sampler[list[int]]):
         self.batch_size = check.integer(batch_size, "batch_size", 3, self.size)
         self.nearest = check.integer(nearest, "nearest", 0, self.batch_size - 1)
         self.length = check.count(length, "length")
-        check.seed(seed, "seed")
-        self.seed = seed
+        self.seed = int(check.seed(seed, "seed"))
         self.batches = 0
 
     def __len__(self) -> int:
@@ -71,7 +70,8 @@ class NearestLabelSampler(Sampler[list[int]]):
     def _batch(self, number: int) -> list[int]:
         g = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + number)
         anchor = torch.randint(self.size, (1,), generator=g, device="cpu")
-        distance = self._distance(anchor)[0].cpu().clone()  # which may be a view of the caller's
+        # The caller's, of any type, may be a view of more.
+        distance = self._distance(anchor)[0].cpu().to(torch.float64, copy=True)
         distance[anchor] = -1.0  # the anchor comes first
         near = distance.topk(self.nearest + 1, largest=False).indices
         left = torch.ones(self.size, dtype=torch.bool, device="cpu")

@@ -67,9 +67,10 @@ class DenselyAnchoredSampling(nn.Module):
         self.produced = check.count(produced, "produced")
         self.channels = check.integer(channels, "channels", 1, self.embedding_size)
         self.memory = check.count(memory, "memory")
-        self.low, self.high = (check.finite(bound, "scale") for bound in scale)
-        if self.low > self.high:
+        bounds = [check.finite(b, "scale") for b in check.sequence(scale, "scale", "(low, high)")]
+        if len(bounds) != 2 or bounds[0] > bounds[1]:
             raise ValueError(f"scale: expected (low, high) with low <= high, got {scale}")
+        self.low, self.high = bounds
         self.shift = check.finite(shift, "shift")
         self.detach = detach
         self.normalize = normalize
@@ -218,8 +219,8 @@ class NormConstraint(nn.Module):
         weight: of the term.
         momentum: of the running mean, in [0, 1): m <- momentum m + (1 - momentum) mean |v|.
 
-    State: `mean`, a scalar; NaN before the first batch, whose mean it then is. A batch whose mean is not
-    finite, or that has no rows, leaves it.
+    State: `mean`, a scalar; NaN before the first batch, whose mean it then is (in evaluation mode too, which
+    leaves the state). A batch whose mean is not finite, or that has no rows, leaves it.
     """
 
     def __init__(self, weight: float = 0.01, momentum: float = 0.999) -> None:
@@ -234,10 +235,12 @@ class NormConstraint(nn.Module):
         """The term for embeddings [B, D] of any length, in float32, or float64 for such embeddings."""
         check.embeddings(embeddings, "embeddings")
         length = lengths(embeddings)[:, 0]
+        now = length.detach().mean().to(self.mean.dtype)
+        known = self.mean.isfinite()
         if self.training and not recomputing():
-            now = length.detach().mean().to(self.mean.dtype)
             moved = self.momentum * self.mean + (1 - self.momentum) * now
-            moved = torch.where(self.mean.isfinite(), moved, now)
+            moved = torch.where(known, moved, now)
             self.mean.copy_(torch.where(now.isfinite(), moved, self.mean))
-        apart = (length - self.mean.to(length.dtype)).square()
+        mean = torch.where(known, self.mean, now)
+        apart = (length - mean.to(length.dtype)).square()
         return self.weight * (apart.mean() if len(apart) else apart.sum())

@@ -23,8 +23,7 @@ class Draws(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        check.seed(seed, "seed")
-        self.seed = seed
+        self.seed = int(check.seed(seed, "seed"))
         self.step = 0
 
     def next(self, device: torch.device | str) -> torch.Generator:

@@ -34,7 +34,8 @@ class LossEnsemble(ExactNumbers):
 
     Args:
         losses: J, each called as `loss(embeddings, labels)`.
-        prior: of the weights, positive; None: equal. A share of the sum below a cannot be reached.
+        prior: of the weights, positive; None: equal. A share of the sum below a cannot be reached, and one of
+            a would stay: the derivative by c_j is 0 there.
         eta: of the constraint.
         diversity: of the heads' term, whose heads should have unit length.
 
@@ -64,9 +65,9 @@ class LossEnsemble(ExactNumbers):
         if len(shares) != count:
             raise ValueError(f"prior: expected {count} numbers, one per loss, got {len(shares)}")
         start = torch.tensor(shares, dtype=torch.float64) / sum(shares) - self.floor
-        if bool((start < 0).any()):
+        if not bool((start > 0).all()):
             raise ValueError(
-                f"prior: expected shares of at least {self.floor:g} of the sum, got {list(prior or [])}"
+                f"prior: expected shares above {self.floor:g} of the sum, got {list(prior or [])}"
             )
         self.c = nn.Parameter(start.sqrt().float())
         self.register_buffer("totals", torch.zeros(count, dtype=torch.float64))

@@ -50,7 +50,8 @@ class IntraClassAugmentation(nn.Module):
         seed: of the draws.
 
     State: `mean`, `variance`, `corrected` [C, D], `count` [C] and the place in the stream of draws. A class
-    keeps what it has where embeddings of it are not finite.
+    keeps what it has where embeddings of it are not finite. One of which nothing is known yet has a width of
+    0: copies are the sample itself.
     """
 
     def __init__(
@@ -158,7 +159,8 @@ class IntraClassAugmentation(nn.Module):
 
     @torch.no_grad()
     def correct(self) -> None:
-        """Corrects the variances of small classes by their neighbours'; O(C) memory."""
+        """Corrects the variances of small classes by their neighbours', as every `estimate` and `update`
+        does: O(C^2 D) time, O(C) memory."""
         self.corrected.copy_(self.variance)
         usable = self.count > 1
         eligible = usable.nonzero()[:, 0]

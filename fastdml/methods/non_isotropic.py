@@ -15,7 +15,7 @@ from .. import functional, row_loss
 from ..engine import check
 from ..engine.autograd import evaluate, once
 from ..engine.call import Call
-from ..engine.similarity import unit
+from ..engine.similarity import EPSILON, unit
 from ..losses.proxy.expected_softmax import ExpectedSoftmax
 from . import von_mises_fisher as vmf
 from .classes import class_sums
@@ -24,6 +24,7 @@ from .draws import Draws
 
 METRICS = ("el-nivmf", "nivmf", "el-vmf", "b-vmf", "kl-vmf", "l2", "cos")
 _SMALLEST = 0.1  # concentration of a class
+_SHORTEST = _SMALLEST / 2  # a K v is longer, but that of a proxy without a direction
 _AT_ONCE = 1 << 20  # pairs of a block, where a similarity is not a product
 _IN_CACHE = 2048  # classes
 
@@ -67,11 +68,12 @@ class NonIsotropicVMFLoss(nn.Module):
         gradient: of draws by kappa; see `von_mises_fisher.sample`.
         seed: of the draws.
 
-    Parameters: `proxies` [C, D] (directions), `concentrations` [C, D] or [C] (0.1 at least), and
-    `temperature` []. In the released settings the network's learning rate is multiplied by 5,000 for proxies
-    (7,500 on Cars), 20,000 for concentrations (7,500) and 200 for the temperature: `parameter_groups`.
-    The network must not normalise; its last layer starts 10 to 50 times larger than usual there, so that
-    kappa begins in the range where it matters. State: the parameters and the place in the draws.
+    Parameters: `proxies` [C, D] (directions; one of zeros has none, and products of 0), `concentrations`
+    [C, D] or [C] (0.1 at least), and `temperature` []. In the released settings the network's learning rate
+    is multiplied by 5,000 for proxies (7,500 on Cars), 20,000 for concentrations (7,500) and 200 for the
+    temperature: `parameter_groups`. The network must not normalise; its last layer starts 10 to 50 times
+    larger than usual there, so that kappa begins in the range where it matters. State: the parameters and
+    the place in the draws.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class NonIsotropicVMFLoss(nn.Module):
         start = check.positive(concentration, "concentration")
         self.proxies = nn.Parameter(torch.empty(self.num_classes, self.embedding_size))
         nn.init.xavier_normal_(self.proxies)
-        shape = (self.num_classes, self.embedding_size) if "nivmf" in metric else (num_classes,)
+        shape = (self.num_classes, self.embedding_size) if "nivmf" in metric else (self.num_classes,)
         self.concentrations = nn.Parameter(torch.full(shape, start))
         value = torch.tensor(check.positive(temperature, "temperature"))
         self.temperature = nn.Parameter(value, requires_grad=learn_temperature)
@@ -183,6 +185,7 @@ class NonIsotropicVMFLoss(nn.Module):
 
     def _height(self, length: Tensor, log_k: Tensor) -> Tensor:
         """[C] a of |K v| and the sum of log K, in float64, as it is divided by a small temperature."""
+        length = length.clamp(min=_SHORTEST)
         return self._log_c(length).double() + log_k - length.double().log()
 
     def _bias(self, height: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -310,7 +313,8 @@ class _ClassTerms(torch.autograd.Function):
         length, logs = proxies.new_empty(len(proxies)), proxies.new_empty(len(proxies), dtype=torch.float64)
         for v, k, kv, inverse, size, log in _some(proxies, concentrations, columns, scale, length, logs):
             wide = k.clamp(min=_SMALLEST)
-            torch.reciprocal(v.norm(dim=1, keepdim=True).clamp_(min=1e-12), out=inverse)
+            norm = v.norm(dim=1, keepdim=True)
+            torch.reciprocal(norm, out=inverse).masked_fill_(norm <= EPSILON, 0.0)
             torch.mul(wide, v, out=kv).mul_(inverse)
             size.copy_(kv.norm(dim=1))
             log.copy_(wide.log_().sum(1, dtype=torch.float64))
@@ -331,7 +335,7 @@ def _class_gradients(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     d_proxies, d_concentrations = torch.empty_like(proxies), torch.empty_like(proxies)
     # Of K v: what comes from above, and through |K v| a multiple of K v itself.
-    radial = scale * (of_length / length)[:, None]
+    radial = scale * (of_length / length.clamp(min=_SHORTEST))[:, None]
     by_log = of_log.to(proxies.dtype)[:, None]
     parts = (proxies, concentrations, scale, radial, by_log, upstream, d_proxies, d_concentrations)
     for v, k, inverse, multiple, per_log, given, through, d_wide in _some(*parts):

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..engine import check
+from ..engine.similarity import wide_type
 
 
 class ProximalTerm(nn.Module):
-    """(weight / 2) |theta - theta_0|^2 over the trainable parameters of a network.
+    """(weight / 2) |theta - theta_0|^2 over the parameters of a network that want a gradient when this is
+    made.
 
     There is no term until `move` has set theta_0. The network is not a submodule: its state is saved
     where it was saved before.
@@ -58,28 +60,33 @@ class ProximalTerm(nn.Module):
         self.active = True
 
     def forward(self) -> Tensor:
-        """The term, to add to a loss; a scalar."""
+        """The term, to add to a loss; a scalar in float32, or float64 for a network in that."""
         of = self.of
-        total = of[0].new_zeros(())
+        kind = wide_type(*of)
+        total = of[0].new_zeros((), dtype=kind)
         if not self.active or self.weight == 0:
             return total
         for p, origin in zip(of, self.origin, strict=True):
-            total = total + (p - origin).square().sum()
+            total = total + (p - origin).to(kind).square().sum()
         return self.weight / 2 * total
 
     @torch.no_grad()
     def add_to_gradients(self) -> None:
-        """Adds the term's gradient to the parameters' own, between backward and the optimiser's step:
-        the same as `forward` in the loss, without a graph."""
+        """Adds the term's gradient to the parameters' own, between backward and the optimiser's step (with a
+        gradient scaler after `unscale_`): the same as `forward` in the loss, without a graph."""
         if not self.active or self.weight == 0:
             return
         for p, origin in zip(self.of, self.origin, strict=True):
+            if (
+                not p.requires_grad
+            ):  # frozen since; an optimiser would decay what has a gradient of zeros
+                continue
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             p.grad.add_(p - origin, alpha=self.weight)
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"weight": self.weight, "active": self.active}
+        return {"weight": float(self.weight), "active": self.active}
 
     def set_extra_state(self, state: Any) -> None:
         self.weight, self.active = float(state["weight"]), bool(state["active"])

@@ -24,5 +24,14 @@ def equal_labels(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two labels are known to be equal; None: those of the other."""
     if a is None or b is None or same_memory(a, b):
         return True
+    if not _integers(a) or not _integers(b) or a.shape != b.shape:
+        return False
     readable = a.device.type == b.device.type == "cpu" and not torch.compiler.is_compiling()
-    return readable and a.shape == b.shape and torch.equal(a, b)
+    return readable and torch.equal(a.long(), b.long())
+
+
+def _integers(labels: object) -> bool:
+    """Whether these are labels at all: what else a caller hands in equals none, and is told so later."""
+    if not isinstance(labels, Tensor):
+        return False
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)

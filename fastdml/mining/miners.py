@@ -272,7 +272,28 @@ class BatchHardMiner(BatchEasyHardMiner):
         return a, p, n
 
 
-class DistanceWeightedMiner(Miner):
+class DrawingMiner(Miner):
+    """A miner that draws, by a seed and the number of the call, `step`, which is in the state. A state
+    without it (that of pytorch-metric-learning) loads too."""
+
+    step: Tensor
+
+    def __init__(self, *, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seed = check.seed(seed, "seed")
+        # A number of Python would be a constant of a compiled graph.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._steps = Steps()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(prefix + "step", self.step)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def stream(self, labels: Tensor) -> Stream:
+        return int(self.seed), self._steps.take(self.step)
+
+
+class DistanceWeightedMiner(DrawingMiner):
     """For every positive of an anchor one negative, drawn inversely to the density of its distance.
 
     *Sampling Matters in Deep Embedding Learning*, Wu et al., ICCV 2017 (arXiv 1706.07567), section 4.
@@ -289,8 +310,6 @@ class DistanceWeightedMiner(Miner):
     without an admissible negative has no triplet.
     """
 
-    step: Tensor
-
     similarities = ("distance",)
     anchors = (0,)
     tensors = 3
@@ -300,25 +319,15 @@ class DistanceWeightedMiner(Miner):
         self,
         cutoff: float = 0.5,
         nonzero_loss_cutoff: float = 1.4,
-        *,
-        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.cutoff = check.non_negative(cutoff, "cutoff")
         self.nonzero_loss_cutoff = check.finite(nonzero_loss_cutoff, "nonzero_loss_cutoff")
-        self.seed = check.seed(seed, "seed")
-        # A number of Python would be a constant of a compiled graph.
-        self.step: Tensor
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._steps = Steps()
 
     def rule(self) -> Mapping[str, float | str]:
         cutoffs = {"cutoff": self.cutoff, "nonzero_loss_cutoff": self.nonzero_loss_cutoff}
         return {"drawn": True, **cutoffs}
-
-    def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step)
 
     def selection(self, dimension: int, stream: Stream | None) -> Select:
         assert stream is not None

@@ -12,10 +12,9 @@ from torch import Tensor
 from ..engine import check
 from ..engine.distances import metric_of
 from .batch import Batch, checked
-from .miners import Miner, by_rows
+from .miners import DrawingMiner, Miner, by_rows
 from .pairs import without_own
 from .philox import philox
-from .steps import Steps
 from .triplets import Stream
 
 
@@ -42,8 +41,9 @@ class HDCMiner(Miner):
         distance: Euclidean, of normalised embeddings, unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
-    `(a1, p, a2, n)`, the hardest first. Pairs to choose from may be given (`set_idx_externally`), as in a
-    cascade: every call then leaves a share of those that the last one left, until `reset_idx`.
+    `(a1, p, a2, n)`, the hardest first; all pairs are listed on the way. Pairs to choose from may be given
+    (`set_idx_externally`), as in a cascade: every call then leaves a share of those that the last one left,
+    until `reset_idx`.
     """
 
     def __init__(self, filter_percentage: float = 0.5, **kwargs: Any) -> None:
@@ -94,7 +94,7 @@ class HDCMiner(Miner):
         return metric_of(self.similarity).paired(batch.embeddings[a], batch.columns[b])
 
 
-class UniformHistogramMiner(Miner):
+class UniformHistogramMiner(DrawingMiner):
     """Pairs of every distance alike: some drawn from each bin that has any, with replacement.
 
     *Hardness-aware sampling* of pytorch-metric-learning: bins between the least and the largest distance of
@@ -107,30 +107,20 @@ class UniformHistogramMiner(Miner):
         distance: Euclidean, of normalised embeddings, unless another one is given; see `Miner`.
 
     Called as `miner(embeddings, labels, ref_emb=None, ref_labels=None)`, it returns lazily
-    `(a1, p, a2, n)`, bin by bin.
+    `(a1, p, a2, n)`, bin by bin; all pairs are listed on the way.
     """
-
-    step: Tensor
 
     def __init__(
         self,
         num_bins: int = 100,
         pos_per_bin: int = 10,
         neg_per_bin: int = 10,
-        *,
-        seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_bins = check.count(num_bins, "num_bins")
         self.pos_per_bin = check.count(pos_per_bin, "pos_per_bin")
         self.neg_per_bin = check.count(neg_per_bin, "neg_per_bin")
-        self.seed = check.seed(seed, "seed")
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._steps = Steps()
-
-    def stream(self, labels: Tensor) -> Stream:
-        return int(self.seed), self._steps.take(self.step)
 
     def found(self, batch: Batch, stream: Stream | None) -> tuple[Tensor, ...]:
         assert stream is not None

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..engine import check
+from ..engine.similarity import unit
 from .epochs import EpochSampler
 
 
@@ -67,6 +67,7 @@ class TuplesToWeightsSampler(EpochSampler):
         for name, value in (("model", model), ("miner", miner)):
             if not callable(value):
                 raise ValueError(f"{name}: expected something to call, got {value!r}")
+        check.miner(miner)
         self.model, self.miner, self.dataset = model, miner, dataset
         self.subset_size = (
             None
@@ -156,7 +157,7 @@ class TuplesToWeightsSampler(EpochSampler):
                 model.train()  # type: ignore[attr-defined]
         found = torch.cat(embeddings)
         if self.normalize_embeddings:
-            found = F.normalize(found, dim=1)
+            found = unit(found)
         classes = torch.cat(labels)
         if classes.dim() == 2 and classes.shape[1] == 1:
             classes = classes[:, 0]

@@ -263,6 +263,7 @@ class _Given:
         if isinstance(given, LazyPairs):
             given = given.listed()
         if callable(given):
+            check.relation(given)
             function: Callable[[Tensor, Tensor], Any] = given
             return lambda a, c: function(rows[a], columns[c])
         pairs = check.pairs(given, kept.shape[0], others.shape[0], self.embeddings)

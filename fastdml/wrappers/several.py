@@ -53,6 +53,8 @@ class MultipleLosses(NamedArguments):
         mine = _named(miners, "miners", named, some=True) if miners is not None else {}
         if wrong := [x for x in mine.values() if x is not None and not isinstance(x, nn.Module)]:
             raise ValueError(f"miners: expected modules or None, got {wrong[0]!r}")
+        for x in mine.values():
+            check.miner(x, "miners")
         given = _named(weights, "weights", named) if weights is not None else dict.fromkeys(named, 1)
         factors = {k: check.finite(given[k], f"weights[{k!r}]") for k in named}
         self.losses: nn.ModuleList | nn.ModuleDict

@@ -1,5 +1,7 @@
 """The ProxyNCA++ recipe, and pseudo-labels on clusters that are known."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +84,25 @@ def test_refuses():
         label_the_rest(x, y.clamp(min=0), 1)
     with pytest.raises(ValueError, match="labels: expected classes from 0"):
         label_the_rest(x, y - 1, 1)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_plateaus_of_scores_below_nothing(shift):
+    """As minus a loss: what is not larger is no improvement."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    run = RecordedPlateaus(optimizer, patience=2)
+    for score in [0.1, 0.2, 0.2, 0.2, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1]:
+        run.step(score + shift)
+    assert run.milestones == [5, 9]
+
+
+def test_plateaus_of_rates_that_are_tensors():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], torch.tensor(1.0))
+    run = RecordedPlateaus(optimizer, np.float64(0.5), patience=1)
+    for _ in range(3):
+        run.step(0.5)
+    assert run.milestones == [3] and optimizer.param_groups[0]["lr"] == 0.5
+    file = io.BytesIO()
+    torch.save(run.state_dict(), file)
+    file.seek(0)
+    RecordedPlateaus(optimizer).load_state_dict(torch.load(file, weights_only=True))

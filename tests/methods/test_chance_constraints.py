@@ -283,3 +283,47 @@ def test_draw_each_class():
     assert torch.equal(found, draw_each_class(labels, 50, torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="labels: expected a sample of every class"):
         draw_each_class(torch.tensor([0, 2]), 3)
+
+
+def test_scores_of_numpy_s_are_saved():
+    """As scikit-learn returns them; a checkpoint is read without pickled code."""
+    one = new(network())
+    one.evaluated(np.float64(0.5), lambda b: randn(C, b, D))
+    one.proximal.weight = np.float64(0.25)
+    two = new(network(1))
+    two.load_state_dict(saved(one))
+    assert two.best_score == 0.5 and two.proximal.weight == 0.25
+
+
+def test_samples_without_a_class_are_refused():
+    for labels in ([-1, 0, 1], [0, 2]):
+        with pytest.raises(ValueError, match="labels: expected a sample of every class"):
+            draw_each_class(torch.tensor(labels), 2)
+    with pytest.raises(ValueError, match=r"labels: expected integer labels, got torch\.float32"):
+        draw_each_class(torch.tensor([0.0, 1.0]), 2)
+
+
+def test_parameters_that_are_frozen_later_stay():
+    """An optimiser's weight decay would move what has a gradient of zeros."""
+    model = network()
+    term = ProximalTerm(model, 0.5)
+    term.move()
+    model[0].weight.requires_grad_(False)
+    term.add_to_gradients()
+    assert model[0].weight.grad is None and model[0].bias.grad is not None
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_proximal_term_of_a_network_in_half_precision(kind):
+    model = nn.Linear(300, 300).to(kind)
+    term = ProximalTerm(model, 1.0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    term.move()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1
+    assert term().item() == 90_300 / 2 and term().dtype == torch.float32
+    term().backward()
+    assert (model.weight.grad == 1).all()

@@ -134,3 +134,12 @@ def test_distances_that_are_views_stay_as_they_are():
     label_retrieval(randn(30, 4), rows_of, 1)
     list(NearestLabelSampler(rows_of, 9, 4, 6, size=30))
     assert torch.equal(distance, before)
+
+
+def test_distances_of_few_bits():
+    """Of a tree, say, in the least type that holds them."""
+    distance, batches = (torch.arange(30)[:, None] - torch.arange(30)).abs(), []
+    for kind in (torch.int64, torch.uint8, torch.float16):
+        narrow = distance.to(kind)
+        batches.append(list(NearestLabelSampler(narrow.__getitem__, 9, length=4, size=30)))
+    assert batches[0] == batches[1] == batches[2]

@@ -205,6 +205,8 @@ def test_norm_constraint_in_half_precision():
     [
         ({"channels": D + 1}, "channels: expected an integer from 1 to 7, got 8"),
         ({"scale": (1.0, 0.5)}, "scale: expected"),
+        ({"scale": 0.01}, r"scale: expected \(low, high\), got 0.01"),
+        ({"scale": (1.0,)}, r"scale: expected \(low, high\)"),
         ({"produced": 0}, "produced: expected"),
     ],
 )
@@ -228,3 +230,13 @@ def test_evaluation_moves_no_draws():
         else:
             assert torch.equal(one.train()(x, y)[0], two(x, y)[0])
     assert same_state(one, two)
+
+
+def test_norm_constraint_in_evaluation_mode():
+    """Before any step a batch's own mean counts; the state stays."""
+    x = randn(5, 4)
+    term = NormConstraint(1.0).double().eval()
+    lengths = x.norm(dim=1)
+    assert torch.allclose(term(x), (lengths - lengths.mean()).square().mean()) and term.mean.isnan()
+    first = term.train()(x)
+    assert torch.allclose(first, term.eval()(x)) and torch.allclose(term.mean, lengths.mean())

@@ -107,8 +107,9 @@ def test_compression_head_learns():
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="prior: expected shares of at least"):
-        LossEnsemble(members(), [0.01, 1, 1])
+    for prior in ([0.01, 1, 1], [1, 10, 1]):  # the second: shares of a
+        with pytest.raises(ValueError, match=r"prior: expected shares above 0\.0833333 of the sum"):
+            LossEnsemble(members(), prior)
     with pytest.raises(ValueError, match="prior: expected 3 numbers"):
         LossEnsemble(members(), [1, 1])
     with pytest.raises(ValueError, match="embeddings: expected 3 heads"):

@@ -265,3 +265,21 @@ def test_rows_of_any_length(metric):
     if metric in ("nivmf", "cos"):  # which have no use for lengths
         values = [loss(x[1:] * f, y[1:]) for f in (1.0, 1e-30, 1e100)]
         assert torch.allclose(torch.stack(values), values[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("density", ["released", "paper"])
+@pytest.mark.parametrize("metric", non_isotropic.METRICS)
+def test_a_proxy_without_a_direction(metric, density):
+    """Of zeros: finite, and alike however it is computed; its own gradient is 0."""
+    loss = new(metric, density=density, guidance=0.5)
+    with torch.no_grad():
+        loss.proxies[2] = 0
+    x, y = batch()
+    x.requires_grad_()
+    value = loss(x, y)
+    value.backward()
+    assert value.isfinite() and x.grad.isfinite().all() and not loss.proxies.grad[2].any()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())
+    with torch.no_grad():
+        loss.proxies[2] = torch.nn.functional.one_hot(torch.tensor(0), D) * 1e-30
+    assert loss(x, y).isfinite()
