@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 import fastdml
 from fastdml.large_batch import GradientCache, cached_step
@@ -182,7 +183,9 @@ def test_inputs_alone():
         close(gradients(model), expected, torch.float64)
 
 
-def test_a_list_of_texts_is_one_argument():
+def test_texts_are_one_argument():
+    """A list of them, or a tuple, as which a DataLoader has those of pairs."""
+
     class Texts(nn.Module):
         def __init__(self):
             super().__init__()
@@ -195,7 +198,9 @@ def test_a_list_of_texts_is_one_argument():
     texts = [f"text {k}" for k in range(12)]
     loss(model(texts), y).backward()
     expected = gradients(model)
-    for batch in ((texts, y), [texts, y], ((texts,), y)):
+    (loaded,) = DataLoader(list(zip(texts, y, strict=True)), batch_size=12)
+    assert isinstance(loaded[0], tuple)
+    for batch in ((texts, y), [texts, y], ((texts,), y), loaded):
         cached_step(model, loss, batch, chunk=5)
         close(gradients(model), expected, torch.float32)
 

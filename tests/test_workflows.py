@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import fastdml
 from fastdml import losses, miners
 from fastdml.distributed import shard, wrap
+from fastdml.distributed.ranks import Ranks
 from fastdml.labels import LabelSets
 from fastdml.losses import (
     CrossBatchMemory,
@@ -134,6 +135,32 @@ def test_a_wrapped_loss_with_a_miner_takes_no_pairs():
     with pytest.raises(ValueError, match=r"^indices_tuple: expected None with a miner, got pairs$"):
         loss(X, Y, (i, i + 1, i + 2))
     assert loss(X, Y).isfinite()
+
+
+REFUSED_ALONE = {
+    "own: expected a number of at least 0": {"own": -1},
+    "own: expected a number or a tensor": {"own": True},
+    "own: expected a number or a tensor of 24 integers, got torch.float32": {"own": torch.arange(24.0)},
+    "indices_tuple: expected a1 to be": {"indices_tuple": (torch.rand(2), *torch.zeros(3, 2).long())},
+    "indices_tuple: expected .* of length 2": {"indices_tuple": torch.zeros(2, 2).long().unbind()},
+}
+
+
+@pytest.mark.parametrize("words", REFUSED_ALONE)
+def test_a_wrapped_loss_of_one_process_refuses_what_the_loss_does(words):
+    for loss in (losses.ContrastiveLoss(), wrap(losses.ContrastiveLoss())):
+        with pytest.raises(ValueError, match=f"^{words}"):
+            loss(X, Y, ref_emb=X + 1, ref_labels=Y, **REFUSED_ALONE[words])
+
+
+def test_proxies_are_not_shared_out_anew_among_other_ranks(monkeypatch):
+    """As where a loss is made before torch.distributed is initialised, or loaded on another rank."""
+    loss = shard(lambda n: losses.ArcFaceLoss(n, 8), 6)
+    loss(X, Y)
+    monkeypatch.setattr(Ranks, "size", 2)
+    for call in (lambda: loss(X, Y), loss.full_state_dict):
+        with pytest.raises(ValueError, match=r"^group: expected the 1 ranks that the loss was made on"):
+            call()
 
 
 @pytest.mark.parametrize(

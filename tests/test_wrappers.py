@@ -176,6 +176,12 @@ def test_several_losses_are_their_weighted_sum():
     mined = miners.BatchEasyHardMiner()(x, y, *further[1:], own=own)
     true = losses.SupConLoss()(x, y, mined, *further[1:], own=own)
     torch.testing.assert_close(pair(x, y, *further, own=own), true)
+    # (Another library's miner knows no own copies.)
+    pair = MultipleLosses([losses.TripletMarginLoss()], [their_miners.BatchHardMiner()])
+    mined = their_miners.BatchHardMiner()(x, y, *further[1:])
+    kept = (mined[1] != own[mined[0]]) & (mined[2] != own[mined[0]])
+    true = losses.TripletMarginLoss()(x, y, tuple(i[kept] for i in mined), *further[1:], own=own)
+    torch.testing.assert_close(pair(x, y, *further, own=own), true)
     each = MultipleLosses([losses.LogRatioLoss()])
     torch.testing.assert_close(each(x, y.double()), losses.LogRatioLoss()(x, y.double()))
 

@@ -87,12 +87,14 @@ class Belonging:
     """Which of a rank's other candidates belong to its rows.
 
     own: where copies or partners stand, if that is known of this rank. partners: where a loss of pairs has
-    them if nothing is said. by_row: they are all that there is, row by row.
+    them if nothing is said. by_row: they are all that there is, row by row. memory: pairs are of rows and of
+    a memory that every rank has.
     """
 
     own: int | Tensor | None = None
     partners: int | None = None
     by_row: bool = False
+    memory: bool = False
 
     @staticmethod
     def of(signature: inspect.Signature, arguments: Mapping[str, Any]) -> Belonging:
@@ -103,7 +105,7 @@ class Belonging:
         default = signature.parameters["own"].default
         if not isinstance(default, int):
             # (Nothing is at one address with nothing.)
-            copies = isinstance(ref, Tensor) and len(ref) and same_memory(_first(arguments, _ROWS), ref)
+            copies = isinstance(ref, Tensor) and ref.numel() and same_memory(_first(arguments, _ROWS), ref)
             return Belonging(0 if own is None and copies else own)
         if "labels" in arguments or "positives" in arguments:  # these say what belongs together
             return Belonging(None if isinstance(own, int) and own == default else own)
@@ -131,9 +133,8 @@ def told(
     given = {k: v for k, v in arguments.items() if k != "own" and isinstance(v, Tensor)}
     device = next((v.device for v in given.values()), torch.device("cpu"))
     failure = failure or _no_tensor(arguments, given) or _unfit(given, belonging.by_row)
-    if ranks.size > 1:  # alone the loss says so itself
-        failure = failure or _misplaced(arguments, belonging)
-    elif failure:
+    failure = failure or _misplaced(arguments, belonging)
+    if failure and ranks.size == 1:
         raise ValueError(failure)
     # What a rank does not take has no name.
     names = "" if failure else ", ".join(_kind(k, v) for k, v in arguments.items() if k != "own")
@@ -205,7 +206,9 @@ def _misplaced(arguments: Mapping[str, Any], belonging: Belonging) -> str:
     where = belonging.partners if own is None else own
     try:
         if _listed(pairs):
-            check.pairs(pairs, len(rows), len(rows if others is None else others))
+            columns = len(rows if others is None else others)
+            # (How many a memory holds is for it to say, of the pairs of all ranks.)
+            check.pairs(pairs, len(rows), check.MOST if belonging.memory else columns)
         if own is not None and others is None:
             raise ValueError("own: expected None without other candidates")
         if where is not None and others is not None:
@@ -279,7 +282,8 @@ def place(
     columns = rows if others is None else others
     pairs: Any = arguments.get("indices_tuple")
     if _listed(pairs):
-        found["indices_tuple"] = _joined_pairs(ranks, tuple(pairs), rows, columns)
+        first = 0 if belonging.memory else columns.start
+        found["indices_tuple"] = _joined_pairs(ranks, tuple(pairs), rows, first)
     own, partners = belonging.own, belonging.partners
     # Partners that stand at the same places in both sets, and as many, stand so among all.
     moved = partners is not None and (rows.counts != columns.counts or partners != 0)
@@ -302,14 +306,15 @@ def _own_of_all(own: int | Tensor | None, rows: Set, columns: Set) -> Tensor:
 
 
 def _joined_pairs(
-    ranks: Ranks, listed: tuple[Tensor, ...], rows: Set, columns: Set
+    ranks: Ranks, listed: tuple[Tensor, ...], rows: Set, first: int
 ) -> tuple[Tensor, ...]:
+    """The pairs of all ranks; first: the place of this rank's first candidate among all."""
     anchors = (True, False, False) if len(listed) == 3 else (True, False, True, False)
     device = rows.local.device
     found = []
     lengths = ranks.equal(torch.tensor([len(t) for t in listed], device=device)).tolist()
     for k, (index, of_rows) in enumerate(zip(listed, anchors, strict=True)):
-        moved = index.to(device, torch.int64) + (rows if of_rows else columns).start
+        moved = index.to(device, torch.int64) + (rows.start if of_rows else first)
         found.append(ranks.gather(moved, [row[k] for row in lengths]))
     return tuple(found)
 

@@ -60,6 +60,9 @@ class Ranks:
             raise TypeError("a process group cannot be pickled; wrap the loss with group=None for that")
         return self.__dict__
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ranks:
+        return Ranks(self.group)  # a group is of the process, and a copy of a model is in the same ones
+
     # Collectives. Every rank calls the same ones in the same order.
 
     def headers(self, own: Sequence[int], device: torch.device) -> list[list[int]]:

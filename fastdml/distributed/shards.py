@@ -141,6 +141,16 @@ class ShardedProxies(nn.Module):
         if not self._of_rows:
             self._check(description)
 
+    def _expect_ranks(self) -> None:
+        """ValueError on other ranks than those that the classes were shared out among."""
+        ranks, first = self.ranks, sum(self.counts[: self.ranks.rank])
+        if ranks.size != len(self.counts) or self.classes.start != first:
+            raise ValueError(
+                f"group: expected the {len(self.counts)} ranks that the loss was made on, and the one with "
+                f"classes from {self.classes.start} on; got rank {ranks.rank} of {ranks.size}. Make the loss "
+                "where torch.distributed is initialised, on every rank"
+            )
+
     def _check(self, description: RowLoss) -> None:
         found = statistics_of(description)
         if isinstance(found, str):
@@ -150,6 +160,7 @@ class ShardedProxies(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of the rows of all ranks; labels in [0, num_classes)."""
         ranks = self.ranks
+        self._expect_ranks()
         factor = float(ranks.size) if self.gradient == "mean" else 1.0
         known = told(ranks, {"embeddings": embeddings, "labels": labels}, factor)
         rows = known.sets["embeddings"]
@@ -224,6 +235,7 @@ class ShardedProxies(nn.Module):
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """The state with the proxies of all ranks, the same on every rank: all of them call this."""
+        self._expect_ranks()
         found = {}
         for name, x in self.state_dict().items():
             dim = self._dimension(name)
@@ -349,7 +361,9 @@ def shard(
         loss(network(images), labels).backward()
 
     Value and gradients are those of one process with all proxies and all rows. Embeddings are gathered,
-    proxies never leave their rank: their parameters are in no DDP and in the optimizer of their rank.
+    proxies never leave their rank: their parameters are in no DDP and in the optimizer of their rank. Make it
+    where torch.distributed is initialised. Every rank fills its own: ranks that are seeded alike begin with
+    the same proxies.
 
     Args:
         make: called with the number of this rank's classes, for a loss with one proxy a class: rows are
@@ -365,7 +379,8 @@ def shard(
         gradient: of the embeddings: see `wrap`. That of proxies is whole.
 
     Raises:
-        ValueError: naming the argument and what was expected of it.
+        ValueError: naming the argument and what was expected of it; in a call, where the ranks are not those
+            that the loss was made on.
         RankError: see `wrap`.
     """
     return ShardedProxies(

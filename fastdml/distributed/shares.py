@@ -173,7 +173,13 @@ class Shares:
         )  # fmt: skip
         if call.loss.presweep() is not None:
             return self._alike(autograd.evaluate(call))
-        outputs = in_torch.row_outputs(self.share(call, rows).replace(whole=None))
+        share = self.share(call, rows).replace(whole=None)
+        outputs = in_torch.row_outputs(share)
+        if share.is_empty and not call.is_empty:
+            # Ranks exchange derivatives by what a distance learns: all have it in their graphs, without a
+            # pair as well.
+            a, c = (x.to(outputs.dtype) for x in (share.anchors, share.columns))
+            outputs = outputs + call.loss.metric.dense(a, c, 0.0).sum()
         every = joined(outputs, self.ranks, rows.counts)
         return in_torch.reduced(call.loss, every, call.row_weight, call.reduction)
 
@@ -212,8 +218,10 @@ class Shares:
         return spread(value, self.ranks)
 
     def _local(self, call: Call, rows: Rows) -> bool:
-        """Whether a call's value is one of each row of this rank. (Rows that are proxies are everybody's.)"""
-        return call.reduction == "none" and any(s.rows == rows.rows for _, s in self.sets)
+        """Whether a call's value is one of each row of this rank. (Rows that are proxies are everybody's,
+        also where there are as many of them as samples.)"""
+        samples = call.loss.rows != "proxies"
+        return call.reduction == "none" and samples and any(s.rows == rows.rows for _, s in self.sets)
 
     def share(self, call: Call, rows: Rows) -> Call:
         """The rows of a call that are this rank's, against all its candidates."""

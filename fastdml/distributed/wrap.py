@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from ..losses.parts import called_as, expect_number, expect_parts
 from ..losses.proxy.proxies import ProxyLoss
 from ..losses.twotower.listed import ListedLoss, OfRows
 from ..losses.twotower.paired import PairedLoss
+from ..mining.pairs import mined
+from ..wrappers.memory import CrossBatchMemory
 from . import cost
 from .arguments import Belonging, Set, Told, join, place, told
 from .ranks import Ranks
@@ -31,15 +34,18 @@ GRADIENTS = ("mean", "sum")
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """A part of a loss, which all ranks evaluate together."""
+    """A part of a loss, which all ranks evaluate together. within: see `Distributed.parts`."""
 
     part: Any
     shares: Shares
     name: str
+    within: Any = None
 
+    @torch.compiler.disable
     def evaluate(self) -> Tensor:
         with refused(self.name):
-            return self.shares.value(self.part)
+            found: Tensor = self.within((self.shares.value, self.part))
+            return found
 
 
 class Distributed(nn.Module):
@@ -76,14 +82,18 @@ class Distributed(nn.Module):
         """The loss of the rows of all ranks, called as the loss itself is with this rank's."""
         return total(self.parts(*batch, **further))
 
+    @torch.compiler.disable  # whoever asks for parts, as a memory does, may be compiled
     def parts(self, *batch: Any, **further: Any) -> list[Any]:
         """The parts of the loss of all rows."""
         given: dict[str, Tensor] = {}
         for name, parameter in self.loss.named_parameters():
             if self.gradient == "mean" and parameter.requires_grad:
                 given[f"loss.{name}"] = spread(parameter, self.ranks)
-        found: list[Any] = torch.func.functional_call(_Body(self), given, batch, further)
-        return found
+        # Whatever reads a parameter, and whenever: a distance, a regularizer or a user's `compute_loss` do so
+        # only when a part is evaluated.
+        within = functools.partial(torch.func.functional_call, _Body(self.loss), given)
+        found: list[Shared] = within((self._parts, batch, further))
+        return [dataclasses.replace(shared, within=within) for shared in found]
 
     def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
         signature, failure = called_as(self.loss), ""
@@ -102,6 +112,8 @@ class Distributed(nn.Module):
         if self.miner is not None and "indices_tuple" in arguments:
             failure = failure or "indices_tuple: expected None with a miner, got pairs"
         belonging = Belonging.of(signature, arguments)
+        if isinstance(self.loss, CrossBatchMemory):
+            belonging = dataclasses.replace(belonging, memory=True)
         known = told(ranks, arguments, factor, self._draws(), failure, belonging)
         bound.arguments.update(place(ranks, arguments, known, belonging))
         if self.schedule == "gather" and self._may_compare_rows_alone(bound.arguments):
@@ -130,14 +142,15 @@ class Distributed(nn.Module):
         _put(bound, whole)
         if same:
             bound.arguments["ref_emb"] = whole["embeddings"]
-        if self.miner is not None:
-            names = ("embeddings", "labels", "ref_emb", "ref_labels")
-            bound.arguments["indices_tuple"] = self.miner(*map(bound.arguments.get, names))
-        bound.apply_defaults()
         ring = self.schedule == "ring"
         shares = Shares(ranks, [(whole[name], own) for name, own in known.sets.items()], ring)
         name = type(self.loss).__name__
-        with self._same_draws(known.draws), refused(name) if ring else contextlib.nullcontext():
+        with self._same_draws(known), refused(name) if ring else contextlib.nullcontext():
+            if self.miner is not None:
+                names = ("embeddings", "labels", "ref_emb", "ref_labels", "own")
+                given: Any = map(bound.arguments.get, names)
+                bound.arguments["indices_tuple"] = mined(self.miner, *given)
+            bound.apply_defaults()
             parts = self.loss.parts(*bound.args, **bound.kwargs)  # type: ignore[operator]
         return [Shared(part, shares, name) for part in parts]
 
@@ -147,17 +160,16 @@ class Distributed(nn.Module):
 
     @property
     def _draws_from_torch(self) -> bool:
-        return any(
-            isinstance(m, Loss) and ("generator" in m.inputs or m.in_torch is not None)
-            for m in self.loss.modules()
-        )
+        miner = [] if self.miner is None else [self.miner]
+        return any(map(_draws_from_torch, (*self.loss.modules(), *miner)))
 
     def _draws(self) -> int:
         """Where the loss draws from torch's generator: a number by which all ranks draw alike."""
         return int(torch.randint(1 << 62, (), device="cpu")) if self._draws_from_torch else 0
 
-    def _same_draws(self, seed: int) -> Any:
-        return _seeded(seed) if self._draws_from_torch else contextlib.nullcontext()
+    def _same_draws(self, known: Told) -> Any:
+        device = next(iter(known.sets.values())).local.device
+        return _seeded(known.draws, device) if self._draws_from_torch else contextlib.nullcontext()
 
     def extra_repr(self) -> str:
         return f"schedule={self.schedule!r}, gradient={self.gradient!r}"
@@ -182,7 +194,8 @@ def _put(bound: inspect.BoundArguments, values: Mapping[str, Any]) -> None:
     bound.arguments.update({k: v for k, v in values.items() if k in bound.signature.parameters})
     rest = _rest(bound)
     if rest is not None and rest in bound.arguments:
-        bound.arguments[rest] = tuple(v for k, v in values.items() if k.startswith(f"{rest} "))
+        given = enumerate(bound.arguments[rest])
+        bound.arguments[rest] = tuple(values.get(f"{rest} {k}", x) for k, x in given)
 
 
 def _alone(part: object) -> bool:
@@ -196,23 +209,40 @@ def _embeds(name: str, own: Set) -> bool:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """All generators of torch as one seed leaves them, and afterwards as they were."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators of the CPU and of a device as one seed leaves them, and afterwards as they were.
+
+    (`torch.random.fork_rng` and `torch.manual_seed` reach for all devices of the machine.)
+    """
+    drawn_from = [torch.default_generator]
+    if device.type == "cuda":
+        drawn_from.append(torch.cuda.default_generators[device.index])
+    states = [g.get_state() for g in drawn_from]
+    try:
+        for g in drawn_from:
+            g.manual_seed(seed)
         yield
+    finally:
+        for g, state in zip(drawn_from, states, strict=True):
+            g.set_state(state)
+
+
+def _draws_from_torch(module: object) -> bool:
+    """Whether a loss draws from torch's generator; of others' miners nobody knows."""
+    if isinstance(module, Loss):
+        return "generator" in module.inputs or module.in_torch is not None
+    return type(module).__module__.partition(".")[0] not in (__name__.partition(".")[0], "torch")
 
 
 class _Body(nn.Module):
-    """The parts of a wrapped loss, with other parameters in place of its own."""
+    """What calls a function while a loss has other parameters in place of its own."""
 
-    def __init__(self, outer: Distributed) -> None:
+    def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss = outer.loss
-        self._outer = [outer]
+        self.loss = loss
 
-    def forward(self, *batch: Any, **further: Any) -> list[Any]:
-        return self._outer[0]._parts(batch, further)
+    def forward(self, function: Callable[..., Any], *given: Any) -> Any:
+        return function(*given)
 
 
 def wrap(
@@ -246,9 +276,9 @@ def wrap(
         miner: called with the rows of all ranks; its pairs go to the loss, whose call then takes none.
 
     Labels, a teacher's embeddings and other numbers of the rows are told to all ranks. Index tuples and
-    `own` name a rank's own rows and candidates; a function in place of index tuples sees places among all
-    rows. `ref_emb` are a rank's own candidates, compared with the rows of all ranks. With
-    reduction="none" a rank gets the losses of its own rows (of proxies: all).
+    `own` name a rank's own rows and candidates (of a memory of all batches, its rows); a function in place
+    of index tuples sees places among all rows. `ref_emb` are a rank's own candidates, compared with the
+    rows of all ranks. With reduction="none" a rank gets the losses of its own rows (of proxies: all).
 
     All ranks call the loss equally often, and run backward with the same upstream gradient.
 

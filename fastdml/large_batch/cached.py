@@ -58,9 +58,9 @@ def cached_step(
         loss: called with the embeddings of all towers, then the rest of the batch.
         batch: a tuple (or list) with the inputs of each tower, then what the loss takes beside
             embeddings, such as labels. With one tower it may be its inputs alone, if these are a tensor
-            or a mapping. A tensor or a list of texts is passed as ``model(x)``, a tuple as
-            ``model(*x)``, a mapping as ``model(**x)``; within these, any nesting of tensors whose first
-            dimension is the batch.
+            or a mapping. A tensor or a list or tuple of texts is passed as ``model(x)``, another
+            tuple as ``model(*x)``, a mapping as ``model(**x)``; within these, any nesting of tensors
+            whose first dimension is the batch.
         chunk: rows per pass through the network, at least 1.
         scaler: a ``GradScaler``, which scales the loss before its backward pass.
         progress: called as ``progress(what, chunks done, chunks in all)``, with "embed", then "gradient".
@@ -109,7 +109,7 @@ class _Pass:
     """One call of :meth:`GradientCache.embed`: all that its second pass needs."""
 
     model: Model
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    arguments: tuple[dict[int, Any], dict[str, Any]]  # by place and by name
     bounds: list[tuple[int, int]]
     devices: set[torch.device]
     casts: dict[str, dict[str, Any]]
@@ -120,7 +120,7 @@ class _Pass:
 
     def run(self, start: int, stop: int) -> list[Tensor]:
         args, kwargs = rows.part(self.arguments, start, stop)
-        found = self.model(*args, **kwargs)
+        found = self.model(*args.values(), **kwargs)
         self.is_tuple = isinstance(found, tuple | list)
         outputs = list(found) if self.is_tuple else [found]
         for output in outputs:
@@ -184,7 +184,7 @@ class GradientCache:
             model: returns ``[rows, ...]`` embeddings, or a tuple of such. A module without a
                 parameter to train (a locked tower) is embedded once and gathers nothing.
             args, kwargs: tensors whose first dimension is the batch, in any nesting of tuples, lists
-                and mappings; lists of texts; what is neither is passed to every chunk.
+                and mappings; lists and tuples of texts; what is neither is passed to every chunk.
 
         Raises:
             ValueError: rows are not equally many, or the model does not return as many; the model is
@@ -193,14 +193,15 @@ class GradientCache:
         """
         if not self._open:
             raise ValueError("GradientCache.embed: expected to be called within the context")
-        size = rows.count((args, kwargs))
+        given = (dict(enumerate(args)), kwargs)  # a tuple of texts would be rows
+        size = rows.count(given)
         # An empty batch is one empty chunk: a rank without rows takes part in DDP's synchronisation.
         bounds = [(i, min(i + self._chunk, size)) for i in range(0, max(size, 1), self._chunk)]
         if len(bounds) > 1 or any(p.model is model for p in self._passes):
             _refuse_steps_in_backward(model)
         if len(bounds) > 1:
             _refuse_inside_ddp(model)
-        devices = generators(rows.tensors((args, kwargs)), model)
+        devices = generators(rows.tensors(given), model)
         wanted: list[tuple[Tensor, Tensor]] = []
 
         def leaf(x: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class GradientCache:
             wanted.append((x, x.detach().requires_grad_()))
             return wanted[-1][1]
 
-        arguments = rows.with_tensors((args, kwargs), leaf)
+        arguments = rows.with_tensors(given, leaf)
         one = _Pass(model, arguments, bounds, devices, _casts(), wanted)
         locked = isinstance(model, nn.Module) and not (
             wanted or any(p.requires_grad for p in model.parameters())

@@ -70,8 +70,10 @@ def has_rows(value: Any) -> bool:
     """Whether it is rows itself, rather than a container of such."""
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim > 0
-    # A list of texts is rows; a list of tensors is what a DataLoader makes of a tuple.
-    return isinstance(value, list) and all(isinstance(item, str | bytes) for item in value)
+    # A list of texts is rows, and so is a tuple, as which a DataLoader has the texts of pairs; a list of
+    # tensors is what it makes of a tuple.
+    some = isinstance(value, list) or (type(value) is tuple and len(value) > 0)
+    return some and all(isinstance(item, str | bytes) for item in value)
 
 
 def _leaves(batch: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -10,11 +10,18 @@ from torch import nn
 
 from ..reducers import DoNothingReducer, native
 
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def called_as(loss: Any) -> inspect.Signature:
-    """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps."""
+    """What a call of a loss takes; a wrapper that passes its batch on says so of what it wraps, and a loss
+    that does, by the first of its `entries` that names its arguments."""
     own: inspect.Signature | None = getattr(loss, "called_as", None)
-    return inspect.signature(loss.forward) if own is None else own
+    if own is not None:
+        return own
+    told = [inspect.signature(getattr(loss, name)) for name in getattr(loss, "entries", ("forward",))]
+    named = (s for s in told if not any(p.kind in _ANY_NUMBER for p in s.parameters.values()))
+    return next(named, told[0])
 
 
 def expect_parts(loss: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..engine.places import pairs_within
 from ..engine.relation import LabelRelation, Relation
 from .batch import Batch
+from .lazy import LazyPairs
 
 
 def positive_pairs(batch: Batch, once: bool = False) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,32 @@ def all_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found.append((a1 + start, p, a2 + start, n))
     a1, p, a2, n = (torch.cat(t) for t in zip(*found, strict=True))
     return a1, p, a2, n
+
+
+def mined(
+    miner: Callable[..., Any],
+    embeddings: Tensor,
+    labels: Any,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | Tensor | None = None,
+) -> Any:
+    """What a miner chooses of a batch; no row's own copy, which `own` names among other candidates."""
+    batch = (embeddings, labels, ref_emb, ref_labels)
+    if own is None:
+        return miner(*batch)
+    try:
+        found = miner(*batch, own=own)
+    except TypeError as error:
+        if "own" not in str(error):
+            raise
+        found = miner(*batch)
+    # A miner of another library, or one that takes `own` and does not heed it, lists own copies too.
+    if isinstance(found, LazyPairs) or callable(found):
+        return found
+    if not isinstance(own, Tensor):
+        own = torch.arange(own, own + embeddings.shape[0], device=embeddings.device)
+    return without_own(found, own)
 
 
 def without_own(pairs: Sequence[Tensor], own: Tensor) -> tuple[Tensor, ...]:

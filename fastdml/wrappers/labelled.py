@@ -19,6 +19,7 @@ from ..losses.triplet.listed import OneByOne
 from ..mining.identity import same_memory
 from ..mining.lazy import LazyPairs
 from ..mining.miners import Miner
+from ..mining.pairs import mined
 
 
 class Labelled(ExactNumbers):
@@ -121,8 +122,7 @@ class Labelled(ExactNumbers):
         if self.miner is not None:
             if batch.indices_tuple is not None:
                 raise ValueError("indices_tuple: expected None with a miner, got pairs")
-            places = {} if batch.own is None else {"own": batch.own}
-            found[2] = self.miner(found[0], found[1], found[3], found[4], **places)
+            found[2] = mined(self.miner, found[0], found[1], found[3], found[4], batch.own)
         while found[-1] is None:
             found.pop()
         further = {} if batch.own is None else {"own": batch.own}

@@ -17,7 +17,7 @@ from ..losses.base import SampleLoss, Term, total
 from ..losses.parts import expect_parts
 from ..mining.batch import checked
 from ..mining.lazy import LazyPairs
-from ..mining.pairs import all_pairs, without_own
+from ..mining.pairs import all_pairs, mined
 from ..mining.steps import recomputing
 from ..mining.triplets import joined
 
@@ -200,10 +200,10 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
             found = _parts_of(self.loss, anchors, theirs, pairs, memory, stored)
         else:
             loss: Any = self.loss
-            mined: Any = None
+            chosen: Any = None
             if self.miner is not None:
-                mined = self._mined(anchors, theirs, memory, stored, own)
-            found = loss.parts(anchors, theirs, mined, memory, stored, own=own)
+                chosen = mined(self.miner, anchors, theirs, memory, stored, own)
+            found = loss.parts(anchors, theirs, chosen, memory, stored, own=own)
         if torch.is_grad_enabled() and any(_reads_later(part) for part in found):
             # They keep this memory: the next call may write into it before their backward pass.
             self._go_on_with_a_copy()
@@ -213,21 +213,6 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
     def _go_on_with_a_copy(self) -> None:
         self.embedding_memory = self.embedding_memory.clone()
         self.label_memory = self.label_memory.clone()
-
-    def _mined(
-        self, embeddings: Tensor, labels: Tensor, memory: Tensor, stored: Tensor, own: Tensor | None
-    ) -> Any:
-        assert self.miner is not None
-        try:
-            found = self.miner(embeddings, labels, memory, stored, own=own)
-        except TypeError as error:
-            if "own" not in str(error):
-                raise
-            found = self.miner(embeddings, labels, memory, stored)
-        # A miner of another library, or one that takes `own` and does not heed it, lists own copies too.
-        if own is None or isinstance(found, LazyPairs) or callable(found):
-            return found
-        return without_own(found, own)
 
     def create_indices_tuple(
         self,
@@ -242,8 +227,8 @@ class CrossBatchMemory(SeenAsPeer, NamedArguments):
         index tensors."""
         own = self._own(labels) if do_remove_self_comparisons else None
         if self.miner is not None:
-            mined = self._mined(embeddings, labels, E_mem, L_mem, own)
-            found = mined.listed() if isinstance(mined, LazyPairs) else tuple(mined)
+            chosen = mined(self.miner, embeddings, labels, E_mem, L_mem, own)
+            found = chosen.listed() if isinstance(chosen, LazyPairs) else tuple(chosen)
         else:
             found = all_pairs(checked(embeddings, labels, None, E_mem, L_mem, own))
         if input_indices_tuple is None:

@@ -11,6 +11,7 @@ from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..losses.base import Loss, weighted
 from ..losses.parts import expect_number
+from ..mining.pairs import mined
 
 
 class MultipleLosses(NamedArguments):
@@ -105,7 +106,7 @@ class MultipleLosses(NamedArguments):
             found = [embeddings, labels, pairs, ref_emb, ref_labels]
             miner: Any = self.miners._modules.get(str(name))
             if miner is not None:
-                found[2] = miner(embeddings, labels, ref_emb, ref_labels, **further)
+                found[2] = mined(miner, embeddings, labels, ref_emb, ref_labels, further.get("own"))
             while found[-1] is None:
                 found.pop()
             yield losses[name], weights[name], tuple(found)

@@ -276,9 +276,117 @@ def rows_of_losses() -> None:
         (d,) = torch.autograd.grad((result * own(weight, counts)).sum(), x)
         close(result, own(value, counts), "losses")
         close(d, own(t, counts), "gradient")
-    proxies = fastdml.losses.ProxyAnchorLoss(5, 19, reduction="none").double()
-    x, y = own(case.x, counts), own(case.y % 5, counts)
-    close(wrap(proxies)(x, y), proxies(case.x, case.y % 5), "proxies")
+    for classes in (5, len(case.x)):  # also as many as there are samples
+        proxies = fastdml.losses.ProxyAnchorLoss(classes, 19, reduction="none").double()
+        x, y = own(case.x, counts), own(case.y % 5, counts)
+        close(wrap(proxies)(x, y), proxies(case.x, case.y % 5), "proxies")
+
+
+class Drawing(torch.nn.Module):
+    """A miner of another library, which draws, and knows no own copies."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor) -> object:
+        i, j, k = torch.randint(len(labels), (3, 300))
+        others = labels if ref_labels is None else ref_labels
+        kept = (labels[i] == others[j]) & (labels[i] != others[k])
+        return i[kept], j[kept], k[kept]
+
+
+def miners_are_told() -> None:
+    """Of own copies; and those of others draw the same on every rank."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    x, y = case.x, case.y
+    mine, labels = (own(t, shards(len(x), size, False)) for t in (x, y))
+    miners = fastdml.miners
+    for miner in (miners.BatchEasyHardMiner(), miners.BatchEasyHardMiner("hard", "hard")):
+        for loss in (fastdml.losses.TripletMarginLoss(), fastdml.losses.ContrastiveLoss()):
+            true = loss(x, y, miner(x, y, x.clone(), y, own=0), x.clone(), y, own=0)
+            together = wrap(loss, miner=miner)
+            close(together(mine, labels, None, mine.clone(), labels, own=0), true, "named")
+            close(together(mine, labels, None, mine.detach(), labels), true, "in one memory")
+    loss, ranks = fastdml.losses.TripletMarginLoss(), Ranks()
+    several = fastdml.wrappers.MultipleLosses([loss], [Drawing()])
+    for together in (wrap(loss, miner=Drawing()), wrap(several)):
+        torch.manual_seed(dist.get_rank())
+        before = torch.get_rng_state()
+        value = together(mine, labels, None, mine.clone(), labels, own=0)
+        torch.manual_seed(int(ranks.equal(torch.tensor(_first_draw(before)))[0]))
+        copy = torch.cat([x[:0], x])
+        pairs = fastdml.mining.pairs.mined(Drawing(), x, y, copy, y, 0)
+        assert not bool((pairs[0] == pairs[1]).any())
+        close(value, loss(x, y, pairs, copy, y, own=0), type(together.loss).__name__)
+
+
+def _first_draw(state: Tensor) -> int:
+    """The number that a wrapped loss draws first, of which rank 0's is everybody's seed."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(state)
+        return int(torch.randint(1 << 62, ()))
+
+
+def ring_with_a_miner() -> None:
+    """It computes with embeddings, at once or when asked for its pairs: refused by the schedule's name."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    mine, labels = (own(t, shards(len(case.x), size, False)) for t in (case.x, case.y))
+    miner = fastdml.miners.MultiSimilarityMiner()
+    for one in (miner, functools.partial(_at_once, miner)):
+        try:
+            wrap(fastdml.losses.ContrastiveLoss(), None, "ring", miner=one)(mine, labels)
+        except ValueError as error:
+            assert str(error).startswith("schedule: ") and "expected 'gather'" in str(error), error
+        else:
+            raise AssertionError("a miner without embeddings")
+
+
+def _at_once(miner: torch.nn.Module, *batch: object) -> tuple[Tensor, ...]:
+    return tuple(miner(*batch))
+
+
+def users_rows() -> None:
+    """A loss of `row_loss` in the row language, with all that it may be called with."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    x, y, t = case.x, case.y, case.x[:, :5].contiguous()
+    counts = shards(len(x), size, False)
+    mine, labels, theirs = (own(v, counts) for v in (x, y, t))
+    word = fastdml.language
+
+    def pull(p: object) -> object:
+        return word.log_sum_exp(5 * p.s, where=p.negative, one=True) - word.sum(p.s, where=p.positive)
+
+    def taught(p: object) -> object:
+        return word.sum(word.square(p.s - p.teacher), where=p.pair)
+
+    loss, miner = fastdml.row_loss(pull), fastdml.miners.MultiSimilarityMiner()
+    together, true = wrap(loss), loss(x, y)
+    close(together(embeddings=mine, labels=labels), true, "names")
+    close(together(mine, labels, None, mine, labels), true, "one set")
+    close(together(mine, labels, None, mine.clone(), labels, own=0), true, "own copies")
+    close(wrap(loss, miner=miner)(mine, labels), loss(x, y, tuple(miner(x, y))), "a miner")
+    local = torch.arange(len(labels))
+    pairs = (local, local.flip(0), local, local.roll(1))
+    starts = [sum(counts[:r]) for r in range(size)]
+    each = [torch.arange(c) for c in counts]
+    whole = [torch.cat([f(i) + s for i, s in zip(each, starts, strict=True)]) for f in (
+        lambda i: i, lambda i: i.flip(0), lambda i: i, lambda i: i.roll(1),
+    )]  # fmt: skip
+    close(together(mine, labels, pairs), loss(x, y, tuple(whole)), "index tuples")
+    loss = fastdml.row_loss(taught, teacher="cosine")
+    close(wrap(loss)(mine, teacher=theirs), loss(x, teacher=t), "a teacher")
+
+
+def a_memory_and_pairs() -> None:
+    """They name the rank's own rows, and rows of the memory that all have."""
+    case, size = CASES["ragged"](), dist.get_world_size()
+    counts = shards(len(case.x), size, False)
+    first, rows = sum(counts[: dist.get_rank()]), torch.arange(len(case.x))
+    pairs = (rows, rows.flip(0), rows, rows.roll(3))
+    mine = tuple(own(i, counts) - (0 if k % 2 else first) for k, i in enumerate(pairs))
+    alone, shared = (
+        fastdml.wrappers.CrossBatchMemory(fastdml.losses.ContrastiveLoss(), 19, 60).double() for _ in range(2)
+    )
+    for k in range(2):
+        true = alone(case.x, case.y, pairs)
+        close(wrap(shared)(own(case.x, counts), own(case.y, counts), mine), true, f"value {k}")
 
 
 def second_derivative() -> None:
@@ -300,6 +408,42 @@ def second_derivative() -> None:
         assert "first derivatives only" in str(error), error
     else:
         raise AssertionError("a second derivative over ranks")
+
+
+def _labelled(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    return fastdml.wrappers.Labelled(build())
+
+
+def _scale() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.linspace(0.5, 2, 19))
+
+
+class LearntDistance(fastdml.distances.BaseDistance):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = _scale()
+
+    def compute_mat(self, a: Tensor, c: Tensor) -> Tensor:
+        return torch.cdist(a * self.scale, c * self.scale, p=1)
+
+
+class LearntPenalty(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = _scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * self.scale).square().mean()
+
+
+class OwnLoss(fastdml.losses.BaseMetricLossFunction):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = _scale()
+
+    def compute_loss(self, embeddings: Tensor, labels: Tensor, *_: object) -> dict[str, object]:
+        found = (embeddings * self.scale).square().sum(1)
+        return {"loss": {"losses": found, "indices": labels, "reduction_type": "element"}}
 
 
 def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
@@ -325,6 +469,9 @@ def _variants() -> dict[str, tuple[Callable[[], torch.nn.Module], int]]:
         "a distance in torch": (
             lambda: L.ContrastiveLoss(distance=fastdml.distances.LpDistance(p=1)), 1,
         ),
+        "a learnt distance": (lambda: L.ContrastiveLoss(0.3, 30, distance=LearntDistance()), 1),
+        "a learnt regularizer": (lambda: L.SupConLoss(embedding_regularizer=LearntPenalty()), 1),
+        "a loss of a user's own": (OwnLoss, 1),
         "a memory of all": (lambda: fastdml.wrappers.CrossBatchMemory(L.SupConLoss(), 19, 60), 4),
     }  # fmt: skip
 
@@ -356,7 +503,15 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
         batch = {"embeddings": case.x, "labels": case.y.unique(return_inverse=True)[1]}
         for name, (build, rounds) in _variants().items():
             found[name] = functools.partial(wrapped, build, batch, rounds=rounds)
+        weights = {**batch, "sample_weights": torch.linspace(0.1, 3, len(case.x)).double()}
+        for kind in ("swapped triplets", "drawn triplets"):
+            build = functools.partial(_labelled, _variants()[kind][0])
+            found[f"weights of {kind}"] = functools.partial(wrapped, build, weights)
         found["index tuples"] = listed
+        found["a memory and pairs"] = a_memory_and_pairs
+        found["miners are told"] = miners_are_told
+        found["a ring with a miner"] = ring_with_a_miner
+        found["a user's rows"] = users_rows
         found["miners"] = mined
         found["losses of rows"] = rows_of_losses
         found["a second derivative"] = second_derivative

@@ -60,6 +60,7 @@ class OneByOne:
         batch = batch.replace(
             embeddings=batch.embeddings[rows], ref_emb=columns, own=own, ref_labels=labels,
             labels=None if batch.labels is None else batch.labels[rows],
+            row_weight=None if batch.row_weight is None else batch.row_weight[rows],
         )  # fmt: skip
         function = self.function
         if isinstance(function, PerRow):
