@@ -1,14 +1,18 @@
 """``fastdml eval``: files in, a table, JSON and a page out."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import fastdml.metrics as M
 from fastdml.cli import main
+from fastdml.command_line import BROKEN_PIPE
 from fastdml.metrics import definitions, evaluation, files
 
 RNG = np.random.default_rng(0)
@@ -207,6 +211,16 @@ def test_labels_of_parquet_are_of_one_class_each(folder):
     for several in ([[1, 2], [1]], [["a"], []], [{"x": 1}, {"x": 2}]):
         with pytest.raises(ValueError, match=r"integers or strings in 'label', got (list|struct)<"):
             read(pa.array(several))
+
+
+def test_a_reader_that_leaves_is_no_error(folder):
+    command = [sys.executable, "-m", "fastdml", "eval", "x.npy", "y.npy", "--json", "-"]
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == BROKEN_PIPE and done.stderr == b""
 
 
 def test_interrupted(folder, capsys, monkeypatch):
