@@ -287,6 +287,38 @@ def test_ignored_samples_of_lists_functions_and_memories():
     torch.testing.assert_close(detached, some(x[left], y[left], None, x[left].detach(), y[left], own=0))
 
 
+def test_candidates_without_labels_are_all_there():
+    """In lists of pairs and functions, which need none; but own copies of what is ignored."""
+    x, (y, _) = embeddings(ROWS, 1), ignored(True)
+    kept, rows = y != -100, torch.arange(ROWS)
+    left = kept.nonzero()[:, 0]
+    loss = losses.ContrastiveLoss()
+    wrapped = Labelled(loss, ignore_label=-100)
+    tags = sets(OTHERS, 4)
+
+    def function(i, j):
+        same = (i[:, None] + j) % 3 == 0
+        return same, ~same
+
+    for count in (9, ROWS, OTHERS):
+        ref = embeddings(OTHERS, 3)[:count]
+        pairs = rows, (rows * 5 + 2) % count, rows, (rows * 7 + 1) % count
+        expected = loss(x, None, tuple(i[kept] for i in pairs), ref)
+        torch.testing.assert_close(wrapped(x, y, pairs, ref), expected)
+        expected = loss(x[left], None, lambda i, j: function(left[i], j), ref)
+        torch.testing.assert_close(wrapped(x, y, function, ref), expected)
+        mine = sets(ROWS, 2)
+        expected = loss(x[left], None, LabelSets(mine[left], tags[:count]), ref)
+        torch.testing.assert_close(wrapped(x, y, LabelSets(mine, tags[:count]), ref), expected)
+    memory = torch.cat([embeddings(4, 9), x]).detach()
+    place = torch.cat([torch.arange(4), left + 4])
+    own = torch.arange(len(left)) + 4
+    expected = loss(x[left], None, lambda i, j: function(left[i], place[j]), memory[place], own=own)
+    torch.testing.assert_close(wrapped(x, y, function, memory, own=4), expected)
+    with pytest.raises(ValueError, match="ref_labels: expected one set of labels per row of ref_emb"):
+        wrapped(x, y, LabelSets(sets(ROWS, 2)), embeddings(ROWS, 3))
+
+
 def kept_of(y, i, j):
     return (y[i] != -100) & (y[j] != -100)
 

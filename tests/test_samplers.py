@@ -1,12 +1,13 @@
 """Samplers: what a batch holds, how draws are distributed, ranks, seeds, and resuming."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from fastdml.samplers import (
     FixedSetOfTriplets,
@@ -542,10 +543,39 @@ def test_any_labels_and_the_data_loader(labels, batches):
     assert all(sorted(batch.tolist()) == [0, 1, 2, 3] for batch in drawn)
 
 
-def test_single_indices_as_batches_are_refused_in_words():
-    loader = DataLoader(range(4), batch_sampler=MPerClassSampler([0, 0, 1, 1], 2, 4))
-    with pytest.raises(TypeError, match=r"single indices.*batches=True.*batch_sampler="):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_single_indices_as_batches_are_refused_in_words(workers):
+    sampler = MPerClassSampler([0, 0, 1, 1], 2, 4)
+    loader = DataLoader(range(4), batch_sampler=sampler, num_workers=workers)
+    with pytest.raises(TypeError, match=r"single indices.*batches=True.*batch_sampler=\)' object is not"):
         next(iter(loader))
+
+
+@every_sampler
+def test_indices_are_numbers_to_everybody(make):
+    drawn = next(iter(make(seed=0)))
+    for index in drawn if isinstance(drawn, list) else [drawn]:
+        assert isinstance(index, int) and not hasattr(index, "__iter__")
+        assert type(pickle.loads(pickle.dumps(index))) is type(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_sets_read_from_tables(workers):
+    pandas = pytest.importorskip("pandas")
+
+    class Table(Dataset):
+        rows = pandas.DataFrame({"number": [5, 6, 7, 8], "label": [0, 0, 1, 1]})
+
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, index):
+            row = self.rows.iloc[index]
+            return int(row["number"]), int(row["label"])
+
+    sampler = MPerClassSampler(Table.rows["label"], 2, 4, 8, seed=0)
+    for numbers, labels in DataLoader(Table(), 4, sampler=sampler, num_workers=workers):
+        assert sorted(numbers.tolist()) == [5, 6, 7, 8] and sorted(labels.tolist()) == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "a", True, 2**64, [1], float("nan")])

@@ -116,8 +116,9 @@ class AccuracyCalculator:
         if len(query) != len(query_labels) or len(reference) != len(reference_labels):
             raise ValueError("embeddings and labels must have the same length")
         if ref_includes_query and not one_set:
-            same = len(query) <= len(reference) and torch.allclose(query, reference[: len(query)])
-            if not (same and bool((query_labels == reference_labels[: len(query)]).all())):
+            first, labels = reference[: len(query)], reference_labels[: len(query)]
+            same = first.shape == query.shape and torch.allclose(query, first.to(query.dtype))
+            if not (same and labels.shape == query_labels.shape and bool((query_labels == labels).all())):
                 raise ValueError(
                     "ref_includes_query: expected the first rows of reference and of reference_labels to "
                     "be those of query"
@@ -133,7 +134,9 @@ class AccuracyCalculator:
         }
         mine = {name for name in self.curr_function_dict if _is_ours(self, name)}
         ranked = mine - set(self.requires_clustering())
-        foreign = set(self.curr_function_dict) - mine
+        # All neighbours of all queries are listed for none that asks for clusters only.
+        clustered = set(self.requires_clustering()) - set(self.requires_knn())
+        foreign = set(self.curr_function_dict) - mine - clustered
         if ranked or foreign:
             given |= self._search(given, one_set, bool(ranked), bool(foreign))
         if set(self.requires_clustering()) & set(self.curr_function_dict):

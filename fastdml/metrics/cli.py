@@ -58,6 +58,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     def command(arguments: argparse.Namespace) -> int:
         try:
             _evaluate(arguments)
+        except BrokenPipeError:  # a reader that leaves, which is no error
+            raise
         except (ValueError, ImportError, OSError) as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
         return 0

@@ -20,6 +20,7 @@ from .result import Evaluation
 from .sweep import BLOCK_BYTES, Found, Progress, Wanted, right_scores, sweep
 
 UNIFORMITY_T = 2.0  # Wang & Isola, 2020
+_SAFE_T = 20.0  # up to which exp(-t d^2) of d <= 2 is a normal number of float32
 _BINS = 60  # of histograms of similarities
 
 
@@ -221,9 +222,12 @@ def _pairs(problem: Problem) -> int:
 
 
 def _tally(problem: Problem, relation: Relation, block_bytes: int, edges: bool) -> PairTally:
-    right = int(relation.count.sum())
+    right, queries = int(relation.count.sum()), int((relation.count > 0).sum())
     every = -(-right // pairs.SAMPLE)
-    scores = [s for s in right_scores(problem, relation, block_bytes, every)]
+    # Of many queries, and where that is too much, some scores of each.
+    of_queries = min(every, max(1, queries // pairs.SAMPLED_QUERIES))
+    step = -(-every // of_queries)
+    scores = [s[::step].copy() for s in right_scores(problem, relation, block_bytes, of_queries)]
     thresholds = pairs.thresholds_of(np.concatenate(scores))
     if not edges:
         return PairTally(thresholds)
@@ -264,9 +268,16 @@ def uniformity_of(problem: Problem, t: float, block_bytes: int) -> float:
     problem = _at_length_one(problem)
     if not _pairs(problem):
         raise ValueError("embeddings: expected at least two, for uniformity")
-    wanted = Wanted(spread=_spread_terms(problem, t))
+    by, shift = _spread_terms(problem, t)
+    largest = 0.0
+    if t > _SAFE_T:
+        # The exponentials of all pairs may be too small for the type: the largest one is taken out.
+        found = sweep(problem, Wanted(k=1), block_bytes)
+        nearest = [f.index_scores for f in found if f.index_scores is not None]
+        largest = by * float(np.nanmax(np.concatenate(nearest))) + shift
+    wanted = Wanted(spread=(by, shift - largest))
     sums = [f.spread for f in sweep(problem, wanted, block_bytes) if f.spread is not None]
-    return float(np.log(np.concatenate(sums).sum() / _pairs(problem)))
+    return largest + float(np.log(np.concatenate(sums).sum() / _pairs(problem)))
 
 
 def alignment_of(problem: Problem, relation: Relation, alpha: float, block_bytes: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -113,33 +112,26 @@ def _column(file: Any, path: Path, column: str | None, usual: tuple[str, ...]) -
 
 
 def _parquet_rows(path: Path, scratch: Path, column: str | None) -> np.ndarray:
-    with _parquet(path) as file:
+    # Written, not mapped: where a mapped file finds no room on its disk, the process is killed.
+    with _parquet(path) as file, tempfile.NamedTemporaryFile(suffix=".npy", dir=scratch, delete=False) as to:
         name = _column(file, path, column, EMBEDDING_COLUMNS)
         count = file.metadata.num_rows
         if not count:
             raise ValueError(f"{path}: expected at least one row")
-        rows, at, step = None, 0, 256
-        # Batches of few rows until their width is known.
-        while rows is None or at < count:
-            for batch in file.iter_batches(batch_size=step, columns=[name]):
-                part = _lists(batch.column(0), path, name)
-                if rows is None:
-                    handle, target = tempfile.mkstemp(".npy", dir=scratch)
-                    os.close(handle)
-                    rows = np.lib.format.open_memmap(
-                        target, mode="w+", dtype=part.dtype, shape=(count, part.shape[1])
-                    )
-                    step = max(1, _BATCH_BYTES // (part.shape[1] * part.itemsize))
-                    break
-                if part.shape[1] != rows.shape[1]:
-                    raise ValueError(
-                        f"{path}: expected lists of one length in {name!r}, got {rows.shape[1]} and "
-                        f"{part.shape[1]}"
-                    )
-                rows[at : at + len(part)] = part
-                at += len(part)
-        rows.flush()
-    return np.load(target, mmap_mode="r")
+        # A batch of few rows tells their width.
+        first = _lists(next(file.iter_batches(batch_size=256, columns=[name])).column(0), path, name)
+        width, type_ = first.shape[1], np.lib.format.dtype_to_descr(first.dtype)
+        shape = {"descr": type_, "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(to, shape)
+        step = max(1, _BATCH_BYTES // (width * first.itemsize))
+        for batch in file.iter_batches(batch_size=step, columns=[name]):
+            part = _lists(batch.column(0), path, name)
+            if part.shape[1] != width:
+                raise ValueError(
+                    f"{path}: expected lists of one length in {name!r}, got {width} and {part.shape[1]}"
+                )
+            to.write(part.tobytes())
+    return np.load(to.name, mmap_mode="r")
 
 
 def _lists(column: Any, path: Path, name: str) -> np.ndarray:
@@ -165,6 +157,8 @@ def _parquet_labels(path: Path, column: str | None) -> np.ndarray:
     with _parquet(path) as file:
         name = _column(file, path, column, LABEL_COLUMNS)
         found = file.read(columns=[name]).column(0)
+    if require("pyarrow.types", f"{path.name} needs", "metrics").is_nested(found.type):
+        raise ValueError(f"{path}: expected integers or strings in {name!r}, got {found.type}")
     if found.null_count:
         raise ValueError(f"{path}: expected no missing values in {name!r}")
     values = found.to_numpy()

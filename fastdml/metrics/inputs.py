@@ -132,12 +132,18 @@ def same_space(queries: Embeddings, gallery: Embeddings) -> None:
         )
 
 
+def is_marks(labels: Any) -> bool:
+    """Whether labels are a matrix of marks ``[N, C]``: which of C labels a row has."""
+    known = isinstance(labels, (torch.Tensor, np.ndarray))
+    return known and labels.ndim == 2 and labels.dtype in (torch.bool, np.bool_)
+
+
 def is_sets(labels: Any) -> bool:
     """Whether every label is a set of labels: a list of collections, or a matrix of marks."""
     if isinstance(labels, (torch.Tensor, np.ndarray)):
         if isinstance(labels, np.ndarray) and labels.dtype == object and labels.ndim == 1:
             return len(labels) > 0 and isinstance(labels[0], (set, frozenset, list, tuple))
-        return labels.ndim == 2 and labels.dtype in (torch.bool, np.bool_)
+        return is_marks(labels)
     return (
         isinstance(labels, Sequence)
         and not isinstance(labels, (str, bytes))
@@ -155,6 +161,8 @@ def labels(values: Any, count: int, name: str) -> np.ndarray:
     else:
         if values is None or isinstance(values, (str, bytes)):
             raise ValueError(f"{name}: expected {count} integers or strings, got {values!r}")
+        if np.ma.isMaskedArray(values):
+            raise ValueError(f"{name}: expected {count} integers or strings, got a masked array")
         if not isinstance(values, np.ndarray) and not isinstance(values, Sequence):
             values = list(values) if isinstance(values, Iterable) else values
         try:

@@ -12,7 +12,8 @@ from ..engine import library
 # Different scores of right pairs are thresholds, and counts are exact, up to so many; of more, so many
 # quantiles are. More would not fit in the cache.
 THRESHOLDS = 1 << 15
-SAMPLE = 1 << 20  # right pairs whose scores are looked at for that
+SAMPLE = 1 << 20  # right pairs whose scores are looked at for that,
+SAMPLED_QUERIES = 1 << 10  # of so many queries at least
 
 
 class PairTally:
@@ -114,7 +115,7 @@ class PairCounts:
         # Acceptance begins at a threshold (odd cells) or right above it (even ones).
         rejected = np.cumsum(self.wrong) - self.wrong
         accepted = self.wrong.sum() - rejected
-        allowed = np.flatnonzero(accepted <= far * self.wrong.sum())
+        allowed = np.flatnonzero(accepted / self.wrong.sum() <= far)  # 0.29 * 100 is below 29
         if not len(allowed):
             return 0.0
         return float(self.right[allowed[0] :].sum() / self.right.sum())

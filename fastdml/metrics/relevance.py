@@ -7,7 +7,7 @@ A relation is read a block of queries at a time, as lists of gallery rows: no ma
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,10 +157,14 @@ class ByFunction(Relation):
         self.label, self.classes = label, classes
         self.order = np.arange(queries)
         self.count = np.zeros(queries, dtype=np.int64)
-        step = max(1, (1 << 22) // candidates)
-        for first in range(0, queries, step):
-            rows = self.order[first : first + step]
+        for rows in self._few(self.order):
             self.count[rows] = (self._gains(rows) > 0).sum(axis=1)
+
+    def _few(self, queries: np.ndarray) -> Iterator[np.ndarray]:
+        """So many queries at a time as the function may be asked about: a block of a sweep may be of more."""
+        step = max(1, (1 << 22) // self._candidates)
+        for first in range(0, len(queries), step):
+            yield queries[first : first + step]
 
     def _gains(self, queries: np.ndarray) -> np.ndarray:
         found = self._function(torch.from_numpy(queries), self._all)
@@ -179,11 +183,11 @@ class ByFunction(Relation):
         return gains
 
     def block(self, queries: np.ndarray) -> Right:
-        gains = self._gains(queries)
         found = []
-        for row in gains:
-            at = np.flatnonzero(row > 0)
-            found.append((at, row[at]))
+        for rows in self._few(queries):
+            for gains in self._gains(rows):
+                at = np.flatnonzero(gains > 0)
+                found.append((at, gains[at]))
         return _own_lists(found, self._own[queries])
 
 
@@ -232,12 +236,16 @@ def _of_sets(
     theirs = mine
     if gallery_labels is not None:
         theirs = members(gallery_labels, candidates, "ref_labels")
+        if inputs.is_marks(labels) and inputs.is_marks(gallery_labels):
+            classes, got = labels.shape[1], gallery_labels.shape[1]
+            if got != classes:
+                raise ValueError(f"ref_labels: expected {classes} classes, as in labels, got {got}")
     if (mine[1].dtype.kind in "US") != (theirs[1].dtype.kind in "US"):
         raise ValueError("ref_labels: expected sets of the type of those in labels")
-    classes, numbers = np.unique(np.concatenate([mine[1], theirs[1]]), return_inverse=True)
+    known, numbers = np.unique(np.concatenate([mine[1], theirs[1]]), return_inverse=True)
     cut = len(mine[1])
     return SharedLabels(
-        (mine[0], numbers[:cut]), (theirs[0], numbers[cut:]), len(classes), own
+        (mine[0], numbers[:cut]), (theirs[0], numbers[cut:]), len(known), own
     )
 
 
@@ -245,10 +253,8 @@ def members(values: Any, count: int, name: str) -> tuple[np.ndarray, np.ndarray]
     """Sets of labels as (start ``[count + 1]``, members), each member once."""
     if len(values) != count:
         raise ValueError(f"{name}: expected {count} sets of labels, got {len(values)}")
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    if isinstance(values, np.ndarray) and values.dtype == bool:
-        row, column = np.nonzero(values)
+    if inputs.is_marks(values):
+        row, column = np.nonzero(check.array(values) if isinstance(values, torch.Tensor) else values)
         return _lists(np.bincount(row, minlength=count)), column
     if not all(isinstance(v, (set, frozenset, list, tuple)) for v in values):
         raise ValueError(f"{name}: expected a set of labels for every row, got a mixture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class RetrievalMetrics(Kept, Metric):
         numbers = inputs.labels(labels, len(given), "labels")
         if numbers.dtype.kind != "i":
             raise ValueError(f"labels: expected integers, got {numbers.dtype}")
-        found = torch.from_numpy(numbers)
+        found = torch.from_numpy(numbers.astype(np.int64))  # a copy, of one type on all ranks
         if (is_query is not None) != self.gallery:
             raise ValueError("is_query: expected exactly with gallery=True")
         x = given.tensor(0, len(given), self.storage or _type(given.data), given.device)
@@ -111,7 +112,7 @@ class RetrievalMetrics(Kept, Metric):
             raise ValueError(f"is_query: expected a bool or {len(x)} of them, got {mark.dtype}")
         # The caller may write to a tensor once it was handed over.
         self.embeddings.append(x.clone() if x.data_ptr() == _pointer(given.data) else x)
-        self.labels.append(found.to(x.device, copy=True))
+        self.labels.append(found.to(x.device))
         self.queries.append(mark.expand(len(x)).clone())
 
     def evaluate(self) -> Evaluation:

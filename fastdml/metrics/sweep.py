@@ -77,11 +77,14 @@ class Wanted:
         return self.relation is None or self.k > 0 or self.tally is not None or self.spread is not None
 
 
-def blocks(relation: Relation | None, queries: int, k: int, every_query: bool) -> Iterator[np.ndarray]:
-    """Numbers of the queries, a block at a time."""
+def blocks(
+    relation: Relation | None, queries: int, k: int, every_query: bool, every: int = 1
+) -> Iterator[np.ndarray]:
+    """Numbers of the queries, a block at a time; every: of each so many queries one."""
     order = np.arange(queries) if relation is None else relation.order
     if relation is not None and not every_query:
         order = order[relation.count[order] > 0]
+    order = order[::every]
     size = min(_ROWS, max(16, _KEPT_BYTES // (16 * k + 256))) if k else _ROWS
     if relation is None:
         bounds = np.arange(0, len(order), size)
@@ -126,8 +129,7 @@ def right_scores(
     problem: Problem, relation: Relation, block_bytes: int = BLOCK_BYTES, every: int = 1
 ) -> Iterator[np.ndarray]:
     """Scores of the right candidates of every block of queries; every: of each so many queries one."""
-    for queries in blocks(relation, len(problem.queries), 0, every_query=False):
-        queries = queries[::every]
+    for queries in blocks(relation, len(problem.queries), 0, False, every):
         right = relation.block(queries)
         if problem.native:
             state = _state(problem, queries, right)
@@ -174,7 +176,8 @@ def _native(
     if wanted.spread is not None:
         state.want_spread(*wanted.spread)
     gallery, count = problem.gallery.stored(), len(problem.gallery)
-    step = max(256, _TILE_BYTES // (problem.gallery.dim * np.dtype(problem.dtype).itemsize))
+    # (Of fewer dimensions than 8 no more rows: a thread counts the pairs of a tile in 32 bits.)
+    step = max(256, _TILE_BYTES // (max(8, problem.gallery.dim) * np.dtype(problem.dtype).itemsize))
     for start in range(0, count, step):
         stop = min(start + step, count)
         state.fold(gallery, problem.gallery_scale, start, stop)
@@ -277,6 +280,8 @@ def _chunked(
         blocks_of_scores = ((rows, s, None) for rows, s in _scores(problem, queries, block_bytes))
     else:
         blocks_of_scores = _score_right(problem, queries, right, block_bytes)
+    if right is not None and wanted.tally is not None:
+        once = _once(problem, queries, right)
     for rows, scores, theta in blocks_of_scores:
         if right is not None or wanted.k:
             order = scores.sort(dim=1, descending=True, stable=True)
@@ -287,7 +292,7 @@ def _chunked(
             for name, part in _places(theta, gains, counts, order.values).items():
                 parts.setdefault(name, []).append(part)
             if wanted.tally is not None:
-                wanted.tally.add_right(theta[_once(problem, queries, right, of)])
+                wanted.tally.add_right(theta[once[of]])
         if wanted.k:
             k = min(wanted.k, scores.shape[1])
             shape = len(scores), wanted.k
@@ -315,9 +320,9 @@ def _chunked(
     return found
 
 
-def _once(problem: Problem, queries: np.ndarray, right: Right, of: slice) -> np.ndarray:
+def _once(problem: Problem, queries: np.ndarray, right: Right) -> np.ndarray:
     """Which of the right pairs count: of one set, each once."""
-    query, row = (side[of] for side in right.pairs())
+    query, row = right.pairs()
     return row > problem.own[queries[query]] if problem.one_set else np.ones(len(row), dtype=bool)
 
 

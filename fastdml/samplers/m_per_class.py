@@ -133,10 +133,15 @@ class MPerClassSampler(EpochSampler):
 
 
 class Index(int):
-    """The first index of an epoch: says what is wrong where it is taken for a batch of indices."""
+    """The first index of an epoch: where it is taken for a batch of indices, the name of its type says what
+    is wrong, as such an error has it: '...' object is not iterable.
 
-    def __iter__(self) -> Iterator[int]:
-        raise TypeError(
-            "MPerClassSampler yields single indices: pass it to the DataLoader as sampler=, with the "
-            "same batch_size=; or make it with batches=True and pass it as batch_sampler="
-        )
+    (With an `__iter__` that says so it would be a list to pandas, whose `iloc` many data sets read items by.)
+    """
+
+
+# Pickles go by the qualified name, which stays.
+Index.__name__ = (
+    "single index (MPerClassSampler yields single indices: pass it to the DataLoader as sampler=, with the "
+    "same batch_size=; or make it with batches=True and pass it as batch_sampler=)"
+)

@@ -17,6 +17,7 @@ from ..losses.reduced import Reduced
 from ..losses.representation import ExactNumbers
 from ..losses.triplet.listed import OneByOne
 from ..mining.identity import same_memory
+from ..mining.label_sets import LabelSets
 from ..mining.lazy import LazyPairs
 from ..mining.miners import Miner
 from ..mining.pairs import mined
@@ -225,7 +226,7 @@ class _Given:
     def without(self, label: int) -> tuple[_Given, Tensor | None]:
         """What is left without samples of a label, and the rows that are; None: all."""
         kept = self.labels != label
-        others = kept if self.ref_emb is None or self.ref_labels is None else self.ref_labels != label
+        others = self._others(kept, label)
         if bool(kept.all()) and bool(others.all()):
             return self, None
         rows, columns = kept.nonzero()[:, 0], others.nonzero()[:, 0]
@@ -243,18 +244,33 @@ class _Given:
         pairs = self._pairs(rows, kept, columns, others)
         return _Given(embeddings, labels, pairs, ref_emb, ref_labels, weights, own), rows
 
-    def _own(self, rows: Tensor, others: Tensor) -> Tensor | None:
+    def _others(self, kept: Tensor, label: int) -> Tensor:
+        """Which candidates are left. Of those without labels only own copies of ignored samples are none."""
+        if self.ref_emb is not None and self.ref_labels is not None:
+            return self.ref_labels != label
+        if self.ref_emb is None or self.ref_emb is self.embeddings:
+            return kept
+        others = kept.new_ones(self.ref_emb.shape[0])
+        if (own := self._places()) is not None:
+            others[own[~kept & (own >= 0)]] = False
+        return others
+
+    def _places(self) -> Tensor | None:
+        """[B] where the rows' own copies stand among other candidates, -1 for nowhere; None: none has one."""
         assert self.ref_emb is not None
-        own, columns = self.own, self.ref_emb.shape[0]
+        if isinstance(self.own, Tensor):
+            return self.own
+        if self.own is None and not same_memory(self.embeddings, self.ref_emb):
+            return None
+        at = torch.arange(self.labels.shape[0], device=self.labels.device) + (self.own or 0)
+        return at.masked_fill_(at >= self.ref_emb.shape[0], -1)
+
+    def _own(self, rows: Tensor, others: Tensor) -> Tensor | None:
+        own = self._places()
         if own is None:
-            if not same_memory(self.embeddings, self.ref_emb):
-                return None
-            own = 0
-        at = own[rows] if isinstance(own, Tensor) else rows + own
-        place = others.cumsum(0) - 1
-        there = (at >= 0) & (at < columns)
-        at = at.clamp(0, columns - 1)
-        return torch.where(there & others[at], place[at], -1)
+            return None
+        at, place = own[rows], others.cumsum(0) - 1
+        return torch.where((at >= 0) & others[at], place[at], -1)
 
     def _pairs(self, rows: Tensor, kept: Tensor, columns: Tensor, others: Tensor) -> object:
         given = self.indices_tuple
@@ -262,6 +278,9 @@ class _Given:
             return None
         if isinstance(given, LazyPairs):
             given = given.listed()
+        if isinstance(given, LabelSets):
+            apart = self.ref_emb is not None and not same_memory(self.embeddings, self.ref_emb)
+            given.expect(kept.shape[0], others.shape[0], apart)
         if callable(given):
             check.relation(given)
             function: Callable[[Tensor, Tensor], Any] = given

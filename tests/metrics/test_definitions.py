@@ -208,6 +208,51 @@ def test_rates_are_those_that_were_asked_for():
     assert list(tar_at_far(x, y, far=rates)) == list(rates[:3])
 
 
+def test_a_rate_that_is_a_share_of_the_wrong_pairs_accepts_that_share():
+    """0.29 * 100 is below 29 in floating point."""
+    y = np.tile([0, 1], 100)  # wrong and right candidates in turn, the last one the nearest
+    for k in range(1, 101):
+        found = tar_at_far([[1.0]], [1], k / 100, np.arange(1.0, 201)[:, None], y, similarity="dot")
+        assert found[k / 100] == min(1.0, (k + 1) / 100)
+
+
+@pytest.mark.parametrize("of_queries", [1, 5, 1000])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_scores_that_are_looked_at_for_thresholds_are_bounded(classes, of_queries, monkeypatch):
+    """However few queries a block has: of a large class there are two."""
+    from fastdml.metrics import evaluation, pairs, sweep
+
+    seen, inner = [], pairs.thresholds_of
+    monkeypatch.setattr(pairs, "thresholds_of", lambda s: (seen.append(s), inner(s))[1])
+    monkeypatch.setattr(pairs, "SAMPLE", 400)
+    monkeypatch.setattr(pairs, "SAMPLED_QUERIES", of_queries)
+    monkeypatch.setattr(sweep, "_RIGHT", 300)
+    x, y = clustered(300, 20)
+    y = np.arange(300) % classes
+    problem, relation = evaluation._setup(x, y, None, None, "cosine", None, None, None, "auto")
+    found = evaluation._tally(problem, relation, 1 << 20, False)
+    most = max(int(relation.count.max()), min(of_queries, 300))  # of a query, or of each one
+    assert 200 <= len(seen[0]) <= 400 + most and len(found.thresholds) > 100
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_uniformity_of_pairs_that_are_all_far(backend):
+    """Whose exponentials are no numbers of the type."""
+    from fastdml.metrics import uniformity
+
+    x = clustered(50, 9)[0]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    d2 = ((unit[:, None] - unit)**2).sum(-1)[np.triu_indices(50, 1)]
+    g = -x[:, ::-1]
+    other = ((unit[:, None] + unit[:, ::-1])**2).sum(-1)
+    for t in (19.0, 60.0, 3000.0):
+        for some, more in ((d2, ()), (other, (g,))):
+            true = np.logaddexp.reduce(-t * some, axis=None) - np.log(some.size)
+            for kind in (np.float32, np.float64):
+                got = uniformity(x.astype(kind), *(z.astype(kind) for z in more), t=t, backend=backend)
+                assert got == pytest.approx(true, rel=1e-5 if kind == np.float32 else 1e-10)
+
+
 def test_alpha_and_t():
     from fastdml.metrics import alignment, uniformity
 

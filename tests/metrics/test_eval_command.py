@@ -1,14 +1,18 @@
 """``fastdml eval``: files in, a table, JSON and a page out."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import fastdml.metrics as M
 from fastdml.cli import main
+from fastdml.command_line import BROKEN_PIPE
 from fastdml.metrics import definitions, evaluation, files
 
 RNG = np.random.default_rng(0)
@@ -77,6 +81,28 @@ def test_parquet(folder, capsys, monkeypatch, kind):
     assert not list(scratch.iterdir())
     rows = files.read_embeddings(folder / "d.parquet", scratch)
     assert isinstance(rows, np.memmap) and rows.dtype == wide.dtype and (rows == wide).all()
+
+
+def test_rows_of_parquet_take_room_as_they_come(folder, monkeypatch):
+    """So that a full disk is an error: pages of a mapped file that find no room kill the process."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    inner, seen, scratch = files._lists, [], folder / "scratch"
+
+    def full(*given):
+        seen.append(given)
+        if len(seen) == 4:
+            raise OSError(28, "No space left on device")
+        return inner(*given)
+
+    scratch.mkdir()
+    pq.write_table(pa.table({"embedding": pa.array(list(X))}), folder / "d.parquet")
+    monkeypatch.setattr(files, "_BATCH_BYTES", 10 * X[0].nbytes)
+    monkeypatch.setattr(files, "_lists", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.read_embeddings(folder / "d.parquet", scratch)
+    assert sum(file.stat().st_size for file in scratch.iterdir()) < X[:30].nbytes
 
 
 def test_page(folder):
@@ -170,6 +196,31 @@ def test_columns_of_parquet_are_checked(folder):
     ):
         with pytest.raises(ValueError, match=message):
             read(rows, column)
+
+
+def test_labels_of_parquet_are_of_one_class_each(folder):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    def read(labels):
+        pq.write_table(pa.table({"label": labels}), folder / "l.parquet")
+        return files.read_labels(folder / "l.parquet").tolist()
+
+    assert read(pa.array(["b", "a", "b"]).dictionary_encode()) == ["b", "a", "b"]
+    assert read(pa.array([3, 1])) == [3, 1]
+    for several in ([[1, 2], [1]], [["a"], []], [{"x": 1}, {"x": 2}]):
+        with pytest.raises(ValueError, match=r"integers or strings in 'label', got (list|struct)<"):
+            read(pa.array(several))
+
+
+def test_a_reader_that_leaves_is_no_error(folder):
+    command = [sys.executable, "-m", "fastdml", "eval", "x.npy", "y.npy", "--json", "-"]
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == BROKEN_PIPE and done.stderr == b""
 
 
 def test_interrupted(folder, capsys, monkeypatch):

@@ -245,6 +245,36 @@ def test_accuracy_calculator_takes_metrics_of_a_subclass():
     assert 0 < one["second_is_right"] < 1
 
 
+def test_neighbours_are_listed_for_metrics_of_neighbours_only(monkeypatch):
+    """For one of clusters there are as many numbers as pairs, which nobody reads."""
+
+    class Purity(AccuracyCalculator):
+        def calculate_purity(self, query_labels, cluster_labels, **kwargs):
+            pairs = torch.stack([query_labels, cluster_labels], 1).unique(dim=0, return_counts=True)
+            return sum(pairs[1][pairs[0][:, 1] == c].max().item() for c in cluster_labels.unique())
+
+        def requires_clustering(self):
+            return [*super().requires_clustering(), "purity"]
+
+    def refused(*given):
+        raise AssertionError("neighbours were listed")
+
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(AccuracyCalculator, "_neighbours", refused)
+    x, y = torch.from_numpy(X).float(), torch.from_numpy(Y)
+    got = Purity(include=("purity", "precision_at_1"), device="cpu").get_accuracy(x, y)
+    assert len(y.unique()) <= got["purity"] <= len(y)
+    assert got["precision_at_1"] == ours(x, y)["precision_at_1"]
+    alone = Purity(include=("purity",), device="cpu").get_accuracy(x, y)
+    assert alone == {"purity": got["purity"]}
+
+
+def test_included_queries_may_be_of_another_type():
+    x, y = torch.from_numpy(X), torch.from_numpy(Y)
+    call = {"call": {"ref_includes_query": True}}
+    assert_same(ours(x[:9].float(), y[:9], x.float().double(), y, **call), ours(x[:9], y[:9], x, y, **call))
+
+
 def test_labels_and_gains_may_be_of_bfloat16():
     x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
     calculator = AccuracyCalculator(include=("precision_at_1",), device="cpu")
@@ -320,6 +350,8 @@ def test_accuracy_calculator_without_any_right_candidate(caplog):
         (lambda: ours(X, Y[:4]), ValueError, "same length"),
         (lambda: ours(X, ["a"] * len(X)), ValueError, "labels: expected numbers"),
         (lambda: ours(X[:5], Y[:5], X[5:], Y[5:], call={"ref_includes_query": True}), ValueError,
+         "ref_includes_query: expected the first rows"),
+        (lambda: ours(X[:5], Y[:5], X[:, 1:], Y, call={"ref_includes_query": True}), ValueError,
          "ref_includes_query: expected the first rows"),
     ],
 )  # fmt: skip

@@ -125,6 +125,17 @@ def test_what_was_shown_may_change_afterwards(retrieval_metrics):
     assert values(metric.compute()) == TRUE
 
 
+@pytest.mark.filterwarnings("error")
+def test_labels_lie_in_memory_as_they_like(retrieval_metrics):
+    """They are kept as int64: ranks may have them in different types."""
+    fixed = Y.numpy().copy()
+    fixed.flags.writeable = False
+    for labels in (Y.int(), fixed, fixed[::-1].copy()[::-1], fixed.astype(">i4"), fixed.astype(np.uint8)):
+        metric = retrieval_metrics(**ASKED)
+        metric.update(X, labels)
+        assert metric.labels[0].dtype == torch.int64 and values(metric.compute()) == TRUE
+
+
 def test_copies_and_moves(retrieval_metrics):
     metric = filled(retrieval_metrics)
     assert values(copy.deepcopy(metric).compute()) == TRUE
