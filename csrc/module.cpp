@@ -109,8 +109,12 @@ py::array_t<T> apply(const std::string& name, const std::vector<double>& paramet
   b.loss = loss.mutable_data();
   b.parameters = parameters.data();
   const bool was_nan = std::any_of(b.s, b.s + s.size(), [](T v) { return std::isnan(v); });
+  // Rows that are taken together, a parameter says how many, keep a number of each of their pairs.
+  double together = 0;
+  for (const double p : parameters) together = std::max(together, std::min(p, static_cast<double>(b.rows)));
+  const std::int64_t stacked = static_cast<std::int64_t>(together) * (b.cols + 16);
   std::unique_ptr<T[]> arena(new T[fastdml::arena_size(index.longest, b.cols) +
-                                   fastdml::sorting_size(index.longest, b.cols)]);
+                                   fastdml::sorting_size(index.longest, b.cols) + stacked]);
   {
     py::gil_scoped_release release;
     const fastdml::Kernel& kernel = *found->kernels[fastdml::active_isa()];

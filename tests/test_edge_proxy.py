@@ -372,3 +372,67 @@ def test_a_sample_without_an_angle(name, margin):
         logits = logits - torch.eye(CLASSES, dtype=logits.dtype)[y] * logits  # the own class's stays 0
     torch.nn.functional.cross_entropy(logits, y).backward()
     assert torch.allclose(found[0][0][1], leaf.grad[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_proxies_of_a_class_and_many_samples(backend: str) -> None:
+    """Of more pairs than a row otherwise has room for: in one block and in several."""
+    for proxies, samples in ((64, 1024), (64, 3000)):
+        torch.manual_seed(3)
+        x, y = torch.randn(samples, 4), torch.arange(samples) % 40
+        found = []
+        for kind in (backend, "chunked"):
+            torch.manual_seed(4)
+            loss = losses.MultiProxyAnchorLoss(40, 4, proxies_per_class=proxies, backend=kind)
+            found.append(run(loss, x, y))
+        for f, t in zip(*found, strict=True):
+            torch.testing.assert_close(f, t, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["distance", "raw_squared_distance"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: losses.SoftTripleLoss(4, 5, similarity=s),
+        lambda s: losses.SmoothedCrossEntropyLoss(4, 5, bias=False, similarity=s),
+        lambda s: losses.SigLIPLoss(similarity=s),
+    ],
+)
+def test_distances_would_draw_apart_what_is_alike(make, similarity: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^similarity: expected one that is larger for what is more alike"
+    ):
+        make(similarity)
+
+
+def test_rows_that_may_be_below_0_have_no_mean_over_those_above() -> None:
+    with pytest.raises(ValueError, match=r"^reduction: expected another than 'nonzero'"):
+        losses.ProxyNCALoss(4, 5, positive_in_denominator=False, reduction="nonzero")
+
+
+def test_logits_of_distances_that_are_no_products() -> None:
+    x = torch.randn(6, 5)
+    loss = losses.ProxyNCALoss(
+        4, 5, distance=fastdml.distances.LpDistance(p=1, normalize_embeddings=False)
+    )
+    torch.testing.assert_close(loss.get_logits(x), torch.cdist(x, loss.proxies, 1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counts_may_be_floats_without_a_fraction(backend: str) -> None:
+    x, y = torch.randn(12, 5), torch.arange(12) // 3
+    for name, arguments in (
+        ("FastAPLoss", {"num_bins": 10}),
+        ("SoftBinAPLoss", {"num_bins": 20}),
+        ("HistogramLoss", {"n_bins": 20}),
+        ("SoftTripleLoss", {"num_classes": 4, "embedding_size": 5, "centers_per_class": 3}),
+        ("SOPRCLoss", {"num_classes": 4, "table_size": 50}),
+    ):
+        found = []
+        for kind in (int, float):
+            torch.manual_seed(0)
+            loss = getattr(losses, name)(
+                **{k: kind(v) for k, v in arguments.items()}, backend=backend
+            )
+            found.append(loss(x, y).item())
+        assert found[0] == found[1]

@@ -442,6 +442,8 @@ def test_weights_of_proxies():
 
 def test_weights_are_checked():
     x, y = embeddings(ROWS, 1), torch.arange(ROWS) % 5
+    with pytest.raises(ValueError, match="loss: HistogramLoss is no sum over samples"):
+        Labelled(losses.HistogramLoss())(x, y, sample_weights=torch.ones(ROWS))
     with pytest.raises(ValueError, match="loss: ContrastiveLoss is no sum over samples"):
         Labelled(losses.ContrastiveLoss())(x, y, sample_weights=torch.ones(ROWS))
     for weight in (torch.ones(4), torch.ones(ROWS + 1), -torch.ones(ROWS), torch.ones(ROWS).long(), [1.0]):

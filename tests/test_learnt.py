@@ -5,6 +5,7 @@ import torch
 from conftest import PARAMETERS, fill, needs_compiled
 
 from fastdml import functional, losses
+from fastdml.reducers import ThresholdReducer
 
 OPEN = {n: m for n, m in losses.MODULES.items() if m.open}
 B = 18
@@ -124,3 +125,46 @@ def test_a_module_is_the_same_to_others_while_it_is_described(monkeypatch):
     monkeypatch.setattr(loss.describes, "__post_init__", looking)
     loss.description()
     assert seen == [True]
+
+
+def slopes_by_differences(name, numbers, further, **options):
+    """Derivatives by the numbers, each moved a little."""
+
+    def found(**moved):
+        loss = made(OPEN[name], "auto", **{**numbers, **moved}, **options)
+        return float(loss(*further).detach())
+
+    step = 1e-6
+    return [
+        (found(**{k: v + step}) - found(**{k: v - step})) / (2 * step) for k, v in numbers.items()
+    ]
+
+
+IN_PIECES = [n for n, m in OPEN.items() if made(m, "auto").description().in_pieces]
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_elements_that_a_reducer_object_takes_read_learnt_numbers(name):
+    numbers, reducer = usual(OPEN[name]), ThresholdReducer(low=1e-3)
+    loss = made(OPEN[name], "auto", **parameters(numbers), reducer=reducer)
+    x, y, _ = batch()
+    value = loss(x, y)
+    found = torch.autograd.grad(value, [getattr(loss, k) for k in numbers])
+    for slope, true in zip(found, slopes_by_differences(name, numbers, (x, y), reducer=reducer)):
+        assert slope.item() == pytest.approx(true, rel=1e-4, abs=1e-6)
+    assert value.item() == pytest.approx(
+        float(made(OPEN[name], "auto", **numbers, reducer=reducer)(x, y))
+    )
+
+
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "CosFaceLoss"])
+def test_samples_weigh_as_an_index_tuple_names_them_beside_learnt_numbers(name):
+    numbers = usual(OPEN[name])
+    x, y, _ = batch()
+    pairs = torch.arange(6), torch.arange(6) + 1, torch.arange(6) + 9
+    loss = made(OPEN[name], "auto", **parameters(numbers))
+    value = loss(x, y, pairs)
+    found = torch.autograd.grad(value, [getattr(loss, k) for k in numbers])
+    for slope, true in zip(found, slopes_by_differences(name, numbers, (x, y, pairs))):
+        assert slope.item() == pytest.approx(true, rel=1e-4, abs=1e-6)
+    assert value.item() == pytest.approx(float(made(OPEN[name], "auto", **numbers)(x, y, pairs)))

@@ -309,3 +309,21 @@ def test_values_of_candidates_that_want_a_gradient():
     found = torch.autograd.grad(prefixes.total(calls, (0.3, 1.0)), values)
     apart = sum(w * evaluate(c) for c, w in zip(calls, (0.3, 1.0), strict=True))
     torch.testing.assert_close(found, torch.autograd.grad(apart, values))
+
+
+def test_the_bias_of_the_classes_goes_with_their_proxies():
+    loss = losses.SmoothedCrossEntropyLoss(30, D).double()
+    for p in loss.parameters():
+        torch.nn.init.normal_(p)
+    x = drawn(B, D)
+    value = MatryoshkaLoss(loss, WIDTHS, WEIGHTS)(x, LABELS)
+    true = sum(
+        w
+        * fastdml.functional.smoothed_cross_entropy(x[:, :d], LABELS, loss.weight[:, :d], loss.bias)
+        for d, w in zip(WIDTHS, WEIGHTS, strict=True)
+    )
+    torch.testing.assert_close(value, true)
+    for f, t in zip(
+        *(torch.autograd.grad(v, (loss.weight, loss.bias)) for v in (value, true)), strict=True
+    ):
+        torch.testing.assert_close(f, t)

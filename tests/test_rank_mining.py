@@ -12,6 +12,7 @@ from fastdml.engine.similarity import SIMILARITIES
 from fastdml.mining.choice import distance_log_weight, draw
 from fastdml.mining.philox import philox, uniforms
 from fastdml.mixing import pairs_within, similarity_mixup
+from fastdml.reducers import ClassWeightedReducer, ThresholdReducer
 
 STRATEGIES = [
     ("hard", "hard"), ("easy", "semihard"), ("easy", "hard"), ("semihard", "hard"),
@@ -553,3 +554,17 @@ def one_triplet(negatives=1):
 def test_bad_arguments_are_named(make, argument):
     with pytest.raises(ValueError, match=rf"^{argument}: expected"):
         make()
+
+
+def test_a_reducer_object_takes_the_rows_of_mixtures_too():
+    x, y = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)), torch.arange(12) // 4
+    weights, found = torch.tensor([1.0, 2.0, 4.0]), []
+    for options in ({"reducer": ClassWeightedReducer(weights)}, {"reduction": "none"}):
+        torch.manual_seed(3)
+        found.append(losses.RecallAtKLoss(simix=True, **options)(x, y))
+    rows = found[1]
+    _, labels = similarity_mixup(x, y)
+    torch.testing.assert_close(found[0], (rows * weights[labels]).mean())
+    kept = losses.RecallAtKLoss(simix=True, reducer=ThresholdReducer(low=-1))
+    torch.manual_seed(3)
+    torch.testing.assert_close(kept(x, y), rows.mean())

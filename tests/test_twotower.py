@@ -627,3 +627,18 @@ def test_a_forced_backend_on_ranks():
     x, y = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(1)).unbind(0)
     loss = losses.CLIPLoss(backend="native")
     torch.testing.assert_close(wrap(loss)(x, y), loss(x, y))
+
+
+def test_no_pair_beside_negatives_of_all_rows():
+    x, y, hard = (drawn(n, 4).requires_grad_() for n in (0, 0, 3))
+    value = losses.InfoNCELoss(T)(x, y, hard, ids=torch.arange(0))
+    assert value.item() == 0
+    assert not torch.autograd.grad(value, hard)[0].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}])
+def test_columns_of_a_similarity_that_treats_the_towers_differently(options):
+    with pytest.raises(ValueError, match=r"^similarity: 'projection' treats queries and documents"):
+        losses.InfoNCELoss(T, symmetric=True, similarity="projection", **options)(
+            drawn(4, 3), drawn(4, 3)
+        )

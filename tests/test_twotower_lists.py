@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, mse_loss, normalize, softplus
 
 import fastdml
-from fastdml import losses
+from fastdml import distances, losses, reducers
 from fastdml.engine import late
 
 
@@ -166,3 +166,96 @@ def test_the_snippets_of_the_document_run():
     known: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "docs/two-towers.md", "exec"), known)
+
+
+# ---- reducer objects, padding, other numbers
+
+
+def test_reducer_objects_take_the_rows_of_candidates():
+    x, c, t = drawn(6, 5).requires_grad_(), drawn(6, 4, 5, seed=1), drawn(6, 4, seed=2)
+    rows = losses.MarginMSELoss(reduction="none")(x, c, t)
+    middle = float(rows.detach().median()) + 1e-9
+    for reducer, kept in (
+        (reducers.AvgNonZeroReducer(), rows > 0),
+        (reducers.ThresholdReducer(low=middle), rows > middle),
+        (reducers.PerAnchorReducer(), rows > 0),
+    ):
+        same(losses.MarginMSELoss(reducer=reducer)(x, c, t), rows[kept].mean(), [x])
+    found = losses.CandidateKLLoss(reducer=reducers.DoNothingReducer())(x, c, t)
+    torch.testing.assert_close(
+        found["loss"]["losses"], losses.CandidateKLLoss(reduction="none")(x, c, t)
+    )
+
+
+def test_weights_of_classes_need_labels():
+    """A second argument that is no label is none."""
+    x, y, weighted = (
+        drawn(6, 5),
+        drawn(6, 5, seed=1),
+        reducers.ClassWeightedReducer(torch.arange(4.0)),
+    )
+    for call in (
+        lambda: losses.InfoNCELoss(reducer=weighted)(x, y),
+        lambda: losses.MarginMSELoss(reducer=weighted)(x, drawn(6, 4, 5), drawn(6, 4)),
+    ):
+        with pytest.raises(ValueError, match=r"^labels: expected labels with weights of classes"):
+            call()
+    labels = torch.arange(6) % 4
+    rows = losses.SigLIPLoss(reduction="none").double()(x, y, labels)
+    found = losses.SigLIPLoss(reducer=weighted).double()(x, y, labels)
+    torch.testing.assert_close(found, (rows * labels).mean())
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_what_padding_holds_does_not_matter(similarity):
+    q, d = drawn(5, 3, 6), drawn(5, 4, 6, seed=1)
+    masks = {"query_mask": drawn(5, 3, seed=2) > -0.5, "document_mask": drawn(5, 4, seed=3) > -0.5}
+    masks["document_mask"][2] = False
+    loss, found = losses.LateInteractionLoss(similarity=similarity, validate=True), []
+    for padding in (0.0, torch.nan):
+        leaves = [
+            x.masked_fill(~kept[:, :, None], padding).requires_grad_()
+            for x, kept in zip((q, d), masks.values(), strict=True)
+        ]
+        value = loss(*leaves, **masks)
+        found.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+def test_scores_of_any_type():
+    x, y, scores = drawn(6, 5), drawn(6, 5, seed=1), torch.tensor([1, 0, 1, 0, 0, 1])
+    true = losses.CoSENTLoss()(x, y, scores.double())
+    for kind in (torch.bool, torch.uint8, torch.int64, torch.bfloat16):
+        assert losses.CoSENTLoss(validate=True)(x, y, scores.to(kind)) == true
+    with pytest.raises(ValueError, match=r"^scores: expected finite values"):
+        losses.CoSENTLoss(validate=True)(x, y, scores / 0)
+
+
+class Bent(distances.BaseDistance):
+    """A similarity that no product is."""
+
+    def __init__(self) -> None:
+        super().__init__(is_inverted=True)
+
+    def compute_mat(self, query_emb, ref_emb):
+        return (query_emb @ ref_emb.T).tanh()
+
+    def pairwise_distance(self, query_emb, ref_emb):
+        return (query_emb * ref_emb).sum(1).tanh()
+
+
+def test_distances_that_are_no_products():
+    x, y = drawn(6, 5).requires_grad_(), drawn(6, 5, seed=1)
+    c, t = drawn(6, 3, 5, seed=2), drawn(6, 3, seed=3)
+    bent = torch.einsum("bd,bkd->bk", normalize(x), normalize(c, dim=-1)).tanh()
+    own = (normalize(x) @ normalize(y).T).tanh()
+    true = cross_entropy(torch.cat([own, bent], 1) / 0.5, torch.arange(6))
+    same(losses.InfoNCELoss(0.5, distance=Bent())(x, y, c), true, [x])
+    true = mse_loss(bent[:, :1] - bent[:, 1:], t[:, :1] - t[:, 1:])
+    same(losses.MarginMSELoss(distance=Bent())(x, c, t), true, [x])
+    far = losses.CoSENTLoss(distance=distances.LpDistance(p=1, normalize_embeddings=False))(
+        x, y, t[:, 0]
+    )
+    s = -(x - y).abs().sum(1)
+    z = (20 * (s - s[:, None]))[t[:, :1] > t[:, 0]]
+    same(far, torch.cat([z.new_zeros(1), z]).logsumexp(0), [x])

@@ -219,6 +219,13 @@ def distance(kind: str) -> None:
         raise ValueError(f"similarity: expected a distance ({', '.join(expected)}), got {kind!r}")
 
 
+def larger_for_alike(kind: str) -> None:
+    """Refuses distances where a loss would draw apart what is alike."""
+    similarity(kind)
+    if metric_of(kind).sign < 0:
+        raise ValueError(f"similarity: expected one that is larger for what is more alike, got {kind!r}")
+
+
 def positive(value: float, name: str) -> float:
     return number(value, name, "a positive number", lambda v: 0 < v < float("inf"))
 

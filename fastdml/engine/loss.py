@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -213,6 +214,16 @@ class RowLoss:
     def learns(self) -> bool:
         """Whether a call hands in some of its parameters."""
         return any(isinstance(value, Learnt) for value in self.__dict__.values())
+
+    def told(self, scalars: Tensor | None) -> RowLoss:
+        """The description with the values of a call in place of what is learnt: `pieces` reads fields."""
+        if not self.learns:
+            return self
+        assert scalars is not None
+        first, made = len(self.learnable), copy.copy(self)
+        found = {k: scalars[first + v.k] for k, v in self.__dict__.items() if isinstance(v, Learnt)}
+        made.__dict__.update(found)
+        return made
 
     @lazy
     def members(self) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from .similarity import EPSILON, PRODUCT, Metric
 def values(metric: Metric, a: Tensor, c: Tensor) -> Tensor:
     """[M, K] differentiable: row i of a [M, D] with the K rows of c [M, K, D] that are its own. By the
     library once; what it does not take, by `Metric.listed`."""
-    if metric.kind != PRODUCT or metric.clipped or not _takes(a, c):
+    if metric.kind != PRODUCT or metric.clipped or metric.in_torch or not _takes(a, c):
         return metric.listed(a, c)
     scaled = metric.normalized, metric.normalized and not metric.raw_anchors
     refuse_transforms()

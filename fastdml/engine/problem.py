@@ -378,6 +378,16 @@ class Problem:
         assert isinstance(self.relation, LabelRelation)
         return self.relation.class_index
 
+    @lazy
+    def longest(self) -> int:
+        """Columns of the largest class, or a bound: what compiled rows have room for. Rows that are taken
+        together on the CPU keep a number of each of their pairs, and so need as much as a longer class."""
+        stacked = self.loss.rows_together if self.device_type == "cpu" else 1
+        if stacked == 1 or self.loss.grouped:  # `combine` reads those together, not the rows
+            return self.classes.longest
+        # Of 32 numbers a column of a class (csrc/cpu/block.h: arena_size); the last vector may be half empty.
+        return max(self.classes.longest, -(-stacked * (self.relation.columns + 16) // 32))
+
     def rows(self, s: Tensor, start: int, stop: int, teacher: Tensor | None = None) -> Rows:
         """The block [start, stop) as the spec sees it; s is [stop - start, N]."""
         positive, negative = self.relation.masks(start, stop)

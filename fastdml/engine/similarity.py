@@ -238,7 +238,7 @@ class Metric:
 
     def listed(self, a: Tensor, c: Tensor) -> Tensor:
         """[M, K] differentiable: row i of a [M, D] with the K rows of c [M, K, D] that are its own."""
-        if self.kind != PRODUCT or self.clipped:
+        if self.kind != PRODUCT or self.clipped or self.in_torch:
             each = a[:, None].expand(c.shape[0], c.shape[1], -1)
             found = self.paired(each.reshape(-1, a.shape[1]), c.reshape(-1, c.shape[2]))
             return found.view(c.shape[:2])

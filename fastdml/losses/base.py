@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..distances import BaseDistance, distance_of, settings_of, similarity_of
 from ..engine import check
-from ..engine.arguments import NamedArguments, constructor
+from ..engine.arguments import NamedArguments, called_with, constructor
 from ..engine.call import Call, statistic_type
 from ..engine.dispatch import check_backend
 from ..engine.loss import Learnt, RowLoss
@@ -166,6 +166,8 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     # Those that may be a tensor of one number, which is read at every call and may want a gradient: fields of
     # a description in the row language.
     open: ClassVar[tuple[str, ...]] = ()
+    # What `calls` takes, in order, where it says so.
+    batch_names: ClassVar[tuple[str, ...]] = ("embeddings", "labels")
     # A loss that passes its call on whole says in `calls` what it takes.
     entries = ("forward", "calls")
     default_similarity: ClassVar[str] = "cosine"
@@ -238,6 +240,9 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        told = called_with(cls.calls)
+        if told is not None and "embeddings" in told[0]:
+            cls.batch_names = told[0]
         if "description" in vars(cls):
             cls.description = _seeing_learnt(cls.description)  # type: ignore[method-assign, assignment]
 
@@ -398,25 +403,22 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         """The calls, and what else the loss adds up."""
         self._heed_distance()
         found = self.calls(*batch, **inputs)
-        term = None
-        if self.embedding_regularizer is not None:
-            embeddings = batch[0] if batch else inputs["embeddings"]
-            term = Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight)
         reducer = self._of_elements()
+        if reducer is None and self.embedding_regularizer is None:
+            return found
+        embeddings, term = batch[0] if batch else inputs["embeddings"], None
+        if self.embedding_regularizer is not None:
+            term = Term(self.embedding_regularizer, (embeddings,), self.embedding_reg_weight)
         if reducer is None:
-            return found if term is None else [*found, term]
-        named = dict(zip(self._batch_names(), batch)) | inputs
+            return [*found, term]
+        labels = (dict(zip(self.batch_names, batch)) | inputs).get("labels")
         terms = {} if term is None else {"embedding_reg_loss": term}
-        labels = named.get("labels")
         whole = self.one_number is not None
-        return [Reduced(reducer, found, named["embeddings"], labels, terms, self.part_names, whole)]
+        return [Reduced(reducer, found, embeddings, labels, terms, self.part_names, whole)]
 
     def _of_elements(self) -> nn.Module | None:
         """The reducer object that makes the loss of its elements; None: it is a reduction."""
         return None if self._reducer is None or self._is_reduction else self._reducer
-
-    def _batch_names(self) -> tuple[str, ...]:
-        return ("embeddings", "labels")
 
     def call(self, description: RowLoss, anchors: Tensor, **fields: Any) -> Call:
         """A call of the engine with this loss's reduction and backend."""

@@ -113,6 +113,8 @@ class Reduced:
         if main is None and any(c.loss.rows == "proxies" for c in self.calls):  # in the order of the classes
             rows = next(iter(found.values()))["losses"]
             labels = torch.arange(rows.shape[0], device=rows.device) if rows.dim() else None
+        elif main is None and any(c.anchors.shape[0] != self.embeddings.shape[0] for c in self.calls):
+            labels = self.calls[0].anchor_labels  # those of mixtures, too
         if len(found) > 1 and not isinstance(reducer, MultipleReducers):
             if type(reducer).__name__ == "DoNothingReducer":
                 return found
@@ -152,7 +154,7 @@ class Reduced:
     def _weighted(self, call: Call, rows: Rows) -> dict[str, Piece]:
         if rows.weight is not None:
             raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
-        pieces = dict(call.loss.pieces(rows))
+        pieces = dict(call.loss.told(rows.scalars).pieces(rows))
         weight: Any = call.weight
         if call.row_weight is not None:
             of_rows = call.row_weight[rows.first : rows.first + rows.s.shape[0], None]

@@ -154,6 +154,7 @@ class Labelled(ExactNumbers):
         if isinstance(part, OneByOne):
             return dataclasses.replace(part, batch=part.batch.replace(row_weight=weight))
         weighs = isinstance(part, Call) and (not part.loss.combined or (listed and part.loss.in_pieces))
+        weighs = weighs and (part.before is None or not part.before.slopes)  # of what all rows count
         if not weighs or part.anchors.shape[0] != weight.shape[0]:
             raise ValueError(f"loss: {name} is no sum over samples, which could weigh; expected another one")
         given = part.row_weight

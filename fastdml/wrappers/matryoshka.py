@@ -114,9 +114,11 @@ class MatryoshkaLoss(nn.Module):
         further = batch[len(self._places) :]
         if further and not self._any_number:
             raise TypeError(f"expected at most {len(self._places)} arguments by place, got {len(batch)}")
-        if self._proxies:
+        if self._proxies and "proxies" not in given:
             own = getattr(self.loss, "proxies", None)  # of a class that has several, all of them
-            given.setdefault("proxies", getattr(self.loss, "all_proxies", own))
+            given["proxies"] = getattr(self.loss, "all_proxies", own)
+            if "bias" in getattr(self.loss, "inputs", {}):  # which goes with the proxies
+                given.setdefault("bias", self.loss.bias)
         name = "queries" if "queries" in given else "embeddings"
         whole: Any = given.get(name)
         check.tensor(whole, name)  # of what shape is the loss's to say

@@ -117,7 +117,7 @@ class Native:
             classes.col_class,
             classes.start,
             classes.order,
-            classes.longest,
+            problem.longest,
             -1 if problem.own_offset < 0 else start + problem.own_offset,
             part(problem.own_index),
             part(problem.row_weight),

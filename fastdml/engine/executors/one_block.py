@@ -72,7 +72,7 @@ def run(problem: Problem, wanted: Wanted) -> Result | None:
         metric.normalized,
         problem.epsilon,
         classes.packed,
-        classes.longest,
+        problem.longest,
         problem.own_offset,
         problem.own_index,
         problem.row_weight,

@@ -132,7 +132,8 @@ class ProxyAnchorLoss(ProxyLoss):
         weight = sample_weights(indices_tuple, embeddings)
         if weight is None:
             return [self.proxy_call(embeddings, labels, proxies)]
-        weighted = WeightedProxyAnchor(self.alpha, self.margin, similarity=self.similarity)
+        plain: Any = self.described_once()  # whose numbers may be learnt
+        weighted = WeightedProxyAnchor(plain.alpha, plain.margin, similarity=plain.similarity)
         values = weight[None] - 1
         return [
             self.proxy_call(embeddings, labels, proxies, description=weighted, col_values=values)

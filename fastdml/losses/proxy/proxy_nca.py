@@ -55,6 +55,11 @@ class ProxyNCALoss(ProxyLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftmaxCrossEntropy:
+        if self.reduction == "nonzero" and not self.positive_in_denominator:
+            raise ValueError(
+                "reduction: expected another than 'nonzero' with positive_in_denominator=False, whose rows "
+                "may be below 0"
+            )
         similarity, scale = self.similarity, check.positive(self.softmax_scale, "softmax_scale")
         if similarity == "squared_distance":
             # 2 - 2s: a softmax does not see the 2, and the similarity itself is exact near 1.

@@ -97,7 +97,7 @@ class SoftTripleLoss(ProxyLoss):
     ) -> None:
         centers = check.count(centers_per_class, "centers_per_class")
         super().__init__(num_classes, embedding_size, _proxies_per_class=centers, **kwargs)
-        self.centers_per_class = centers_per_class
+        self.centers_per_class = centers
         self.la = la
         self.gamma = gamma
         self.margin = margin
@@ -109,6 +109,7 @@ class SoftTripleLoss(ProxyLoss):
         return nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
     def description(self) -> SoftTriple:
+        check.larger_for_alike(self.similarity)
         return SoftTriple(
             self.centers_per_class, self.la, self.gamma, self.margin, similarity=self.similarity
         )

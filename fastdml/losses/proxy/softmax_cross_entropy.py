@@ -150,6 +150,7 @@ class SmoothedCrossEntropyLoss(ProxyLoss):
 
 
 def _describe(classes: int, smoothing: float, biased: bool, similarity: str) -> SoftmaxCrossEntropy:
+    check.larger_for_alike(similarity)
     if biased and similarity != "dot":
         raise ValueError(f"bias: expected None with similarity {similarity!r}; only 'dot' has one")
     entropy = 0.0

@@ -142,7 +142,7 @@ class FastAPLoss(SampleLoss):
     def description(self) -> FastAP:
         # Bins of the squared distance 2 - 2 s are bins of s.
         known = "cosine" if self.similarity == "squared_distance" else self.similarity
-        return FastAP(self.num_bins, similarity=known)
+        return FastAP(check.integer(self.num_bins, "num_bins", 1, _MOST), similarity=known)
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         call = super().sample_call(description, batch, **fields)
@@ -177,10 +177,10 @@ class SoftBinAPLoss(SampleLoss):
         self.description()  # checks the parameters
 
     def description(self) -> SoftBinAP:
-        check.integer(self.num_bins, "num_bins", 2, _MOST + 1)
+        centres = check.integer(self.num_bins, "num_bins", 2, _MOST + 1)
         check.variant(self.variant)
         kind = ReleasedSoftBinAP if self.variant == "released" else SoftBinAP
-        return kind(self.num_bins - 1, similarity=self.similarity)
+        return kind(centres - 1, similarity=self.similarity)
 
 
 def _released(batch: Batch) -> Callable[[Tensor], Tensor]:

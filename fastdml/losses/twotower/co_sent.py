@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.similarity import SIMILARITIES, unit, wide_type
+from ...engine.distances import metric_of
+from ...engine.similarity import unit, wide_type
 from ..base import Loss, Term, total
 from .paired import check_pairs
 
@@ -52,13 +53,16 @@ class CoSENTLoss(Loss):
         check_pairs(embeddings, ref_emb, self.validate)
         check.shape(scores, "scores", embeddings.shape[:1], ", one per row of embeddings")
         check.same_device(scores, embeddings, "scores", "embeddings")
-        return [Term(self._value, (embeddings, ref_emb, scores.detach()))]
+        if self.validate:
+            check.embeddings(scores[:, None].double(), "scores", True)
+        scores = scores.byte() if scores.dtype == torch.bool else scores.detach()
+        return [Term(self._value, (embeddings, ref_emb, scores))]
 
     def _value(self, embeddings: Tensor, ref_emb: Tensor, scores: Tensor) -> Tensor:
         if self.compare == ANGLE:
             s = angle_similarity(embeddings, ref_emb)
         else:
-            metric = SIMILARITIES[self.similarity]
+            metric = metric_of(self.similarity)
             s = metric.sign * metric.paired(embeddings, ref_emb)
         return ordered_as(s / self.temperature, scores)
 

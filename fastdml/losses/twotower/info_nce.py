@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import Before, Call
+from ...engine.distances import metric_of
 from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
@@ -175,6 +176,11 @@ class InfoNCELoss(Tempered, PairedLoss):
 
     def _rows(self, **given: Any) -> Contrast:
         """What a row computes, without what a batch may bring."""
+        if self.symmetric and metric_of(self.similarity).raw_anchors:
+            raise ValueError(
+                f"similarity: {self.similarity!r} treats queries and documents differently; expected another "
+                "one with symmetric=True"
+            )
         given.setdefault("outside", len(self.negatives) > 1)
         return Contrast(
             below=self.false_negative_margin is not None,

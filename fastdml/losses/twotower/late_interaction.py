@@ -114,14 +114,15 @@ class LateInteractionLoss(Tempered, Loss):
         if not isinstance(x, Tensor) or x.dim() != 3 or not x.is_floating_point() or 0 in x.shape[1:]:
             got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{name}: expected floats [batch, tokens, dim], got {got}")
-        flat = x.reshape(-1, x.shape[2])
-        check.embeddings(flat, name, self.validate)
         fits = isinstance(kept, Tensor) and kept.dtype == torch.bool and kept.shape == x.shape[:2]
         if kept is not None and not fits:
             got = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
             raise ValueError(f"{mask}: expected bool {list(x.shape[:2])}, got {got}")
         if kept is not None:
             check.same_device(kept, x, mask, name)
+            x = x.masked_fill(~kept[:, :, None], 0.0)  # padding may hold anything, NaN as well
+        flat = x.reshape(-1, x.shape[2])
+        check.embeddings(flat, name, self.validate)
         if self.similarity == "cosine":
             x = unit(flat.to(wide_type(flat))).view(x.shape)
         return late.Tokens(x, kept)

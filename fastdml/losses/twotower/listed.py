@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ...engine import check, own_candidates
-from ...engine.similarity import SIMILARITIES
+from ...engine.distances import metric_of
 from ..base import Loss, total
 
 __all__: list[str] = []
@@ -32,6 +33,12 @@ class OfRows:
 
     def evaluate(self) -> Tensor:
         return reduced(self.function(*self.arguments), self.reduction)
+
+    def elements(self, name: str) -> dict[str, Any]:
+        """The rows' losses as a list, for a reducer object."""
+        losses = self.function(*self.arguments)
+        index = torch.arange(losses.shape[0], device=losses.device)
+        return {name: {"losses": losses, "indices": index, "reduction_type": "element"}}
 
 
 class ListedLoss(Loss):
@@ -61,7 +68,7 @@ class ListedLoss(Loss):
         return [OfRows(self._rows, (embeddings, candidates, teacher_scores.detach()), self.reduction)]
 
     def _rows(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
-        metric = SIMILARITIES[self.similarity]
+        metric = metric_of(self.similarity)
         s = metric.sign * own_candidates.values(metric, embeddings, candidates)
         return self.of_scores(s, teacher_scores.to(s.dtype))
 

@@ -336,7 +336,7 @@ def _logarithm(weights: Tensor, shape: torch.Size, of: Tensor) -> Tensor:
 
 def _unlike(ids: Tensor, count: int) -> Tensor:
     """Ids of `count` documents of which nothing is known."""
-    return torch.full_like(ids[:1], _NO_ID).expand(count)
+    return ids.new_full((count,), _NO_ID)
 
 
 # No id that a row can have: `pieces` of it are equal to no other's.

@@ -116,8 +116,10 @@ class SigLIPLoss(PairedLoss):
         self.learn("bias", torch.tensor(bias, dtype=torch.float64))
         self.positive_weights = check.one_of(positive_weights, "positive_weights", POSITIVE_WEIGHTS)
         self.max_scale = None if max_scale is None else check.positive(max_scale, "max_scale")
+        self.description()  # checks the similarity
 
     def description(self) -> RowLoss:
+        check.larger_for_alike(self.similarity)
         if self.positive_weights == "each":
             return super().description()
         return SigLIPPlus(self.positive_weights == "both", similarity=self.similarity)
