@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import PARAMETERS, fill, needs_compiled
 
-from fastdml import functional, losses
+from fastdml import functional, losses, reducers
 
 OPEN = {n: m for n, m in losses.MODULES.items() if m.open}
 B = 18
@@ -124,3 +124,20 @@ def test_a_module_is_the_same_to_others_while_it_is_described(monkeypatch):
     monkeypatch.setattr(loss.describes, "__post_init__", looking)
     loss.description()
     assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    "reducer", [reducers.ThresholdReducer(low=0.01), reducers.PerAnchorReducer()]
+)
+@pytest.mark.parametrize("name", [n for n, m in OPEN.items() if hasattr(m, "part_names")])
+def test_numbers_of_elements(name, reducer):
+    module, numbers = OPEN[name], usual(OPEN[name])
+    x = batch()[0]
+    true = value(made(module, "auto", **numbers, reducer=reducer), x)
+    loss = made(module, "auto", **parameters(numbers), reducer=reducer)
+    found = value(loss, x)
+    torch.testing.assert_close(found, true)
+    assert all(
+        g is not None
+        for g in torch.autograd.grad(found, list(loss.parameters()), allow_unused=True)
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ..engine import in_torch
 from ..engine.autograd import evaluate
 from ..engine.call import Call, versioned
-from ..engine.loss import Piece, Rows
+from ..engine.loss import Learnt, Piece, RowLoss, Rows
 from ..reducers import BaseReducer, DivisorReducer, MultipleReducers, PerAnchorReducer, native
 
 _NOTHING = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
@@ -152,7 +153,7 @@ class Reduced:
     def _weighted(self, call: Call, rows: Rows) -> dict[str, Piece]:
         if rows.weight is not None:
             raise ValueError("reducer: expected a reduction with graded positives, which are no elements")
-        pieces = dict(call.loss.pieces(rows))
+        pieces = dict(_with_numbers(call.loss, rows).pieces(rows))
         weight: Any = call.weight
         if call.row_weight is not None:
             of_rows = call.row_weight[rows.first : rows.first + rows.s.shape[0], None]
@@ -233,6 +234,17 @@ class Reduced:
                 info["divisor"] = piece.divisor.sum()
             found[name] = info
         return found
+
+
+def _with_numbers(loss: RowLoss, rows: Rows) -> RowLoss:
+    """The description with the numbers of the call for those that are learnt."""
+    if not loss.learns:
+        return loss
+    assert rows.scalars is not None
+    found, first = copy.copy(loss), len(loss.learnable)
+    learnt = {name: v for name, v in found.__dict__.items() if isinstance(v, Learnt)}
+    found.__dict__.update((name, rows.scalars[first + v.k]) for name, v in learnt.items())
+    return found
 
 
 def _number(value: Any) -> dict[str, Any]:

@@ -113,12 +113,17 @@ class Contrastive(Described):
         if self.relative:
             assert rows.row_values is not None
             s = s * rows.row_values[:, :1]
-        pull = (self.sign * (self.pos_margin - s)).relu()
-        push = (self.sign * (s - self.neg_margin)).relu()
+        pull = self._cost(self.sign * (self.pos_margin - s), self.pos_weight)
+        push = self._cost(self.sign * (s - self.neg_margin), self.neg_weight)
         return {
             "pos_loss": Piece("pos_pair", pull, positive),
             "neg_loss": Piece("neg_pair", push, negative),
         }
+
+    def _cost(self, term: Tensor, weight: float) -> Tensor:
+        """What pairs beyond a margin by these numbers cost."""
+        cost = term.relu()
+        return _times(weight, cost.square() if self.squared else cost)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)
