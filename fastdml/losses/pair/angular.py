@@ -127,8 +127,8 @@ def _negatives(batch: Batch, a: Tensor) -> dict[str, Any]:
         return {"anchor_labels": batch.need_labels()[a], "candidate_labels": batch.column_labels}
     predicate, own = batch.predicate, batch.own_columns()
 
-    def of_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        positive, negative = predicate(a[rows], columns)
-        return positive, negative & (own[a[rows]][:, None] != columns)
+    def of_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+        positive, negative, *weight = predicate(a[rows], columns)
+        return positive, negative & (own[a[rows]][:, None] != columns), *weight
 
     return {"predicate": of_pairs}
