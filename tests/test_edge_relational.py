@@ -385,3 +385,40 @@ def test_projections_of_samples_and_of_their_teacher(backend):
     torch.testing.assert_close(found, true, rtol=1e-11, atol=0)
     got, expected = torch.autograd.grad(found, leaf)[0], torch.autograd.grad(true, plain)[0]
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_lists_are_of_what_is_nearest_on_distances_too():
+    """Also on a user's, whose own parameters get no gradient by the teacher's."""
+
+    class Scaled(torch.nn.Module):
+        is_inverted = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.scale * torch.cdist(a, b)
+
+    x, t = batch()
+    distance = Scaled()
+    s = -distances(x)
+    far = -distances(t)
+    true = torch.nn.functional.kl_div(
+        (1.5 * s).log_softmax(1), (1.5 * far).log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    value = losses.ListwiseSelfDistillationLoss(distance=distance)(x, t)
+    torch.testing.assert_close(value, true)
+    step = 1e-6
+    with torch.no_grad():
+        teacher = (1.5 * far).log_softmax(1)
+        ends = [
+            torch.nn.functional.kl_div(
+                (k * s).log_softmax(1), teacher, log_target=True, reduction="batchmean"
+            )
+            for k in (1.5 + step, 1.5 - step)
+        ]
+    (slope,) = torch.autograd.grad(value, distance.scale)
+    assert slope.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), rel=1e-5)
+    raw = F.listwise_self_distillation(x, t, similarity="raw_distance", temperature=1 / 1.5)
+    torch.testing.assert_close(raw, true)

@@ -296,3 +296,15 @@ def test_autocast(name):
     assert layer.weight.grad.dtype == torch.float32 and torch.isfinite(layer.weight.grad).all()
     outside = function(**replaced(arguments, z.detach()))
     torch.testing.assert_close(value, outside, rtol=1e-6, atol=0)
+
+
+@pytest.mark.unpoisoned
+@pytest.mark.parametrize("name", ["AngularLoss", "LiftedStructureLoss"])
+def test_listed_pairs_that_count_once_in_one_graph(name):
+    case = CASES["ragged"]().to(torch.float32)
+    loss, a = getattr(losses, name)(), torch.arange(9)
+    one, both = torch.cat([a, a[:2]]), torch.cat([a, a])
+    pairs = (one, one + 1, both, torch.cat([a + 9, a + 12]))
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(case.x, case.y, pairs), loss(case.x, case.y, pairs))

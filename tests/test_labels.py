@@ -177,9 +177,9 @@ def test_a_users_function_of_weights():
 def test_weights_are_refused_where_they_mean_nothing():
     x = embeddings(ROWS, 1)
     graded = LabelSets(sets(ROWS, 2), grade="jaccard")
-    for loss in (losses.CircleLoss(), losses.TripletMarginLoss(), losses.IntraPairVarianceLoss()):
+    for name in ("Circle", "TripletMargin", "IntraPairVariance", "Angular"):
         with pytest.raises(ValueError, match=r"indices_tuple: .*weights of positives"):
-            loss(x, None, graded)
+            losses.MODULES[f"{name}Loss"]()(x, None, graded)
     for weight in (torch.ones(2, 2), -torch.ones(ROWS, ROWS), "a"):
         with pytest.raises(ValueError, match="indices_tuple: expected the function to return weights"):
             losses.SupConLoss()(x, None, lambda i, j: (*LabelSets(sets(ROWS, 2))(i, j), weight))  # noqa: B023
@@ -446,6 +446,8 @@ def test_weights_are_checked():
         Labelled(losses.HistogramLoss())(x, y, sample_weights=torch.ones(ROWS))
     with pytest.raises(ValueError, match="loss: ContrastiveLoss is no sum over samples"):
         Labelled(losses.ContrastiveLoss())(x, y, sample_weights=torch.ones(ROWS))
+    with pytest.raises(ValueError, match="loss: LiftedStructureLoss is no sum over samples"):
+        Labelled(losses.LiftedStructureLoss())(x, y, sample_weights=torch.ones(ROWS))
     for weight in (torch.ones(4), torch.ones(ROWS + 1), -torch.ones(ROWS), torch.ones(ROWS).long(), [1.0]):
         for ignored in (None, 2):
             with pytest.raises(ValueError, match=r"^sample_weights: expected"):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from conftest import PARAMETERS, fill, needs_compiled
 
-from fastdml import functional, losses
-from fastdml.reducers import ThresholdReducer
+from fastdml import functional, losses, reducers
 
 OPEN = {n: m for n, m in losses.MODULES.items() if m.open}
 B = 18
@@ -143,9 +142,10 @@ def slopes_by_differences(name, numbers, further, **options):
 IN_PIECES = [n for n, m in OPEN.items() if made(m, "auto").description().in_pieces]
 
 
+@pytest.mark.parametrize("reducer", [reducers.ThresholdReducer(low=1e-3), reducers.PerAnchorReducer()])
 @pytest.mark.parametrize("name", IN_PIECES)
-def test_elements_that_a_reducer_object_takes_read_learnt_numbers(name):
-    numbers, reducer = usual(OPEN[name]), ThresholdReducer(low=1e-3)
+def test_elements_that_a_reducer_object_takes_read_learnt_numbers(name, reducer):
+    numbers = usual(OPEN[name])
     loss = made(OPEN[name], "auto", **parameters(numbers), reducer=reducer)
     x, y, _ = batch()
     value = loss(x, y)

@@ -211,3 +211,63 @@ def test_few_pairs_of_many_candidates():
         found = [loss(backend=b)(x, None, t) for b in ("native", "chunked")]
         torch.testing.assert_close(*found, rtol=1e-10, atol=0)
         torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in found))
+
+
+OF_PAIRS = [
+    name
+    for name, kind in losses.MODULES.items()
+    if issubclass(kind, losses.base.SampleLoss)
+    and kind.__module__.split(".")[2] in ("pair", "softmax")
+]
+
+
+@pytest.mark.parametrize("name", [*OF_PAIRS, "swapped", "dynamic"])
+def test_repeats_count_once_and_own_pairs_not_at_all(name, form):
+    """In losses whose lists run in torch too."""
+    build = {
+        "swapped": lambda: losses.TripletMarginLoss(0.5, swap=True),
+        "dynamic": losses.DynamicSoftMarginLoss,
+        "RankedListLoss": lambda: losses.RankedListLoss(0.4, 4),
+    }
+    loss = build.get(name, losses.MODULES.get(name))().eval()
+    if name in ("InstanceLoss", "SPCELoss") or loss.description().tuples == "weights":
+        pytest.skip("a sample is its own positive, or weighs")
+    x, y = embeddings(12, 1, torch.float64), torch.arange(12) // 3
+    a, p, b, n = (
+        torch.tensor(t) for t in ([0, 0, 1, 3], [1, 2, 2, 4], [0, 0, 1, 3], [5, 8, 9, 11])
+    )
+    again = (
+        torch.cat([a, a[:2], b]),
+        torch.cat([p, p[:2], b]),
+        torch.cat([b[1:3], a, b]),
+        torch.cat([n[1:3], a, n]),
+    )
+    values = [loss(x, y, t) for t in ((a, p, b, n), again)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in values))
+    ref = x.detach().roll(2, 0).requires_grad_()
+    if name == "NPairsLoss":
+        return
+    of_two = [
+        loss(
+            x,
+            y,
+            tuple((t + 2) % 12 if k % 2 else t for k, t in enumerate(some)),
+            ref,
+            y.roll(2),
+            own=(torch.arange(12) + 2) % 12,
+        )
+        for some in ((a, p, b, n), again)
+    ]
+    torch.testing.assert_close(*of_two)
+
+
+def test_pairs_are_not_multiplied_in_autocast_s_type(form):
+    x, y = embeddings(40, 1, torch.float32), torch.arange(40) // 4
+    a, p = (y[:, None] == y).nonzero(as_tuple=True)
+    for loss in (losses.TripletMarginLoss(0.3), losses.LiftedStructureLoss()):
+        found = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found.append(loss(x, y, (a, p, (p + 7) % 40)))
+        assert torch.equal(*found)

@@ -1,6 +1,8 @@
 """Objects of a loss, its distance and its reducer: they are what runs, before and after they are set."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -362,3 +364,126 @@ def test_a_user_s_distance_of_rows_in_half_precision():
         atol=2e-3,
     )
     assert narrow.grad.isfinite().all() and not narrow.grad[0].any() and narrow.grad[1:].any()
+
+
+def test_elements_of_two_balanced_terms_weigh_as_their_means_do():
+    x, y = samples()
+    d, same = D.LpDistance()(x, x), (y[:, None] == y).fill_diagonal_(False)
+    pull, push = d[same] ** 2, (1 - d[y[:, None] != y]).relu() ** 2
+    for reducer, of_pull, of_push in (
+        (reducers.AvgNonZeroReducer(), pull.mean(), push[push > 0].mean()),
+        (reducers.MultipleReducers({"pos_loss": reducers.SumReducer()}), pull.sum(), push.mean()),
+    ):
+        found = losses.BalancedContrastiveLoss(entropy_weight=0.3, reducer=reducer)(x, y)
+        torch.testing.assert_close(found, 0.7 * of_pull + 0.3 * of_push)
+
+
+LIST = tuple(torch.tensor(t) for t in ([0, 4, 9], [1, 5, 10], [6, 12, 3]))
+
+
+@pytest.mark.parametrize("listed", [None, LIST], ids=["all", "list"])
+def test_one_beta_is_added_once_beside_elements(listed):
+    x, y = samples()
+    for reducer in (
+        reducers.MeanReducer(),
+        reducers.ThresholdReducer(low=0.1),
+        reducers.DivisorReducer(),
+    ):
+        found = losses.MarginLoss(nu=0.1, learn_beta=True, reducer=reducer)(x, y, listed)
+        plain = losses.MarginLoss(reducer=reducer)(x, y, listed)
+        torch.testing.assert_close(found, plain + 0.1 * 1.2, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reducer": reducers.SumReducer()},
+        {"reducer": reducers.ThresholdReducer(low=0.1)},
+        {"distance": D.LpDistance(p=1)},
+    ],
+)
+def test_the_gradient_of_lifted_structure_one_by_one_between_two_sets(options):
+    x, y = samples()
+    loss, leaves = (
+        losses.LiftedStructureLoss(**options),
+        [t.clone().requires_grad_() for t in (x, x[::2] + 1)],
+    )
+    function = lambda a, b: loss(a, y, None, b, y[::2])  # noqa: E731
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_anchors_of_n_pair_without_a_positive_are_no_elements():
+    """Each class of two has one choice."""
+    x, y = samples()[0][:8], torch.tensor([0, 0, 1, 1, 2, 3, 4, 5])
+    mean = losses.NPairsLoss("all")(x, y)
+    every = reducers.ThresholdReducer(low=-1)
+    torch.testing.assert_close(losses.NPairsLoss("all", reduction="nonzero")(x, y), mean)
+    for form in ("mc", "ovo", "all"):
+        found = losses.NPairsLoss(form, l2_reg=0.1, reducer=every)(x, y)
+        torch.testing.assert_close(found, losses.NPairsLoss(form, l2_reg=0.1)(x, y))
+
+
+class Scaled(torch.nn.Module):
+    """A user's distance that is learnt."""
+
+    is_inverted = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.scale * torch.cdist(a, b, p=1.0)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_has_a_users_distance_of_its_own(way):
+    x, y = samples()
+    for loss in (
+        losses.TripletMarginLoss(0.5, distance=Scaled()),
+        miners.TripletMarginMiner(0.5, distance=Scaled()),
+    ):
+        other, scale = way(loss), loss.distance.scale
+        assert other.distance.scale is not scale
+        with torch.no_grad():
+            other.distance.scale.fill_(9)
+        true = type(loss)(0.5, distance=other.distance)(x, y)
+        found = other(x, y)
+        if isinstance(found, Tensor):
+            torch.testing.assert_close(found, true)
+            assert (
+                torch.autograd.grad(found, [scale, other.distance.scale], allow_unused=True)[0]
+                is None
+            )
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
+        del loss
+        other(x, y)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_swapped_triplets_by_a_users_distance(smooth):
+    x, y = samples()
+    distance = Scaled()
+    loss = losses.TripletMarginLoss(0.5, swap=True, smooth_loss=smooth, distance=distance)
+    with torch.no_grad():
+        d = distance(x, x)
+    same = (y[:, None] == y).fill_diagonal_(False)
+    a, p, n = (same[:, :, None] & (y[:, None] != y)[:, None, :]).nonzero(as_tuple=True)
+    excess = d[a, p] - torch.minimum(d[a, n], d[p, n]) + 0.5
+    true = torch.nn.functional.softplus(excess).mean() if smooth else excess[excess > 0].mean()
+    value = loss(x, y)
+    torch.testing.assert_close(value, true)
+    assert torch.autograd.grad(value, distance.scale)[0] != 0
+
+
+def test_one_positive_by_another_distance():
+    """Of N-pair, which compares it by itself."""
+    x, y = samples()[0][:8], torch.arange(8) // 2
+    for distance in (D.LpDistance(p=1), Scaled()):
+        gap = distance(x, x)
+        gap = (gap.gather(1, (torch.arange(8) ^ 1)[:, None]) - gap).masked_fill(
+            y[:, None] == y, -torch.inf
+        )
+        true = torch.nn.functional.pad(gap, (1, 0)).logsumexp(1).mean()
+        torch.testing.assert_close(losses.NPairsLoss("all", distance=distance)(x, y), true)

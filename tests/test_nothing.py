@@ -106,13 +106,23 @@ def test_proxies_have_a_gradient_without_rows(name):
 @pytest.mark.parametrize("backend", ["auto", "chunked", "dense"])
 @pytest.mark.parametrize("name", OVER_SAMPLES)
 def test_lists_without_pairs(name, backend):
-    """Losses that take them as weights of samples count all of them instead, lifted structure takes none,
-    and in SPCE a sample is its own positive, of a term that is no hinge."""
+    """Losses that take them as weights of samples count all of them instead, and in SPCE a sample is its own
+    positive, of a term that is no hinge."""
     module = build(name, backend=backend).eval()
-    if module.description().tuples == "weights" or name in ("LiftedStructureLoss", "SPCELoss"):
+    if module.description().tuples == "weights" or name == "SPCELoss":
         return
     for listed in LISTED:
         nothing_of(module, x, y, listed)
+        assert module(x.half(), y, listed).dtype == torch.float32
+
+
+def test_pairs_of_samples_without_another():
+    """Row by row: no negative, and the histogram stays."""
+    for rows, others in ((0, 0), (0, 3), (3, 0), (1, 1)):
+        loss = losses.DynamicSoftMarginLoss()
+        leaf = x[:rows].clone().requires_grad_()
+        value = loss(leaf, ref_emb=x[:others])
+        assert value == 0 and not torch.autograd.grad(value, leaf)[0].any() and not loss.hist_.any()
 
 
 MINERS = {n: m for n, m in vars(miners).items() if inspect.isclass(m) and issubclass(m, nn.Module)}

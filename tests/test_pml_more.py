@@ -436,3 +436,13 @@ def test_what_has_no_elements_is_added_to_what_a_reducer_makes():
     torch.testing.assert_close(some(x, y), true)
     listed = losses.PNPLoss(reducer=reducers.DoNothingReducer(), embedding_regularizer=torch.sum)(x, y)
     assert set(listed) == {"loss", "embedding_reg_loss"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_walk_between_long_embeddings(dtype):
+    """Exponentials of their products are beyond the type; what is walked is not."""
+    torch.manual_seed(0)
+    loss = losses.ManifoldLoss(6, K=4, similarity="dot").to(dtype)
+    leaf = (100 * torch.randn(12, 6, dtype=dtype)).requires_grad_()
+    value = loss(leaf, indices_tuple=torch.arange(12) % 4)
+    assert value.isfinite() and torch.autograd.grad(value, leaf)[0].isfinite().all()

@@ -283,6 +283,19 @@ def test_fault_signal_to_noise_of_a_constant_embedding():
     assert not (torch.isfinite(other) and torch.isfinite(lost).all())
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("number", [0.7, 123.456])
+def test_a_constant_of_any_size_has_no_signal(number, similarity):
+    """Also where the mean of its numbers is rounded: as zeros."""
+    for dim in (33, 96, 100):
+        x, y = draw(0, torch.float32, rows=8, classes=2, dim=dim)
+        loss = losses.SignalToNoiseRatioContrastiveLoss(reduction="sum", similarity=similarity)
+        x[3] = 0
+        true = loss(x, y)
+        x[3] = number
+        torch.testing.assert_close(loss(x, y), true, rtol=1e-4, atol=0)
+
+
 def test_departure_repeated_pairs():
     """No fault: a pair that is listed twice counts twice in theirs, once in ours."""
     x = angle([0.0, 60.0, 80.0, 200.0])

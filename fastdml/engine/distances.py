@@ -10,6 +10,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,25 +110,30 @@ def _power(d: Tensor, power: float) -> Tensor:
 
 def _snr(a: Tensor, c: Tensor, normalized: bool) -> Tensor:
     """var(a - c) / var(a), variances over the dimensions; 0 where the anchor a is constant."""
-    a, c = _signal(a, normalized), _signal(c, normalized)
+    (a, some), (c, _) = signal(a, normalized), signal(c, normalized)
     # Squared distances of centred rows, from differences where they are near.
-    return SIMILARITIES["raw_squared_distance"].dense(a, c, 0.0) * _inverse_power(a)[:, None]
+    return SIMILARITIES["raw_squared_distance"].dense(a, c, 0.0) * inverse_power(a, some)
 
 
 def _snr_of_rows(a: Tensor, c: Tensor, normalized: bool) -> Tensor:
-    a, c = _signal(a, normalized), _signal(c, normalized)
-    return (a - c).square().sum(1) * _inverse_power(a)
+    (a, some), (c, _) = signal(a, normalized), signal(c, normalized)
+    return (a - c).square().sum(1) * inverse_power(a, some)[:, 0]
 
 
-def _signal(x: Tensor, normalized: bool) -> Tensor:
+def signal(x: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:
+    """Rows less their means, normalised before; and bool [rows, 1], which of them are more than what rounding
+    leaves of a constant."""
     if normalized:
         x = unit(x)
-    return x - x.mean(1, keepdim=True)
+    centred = x - x.mean(1, keepdim=True)
+    most, left = (v.detach().abs().amax(1, keepdim=True) for v in (x, centred))
+    return centred, left > 8 * torch.finfo(x.dtype).eps * most
 
 
-def _inverse_power(x: Tensor) -> Tensor:
-    power = x.square().sum(1)
-    some = power > torch.finfo(power.dtype).eps ** 2
+def inverse_power(x: Tensor, some: Tensor) -> Tensor:
+    """[rows, 1] one over the power of a signal; 0 where there is none."""
+    power = x.square().sum(1, keepdim=True)
+    some = some & (power > 0)
     inverse = torch.where(some, power, torch.ones_like(power)).reciprocal()
     return torch.where(some, inverse, torch.zeros_like(inverse))
 
@@ -153,9 +159,13 @@ _users: weakref.WeakValueDictionary[str, General] = weakref.WeakValueDictionary(
 
 
 class _Name(str):
-    """Keeps what it names."""
+    """Keeps what it names; a copy, also one from a file, names the copy of that."""
 
     metric: General
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        matrix = self.metric.matrix
+        return user_name, (matrix, self.metric.kind == PRODUCT, type(matrix).__name__)
 
 
 def user_name(matrix: Matrix, inverted: bool, called: str) -> str:

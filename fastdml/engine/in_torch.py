@@ -134,8 +134,9 @@ def _blocks(
 
     def block(start: int, stop: int, a: Tensor, c: Tensor, *values: Tensor | None) -> Rows:
         s = call.loss.metric.dense(a[start:stop], c, problem.epsilon)
-        teacher = problem.teacher_problem
-        found = problem.rows(s, start, stop, None if teacher is None else teacher.similarities(start, stop))
+        teacher = problem.teacher_problem  # a constant, also of a distance that is learnt
+        theirs = None if teacher is None else teacher.similarities(start, stop).detach()
+        found = problem.rows(s, start, stop, theirs)
         found.scalars, row_values, found.col_values = values
         found.row_values = None if row_values is None else row_values[start:stop]
         return found

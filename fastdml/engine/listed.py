@@ -20,7 +20,7 @@ from .problem import Problem
 from .products import accumulate_, multiply
 from .relation import Relation
 from .schedule import weight_totals
-from .similarity import DISTANCE, PRODUCT
+from .similarity import DISTANCE, PRODUCT, products
 from .workspace import block_limit, buffer, rows_within
 
 # A pair by itself costs as much as so many pairs of a block; and a block of which more than this share is
@@ -258,7 +258,7 @@ class Plain:
                 found[k][where] = metric.paired(a[i], c[j], p.epsilon)
             return found
         for start, stop, places in self._blocks():
-            s = a[start:stop] @ c.t()
+            s = products(a[start:stop], c)
             for (i, j), where, out in zip(self.lists, places, found):
                 out[where] = self._numbers(s[i[where] - start, j[where]], i[where], j[where])
         return found

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import library
 from .counting import row_counts
 from .lazy import lazy
+from .places import places
 
 Masks = tuple[Tensor, Tensor]  # (positive, negative), bool [R, N]
 Counts = tuple[Tensor, Tensor]  # of positives and negatives, int64 [M]
@@ -259,18 +260,33 @@ class TupleRelation(Relation):
         count = self.by_rows(keep_own=False, own=without_own)[0].diff()
         return count[1::2], count[::2]
 
+    def distinct(self) -> tuple[Tensor, ...]:
+        """(a1, p, a2, n) of the listed pairs, each once, without those of rows and their own copies."""
+        a1, p, a2, n = self.indices
+        device = a1.device
+        if (
+            device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and library.load() is not None
+        ):
+            start, column = self.by_rows(keep_own=False)
+            rows = torch.arange(start.shape[0] - 1, device=device)
+            which = rows.repeat_interleave(start.diff())
+            row, column, positive = which // 2, column.long(), which % 2 == 1
+            return row[positive], column[positive], row[~positive], column[~positive]
+        own = self.own_columns(0, self.rows, device)
+        kept = (_first_of_each(i, j, self.columns, own) for i, j in ((a1, p), (a2, n)))
+        positives, negatives = map(places, kept)
+        return a1[positives], p[positives], a2[negatives], n[negatives]
+
     @lazy
     def disjoint(self) -> bool:
         """Whether no pair is both a positive and a negative."""
-        a1, p, a2, n = self.indices
-        if a1.device.type != "cpu" or library.load() is None:
-            return not bool(torch.isin(a1 * self.columns + p, a2 * self.columns + n).any())
         # Of triplets, the distinct pairs are few.
-        start, column = self.by_rows(keep_own=False)
-        rows = torch.arange(start.shape[0] - 1, device=start.device)
-        which = rows.repeat_interleave(start.diff())
-        pair, positive = (which // 2) * self.columns + column, which % 2 == 1
-        return not bool(torch.isin(pair[positive], pair[~positive], assume_unique=True).any())
+        a1, p, a2, n = self.distinct()
+        return not bool(
+            torch.isin(a1 * self.columns + p, a2 * self.columns + n, assume_unique=True).any()
+        )
 
     def swapped(self) -> TupleRelation:
         a1, p, a2, n = self.indices
@@ -366,6 +382,16 @@ def own_rows(own: Tensor, columns: int) -> Tensor:
             "one that is the copy of several"
         )
     return found
+
+
+def _first_of_each(rows: Tensor, columns: Tensor, size: int, own: Tensor | None) -> Tensor:
+    """bool [T]: of listed pairs that are alike the first, and none of a row and its own copy, own [rows];
+    size: how many columns there are."""
+    found, order = (rows * size + columns).sort(stable=True)
+    fresh = torch.ones_like(found, dtype=torch.bool)
+    fresh[1:] = found[1:] != found[:-1]
+    kept = torch.empty_like(fresh).scatter_(0, order, fresh)
+    return kept if own is None else kept & (own[rows] != columns)
 
 
 def _by_anchor(anchors: Tensor, others: Tensor, rows: int) -> tuple[Tensor, Tensor, list[int]]:

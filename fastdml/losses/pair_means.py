@@ -8,6 +8,7 @@ from torch import Tensor
 from ..engine.call import statistic_type
 from ..engine.similarity import unit
 from ..mining.batch import Batch
+from ..mining.pairs import distinct_pairs
 
 
 def mean_similarities(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     x = _prepared(batch.embeddings, normalized, kind)
     y = x if batch.ref_emb is None else _prepared(batch.ref_emb, normalized, kind)
     if batch.pairs:
-        a1, p, a2, n = batch.pairs
+        a1, p, a2, n = distinct_pairs(batch)
         return _of_pairs(x, y, a1, p), _of_pairs(x, y, a2, n)
     if batch.predicate is not None:
         return _of_function(x, y, batch)
@@ -101,14 +102,9 @@ def _prepared(x: Tensor, normalized: bool, kind: torch.dtype) -> Tensor:
 
 
 def _of_pairs(x: Tensor, y: Tensor, anchors: Tensor, others: Tensor) -> Tensor:
-    """The mean over listed pairs, each counted once: a sparse product instead of a copy per pair."""
+    """The mean over listed pairs: a sparse product instead of a copy per pair."""
     index = torch.stack([anchors, others])
     ones = torch.ones(anchors.shape[0], dtype=x.dtype, device=x.device)
     shape = (x.shape[0], y.shape[0])
-    given = torch.sparse_coo_tensor(index, ones, shape, device=x.device, check_invariants=False)
-    listed = given.coalesce()
-    once = torch.sparse_coo_tensor(
-        listed.indices(), torch.ones_like(listed.values()), listed.shape, is_coalesced=True,
-        device=x.device, check_invariants=False,
-    )  # fmt: skip
-    return (x * torch.sparse.mm(once, y)).sum() / max(1, once.values().shape[0])
+    listed = torch.sparse_coo_tensor(index, ones, shape, device=x.device, check_invariants=False)
+    return (x * torch.sparse.mm(listed, y)).sum() / max(1, ones.shape[0])

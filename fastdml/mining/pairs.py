@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from ..engine.places import pairs_within
-from ..engine.relation import LabelRelation, Relation
+from ..engine.relation import LabelRelation, Relation, TupleRelation
 from .batch import Batch
 from .lazy import LazyPairs
 
 
 def positive_pairs(batch: Batch, once: bool = False) -> tuple[Tensor, Tensor]:
-    """int64 (anchors, positives) [P] of a batch: those it lists, or all of equal labels but own copies.
+    """int64 (anchors, positives) [P] of a batch: those it lists, each once, or all of equal labels; but own
+    copies.
 
     once: of one set, (i, j) without (j, i). O(P) memory.
     """
     if batch.pairs:
-        return batch.pairs[0], batch.pairs[1]
+        a1, p, _, _ = distinct_pairs(batch)
+        return a1, p
     if batch.predicate is not None:
         return _of_function(batch)
     labels, columns = batch.need_labels(), batch.column_labels
@@ -47,6 +49,13 @@ def _of_function(batch: Batch) -> tuple[Tensor, Tensor]:
         i, j = positive.nonzero(as_tuple=True)
         found.append((i + start, j))
     return torch.cat([i for i, _ in found]), torch.cat([j for _, j in found])
+
+
+def distinct_pairs(batch: Batch) -> tuple[Tensor, ...]:
+    """(a1, p, a2, n) that a batch lists, each pair once, and none of a row with its own copy."""
+    own = 0 if batch.ref_emb is None else batch.own
+    rows, columns = batch.embeddings.shape[0], batch.columns.shape[0]
+    return TupleRelation(batch.pairs, rows, columns, own).distinct()
 
 
 def all_pairs(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .pairs import distinct_pairs
 from .philox import philox
 
 Stream = tuple[int | Tensor, int | Tensor]  # seed and step of draws
@@ -52,7 +53,7 @@ def listed(batch: Batch, join: bool) -> Triplets | None:
     if batch.listed == 3:
         a, p, _, n = batch.pairs
         return Triplets(a, p, n)
-    return Triplets(*joined(*batch.pairs)) if batch.listed and join else None
+    return Triplets(*joined(*distinct_pairs(batch))) if batch.listed and join else None
 
 
 def joined(a1: Tensor, p: Tensor, a2: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:

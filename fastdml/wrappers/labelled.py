@@ -153,8 +153,8 @@ class Labelled(ExactNumbers):
             weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
         if isinstance(part, OneByOne):
             return dataclasses.replace(part, batch=part.batch.replace(row_weight=weight))
-        weighs = isinstance(part, Call) and (not part.loss.combined or (listed and part.loss.in_pieces))
-        weighs = weighs and (part.before is None or not part.before.slopes)  # of what all rows count
+        rows = "none" in self.loss.reductions and isinstance(part, Call) and not part.loss.combined
+        weighs = rows or (listed and isinstance(part, Call) and part.loss.in_pieces)
         if not weighs or part.anchors.shape[0] != weight.shape[0]:
             raise ValueError(f"loss: {name} is no sum over samples, which could weigh; expected another one")
         given = part.row_weight

@@ -96,7 +96,7 @@ class AngularLoss(SampleLoss):
         if (known and a.shape[0] == 0) or (found.pairs and found.pairs[2].shape[0] == 0):
             return [Term(nothing, (found.embeddings, found.ref_emb))]
         # Rows of one set count once for both orders.
-        halved = not (ordered or found.pairs or found.predicate or found.ref_emb is not None)
+        halved = not (ordered or found.listed or found.predicate or found.ref_emb is not None)
         weight = 2.0 if self.reduction == "sum" and halved else 1.0
         return [self.pair_call(description, found, a, p, weight)]
 
@@ -127,8 +127,8 @@ def _negatives(batch: Batch, a: Tensor) -> dict[str, Any]:
         return {"anchor_labels": batch.need_labels()[a], "candidate_labels": batch.column_labels}
     predicate, own = batch.predicate, batch.own_columns()
 
-    def of_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        positive, negative = predicate(a[rows], columns)
-        return positive, negative & (own[a[rows]][:, None] != columns)
+    def of_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+        positive, negative, *weight = predicate(a[rows], columns)
+        return positive, negative & (own[a[rows]][:, None] != columns), *weight
 
     return {"predicate": of_pairs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -90,15 +91,15 @@ class Contrastive(Described):
         positive, negative = self._kept(p)
         pull, push = self.sign * (self.pos_margin - s), self.sign * (s - self.neg_margin)
         return (
-            sum(p.graded(self._cost(pull)), where=positive),
-            sum(self._cost(push), where=negative),
+            sum(p.graded(self._hinge(pull)), where=positive),
+            sum(self._hinge(push), where=negative),
             sum(p.grade, where=positive & (pull > self.floor_p)),
             count(where=negative & (push > self.floor_n)),
         )
 
-    def _cost(self, term: Any) -> Any:
+    def _hinge(self, term: Any) -> Any:
         cost = relu(term)
-        if isinstance(self.squared, bool):
+        if isinstance(self.squared, Real):
             return cost * cost if self.squared else cost
         return cost * (1 - self.squared + self.squared * cost)  # a number that stays open
 
@@ -117,12 +118,17 @@ class Contrastive(Described):
         if self.relative:
             assert rows.row_values is not None
             s = s * rows.row_values[:, :1]
-        pull = (self.sign * (self.pos_margin - s)).relu()
-        push = (self.sign * (s - self.neg_margin)).relu()
+        pull = self._cost(self.sign * (self.pos_margin - s), self.pos_weight)
+        push = self._cost(self.sign * (s - self.neg_margin), self.neg_weight)
         return {
             "pos_loss": Piece("pos_pair", pull, positive),
             "neg_loss": Piece("neg_pair", push, negative),
         }
+
+    def _cost(self, term: Tensor, weight: float) -> Tensor:
+        """What pairs beyond a margin by these numbers cost."""
+        cost = term.relu()
+        return _times(weight, cost.square() if self.squared else cost)
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)

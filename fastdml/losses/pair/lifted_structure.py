@@ -30,6 +30,7 @@ from ...language import (
 )
 from ...language.described import Described
 from ...mining.batch import Batch
+from ...mining.pairs import distinct_pairs
 from ..base import SampleLoss
 from ..presweeps import LogSumExp
 from ..terms import rows_per
@@ -182,14 +183,18 @@ class LiftedStructureLoss(SampleLoss):
                 "function"
             )
         if found.pairs:
-            return [OfListed(description, found, self.reduction)]
+            return [
+                OfListed(description, found.replace(pairs=distinct_pairs(found)), self.reduction)
+            ]
         if found.ref_emb is None:
             return [self.sample_call(description, found)]
         call = self.sample_call(
             LiftedStructure(self.pos_margin, self.neg_margin, push=1.0, similarity=self.similarity),
             found,
         )
-        if not found.ref_emb.requires_grad and not found.embeddings.requires_grad:
+        some = found.ref_emb.requires_grad or found.embeddings.requires_grad
+        # Pairs one by one have their whole derivative.
+        if self.gives_elements or not some:
             return [call]
         # The same pairs seen from the other side: no value of its own, and the rest of the derivative.
         # Both means are over positive pairs, whose number is the same.
@@ -233,9 +238,8 @@ class OfListed:
 
     def evaluate(self) -> Tensor:
         losses = self.losses()
-        if losses.shape[0] == 0:
-            return (self.batch.embeddings * 0).sum()
-        return losses.sum() if self.reduction == "sum" else losses.mean()
+        total = losses.sum()
+        return total if self.reduction == "sum" else total / torch.sym_max(1, losses.shape[0])
 
     def elements(self, name: str) -> dict[str, Any]:
         """The list, for a reducer object."""

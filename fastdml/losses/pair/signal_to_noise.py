@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...engine.call import Call
+from ...engine.distances import inverse_power, signal
 from ...engine.loss import RowLoss
 from ...engine.registry import register
-from ...engine.similarity import power_of_two, unit
+from ...engine.similarity import power_of_two, wide_type
 from ...mining.batch import Batch
 from .contrastive import Contrastive, TwoSums
 
@@ -64,16 +65,13 @@ class SignalToNoiseRatioContrastiveLoss(TwoSums):
 
     def sample_call(self, description: RowLoss, batch: Batch, **fields: Any) -> Call:
         normalize = self.similarity == "cosine"
-        signal = _centred(batch.embeddings, normalize)
-        ref = None if batch.ref_emb is None else _centred(batch.ref_emb, normalize)
+        x, some = signal(_wide(batch.embeddings), normalize)
+        ref = None if batch.ref_emb is None else signal(_wide(batch.ref_emb), normalize)[0]
         if not normalize:
-            signal, ref = _in_common_range(signal, ref)
+            x, ref = _in_common_range(x, ref)
         # var(a - b) / var(a) = |a - b|^2 / |a|^2 of centred rows.
-        power = signal.square().sum(1, keepdim=True)
-        some = power > torch.finfo(power.dtype).eps ** 2
-        inverse = torch.where(some, power, torch.ones_like(power)).reciprocal()
-        unit = torch.where(some, inverse, torch.zeros_like(inverse))
-        batch = batch.replace(embeddings=signal, ref_emb=ref)
+        unit = inverse_power(x, some)
+        batch = batch.replace(embeddings=x, ref_emb=ref)
         return super().sample_call(description, batch, row_values=unit, **fields)
 
 
@@ -88,9 +86,5 @@ def _in_common_range(x: Tensor, ref: Tensor | None) -> tuple[Tensor, Tensor | No
     return x * factor, None if ref is None else ref * factor
 
 
-def _centred(x: Tensor, normalize: bool) -> Tensor:
-    """Rows minus their means, in the type of statistics."""
-    x = x if x.dtype == torch.float64 else x.float()
-    if normalize:
-        x = unit(x)
-    return x - x.mean(1, keepdim=True)
+def _wide(x: Tensor) -> Tensor:
+    return x.to(wide_type(x))

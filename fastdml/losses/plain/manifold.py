@@ -102,11 +102,12 @@ class ManifoldLoss(Loss):
         rows = embeddings.shape[0]
         with torch.autocast(embeddings.device.type, enabled=False):
             every = torch.cat([embeddings.to(kind), proxies.to(kind)])
-            near = (metric_of(self.similarity).dense(every, every, 0.0).clamp(min=0) / 0.5).exp()
+            near = metric_of(self.similarity).dense(every, every, 0.0).clamp(min=0) / 0.5
             eye = torch.eye(every.shape[0], dtype=kind, device=every.device)
-            near = near - near * eye
-            half = near.sum(1).rsqrt()
-            walk = eye - self.alpha * half[:, None] * near * half
+            near = near.masked_fill(eye > 0, -torch.inf)
+            # Exponentials over the roots of their rows' and of their columns' sums.
+            half = near.logsumexp(1) / 2
+            walk = eye - self.alpha * (near - half[:, None] - half).exp()
             spread = (1 - self.alpha) * torch.linalg.inv(walk)
             of_samples, of_proxies = spread[:rows], spread[rows:]
             context = _unit(of_samples) @ _unit(of_proxies).t()

@@ -158,7 +158,13 @@ class NPairsLoss(SampleLoss):
             none = y.new_empty(0)
             check.pairs((anchors, positives, none, none), y.shape[0], y.shape[0], embeddings)
         elif self.form == "all":
-            anchors, positives, weight = _random_positives(y, generator)
+            anchors, positives, some = _random_positives(y, generator)
+            weight = some.double()
+            if self.gives_elements:  # of anchors that have a positive
+                chosen = places(some)
+                anchors, positives, weight = anchors[chosen], positives[chosen], None
+            elif self.reduction != "nonzero":
+                weight = weight * (some.shape[0] / weight.sum().clamp(min=1))
         elif not batch.pairs and _padded(embeddings, self.reduction):
             anchors, positives, kept = _padded_pairs(y)
             weight, paired = kept.double(), False
@@ -167,9 +173,8 @@ class NPairsLoss(SampleLoss):
         else:
             anchors, positives = _first_pairs(y, batch.pairs)
         # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
-        listed = self.gives_elements
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
-            return [Term(_nothing, (embeddings, "sum" if listed else self.reduction))]
+            return [Term(_nothing, (embeddings, "sum" if self.gives_elements else self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
         both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
@@ -189,11 +194,10 @@ class NPairsLoss(SampleLoss):
             row_weight=weight,
             col_values=None if kept is None else kept.to(x.dtype)[None],
         )
-        if listed:
-            return [Elements(call, anchors), *penalties(self.l2_reg, self.l2_kind, embeddings)]
         sets = (embeddings,) if every else (x, x_p)
         count = None if kept is None else kept.sum()
-        return [call, *penalties(self.l2_reg, self.l2_kind, *sets, count=count)]
+        part = Elements(call, anchors) if self.gives_elements else call
+        return [part, *penalties(self.l2_reg, self.l2_kind, *sets, count=count)]
 
 
 class PairedNPairsLoss(PairedLoss):
@@ -310,7 +314,7 @@ def _padded_pairs(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _random_positives(
     y: Tensor, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Every sample and another one of its class, drawn uniformly; weight 0 where there is none."""
+    """Every sample, another one of its class, drawn uniformly, and bool [B], whether there is one."""
     order = y.argsort(stable=True)
     found = y[order].contiguous()
     start = torch.searchsorted(found, found)
@@ -322,8 +326,6 @@ def _random_positives(
     )
     step = 1 + (draw * (size - 1)).long().clamp(max=(size - 2).clamp(min=0))
     other = order[start + (place + step) % size]
-    kept = (size > 1).double()
-    weight = kept * (y.shape[0] / kept.sum().clamp(min=1))
     # From the order of labels to that of the batch.
     place = order.argsort()
-    return torch.arange(y.shape[0], device=y.device), other[place], weight[place]
+    return torch.arange(y.shape[0], device=y.device), other[place], (size > 1)[place]

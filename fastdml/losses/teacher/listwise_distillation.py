@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...engine import check
+from ...engine.lazy import lazy
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...language import Row, amax, detach, exp, log, log_sum_exp, sum, where
@@ -23,6 +24,7 @@ class ListwiseDistillation(Described):
     name = "listwise_distillation"
     provenance = "released code"
     self_pair = "keep"
+    derived = ("away",)
 
     temperature: Positive = 1.0
     similarity: str = dataclasses.field(default="dot", kw_only=True)
@@ -38,10 +40,16 @@ class ListwiseDistillation(Described):
     def teacher_similarity(self) -> str:  # type: ignore[override]
         return self.similarity
 
+    @lazy
+    def away(self) -> bool:
+        """Whether numbers are distances."""
+        return self.metric.sign < 0
+
     def row(self, p: Row) -> Any:
         every, sharpness = p.pair, 1 / self.temperature
-        mine = sharpness * (p.s - detach(amax(p.s, where=every)))
-        theirs = sharpness * (p.teacher - amax(p.teacher, where=every))
+        s, t = (-p.s, -p.teacher) if self.away else (p.s, p.teacher)
+        mine = sharpness * (s - detach(amax(s, where=every)))
+        theirs = sharpness * (t - amax(t, where=every))
         share = exp(theirs)
         total = sum(share, where=every)
         some = total > 0
@@ -60,7 +68,8 @@ class ListwiseSelfDistillationLoss(RelationalLoss):
 
     Args:
         temperature: > 0.
-        similarity: of student and teacher: "dot" as released, or any other; see `SampleLoss`.
+        similarity: of student and teacher: "dot" as released, or any other, see `SampleLoss`; on distances
+            s and t are minus these.
         weight: factor of the loss; the paper's schedule is `scheduled_weight`.
 
     Other arguments: see `RelationalLoss`.

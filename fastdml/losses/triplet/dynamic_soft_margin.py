@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from ...engine.similarity import SIMILARITIES
 from ...mining.batch import checked
 from ...mining.steps import recomputing
 from ...mining.triplets import listed
-from ..base import SampleLoss
+from ..base import SampleLoss, Term
 from ..terms import nothing
 from .listed import pair_numbers
 
@@ -31,74 +30,100 @@ class Bins:
     width: float
     number: int
 
-    def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The bin below each x, and its share of the next one. Beyond the ends, the last ones."""
-        at = ((x - self.low) / self.width).clamp(min=0)
-        below = at.floor()
-        # The share of a NaN is one, and its bin any: torch makes any integer of it.
-        return below.clamp(max=self.number - 1).long().clamp(min=0), at - below
+    def place(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where each x lies, in bins, and the bin below: `number` from the last one on, and one more for what
+        does not count. counted: which do; None: all. (To pick those costs several times as much.)"""
+        at = ((x - self.low) / self.width).clamp(0, self.number)
+        below = at.int().clamp(min=0)  # torch makes any integer of a NaN
+        return at, below if counted is None else below.masked_fill(~counted, self.number + 1)
 
-    def mass(self, x: Tensor, counted: Tensor | None) -> Tensor:
-        """[bins] how much of numbers x lies in each; counted: which of them count, None for all."""
-        below, share = self.place(x)
-        found = x.new_zeros(self.number)
-        found = found.index_add(0, below.flatten(), _kept(1 - share, counted).flatten())
-        above = (below + 1).clamp(max=self.number - 1)
-        return found.index_add(0, above.flatten(), _kept(share, counted).flatten())
+    def mass(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """[bins + 1] how much of numbers x lies in each; and how many they are."""
+        at, below = self.place(x, counted)
+        bins, size = below.flatten(), self.number + 2
+        count = torch.bincount(bins, minlength=size)[:-1].to(x.dtype)
+        above = x.new_zeros(size).index_add(0, bins, (at - below).flatten())[:-1]
+        found = count - above
+        found[1:] += above[:-1]
+        found[-2] += found[-1]  # beyond the last bin
+        found[-1] = count.sum()
+        return found
+
+    def look_up(self, values: Tensor, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """Of values [bins] that of the bin below each x; 0 for what does not count."""
+        _, below = self.place(x, counted)
+        table = torch.cat([values, values[-1:], values.new_zeros(1)])
+        return table.index_select(0, below.flatten()).view_as(x)
 
 
-def _kept(x: Tensor, counted: Tensor | None) -> Tensor:
-    """x, 0 where it does not count. (To pick those that do costs several times as much.)"""
-    return x if counted is None else x.masked_fill(~counted, 0.0)
+@dataclasses.dataclass(frozen=True)
+class _List:
+    """Numbers of triplets [T]."""
+
+    x: Tensor
+
+    def mass(self, bins: Bins) -> Tensor:
+        return bins.mass(self.x)
+
+    def weighed(self, bins: Bins, weights: Tensor) -> Tensor:
+        return (bins.look_up(weights, self.x.detach()) * self.x).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class _AllOf:
+    """Those of all triplets of a call, in blocks of rows."""
+
+    call: Call
+
+    def _sums(self, function: Any) -> Tensor:
+        """The sum of what `function` makes of blocks: [R, P] distances of positives and [R, N] of negatives,
+        and bool [R, P, N], which triplets these are."""
+
+        def outputs(rows: Rows) -> Tensor:
+            near, _, valid = rows.thresholds()
+            found = function(near, rows.s, valid[:, :, None] & rows.negative[:, None, :])
+            # A block's sums stand in its first row.
+            return torch.cat([found[None], found.new_zeros(rows.s.shape[0] - 1, found.shape[0])])
+
+        return in_torch.row_outputs(self.call, outputs).sum(0)
+
+    def mass(self, bins: Bins) -> Tensor:
+        return self._sums(
+            lambda near, far, some: bins.mass(near[:, :, None] - far[:, None, :], some)
+        )
+
+    def weighed(self, bins: Bins, weights: Tensor) -> Tensor:
+        def total(near: Tensor, far: Tensor, some: Tensor) -> Tensor:
+            with torch.no_grad():
+                w = bins.look_up(weights, near[:, :, None] - far[:, None, :], some)
+                of_near, of_far = w.sum(2), w.sum(1)
+            return ((near * of_near).sum() - (far * of_far).sum()).reshape(1)
+
+        return self._sums(total)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weighed:
-    """The mean of numbers of triplets, each weighed by the share of numbers that are lower.
-
-    numbers: called twice, with a function of numbers and of which of them count that returns [k]: what they
-    add up to, [k], and how many there are. call: that of all triplets, or None.
-    """
+    """The mean of numbers of triplets, each weighed by the share of numbers that are lower."""
 
     loss: DynamicSoftMarginLoss
-    numbers: Any
+    numbers: _List | _AllOf
     embeddings: Tensor
-    call: Call | None = None
+
+    @property
+    def call(self) -> Call | None:
+        """That of all triplets, if these are the numbers."""
+        return self.numbers.call if isinstance(self.numbers, _AllOf) else None
 
     def evaluate(self) -> Tensor:
         bins = self.loss.bins
         with torch.no_grad():
-            mass, count = self.numbers(bins.mass)
+            found = self.numbers.mass(bins)
+            count = found[-1].round().item()  # NaN where embeddings are
         if count == 0:
             return nothing(self.embeddings, None if self.call is None else self.call.candidates)
-        share = self.loss.updated(mass).cumsum(0)
-
-        def weighed(x: Tensor, counted: Tensor | None) -> Tensor:
-            below, _ = bins.place(x.detach())
-            return _kept(share.to(x.dtype)[below] * x, counted).sum().reshape(1)
-
-        found: Tensor = self.numbers(weighed)[0][0] / count
-        return found
-
-
-def _of_list(x: Tensor, function: Any) -> tuple[Tensor, int]:
-    return function(x, None), x.shape[0]
-
-
-def _of_rows(call: Call, function: Any) -> tuple[Tensor, float]:
-    """Of all triplets, in blocks of rows."""
-
-    def outputs(rows: Rows) -> Tensor:
-        near, _, valid = rows.thresholds()
-        counted = valid[:, :, None] & rows.negative[:, None, :]
-        found = function(near[:, :, None] - rows.s[:, None, :], counted)
-        found = torch.cat([found, counted.sum().to(found.dtype)[None]])
-        # A block's sums stand in its first row.
-        rest = found.new_zeros(rows.s.shape[0] - 1, found.shape[0])
-        return torch.cat([found[None], rest])
-
-    total = in_torch.row_outputs(call, outputs).sum(0)
-    return total[:-1], total[-1].round().item()  # NaN where embeddings are
+        weights = self.loss.updated(found[:-1]).cumsum(0)
+        return self.numbers.weighed(bins, weights.to(found.dtype)) / count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,19 +208,21 @@ class DynamicSoftMarginLoss(SampleLoss):
         if labels is None and indices_tuple is None:
             if ref_emb is None or ref_labels is not None:
                 raise ValueError("labels: expected labels, or ref_emb row by row without ref_labels")
+            check.embeddings(embeddings, "embeddings", self.validate)
+            check.embeddings(ref_emb, "ref_emb", self.validate)
+            check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
+            if embeddings.shape[0] * ref_emb.shape[0] <= 1:  # no negative
+                return [Term(nothing, (embeddings, ref_emb))]
             return [self._of_pairs(embeddings, ref_emb)]
         batch = checked(embeddings, labels, indices_tuple, ref_emb, ref_labels, own, self.validate)
         triplets = listed(batch, join=True)
         if triplets is not None:
             near, far = pair_numbers(batch, self.similarity, triplets)
-            return [Weighed(self, functools.partial(_of_list, near - far), embeddings)]
+            return [Weighed(self, _List(near - far), embeddings)]
         call = self.sample_call(self.description(), batch, reduction="mean")
-        return [Weighed(self, functools.partial(_of_rows, call), embeddings, call)]
+        return [Weighed(self, _AllOf(call), embeddings)]
 
     def _of_pairs(self, embeddings: Tensor, ref_emb: Tensor) -> Weighed:
-        check.embeddings(embeddings, "embeddings", self.validate)
-        check.embeddings(ref_emb, "ref_emb", self.validate)
-        check.same_space(embeddings, ref_emb, "embeddings", "ref_emb")
         kind = statistic_type(embeddings, ref_emb)
         x, y = embeddings.to(kind), ref_emb.to(kind)
         pairs = min(x.shape[0], y.shape[0])
@@ -203,7 +230,7 @@ class DynamicSoftMarginLoss(SampleLoss):
         own = metric.paired(x[:pairs], y[:pairs])
         nearest = _nearest_others(metric, x, y)
         numbers = torch.cat([own, own.new_zeros(nearest.shape[0] - pairs)]) - nearest
-        return Weighed(self, functools.partial(_of_list, numbers), embeddings)
+        return Weighed(self, _List(numbers), embeddings)
 
 
 def _nearest_others(metric: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -352,7 +352,8 @@ class MarginLoss(TripletLoss):
             parts = [self.one_by_one(description, found, function, triplets)]
         if one_beta and nu != 0:
             some = _some_triplet(found) if triplets is None else triplets.any()
-            rows = embeddings.shape[0] if self.reduction == "none" else None
+            of_rows = self.reduction == "none" and not self.gives_elements
+            rows = embeddings.shape[0] if of_rows else None
             parts.append(Term(_once, (some, nu, values[0], rows)))
         return parts
 

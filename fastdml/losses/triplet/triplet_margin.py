@@ -13,10 +13,12 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
+from ...engine.similarity import METRICS
 from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.lazy import LazyPairs
-from ...mining.triplets import Triplets, check_per_anchor
+from ...mining.pairs import all_pairs
+from ...mining.triplets import Triplets, check_per_anchor, joined
 from ...reducers import AvgNonZeroReducer, BaseReducer, MeanReducer, native
 from ..terms import masked_sum, rank_pairs, softplus, sort_code
 from .listed import Listed, TripletLoss, costs, pair_numbers, wide
@@ -309,6 +311,9 @@ class TripletMarginLoss(TripletLoss):
         if triplets is None and not self.swap:
             return [self.sample_call(description, found)]
         _refuse_choice(description)
+        if triplets is None and description.similarity not in METRICS and found.predicate is None:
+            # A user's distance, whose own parameters may want a gradient.
+            triplets = Triplets(*joined(*all_pairs(found)))
         if triplets is None:
             if found.predicate is not None:
                 raise ValueError(
