@@ -106,7 +106,8 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
 
     both = nanoseconds(True)
     threads = torch.get_num_threads()
-    return KernelTime(workload.title, *s.shape, isa, threads, nanoseconds(False), both)
+    size = s.shape[0], s.shape[1]
+    return KernelTime(workload.title, *size, isa, threads, nanoseconds(False), both)
 
 
 def table(found: Sequence[KernelTime]) -> Any:
