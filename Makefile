@@ -26,7 +26,7 @@ OLDEST_TRITON ?= 3.6.0
 $(VENV)/.ready: pyproject.toml setup.py csrc/build.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install --quiet "$(TORCH)"
-	$(PY) -m pip install --quiet "setuptools>=70" wheel "ninja" "pybind11>=2.13" numpy
+	$(PY) -m pip install --quiet "setuptools>=77" wheel "ninja" "pybind11>=2.13" numpy
 	FASTDML_BUILD=none $(PY) -m pip install --quiet --no-build-isolation --editable ".[test,demo,integrations]"
 	$(PY) -m pip install --quiet --no-deps $(OPEN_CLIP)
 	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/beside $(TORCHVISION)

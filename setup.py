@@ -47,11 +47,11 @@ class NinjaBuild(build_ext):
 
     @staticmethod
     def add_headers(folder: Path) -> None:
-        """What users' own losses are compiled with, at their first use."""
+        """What users' own losses are compiled with, at their first use, and what `fastdml show` prints."""
         csrc = ROOT / "csrc"
         for source in [
             csrc / "build.py",
-            csrc / "rows" / "row.h",
+            *csrc.glob("rows/*.h"),
             *csrc.glob("cpu/*.h"),
             csrc / "cpu" / "differences.cpp",
         ]:

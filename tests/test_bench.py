@@ -233,6 +233,11 @@ def test_a_plot_of_single_sizes_has_a_line_of_dots_per_problem(tmp_path, monkeyp
         (["--contender", "nobody"], "--contender: expected one of"),
         (["--device", "meta"], "--device: expected cpu"),
         (["--loss", "smooth_ap:x"], "expected NAME:KEY=VALUE"),
+        (["--preset", "shared", "--loss", "sup_con"], "--loss: expected of --preset shared all or some"),
+        (["--preset", "quick", "--loss", "sup_con:temperature=2"], "without arguments, got 'sup_con' with"),
+        (["--preset", "quick", "--batch", "4096"], "--batch: expected without --preset"),
+        (["--preset", "quick", "--per-class", "4"], "--per-class: expected without --preset"),
+        (["--kernels", "--loss", "pnp", "--preset", "shared"], "--loss: expected of --preset shared"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
@@ -421,9 +426,12 @@ def test_requirements_of_losses_are_judged():
 @compiled
 def test_kernels_are_timed_in_every_instruction_set():
     before = library.load().active_isa()
-    found = kernels.measure([small("smooth_ap"), small("contrastive")], 16, 3, lambda _: None)
+    asked = ["smooth_ap", "contrastive", "ArcFaceLoss"]
+    found = kernels.measure([small(loss) for loss in asked], 16, 3, lambda _: None)
     assert library.load().active_isa() == before
     assert {k.isa for k in found} <= set(library.load().isas())
-    pairs = set(itertools.product(["smooth_ap", "contrastive"], {k.isa for k in found}))
+    pairs = set(itertools.product(asked, {k.isa for k in found}))
     assert {(k.loss, k.isa) for k in found} == pairs
     assert all(k.both.median > 0 and k.forward.median > 0 for k in found)
+    sizes = {k.loss: (k.rows, k.columns) for k in found}
+    assert sizes["ArcFaceLoss"] == (16, small("ArcFaceLoss").classes) != sizes["smooth_ap"]

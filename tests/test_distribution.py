@@ -74,8 +74,10 @@ def test_it_builds_a_wheel_that_works_elsewhere(source, tmp_path):
         "x = torch.randn(8, 4, requires_grad=True)\n"
         "fastdml.losses.SigLIPLoss()(x, torch.randn(8, 4)).backward()\n"
         "print(fastdml.__file__, fastdml.build_info()['functors'], bool(x.grad.norm() > 0))\n"
-        "print(fastdml.explain('siglip', 8).executor, len(fastdml.demo.data.load_icons()[0]))",
+        "print(fastdml.explain('siglip', 8).executor, len(fastdml.demo.data.load_icons()[0]))\n"
+        "from fastdml.language.show import shown\n"
+        "print('(smooth_ap,' in shown('smooth_ap'))",
         cwd=tmp_path,
         PYTHONPATH=str(fresh),
     )
-    assert said == f"{fresh}/fastdml/__init__.py ['siglip'] True\nnative 3744\n"
+    assert said == f"{fresh}/fastdml/__init__.py ['siglip'] True\nnative 3744\nTrue\n"

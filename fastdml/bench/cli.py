@@ -50,7 +50,7 @@ def parser(judged: Judged | None = None) -> argparse.ArgumentParser:
     what = found.add_argument_group("what")
     known = _presets(judged)
     about = "; ".join(f"{k}: {(f.__doc__ or '').rstrip('.')}" for k, f in known.items())
-    what.add_argument("--preset", choices=sorted(known), help=f"problems. {about}")
+    what.add_argument("--preset", choices=sorted(known), help=f"problems of sizes of their own. {about}")
     what.add_argument(
         "--loss", action="append", metavar="NAME[:KEY=VALUE,...]",
         help="a registered loss, with arguments; repeatable; 'all'. Example: "
@@ -61,14 +61,14 @@ def parser(judged: Judged | None = None) -> argparse.ArgumentParser:
         help="who is measured beside the floor; repeatable (default: native chunked torch "
         "torch-hand pml, or what the preset says)",
     )  # fmt: skip
-    what.add_argument("--batch", type=several(integer(1)), default=[4096], metavar="B,...",
+    what.add_argument("--batch", type=several(integer(1)), metavar="B,...",
                       help="batch sizes (default 4096)")  # fmt: skip
     what.add_argument("--candidates", type=integer(1), metavar="N", help="compare with N other embeddings")
-    what.add_argument("--dim", type=several(integer(1)), default=[128], metavar="D,...",
+    what.add_argument("--dim", type=several(integer(1)), metavar="D,...",
                       help="embedding dimensions (default 128)")  # fmt: skip
-    what.add_argument("--per-class", type=several(integer(1)), default=[4], metavar="K,...",
+    what.add_argument("--per-class", type=several(integer(1)), metavar="K,...",
                       help="samples per class (default 4)")  # fmt: skip
-    what.add_argument("--classes", type=integer(1), default=1000, metavar="C",
+    what.add_argument("--classes", type=integer(1), metavar="C",
                       help="proxies of proxy losses (default 1000)")  # fmt: skip
     what.add_argument("--dtype", default="float32",
                       choices=["float64", "float32", "float16", "bfloat16"])  # fmt: skip
@@ -110,25 +110,37 @@ def cases(options: argparse.Namespace, judged: Judged | None = None) -> list[Cas
         if name != "all":
             catalogue.check_loss(name)
     if options.preset:
-        kept = {name for name, _ in asked}
-        return [
-            (_on(w, options), tuple(options.contender or names))
-            for w, names in _presets(judged)[options.preset]()
-            if not kept or "all" in kept or w.loss in kept
-        ]
+        return _of_preset(_presets(judged)[options.preset](), asked, options)
     if not asked or ("all", ()) in asked:
         asked = [(name, presets.USUAL.get(name, ())) for name in catalogue.measurable()]
     names = tuple(options.contender or ("native", "chunked", "torch", "torch-hand", "pml"))
-    sizes = itertools.product(asked, options.per_class, options.dim, options.batch)
+    per_class, dim, batch = options.per_class or [4], options.dim or [128], options.batch or [4096]
+    candidates, classes = options.candidates, options.classes or 1000
     return [
-        (
-            _on(
-                Workload(loss, b, d, k, options.candidates, options.classes, options=arguments),
-                options,
-            ),
-            names,
-        )
-        for (loss, arguments), k, d, b in sizes
+        (_on(Workload(loss, b, d, k, candidates, classes, options=arguments), options), names)
+        for (loss, arguments), k, d, b in itertools.product(asked, per_class, dim, batch)
+    ]
+
+
+def _of_preset(
+    known: list[Case], asked: list[tuple[str, Any]], options: argparse.Namespace
+) -> list[Case]:
+    """Those asked for of a preset's problems, which have sizes and arguments of their own."""
+    for name in ("batch", "candidates", "dim", "per_class", "classes"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: expected without --preset, which has its own")
+    there = {w.loss for w, _ in known}
+    for name, arguments in asked:
+        if arguments or name not in {"all", *there}:
+            raise ValueError(
+                f"--loss: expected of --preset {options.preset} all or some of {', '.join(sorted(there))}, "
+                f"without arguments, got {name!r}{' with some' if arguments else ''}"
+            )
+    kept = {name for name, _ in asked}
+    return [
+        (_on(w, options), tuple(options.contender or names))
+        for w, names in known
+        if not kept or "all" in kept or w.loss in kept
     ]
 
 
@@ -244,7 +256,7 @@ def _kernels(options: argparse.Namespace) -> int:
     chosen = [w for w, _ in cases(options)]
     with console.status("") as status:
         found = kernels.measure(chosen, rows=256, repeats=25, progress=status.update)
-    console.print(kernels.table(found, 256, chosen[0].batch))
+    console.print(kernels.table(found))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..engine import library, schedule
+from ..engine.call import Call
 from ..engine.executors.native import Native
 from ..engine.problem import Problem
 from ..engine.schedule import Result, Visit
@@ -22,9 +23,11 @@ from .workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class KernelTime:
-    """Nanoseconds per pair. forward: the loss alone; both: with the weights."""
+    """Nanoseconds per pair of rows x columns. forward: the loss alone; both: with the weights."""
 
     loss: str
+    rows: int
+    columns: int
     isa: str
     threads: int
     forward: Quantiles
@@ -50,7 +53,7 @@ def measure(
     """Times the functor of every workload on `rows` rows, in every instruction set of the machine.
 
     Raises:
-        ValueError: where there is no compiled library.
+        ValueError: where there is no compiled library, or no functor of any of them in it.
     """
     module = library.load()
     if module is None:
@@ -58,7 +61,7 @@ def measure(
     found = []
     for workload in workloads:
         catalogue.check_loss(workload.loss)
-        if workload.loss not in library.functors():
+        if _call(workload).loss.functor_name not in library.functors():
             continue
         for isa in module.isas():
             progress(f"{workload.title} {isa}")
@@ -67,12 +70,17 @@ def measure(
                     found.append(_measure(workload, isa, rows, repeats))
             except ValueError:  # this processor lacks it
                 continue
+    if not found:
+        raise ValueError("--kernels: expected a loss with a compiled functor")
     return found
 
 
+def _call(workload: Workload) -> Call:
+    return catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[-1]
+
+
 def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTime:
-    call = catalogue.calls(catalogue.build(workload), catalogue.inputs(workload))[-1]
-    problem = Problem.of(call)
+    problem = Problem.of(_call(workload))
     a, c = problem.anchors, problem.candidates
     rows = min(rows, a.shape[0])
     source = a[:rows] @ c.t()
@@ -97,16 +105,16 @@ def _measure(workload: Workload, isa: str, rows: int, repeats: int) -> KernelTim
         return quantiles(found)
 
     both = nanoseconds(True)
-    return KernelTime(workload.title, isa, torch.get_num_threads(), nanoseconds(False), both)
+    threads = torch.get_num_threads()
+    size = s.shape[0], s.shape[1]
+    return KernelTime(workload.title, *size, isa, threads, nanoseconds(False), both)
 
 
-def table(found: Sequence[KernelTime], rows: int, columns: int) -> Any:
-    out = require("rich.table").Table(
-        title=f"Row functors, {rows} rows of {columns} pairs, ns per pair (p20 - p80)"
-    )
-    for name in ("loss", "instruction set", "threads", "loss only", "loss and weights"):
+def table(found: Sequence[KernelTime]) -> Any:
+    out = require("rich.table").Table(title="Row functors, ns per pair (p20 - p80)")
+    for name in ("loss", "rows x pairs", "instruction set", "threads", "loss only", "loss and weights"):
         out.add_column(name)
     for k in found:
         cells = [f"{q.median:.2f} ({q.p20:.2f} - {q.p80:.2f})" for q in (k.forward, k.both)]
-        out.add_row(k.loss, k.isa, str(k.threads), *cells)
+        out.add_row(k.loss, f"{k.rows} x {k.columns}", k.isa, str(k.threads), *cells)
     return out

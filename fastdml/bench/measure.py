@@ -17,8 +17,8 @@ from .workload import Workload
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """threads: of torch. budget: seconds of timing per workload. memory_limit: bytes and timeout:
-    seconds of a contender's step. memory: whether to probe ours too (others always are)."""
+    """threads: of torch. budget: seconds of timing per workload. memory_limit: bytes and timeout: seconds of
+    a contender's step."""
 
     threads: int
     budget: float

@@ -48,7 +48,7 @@ def notice() -> None:
     warnings.warn(
         "fastdml runs without its compiled kernels, through the chunked executor: results are the "
         "same, several times slower. Install a C++ compiler and reinstall from the source folder with "
-        f"`pip install --no-build-isolation .` to have them. ({_why})",
+        f"`pip install --no-build-isolation --editable .` to have them. ({_why})",
         stacklevel=3,
     )
 

@@ -58,13 +58,11 @@ def embed_files(arguments: argparse.Namespace) -> None:
     if output.suffix != ".npy":
         raise ValueError(f"output: expected a name that ends in .npy, got {str(output)!r}")
     command_line.make_folder(output.parent, "output")
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: expected one that is here, got {arguments.device!r}")
+    device = _present(arguments.device)
     model = load_embedder(arguments.embedder, device=device)
     inputs: files.Inputs
     if arguments.inputs.is_dir():
-        inputs = files.Images(arguments.inputs, read_config(arguments.embedder)["image"])
+        inputs = files.Images(arguments.inputs, read_config(arguments.embedder).get("image"))
     else:
         inputs = files.Array(arguments.inputs, arguments.key)
     kind = next((p.dtype for p in model.parameters()), torch.float32)
@@ -112,6 +110,17 @@ def embed_files(arguments: argparse.Namespace) -> None:
             path = output.with_suffix(f".{name}.txt")
             path.write_text("".join(f"{line}\n" for line in lines))
             print(path)
+
+
+def _present(name: str) -> torch.device:
+    """The device of that name, on which numbers can be held. Raises ValueError where there is none."""
+    try:
+        if torch.empty(1, device=name).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"--device: expected one that is here, got {name!r} ({said})") from None
+    return torch.device(name)
 
 
 @contextlib.contextmanager

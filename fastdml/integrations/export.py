@@ -125,6 +125,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG}: expected JSON ({error})") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG}: expected format {FORMAT} of fastdml's embedders")
+    for name, kind in (("model", str), ("arguments", dict)):
+        if not isinstance(found.get(name), kind):
+            raise ValueError(f"{folder / CONFIG}: expected {name!r} as save_embedder writes it")
     return found
 
 

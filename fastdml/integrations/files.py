@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class Array:
     def __init__(self, path: Path, key: str | None) -> None:
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: expected an npy or npz file ({error})") from None
         if isinstance(found, np.lib.npyio.NpzFile):
             if key not in found.files:

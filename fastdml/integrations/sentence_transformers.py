@@ -319,7 +319,10 @@ class _Labelled(_Computed):
         # Two names of theirs for one thing; the soft form has one that it does not use.
         margin = self.triplet_margin if hasattr(self, "triplet_margin") else self.margin
         loss = _triplets(0.0 if "smooth_loss" in self.options else margin, kind, **self.options)
-        return loss, {"embeddings": embeddings[0], "labels": labels.reshape(-1)}
+        classes = labels.reshape(-1)
+        if classes.dtype != torch.int64:  # there they are only compared, and of any type
+            classes = classes.unique(return_inverse=True)[1]
+        return loss, {"embeddings": embeddings[0], "labels": classes}
 
 
 _HARDEST = {"positives": "hard", "negatives": "hard", "normalizer": "anchors"}

@@ -53,7 +53,8 @@ def compute_loss(
             `fastdml.distributed.wrap(loss)`, or `wrap(loss, miner=miner)` to mine among all ranks' rows.
         embed: finds the embeddings in the model's outputs.
 
-    A batch accumulated in several steps has the mean of its steps' losses, by their numbers of rows.
+    A batch accumulated in several steps has the mean of its steps' losses, by what that trainer counts of
+    their labels: all that are not -100.
 
     Raises:
         ValueError: the loss or the miner has parameters or other state, or a batch has no labels.
@@ -66,7 +67,8 @@ def compute_loss(
             raise ValueError('labels: expected batches with "labels", got None')
         value = _value(loss, miner, embed(outputs), labels)
         if num_items_in_batch is not None:
-            value = value * (_rows_of_each(loss, labels) / num_items_in_batch)
+            whole = torch.as_tensor(num_items_in_batch, device=labels.device).clamp(min=1)
+            value = value * (_items_of_each(loss, labels) / whole)
         return value
 
     return function
@@ -138,12 +140,13 @@ def _check_stateless(given: object, name: str) -> None:
         )
 
 
-def _rows_of_each(loss: nn.Module, labels: Tensor) -> Any:
-    """Rows of this rank; of a loss of all ranks' rows their mean over ranks, for all must scale it alike."""
+def _items_of_each(loss: nn.Module, labels: Tensor) -> Tensor:
+    """What the trainer counts of this rank's labels, as it does of those of all steps and ranks; of a loss of
+    all ranks' rows the mean over ranks, for all must scale it alike."""
+    items = labels.ne(-100).sum()
     if not isinstance(loss, Distributed):
-        return len(labels)
-    rows = loss.ranks.total(torch.tensor(len(labels), device=labels.device))
-    return rows / loss.ranks.size
+        return items
+    return loss.ranks.total(items) / loss.ranks.size
 
 
 def _value(loss: nn.Module, miner: nn.Module | None, embeddings: Tensor, labels: Tensor) -> Tensor:

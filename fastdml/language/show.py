@@ -106,7 +106,11 @@ def _written(loss: RowLoss, form: str) -> str:
         if found is None:
             raise ValueError(f"form: expected another than 'triton', which {loss.name!r} has not")
         return Path(found.origin).read_text()
-    for header in sorted((compile.sources() / "rows").glob("*.h")):
+    try:
+        rows = compile.sources() / "rows"
+    except compile.CannotCompile as error:
+        raise ValueError(f"form: expected another than {form!r}: {error}") from error
+    for header in sorted(rows.glob("*.h")):
         text = header.read_text()
         if f"FASTDML_ROW_LOSS({loss.name}," in text:
             return text

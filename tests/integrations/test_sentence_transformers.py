@@ -152,6 +152,15 @@ def test_triplets_of_labels(model, name, distance):
     agree(*(value_and_gradients(loss, [given], labels) for loss in (mine, other)))
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.float32])
+@pytest.mark.parametrize("name", ["BatchAllTripletLoss", "BatchSemiHardTripletLoss"])
+def test_triplets_of_labels_of_any_type(model, name, kind):
+    mine, other = (getattr(m, name)(model, margin=0.3) for m in (ours, theirs))
+    (given,) = embeddings(1, rows=24)
+    labels = (torch.arange(24) % 2 if kind == torch.bool else torch.arange(24) % 7 / 2).to(kind)
+    agree(*(value_and_gradients(loss, [given], labels) for loss in (mine, other)))
+
+
 # ---- Of texts
 
 

@@ -20,7 +20,7 @@ from fastdml.integrations.transformers import (
 )
 from fastdml.large_batch import GradientCache
 from fastdml.metrics import evaluate
-from fastdml.wrappers import CrossBatchMemory
+from fastdml.wrappers import CrossBatchMemory, Labelled
 
 transformers = Lazy("transformers")
 FOUND = functions(64, most=8)
@@ -102,6 +102,29 @@ def test_steps_that_are_accumulated(data):
     torch.testing.assert_close(value, losses.SupConLoss()(outputs.pooler_output, labels))
     torch.testing.assert_close(plain(outputs, labels, num_items_in_batch=torch.tensor(32)), value / 4)
     assert float(mined(outputs, labels)) != pytest.approx(float(value))
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels"),
+    [
+        (losses.MultiSimilarityLoss(), torch.arange(8)[:, None] // 3 == torch.arange(5)),
+        (Labelled(losses.SupConLoss(), ignore_label=-100), torch.tensor([0, 0, 1, 1, 2, 2, -100, -100])),
+        (losses.LogRatioLoss(), torch.arange(24.0).reshape(8, 3)),
+    ],
+    ids=["sets of classes", "labels to ignore", "vectors"],
+)
+def test_a_batch_of_one_step_has_its_own_loss(loss, labels):
+    """Whatever the trainer counts of its labels, as it does."""
+    outputs, items = torch.randn(8, 4), labels.ne(-100).sum()
+    for steps in (1, 4):
+        value = compute_loss(loss)(outputs, labels, num_items_in_batch=steps * items)
+        torch.testing.assert_close(value, loss(outputs, labels) / steps)
+
+
+def test_steps_without_a_label_count_nothing():
+    loss = compute_loss(Labelled(losses.SupConLoss(), ignore_label=-100))
+    value = loss(torch.randn(4, 4), torch.full((4,), -100), num_items_in_batch=torch.tensor(0))
+    assert value == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from fastdml.cli import main
+from fastdml.language import compile
 
 HERE = pathlib.Path(__file__).parent
 DESCRIBED = f"{HERE / 'described.py'}:"
@@ -83,6 +84,16 @@ def test_a_loss_written_by_hand(capsys, form, expected):
 )
 def test_a_described_loss_of_the_library(capsys, form, expected):
     assert expected in shown(capsys, "nt_xent", form)
+
+
+def test_headers_that_are_not_installed(capsys, monkeypatch):
+    def sources():
+        raise compile.CannotCompile("the headers of the row language are not installed")
+
+    monkeypatch.setattr(compile, "sources", sources)
+    with pytest.raises(SystemExit):
+        main(["show", "smooth_ap"])
+    assert "form: expected another than 'cpp': the headers of" in capsys.readouterr().err
 
 
 def test_unknown(capsys):
