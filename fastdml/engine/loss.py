@@ -62,7 +62,9 @@ class Rows:
     def one_detached(self) -> Rows:
         """The first row, none of whose numbers wants a gradient."""
         whole = ("scalars", "col_values")
-        given = {k: x.detach() for k, x in vars(self).items() if isinstance(x, Tensor)}
+        given: dict[str, Any] = {
+            k: x.detach() for k, x in vars(self).items() if isinstance(x, Tensor)
+        }
         return dataclasses.replace(
             self, **{k: x if k in whole else x[:1] for k, x in given.items()}
         )
