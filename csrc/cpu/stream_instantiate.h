@@ -28,7 +28,7 @@ struct Known {
     return of.weight * (of.weights ? of.weights[i * outputs + k] : T(1));
   }
   FASTDML_FN double candidates() const { return of.counts ? of.counts[i] : of.candidates; }
-  FASTDML_FN bool has_own() const { return of.candidates < of.samples; }  // which is none of them
+  FASTDML_FN double columns() const { return of.samples; }  // whether or not they are pairs
   FASTDML_FN void d_scalar(int k, double v) const {
     if (of.d_scalars) of.d_scalars[i * of.scalar_count + k] = static_cast<T>(v);
   }
@@ -44,6 +44,14 @@ struct Known {
     }
   }
 };
+
+// A number of a row in the type of pairs. The least and the largest number say so again, and what only this
+// type cannot hold is nearer to them than to infinity.
+template <class T>
+FASTDML_FN T narrowed(double x) {
+  if (x - x != 0) return static_cast<T>(x);  // infinite, or none
+  return static_cast<T>(min(max(x, double(lowest<T>())), double(highest<T>())));
+}
 
 // What pairs read of the call.
 template <class T>
@@ -440,7 +448,7 @@ void next(const RowNumbers<T>& of, int pass, std::int64_t from, std::int64_t to)
       double statistic[N + 1], known[R + 1];
       row.read(statistic, N);
       loss.before(Pass<K>{}, statistic, row, known);
-      for (int k = 0; k < R; ++k) of.known[k * of.samples + i] = static_cast<T>(known[k]);
+      for (int k = 0; k < R; ++k) of.known[k * of.samples + i] = narrowed<T>(known[k]);
     }
   }
 }
@@ -455,7 +463,7 @@ void result(const RowNumbers<T>& of, std::int64_t from, std::int64_t to) {
     double statistic[N + 1], found[L::outputs];
     row.read(statistic, N);
     loss.result(statistic, row, found);
-    for (int k = 0; k < L::outputs; ++k) of.loss[i * L::outputs + k] = static_cast<T>(found[k]);
+    for (int k = 0; k < L::outputs; ++k) of.loss[i * L::outputs + k] = narrowed<T>(found[k]);
   }
 }
 

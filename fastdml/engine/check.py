@@ -363,6 +363,15 @@ def scalar(value: Tensor | float, name: str, of: Tensor) -> Tensor | float:
     return value
 
 
+def reads_no_parameter(found: object, name: str, expected: str) -> None:
+    """found: what a user's function made of inputs that want no gradient. ValueError where it wants one, of
+    a tensor that the function brings along and that would miss it."""
+    if isinstance(found, Tensor) and found.requires_grad:
+        raise ValueError(
+            f"fn: {name!r} reads a tensor that requires a gradient, but would get none; {expected}"
+        )
+
+
 def distances(x: Tensor, name: str, validate: bool) -> None:
     """Given distances: looked into on the CPU, elsewhere with validate."""
     if not (readable(x) or validate):

@@ -61,6 +61,16 @@ class Rows:
     weight: Tensor | None = None
     first: int = 0
 
+    def one_detached(self) -> Rows:
+        """The first row, none of whose numbers wants a gradient."""
+        whole = ("scalars", "col_values")
+        given: dict[str, Any] = {
+            k: x.detach() for k, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return dataclasses.replace(
+            self, **{k: x if k in whole else x[:1] for k, x in given.items()}
+        )
+
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
         longest = int(row_counts(self.positive).max()) if self.positive.numel() else 0

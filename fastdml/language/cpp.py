@@ -56,6 +56,8 @@ def _cost(roots: Sequence[Node]) -> int:
 class Text:
     """Expressions as text, with names for what is used more than once."""
 
+    epsilon = "epsilon<T>()"  # of the type of the pairs
+
     def __init__(self, count: int = 0) -> None:
         self.names: dict[Node, str] = {}
         self.lines: list[str] = []
@@ -105,7 +107,7 @@ class Text:
                 low, high = self.expression(args[0], _PRODUCT), self.expression(args[1], _UNARY)
                 return f"{low} / {high}", _PRODUCT
             case "slack":
-                return f"T(8) * epsilon<T>() * {self.expression(args[0], _UNARY)}", _PRODUCT
+                return f"T(8) * {self.epsilon} * {self.expression(args[0], _UNARY)}", _PRODUCT
             case "where":
                 a, b = (self.expression(x, _OR) for x in args[1:])
                 condition = self._mask(args[0], node, _OR)
@@ -115,6 +117,8 @@ class Text:
             case "max":
                 pair, other = sorted(args, key=lambda x: -x.level)
                 return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
+            case "sqrt":
+                return f"sqrt(max({self.expression(args[0])}, T(0)))", _ATOM
             case "s" | "positive":
                 return f"p.{node.op}", _ATOM
             case "teacher":
@@ -157,7 +161,7 @@ class Text:
 
 def member(name: str) -> str:
     """A parameter's name as that of a member: no keyword, and no name that is printed for anything else."""
-    return f"{re.sub(r'[^a-zA-Z0-9_]', '_', name)}_"
+    return re.sub(r"[^a-zA-Z0-9_]", lambda found: f"u{ord(found[0]):x}", name) + "_"
 
 
 def literal(x: float | bool) -> str:
@@ -177,10 +181,7 @@ class RowPrinter(Text):
         super().__init__()
         self.program = program
         self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
-        self.uses: dict[Node, int] = {}
-        for node in topological(program.roots):
-            for a in set(node.args):
-                self.uses[a] = self.uses.get(a, 0) + 1
+        self.uses = Counter(a for node in topological(program.roots) for a in set(node.args))
 
     def define(self, nodes: Iterable[Node]) -> None:
         """Gives the inputs and shared expressions of the row in these nodes a name."""
@@ -192,7 +193,7 @@ class RowPrinter(Text):
                 hint, text = made
                 self.names[node] = hint
                 self.lines.append(f"const T {hint} = {text};")
-            elif self.uses.get(node, 0) > 1 and node.args and node.op != "neg":
+            elif self.uses[node] > 1 and node.args and node.op != "neg":
                 self._define(node)
 
     def _define(self, node: Node) -> None:

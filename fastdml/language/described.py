@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..engine import library
+from ..engine import check, library
 from ..engine.lazy import lazy
 from ..engine.loss import Learnt, RowLoss, Rows
 from ..engine.registry import registered
@@ -142,7 +142,8 @@ class Described(RowLoss):
 
     def spec(self, rows: Rows) -> Tensor:
         p = TensorRow(rows)
-        with over(rows.s.dtype, p.pair, p.positive, p.negative):
+        others = [x for x in (p.positive, p.negative, rows.s, rows.teacher) if x is not None]
+        with over(rows.s.dtype, p.pair, *others):
             return outputs_of(self.read(p), rows.s.shape[0]).to(rows.s.dtype)
 
     def read(self, p: Row) -> Any:
@@ -289,6 +290,10 @@ class DescribedLoss(Described):
         return self._floored(p, **_read(p, self.arguments, len(self.learnable)))
 
     def spec(self, rows: Rows) -> Tensor:
+        if isinstance(self.forms.program, str):  # else it reads no tensor but those of the row
+            check.reads_no_parameter(
+                super().spec(rows.one_detached()), self.name, "expected it among parameters, or detached"
+            )
         found = super().spec(rows)
         if found.dim() > 1:
             raise ValueError(

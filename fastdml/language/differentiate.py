@@ -129,7 +129,7 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
         case "sum":
             return [(a, where(b, bar, ZERO))]
         case "amax" | "amin":
-            return [(a, _of_extreme(node, bar))]
+            return [(a, _of_extreme(node, bar, reference != "largest"))]
         case "log_sum_exp":
             return [(a, where(b, statistics.softmax(node, bar, reference), ZERO))]
     raise NotImplementedError(node.op)
@@ -142,11 +142,12 @@ def _vanishes(x: Node, with_: Node) -> bool:
     return x is with_ or (x.op in ("mul", "neg") and any(_vanishes(a, with_) for a in x.args))
 
 
-def _of_extreme(node: Node, bar: Node) -> Node:
+def _of_extreme(node: Node, bar: Node, anew: bool) -> Node:
     """Shared by the pairs that are largest (or smallest); computed twice, a number may differ in its last
-    digits."""
+    digits. anew: so may similarities, of products that are made again: at the pair's other end, or beside
+    other pairs."""
     x, mask = node.args
-    slack = make("slack", _rounding(x, make("abs", node)))
+    slack = make("slack", _rounding(x, make("abs", node), anew))
     if node.op == "amax":
         ties, some = node - slack <= x, node > LOWEST
     else:
@@ -156,23 +157,23 @@ def _of_extreme(node: Node, bar: Node) -> Node:
     return where(both(ties, some), share, ZERO)
 
 
-def _rounding(x: Node, size: Node) -> Node:
+def _rounding(x: Node, size: Node, anew: bool) -> Node:
     """How far two computations of a pair's x may be apart where |x| is `size`, a number of the row: what
     rounds by as much. Relative to x, wherever nothing cancels."""
     if not x.args:
-        return ZERO
+        return make("max", size, ONE) if anew and x.op in ("s", "teacher") else ZERO
     found = affine(x, 1)
     if found is not None and x not in found[0]:
         rest = make("abs", found[1])
         error = size + 2.0 * rest
         for atom, factor in found[0].items():
             factor = make("max", make("abs", factor), constant(_TINY))
-            error = error + factor * _rounding(atom, (size + rest) / factor)
+            error = error + factor * _rounding(atom, (size + rest) / factor, anew)
         return error
     if x.op == "mul" and x.args[0] is x.args[1]:
         root = make("sqrt", size)
-        return size + 2.0 * root * _rounding(x.args[0], root)
+        return size + 2.0 * root * _rounding(x.args[0], root, anew)
     if x.op == "exp":
         exponent = make("abs", make("log", make("max", size, constant(_TINY))))
-        return size * (ONE + _rounding(x.args[0], exponent))
-    return _rounding(x.args[0], size) if x.op == "abs" else make("max", size, ONE)
+        return size * (ONE + _rounding(x.args[0], exponent, anew))
+    return _rounding(x.args[0], size, anew) if x.op == "abs" else make("max", size, ONE)

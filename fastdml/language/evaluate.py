@@ -1,9 +1,7 @@
-"""A program on tensors, pass by pass, in the order and with the derivatives of the printed forms: the
-differentiation checked without a compiler."""
+"""Expressions on tensors: what a program's are of a block of rows, and those of parameters alone."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,42 +11,7 @@ from torch import Tensor
 from ..engine.loss import Rows
 from . import words
 from .graph import Node, topological
-from .program import Program
 from .row import TensorRow
-
-
-@dataclasses.dataclass
-class Evaluated:
-    """outputs [R, outputs]; weight [R, N]; derivatives by scalars and values of the row [R], and of the
-    pairs by values of their candidates [R, N], by index."""
-
-    outputs: Tensor
-    weight: Tensor
-    d_scalars: dict[int, Tensor]
-    d_values: dict[int, Tensor]
-    d_columns: dict[int, Tensor]
-
-
-def evaluate(
-    program: Program,
-    rows: Rows,
-    parameters: Mapping[str, float] | None = None,
-    weights: Tensor | None = None,
-) -> Evaluated:
-    """weights [R, outputs]: of several outputs in the result."""
-    r, n = rows.s.shape
-    known = values(program.roots, rows, parameters, weights)
-
-    def of_row(x: Node) -> Tensor:
-        return known[x].expand(r, 1)[:, 0]
-
-    return Evaluated(
-        torch.stack([of_row(x) for x in program.outputs], dim=1),
-        known[program.weight].expand(r, n),
-        {k: of_row(x) for k, x in program.d_scalars},
-        {k: of_row(x) for k, x in program.d_values},
-        {k: known[x].expand(r, n) for k, x in program.d_columns},
-    )
 
 
 def values(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 # What an expression may differ by: nothing, the call, the row, the pair.
@@ -56,8 +57,7 @@ class Node:
     def __add__(self, other: Operand) -> Node:
         return add(number(self), number(other))
 
-    def __radd__(self, other: Operand) -> Node:
-        return add(number(other), number(self))
+    __radd__ = __add__
 
     def __sub__(self, other: Operand) -> Node:
         return add(number(self), neg(number(other)))
@@ -68,8 +68,7 @@ class Node:
     def __mul__(self, other: Operand) -> Node:
         return mul(number(self), number(other))
 
-    def __rmul__(self, other: Operand) -> Node:
-        return mul(number(other), number(self))
+    __rmul__ = __mul__
 
     def __truediv__(self, other: Operand) -> Node:
         return div(number(self), number(other))
@@ -81,8 +80,8 @@ class Node:
         return neg(number(self))
 
     def __pow__(self, power: object) -> Node:
-        if power != 2:
-            raise NotInLanguage(f"a power of {power!r}: only squares are words")
+        if isinstance(power, Node) or power != 2:
+            raise NotInLanguage("a power that is not 2: only squares are words")
         return number(self) * number(self)
 
     def __lt__(self, other: Operand) -> Node:
@@ -109,8 +108,12 @@ class Node:
     def __and__(self, other: Operand) -> Node:
         return both(self, lift(other))
 
+    __rand__ = __and__
+
     def __or__(self, other: Operand) -> Node:
         return either(self, lift(other))
+
+    __ror__ = __or__
 
     def __invert__(self) -> Node:
         return invert(self)
@@ -175,8 +178,8 @@ def lift(x: object) -> Node:
     """A number as a node."""
     if isinstance(x, Node):
         return x
-    if isinstance(x, (bool, int, float)):
-        return constant(x)
+    if isinstance(x, Real):  # numpy's too
+        return constant(float(x) if not isinstance(x, bool) else x)
     raise NotInLanguage(
         f"a {type(x).__name__} that the function brings along: hand it in as a parameter"
     )
@@ -207,7 +210,7 @@ def of_pairs(mask: object) -> Node:
     """A mask of the pairs among what it holds: not of a sample with itself, nor of what no list has."""
     mask = lift(mask)
     if not mask.is_mask:
-        raise NotInLanguage(f"where={mask!r}: expected a mask")
+        raise NotInLanguage("a number where a mask is expected")
     return mask if _holds_pairs(mask) else both(mask, EVERY)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 
 from . import statistics
@@ -114,12 +115,8 @@ def program(trace: Trace, reference: statistics.Reference = "largest") -> Progra
 
 def _merged(roots: list[Node]) -> list[Node]:
     """The roots with sums over pairs that are only added to each other made one sum."""
-    uses: dict[Node, int] = {}
-    for node in [*topological(roots)]:
-        for a in node.args:
-            uses[a] = uses.get(a, 0) + 1
-    for root in roots:
-        uses[root] = uses.get(root, 0) + 1
+    uses = Counter(a for node in topological(roots) for a in node.args)
+    uses.update(roots)
     depth = _depths(roots)
 
     def own(x: Node) -> Node | None:

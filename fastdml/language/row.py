@@ -82,7 +82,7 @@ class TensorRow(Row):
         return _given(self._rows.teacher, "teacher")
 
     def given(self, k: int) -> Tensor:
-        return _given(self._rows.scalars, "scalars")[k]
+        return _given(self._rows.scalars, "scalars")[k].clone()  # for scale *= 2
 
     def row_value(self, k: int) -> Tensor:
         return _given(self._rows.row_values, "row_values")[:, k : k + 1]
@@ -171,10 +171,11 @@ def trace(
     opened = {name: make("parameter", value=(name, name in positive)) for name in parameters}
     try:
         found = function(TracedRow(), **opened, **(bound or {}))
-    except (TypeError, AttributeError) as error:
-        if isinstance(error, NotInLanguage):
-            raise
-        raise NotInLanguage(str(error)) from error
+    except NotInLanguage:
+        raise
+    except Exception as error:
+        # Of a function that looks at its arguments, say, which in torch are numbers.
+        raise NotInLanguage(str(error) or type(error).__name__) from error
     outputs = tuple(lift(x) for x in (found if isinstance(found, tuple) else (found,)))
     for output in outputs:
         if output.level > 2 or output.is_mask:

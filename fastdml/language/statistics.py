@@ -16,6 +16,7 @@ from .graph import (
     ONE,
     PAIR,
     REDUCTIONS,
+    ROW,
     TRUE,
     ZERO,
     Node,
@@ -140,7 +141,11 @@ def unshifted(roots: list[Node], exact: bool) -> list[Node]:
         factor, x, shift = found
         mask = node.args[1]
         if node.op == "sum":
-            return factor * (total(x, mask) + shift * total(ONE, mask))
+            count = total(ONE, mask)
+            of_all = shift * count
+            if any(n.level == ROW and n.op in ("log", "div") for n in topological([shift])):
+                of_all = where(count > ZERO, of_all, ZERO)  # of no pair nothing, were it infinite
+            return factor * (total(x, mask) + of_all)
         whole = make("log_sum_exp", factor * x, mask, value=node.value)
         largest = make("neg", make("detach", make("amax", x, mask)))
         left = whole + factor * shift

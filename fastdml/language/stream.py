@@ -19,7 +19,7 @@ import numpy as np
 from ..engine import library
 from . import compile
 from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
-from .graph import ROW, Node, topological
+from .graph import COLUMNS, ROW, Node, topological
 from .program import Program, of_positives, passes_of, program
 from .row import Trace
 from .statistics import prepared
@@ -178,6 +178,8 @@ class StreamPrinter:
 
     def _printer(self, reads: Sequence[Node] = ()) -> RowPrinter:
         made = RowPrinter(self.program)
+        # Numbers of the rows are in double precision, whatever pairs are in.
+        made.epsilon = f"epsilon<{'float' if self.size == 4 else 'double'}>()"
         made.names |= {n: f"row{'.is' * n.is_mask}({k})" for k, n in enumerate(reads)}
         return made
 
@@ -206,6 +208,7 @@ class StreamPrinter:
     def _rows(self) -> RowPrinter:
         printer = self._printer()
         printer.names |= {n: f"statistic[{k}]" for k, n in enumerate(self.order)}
+        printer.names[COLUMNS] = "T(row.columns())"
         return printer
 
     def _before(self, k: int) -> list[str]:

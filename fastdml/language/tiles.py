@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import compile
-from .cpp import Text, camel
+from .cpp import IDENTITY, Text, camel
 from .evaluate import number_on_host
 from .graph import (
     CALL,
@@ -31,6 +31,7 @@ from .graph import (
     make,
     mul,
     neg,
+    number,
     number_of,
     rewrite,
     same,
@@ -45,7 +46,7 @@ LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
 _NOTHING = constant(float("-inf"))
 _OWN = make("own")
 _LEAST = constant(1e-6)  # what a gain is at least
-_IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": _NOTHING}
+_IDENTITY = {**IDENTITY, "log_sum_exp": _NOTHING}
 
 
 def _in_base_two(node: Node) -> Node | None:
@@ -101,7 +102,9 @@ class _Tile(Text):
                     return "t", 6
                 case "column":
                     return f"t[{node.value}]", 6
-                case "exp2" | "log2" | "sqrt" | "abs":
+                case "sqrt":
+                    return f"tl.sqrt(tl.maximum({self.expression(args[0])}, 0.0))", 6
+                case "exp2" | "log2" | "abs" | "sin" | "cos":
                     return f"tl.{node.op}({self.expression(args[0])})", 6
         return super()._text(node)
 
@@ -116,6 +119,9 @@ class _Tile(Text):
 
     def _mask(self, mask: Node, within: Node, binds: int) -> str:
         return self.expression(mask, binds)
+
+    def _negates(self, mask: Node) -> bool:
+        return False  # each by itself: == 0
 
     def function(
         self, name: str, arguments: str, results: Sequence[Node], wrap: bool = True
@@ -227,8 +233,7 @@ class Printer:
         def alone(node: Node) -> bool:
             if node.level != CALL or node.is_mask:
                 return False
-            leaves = (n for n in topological([node]) if not n.args)
-            return all(n.op not in ("scalar", "own") for n in leaves)
+            return all(n.op not in ("scalar", "own", "slack") for n in topological([node]))
 
         forms = list(roots)
         for nodes in passes_of(list(roots)):
@@ -279,10 +284,13 @@ class Printer:
         states = _states(weights)
         finish = self._reader()
         finish.names |= {n: f"stats[{at}]" for n, at in known.items()}
-        results = [*self.outputs, *self.derivatives, *states]
+        results = [*self.outputs, *self.derivatives, *map(number, states)]
         functions.append(finish.function("finish", "stats, p", results))
         first = len(self.outputs) if several else 0
-        read = {n: f"state[{first + k}]" for k, n in enumerate(states)}
+        read = {
+            n: f"(state[{first + k}] != 0)" if n.is_mask else f"state[{first + k}]"
+            for k, n in enumerate(states)
+        }
         read |= {make("weight", value=k): f"state[{k}]" for k in range(first)}
         weight = self._reader()
         weight.names |= read

@@ -40,6 +40,12 @@ def _traced(*xs: Value) -> bool:
     return any(isinstance(x, Node) for x in xs)
 
 
+def _of_trace(x: Value, where: Value) -> bool:
+    """Whether a reduction is of a traced row: of a number and a flag, outside of `over`."""
+    untold = isinstance(where, bool) and not isinstance(x, Tensor) and not _pairs.get()
+    return untold or _traced(x, where)
+
+
 def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     if isinstance(x, Node):
         if x.op == "constant":
@@ -49,18 +55,18 @@ def _pointwise(op: str, on_tensor: Callable[[Tensor], Tensor], x: Value) -> Any:
     return found if isinstance(x, Tensor) else found.item()
 
 
-# The pairs of the block that a function is evaluated on, [R, N], and known parts of them.
+# The pairs of the block that a function is evaluated on, [R, N], and what else is its row's.
 _pairs: ContextVar[tuple[Tensor, ...]] = ContextVar("pairs", default=())
 # The type of its numbers.
 _type: ContextVar[torch.dtype | None] = ContextVar("type", default=None)
 
 
 @contextlib.contextmanager
-def over(kind: torch.dtype, pairs: Tensor, *parts: Tensor) -> Iterator[None]:
+def over(kind: torch.dtype, pairs: Tensor, *others: Tensor) -> Iterator[None]:
     """Within this, tensors mean what traced expressions do. Reductions are over these pairs at most: no mask
     holds a sample's pair with itself, or what a list of pairs leaves out. A mask among numbers is one, of
-    this type."""
-    before = _pairs.set((pairs, *parts)), _type.set(kind)
+    this type. others: parts of the pairs, and numbers of the row: these stay what they are."""
+    before = _pairs.set((pairs, *others)), _type.set(kind)
     try:
         with _MasksAsNumbers():
             yield
@@ -88,7 +94,10 @@ class _MasksAsNumbers(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(function, "__name__", "").strip("_") in _ARITHMETIC:
+        name = getattr(function, "__name__", "")
+        if name in _IN_PLACE and any(args[0] is known for known in _pairs.get()):
+            args = (args[0].clone(), *args[1:])  # easy = p.positive; easy &= p.s > 0.5
+        if name.strip("_") in _ARITHMETIC:
             args = tuple(map(_number, args))
         return function(*args, **(kwargs or {}))
 
@@ -98,6 +107,7 @@ _ARITHMETIC = frozenset({
     "floor_divide", "floordiv", "rfloordiv", "remainder", "rmod", "neg", "negative", "positive", "pow",
     "rpow", "abs", "absolute",
 })  # fmt: skip
+_IN_PLACE = frozenset({"add_", "sub_", "mul_", "div_", "pow_", "__iand__", "__ior__", "__ixor__"})
 
 
 def _mask(where: Value) -> Tensor:
@@ -121,14 +131,14 @@ def _masked(x: Value, where: Value, otherwise: float) -> Tensor:
 
 def sum(x: Value, *, where: Value) -> Any:
     """The sum of x over the pairs of `where`; 0 over none."""
-    if _traced(x, where):
+    if _of_trace(x, where):
         return graph.total(number(x), of_pairs(where))
     return _masked(x, where, 0.0).sum(1, keepdim=True)
 
 
 def count(*, where: Value) -> Any:
     """How many pairs `where` holds; no derivative."""
-    if _traced(where):
+    if _of_trace(1.0, where):
         return graph.total(ONE, of_pairs(where))
     return row_counts(_mask(where)).unsqueeze(1).double()
 
@@ -148,7 +158,7 @@ def amax(x: Value, *, where: Value) -> Any:
 
     Pairs that are equal share its derivative.
     """
-    if _traced(x, where):
+    if _of_trace(x, where):
         return make("amax", number(x), of_pairs(where))
     x = _tensor(x)
     return _masked(x, where, torch.finfo(x.dtype).min).amax(1, keepdim=True)
@@ -156,7 +166,7 @@ def amax(x: Value, *, where: Value) -> Any:
 
 def amin(x: Value, *, where: Value) -> Any:
     """The smallest x over the pairs of `where`; over none the largest number of the type."""
-    if _traced(x, where):
+    if _of_trace(x, where):
         return make("amin", number(x), of_pairs(where))
     x = _tensor(x)
     return _masked(x, where, torch.finfo(x.dtype).max).amin(1, keepdim=True)
@@ -167,7 +177,7 @@ def log_sum_exp(x: Value, *, where: Value, one: bool = False) -> Any:
 
     Over none the most negative number of the type (one: 0), with a derivative of 0.
     """
-    if _traced(x, where):
+    if _of_trace(x, where):
         return graph.log_sum_exp(number(x), of_pairs(where), one)
     found = _masked(x, where, torch.finfo(_tensor(x).dtype).min).logsumexp(dim=1, keepdim=True)
     return softplus(found) if one else found

@@ -100,12 +100,11 @@ class UserLoss(RowLoss):
         copies = [x.detach()[:1].clone() for x in (rows.s, rows.positive, rows.negative)]
         tells = not any(x.is_inference() for x in copies)
         before = [x._version for x in copies] if tells else []
-        found = self.fn(*copies)
-        if isinstance(found, Tensor) and found.requires_grad:
-            raise ValueError(
-                f"fn: {self.name!r} reads a tensor that requires a gradient, but only embeddings get "
-                "one; expected a function of s, positive and negative (detach that tensor)"
-            )
+        check.reads_no_parameter(
+            self.fn(*copies),
+            self.name,
+            "expected a function of s, positive and negative (detach that tensor)",
+        )
         return not tells or [x._version for x in copies] != before
 
 
@@ -170,11 +169,13 @@ class DescribedRowLoss(SampleLoss):
                 self._plain.append(name)
         self._description: Any = DescribedLoss(fn, arguments, teacher, similarity=self.similarity)
         remember(self.description())
-        self._check_inputs(teacher)
+        self._check_inputs(self._description)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_scalars", ()) and not isinstance(value, Tensor):
-            raise ValueError(f"{name}: expected a tensor of one number, as it was before, got {value!r}")
+        if name in self.__dict__.get("_scalars", ()):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}: expected a tensor of one number, as it was before, got {value!r}")
+            check.scalar(value, name, value)
         if name in self.__dict__.get("_plain", ()):
             self._set_plain(name, value)
         else:
@@ -183,14 +184,17 @@ class DescribedRowLoss(SampleLoss):
     def _set_plain(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor):
             raise ValueError(f"{name}: expected no tensor, as it was none before, got one")
-        self.__dict__[name] = value = _argument(name, value)
+        value = _argument(name, value)
         found = self._description
         old, arguments = found.arguments[name], {**found.arguments, name: value}
-        self._description = dataclasses.replace(found, arguments=arguments)
+        made = dataclasses.replace(found, arguments=arguments)
         if is_number(old) and is_number(value) and (old > 0) == (value > 0):
             # What is traced is the same: a schedule may set a number at every step.
-            self._description.__dict__["forms"] = found.forms
-        remember(self._description)
+            made.__dict__["forms"] = found.forms
+        else:
+            self._check_inputs(made)
+        self._description, self.__dict__[name] = made, value
+        remember(made)
 
     def _keep(self, name: str, value: Tensor) -> None:
         if hasattr(self, name):
@@ -200,12 +204,12 @@ class DescribedRowLoss(SampleLoss):
         else:
             setattr(self, name, value)
 
-    def _check_inputs(self, teacher: str | None) -> None:
+    def _check_inputs(self, description: DescribedLoss) -> None:
         """ValueError where the function reads what no argument hands in."""
-        found = self._description.forms.program
+        found = description.forms.program
         if isinstance(found, str):
             return
-        if found.reads("teacher") and teacher is None:
+        if found.reads("teacher") and description.taught is None:
             raise ValueError(
                 "teacher: expected the similarity of the teacher that fn reads, got None"
             )
@@ -237,6 +241,8 @@ class DescribedRowLoss(SampleLoss):
         if (teacher is None) != (self._description.taught is None):
             expected = "embeddings of the teacher" if teacher is None else "None"
             raise ValueError(f"teacher: expected {expected}, got {type(teacher).__name__}")
+        if ref_teacher is not None and (teacher is None or ref_emb is None):
+            raise ValueError("ref_teacher: expected None without a teacher and ref_emb, got some")
         if teacher is not None:
             check_teacher(embeddings, teacher, "teacher", self.validate)
             theirs = [teacher.detach()]
@@ -267,9 +273,18 @@ class DescribedRowLoss(SampleLoss):
         return total(self.parts(*batch, **further))
 
 
+def _signature(fn: Callable[..., Any]) -> inspect.Signature | None:
+    """What fn takes, of a module its `forward`; None: it does not tell."""
+    try:
+        return inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn)
+    except (TypeError, ValueError):
+        return None
+
+
 def _expect_arguments(fn: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """ValueError unless fn can be called with (p, **arguments)."""
-    told = inspect.signature(fn)
+    told = _signature(fn)
+    assert told is not None
     try:
         told.bind(None, **arguments)
     except TypeError as error:
@@ -281,30 +296,31 @@ def _argument(name: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         return check.scalar(value, f"parameters[{name!r}]", value)
     value = as_number(value)
-    return check.finite(value, f"parameters[{name!r}]") if is_number(value) else value
+    if not is_number(value):
+        return value
+    found = check.finite(value, f"parameters[{name!r}]")
+    return value if isinstance(value, int) else found
 
 
 def _is_described(fn: Callable[..., Any], parameters: Mapping[str, Any] | None) -> bool:
     """Whether fn is a function of the row (its other arguments are parameters), not of tensors."""
-    try:
-        found = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):
+    told = _signature(fn)
+    if told is None:
         return False
     empty = inspect.Parameter.empty
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given = parameters or {}
-    needed = [p for p in found if p.kind in kinds and p.default is empty and p.name not in given]
+    found = (p for p in told.parameters.values() if p.kind in kinds and p.name not in given)
+    needed = [p for p in found if p.default is empty]
     return len(needed) == 1 or (bool(given) and not _takes_three(fn))
 
 
 def _takes_three(fn: Callable[..., Any]) -> bool:
     """Whether fn can be called with (s, positive, negative), as far as it tells."""
+    told = _signature(fn)
     try:
-        told = inspect.signature(fn)
-    except (TypeError, ValueError):
-        return True
-    try:
-        told.bind(None, None, None)
+        if told is not None:
+            told.bind(None, None, None)
     except TypeError:
         return False
     return True
@@ -375,7 +391,7 @@ def row_loss(
         if not _takes_three(fn):
             raise ValueError(
                 "fn: expected a function of p, or of (s, positive, negative), got one of "
-                f"{inspect.signature(fn)}"
+                f"{_signature(fn)}"
             )
         return UserRowLoss(fn, similarity, tile=tile, tile_parameters=tile_parameters, **kwargs)
     if tile is not None or len(tile_parameters):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from blocks import block
 from described import examples
+from evaluated import evaluate
 from expressions import functions, run
 from hypothesis import given, settings
 
-from fastdml.language.evaluate import evaluate
 from fastdml.language.graph import lift
 from fastdml.language.program import program
 from fastdml.language.row import TensorRow, Trace, TracedRow, outputs_of, trace

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from evaluated import evaluate
 from expressions import run, tree
 from printed import Block
 
@@ -11,7 +12,6 @@ from fastdml.engine import library
 from fastdml.engine.loss import Rows
 from fastdml.language import cpp, exp, relu, sum
 from fastdml.language.compile import load
-from fastdml.language.evaluate import evaluate
 from fastdml.language.graph import REDUCTIONS, lift, topological
 from fastdml.language.printed import forms, headers
 from fastdml.language.program import program

@@ -24,7 +24,7 @@ from fastdml.engine.autograd import evaluate
 from fastdml.engine.call import Call
 from fastdml.engine.registry import LOSSES as LIBRARY
 from fastdml.engine.registry import handle
-from fastdml.language import compile, log_sum_exp, relu, sum
+from fastdml.language import compile, log_sum_exp, mean, relu, sum
 from fastdml.language.described import Described
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -373,6 +373,8 @@ def test_an_argument_stays_a_number_or_a_tensor():
     loss = fastdml.row_loss(hinge, parameters={"margin": torch.tensor(0.1)})
     with pytest.raises(ValueError, match="margin: expected a tensor of one number"):
         loss.margin = 0.2
+    with pytest.raises(ValueError, match="margin: expected one number"):
+        loss.margin = torch.ones(2)
     loss.margin = torch.tensor(0.2)
 
 
@@ -402,6 +404,104 @@ def test_a_flag_of_numpy_is_a_flag():
 
     loss = fastdml.row_loss(either, parameters={"push": np.bool_(False)})
     assert loss.description().arguments["push"] is False
+
+
+def test_an_integer_is_one_where_a_function_runs_in_torch():
+    def hardest(p, k):
+        return mean(
+            p.s, where=p.s >= torch.where(p.negative, p.s, -2.0).topk(k, dim=1).values[:, -1:]
+        )
+
+    x, y, _ = batch()
+    for given in (3, np.int64(3)):
+        assert torch.isfinite(fastdml.row_loss(hardest, parameters={"k": given})(x, y))
+
+
+def scaled(p, scale):
+    return sum(p.s * scale, where=p.negative)
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked", "auto"])
+def test_a_parameter_that_would_get_no_gradient_is_refused(backend):
+    x, y, _ = batch()
+    w = torch.nn.Parameter(torch.tensor(2.0))
+    for made in (
+        fastdml.row_loss(lambda p: scaled(p, w), backend=backend),
+        fastdml.row_loss(
+            lambda p, some: scaled(p, some[0]), parameters={"some": [w]}, backend=backend
+        ),
+    ):
+        with pytest.raises(
+            ValueError, match=r"fn: .* requires a gradient, .* expected it among parameters"
+        ):
+            made(x, y)
+    found = fastdml.row_loss(lambda p: scaled(p, w.detach()), backend=backend)(x, y)
+    torch.testing.assert_close(found, fastdml.row_loss(lambda p: scaled(p, 2.0))(x, y))
+
+
+class OfRow(torch.nn.Module):
+    def forward(self, p, scale=2.0):
+        return scaled(p, scale)
+
+
+class OfTensors(torch.nn.Module):
+    def forward(self, s, positive, negative):
+        return 2 * (s * negative).sum(1)
+
+
+def test_functions_that_are_modules():
+    x, y, _ = batch()
+    expected = fastdml.row_loss(scaled, parameters={"scale": 2.0})(x, y)
+    for made in (
+        fastdml.row_loss(OfRow()),
+        fastdml.row_loss(OfRow(), parameters={"scale": 2.0}),
+        fastdml.row_loss(OfTensors()),
+    ):
+        torch.testing.assert_close(made(x, y), expected)
+
+
+def test_a_function_that_looks_at_its_arguments_runs_in_torch():
+    def looks(p, scale):
+        if not isinstance(scale, float):
+            raise ValueError("scale: expected a number")
+        return scaled(p, scale)
+
+    x, y, _ = batch()
+    found = fastdml.row_loss(looks, parameters={"scale": 2.0})(x, y)
+    torch.testing.assert_close(found, fastdml.row_loss(scaled, parameters={"scale": 2.0})(x, y))
+
+
+def test_a_flag_that_is_set_asks_for_no_more_than_is_handed_in():
+    def maybe_taught(p, taught):
+        return sum(p.s * (p.teacher if taught else 1.0), where=p.pair)
+
+    loss = fastdml.row_loss(maybe_taught, parameters={"taught": False})
+    with pytest.raises(
+        ValueError, match="teacher: expected the similarity of the teacher that fn reads"
+    ):
+        loss.taught = True
+    x, y, _ = batch()
+    assert loss.taught is False and torch.isfinite(loss(x, y))
+
+
+def test_a_teacher_of_candidates_that_are_not_given():
+    x, y, t = batch()
+    loss = LOSSES["distilled"].double()
+    with pytest.raises(ValueError, match="ref_teacher: expected None"):
+        loss(x, y, teacher=t, ref_teacher=t)
+
+
+def test_where_is_no_number():
+    """However long it is."""
+
+    def mistaken(p):
+        z = p.s
+        for _ in range(60):
+            z = z * z / 2 + z / 10
+        return sum(p.s, where=z)
+
+    with pytest.raises(ValueError, match="where: expected a mask of pairs"):
+        fastdml.row_loss(mistaken)(*batch()[:2])
 
 
 def test_a_result_that_is_not_of_the_row():

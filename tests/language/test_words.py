@@ -1,5 +1,6 @@
 """A word of the row language means the same on tensors and in every printed form."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import needs_compiled
@@ -12,6 +13,7 @@ from fastdml.language import (
     amin,
     apart,
     cos,
+    count,
     cpp,
     detach,
     equal,
@@ -85,6 +87,14 @@ OF_MASKS = {
     ),
 }  # fmt: skip
 
+def written_into(p):
+    """The row's own numbers and masks stay what they are."""
+    z, near = p.s, p.positive
+    z -= 0.3
+    near &= p.s > 0.2
+    return sum(z * p.s, where=near) + sum(p.s, where=p.positive)
+
+
 # A function, and one that says the same in other words.
 ALIKE = {
     "no positive": (lambda p: sum(p.s, where=~p.positive), lambda p: sum(p.s, where=p.negative)),
@@ -94,6 +104,26 @@ ALIKE = {
         lambda p: where(amax(p.s, where=p.pair) > 0.7, sum(p.s, where=p.pair), 0.0),
     ),
     "all": (lambda p: sum(p.s, where=True), lambda p: sum(p.s, where=p.pair)),
+    "all counted": (
+        lambda p: (count(where=True) + mean(2.0, where=True)) * sum(p.s, where=p.pair),
+        lambda p: (count(where=p.pair) + 2.0) * sum(p.s, where=p.pair),
+    ),
+    "a flag first": (
+        lambda p: sum(p.s, where=True & (p.s > 0.1)) + sum(p.s, where=False | p.positive),
+        lambda p: sum(p.s, where=(p.s > 0.1) & True) + sum(p.s, where=p.positive),
+    ),
+    "numbers of numpy": (
+        lambda p: sum(p.s * np.float32(0.5) - np.int64(2), where=p.negative),
+        lambda p: sum(p.s * 0.5 - 2, where=p.negative),
+    ),
+    "roots of what is below 0": (
+        lambda p: sum(sqrt(p.s - 0.3), where=p.pair) + sqrt(amax(p.s, where=p.pair) - 0.9),
+        lambda p: sum(sqrt(relu(p.s - 0.3)), where=p.pair) + sqrt(relu(amax(p.s, where=p.pair) - 0.9)),
+    ),
+    "what is written into": (
+        written_into,
+        lambda p: sum((p.s - 0.3) * p.s, where=p.positive & (p.s > 0.2)) + sum(p.s, where=p.positive),
+    ),
     "==": (
         lambda p: sum(p.s * 2, where=p.negative & (p.s == amax(p.s, where=p.negative))),
         lambda p: sum(p.s * 2, where=p.negative & (p.s >= amax(p.s, where=p.negative))),
@@ -161,6 +191,38 @@ def test_masks_are_numbers_of_a_function_in_other_words_too(name):
     torch.testing.assert_close(found, stepped(other, "dense"), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda p: sum(log_sum_exp(p.s, where=p.pair) - p.s - log(count(where=p.positive)), where=p.positive),
+        lambda p: amax(p.s, where=p.positive),
+        lambda p: amin(p.s, where=p.positive) + 0.1,
+        lambda p: log_sum_exp(p.s, where=p.positive),
+    ],
+)
+def test_rows_without_positives(function, dtype, backend):
+    """A number that is infinite there counts for no pair, and the number of no pair is the type's."""
+    x, y = drawn(dtype)
+    y[:3] = torch.arange(100, 103)
+    found, expected = (
+        fastdml.row_loss(function, backend=b, reduction="none")(x, y) for b in (backend, "dense")
+    )
+    assert torch.isfinite(expected).all()
+    torch.testing.assert_close(found, expected)
+    d, exact = (torch.autograd.grad(value[3:].sum(), x, retain_graph=True)[0] for value in (found, expected))
+    torch.testing.assert_close(d, exact)
+
+
+@pytest.mark.parametrize("backend", ("dense", "chunked", "symmetric"))
+def test_columns_are_all_candidates_whatever_a_list_leaves_out(backend):
+    y = drawn()[1]
+    listed = (y[:, None] == y[None]).triu(1).nonzero().unbind(1) + (y[:, None] < y[None]).nonzero().unbind(1)
+    found = stepped(lambda p: sum(p.s, where=p.pair) / p.columns, backend, pairs=listed)
+    torch.testing.assert_close(found, stepped(lambda p: sum(p.s, where=p.pair) / 40, "dense", pairs=listed))
+
+
 def test_numbers_are_no_masks():
     with pytest.raises(ValueError, match=r"^where: expected a mask of pairs, got torch.float64"):
         stepped(lambda p: sum(p.s, where=p.s), "dense")
@@ -180,6 +242,31 @@ def test_an_argument_may_have_any_name(name, backend):
     )
     found = stepped(world["fn"], backend, parameters={name: 0.7})
     torch.testing.assert_close(found, stepped(world["fn"], "dense", parameters={name: 0.7}))
+
+
+@pytest.mark.parametrize("backend", ("native", "symmetric"))
+def test_arguments_that_are_no_ascii(backend):
+    def fn(p, α, β):
+        return sum(α * p.s - β, where=p.negative)
+
+    options = {"parameters": {"α": 0.7, "β": 0.2}}
+    torch.testing.assert_close(stepped(fn, backend, **options), stepped(fn, "dense", **options))
+
+
+def test_a_pass_over_other_blocks_knows_its_extreme_pair_again():
+    """... though products of another shape are rounded otherwise."""
+
+    def fn(p):
+        hardest = amin(p.s, where=p.positive)
+        return where(count(where=p.positive) > 0, sum(relu(p.s - hardest + 0.1), where=p.negative), 0.0)
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1100, 128, generator=g), torch.randint(0, 300, (1100,), generator=g)
+    found = []
+    for backend, dtype in (("symmetric", torch.float32), ("dense", torch.float64)):
+        z = x.to(dtype).requires_grad_()
+        found.append(torch.autograd.grad(fastdml.row_loss(fn, backend=backend)(z, y), z)[0].double())
+    assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()
 
 
 @pytest.mark.parametrize("backend", ("native", "symmetric"))

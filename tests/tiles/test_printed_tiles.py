@@ -11,6 +11,7 @@ import torch
 from triton_mode import DEVICE
 
 import fastdml
+from fastdml import language as L
 from fastdml.engine.executors import triton
 from fastdml.engine.registry import LOSSES as LOSSES_OF_THE_LIBRARY
 from fastdml.kernels import launch
@@ -65,6 +66,19 @@ def losses():
 
 
 LOSSES = losses()
+# Functions of what Triton has other words for.
+FUNCTIONS = {
+    "conditions of the row": lambda p: L.sum(
+        L.square(p.s), where=p.negative & ((p.s > 0.2) | (L.amax(p.s, where=p.negative) > 0.8))
+    ),
+    "negations": lambda p: L.sum(L.square(p.s), where=p.negative & ~(p.s < 0.1) & ~(p.s > 0.6)),
+    "angles": lambda p: L.cos(L.amax(p.s, where=p.negative)) + L.sin(L.sum(p.s, where=p.negative)),
+    "roots": lambda p: L.sum(L.sqrt(1 - 1.3 * L.square(p.s)), where=p.pair),
+    "no positives": lambda p: L.sum(
+        2 * L.log_sum_exp(p.s, where=p.pair) - p.s - L.log(L.count(where=p.positive)),
+        where=p.positive,
+    ),
+}
 
 
 def gradients(loss, backend, dtype, other):
@@ -96,6 +110,20 @@ def test_printed_tiles(name, other):
         assert torch.isfinite(a).all()
         bound = 6 * (b - c).abs().max() + 4e-7 * c.abs().max() + 1e-9
         assert (a - c).abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_printed_words(name):
+    exact, found = [], []
+    for backend, dtype, into in (("dense", torch.float64, exact), ("triton", torch.float32, found)):
+        g = torch.Generator().manual_seed(4)
+        x = torch.randn(37, 8, generator=g).to(DEVICE, dtype).requires_grad_()
+        y = torch.randint(0, 9, (37,), generator=g).to(DEVICE)
+        y[0] = 99
+        value = fastdml.row_loss(FUNCTIONS[name], backend=backend, reduction="none")(x, y)
+        into += [value.detach(), *torch.autograd.grad(value.sum(), x)]
+    for a, b in zip(found, exact):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["one set", "two sets"])
