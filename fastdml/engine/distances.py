@@ -10,6 +10,7 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,29 +90,22 @@ def _lp(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tenso
     given, wide = torch.promote_types(a.dtype, c.dtype), wide_type(a, c)
     a, c = a.to(wide), c.to(wide)  # torch has no distances in half precision
     if normalized:
-        a, c = _unit(a, p), _unit(c, p)
+        a, c = unit(a, p), unit(c, p)
     d = exact_distances(a, c, p)
-    return (d if power == 1 else _power(d, power)).to(given)
+    return raised(d, power).to(given)
 
 
 def _lp_of_rows(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:
     if normalized:
-        a, c = _unit(a, p), _unit(c, p)
+        a, c = unit(a, p), unit(c, p)
     d = torch.linalg.vector_norm(a - c, p, dim=1)
-    return d if power == 1 else _power(d, power)
+    return raised(d, power)
 
 
-def _unit(x: Tensor, p: float) -> Tensor:
-    """Rows over their p-norms; 0 where there is none."""
-    if p == 2:
-        return unit(x)
-    norm = torch.linalg.vector_norm(x, p, dim=1, keepdim=True)
-    none = norm <= torch.finfo(torch.float32).tiny
-    return torch.where(none, torch.zeros_like(x), x / torch.where(none, torch.ones_like(norm), norm))
-
-
-def _power(d: Tensor, power: float) -> Tensor:
+def raised(d: Tensor, power: float) -> Tensor:
     """d to a power, whose derivative at 0 is taken to be 0."""
+    if power == 1:
+        return d
     some = d > 0
     return torch.where(some, torch.where(some, d, torch.ones_like(d)) ** power, torch.zeros_like(d))
 
@@ -162,9 +156,13 @@ _users: weakref.WeakValueDictionary[str, General] = weakref.WeakValueDictionary(
 
 
 class _Name(str):
-    """Keeps what it names."""
+    """Keeps what it names. A copy, of a loss say, is a name of its own: of the copied distance."""
 
     metric: General
+    made_of: tuple[Matrix, bool, str]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return user_name, self.made_of
 
 
 def user_name(matrix: Matrix, inverted: bool, called: str) -> str:
@@ -172,6 +170,7 @@ def user_name(matrix: Matrix, inverted: bool, called: str) -> str:
     kind = "similarity" if inverted else "distance"
     name = _Name(f"{called}'s {kind} {next(_numbers)}")
     name.metric = General(str(name), PRODUCT if inverted else DISTANCE, False, matrix=matrix)
+    name.made_of = matrix, inverted, called
     _users[str(name)] = name.metric
     return name
 

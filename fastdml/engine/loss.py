@@ -170,7 +170,7 @@ class RowLoss:
     def teacher_from_differences(self) -> bool:
         """Whether the teacher's pairs are exact differences, of numbers in double precision."""
         kind = self.teacher_similarity
-        return kind is not None and METRICS[kind].from_differences
+        return kind is not None and metric_of(kind).from_differences
 
     @lazy
     def metric(self) -> Metric:

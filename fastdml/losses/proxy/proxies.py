@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...engine import check
 from ...engine.call import Call
-from ...engine.similarity import SIMILARITIES
+from ...engine.distances import metric_of
 from ...mining.sample_weights import sample_weights
 from ..base import Loss, Regularizer, Term, total
 from ..representation import learnt
@@ -84,7 +84,7 @@ class ProxyLoss(Loss):
         check.embeddings(embeddings, "embeddings", self.validate)
         check.same_space(embeddings, self.all_proxies, "embeddings", self.parameter_name)
         proxies = self.all_proxies.to(embeddings.dtype)
-        return SIMILARITIES[self.similarity].dense(embeddings, proxies, 0.0)
+        return metric_of(self.similarity).dense(embeddings, proxies, 0.0)
 
     def calls(
         self,

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import statistic_type
+from ...engine.distances import metric_of
 from ...engine.loss import RowLoss
 from ...engine.places import places
 from ...engine.registry import register
-from ...engine.similarity import SIMILARITIES, lengths
+from ...engine.similarity import lengths
 from ...language import Row, log_sum_exp, softplus, sum
 from ...language.described import Described
 from ...mining.batch import checked
@@ -246,7 +247,7 @@ def _nothing(embeddings: Tensor, reduction: str) -> Tensor:
 
 def _own(similarity: str, anchors: Tensor, positives: Tensor) -> Tensor:
     """[N, 1] similarities of the anchors and their positives."""
-    return SIMILARITIES[similarity].paired(anchors, positives)[:, None]
+    return metric_of(similarity).paired(anchors, positives)[:, None]
 
 
 def penalties(weight: float, kind: str, *sets: Tensor, count: Tensor | None = None) -> list[Term]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...engine import check
-from ...engine.similarity import SIMILARITIES, unit, wide_type
+from ...engine.distances import metric_of
+from ...engine.similarity import unit, wide_type
 from ..base import Loss, Term, total
 from .paired import check_pairs
 
@@ -58,7 +59,7 @@ class CoSENTLoss(Loss):
         if self.compare == ANGLE:
             s = angle_similarity(embeddings, ref_emb)
         else:
-            metric = SIMILARITIES[self.similarity]
+            metric = metric_of(self.similarity)
             s = metric.sign * metric.paired(embeddings, ref_emb)
         return ordered_as(s / self.temperature, scores)
 

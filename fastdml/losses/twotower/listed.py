@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...engine import check, own_candidates
-from ...engine.similarity import SIMILARITIES
+from ...engine.distances import metric_of
 from ..base import Loss, total
 
 __all__: list[str] = []
@@ -61,7 +61,7 @@ class ListedLoss(Loss):
         return [OfRows(self._rows, (embeddings, candidates, teacher_scores.detach()), self.reduction)]
 
     def _rows(self, embeddings: Tensor, candidates: Tensor, teacher_scores: Tensor) -> Tensor:
-        metric = SIMILARITIES[self.similarity]
+        metric = metric_of(self.similarity)
         s = metric.sign * own_candidates.values(metric, embeddings, candidates)
         return self.of_scores(s, teacher_scores.to(s.dtype))
 
