@@ -122,7 +122,10 @@ class LateInteractionLoss(Tempered, Loss):
             raise ValueError(f"{mask}: expected bool {list(x.shape[:2])}, got {got}")
         if kept is not None:
             check.same_device(kept, x, mask, name)
+        if kept is not None:  # what is no token is in no gradient either, whatever it holds
+            x = x.masked_fill(~kept[:, :, None], 0.0)
         if self.similarity == "cosine":
+            flat = x.reshape(-1, x.shape[2])
             x = unit(flat.to(wide_type(flat))).view(x.shape)
         return late.Tokens(x, kept)
 
