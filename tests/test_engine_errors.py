@@ -245,11 +245,33 @@ def test_tensors_of_inference_mode(in_blocks):
     with torch.inference_mode():
         copies = made.clone(), theirs.clone()
     torch.testing.assert_close(loss(*copies), value)
-    if value.dim() == 0:  # rows are saved as they are, which torch refuses there
-        leaves = [made.clone().requires_grad_() for _ in range(2)]
-        for leaf, labels in zip(leaves, (theirs, copies[1])):
-            loss(leaf, labels).backward()
-        assert torch.equal(leaves[0].grad, leaves[1].grad)
+    leaves = [made.clone().requires_grad_() for _ in range(2)]
+    for leaf, labels in zip(leaves, (theirs, copies[1])):
+        loss(leaf, labels).sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+# What else than the embeddings may come from a teacher, an index or a miner in inference mode.
+BESIDE = {
+    "candidates": lambda z, t, k: losses.SupConLoss(reduction="none")(z, k, None, t, k),
+    "a teacher": lambda z, t, k: losses.ListwiseDistillationLoss(reduction="none")(z, t),
+    "pairs": lambda z, t, k: losses.ContrastiveLoss(reduction="none")(z, None, (k[1:], k[:-1], k[:-1], k[1:])),
+    "triplets": lambda z, t, k: losses.TripletMarginLoss()(z, None, (k[1:], k[:-1], k[1:] * 0)),
+    "swapped": lambda z, t, k: losses.TripletMarginLoss(swap=True)(z, k, None, t, k),
+    "own candidates": lambda z, t, k: losses.MarginMSELoss()(z, t[:, None].expand(-1, 3, -1), t[:, :3]),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_comes_from_inference_mode_is_no_matter(name):
+    found = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            beside, labels = 2 * x.flip(1), y.clone()
+        leaf = x.clone().requires_grad_()
+        BESIDE[name](leaf, beside, labels).sum().backward()
+        found.append(leaf.grad)
+    assert found[0].any() and torch.equal(*found)
 
 
 def test_a_hessian_is_refused():

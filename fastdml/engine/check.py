@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import library
 from .call import REDUCTIONS
 from .distances import known, metric_of
 from .loss import Learnt
+from .peer import SeenAsPeer
 from .similarity import PRODUCT, SIMILARITIES, wide_type
 
 F = TypeVar("F")
@@ -60,6 +61,11 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one dimension, got shape {tuple(x.shape)}")
+    if type(x) not in (Tensor, nn.Parameter) and hasattr(x, "full_tensor"):
+        raise ValueError(
+            f"{name}: expected a plain tensor, got {type(x).__name__}; see its full_tensor(), and its "
+            "to_local() with fastdml.distributed.wrap"
+        )
     if validate:
         _finite_rows(x, name)
 
@@ -379,9 +385,20 @@ def function(value: F, name: str) -> F:
 
 
 def miner(value: F) -> F:
-    if value is not None and not callable(value):
+    is_loss = isinstance(value, SeenAsPeer) and value.peer[0].endswith(".losses")
+    if value is not None and (is_loss or not callable(value)):
         raise ValueError(f"miner: expected a miner or None, got {value!r}")
     return value
+
+
+def mined(indices: object) -> None:
+    """ValueError for a miner, or a loss, in the place of what it returns: it may be called, as a function of
+    indices may."""
+    if isinstance(indices, SeenAsPeer) or type(indices).__module__.startswith("pytorch_metric_learning."):
+        raise ValueError(
+            "indices_tuple: expected what a miner returns, miner(embeddings, labels), got "
+            f"{type(indices).__name__}"
+        )
 
 
 def flag(value: bool, name: str) -> bool:

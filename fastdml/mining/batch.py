@@ -128,6 +128,7 @@ def checked(
     if isinstance(indices_tuple, LazyPairs):
         indices_tuple = indices_tuple.listed()
     if callable(indices_tuple):
+        check.mined(indices_tuple)
         if isinstance(indices_tuple, LabelSets):
             apart = ref_emb is not None and not same_memory(embeddings, ref_emb)
             indices_tuple.expect(embeddings.shape[0], columns.shape[0], apart)
