@@ -254,10 +254,9 @@ def test_tensors_of_inference_mode(in_blocks):
 # What else than the embeddings may come from a teacher, an index or a miner in inference mode.
 BESIDE = {
     "candidates": lambda z, t, k: losses.SupConLoss(reduction="none")(z, k, None, t, k),
-    "a teacher": lambda z, t, k: losses.ListwiseDistillationLoss(reduction="none")(z, t),
-    "pairs": lambda z, t, k: losses.ContrastiveLoss(reduction="none")(z, None, (k[1:], k[:-1], k[:-1], k[1:])),
+    "pairs": lambda z, t, k: losses.SupConLoss(reduction="none")(z, k, (k[1:], k[:-1], k[:-1], k[1:])),
     "triplets": lambda z, t, k: losses.TripletMarginLoss()(z, None, (k[1:], k[:-1], k[1:] * 0)),
-    "swapped": lambda z, t, k: losses.TripletMarginLoss(swap=True)(z, k, None, t, k),
+    "swapped": lambda z, t, k: losses.TripletMarginLoss(swap=True)(z, k),
     "own candidates": lambda z, t, k: losses.MarginMSELoss()(z, t[:, None].expand(-1, 3, -1), t[:, :3]),
 }
 
