@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .engine import check
 from .engine.distances import known, lp_name, metric_of, snr_name, user_name
 from .engine.peer import Recorded
-from .engine.similarity import PRODUCT, Metric, products, unit
+from .engine.similarity import PRODUCT, Metric, products, unit, wide_type
 
 __all__ = [
     "BaseDistance",
@@ -71,8 +71,11 @@ class BaseDistance(Recorded):
         self.check_shapes(query_emb, ref_emb)
         ref_emb = query_emb if ref_emb is None else ref_emb
         metric = self.metric
-        if metric is not None:
+        if metric is not None and metric.kind == PRODUCT:
             return metric.dense(query_emb, ref_emb, 0.0)
+        if metric is not None:  # half precision has no digits for small distances of products
+            given, wide = torch.promote_types(query_emb.dtype, ref_emb.dtype), wide_type(query_emb, ref_emb)
+            return metric.dense(query_emb.to(wide), ref_emb.to(wide), 0.0).to(given)
         mat = self.compute_mat(self.maybe_normalize(query_emb), self.maybe_normalize(ref_emb))
         return mat if self.power == 1 else mat**self.power
 
@@ -193,7 +196,7 @@ class BatchedDistance(nn.Module):
         super().__init__()
         self.distance = distance
         self.iter_fn = iter_fn
-        self.batch_size = batch_size
+        self.batch_size = check.whole(batch_size, "batch_size", 1)
 
     def forward(self, query_emb: Tensor, ref_emb: Tensor | None = None) -> None:
         if self.iter_fn is None:

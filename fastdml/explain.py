@@ -92,15 +92,20 @@ def explain(
         ValueError: for an unknown loss, sizes below 1, or a forced backend that cannot run it.
     """
     if isinstance(M, Tensor):
-        module = _module(loss, M.shape[0], M.shape[1])
+        if M.dim() < 2:
+            raise ValueError(f"M: expected a number, or embeddings [batch, dim], got shape {tuple(M.shape)}")
+        on = _device(device or M.device)
+        module = _module(loss, M.shape[0], M.shape[-1])
         if module.in_torch is not None:
             columns = _candidates(M, *batch, *further.values())
-            return _plain(module, M.shape[0], M.shape[-1], str(device or M.device), backend, columns)
-        with _at_rest(module):
+            return _plain(module, M.shape[0], M.shape[-1], str(on), backend, columns)
+        with _at_rest(module, M.device):
             parts = module.parts(M, *batch, **further)
-        return _explained(module, parts, backend, device or M.device)
+        return _explained(module, parts, backend, on)
     if further:
         raise ValueError(f"{next(iter(further))}: expected with the tensors of a batch only")
+    if len(batch) > 3:
+        check.by_place((M, *batch), ("M", "N", "D", "device"), "explain()")
     numbers = dict(zip(("N", "D", "device"), batch))
     sizes = {"M": M, "N": numbers.get("N", N), "D": numbers.get("D", D), "per_class": per_class}
     sizes |= {name: check.whole(n, name, 1) for name, n in sizes.items() if (name, n) != ("N", None)}
@@ -117,18 +122,19 @@ def explain(
     module = _module(loss, classes, shape.D)
     if module.in_torch is not None:
         return _plain(module, shape.M, shape.D, str(on), backend, shape.N)
-    with _at_rest(module):
+    with _at_rest(module, torch.device("cpu")):
         parts = shape.calls(module)
     return _explained(module, parts, backend, on)
 
 
 @contextlib.contextmanager
-def _at_rest(module: Loss) -> Iterator[None]:
-    """Tables do not move, and torch's generator is where it was, for being asked what would run."""
+def _at_rest(module: Loss, device: torch.device) -> Iterator[None]:
+    """Tables do not move, and torch's generators, of the CPU and the batch's device, are where they were, for
+    being asked what would run. (Asked of all devices, each would be woken.)"""
     modes = {m: m.training for m in module.modules()}
     module.rest()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         for m, training in modes.items():
@@ -228,9 +234,9 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _explained(
-    module: Loss | None, parts: list[Any], backend: str | None, device: str | torch.device
+    module: Loss | None, parts: list[Any], backend: str | None, device: torch.device
 ) -> Explanation:
-    found = [e for part in parts for e in _of_part(part, backend, torch.device(device))]
+    found = [e for part in parts for e in _of_part(part, backend, device)]
     if not found:
         name = "loss" if module is None else type(module).__name__
         raise ValueError(f"loss: {name} makes no call of the engine for such a batch")
@@ -294,9 +300,10 @@ def _plain(
 ) -> Explanation:
     """Of a loss that makes no calls."""
     name = module.function or type(module).__name__
-    reason = in_torch.refuses(backend or module.backend)
+    chosen = backend or module.backend
+    reason = in_torch.refuses(chosen)
     if reason is not None:
-        raise ValueError(f"backend: {backend!r} cannot run {name!r}: {reason}")
+        raise ValueError(f"backend: {chosen!r} cannot run {name!r}: {reason}")
     assert module.in_torch is not None
     refused = {n: why for n in EXECUTORS if (why := in_torch.refuses(n)) is not None}
     columns = rows if columns is None else columns

@@ -97,8 +97,8 @@ class BaseReducer(Recorded):
             raise NotImplementedError(f"{type(self).__name__} says nothing of such losses")
         every = torch.ones_like(losses, dtype=torch.bool)[:, None]
         owners = None if labels is None else labels[anchors.to(labels.device)]
-        chosen, mask = self.chosen(losses[:, None], every, owners)
-        return self.of_list(chosen[mask]) + self.zero_loss(embeddings)
+        total, count = self.fold(losses[:, None], every, owners).double().sum(0)
+        return self.finish(total, count).to(losses.dtype) + self.zero_loss(embeddings)
 
     def zero_loss(self, embeddings: Tensor) -> Tensor:
         """0 in the type of losses, with a gradient."""
@@ -117,10 +117,6 @@ class BaseReducer(Recorded):
         """The elements as they count, and which of them do."""
         return losses, mask
 
-    def of_list(self, losses: Tensor) -> Tensor:
-        """The number of those that do [T]."""
-        return losses.mean() if losses.shape[0] else losses.sum()
-
     def finish(self, total: Tensor, count: Tensor) -> Tensor:
         """The number of both sums. No element: 0."""
         return total / count.detach().clamp(min=1)
@@ -137,9 +133,6 @@ class SumReducer(MeanReducer):
 
     def finish(self, total: Tensor, count: Tensor) -> Tensor:
         return total
-
-    def of_list(self, losses: Tensor) -> Tensor:
-        return losses.sum()
 
 
 class ThresholdReducer(BaseReducer):
@@ -190,8 +183,9 @@ class ClassWeightedReducer(BaseReducer):
         self.weights = weights
 
     def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        if labels is None:
-            raise ValueError("labels: expected labels with weights of classes, got None")
+        if labels is None or labels.dim() != 1:
+            got = "None" if labels is None else f"shape {tuple(labels.shape)}"
+            raise ValueError(f"labels: expected one label a row with weights of classes, got {got}")
         classes = self.weights.shape[0]
         if labels.device.type == "cpu" and labels.numel():
             low, high = map(int, labels.aminmax())

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .distances import BaseDistance, CosineSimilarity, LpDistance, similarity_of
+from .distances import BaseDistance, CosineSimilarity, LpDistance, distance_of, similarity_of
 from .engine import check
 from .engine.autograd import evaluate
 from .engine.call import Call
+from .engine.distances import known, raised
+from .engine.pair_values import pair_values
 from .engine.registry import remember
 from .engine.similarity import lengths, wide_type
 from .language import amax, where
@@ -49,7 +51,8 @@ class BaseRegularizer(nn.Module):
         collect_stats: bool | None = None,
     ) -> None:
         super().__init__()
-        self.distance = self.get_default_distance() if distance is None else distance
+        given = self.get_default_distance() if distance is None else distance
+        self.distance = distance_of(given) if isinstance(given, str) and known(given) else given
         self.reducer = self.get_default_reducer() if reducer is None else reducer
         self.collect_stats = check.optional_flag(collect_stats, "collect_stats")
 
@@ -91,7 +94,7 @@ class LpRegularizer(BaseRegularizer):
 
     def elements(self, x: Tensor) -> Tensor:
         norm = lengths(x)[:, 0] if self.p == 2 else torch.linalg.vector_norm(x, self.p, dim=1)
-        return norm if self.power == 1 else norm**self.power
+        return raised(norm, self.power)
 
 
 class ZeroMeanRegularizer(BaseRegularizer):
@@ -195,7 +198,4 @@ class SparseCentersRegularizer(BaseRegularizer):
         if x.shape[0] != rows:
             classes = self.num_classes
             raise ValueError(f"x: expected {rows} rows, centres of {classes} classes, got {x.shape[0]}")
-        first, second = self._pairs(x.device)
-        distance = LpDistance().metric
-        assert distance is not None
-        return distance.paired(x[first], x[second])
+        return pair_values("distance", x, None, [self._pairs(x.device)])[0]

@@ -334,6 +334,22 @@ SLIPS = {
     "workspace": (lambda: fastdml.set_workspace("1M"), "size"),
     "workspace nan": (lambda: fastdml.set_workspace(float("nan")), "size"),
     "explained rows": (lambda: fastdml.explain("smooth_ap", "a"), "M"),
+    "explained numbers": (lambda: fastdml.explain("smooth_ap", e[0]), "M"),
+    "explained device of a batch": (lambda: fastdml.explain("smooth_ap", e, y, device="foo"), "device"),
+    "a miner for its result": (lambda: m.TripletMarginLoss()(e, y, miners.BatchHardMiner()), "indices_tuple"),
+    "a loss for pairs": (lambda: m.FastAPLoss()(e, y, m.SupConLoss()), "indices_tuple"),
+    "a loss for a miner": (
+        lambda: fastdml.wrappers.CrossBatchMemory(m.SupConLoss(), 8, miner=m.SupConLoss()), "miner"
+    ),
+    "rows of a distance at a time": (
+        lambda: fastdml.distances.BatchedDistance(fastdml.distances.LpDistance(), batch_size=0), "batch_size"
+    ),
+    "weights of classes for sets": (
+        lambda: m.ContrastiveLoss(reducer=fastdml.reducers.ClassWeightedReducer(torch.ones(6)))(
+            e, y[:, None] == torch.arange(6)
+        ),
+        "labels",
+    ),
     "explained halves": (lambda: fastdml.explain("smooth_ap", 10.5), "M"),
     "explained device": (lambda: fastdml.explain("smooth_ap", 10, device="foo"), "device"),
 }  # fmt: skip
@@ -375,7 +391,11 @@ def test_tensors_without_values():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     loss = losses.SupConLoss()
-    assert loss(e.to("meta"), y.to("meta")).shape == ()
+    in_torch = losses.ContrastiveLoss(distance=fastdml.distances.SNRDistance())
+    for made, second in ((loss, y), (in_torch, y), (losses.SoftTripleLoss(6, 8), y)):
+        value = made.to("meta")(e.to("meta").requires_grad_(), second.to("meta"))
+        assert value.shape == ()
+        value.backward()
     with FakeTensorMode():
         x = torch.randn(8, 4, requires_grad=True)
         loss(x, torch.arange(8) % 2).backward()

@@ -26,6 +26,14 @@ proxies = torch.eye(4)
 bad = x.clone()
 bad[2, 1], bad[5, 0] = float("nan"), float("inf")
 i = torch.tensor([0, 1])
+
+
+class Shard(torch.Tensor):
+    """As a distributed tensor looks."""
+
+    full_tensor = torch.Tensor.clone
+
+
 ms, pa = F.multi_similarity, F.proxy_anchor
 
 WRONG = {
@@ -77,6 +85,9 @@ WRONG = {
     "a class for pairs": (lambda: ms(x, y, miners.HDCMiner), "indices_tuple: expected a miner's result, .* got the class HDCMiner$"),
     "labels a list beside mined ones": (lambda: losses.MultiSimilarityLoss()(x, y.tolist(), miners.MultiSimilarityMiner()(x, y)), "labels: expected a tensor of 8 integers, got list"),
     "labels float beside mined ones": (lambda: losses.MultiSimilarityLoss()(x, y.float(), miners.MultiSimilarityMiner()(x, y)), "labels: expected integer labels, got torch.float32"),
+    "a shard": (lambda: ms(x.as_subclass(Shard), y), "embeddings: expected a plain tensor, got Shard; see its full_tensor"),
+    "alike and far": (lambda: losses.SigLIPLoss(similarity="distance"), "similarity: expected one that is larger for what is more alike, got 'distance'"),
+    "a parameter brought along": (lambda: fastdml.row_loss(lambda s, positive, negative: (torch.nn.Parameter(torch.ones(())) * s).sum(1))(x, y), "fn: .* reads a tensor that requires a gradient, but would get none; expected a function of s"),
     "documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:3, None]), "documents: expected 8 rows, one per row of queries, got 3"),
     "place of documents": (lambda: losses.LateInteractionLoss()(x[:, None], x[:, None], own=9), "own: expected a number below 8, the rows of documents, got 9"),
     "labels sparse": (lambda: ms(x, y.to_sparse()), "labels: expected a dense tensor of 8 integers, got layout torch.sparse_coo"),
@@ -254,11 +265,32 @@ def test_tensors_of_inference_mode(in_blocks):
     with torch.inference_mode():
         copies = made.clone(), theirs.clone()
     torch.testing.assert_close(loss(*copies), value)
-    if value.dim() == 0:  # rows are saved as they are, which torch refuses there
-        leaves = [made.clone().requires_grad_() for _ in range(2)]
-        for leaf, labels in zip(leaves, (theirs, copies[1])):
-            loss(leaf, labels).backward()
-        assert torch.equal(leaves[0].grad, leaves[1].grad)
+    leaves = [made.clone().requires_grad_() for _ in range(2)]
+    for leaf, labels in zip(leaves, (theirs, copies[1])):
+        loss(leaf, labels).sum().backward()
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+# What else than the embeddings may come from a teacher, an index or a miner in inference mode.
+BESIDE = {
+    "candidates": lambda z, t, k: losses.SupConLoss(reduction="none")(z, k, None, t, k),
+    "pairs": lambda z, t, k: losses.SupConLoss(reduction="none")(z, k, (k[1:], k[:-1], k[:-1], k[1:])),
+    "triplets": lambda z, t, k: losses.TripletMarginLoss()(z, None, (k[1:], k[:-1], k[1:] * 0)),
+    "swapped": lambda z, t, k: losses.TripletMarginLoss(swap=True)(z, k),
+    "own candidates": lambda z, t, k: losses.MarginMSELoss()(z, t[:, None].expand(-1, 3, -1), t[:, :3]),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_comes_from_inference_mode_is_no_matter(name):
+    found = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            beside, labels = 2 * x.flip(1), y.clone()
+        leaf = x.clone().requires_grad_()
+        BESIDE[name](leaf, beside, labels).sum().backward()
+        found.append(leaf.grad)
+    assert found[0].any() and torch.equal(*found)
 
 
 def test_a_hessian_is_refused():

@@ -60,6 +60,18 @@ def test_the_measurement_sees_a_matrix():
     assert (1 << 22) <= peak(lambda: x @ x.t()) < (1 << 22) + (1 << 20)
 
 
+def test_centres_of_a_class_are_compared_without_copies():
+    w = torch.randn(20_000, 64, requires_grad=True)
+    penalty = fastdml.regularizers.SparseCentersRegularizer(2_000, 10)
+    assert peak(lambda: penalty(w).backward()) - 4 * w.numel() <= BOUND  # pairs of rows are 22 MiB a copy
+
+
+def test_one_large_class_among_small_ones():
+    """Lists of thresholds are as long as the longest, which is not among the first rows."""
+    x, y = torch.randn(1024, 8, requires_grad=True), torch.arange(1024).clamp(max=768)
+    assert peak(lambda: F.smooth_ap(x, y, backend="chunked").backward()) <= BOUND
+
+
 @pytest.mark.parametrize("rows", [1024, 4096])
 @pytest.mark.parametrize("backend,name", BOUNDED)
 def test_bound(name, backend, rows):

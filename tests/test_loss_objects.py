@@ -1,12 +1,13 @@
 """Objects of a loss, its distance and its reducer: they are what runs, before and after they are set."""
 
 import copy
+import gc
 import inspect
 import pickle
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastdml
 from fastdml import distances as D
@@ -436,31 +437,6 @@ class Scaled(torch.nn.Module):
         return self.scale * torch.cdist(a, b, p=1.0)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
-def test_a_copy_has_a_users_distance_of_its_own(way):
-    x, y = samples()
-    for loss in (
-        losses.TripletMarginLoss(0.5, distance=Scaled()),
-        miners.TripletMarginMiner(0.5, distance=Scaled()),
-    ):
-        other, scale = way(loss), loss.distance.scale
-        assert other.distance.scale is not scale
-        with torch.no_grad():
-            other.distance.scale.fill_(9)
-        true = type(loss)(0.5, distance=other.distance)(x, y)
-        found = other(x, y)
-        if isinstance(found, Tensor):
-            torch.testing.assert_close(found, true)
-            assert (
-                torch.autograd.grad(found, [scale, other.distance.scale], allow_unused=True)[0]
-                is None
-            )
-        else:
-            assert all(torch.equal(a, b) for a, b in zip(found, true, strict=True))
-        del loss
-        other(x, y)
-
-
 @pytest.mark.parametrize("smooth", [False, True])
 def test_swapped_triplets_by_a_users_distance(smooth):
     x, y = samples()
@@ -487,3 +463,93 @@ def test_one_positive_by_another_distance():
         )
         true = torch.nn.functional.pad(gap, (1, 0)).logsumexp(1).mean()
         torch.testing.assert_close(losses.NPairsLoss("all", distance=distance)(x, y), true)
+
+
+class Stretched(nn.Module):
+    """A distance of a user's, that learns."""
+
+    is_inverted = False
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, a, b):
+        return self.scale * torch.cdist(a, b)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_a_copy_compares_by_its_own_copy_of_a_users_distance(copied):
+    x, y = samples()
+    loss = losses.TripletMarginLoss(2.0, distance=Stretched())
+    miner = miners.BatchHardMiner(distance=Stretched())
+    true, hard = loss(x, y).detach(), tuple(miner(x, y))
+    other, of_miner = copied(loss), copied(miner)
+    loss.distance.scale.data.fill_(9.0)
+    other(x, y).backward()
+    torch.testing.assert_close(other(x, y), true)
+    assert other.distance.scale.grad is not None and loss.distance.scale.grad is None
+    del loss, miner
+    gc.collect()
+    torch.testing.assert_close(other(x, y), true)
+    assert all(torch.equal(a, b) for a, b in zip(of_miner(x, y), hard, strict=True))
+
+
+def test_a_reduction_set_later_is_the_loss():
+    x, y = samples()
+    for reducer in (reducers.MeanReducer(), reducers.ThresholdReducer(high=2.0)):
+        loss = losses.SupConLoss(reducer=reducer)
+        loss.reduction = "sum"
+        torch.testing.assert_close(loss(x, y), losses.SupConLoss(reduction="sum")(x, y))
+        assert type(loss.reducer) is reducers.SumReducer
+
+
+def test_a_distance_that_a_loss_is_not_defined_on_is_refused_as_such():
+    with pytest.raises(ValueError, match=r"^distance: expected 'cosine'"):
+        losses.CircleLoss(distance=D.LpDistance())
+    loss = losses.CircleLoss()
+    with pytest.raises(ValueError, match=r"^distance: expected 'cosine'"):
+        loss.distance = D.LpDistance()
+
+
+class Scored(nn.Module):
+    """A similarity of a user's that is no product of its own."""
+
+    is_inverted = True
+
+    def forward(self, a, b):
+        return 3 * (a @ b.T)
+
+
+def test_a_users_similarity_is_that_of_rows_own_candidates_too():
+    g = torch.Generator().manual_seed(0)
+    q, d, hard = (torch.randn(*shape, generator=g) for shape in ((5, 4), (5, 4), (5, 3, 4)))
+    s = 3 * torch.cat([q @ d.T, torch.einsum("id,ikd->ik", q, hard)], 1)
+    value = losses.InfoNCELoss(temperature=1.0, distance=Scored())(q, d, hard)
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(s, torch.arange(5)))
+    scores = torch.randn(5, 3, generator=g)
+    for kind, batch in ((losses.MarginMSELoss, (q, hard, scores)), (losses.CoSENTLoss, (q, d, scores[:, 0]))):
+        true = kind(distance=D.DotProductSimilarity(normalize_embeddings=False))
+        tripled = (batch[0] * 3, *batch[1:])
+        torch.testing.assert_close(kind(distance=Scored())(*batch), true(*tripled))
+        for distance in (D.LpDistance(p=1), D.SNRDistance()):
+            assert kind(distance=distance)(*batch).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("distance", [D.LpDistance(), D.LpDistance(power=2), D.SNRDistance()])
+def test_small_distances_of_half_precision(distance, dtype):
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 64, generator=g) + 0.1 * torch.randn(40, 64, generator=g)).to(dtype)
+    others, near = x[1:], distance(x[:1], x[1:])
+    true = distance(x[:1].double(), others.double())
+    assert near.dtype == dtype
+    torch.testing.assert_close(near.double(), true, rtol=torch.finfo(dtype).eps, atol=0)
+    torch.testing.assert_close(distance(x[:1], others.float()).double(), true, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("p", [1, 3, 8, float("inf")])
+def test_lengths_of_rows_do_not_matter_in_any_norm(p):
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-30, 1e-14, 1e14, 1e30):
+        torch.testing.assert_close(D.LpDistance(p=p)(scale * x), D.LpDistance(p=p)(x), rtol=1e-5, atol=1e-6)

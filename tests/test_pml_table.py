@@ -437,8 +437,12 @@ def test_a_row_alone_is_near_no_other():
 
 def test_penalties_on_other_distances_are_refused():
     euclidean, cosine = distances.LpDistance(), distances.CosineSimilarity()
-    with pytest.raises(ValueError, match="distance: expected a similarity"):
-        regularizers.RegularFaceRegularizer(distance=euclidean)
+    for wrong in (euclidean, "distance"):
+        with pytest.raises(ValueError, match="distance: expected a similarity"):
+            regularizers.RegularFaceRegularizer(distance=wrong)
+    x = torch.randn(4, 3)
+    own = (regularizers.RegularFaceRegularizer(distance=d)(x) for d in ("cosine", None))
+    torch.testing.assert_close(*own)
     for distance in (euclidean, cosine):
         with pytest.raises(ValueError, match=r"distance: expected LpDistance\(normalize_embeddings=False\)"):
             regularizers.CenterInvariantRegularizer(distance=distance)

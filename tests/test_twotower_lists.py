@@ -141,6 +141,21 @@ def test_late_interaction(similarity, symmetric, backend, small):
         assert late.block_rows(late.Tokens(q), late.Tokens(d)) < b
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_what_is_no_token_is_in_no_gradient(similarity):
+    """As an encoder leaves behind what it masks: NaN."""
+    q_mask, d_mask = torch.ones(4, 3).bool(), torch.ones(4, 6).bool()
+    q_mask[:, 2], d_mask[:, 4:], d_mask[3] = False, False, False
+    found = []
+    for fill in (0.0, torch.nan):
+        q = drawn(4, 3, 5).masked_fill(~q_mask[:, :, None], fill).requires_grad_()
+        d = drawn(4, 6, 5).masked_fill(~d_mask[:, :, None], fill).requires_grad_()
+        loss = losses.LateInteractionLoss(similarity=similarity, symmetric=True)
+        value = loss(q, d, query_mask=q_mask, document_mask=d_mask)
+        found.append((value, *torch.autograd.grad(value, (q, d))))
+    assert all(torch.equal(a, b) for a, b in zip(*found)) and found[0][0].isfinite()
+
+
 def test_late_interaction_of_locked_tokens_and_wrong_ones():
     q, d = torch.randn(4, 3, 5, requires_grad=True), torch.randn(4, 6, 5)
     losses.LateInteractionLoss()(q, d).backward()
@@ -198,7 +213,7 @@ def test_weights_of_classes_need_labels():
         lambda: losses.InfoNCELoss(reducer=weighted)(x, y),
         lambda: losses.MarginMSELoss(reducer=weighted)(x, drawn(6, 4, 5), drawn(6, 4)),
     ):
-        with pytest.raises(ValueError, match=r"^labels: expected labels with weights of classes"):
+        with pytest.raises(ValueError, match=r"^labels: expected one label a row with weights of classes"):
             call()
     labels = torch.arange(6) % 4
     rows = losses.SigLIPLoss(reduction="none").double()(x, y, labels)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import in_torch, op
 from .call import LEAVES, Call, of_rows, spelled
+from .recompute import save, saved
 
 _COUNT = len(LEAVES)
 
@@ -150,25 +151,26 @@ class _RowLoss(torch.autograd.Function):
             # Kept in the type of statistics until the upstream factor is known: rounded before, the
             # gradients of a scaled loss in half precision would be lost. The leaves are there to be
             # seen by a second derivative, which is refused.
-            saved = [both for both, w in zip(zip(leaves, gradients), wanted) if w]
-            ctx.save_for_backward(*(tensor for both in saved for tensor in both))
+            kept = [both for both, w in zip(zip(leaves, gradients), wanted) if w]
+            ctx.save_for_backward(*(tensor for both in kept for tensor in both))
         else:
             whole = words.packed() if isinstance(words, Call) else ((*leaves, *fixed), words)
             ctx.words = whole[1]
-            ctx.save_for_backward(*whole[0])
+            save(ctx, *whole[0])
         return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.wanted
-        saved = ctx.saved_tensors  # read once, as activation checkpointing asks
         if ctx.with_forward:
-            leaves = saved[::2]
-            found = scaled(saved[1::2], leaves, upstream)
+            kept = ctx.saved_tensors  # read once, as activation checkpointing asks
+            leaves = kept[::2]
+            found = scaled(kept[1::2], leaves, upstream)
         else:
             _refuse_batched(upstream)
-            leaves = [x for x, w in zip(saved, wanted) if w]
-            found = _of_rows(saved, ctx.words, upstream, wanted)
+            kept = saved(ctx)
+            leaves = [x for x, w in zip(kept, wanted) if w]
+            found = _of_rows(kept, ctx.words, upstream, wanted)
             found = [g.to(x.dtype) for g, x in zip(found, leaves)]
         each = iter(once(found, leaves))
         return (*(next(each) if w else None for w in wanted), None, None, None)

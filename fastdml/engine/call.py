@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .loss import RowLoss
+from .recompute import of_inference
 from .registry import description, handle, remembered, remembered_handle
 from .relation import Predicate
 
@@ -49,11 +50,6 @@ class Whole(Protocol):
 
     def own(self, x: Tensor) -> Tensor:
         """Of x [M, ...] of all rows, the share's."""
-
-
-def of_inference(x: object) -> bool:
-    """Whether this is a tensor of inference mode, which no graph saves. A compiled graph cannot ask."""
-    return isinstance(x, Tensor) and not torch.compiler.is_compiling() and x.is_inference()
 
 
 def versioned(values: Iterable[object]) -> list[Tensor]:

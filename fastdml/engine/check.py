@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import library
 from .call import REDUCTIONS
@@ -61,6 +61,11 @@ def embeddings(x: Tensor, name: str, validate: bool = False) -> None:
         raise ValueError(f"{name}: expected a floating-point tensor, got {x.dtype}")
     if x.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one dimension, got shape {tuple(x.shape)}")
+    if type(x) not in (Tensor, nn.Parameter) and hasattr(x, "full_tensor"):
+        raise ValueError(
+            f"{name}: expected a plain tensor, got {type(x).__name__}; see its full_tensor(), and its "
+            "to_local() with fastdml.distributed.wrap"
+        )
     if validate:
         _finite_rows(x, name)
 

@@ -92,18 +92,20 @@ def _lp(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tenso
     if normalized:
         a, c = unit(a, p), unit(c, p)
     d = exact_distances(a, c, p)
-    return (d if power == 1 else _power(d, power)).to(given)
+    return raised(d, power).to(given)
 
 
 def _lp_of_rows(a: Tensor, c: Tensor, p: float, power: float, normalized: bool) -> Tensor:
     if normalized:
         a, c = unit(a, p), unit(c, p)
     d = torch.linalg.vector_norm(a - c, p, dim=1)
-    return d if power == 1 else _power(d, power)
+    return raised(d, power)
 
 
-def _power(d: Tensor, power: float) -> Tensor:
+def raised(d: Tensor, power: float) -> Tensor:
     """d to a power, whose derivative at 0 is taken to be 0."""
+    if power == 1:
+        return d
     some = d > 0
     return torch.where(some, torch.where(some, d, torch.ones_like(d)) ** power, torch.zeros_like(d))
 
@@ -159,13 +161,13 @@ _users: weakref.WeakValueDictionary[str, General] = weakref.WeakValueDictionary(
 
 
 class _Name(str):
-    """Keeps what it names; a copy, also one from a file, names the copy of that."""
+    """Keeps what it names. A copy, of a loss say, is a name of its own: of the copied distance."""
 
     metric: General
+    made_of: tuple[Matrix, bool, str]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        matrix = self.metric.matrix
-        return user_name, (matrix, self.metric.kind == PRODUCT, type(matrix).__name__)
+        return user_name, self.made_of
 
 
 def user_name(matrix: Matrix, inverted: bool, called: str) -> str:
@@ -173,6 +175,7 @@ def user_name(matrix: Matrix, inverted: bool, called: str) -> str:
     kind = "similarity" if inverted else "distance"
     name = _Name(f"{called}'s {kind} {next(_numbers)}")
     name.metric = General(str(name), PRODUCT if inverted else DISTANCE, False, matrix=matrix)
+    name.made_of = matrix, inverted, called
     _users[str(name)] = name.metric
     return name
 

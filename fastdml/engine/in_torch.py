@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from .call import Call, of_inference, statistic_type
+from .call import Call, statistic_type
 from .counting import row_counts
 from .loss import RowLoss, Rows
 from .problem import Problem, joined
-from .similarity import Metric
+from .recompute import recomputed
+from .relation import LabelRelation, Relation, TupleRelation
+from .similarity import Metric, without_autocast
 
 # Bytes of one block's temporaries.
 _AT_ONCE = 32 << 20
@@ -46,19 +46,6 @@ def evaluate(call: Call) -> Tensor:
     return reduced(call.loss, outputs, call.row_weight, call.reduction)
 
 
-def _again(part: Callable[..., Tensor], inputs: Sequence[Any], constants: Sequence[Tensor] = ()) -> Tensor:
-    """part(*inputs), computed again in the backward pass, which refuses inputs and constants that have been
-    changed meanwhile. constants: what `part` reads besides."""
-    if not torch.is_grad_enabled() or any(map(of_inference, inputs)):
-        return part(*inputs)  # tensors of inference mode are in no graph
-
-    def of_inputs(*given: Any) -> Tensor:
-        return part(*given[: len(inputs)])
-
-    found: Tensor = checkpoint(of_inputs, *inputs, *constants, use_reentrant=False)
-    return found
-
-
 def row_outputs(
     call: Call, function: Callable[[Rows], Tensor] | None = None, constants: Sequence[Tensor] = ()
 ) -> Tensor:
@@ -72,7 +59,7 @@ def row_outputs(
         for x in call.leaves[1:]:
             nothing = nothing if x is None else nothing + (x * 0).sum().to(kind)
         return nothing.expand(-1, max(1, call.loss.outputs))
-    with torch.autocast(call.anchors.device.type, enabled=False):
+    with without_autocast(call.anchors.device):
         problem = Problem.of(call)
         make = function or call.loss.spec
         block, inputs = _blocks(call, problem, function is not None)
@@ -84,7 +71,7 @@ def row_outputs(
         if step >= rows:
             return part(0, rows, *inputs) + problem.poison
         parts = [
-            _again(part, (start, min(rows, start + step), *inputs), (*call.constants, *constants))
+            recomputed(part, (start, min(rows, start + step), *inputs), (*call.constants, *constants))
             for start in range(0, rows, step)
         ]
         return torch.cat(parts) + problem.poison
@@ -92,7 +79,7 @@ def row_outputs(
 
 def all_rows(call: Call) -> Rows:
     """All rows as one block, differentiable: the whole matrix."""
-    with torch.autocast(call.anchors.device.type, enabled=False):
+    with without_autocast(call.anchors.device):
         problem = Problem.of(call)
         block, inputs = _blocks(call, problem, True)
         return block(0, problem.relation.rows, *inputs)
@@ -108,7 +95,7 @@ def pairs_of(metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tens
     if i.shape[0] <= size:
         return part(x, y, i, j)
     blocks = zip(i.split(size), j.split(size), strict=True)
-    return torch.cat([_again(part, (x, y, *b)) for b in blocks])
+    return torch.cat([recomputed(part, (x, y, *b)) for b in blocks])
 
 
 def _blocks(
@@ -165,7 +152,7 @@ def _with_presweep(
 
     with contextlib.nullcontext() if follow else torch.no_grad():
         found = [
-            _again(part, (start, min(other.relation.rows, start + step), a, c), constants)
+            recomputed(part, (start, min(other.relation.rows, start + step), a, c), constants)
             for start in range(0, other.relation.rows, step)
         ]
         theirs = torch.cat(found).t()
@@ -177,10 +164,19 @@ def bytes_per_pair(problem: Problem) -> int:
     size = torch.finfo(problem.statistic).bits // 8
     per_pair = size + problem.loss.spec_bytes * size // 4
     if problem.loss.threshold_list:
-        positive, _ = problem.relation.masks(0, min(64, problem.relation.rows))
-        # A guess from the first rows; a longer list only makes one block larger.
-        per_pair += 5 * size * max(1, int(row_counts(positive).max()) if positive.numel() else 1)
+        per_pair += 5 * size * max(1, _longest(problem.relation))
     return per_pair
+
+
+def _longest(relation: Relation) -> int:
+    """The most positives of a row, or a bound; of a function a guess, from the first rows."""
+    if isinstance(relation, LabelRelation):
+        positives, _ = relation.counts(without_own=False)
+    elif isinstance(relation, TupleRelation):
+        positives = torch.bincount(relation.indices[0])
+    else:
+        positives = row_counts(relation.masks(0, min(64, relation.rows))[0])
+    return int(positives.max()) if positives.numel() else 0
 
 
 def _block(problem: Problem) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import library
 from .autograd import once, refuse_transforms, watched
+from .recompute import save, saved
 from .similarity import EPSILON, PRODUCT, Metric
 
 
@@ -43,14 +44,14 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, c: Tensor, candidates: bool, rows: bool) -> Tensor:
         found = torch.ops.fastdml.own_products if watched(a) or watched(c) else _products
         made = found(a, c, candidates, rows)
-        ctx.save_for_backward(a, c, *made)
+        save(ctx, a, c, *made)
         ctx.scaled = candidates, rows
         s: Tensor = made[0]
         return s
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        a, c, *made = ctx.saved_tensors
+        a, c, *made = saved(ctx)
         wanted = list(ctx.needs_input_grad[:2])
         found: Any = torch.ops.fastdml.own_gradients if watched(a) or watched(c) else _gradients
         both = found(upstream.contiguous(), a, c, *made, *ctx.scaled, wanted)

@@ -12,6 +12,7 @@ from .autograd import once, refuse_transforms, watched
 from .distances import metric_of
 from .in_torch import pairs_of
 from .listed import Listed, Pair, listed
+from .recompute import save, saved
 from .similarity import DISTANCE, METRICS
 
 
@@ -48,13 +49,13 @@ class _Values(torch.autograd.Function):
             values = eager[0].values()
         # Only a distance's derivative needs it; a product's is a number that need not be kept.
         kept = values if METRICS[similarity].kind == DISTANCE else ()
-        ctx.save_for_backward(x, y, *flat, *kept)
+        save(ctx, x, y, *flat, *kept)
         ctx.rest = similarity, epsilon, eager
         return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *derivatives: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, *rest = ctx.saved_tensors
+        x, y, *rest = saved(ctx)
         flat = rest[: 2 * len(derivatives)]
         values = rest[2 * len(derivatives) :] or derivatives
         similarity, epsilon, eager = ctx.rest

@@ -245,7 +245,7 @@ class Problem:
 
     def _refuse_long_rows(self, poison: Tensor) -> None:
         """ValueError where it is the squared length of a finite embedding that is poison, on the CPU."""
-        if poison.device.type != "cpu" or not math.isnan(float(poison)):
+        if poison.device.type != "cpu" or torch.compiler.is_compiling() or not math.isnan(float(poison)):
             return
         for problem in (self, self.teacher_problem):
             if problem is None or not all(bool(x.isfinite().all()) for x in problem._sets):
@@ -305,7 +305,7 @@ class Problem:
             return x.index_select(0, order)
 
         def maybe(x: Tensor | None) -> Tensor | None:
-            return None if x is None else taken(x)
+            return None if x is None else in_order(x, order)
 
         anchors, labels = taken(self.anchors), taken(self.relation.anchor_labels)
         made = dataclasses.replace(
@@ -418,6 +418,11 @@ class Problem:
             weight=weight,
             first=start,
         )
+
+
+def in_order(x: Tensor, order: Tensor) -> Tensor:
+    """What rows have, [M, ...], of int64 [M] of them in turn; or one row's, that stands for all."""
+    return x if x.shape[0] == 1 else x.index_select(0, order)
 
 
 def in_type(x: Tensor, kind: torch.dtype) -> Tensor:

@@ -7,14 +7,15 @@ derivatives by those into weights of the products on the way out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from . import library
+from .recompute import recomputed
 
 # Up to this norm, the smallest normal number of float32, an embedding has no direction: its similarities
 # and its gradient are 0.
@@ -186,7 +187,7 @@ class Metric:
             if epsilon:
                 g.masked_fill_(d <= epsilon, 0.0)
         elif self.kind == DISTANCE:
-            g.div_(d).neg_().masked_fill_(d <= d.new_tensor(epsilon).sqrt(), 0.0)
+            g.div_(d).neg_().masked_fill_(d <= d.new_full((), epsilon).sqrt(), 0.0)
         if row_scale is not None and col_scale is not None:
             g.mul_(row_scale[:, None] if g.dim() == 2 else row_scale).mul_(col_scale)
         return g
@@ -246,7 +247,7 @@ class Metric:
         a, c = a.to(kind), c.to(kind)
         if self.normalized and not self.raw_anchors:
             a = unit(a)
-        with torch.autocast(a.device.type, enabled=False):
+        with without_autocast(a.device):
             s = torch.bmm(c, a[:, :, None])[:, :, 0]
         if not self.normalized:
             return s
@@ -275,7 +276,7 @@ class Metric:
         total = squares[0][:, None] + squares[1]
         d2 = total - 2 * s
         near = d2.detach() < NEAR * total.detach()
-        if near.any():
+        if not _told(near) or near.any():
             follow = d2.dtype == torch.float64
             with torch.set_grad_enabled(follow and torch.is_grad_enabled()):
                 exact = _from_rows(d2.detach(), total.detach(), a, c, near)
@@ -351,8 +352,8 @@ def _again(
 
 def _from_rows(d2: Tensor, total: Tensor, a: Tensor, c: Tensor, near: Tensor) -> Tensor:
     """[M, N] differentiable: squared distances from differences in double precision, at `near` at least."""
-    i, j = near.nonzero(as_tuple=True)
-    if i.shape[0] > max(_rows_at_once(a), near.numel() // _MATRIX_PAYS):
+    i, j = near.nonzero(as_tuple=True) if _told(near) else (None, None)
+    if i is None or j is None or i.shape[0] > max(_rows_at_once(a), near.numel() // _MATRIX_PAYS):
         return exact_distances(a.double(), c.double()).square().to(d2.dtype)
     return d2.index_put((i, j), _again_followed(total[i, j], a, c, i, j))
 
@@ -363,18 +364,28 @@ def _again_followed(total: Tensor, a: Tensor, c: Tensor, i: Tensor, j: Tensor) -
     if i.shape[0] <= size or not torch.is_grad_enabled():
         return _again(total, a, c, i, j, None)
     blocks = zip(total.split(size), i.split(size), j.split(size), strict=True)
-    found = [checkpoint(_again, t, a, c, *pair, None, use_reentrant=False) for t, *pair in blocks]
-    return torch.cat(found)
+    return torch.cat([recomputed(_again, (t, a, c, *pair, None)) for t, *pair in blocks])
+
+
+def _told(x: Tensor) -> bool:
+    """Whether values may be asked for, if need be with a wait: not where there are none, nor in a graph."""
+    return not (torch.compiler.is_compiling() or x.is_meta or torch._C._len_torch_dispatch_stack())
 
 
 def _rows_at_once(x: Tensor) -> int:
     return max(1, _AT_ONCE // max(1, x.shape[1]))
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """No narrower type within this than tensors have. (Meta tensors know no autocast.)"""
+    known = device.type != "meta"
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
+
+
 def products(a: Tensor, c: Tensor) -> Tensor:
     """[M, N] products of the rows of a and c, from which the reference makes similarities and distances; in
     their type, which autocast would narrow."""
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device):
         return a @ c.t()
 
 

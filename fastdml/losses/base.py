@@ -232,7 +232,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         self._keep_distance(distance)
         if embedding_regularizer is not None:
             self._expect_scalar(reduction)
-        self.reduction = reduction
+        self._set_reduction(reduction, self._reducer)
         self.backend = backend
         self.validate = validate
         self.embedding_regularizer = check.function(embedding_regularizer, "embedding_regularizer")
@@ -269,7 +269,9 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
     def _similarity_of(self, distance: object) -> str:
         """The similarity of this loss that a distance object is; a name is one as it stands."""
         name = similarity_of(distance, type(self).__name__)
-        return self.distances.get(name, name) if isinstance(distance, nn.Module) else name
+        name = self.distances.get(name, name) if isinstance(distance, nn.Module) else name
+        check.among(name, "distance", self.similarities)
+        return name
 
     def _distance_of(self, similarity: str) -> BaseDistance:
         """The distance object that a similarity of this loss is."""
@@ -322,9 +324,12 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
 
     @reducer.setter
     def reducer(self, value: Any) -> None:
-        reduction = self._reduction_of(value)
-        self._reducer = value if isinstance(value, nn.Module) else None
+        self._set_reduction(self._reduction_of(value), value)
+
+    def _set_reduction(self, reduction: str, reducer: object) -> None:
+        """reducer: the object that it stands for, if there is one."""
         self.reduction = reduction
+        self._reducer = reducer if isinstance(reducer, nn.Module) else None
 
     def _reducer_of(self, reduction: str) -> BaseReducer:
         """The object that is this reduction of the loss."""
@@ -341,6 +346,7 @@ class Loss(SeenAsPeer, NamedArguments, ExactNumbers):
         elif name == "reduction":
             check.reduction(value)
             check.among(value, name, self.reductions)
+            self._reducer = None  # whoever sets one has another object for it
         elif name == "similarity":
             check.similarity(value)
             check.among(value, name, self.similarities)

@@ -41,7 +41,7 @@ def functional_form(module: type[Loss]) -> Callable[..., Tensor]:
         for name, value in keywords.items():
             if name not in batch:
                 check.taken([name], known, f"{module.function}()")
-            if name in arguments and name not in module.input_defaults:
+            if name in places[: len(given)]:
                 raise TypeError(f"{module.function}() got {name!r} twice")
             arguments[name] = value
         for name in required:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..engine.call import statistic_type
-from ..engine.similarity import unit
+from ..engine.similarity import unit, without_autocast
 from ..mining.batch import Batch
 from ..mining.pairs import distinct_pairs
 
@@ -17,7 +17,7 @@ def mean_similarities(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     Sums over classes replace sums over pairs: sum_ij x_i.y_j = (sum_i x_i).(sum_j y_j). O((B + N) D)
     time and memory. Over no pair the mean is 0.
     """
-    with torch.autocast(batch.embeddings.device.type, enabled=False):
+    with without_autocast(batch.embeddings.device):
         return _means(batch, normalized)
 
 

@@ -15,7 +15,7 @@ from .. import functional, row_loss
 from ..engine import check
 from ..engine.autograd import evaluate, once
 from ..engine.call import Call
-from ..engine.similarity import EPSILON, unit
+from ..engine.similarity import EPSILON, unit, without_autocast
 from ..losses.proxy.expected_softmax import ExpectedSoftmax
 from . import von_mises_fisher as vmf
 from .classes import class_sums
@@ -146,7 +146,7 @@ class NonIsotropicVMFLoss(nn.Module):
         labels = self._labels(embeddings, labels)
         x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         # Similarities are divided by a temperature of thousandths: narrow types have no digits left.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return self._loss(x, labels)
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:

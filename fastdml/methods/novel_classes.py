@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..engine import check
-from ..engine.similarity import unit, wide_type
+from ..engine.similarity import unit, wide_type, without_autocast
 from ..mining.steps import recomputing
 from .draws import Draws
 
@@ -217,7 +217,7 @@ def sinkhorn_divergence(
     x, y = unit(x.to(kind)), unit(y.to(kind))
     if not len(x) or not len(y):
         return (x @ y.T).sum()  # 0, with a gradient of zeros
-    with torch.autocast(x.device.type, enabled=False):  # costs are divided by a small blur
+    with without_autocast(x.device):  # costs are divided by a small blur
         total = _transport(x, y, blur, iterations)
         return total - (_transport(x, x, blur, iterations) + _transport(y, y, blur, iterations)) / 2
 

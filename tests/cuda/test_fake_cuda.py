@@ -57,7 +57,7 @@ class Watched(TorchFunctionMode):
             return args[0]
         found = function(*args, **kwargs)
         if torch.cuda.is_current_stream_capturing() and isinstance(found, torch.Tensor) and found.is_cuda:
-            made = function in (torch.tensor, torch.as_tensor)
+            made = function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
             from_host = isinstance(args[0], torch.Tensor) and args[0].device.type == "cpu" if args else False
             assert not made and not from_host, f"{function} copies from the host"
         return found

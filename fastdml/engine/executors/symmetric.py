@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import schedule
 from ..lazy import lazy
 from ..loss import RowLoss
-from ..problem import Problem
+from ..problem import Problem, in_order
 from ..registry import registered
 from ..relation import LabelRelation, TupleRelation
 from ..similarity import DISTANCE, PRODUCT, Metric
@@ -111,10 +111,13 @@ class Symmetric:
             schedule.presweep(problem, _outputs)
             order = _together(problem)
             run = Run([problem if order is None else problem.reordered(order)])
-            kept = problem.__dict__["symmetric_run"] = run, None if order is None else order.argsort()
-        run, back = kept
-        found = run.run(wanted)[0]
-        return found if back is None else found.reordered(back)  # type: ignore[no-any-return]
+            kept = problem.__dict__["symmetric_run"] = run, order
+        run, order = kept
+        if order is None:
+            return run.run(wanted)[0]  # type: ignore[no-any-return]
+        if problem.loss.combined and problem.row_weight is not None:  # found since the first visit
+            run.each[-1].problem.row_weight = in_order(problem.row_weight, order)
+        return run.run(wanted)[0].reordered(order.argsort())  # type: ignore[no-any-return]
 
     def runs_together(self, problems: Sequence[Problem]) -> bool:
         """Whether `Run` takes problems of the leading dimensions of one set at once."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.registry import register
+from ...engine.similarity import without_autocast
 from ..base import SIGNED, Loss, SampleLoss, Term, total
 from ..pair_means import class_numbers
 from ..softmax.row_cross_entropy import RowCrossEntropy
@@ -96,7 +97,7 @@ class PCELoss(Loss):
                 f"{probabilities.shape[0]}"
             )
         labels = check.labels(labels, n, embeddings.device, "labels", "embeddings")
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings.device):
             x = embeddings.to(statistic_type(embeddings))
             centres = probabilities.detach().to(x.dtype).t() @ x / size  # [K, D]
             sums = torch.zeros_like(x).index_add(0, class_numbers(labels), x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.distances import metric_of
+from ...engine.similarity import without_autocast
 from ..base import Loss, Term, total
 from ..representation import learnt
 
@@ -100,7 +101,7 @@ class ManifoldLoss(Loss):
     def _value(self, embeddings: Tensor, proxies: Tensor, own: Tensor) -> Tensor:
         kind = statistic_type(embeddings)
         rows = embeddings.shape[0]
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with without_autocast(embeddings.device):
             every = torch.cat([embeddings.to(kind), proxies.to(kind)])
             near = metric_of(self.similarity).dense(every, every, 0.0).clamp(min=0) / 0.5
             eye = torch.eye(every.shape[0], dtype=kind, device=every.device)

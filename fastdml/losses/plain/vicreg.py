@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import statistic_type
+from ...engine.similarity import without_autocast
 from ..base import Loss, total
 from ..twotower.paired import check_sets
 
@@ -26,7 +27,7 @@ class Parts:
 
     def terms(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kind = statistic_type(self.embeddings, self.ref_emb)
-        with torch.autocast(self.embeddings.device.type, enabled=False):
+        with without_autocast(self.embeddings.device):
             x, y = self.embeddings.to(kind), self.ref_emb.to(kind)
             loss = self.loss
             invariance = loss.invariance_lambda * (x - y).square().mean(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import unit
+from ...engine.similarity import unit, without_autocast
 from ...language import words as of
 from ...language.row import Row
 from ..rows import cross_entropy_of
@@ -190,7 +190,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         size, classes = self.proxies_per_class, self.num_classes
         centers = self.all_proxies.detach().to(embeddings.dtype).unflatten(0, (classes, size))
         own = unit(centers.flatten(0, 1)).view_as(centers)[labels]
-        with torch.autocast(own.device.type, enabled=False):
+        with without_autocast(own.device):
             s = torch.einsum("bkd,bd->bk", own, unit(embeddings))
         votes = torch.zeros(classes, size, device=embeddings.device)
         votes.index_put_((labels, s.argmax(1)), torch.ones_like(labels, dtype=votes.dtype), True)

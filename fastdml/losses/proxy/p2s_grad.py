@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine import check
+from ...engine.autograd import refuse_transforms
 from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.registry import register
@@ -86,6 +87,7 @@ class P2SGradLoss(ProxyLoss):
     def calls(self, *batch: Any, proxies: Tensor | None = None, **named: Any) -> list[Any]:
         weight = self.all_proxies if proxies is None else proxies
         if proxies is None and not torch.compiler.is_compiling():
+            refuse_transforms()  # before anything is set
             # Not counted as a change: graphs of earlier calls have what they need.
             weight.data.copy_(_of_length_1(weight.data))
         elif isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point():

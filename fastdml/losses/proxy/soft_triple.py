@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...engine import check
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import unit
+from ...engine.similarity import unit, without_autocast
 from ..base import Term
 from ..terms import cross_entropy, softmax_mean
 from .proxies import ProxyLoss
@@ -133,7 +133,7 @@ def center_distance(proxies: Tensor, size: int) -> Tensor:
     """
     if size == 1:
         return proxies.sum() * 0
-    with torch.autocast(proxies.device.type, enabled=False):
+    with without_autocast(proxies.device):
         directions = unit(proxies).unflatten(0, (-1, size))
         s = torch.bmm(directions, directions.transpose(1, 2))
     first, second = torch.triu_indices(size, size, 1, device=proxies.device)

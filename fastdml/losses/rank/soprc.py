@@ -12,7 +12,7 @@ from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.loss import RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import unit
+from ...engine.similarity import unit, without_autocast
 from ...mining.steps import recomputing
 from ..base import PRODUCTS, SampleLoss
 from ..pair.semi_variance import SemiVarianceLoss
@@ -102,7 +102,7 @@ def _update(table: Tensor, embeddings: Tensor, labels: Tensor, momentum: float, 
         members = order[start[chosen, None] + torch.arange(size, device=order.device)]
         x = normalised[members]  # [U, size, D]
         queries = x[:, -1:] if last else x
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             s = queries @ x.transpose(1, 2)
         index = torch.arange(size, device=order.device)
         own = index[-1:] if last else index

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...engine import check, in_torch
 from ...engine.call import Call, statistic_type
+from ...engine.distances import metric_of
 from ...engine.loss import RowLoss, Rows
-from ...engine.similarity import SIMILARITIES
 from ...mining.batch import checked
 from ...mining.steps import recomputing
 from ...mining.triplets import listed
@@ -226,7 +226,7 @@ class DynamicSoftMarginLoss(SampleLoss):
         kind = statistic_type(embeddings, ref_emb)
         x, y = embeddings.to(kind), ref_emb.to(kind)
         pairs = min(x.shape[0], y.shape[0])
-        metric = SIMILARITIES[self.similarity]
+        metric = metric_of(self.similarity)
         own = metric.paired(x[:pairs], y[:pairs])
         nearest = _nearest_others(metric, x, y)
         numbers = torch.cat([own, own.new_zeros(nearest.shape[0] - pairs)]) - nearest

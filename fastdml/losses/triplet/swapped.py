@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ...engine import library
 from ...engine.autograd import once, refuse_transforms
-from ...engine.similarity import METRICS
+from ...engine.distances import metric_of
+from ...engine.recompute import save, saved
+from ...engine.similarity import without_autocast
 
 _AT_ONCE = 1 << 20  # numbers of a temporary
 _LOW = -1e30  # of a pair that is none: no excess over any other
@@ -43,15 +45,15 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, *fixed: Any) -> tuple[Tensor, Tensor]:
         loss, active = torch.ops.fastdml.swapped_triplets(x, y, *fixed)
-        ctx.save_for_backward(x, y, *fixed[:3])
+        save(ctx, x, y, *fixed[:3])
         ctx.form = fixed[3:]
         ctx.mark_non_differentiable(active)
         return loss, active
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, *fixed = ctx.saved_tensors
-        with torch.autocast(weight.device.type, enabled=False):
+        x, y, *fixed = saved(ctx)
+        with without_autocast(weight.device):
             found = torch.ops.fastdml.swapped_triplets_backward(
                 weight.contiguous(), x, y, *fixed, *ctx.form
             )
@@ -63,7 +65,7 @@ def _forward(
     similarity: str, direction: float, margin: float, smooth: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     loss, active = x.new_zeros(x.shape[0]), x.new_zeros(x.shape[0])
-    dense = METRICS[similarity].dense
+    dense = metric_of(similarity).dense
     for a, p, every in _blocks(labels, columns, y.shape[0]):
         from_anchor = dense(x[a.flatten()], y, 0.0).mul_(direction).unflatten(0, a.shape)
         from_positive = dense(y[p.flatten()], y, 0.0).mul_(direction).unflatten(0, p.shape)
@@ -92,8 +94,8 @@ def _backward(
     similarity: str, direction: float, margin: float, smooth: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     d_x, d_y = torch.zeros_like(x), torch.zeros_like(y)
-    dense = METRICS[similarity].dense
-    half = x.new_tensor(0.5)  # of two that are equal, as torch.maximum has it
+    dense = metric_of(similarity).dense
+    half = x.new_full((), 0.5)  # of two that are equal, as torch.maximum has it
     for a, p, every in _blocks(labels, columns, y.shape[0]):
         leaves = [t.detach().requires_grad_() for t in (x[a.flatten()], y[p.flatten()], y)]
         with torch.enable_grad():

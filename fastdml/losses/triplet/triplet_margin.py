@@ -13,7 +13,7 @@ from torch import Tensor
 from ...engine import check
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
-from ...engine.similarity import METRICS
+from ...engine.similarity import METRICS, without_autocast
 from ...mining.batch import Batch
 from ...mining.choice import STRATEGIES, check_strategies, chosen, nearest, poison
 from ...mining.lazy import LazyPairs
@@ -363,7 +363,7 @@ def _of_all_swapped(
     assert columns is not None
     if batch.ref_emb is None:  # the compiler refuses a tensor that is two inputs at once
         y, columns = x.view_as(x), labels.view_as(labels)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         loss, count = swapped_sums(
             x, y, labels, columns, batch.own_columns(), description.similarity, description.direction,
             description.margin, description.smooth,

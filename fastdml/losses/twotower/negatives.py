@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...engine import check, own_candidates
 from ...engine.call import Call
+from ...engine.distances import metric_of
 from ...engine.relation import Predicate
-from ...engine.similarity import METRICS
 from ..terms import log_sum_exp
 from .contrast import NOTHING, Contrast, pieces
 from .paired import Own, partner_columns, partners
@@ -104,7 +104,7 @@ class Beside:
             a, c = self.queries[:, :width].detach(), self.documents[:, :width].detach()
             found["limit"] = self.margin.limit(loss.metric.sign * loss.metric.paired(a, c))
         if self.guide_margin is not None and self.own_guide is not None:
-            guide = METRICS[loss.teacher_similarity or loss.similarity]
+            guide = metric_of(loss.teacher_similarity or loss.similarity)
             found["guide limit"] = self.guide_margin.limit(guide.paired(*self.own_guide))
         return found
 
@@ -145,7 +145,7 @@ class Beside:
         if "limit" in limits:
             kept &= s <= limits["limit"][:, None]
         if "guide limit" in limits and self.own_guide is not None and self.hard.guide is not None:
-            guide = METRICS[loss.teacher_similarity or loss.similarity]
+            guide = metric_of(loss.teacher_similarity or loss.similarity)
             told = own_candidates.values(guide, self.own_guide[0], self.hard.guide)
             kept &= told <= limits["guide limit"][:, None]
         if self.ids is not None and self.hard.ids is not None:
