@@ -196,7 +196,7 @@ FASTDML_FN void fold_row(const Task<T>& task, std::int64_t i, T* s, std::int64_t
     const std::int64_t at = task.start[i], thresholds = task.start[i + 1] - at;
     if (thresholds > kFewThresholds) {
       std::int32_t below = 0;
-      each_place(s, count, task.theta + at, task.bin + at + i, static_cast<std::int32_t>(thresholds),
+      each_place(s, count, task.theta + at, task.bin + at + i, static_cast<std::int32_t>(bins_of(thresholds)),
                  task.bin_by[i],
                  [&](T, std::int32_t u) { ++*(u > 0 ? task.above + at + u - 1 : &below); });
     } else {

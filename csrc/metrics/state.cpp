@@ -204,7 +204,7 @@ void Sweep<T>::want_ranks(const float* gains) {
         std::sort(theta_.begin() + at, theta_.begin() + at + count);
       }
       if (count > kFewThresholds)
-        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i, count);
+        bin_by_[i] = fill_bins(theta_.data() + at, count, bin_.data() + at + i, bins_of(count));
     }
   });
   task_.start = start_.data();

@@ -36,6 +36,10 @@ struct Ladder {
 
 // Rows with more right candidates than this find places through bins; fewer are compared with one by one.
 constexpr std::int64_t kFewThresholds = 12;
+// Bins of a row: as many as thresholds, but no more than float counts one by one, for the last one's number.
+constexpr std::int64_t bins_of(std::int64_t thresholds) {
+  return thresholds < (1 << 24) ? thresholds : 1 << 24;
+}
 
 template <class T>
 struct Task {
