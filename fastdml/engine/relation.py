@@ -388,9 +388,9 @@ def _first_of_each(rows: Tensor, columns: Tensor, size: int, own: Tensor | None)
     """bool [T]: of listed pairs that are alike the first, and none of a row and its own copy, own [rows];
     size: how many columns there are."""
     found, order = (rows * size + columns).sort(stable=True)
-    fresh = torch.ones_like(found, dtype=torch.bool)
-    fresh[1:] = found[1:] != found[:-1]
-    kept = torch.empty_like(fresh).scatter_(0, order, fresh)
+    first = torch.ones_like(found, dtype=torch.bool)
+    first[1:] = found[1:] != found[:-1]
+    kept = torch.empty_like(first).scatter_(0, order, first)
     return kept if own is None else kept & (own[rows] != columns)
 
 
