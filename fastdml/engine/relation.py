@@ -107,7 +107,7 @@ class Relation:
         for _, _, positive, negative in self.blocks(without_own):
             positives.append(row_counts(positive))
             negatives.append(row_counts(negative))
-        return torch.cat(positives), torch.cat(negatives)
+        return torch.cat(positives).long(), torch.cat(negatives).long()
 
     def _own_swapped(self, device: torch.device) -> int | Tensor | None:
         """Of candidates: which anchor is their own copy."""

@@ -77,9 +77,7 @@ class ProximalTerm(nn.Module):
         if not self.active or self.weight == 0:
             return
         for p, origin in zip(self.of, self.origin, strict=True):
-            if (
-                not p.requires_grad
-            ):  # frozen since; an optimiser would decay what has a gradient of zeros
+            if not p.requires_grad:  # frozen since; an optimiser would decay what has a gradient of zeros
                 continue
             if p.grad is None:
                 p.grad = torch.zeros_like(p)

@@ -43,9 +43,6 @@ class RelationalLoss(Loss):
         super().__init__(**kwargs)
         self.weight = check.finite(weight, "weight")
 
-    def _batch_names(self) -> tuple[str, ...]:
-        return ("embeddings", "teacher")
-
     def calls(self, embeddings: Tensor, teacher: Tensor) -> list[Any]:
         check_teacher(embeddings, teacher, "teacher", self.validate)
         return [self.relational_call(self.description(), embeddings, teacher, weight=self.weight)]

@@ -82,9 +82,6 @@ class PairedLoss(Loss):
 
     paired = True
 
-    def _batch_names(self) -> tuple[str, ...]:
-        return ("embeddings", "ref_emb")
-
     def paired_call(
         self,
         description: RowLoss,
