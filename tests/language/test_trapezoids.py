@@ -20,6 +20,11 @@ def beyond_the_mean(p):
     return language.sum(language.square(beyond), where=p.positive)
 
 
+def nearest(p):
+    """Whose only pass is among positives."""
+    return language.amin(p.s, where=p.positive)
+
+
 def visited(blocks, n):
     """[n, n] how often blocks visit each pair of the upper half."""
     number = torch.arange(n).reshape(n, 1)
@@ -72,3 +77,16 @@ def test_several_at_once(similarity, threads, monkeypatch):
     assert 3 in seen
     for a, b in zip(found, gradients(loss, "dense", 300, together=True)):
         assert float((a - b).abs().max()) <= 2e-10 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.skipif(library.load() is None, reason="no compiled library")
+@pytest.mark.usefixtures("compiled_quickly")
+def test_near_pairs_of_later_blocks_are_made_from_their_own_rows():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=g, dtype=torch.float64) + 100
+    x[1::4] = x[::4] + 1e-9 * torch.randn(50, 6, generator=g, dtype=torch.float64)
+    y = torch.arange(200) // 4
+    of = {"reduction": "none"}
+    losses = [fastdml.row_loss(nearest, "raw_distance", backend=b, **of) for b in ("symmetric", "dense")]
+    found, true = (loss(x, y) for loss in losses)
+    torch.testing.assert_close(found, true, rtol=1e-6, atol=0)
