@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import check
+from .engine.counting import row_counts
 from .engine.peer import Recorded
 from .engine.similarity import wide_type
 
@@ -111,7 +112,7 @@ class BaseReducer(Recorded):
         """
         losses, mask = self.chosen(losses, mask, labels)
         kept = torch.where(mask, losses, torch.zeros_like(losses))
-        return torch.stack([kept.sum(1), mask.sum(1).to(losses.dtype)], dim=1)
+        return torch.stack([kept.sum(1), row_counts(mask).to(losses.dtype)], dim=1)
 
     def chosen(self, losses: Tensor, mask: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """The elements as they count, and which of them do."""
@@ -290,7 +291,7 @@ class PerAnchorReducer(BaseReducer):
     def of_rows(self, losses: Tensor, mask: Tensor) -> Tensor:
         """[R] the rows' numbers of their elements [R, K]."""
         kept = torch.where(mask, losses, torch.zeros_like(losses))
-        found: Tensor = self.aggregation_func(kept, mask.sum(1).to(losses.dtype))
+        found: Tensor = self.aggregation_func(kept, row_counts(mask).to(losses.dtype))
         if not isinstance(found, Tensor) or found.shape != losses.shape[:1]:
             got = check.seen(found)
             raise ValueError(f"aggregation_func: expected [{len(losses)}] numbers of the anchors, got {got}")

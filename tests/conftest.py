@@ -346,6 +346,20 @@ def call(
     return [value.detach(), *torch.autograd.grad(value, list(leaves.values()), upstream)]
 
 
+class Stretched(torch.nn.Module):
+    """A user's distance that is learnt."""
+
+    is_inverted = False
+
+    def __init__(self, p: float = 2.0) -> None:
+        super().__init__()
+        self.p = p
+        self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.scale * torch.cdist(a, b, p=self.p)
+
+
 def distance(found: Tensor, true: Tensor, scale: float = 1e-3) -> float:
     """Largest error relative to the largest true value, or to `scale` where that is larger.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import Stretched
 from torch import Tensor
 
 from fastdml import functional as F
@@ -389,19 +390,8 @@ def test_projections_of_samples_and_of_their_teacher(backend):
 
 def test_lists_are_of_what_is_nearest_on_distances_too():
     """Also on a user's, whose own parameters get no gradient by the teacher's."""
-
-    class Scaled(torch.nn.Module):
-        is_inverted = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
-
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return self.scale * torch.cdist(a, b)
-
     x, t = batch()
-    distance = Scaled()
+    distance = Stretched()
     s = -distances(x)
     far = -distances(t)
     true = torch.nn.functional.kl_div(

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import Stretched
 from torch import Tensor, nn
 
 import fastdml
@@ -424,23 +425,10 @@ def test_anchors_of_n_pair_without_a_positive_are_no_elements():
         torch.testing.assert_close(found, losses.NPairsLoss(form, l2_reg=0.1)(x, y))
 
 
-class Scaled(torch.nn.Module):
-    """A user's distance that is learnt."""
-
-    is_inverted = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        return self.scale * torch.cdist(a, b, p=1.0)
-
-
 @pytest.mark.parametrize("smooth", [False, True])
 def test_swapped_triplets_by_a_users_distance(smooth):
     x, y = samples()
-    distance = Scaled()
+    distance = Stretched(p=1.0)
     loss = losses.TripletMarginLoss(0.5, swap=True, smooth_loss=smooth, distance=distance)
     with torch.no_grad():
         d = distance(x, x)
@@ -456,26 +444,13 @@ def test_swapped_triplets_by_a_users_distance(smooth):
 def test_one_positive_by_another_distance():
     """Of N-pair, which compares it by itself."""
     x, y = samples()[0][:8], torch.arange(8) // 2
-    for distance in (D.LpDistance(p=1), Scaled()):
+    for distance in (D.LpDistance(p=1), Stretched(p=1.0)):
         gap = distance(x, x)
         gap = (gap.gather(1, (torch.arange(8) ^ 1)[:, None]) - gap).masked_fill(
             y[:, None] == y, -torch.inf
         )
         true = torch.nn.functional.pad(gap, (1, 0)).logsumexp(1).mean()
         torch.testing.assert_close(losses.NPairsLoss("all", distance=distance)(x, y), true)
-
-
-class Stretched(nn.Module):
-    """A distance of a user's, that learns."""
-
-    is_inverted = False
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.5))
-
-    def forward(self, a, b):
-        return self.scale * torch.cdist(a, b)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])

@@ -9,6 +9,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import Stretched
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -219,18 +220,8 @@ def test_losses_that_are_defined_on_similarities_of_theirs_alone(name):
 
 
 def test_a_distance_with_parameters_learns():
-    class Stretched(nn.Module):
-        is_inverted = False
-
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(1.5))
-
-        def forward(self, a, b):
-            return self.scale * torch.cdist(a, b, p=1)
-
     x, y = draw(6)
-    distance = Stretched()
+    distance = Stretched(p=1.0)
     loss = losses.TripletMarginLoss(distance=distance, margin=3.0)
     assert dict(loss.named_parameters()).keys() == {"_distance.scale"}
     loss(x, y).backward()

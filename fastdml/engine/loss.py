@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .counting import row_counts
+from .counting import longest_row
 from .distances import metric_of
 from .lazy import lazy
 from .relation import LabelRelation
@@ -73,7 +73,7 @@ class Rows:
 
     def thresholds(self) -> tuple[Tensor, Tensor, Tensor]:
         """The row's positives as a padded list: (similarities [R, P], columns [R, P], valid [R, P])."""
-        longest = int(row_counts(self.positive).max()) if self.positive.numel() else 0
+        longest = longest_row(self.positive)
         # topk of a 0/1 row returns the ones first; which columns they are does not matter.
         valid, index = self.positive.to(torch.uint8).topk(max(1, longest), dim=1)
         return self.s.gather(1, index), index, valid.bool()

@@ -13,6 +13,7 @@ from ..distances import distance_of, settings_of, similarity_of
 from ..engine import check
 from ..engine.arguments import NamedArguments
 from ..engine.call import Call, statistic_type
+from ..engine.counting import longest_row
 from ..engine.distances import metric_of
 from ..engine.loss import RowLoss
 from ..engine.peer import SeenAsPeer
@@ -334,7 +335,7 @@ class DistanceWeightedMiner(DrawingMiner):
         seed, step = stream
 
         def select(d: Tensor, positive: Tensor, negative: Tensor, number: Tensor) -> Chosen:
-            longest = int(positive.sum(1).max()) if positive.numel() else 0
+            longest = longest_row(positive)
             rows, columns = positive.nonzero(as_tuple=True)
             weight = distance_log_weight(d, dimension, self.cutoff)
             eligible = negative & (d < self.nonzero_loss_cutoff)

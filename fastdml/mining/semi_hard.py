@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..engine import check
+from ..engine.counting import longest_row
 from .choice import tie
 from .miners import Chosen, Miner, Select
 from .triplets import Stream
@@ -55,7 +56,7 @@ def nearest_farther(
     """Of a block of rows, each [R, P]: distances of the positives, ascending, their columns, the columns of
     their nearest farther negatives, and whether there is one. d [R, N], masks bool [R, N]."""
     rows, columns = d.shape
-    most = max(1, int(positive.sum(1).max())) if positive.numel() else 1
+    most = max(1, longest_row(positive))
     most = min(most, columns)
     limit, p = d.masked_fill(~positive, torch.inf).topk(most, dim=1, largest=False)
     # How many of the row's positives a candidate is farther than.

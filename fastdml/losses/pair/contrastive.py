@@ -127,8 +127,7 @@ class Contrastive(Described):
 
     def _cost(self, term: Tensor, weight: float) -> Tensor:
         """What pairs beyond a margin by these numbers cost."""
-        cost = term.relu()
-        return _times(weight, cost.square() if self.squared else cost)
+        return _times(weight, self._hinge(term))
 
     def combine(self, outputs: Tensor, reduction: str) -> Tensor:
         pull, push, pulls, pushes = outputs.double().unbind(1)

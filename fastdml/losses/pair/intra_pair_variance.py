@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...engine import check, in_torch
 from ...engine.call import Call, statistic_type
+from ...engine.counting import row_counts
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...language import Row, relu, square, sum
@@ -113,5 +114,5 @@ def _sums(rows: Rows) -> Tensor:
     """[R, 4] sums over positives and over negatives, and how many there are."""
     masks = (rows.positive, rows.negative)
     return torch.stack(
-        [*(masked_sum(rows.s, m) for m in masks), *(m.sum(1).to(rows.s.dtype) for m in masks)], dim=1
+        [*(masked_sum(rows.s, m) for m in masks), *(row_counts(m).to(rows.s.dtype) for m in masks)], dim=1
     )

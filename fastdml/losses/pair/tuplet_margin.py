@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine import check
+from ...engine.counting import row_counts
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...language import words as of
@@ -55,7 +56,7 @@ class TupletMargin(RowLoss):
     def spec(self, rows: Rows) -> Tensor:
         loss = self.excess(rows)
         loss = torch.where(rows.positive, loss, torch.zeros_like(loss)).sum(1)
-        return torch.stack([loss, rows.positive.sum(1).to(loss.dtype)], dim=1)
+        return torch.stack([loss, row_counts(rows.positive).to(loss.dtype)], dim=1)
 
     def pieces(self, rows: Rows) -> dict[str, Piece]:
         return {"loss": Piece("pos_pair", self.excess(rows), rows.positive)}

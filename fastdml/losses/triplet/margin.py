@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine import check
 from ...engine.call import statistic_type
+from ...engine.counting import longest_row, row_counts
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
@@ -103,9 +104,9 @@ class Margin(RowLoss):
         pull = sign * (beta[:, None] - rows.s) + self.margin
         push = sign * (rows.s - beta[:, None]) + self.margin
         kind = rows.s.dtype
-        own, others = rows.positive.sum(1).to(kind), rows.negative.sum(1).to(kind)
-        near = ((pull > 0) & rows.positive).sum(1).to(kind)
-        far = ((push > 0) & rows.negative).sum(1).to(kind)
+        own, others = row_counts(rows.positive).to(kind), row_counts(rows.negative).to(kind)
+        near = row_counts((pull > 0) & rows.positive).to(kind)
+        far = row_counts((push > 0) & rows.negative).to(kind)
         loss = others * masked_sum(pull.relu(), rows.positive)
         loss = loss + own * masked_sum(push.relu(), rows.negative) + self.nu * beta * own * others
         if self.normalizer == "triplets":
@@ -138,7 +139,7 @@ class Margin(RowLoss):
 
     def _drawn(self, rows: Rows, beta: Tensor) -> Tensor:
         assert rows.row_values is not None
-        longest = int(rows.positive.sum(1).max()) if rows.positive.numel() else 0
+        longest = longest_row(rows.positive)
         index = torch.arange(rows.s.shape[1], device=rows.s.device).expand_as(rows.s)
         index = index.masked_fill(~rows.positive, rows.s.shape[1]).sort(1).values[:, :longest]
         valid = index < rows.s.shape[1]

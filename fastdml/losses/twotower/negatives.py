@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine import check, own_candidates
 from ...engine.call import Call
+from ...engine.counting import row_counts
 from ...engine.distances import metric_of
 from ...engine.relation import Predicate
 from ..terms import log_sum_exp
@@ -130,7 +131,7 @@ class Beside:
             found.append(_level(z if beta is None else (1 + beta) * z, weight, kept))
             if beta is not None:
                 of_hardness = _level(beta * z, weight, kept)
-            count = count + kept.sum(1).to(kind)
+            count = count + row_counts(kept).to(kind)
             total = torch.where(kept, z, torch.zeros_like(z)).sum(1)
         level = found[0] if len(found) == 1 else torch.stack(found).logsumexp(0)
         made = {"level": level, "count": count, "sum": total}
