@@ -278,7 +278,7 @@ void ragged(const fastdml::Functor& f, Block<T> of, const int64_t* start, T* val
   const int64_t grain = 1 + 16384 / (start[2 * rows] / (rows + 1) + 1);
   const int outputs = f.outputs(), weights = f.weights();
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    std::vector<T> arena(size);
+    std::unique_ptr<T[]> arena(new T[size]);  // untouched where a loss needs none of it
     std::vector<int32_t> classes(most);
     const int32_t own = 1;
     for (int64_t i = begin; i < end; ++i) {
@@ -300,9 +300,9 @@ void ragged(const fastdml::Functor& f, Block<T> of, const int64_t* start, T* val
       if (b.d_scalars) b.d_scalars += i * b.scalar_count;
       if (b.d_row_values) b.d_row_values += i * b.row_count;
       if constexpr (sizeof(T) == 4)
-        kernel.f32(b, 0, 1, arena.data());
+        kernel.f32(b, 0, 1, arena.get());
       else
-        kernel.f64(b, 0, 1, arena.data());
+        kernel.f64(b, 0, 1, arena.get());
     }
   });
 }

@@ -91,9 +91,13 @@ constexpr std::int64_t arena_size(std::int64_t longest, std::int64_t cols) {
   return 32 * (longest < kLongestList ? kLongestList : longest) + 5 * cols + 64;
 }
 
-// Scratch for sorting one row and its longest list, after that; used, and so touched, by few losses.
+// The most nodes of a mesh (mesh.h), and its scratch: masses, a table and sums, of two functions.
+constexpr std::int64_t kMeshNodes = 4096, kMeshRoom = 8 * (kMeshNodes + 64);
+
+// Scratch of the CPU after that, for sorting one row and its longest list, or for a mesh; used, and so touched,
+// by few losses.
 constexpr std::int64_t sorting_size(std::int64_t longest, std::int64_t cols) {
-  return 16 * (longest + cols) + 256;
+  return 16 * (longest + cols) + 256 + kMeshRoom;
 }
 
 int functor_count();

@@ -4,6 +4,7 @@
 #include "block.h"
 #include "clusters.h"
 #include "lanes.h"
+#include "mesh.h"
 #include "order.h"
 #include "sorted.h"
 
@@ -118,6 +119,10 @@ class Row {
     if (block_.d_columns) write(block_.d_columns + (k * block_.rows + i_) * n_, f);
   }
 
+  // How values are compared with the thresholds of a list: each with each, or within windows of the sorted
+  // values, or on a mesh.
+  enum class Form { pairs, sorted, mesh };
+
   // The positives of a row as thresholds. Values are copied: map() overwrites the row they came from.
   class List {
    public:
@@ -146,17 +151,22 @@ class Row {
     }
     template <class F>
     auto compare(F f, const Tail<T>& tail) {
-      if (!sorts<F>(theta_, n_, tail)) return compare(*this, f);
-      sorted_.build(theta_, n_, [](std::int64_t) { return true; }, row_.arena_);
+      const auto all = [](std::int64_t) { return true; };
+      const Form form = cheapest<F>(theta_, n_, -1, tail, mesh_);
+      if (form == Form::pairs) return compare(*this, f);
+      if constexpr (Mesh<T>::kServes)
+        if (form == Form::mesh) return row_.mesh_sums(*this, mesh_, theta_, n_, all, f, tail);
+      sorted_.build(theta_, n_, all, row_.arena_);
       return row_.window_sums(*this, sorted_, f, tail);
     }
     template <class F>
     void add_compare(const T* c, F f, const Tail<T>& tail) {
-      if (!sorted_.built()) return add_compare(*this, c, f);
+      if (!mesh_.laid() && !sorted_.built()) return add_compare(*this, c, f);
       if (!row_.block_.gradient) return;
-      row_.window_weights(*this, sorted_, c, f, tail, [this](std::int64_t k, T g) {
-        row_.s_[index_[k]] += g;
-      });
+      const auto all = [](std::int64_t) { return true; };
+      const auto put = [this](std::int64_t k, T g) { row_.s_[index_[k]] += g; };
+      if (sorted_.built()) return row_.window_weights(*this, sorted_, c, f, tail, put);
+      if constexpr (Mesh<T>::kServes) row_.mesh_weights(*this, mesh_, theta_, n_, all, c, f, tail, put);
     }
     template <class F>
     FASTDML_FN void add_compare(const T* c, F f) {
@@ -204,13 +214,13 @@ class Row {
 
    private:
     friend class Row;
-    // Whether sorting n values x costs less than comparing each with each threshold. Sorting saves the
-    // pairs outside the windows: a few are looked at to see how many those are. A sigmoid passes over
-    // vectors of values that are below all windows in either form.
+    // The cheapest form of a comparison with n values x, x_own apart; lays the mesh if it is that. Sorting
+    // saves the pairs outside the windows: a few are looked at to see how many those are. A sigmoid passes
+    // over vectors of values that are below all windows in either form.
     template <class F>
-    bool sorts(const T* x, std::int64_t n, const Tail<T>& tail) const {
-      if (n_ == 0 || n_ < tail.least) return false;
-      if (tail.least == 0 || !(tail.from < tail.to)) return true;
+    Form cheapest(const T* x, std::int64_t n, std::int64_t own, const Tail<T>& tail, Mesh<T>& mesh) const {
+      if (n_ == 0 || n_ < tail.least) return Form::pairs;
+      if (tail.least == 0 || !(tail.from < tail.to)) return Form::sorted;
       constexpr int kValues = 64, kThresholds = 4;
       int inside = 0, below = 0;
       for (int i = 0; i < kValues; ++i) {
@@ -226,7 +236,45 @@ class Row {
       const T share = static_cast<T>(inside) / (kValues * kThresholds);
       T passed = T(BySigmoid<F>);
       for (int lane = 0; lane < W; ++lane) passed *= static_cast<T>(below) / kValues;
-      return n_ * (T(1) - passed - T(1.4) * share) > tail.least;
+      // Pairs of a value: all, and with sorting.
+      const T all = n_ * (T(1) - passed), sorted = n_ * T(1.4) * share + tail.least;
+      if (meshes(x, n, own, tail, min(all, sorted), mesh)) return Form::mesh;
+      return all > sorted ? Form::sorted : Form::pairs;
+    }
+    // Whether a mesh costs less than `pairs` comparisons of every value.
+    bool meshes(const T* x, std::int64_t n, std::int64_t own, const Tail<T>& tail, T pairs, Mesh<T>& mesh) const {
+      if (!Mesh<T>::kServes || tail.smooth == T(0)) return false;
+      // What a value or a threshold costs, and a product of the mesh, in comparisons by smooth_step, of which
+      // 48 cost as much as sorting a value. (Those are made W at a time, a value's eight nodes are not.)
+      constexpr T kPoint = T(16 + 2 * W), kProduct = T(0.35);
+      const T budget = pairs * n * T(48) / tail.least - kPoint * (static_cast<T>(n) + T(1.5) * n_);
+      if (!(budget > T(0))) return false;
+      const Values<T, 3> ends = extent(x, n, own);
+      Mesh<T> found;
+      if (ends[2] != T(0) || !found.lay(ends[0], ends[1], tail.smooth, max(tail.to, -tail.from))) return false;
+      if (kProduct * found.products() > budget) return false;
+      mesh = found;
+      return true;
+    }
+    // The least and the largest of all values and thresholds, and 0, or NaN where some of them are not finite.
+    FASTDML_FN Values<T, 3> extent(const T* x, std::int64_t n, std::int64_t own) const {
+      V low = broadcast(theta_[0]), high = low, odd{};
+      const auto take = [&](V v) __attribute__((always_inline)) {
+        low = min(low, v), high = max(high, v), odd += v * T(0);
+      };
+      const auto all = [&](const T* v, std::int64_t count, std::int64_t apart) __attribute__((always_inline)) {
+        runs(
+            count, apart,
+            [&](std::int64_t begin, std::int64_t end) __attribute__((always_inline)) {
+              for (std::int64_t j = begin; j < end; j += W) take(load(v + j));
+            },
+            [&](std::int64_t j, int some, M valid) __attribute__((always_inline)) {
+              take(valid ? load(v + j, some) : broadcast(theta_[0]));
+            });
+      };
+      all(x, n, own);
+      all(theta_, n_, -1);
+      return {{across<Min, T>(Min{}, low), across<Max, T>(Max{}, high), across<Sum, T>(Sum{}, odd)}};
     }
     FASTDML_FN List(Row& row, const std::int32_t* index, int n) : row_(row) {
       theta_ = row.arena_.take(n);
@@ -276,6 +324,7 @@ class Row {
     std::int32_t* index_ = nullptr;
     int n_ = 0;
     Sorted<T> sorted_;
+    Mesh<T> mesh_;
     Clusters<T> clusters_;
   };
 
@@ -509,20 +558,24 @@ class Row {
 
   template <class F>
   auto compare(List& list, F f, const Tail<T>& tail) {
-    if (!list.template sorts<F>(s_, n_, tail)) return compare(list, f);
-    sorted_.build(
-        s_, n_,
-        [&](std::int64_t j) { return j != self_ && !(tail.negatives && col_class_[j] == class_); },
-        arena_);
+    const Form form = list.template cheapest<F>(s_, n_, self_, tail, mesh_);
+    if (form == Form::pairs) return compare(list, f);
+    if constexpr (Mesh<T>::kServes)
+      if (form == Form::mesh) return mesh_sums(list, mesh_, s_, n_, counted(tail), f, tail);
+    sorted_.build(s_, n_, counted(tail), arena_);
     return window_sums(list, sorted_, f, tail);
   }
 
   template <class F>
   void map_compare(List& list, const T* c, F f, const Tail<T>& tail) {
-    if (!sorted_.built()) return map_compare(list, c, f);
+    if (!mesh_.laid() && !sorted_.built()) return map_compare(list, c, f);
     if (!block_.gradient) return;
-    std::memset(s_, 0, n_ * sizeof(T));
-    window_weights(list, sorted_, c, f, tail, [this](std::int64_t j, T g) { s_[j] = g; });
+    const auto put = [this](std::int64_t j, T g) { s_[j] = g; };
+    if (sorted_.built()) {
+      std::memset(s_, 0, n_ * sizeof(T));
+      return window_weights(list, sorted_, c, f, tail, put);
+    }
+    if constexpr (Mesh<T>::kServes) mesh_weights(list, mesh_, s_, n_, counted(tail), c, f, tail, put);
   }
 
  private:
@@ -621,6 +674,47 @@ class Row {
       straight += edge[i];
       put(x.index(i), weight[i] + static_cast<T>(straight));
     }
+  }
+
+  // Whether a comparison with this tail counts column j.
+  FASTDML_FN auto counted(const Tail<T>& tail) const {
+    return [this, negatives = tail.negatives](std::int64_t j) {
+      return j != self_ && !(negatives && col_class_[j] == class_);
+    };
+  }
+
+  FASTDML_FN T* mesh_room() {
+    if (!mesh_room_) mesh_room_ = arena_.take(kMeshRoom);
+    return mesh_room_;
+  }
+
+  // Sums of f(x_j - theta_k) over the values that keep(j) names.
+  template <class F, class Keep>
+  auto mesh_sums(List& list, const Mesh<T>& mesh, const T* x, std::int64_t n, Keep keep, F f,
+                 const Tail<T>& tail) {
+    using Found = decltype(f(V{}, Pairs<T>{}));
+    constexpr int N = sizeof(Found) / sizeof(V);
+    auto* out = reinterpret_cast<Values<T, N>*>(arena_.take(N * list.n_));
+    Straight<T> straight[N] = {{tail.low_height, tail.low_rise, tail.high_height, tail.high_rise}};
+    if constexpr (N > 1) straight[1] = {tail.low_rise, T(0), tail.high_rise, T(0)};
+    mesh.sums(
+        mesh_room(), x, n, keep, [](std::int64_t) { return T(1); }, list.theta_, list.n_,
+        [](std::int64_t) { return true; }, [&](V t) { return f(t, pairs_of(t, tail)); }, T(1), straight,
+        [out](std::int64_t k, const Values<T, N>& sum) { out[k] = sum; });
+    return Sums<T, N>{out};
+  }
+
+  // Calls put(j, sum_k c_k f(x_j - theta_k)) for every value, of 0 for those that keep(j) does not name; f
+  // returns the slope.
+  template <class F, class Keep, class Put>
+  void mesh_weights(List& list, const Mesh<T>& mesh, const T* x, std::int64_t n, Keep keep, const T* c, F f,
+                    const Tail<T>& tail, Put put) {
+    // Mass is that of the thresholds here: what lies above a value is compared from below.
+    const Straight<T> straight[1] = {{tail.high_rise, T(0), tail.low_rise, T(0)}};
+    mesh.sums(
+        mesh_room(), list.theta_, list.n_, [](std::int64_t) { return true; }, [c](std::int64_t k) { return c[k]; },
+        x, n, keep, [&](V t) { return values(f(t, pairs_of(t, tail))); }, T(-1), straight,
+        [put](std::int64_t j, const Values<T, 1>& sum) { put(j, sum[0]); });
   }
 
   // Calls each.operator()<G>(k, low, high) for groups of thresholds k ... k + G - 1: the sorted values
@@ -746,6 +840,8 @@ class Row {
   const Block<T>& block_;
   Arena<T> arena_;
   Sorted<T> sorted_;
+  Mesh<T> mesh_;
+  T* mesh_room_ = nullptr;
   std::int32_t* index_ = nullptr;
 };
 

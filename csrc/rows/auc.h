@@ -47,7 +47,7 @@ struct Auc {
         : kind == T(1)
             ? rank_pairs<T>(
                   row, logistic,
-                  Tail<T>{-far, far, T(0), T(0), T(0), sharpness * bit, true, least}, mean)
+                  Tail<T>{-far, far, T(0), T(0), T(0), sharpness * bit, true, least, temperature}, mean)
             : rank_pairs<T>(row, step, step_tail(temperature, true, least), mean);
     return {found.loss, found.positives * found.negatives > T(0) ? T(1) : T(0)};
   }

@@ -78,7 +78,8 @@
 //   list.compare(other, f)           sums over the values of list, for each threshold of other
 //   list.add_compare(other, c, f)    adds sum_k c_k f(theta_m - other_k) to the result of pair m
 //   row.compare(list, f, tail), row.map_compare(list, c, f, tail), list.compare(f, tail),
-//   list.add_compare(c, f, tail)     the same, for an f that is linear but for a window around 0 (Tail)
+//   list.add_compare(c, f, tail)     the same, for an f that is linear but for a window around 0 (Tail), and
+//                                    with the tail that the list was compared with
 //   of_sigmoid(sharpness, f)         such an f made of a sigmoid (smooth_step.h), which may be factorised
 //   row.shares(n, f), list.shares(n, f)   soft histograms: sums over the pairs, each value f(p) shared out
 //                                    between the two nearest of n + 1 centres from -1 to 1, beyond which
@@ -160,6 +161,7 @@ struct Tail {
   T low_height, low_rise, high_height, high_rise;
   bool negatives;  // f counts negatives only (it is not asked about others), else every pair
   int least;       // thresholds from which on sorting pays
+  T smooth = T(0); // f is a smooth function of a sigmoid of t / smooth, and may be interpolated; 0: it has edges
 };
 
 // Where a sigmoid of x is 0 or 1 to rounding: within 1e-13 (float), 3e-20 (double).
@@ -195,7 +197,7 @@ FASTDML_FN int rows_together(const Loss& loss) {
 // The tail of a smooth step from 0 to 1 of the given width.
 template <class T>
 FASTDML_FN Tail<T> step_tail(T width, bool negatives, int least) {
-  return {-flat<T>() * width, flat<T>() * width, T(0), T(0), T(1), T(0), negatives, least};
+  return {-flat<T>() * width, flat<T>() * width, T(0), T(0), T(1), T(0), negatives, least, width};
 }
 
 // The monoids a row can be folded with.

@@ -109,8 +109,9 @@ class PNPLoss(SampleLoss):
         sort: whether a row of similarities is sorted once, so that only the pairs within the loss's
             window of a positive are evaluated one by one: None where a class is large enough for
             that to pay, on CUDA for more than 256 candidates of one class; True always, False never.
-            The result is the same to rounding: a sigmoid is cut off where it is within 1e-13
-            (float64: 3e-20) of 0 or 1.
+            With None, rows of half and float32 may also be compared on a mesh on the CPU, where that
+            costs less still (classes of about 50 or more). The result is the same to rounding: a
+            sigmoid is cut off where it is within 1e-13 (float64: 3e-20) of 0 or 1.
 
     Other arguments: see `SampleLoss`.
     """
