@@ -1,7 +1,7 @@
 r"""A step of this tree beside a step of another one (an older checkout, built), in turn.
 
-    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--threads 2] [--rounds 15] \
-        [--forward] [--out DIR]
+    python benchmarks/against.py OTHER_TREE [--size 4096] [--dim 128] [--per-class 4] [--threads 2] \
+        [--rounds 15] [--forward] [--out DIR]
 
 Each tree has a process of its own that is told when to run, so both meet the same machine. What it frees it
 keeps: whether pages go back to the system between steps is luck, and can take as long as a step itself.
@@ -41,6 +41,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "SupAP": ("SupAPLoss", {}),
     "FastAP": ("FastAPLoss", {}),
     "Recall@k": ("RecallAtKLoss", {}),
+    "PNP": ("PNPLoss", {}),
+    "AUC, logistic": ("AUCLoss", {"kind": "logistic"}),
 }
 
 # Run in the tree's own process: a line of JSON asks for a step, its milliseconds are the answer.
@@ -49,11 +51,12 @@ import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 from fastdml import losses
-size, dim, threads, forward = map(int, sys.argv[2:])
+size, dim, per_class, threads, forward = map(int, sys.argv[2:])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
-labels = torch.arange(size) // 4 % 1000 if size > 4000 else torch.arange(size) // 4
-x = (torch.randn(1000 if size > 4000 else size // 4, dim)[labels] + torch.randn(size, dim)).requires_grad_()
+classes = min(1000, max(1, size // per_class))  # no more than the proxies below
+labels = torch.arange(size) // per_class % classes
+x = (torch.randn(classes, dim)[labels] + torch.randn(size, dim)).requires_grad_()
 made = {}
 print("ready", flush=True)
 for line in sys.stdin:
@@ -76,8 +79,8 @@ for line in sys.stdin:
 class Tree:
     """A tree's process."""
 
-    def __init__(self, path: Path, size: int, dim: int, threads: int, forward: bool) -> None:
-        numbers = map(str, (size, dim, threads, int(forward)))
+    def __init__(self, path: Path, given: argparse.Namespace) -> None:
+        numbers = map(str, (given.size, given.dim, given.per_class, given.threads, int(given.forward)))
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(path), *numbers],
             stdin=subprocess.PIPE,
@@ -110,19 +113,17 @@ def main() -> int:
     add("tree", type=Path)
     add("--size", type=int, default=4096)
     add("--dim", type=int, default=128)
+    add("--per-class", type=int, default=4, help="samples of a class; 1,000 classes at most")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=15)
     add("--forward", action="store_true", help="without a gradient")
     add("--loss", action="append", choices=list(LOSSES), help="repeat it (default: all)")
     add("--out", type=Path, help="a folder for against.md")
     given = parser.parse_args()
-    trees = [
-        Tree(p.resolve(), given.size, given.dim, given.threads, given.forward)
-        for p in (ROOT, given.tree)
-    ]
+    trees = [Tree(p.resolve(), given) for p in (ROOT, given.tree)]
     what = "without a gradient" if given.forward else "forward and backward"
     rows = [
-        f"B={given.size:,}, D={given.dim}, 4 per class, float32, {given.threads} thread(s), "
+        f"B={given.size:,}, D={given.dim}, {given.per_class} per class, float32, {given.threads} thread(s), "
         f"{given.rounds} rounds; {what}.\n",
         "| loss | this tree | the other | ratio | 20th ... 80th percentile |",
         "|---|---:|---:|---:|---|",
