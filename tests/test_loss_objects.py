@@ -544,3 +544,11 @@ def test_a_distance_is_no_similarity(make):
     with pytest.raises(ValueError, match=r"^is_inverted: expected False"):
         make(is_inverted=True)
     assert not make(is_inverted=False).is_inverted
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16])
+def test_weights_of_classes_by_labels_of_any_type(kind):
+    x, y = samples()
+    for make in (losses.ContrastiveLoss, losses.SupConLoss):
+        loss = make(reducer=reducers.ClassWeightedReducer(torch.arange(1.0, 9.0)))
+        assert torch.equal(loss(x, y.to(kind)), loss(x, y))
