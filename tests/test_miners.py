@@ -16,6 +16,7 @@ from fastdml.miners import (
     TripletMarginMiner,
     UniformHistogramMiner,
 )
+from fastdml.reducers import MeanReducer, ThresholdReducer
 
 NAMES = ["ragged", "wide", "big_labels", "duplicates", "one_class", "all_singletons", "reference"]
 
@@ -262,3 +263,16 @@ def test_a_seed_of_numpy_s():
     one, other = (DistanceWeightedMiner(seed=seed)(case.x, case.y) for seed in (5, np.int64(5)))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert methods.NearestLabelSampler(case.y, 9, seed=np.int64(1 << 23)).seed == 1 << 23
+
+
+
+
+@pytest.mark.parametrize("reducer", [MeanReducer(), ThresholdReducer(low=0.1)])
+def test_a_reducer_has_every_triplet_that_a_miner_draws(reducer):
+    case = CASES["ragged"]()
+    found = []
+    for form in (tuple, lambda pairs: pairs):
+        x = case.x.clone().requires_grad_()
+        value = losses.MarginLoss(reducer=reducer)(x, case.y, form(DistanceWeightedMiner(seed=1)(x, case.y)))
+        found.append((value.detach(), *torch.autograd.grad(value, x)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][0] > 0
