@@ -89,7 +89,7 @@ class RetrievalMetrics(Kept, Metric):
             labels: ``[B]`` integers, a tensor, array or list.
             is_query: with ``gallery=True``, a bool for the batch or ``[B]`` bools: queries, or else gallery.
         """
-        if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == len(labels) == 0:
+        if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == 0 and inputs.is_empty(labels):
             return
         given = inputs.embeddings(embeddings, "embeddings")
         held = self.embeddings[-1].shape[-1] if len(self.embeddings) else given.dim

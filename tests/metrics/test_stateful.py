@@ -154,6 +154,8 @@ def test_copies_and_moves(retrieval_metrics):
         (lambda m: m(storage=torch.int8), "storage: expected a floating point type"),
         (lambda m: m().update(X, Y[:3]), "labels: expected 50 integers"),
         (lambda m: m().update(X, ["a"] * 50), "labels: expected integers"),
+        (lambda m: m().update(X, None), "labels: expected 50 integers"),
+        (lambda m: m().update(X, torch.tensor(1)), "labels: expected 50 integers"),
         (lambda m: m().update(X[0], Y), "embeddings: expected a non-empty"),
         (lambda m: m().update(X, Y, is_query=True), "is_query: expected exactly with gallery=True"),
         (lambda m: m(gallery=True).update(X, Y), "is_query: expected exactly with gallery=True"),
