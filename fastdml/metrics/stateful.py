@@ -80,6 +80,11 @@ class RetrievalMetrics(Kept, Metric):
         self.dist_sync_fn = kwargs.get("dist_sync_fn") or gather
         for state in ("embeddings", "labels", "queries"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
+        if storage is not None:
+            # A MetricCollection shares states of one name that look equal, as rounded rows do: one name more
+            # keeps these apart from those of another storage. It stays empty.
+            name = f"kept_as_{str(storage).removeprefix('torch.')}"
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, embeddings: Tensor, labels: Tensor, is_query: Tensor | bool | None = None) -> None:
         """Adds a batch.
