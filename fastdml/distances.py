@@ -70,11 +70,13 @@ class BaseDistance(Recorded):
         """[B, N] of embeddings [B, D] and [N, D]; without ref_emb of the former with themselves."""
         self.check_shapes(query_emb, ref_emb)
         ref_emb = query_emb if ref_emb is None else ref_emb
+        given = torch.promote_types(query_emb.dtype, ref_emb.dtype)
+        query_emb, ref_emb = query_emb.to(given), ref_emb.to(given)
         metric = self.metric
         if metric is not None and metric.kind == PRODUCT:
             return metric.dense(query_emb, ref_emb, 0.0)
         if metric is not None:  # half precision has no digits for small distances of products
-            given, wide = torch.promote_types(query_emb.dtype, ref_emb.dtype), wide_type(query_emb, ref_emb)
+            wide = wide_type(query_emb)
             return metric.dense(query_emb.to(wide), ref_emb.to(wide), 0.0).to(given)
         mat = self.compute_mat(self.maybe_normalize(query_emb), self.maybe_normalize(ref_emb))
         return mat if self.power == 1 else mat**self.power
@@ -151,9 +153,19 @@ class CosineSimilarity(DotProductSimilarity):
         super().__init__(normalize_embeddings=True, **kwargs)
 
 
+def _larger_is_farther(distance: BaseDistance) -> None:
+    """ValueError where a distance is said to be a similarity, which losses would take it for or not."""
+    if distance.is_inverted:
+        raise ValueError(f"is_inverted: expected False for {type(distance).__name__}, a distance, got True")
+
+
 class LpDistance(BaseDistance):
     """|x - y| in the p-norm, to a power; of embeddings that the p-norm has normalised, unless
     normalize_embeddings=False."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _larger_is_farther(self)
 
     @property
     def similarity(self) -> str | None:
@@ -170,6 +182,10 @@ class LpDistance(BaseDistance):
 
 class SNRDistance(BaseDistance):
     """var(x - y) / var(x), variances over the dimensions (arXiv 1904.02616); x is the anchor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _larger_is_farther(self)
 
     @property
     def similarity(self) -> str | None:

@@ -192,7 +192,8 @@ class ClassWeightedReducer(BaseReducer):
             low, high = map(int, labels.aminmax())
             if low < 0 or high >= classes:
                 raise ValueError(f"labels: expected values in [0, {classes}), one weight per class")
-        weight = self.weights.to(losses)[labels.to(losses.device)]
+        # (Labels of 8 bits would be a mask.)
+        weight = self.weights.to(losses)[labels.to(losses.device, torch.int64)]
         return losses * weight[:, None], mask
 
 

@@ -528,3 +528,27 @@ def test_lengths_of_rows_do_not_matter_in_any_norm(p):
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     for scale in (1e-30, 1e-14, 1e14, 1e30):
         torch.testing.assert_close(D.LpDistance(p=p)(scale * x), D.LpDistance(p=p)(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [D.CosineSimilarity(), D.CosineSimilarity(power=2), D.LpDistance()])
+def test_a_distance_of_two_types_is_of_the_wider(distance):
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    wide = distance(x.double())
+    for found in (distance(x, x.double()), distance(x.double(), x)):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, wide)
+
+
+@pytest.mark.parametrize("make", [D.LpDistance, D.SNRDistance])
+def test_a_distance_is_no_similarity(make):
+    with pytest.raises(ValueError, match=r"^is_inverted: expected False"):
+        make(is_inverted=True)
+    assert not make(is_inverted=False).is_inverted
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16])
+def test_weights_of_classes_by_labels_of_any_type(kind):
+    x, y = samples()
+    for make in (losses.ContrastiveLoss, losses.SupConLoss):
+        loss = make(reducer=reducers.ClassWeightedReducer(torch.arange(1.0, 9.0)))
+        assert torch.equal(loss(x, y.to(kind)), loss(x, y))

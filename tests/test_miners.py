@@ -10,12 +10,15 @@ from fastdml import functional as F
 from fastdml import losses, methods
 from fastdml.distances import LpDistance
 from fastdml.miners import (
+    BatchEasyHardMiner,
     DistanceWeightedMiner,
+    HDCMiner,
     LazyPairs,
     MultiSimilarityMiner,
     TripletMarginMiner,
     UniformHistogramMiner,
 )
+from fastdml.reducers import MeanReducer, ThresholdReducer
 
 NAMES = ["ragged", "wide", "big_labels", "duplicates", "one_class", "all_singletons", "reference"]
 
@@ -262,3 +265,29 @@ def test_a_seed_of_numpy_s():
     one, other = (DistanceWeightedMiner(seed=seed)(case.x, case.y) for seed in (5, np.int64(5)))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert methods.NearestLabelSampler(case.y, 9, seed=np.int64(1 << 23)).seed == 1 << 23
+
+
+@pytest.mark.parametrize("allowed", [(0.9, 0.1), (float("nan"), 1.0), "12", (0.3,)])
+def test_a_range_that_holds_nothing_is_refused(allowed):
+    for name in ("allowed_pos_range", "allowed_neg_range"):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            BatchEasyHardMiner(**{name: allowed})
+
+
+def test_pairs_of_a_larger_batch_are_refused_by_name():
+    case = CASES["ragged"]()
+    miner = HDCMiner()
+    miner.set_idx_externally(tuple(MultiSimilarityMiner(1.0)(case.x, case.y)), case.y.tolist())
+    with pytest.raises(ValueError, match=r"^indices_tuple: expected a1 in \[0, 3\)"):
+        miner(case.x[:3], case.y[:3])
+
+
+@pytest.mark.parametrize("reducer", [MeanReducer(), ThresholdReducer(low=0.1)])
+def test_a_reducer_has_every_triplet_that_a_miner_draws(reducer):
+    case = CASES["ragged"]()
+    found = []
+    for form in (tuple, lambda pairs: pairs):
+        x = case.x.clone().requires_grad_()
+        value = losses.MarginLoss(reducer=reducer)(x, case.y, form(DistanceWeightedMiner(seed=1)(x, case.y)))
+        found.append((value.detach(), *torch.autograd.grad(value, x)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][0] > 0

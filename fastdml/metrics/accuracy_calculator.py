@@ -108,11 +108,13 @@ class AccuracyCalculator:
             right candidate.
         """
         one_set = reference is None
-        query, query_labels = self._tensor(query), self._labels(query_labels)
+        query = self._tensor(query, "query")
+        query_labels = self._labels(query_labels, "query_labels")
         if one_set:
             reference, reference_labels, ref_includes_query = query, query_labels, True
         else:
-            reference, reference_labels = self._tensor(reference), self._labels(reference_labels)
+            reference = self._tensor(reference, "reference")
+            reference_labels = self._labels(reference_labels, "reference_labels")
         if len(query) != len(query_labels) or len(reference) != len(reference_labels):
             raise ValueError("embeddings and labels must have the same length")
         if ref_includes_query and not one_set:
@@ -290,16 +292,16 @@ class AccuracyCalculator:
                 raise ValueError(f"include, exclude: expected names among {list(known)}, got {unknown}")
         return {n: f for n, f in known.items() if (not include or n in include) and n not in exclude}
 
-    def _tensor(self, x: Any) -> Tensor:
-        given = inputs.embeddings(x, "embeddings")
+    def _tensor(self, x: Any, name: str) -> Tensor:
+        given = inputs.embeddings(x, name)
         type_ = torch.float64 if given.is_double else torch.float32
         return given.tensor(0, len(given), type_, self.device)
 
-    def _labels(self, y: Any) -> Tensor:
+    def _labels(self, y: Any, name: str) -> Tensor:
         try:
             found = y.detach() if isinstance(y, Tensor) else torch.from_numpy(np.array(y))
         except (TypeError, ValueError):
-            raise ValueError("labels: expected numbers: a tensor, an array or a list") from None
+            raise ValueError(f"{name}: expected numbers: a tensor, an array or a list") from None
         return found.to(self.device)
 
 

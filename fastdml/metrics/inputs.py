@@ -152,6 +152,14 @@ def is_sets(labels: Any) -> bool:
     )
 
 
+def is_empty(labels: Any) -> bool:
+    """Whether there are labels, but none among them."""
+    try:
+        return len(labels) == 0
+    except TypeError:  # None, or a number
+        return False
+
+
 def labels(values: Any, count: int, name: str) -> np.ndarray:
     """``[count]`` integers or strings, one class each."""
     if isinstance(values, torch.Tensor):
@@ -234,14 +242,17 @@ def seed(value: Any, name: str = "seed") -> int:
     return check.whole(value, name, 0, check.LARGEST_SEED)
 
 
+def _each(values: Any) -> list[Any]:
+    """One or several, as a list."""
+    alone = isinstance(values, (torch.Tensor, np.ndarray)) and values.ndim == 0
+    several = isinstance(values, Iterable) and not isinstance(values, (str, bytes, dict)) and not alone
+    return list(values) if several else [values]
+
+
 def integers(values: Any, name: str) -> list[int]:
     """One or several integers of at least 1."""
-    several = isinstance(values, Iterable) and not (
-        isinstance(values, (torch.Tensor, np.ndarray)) and values.ndim == 0
-    )
-    found = list(values) if several and not isinstance(values, (str, bytes, dict)) else [values]
     try:
-        found = [check.whole(v, name, 1, check.BYTES) for v in found]
+        found = [check.whole(v, name, 1, check.BYTES) for v in _each(values)]
     except ValueError:
         found = []
     if not found:
@@ -252,7 +263,7 @@ def integers(values: Any, name: str) -> list[int]:
 def fractions(values: Any, name: str) -> list[float]:
     """One or several numbers in (0, 1]."""
     try:
-        found = [float(v) for v in (values if isinstance(values, Iterable) else [values])]
+        found = [float(v) for v in _each(values)]
     except (TypeError, ValueError):
         found = []
     if not found or not all(0 < v <= 1 for v in found):

@@ -80,6 +80,11 @@ class RetrievalMetrics(Kept, Metric):
         self.dist_sync_fn = kwargs.get("dist_sync_fn") or gather
         for state in ("embeddings", "labels", "queries"):
             self.add_state(state, default=[], dist_reduce_fx="cat")
+        if storage is not None:
+            # A MetricCollection shares states of one name that look equal, as rounded rows do: one name more
+            # keeps these apart from those of another storage. It stays empty.
+            name = f"kept_as_{str(storage).removeprefix('torch.')}"
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, embeddings: Tensor, labels: Tensor, is_query: Tensor | bool | None = None) -> None:
         """Adds a batch.
@@ -89,7 +94,7 @@ class RetrievalMetrics(Kept, Metric):
             labels: ``[B]`` integers, a tensor, array or list.
             is_query: with ``gallery=True``, a bool for the batch or ``[B]`` bools: queries, or else gallery.
         """
-        if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == len(labels) == 0:
+        if getattr(embeddings, "ndim", None) == 2 and len(embeddings) == 0 and inputs.is_empty(labels):
             return
         given = inputs.embeddings(embeddings, "embeddings")
         held = self.embeddings[-1].shape[-1] if len(self.embeddings) else given.dim

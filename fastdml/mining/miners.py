@@ -379,9 +379,11 @@ def _range(given: Sequence[float] | None, name: str) -> tuple[float, float] | No
     if given is None:
         return None
     try:
-        low, high = map(float, given)
+        low, high = map(float, () if isinstance(given, str) else given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected two numbers or None, got {given!r}") from error
+    if not low <= high:
+        raise ValueError(f"{name}: expected (low, high), low no larger than high, got {given!r}")
     return low, high
 
 

@@ -55,7 +55,7 @@ class HDCMiner(Miner):
 
     def set_idx_externally(self, external_indices_tuple: Any, labels: Tensor) -> None:
         """Pairs to choose from: (a1, p, a2, n) or (a, p, n) of a batch with these labels."""
-        size = labels.shape[0]
+        size = len(labels)
         self._set(check.pairs(tuple(external_indices_tuple), size, size))
         self.was_set_externally = True
 
@@ -78,7 +78,10 @@ class HDCMiner(Miner):
         if self.was_set_externally:
             assert self.a1 is not None and self.p is not None
             assert self.a2 is not None and self.n is not None
-            pairs = (self.a1, self.p), (self.a2, self.n)
+            listed = (self.a1, self.p, self.a2, self.n)
+            # They may be of a larger batch.
+            check.pairs(listed, batch.embeddings.shape[0], batch.columns.shape[0])
+            pairs = listed[:2], listed[2:]
             both = [(a, b, self._numbers(batch, a, b)) for a, b in pairs]
         else:
             both = list(_with_numbers(self, batch))

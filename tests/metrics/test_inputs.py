@@ -254,6 +254,11 @@ def test_k_may_be_of_any_integer_kind():
         assert M.recall_at_k(X, Y, k)[5] == pytest.approx(TRUE["recall@5"])
 
 
+def test_a_rate_may_be_of_any_kind():
+    for far in (np.float32(0.25), np.array(0.25), np.array([0.25]), torch.tensor(0.25), torch.tensor([0.25])):
+        assert M.tar_at_far(X, Y, far) == M.tar_at_far(X, Y, 0.25)
+
+
 def test_functions_are_the_metrics_of_evaluate():
     a, b = (X[:25], Y[:25]), (X[25:], Y[25:])
     true = M.evaluate(*a, *b, metrics="all", k=(2, 5), far=0.1)

@@ -154,6 +154,8 @@ def test_copies_and_moves(retrieval_metrics):
         (lambda m: m(storage=torch.int8), "storage: expected a floating point type"),
         (lambda m: m().update(X, Y[:3]), "labels: expected 50 integers"),
         (lambda m: m().update(X, ["a"] * 50), "labels: expected integers"),
+        (lambda m: m().update(X, None), "labels: expected 50 integers"),
+        (lambda m: m().update(X, torch.tensor(1)), "labels: expected 50 integers"),
         (lambda m: m().update(X[0], Y), "embeddings: expected a non-empty"),
         (lambda m: m().update(X, Y, is_query=True), "is_query: expected exactly with gallery=True"),
         (lambda m: m(gallery=True).update(X, Y), "is_query: expected exactly with gallery=True"),
@@ -180,6 +182,17 @@ def test_in_a_collection():
     assert "RetrievalMetrics" in collection
 
 
+def test_storages_of_a_collection_stay_apart():
+    torchmetrics = pytest.importorskip("torchmetrics")
+    storages = {"as_given": None, "in_half": torch.float16, "in_brain": torch.bfloat16}
+    each = {name: M.RetrievalMetrics("map", storage=s, prefix=name) for name, s in storages.items()}
+    collection = torchmetrics.MetricCollection(each)
+    for x, y in zip(X.split(20), Y.split(20)):
+        collection.update(x, y)
+    kept = {m.storage: {x.dtype for x in m.embeddings} for m in collection.values()}
+    assert kept == {None: {torch.float32}, torch.float16: {torch.float16}, torch.bfloat16: {torch.bfloat16}}
+
+
 RANKS = """
 import sys, torch, torch.distributed as dist
 if sys.argv[4] == "alone":
@@ -200,7 +213,7 @@ def refused(metric):
 none, wide = M.RetrievalMetrics(), M.RetrievalMetrics()
 wide.update(x[:, : 3 + rank], y)
 wrong = refused(none), refused(wide)
-other = M.RetrievalMetrics(("recall", "map@r", "map", "auc"), k=(1, 3))
+other = M.RetrievalMetrics(("recall", "map@r", "map", "auc"), k=(1, 3), storage=torch.float32)
 refused(other)
 if rank:
     other.update(x, y)

@@ -16,6 +16,7 @@ from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
 from ...mining.batch import Batch
 from ...mining.choice import LEAST, distance_log_weight, draw, poison
+from ...mining.lazy import LazyPairs
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
@@ -357,6 +358,15 @@ class MarginLoss(TripletLoss):
             rows = embeddings.shape[0] if of_rows else None
             parts.append(Term(_once, (some, nu, values[0], rows)))
         return parts
+
+    def resolved(
+        self, embeddings: Tensor, labels: Tensor | None = None, indices_tuple: object = None, *others: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, Batch]:  # fmt: skip
+        # A row that draws its triplets itself adds them up; a reducer wants every one.
+        if self.gives_elements and isinstance(indices_tuple, LazyPairs):
+            indices_tuple = indices_tuple.listed()
+        return super().resolved(embeddings, labels, indices_tuple, *others, **kwargs)
 
     def _values(self, embeddings: Tensor, beta: Tensor | float | None) -> Tensor:
         """[1] or [C] values of beta in the type of the loss."""
