@@ -319,6 +319,15 @@ def test_candidates_without_labels_are_all_there():
         wrapped(x, y, LabelSets(sets(ROWS, 2)), embeddings(ROWS, 3))
 
 
+@pytest.mark.parametrize("own", [0, torch.full((ROWS,), -1)])
+def test_no_candidate_is_left(own):
+    """Of other candidates that are all ignored, with own copies among them or not."""
+    x, (y, other) = embeddings(ROWS, 1), ignored(False)
+    wrapped = Labelled(losses.SupConLoss(reduction="none"), ignore_label=-100)
+    found = wrapped(x, y, None, embeddings(OTHERS, 2), torch.full_like(other, -100), own=own)
+    assert found.shape == (ROWS,) and not found.any()
+
+
 def kept_of(y, i, j):
     return (y[i] != -100) & (y[j] != -100)
 

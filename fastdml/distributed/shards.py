@@ -155,6 +155,16 @@ class ShardedProxies(nn.Module):
         found = statistics_of(description)
         if isinstance(found, str):
             raise ValueError(f"make: {found}, which proxies on several ranks do not give")
+        # Found here, with a gradient: a step without one would read the proxies of other classes.
+        with torch.enable_grad():
+            proxies = self.loss.all_proxies.detach().requires_grad_()
+            row, label = proxies.detach()[:1], torch.zeros(1, dtype=torch.int64, device=proxies.device)
+            parts = self.loss.parts(row, label, proxies=proxies)
+            if any(isinstance(part, Call) and _reads(part.row_values, proxies) for part in parts):
+                raise ValueError(
+                    f"make: {description.name!r} needs the proxy of every row, which is on one rank only; "
+                    f"expected another similarity than {description.similarity!r}"
+                )
 
     @torch.compiler.disable
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -207,13 +217,7 @@ class ShardedProxies(nn.Module):
         assert call.candidates is not None
         classes, proxies, values = self._classes(y), call.candidates, call.col_values
         row_values = call.row_values
-        if row_values is not None and row_values.requires_grad:
-            if _reads(row_values, proxies):
-                raise ValueError(
-                    f"make: {call.loss.name!r} needs the proxy of every row, which is on one rank only; "
-                    f"expected another similarity than {call.loss.similarity!r}"
-                )
-            # All ranks have the same derivative by what rows have once.
+        if row_values is not None:  # all ranks have the same derivative by what rows have once
             row_values = scaled(row_values, 1 / self.ranks.size)
         if self.training and self.sample < 1:
             kept = self._drawn(classes, y)
@@ -338,9 +342,9 @@ def _share_of(penalty: Callable[[Tensor], Any], proxies: Tensor, share: float) -
 _PENALTY = "weight_regularizer: expected a sum or a mean over any number of proxies"
 
 
-def _reads(x: Tensor, of: Tensor) -> bool:
+def _reads(x: Tensor | None, of: Tensor) -> bool:
     """Whether x was computed from `of`."""
-    if not of.requires_grad:
+    if x is None or not x.requires_grad:
         return False
     (found,) = torch.autograd.grad(x.sum(), of, retain_graph=True, allow_unused=True)
     return found is not None

@@ -48,6 +48,21 @@ class Shared:
             return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Several parts of a loss, of which some may be losses of rows and others one number."""
+
+    parts: list[Shared]
+
+    def evaluate(self) -> Tensor:
+        values = [part.evaluate() for part in self.parts]
+        if any(value.dim() for value in values):
+            # A number is then in every row: its derivative is the sum over the rows of all ranks.
+            ranks = self.parts[0].shares.ranks
+            values = [value if value.dim() else spread(value, ranks) for value in values]
+        return functools.reduce(torch.add, values)
+
+
 class Distributed(nn.Module):
     """A loss of the rows of all ranks; made by `wrap`."""
 
@@ -93,7 +108,8 @@ class Distributed(nn.Module):
         # only when a part is evaluated.
         within = functools.partial(torch.func.functional_call, _Body(self.loss), given)
         found: list[Shared] = within((self._parts, batch, further))
-        return [dataclasses.replace(shared, within=within) for shared in found]
+        found = [dataclasses.replace(shared, within=within) for shared in found]
+        return found if len(found) == 1 else [Together(found)]
 
     def _parts(self, batch: tuple[Any, ...], further: dict[str, Any]) -> list[Any]:
         signature, failure = called_as(self.loss), ""

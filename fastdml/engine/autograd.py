@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import in_torch, op
 from .call import LEAVES, Call, of_rows, spelled
-from .recompute import save, saved
+from .recompute import of_inference, save, saved
 
 _COUNT = len(LEAVES)
 
@@ -61,9 +61,12 @@ def refuse_transforms() -> None:
 
 def slopes(call: Call) -> Tensor:
     """The derivatives of a call by its scalars, as constants."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):  # what differentiates in torch records nothing there
+            return slopes(call)
     tensors, words = _in_autocast(call).packed()
     wanted = [name == "scalars" for name in LEAVES]
-    detached = [None if t is None else t.detach() for t in tensors]
+    detached = [None if t is None else t.clone() if of_inference(t) else t.detach() for t in tensors]
     found = _run(detached, spelled(words) if watched(call.anchors) else words, wanted)
     given: Tensor = found[1 + LEAVES.index("scalars")]
     return given if call.whole is None else call.whole.total(given)

@@ -91,9 +91,10 @@ class Relation:
     def blocks(
         self, without_own: bool = True, at_once: int = 1 << 22
     ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """(first row, the one after the last, positives, negatives) of blocks of at most so many pairs."""
+        """(first row, the one after the last, positives, negatives) of blocks of at most so many pairs; of no
+        rows, as a rank may have, one block."""
         step = max(1, at_once // max(1, self.columns))
-        for start in range(0, self.rows, step):
+        for start in range(0, max(1, self.rows), step):
             stop = min(self.rows, start + step)
             positive, negative = self.masks(start, stop)
             own = self.own_pairs(start, stop, positive.device) if without_own else None

@@ -262,12 +262,18 @@ class IAALoss(nn.Module):
     `chunked` executor: linear memory on any device, but not the compiled functors.
 
     Args:
-        loss: called as `loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)`.
+        loss: called as `loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)`; not one of all
+            ranks' rows.
         augmentation: makes the copies.
     """
 
     def __init__(self, loss: nn.Module, augmentation: IntraClassAugmentation) -> None:
         super().__init__()
+        if any(hasattr(module, "ranks") for module in loss.modules()):  # `distributed.wrap`
+            raise ValueError(
+                "loss: expected one of this process's rows, got one of all ranks' rows, whose own copies are "
+                "other places"
+            )
         self.loss = loss
         self.augmentation = augmentation
 

@@ -238,9 +238,9 @@ class _Given:
         elif self.ref_emb is not None:
             ref_emb = self.ref_emb[columns]
             ref_labels = None if self.ref_labels is None else self.ref_labels[columns]
-            own = self._own(rows, others)
             if columns.shape[0] == 0:
                 rows, embeddings, labels = rows[:0], embeddings[:0], labels[:0]
+            own = self._own(rows, others)
         weights = None if self.sample_weights is None else self.sample_weights[rows]
         pairs = self._pairs(rows, kept, columns, others)
         return _Given(embeddings, labels, pairs, ref_emb, ref_labels, weights, own), rows

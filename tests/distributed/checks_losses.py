@@ -220,6 +220,17 @@ def listed() -> None:
         close(d, own(t, counts), "gradient")
 
 
+def sets_of_labels() -> None:
+    """Of a rank that has no rows, too."""
+    case = CASES["ragged"]()
+    counts = [0, len(case.x)]
+    sets = case.y.unique(return_inverse=True)[1][:, None] % torch.tensor([2, 3, 5]) == 0
+    loss, x = fastdml.losses.SupConLoss(), own(case.x, counts).clone().requires_grad_()
+    value = wrap(loss, gradient="sum")(x, own(sets, counts))
+    close(value, loss(case.x, sets), "value")
+    value.backward()
+
+
 def mined() -> None:
     """A miner that is handed in sees all rows; a lazy result that is handed in is of the rank's own."""
     case, size = CASES["ragged"](), dist.get_world_size()
@@ -508,6 +519,7 @@ def CHECKS(size: int) -> dict[str, Callable[[], None]]:
             build = functools.partial(_labelled, _variants()[kind][0])
             found[f"weights of {kind}"] = functools.partial(wrapped, build, weights)
         found["index tuples"] = listed
+        found["sets of labels"] = sets_of_labels
         found["a memory and pairs"] = a_memory_and_pairs
         found["miners are told"] = miners_are_told
         found["a ring with a miner"] = ring_with_a_miner

@@ -131,6 +131,7 @@ ALL = {
     "margins": (losses.MarginMSELoss, "lists", True),
     "margins of rows": (lambda: losses.MarginMSELoss(reduction="none"), "lists", True),
     "softmax of a list": (lambda: losses.CandidateKLLoss(2.0, reduction="sum"), "lists", True),
+    "rows beside a number": (lambda: losses.PairedNPairsLoss(l2_reg=0.1, reduction="none"), "pairs", False),
     "tokens": (lambda: losses.LateInteractionLoss(2.0, learnable=True), "tokens", False),
     "tokens of both": (lambda: losses.LateInteractionLoss(2.0, symmetric=True), "tokens", False),
     "tokens of more": (losses.LateInteractionLoss, "more tokens", False),

@@ -7,6 +7,7 @@ import torch
 from method_tools import batches, randn, same_state, saved
 
 from fastdml import losses
+from fastdml.distributed import wrap
 from fastdml.methods import IAALoss, IntraClassAugmentation
 
 C, D = 9, 6
@@ -165,6 +166,11 @@ def test_own_copies_are_no_positives():
     assert torch.allclose(loss, total / len(y), rtol=1e-10)
     expected, = torch.autograd.grad(total / len(y), leaf)
     assert torch.allclose(grad, expected, atol=1e-10)
+
+
+def test_rows_of_all_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"^loss: expected one of this process's rows"):
+        IAALoss(wrap(losses.SupConLoss()), new())
 
 
 def test_detached_copies_carry_no_gradient():
