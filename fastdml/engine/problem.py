@@ -133,7 +133,7 @@ class Problem:
         scales = [] if metric.raw_anchors else [self.row_scale]
         scales += [] if one_set else [self.col_scale]
         if self.device_type == "cpu" and not any(
-            s is not None and conditioning.outside(s) for s in scales
+            s is not None and conditioning.outside(s, self.anchors) for s in scales
         ):
             return
 
