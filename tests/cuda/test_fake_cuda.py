@@ -231,6 +231,17 @@ def test_autocast(given, expected, monkeypatch):
     assert found.anchors.dtype == found.candidates.dtype == expected
 
 
+@pytest.mark.parametrize("hip, expected", [(None, torch.bfloat16), ("7.0", torch.float32)])
+def test_products_of_half_precision(hip, expected, monkeypatch):
+    """With float32 results torch makes them on NVIDIA's GPUs alone."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with FakeTensorMode(), torch.no_grad():
+        x, y = (torch.empty(6, 4, dtype=torch.bfloat16, device=OTHER) for _ in range(2))
+        labels = torch.empty(6, dtype=torch.int64, device=OTHER)
+        found = Problem.of(Call(SupCon(), x, y, labels, labels))
+    assert found.anchors.dtype == found.candidates.dtype == expected
+
+
 def test_n_pairs_are_found_without_a_wait(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     module = importlib.import_module(NPairsLoss.__module__)
