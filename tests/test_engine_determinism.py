@@ -14,9 +14,13 @@ from conftest import (
     needs_compiled,
     scales,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdml
-from fastdml.engine import library
+from fastdml import losses
+from fastdml.engine import library, summed
+from fastdml.engine.in_torch import pairs_of
+from fastdml.engine.similarity import METRICS
 
 # The one that runs by itself is compared with the dense form in test_engine_executors.py.
 OTHERS = [isa for isa in ISAS if isa != library.build_info()["instruction_set"]]
@@ -91,3 +95,29 @@ def test_an_unknown_instruction_set_is_refused():
 
     with pytest.raises(ValueError, match="'pentium' is not compiled in"):
         _C.force_isa("pentium")
+
+
+class InOneOrder(TorchDispatchMode):
+    """Refuses the sums by index that a GPU makes in the order of threads."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not name.startswith(("index_add", "scatter_add")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, i: summed.add_(x.new_zeros(5, 4), i, x),
+        lambda x, i: summed.values_of(x, i),
+        lambda x, i: summed.values_of(x[:, 0], i),
+        lambda x, i: pairs_of(METRICS["distance"], x, x, i, i),
+        lambda x, i: losses.IntraPairVarianceLoss()(x, i),
+    ],
+)
+def test_sums_by_index_are_in_one_order_elsewhere_too(make):
+    x, index = torch.ones(12, 4, device="meta", requires_grad=True), torch.arange(12, device="meta")
+    with InOneOrder():
+        make(x, index).sum().backward()
+    assert x.grad.shape == x.shape

@@ -273,6 +273,12 @@ def test_tensors_are_made_on_the_device_of_the_data():
     assert not wrong, wrong
 
 
+def test_sums_by_index_are_made_in_one_place():
+    """Torch's own are in no order on a GPU."""
+    makers = [p.name for p in FILES if ".index_add" in p.read_text(encoding="utf-8")]
+    assert makers == ["summed.py"]
+
+
 def test_methods_normalise_as_the_engine_does():
     """torch's own is wrong in narrow types: there a row of zeros becomes NaN and a long one 0."""
     wrong = []

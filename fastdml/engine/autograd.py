@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import in_torch, op
-from .call import LEAVES, Call, of_rows, spelled
+from .call import LEAVES, Call, of_rows, spelled, statistic_type
 from .recompute import of_inference, save, saved
 
 _COUNT = len(LEAVES)
@@ -73,8 +73,10 @@ def slopes(call: Call) -> Tensor:
 
 
 def _in_autocast(call: Call) -> Call:
-    """Products in autocast's type, as torch's own would be; the cast's backward restores the type."""
-    if call.anchors.is_cpu or call.anchors.is_meta:
+    """Products in autocast's type, as torch's own would be, which leaves float64 alone; the cast's backward
+    restores the type."""
+    double = statistic_type(call.anchors, call.candidates) == torch.float64
+    if double or call.anchors.is_cpu or call.anchors.is_meta:
         return call
     device = call.anchors.device.type
     if not torch.is_autocast_enabled(device):

@@ -18,10 +18,11 @@ from torch import Tensor
 from . import library
 from .similarity import EPSILON, lengths, power_of_two, wide_type
 
-# Beyond 2^this and below its inverse a row's largest value is brought near 1.
-_FAR = {torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
+# Beyond 2^this and below its inverse a row's largest value is brought near 1. Products of float16 fit at any
+# length, but the weights that tiles multiply in that type are over the lengths, and would not.
+_FAR = {torch.float16: 1, torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
 # Where the norms are known they tell whether to look: 2^this, which leaves room for 65,536 values a row.
-_LONG = {torch.float32: 2.0**40, torch.float64: 2.0**256}
+_LONG = {torch.float16: 1.0, torch.float32: 2.0**40, torch.float64: 2.0**256}
 # Rows of either set that the common mean is taken of.
 _SAMPLE = 64
 # The share of the squared norms from which the mean's own is taken out: ten times the rounding is left.
@@ -31,13 +32,13 @@ _OFF_CENTRE = 0.9
 _COPIED = 64 << 20
 
 
-def outside(scale: Tensor) -> bool:
-    """Whether some of the inverse norms [rows], on the CPU, are those of rows to be brought into range, or
-    of zeros."""
+def outside(scale: Tensor, x: Tensor) -> bool:
+    """Whether some of the inverse norms [rows] of x, on the CPU, are those of rows to be brought into range,
+    or of zeros."""
     if scale.numel() == 0:
         return False
     low, high = (float(x) for x in scale.aminmax())
-    long = _LONG[scale.dtype]
+    long = _LONG[x.dtype]
     return low < 1 / long or high > long
 
 
@@ -47,7 +48,7 @@ def in_range(x: Tensor, shorter: bool = True) -> tuple[Tensor, Tensor | None]:
 
     shorter: rows that are too short too. Rows without a direction become 0, and so does their factor.
     """
-    if x.dtype == torch.float16 or x.shape[1] == 0:  # every length fits the products
+    if x.shape[1] == 0:
         return x, None
     kind = wide_type(x)
     largest = torch.linalg.vector_norm(x, torch.inf, dim=1).to(kind)
@@ -73,8 +74,10 @@ def in_range(x: Tensor, shorter: bool = True) -> tuple[Tensor, Tensor | None]:
 
 
 def fits(x: Tensor) -> bool:
-    """Whether a set is brought into range where nobody can look whether it has to be."""
-    return x.device.type == "cpu" or x.numel() * x.element_size() <= _COPIED
+    """Whether a set is brought into range where nobody can look whether it has to be. (Usual lengths of
+    float16 are out of range.)"""
+    small = x.numel() * x.element_size() <= _COPIED
+    return small or x.device.type == "cpu" or x.dtype == torch.float16
 
 
 def poisoned(scale: Tensor, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from .problem import Problem, joined
 from .recompute import recomputed
 from .relation import LabelRelation, Relation, TupleRelation
 from .similarity import Metric, without_autocast
+from .summed import values_of
 
 # Bytes of one block's temporaries.
 _AT_ONCE = 32 << 20
@@ -90,7 +91,7 @@ def pairs_of(metric: Metric, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tens
     size = max(1, _AT_ONCE // (x[:1].numel() * x.element_size() * 4))
 
     def part(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return metric.paired(x.index_select(0, i), y.index_select(0, j))
+        return metric.paired(values_of(x, i), values_of(y, j))
 
     if i.shape[0] <= size:
         return part(x, y, i, j)

@@ -21,6 +21,7 @@ from .products import accumulate_, multiply
 from .relation import Relation
 from .schedule import weight_totals
 from .similarity import DISTANCE, PRODUCT, products
+from .summed import add_
 from .workspace import block_limit, buffer, rows_within
 
 # A pair by itself costs as much as so many pairs of a block; and a block of which more than this share is
@@ -287,8 +288,8 @@ class Plain:
                 with torch.enable_grad():
                     value = metric.paired(x, z, p.epsilon)
                 found = torch.autograd.grad(value, (x, z), derivatives[k][where])
-                _add_(d_a, i, found[0])
-                _add_(d_c, j, found[1])
+                add_(d_a, i, found[0])
+                add_(d_c, j, found[1])
         else:
             row_total, col_total = a.new_zeros(a.shape[0]), c.new_zeros(c.shape[0])
             for start, stop, places in self._blocks():
@@ -300,7 +301,7 @@ class Plain:
                     # Of a squared distance only the derivative is here.
                     floor = p.epsilon if metric.kind == DISTANCE else 0.0
                     w = metric.weigh_(g[where].clone(), d[where], row_scale, col_scale, floor)
-                    _add_(h.view(-1), (rows - start) * c.shape[0] + columns, w)
+                    add_(h.view(-1), (rows - start) * c.shape[0] + columns, w)
                 if metric.needs_totals:
                     row_total[start:stop] = weight_totals(h, p.col_scale)
                     scale = None if p.row_scale is None else p.row_scale[start:stop]
@@ -314,14 +315,6 @@ class Plain:
             if not p.one_set:
                 metric.finish_(d_c, c, p.col_scale, totals[1])
         return d_a, None if p.one_set else d_c
-
-
-def _add_(total: Tensor, index: Tensor, values: Tensor) -> None:
-    """total[index] += values, in one order on every device."""
-    if total.device.type == "cpu":
-        total.index_add_(0, index, values)
-    else:
-        total.index_put_((index,), values, accumulate=True)
 
 
 Listed = Compiled | Plain

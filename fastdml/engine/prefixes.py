@@ -193,7 +193,7 @@ def _problems(calls: Sequence[Call]) -> list[Problem] | None:
     found.append(widest)
     if widest.loss.metric.normalized and widest.device_type == "cpu":
         scales = [s for p in found[:-1] for s in (p.row_scale, p.col_scale) if s is not None]
-        if any(conditioning.outside(s) for s in scales):
+        if any(conditioning.outside(s, widest.anchors) for s in scales):
             return None
     return found
 

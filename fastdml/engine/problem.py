@@ -12,7 +12,7 @@ from . import conditioning
 from .call import Call, Whole, statistic_type
 from .lazy import lazy
 from .loss import RowLoss, Rows
-from .products import multiply
+from .products import multiply, widens
 from .registry import interned
 from .relation import ClassIndex, LabelRelation, PredicateRelation, Relation, TupleRelation
 from .similarity import PRODUCT
@@ -71,10 +71,10 @@ class Problem:
         """
         anchors, candidates = call.anchors, call.candidates
         statistic = statistic_type(anchors, candidates)
-        # Products in the input's type on an accelerator, in the type of the statistics on the CPU, where
+        # Products in the input's type on NVIDIA's GPUs, in the type of the statistics elsewhere: on the CPU
         # half-precision products are neither faster nor accurate.
         mixed = candidates is not None and candidates.dtype != anchors.dtype
-        compute = statistic if anchors.is_cpu or mixed else anchors.dtype
+        compute = anchors.dtype if widens(anchors.device) and not mixed else statistic
 
         def values(x: Tensor | None) -> Tensor | None:
             return None if x is None else in_type(x.detach(), statistic).contiguous()
@@ -133,7 +133,7 @@ class Problem:
         scales = [] if metric.raw_anchors else [self.row_scale]
         scales += [] if one_set else [self.col_scale]
         if self.device_type == "cpu" and not any(
-            s is not None and conditioning.outside(s) for s in scales
+            s is not None and conditioning.outside(s, self.anchors) for s in scales
         ):
             return
 

@@ -11,6 +11,11 @@ from torch import Tensor
 _STAGE = 16 << 20
 
 
+def widens(device: torch.device) -> bool:
+    """Whether torch multiplies half precision to float32 there: on AMD's GPUs it refuses to."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """out = a b, accumulated in the type of `out`; of one type, of several blocks too."""
     if a.dtype == out.dtype:

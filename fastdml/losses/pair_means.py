@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..engine.call import statistic_type
 from ..engine.similarity import unit, without_autocast
+from ..engine.summed import add_
 from ..mining.batch import Batch
 from ..mining.pairs import distinct_pairs
 
@@ -34,15 +35,15 @@ def _means(batch: Batch, normalized: bool) -> tuple[Tensor, Tensor]:
     assert cols is not None
     classes = class_numbers(rows if batch.ref_emb is None else torch.cat([rows, cols]))
     rows, cols = classes[: x.shape[0]], classes[len(classes) - y.shape[0] :]
-    of_rows = x.new_zeros(len(classes), x.shape[1]).index_add(0, rows, x)
+    of_rows = add_(x.new_zeros(len(classes), x.shape[1]), rows, x)
     of_cols = of_rows
     if batch.ref_emb is not None:
-        of_cols = torch.zeros_like(of_rows).index_add(0, cols, y)
+        of_cols = add_(of_rows.new_zeros(of_rows.shape), cols, y)
     same = (of_rows * of_cols).sum()
     every = x.sum(0) @ y.sum(0)
     ones = x.new_ones(1).double()
-    per_row = ones.new_zeros(len(classes)).index_add(0, rows, ones.expand(rows.shape[0]))
-    per_col = ones.new_zeros(len(classes)).index_add(0, cols, ones.expand(cols.shape[0]))
+    per_row = add_(ones.new_zeros(len(classes)), rows, ones.expand(rows.shape[0]))
+    per_col = add_(ones.new_zeros(len(classes)), cols, ones.expand(cols.shape[0]))
     positives = (per_row * per_col).sum()
     negatives = x.shape[0] * y.shape[0] - positives
     pull, push = same, every - same

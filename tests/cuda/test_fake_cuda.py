@@ -19,13 +19,15 @@ from conftest import CASES, EXAMPLES, inputs, needs_compiled
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from fastdml.engine import library, schedule
+from fastdml.engine import autograd, library, schedule
+from fastdml.engine.call import Call
 from fastdml.engine.dispatch import EXECUTORS
 from fastdml.engine.executors import Wanted
 from fastdml.engine.executors import triton as tiles
 from fastdml.engine.problem import Problem
 from fastdml.kernels import configs
 from fastdml.losses import NPairsLoss
+from fastdml.losses.softmax.sup_con import SupCon
 
 launch = pytest.importorskip("fastdml.kernels.launch")  # needs triton
 
@@ -214,6 +216,30 @@ def test_what_a_stream_fills_is_its_own(monkeypatch):
             made.append(launch.constants((0.5, 2.0), OTHER))
     assert made[0] is made[2] is not made[1]
     launch._kept.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "given, expected", [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)], ids=str
+)
+def test_autocast(given, expected, monkeypatch):
+    """It leaves float64 alone, as it does in torch's own products."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.empty(6, 4, dtype=given, device=OTHER)
+        found = autograd._in_autocast(Call(SupCon(), x, torch.empty_like(x)))
+    assert found.anchors.dtype == found.candidates.dtype == expected
+
+
+@pytest.mark.parametrize("hip, expected", [(None, torch.bfloat16), ("7.0", torch.float32)])
+def test_products_of_half_precision(hip, expected, monkeypatch):
+    """With float32 results torch makes them on NVIDIA's GPUs alone."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    with FakeTensorMode(), torch.no_grad():
+        x, y = (torch.empty(6, 4, dtype=torch.bfloat16, device=OTHER) for _ in range(2))
+        labels = torch.empty(6, dtype=torch.int64, device=OTHER)
+        found = Problem.of(Call(SupCon(), x, y, labels, labels))
+    assert found.anchors.dtype == found.candidates.dtype == expected
 
 
 def test_n_pairs_are_found_without_a_wait(monkeypatch):

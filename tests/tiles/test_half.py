@@ -5,6 +5,8 @@ On the CPU the public functions compute in float32; the executor takes what it i
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import triton_mode  # noqa: F401  (before triton is imported)
@@ -78,6 +80,7 @@ def tiles(given: Problem) -> list[torch.Tensor]:
     if given.loss.outputs > 1 and not given.loss.counted:
         given.row_weight = torch.ones(given.relation.rows, given.loss.outputs)
     out = TRITON.run(given, wanted)
+    given.unconditioned(out.d_anchors, out.d_candidates)
     total = (out.outputs[:, :1] if given.loss.counted else out.outputs).sum()
     found = [total, out.d_anchors]
     found += [] if given.one_set else [out.d_candidates]
@@ -116,3 +119,16 @@ def test_weights_of_large_batches(description):
         given.row_weight = torch.full((given.relation.rows, given.loss.outputs), share)
         found.append(TRITON.run(given, Wanted(True, False)).d_anchors / share)
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("description", [p for p in HALF if p.id in ("sup_con0", "softmax_cross_entropy0")])
+def test_lengths_of_rows(description, monkeypatch):
+    """Weights are over the lengths of the rows that they multiply: those of short rows are too much for
+    float16, unless the rows are brought into range."""
+    case = samples()
+    lengths = torch.tensor([1e-3, 1.0, 3e3]).repeat(14)[:41, None]
+    monkeypatch.setitem(globals(), "samples", lambda: dataclasses.replace(case, x=case.x * lengths))
+    true = dense(problem(description, torch.float64, torch.float64))[1:]
+    found = tiles(problem(description, torch.float16, torch.float32))[1:]
+    for f, t in zip(found, true, strict=True):
+        assert ((f - t).norm(dim=1) <= 2 * ULP * t.norm(dim=1)).all()

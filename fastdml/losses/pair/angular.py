@@ -14,6 +14,7 @@ from ...engine.call import statistic_type
 from ...engine.loss import RowLoss
 from ...engine.registry import register
 from ...engine.similarity import unit
+from ...engine.summed import values_of
 from ...language import log_sum_exp
 from ...language.described import Described
 from ...language.row import Row
@@ -107,7 +108,7 @@ class AngularLoss(SampleLoss):
         kind = statistic_type(batch.embeddings, batch.ref_emb)
         x = unit(batch.embeddings.to(kind))
         y = x if batch.ref_emb is None else unit(batch.ref_emb.to(kind))
-        one, other = x.index_select(0, a), y.index_select(0, p)
+        one, other = values_of(x, a), values_of(y, p)
         tangent = description.scale / 4
         own = 2 * (1 + tangent) * (one * other).sum(1, keepdim=True)
         call = self.call(

@@ -13,6 +13,7 @@ from ...engine.distances import metric_of
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.pair_values import pair_values
 from ...engine.registry import register
+from ...engine.summed import add_
 from ...language import (
     Row,
     absolute,
@@ -251,7 +252,7 @@ def _log_sums(z: Tensor, group: Tensor, groups: int) -> Tensor:
     """[groups] log of the sum of exp z [T] of a group; the most negative number of the type without any."""
     low = torch.finfo(z.dtype).min
     top = z.detach().new_full((groups,), low).scatter_reduce(0, group, z.detach(), "amax")
-    total = z.new_zeros(groups).index_add(0, group, (z - top[group]).exp())
+    total = add_(z.new_zeros(groups), group, (z - top[group]).exp())
     some = total > 0
     return torch.where(some, torch.where(some, total, 1.0).log() + top, low)
 

@@ -12,6 +12,7 @@ from ...engine import check
 from ...engine.call import statistic_type
 from ...engine.registry import register
 from ...engine.similarity import without_autocast
+from ...engine.summed import add_
 from ..base import SIGNED, Loss, SampleLoss, Term, total
 from ..pair_means import class_numbers
 from ..softmax.row_cross_entropy import RowCrossEntropy
@@ -100,7 +101,7 @@ class PCELoss(Loss):
         with without_autocast(embeddings.device):
             x = embeddings.to(statistic_type(embeddings))
             centres = probabilities.detach().to(x.dtype).t() @ x / size  # [K, D]
-            sums = torch.zeros_like(x).index_add(0, class_numbers(labels), x)
+            sums = add_(x.new_zeros(x.shape), class_numbers(labels), x)
             rest = -(sums.square().sum() / size**2 + centres.square().sum()) / (2 * self.ridge)
         # A classifier without bias, every centre a candidate and none a positive: row losses are the logs.
         partition = self.call(

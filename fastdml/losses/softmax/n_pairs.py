@@ -17,6 +17,7 @@ from ...engine.loss import RowLoss
 from ...engine.places import places
 from ...engine.registry import register
 from ...engine.similarity import lengths
+from ...engine.summed import values_of
 from ...language import Row, log_sum_exp, softplus, sum
 from ...language.described import Described
 from ...mining.batch import checked
@@ -176,7 +177,7 @@ class NPairsLoss(SampleLoss):
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
             return [Term(_nothing, (embeddings, "sum" if self.gives_elements else self.reduction))]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
-        both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
+        both = values_of(embeddings, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
         if kept is not None:  # nothing of what is in a pair that is none
             x, x_p = (torch.where(kept[:, None], v, torch.zeros_like(v)) for v in (x, x_p))

@@ -12,6 +12,7 @@ from ...engine import check, in_torch
 from ...engine.call import Call, statistic_type
 from ...engine.distances import metric_of
 from ...engine.loss import RowLoss, Rows
+from ...engine.summed import add_
 from ...mining.batch import checked
 from ...mining.steps import recomputing
 from ...mining.triplets import listed
@@ -42,7 +43,7 @@ class Bins:
         at, below = self.place(x, counted)
         bins, size = below.flatten(), self.number + 2
         count = torch.bincount(bins, minlength=size)[:-1].to(x.dtype)
-        above = x.new_zeros(size).index_add(0, bins, (at - below).flatten())[:-1]
+        above = add_(x.new_zeros(size), bins, (at - below).flatten())[:-1]
         found = count - above
         found[1:] += above[:-1]
         found[-2] += found[-1]  # beyond the last bin

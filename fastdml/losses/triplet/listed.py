@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import embedding
 
 from ...engine import check
 from ...engine.autograd import graph_is_kept, once, watched
@@ -221,11 +220,6 @@ class _Sums(torch.autograd.Function):
         found = [d * upstream if kept else d.mul_(upstream) for d in ctx.found if d is not None]
         each = iter(once(found, ctx.saved_tensors))
         return None, None, None, *(None if d is None else next(each) for d in ctx.found)
-
-
-def values_of(x: Tensor, index: Tensor) -> Tensor:
-    """x[index] of x [B], whose gradient is summed in one order on every device."""
-    return x.index_select(0, index) if x.device.type == "cpu" else embedding(index, x[:, None])[:, 0]
 
 
 def reduced(

@@ -14,13 +14,14 @@ from ...engine.call import statistic_type
 from ...engine.counting import longest_row, row_counts
 from ...engine.loss import Piece, RowLoss, Rows
 from ...engine.registry import register
+from ...engine.summed import values_of
 from ...mining.batch import Batch
 from ...mining.choice import LEAST, distance_log_weight, draw, poison
 from ...mining.lazy import LazyPairs
 from ...mining.triplets import Stream, Triplets, check_per_anchor
 from ..base import Term
 from ..terms import masked_sum
-from .listed import Listed, PerRow, TripletLoss, costs, pair_numbers, values_of
+from .listed import Listed, PerRow, TripletLoss, costs, pair_numbers
 
 __all__ = ["MarginLoss"]
 

@@ -18,6 +18,7 @@ from ...engine.autograd import once, refuse_transforms
 from ...engine.distances import metric_of
 from ...engine.recompute import save, saved
 from ...engine.similarity import without_autocast
+from ...engine.summed import add_
 
 _AT_ONCE = 1 << 20  # numbers of a temporary
 _LOW = -1e30  # of a pair that is none: no excess over any other
@@ -124,8 +125,8 @@ def _backward(
             d_anchor[:, some] = d_anchor[:, some].scatter_add(2, pulled, -w.sum(3))
         upstream = [(d * direction).flatten(0, 1) for d in (d_anchor, d_positive)]
         d_a, d_p, d_c = torch.autograd.grad(found, leaves, upstream)
-        d_x.index_add_(0, a.flatten(), d_a)
-        d_y.index_add_(0, p.flatten(), d_p)
+        add_(d_x, a.flatten(), d_a)
+        add_(d_y, p.flatten(), d_p)
         d_y += d_c
     return d_x, d_y
 
