@@ -175,8 +175,9 @@ class NPairsLoss(SampleLoss):
         # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
             nothing = Term(_nothing, (embeddings, "sum" if self.gives_elements else self.reduction))
-            sets = (embeddings,) if self.form == "all" and embeddings.shape[0] else ()
-            return [nothing, *penalties(self.l2_reg, self.l2_kind, *sets)] if sets else [nothing]
+            if self.form == "all" and embeddings.shape[0]:  # the penalty is that of the batch
+                return [nothing, *penalties(self.l2_reg, self.l2_kind, embeddings)]
+            return [nothing]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
         both = embeddings.index_select(0, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)
