@@ -90,6 +90,21 @@ def test_all_pairs_listed_are_the_labels():
         same(value_and_gradient(loss, e, y, pairs), value_and_gradient(loss, e, y))
 
 
+def column(t: Tensor) -> Tensor:
+    """The same as a view with gaps."""
+    return torch.stack([t, t + 1], 1)[:, 0]
+
+
+def test_labels_and_places_of_own_copies_may_be_views():
+    x, r, own = e[:6], torch.cat([e[:6], e[8:14]]), torch.arange(6)
+    pairs = tuple(torch.tensor(t) for t in ([0, 1], [0, 7], [2, 3], [2, 9]))
+    more = {"ref_emb": r, "ref_labels": y[:12]}
+    supcon, fast_ap = losses.SupConLoss(), losses.FastAPLoss(reference_scale=True)
+    viewed = value_and_gradient(supcon, x, column(y[:6]), tuple(map(column, pairs)), own=column(own), **more)
+    same(viewed, value_and_gradient(supcon, x, y[:6], pairs, own=own, **more))
+    same(value_and_gradient(fast_ap, e, column(y)), value_and_gradient(fast_ap, e, y))
+
+
 # ---- relations other than labels
 
 

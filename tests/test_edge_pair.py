@@ -762,3 +762,22 @@ def test_bad_calls_are_named():
         F.pce(x, y, x[:2])
     with pytest.raises(ValueError, match=r"^labels: "):
         F.intra_pair_variance(x)
+
+
+@pytest.mark.parametrize("temperature", [3.0, -4.0])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_exponents_of_pairs_that_do_not_count_in_a_ranked_list(backend, temperature):
+    """Raw distances far beyond both radii: the exponentials of these pairs overflow."""
+    x = 60 * torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    x[1::2] = x[::2] + torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    y, leaf, true = torch.arange(16) // 2, x.clone().requires_grad_(), x.double().requires_grad_()
+    loss = losses.RankedListLoss(
+        0.4, temperature, 0.5, 1.4, temperature, similarity="raw_distance", backend=backend
+    )
+    value = loss(leaf, y)
+    d = (true[::2] - true[1::2]).norm(dim=1)  # one positive each, and no negative near enough
+    weight = (temperature * (d - 1)).exp()
+    rows = 0.5 * weight * (d - 1) / (weight + 16e-5) * (d > 1)
+    torch.testing.assert_close(value, rows.mean().float())
+    (found,), (wanted,) = torch.autograd.grad(value, leaf), torch.autograd.grad(rows.mean(), true)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-3, atol=1e-5)

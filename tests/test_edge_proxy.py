@@ -349,6 +349,20 @@ def test_reducers_take_rows_that_are_proxies_in_the_order_of_the_classes():
     torch.testing.assert_close(loss(x, y), (rows(x, y) * weights).mean())
 
 
+def test_a_users_reducer_takes_proxies_in_the_order_of_the_classes():
+    """Its lists name classes, of which there are more than samples."""
+
+    class Mine(ClassWeightedReducer):
+        pass
+
+    x, y = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([4, 4, 2])
+    weights = torch.linspace(0.5, 2, 5)
+    loss = losses.ProxyAnchorLoss(5, 4, reducer=ClassWeightedReducer(weights))
+    true = loss(x, y)
+    loss.reducer = Mine(weights)
+    torch.testing.assert_close(loss(x, y), true)
+
+
 @pytest.mark.parametrize("margin", [1, 3])
 @pytest.mark.parametrize("name", ["SphereFaceLoss", "LargeMarginSoftmaxLoss"])
 def test_a_sample_without_an_angle(name, margin):

@@ -68,6 +68,7 @@ FORMS = {
     "one beta of rows": lambda: losses.MarginLoss(nu=0.5, learn_beta=True, reduction="none"),
     "mixtures": lambda: losses.RecallAtKLoss(simix=True),
     "raw": lambda: losses.TripletMarginLoss(similarity="raw_distance"),
+    "means of distances": lambda: losses.IntraPairVarianceLoss(similarity="distance"),
     "dot": lambda: losses.SignalToNoiseRatioContrastiveLoss(similarity="dot"),
     "semi-variance": lambda: losses.SOPRCLoss(3, semi_variance_weight=1),
     "penalty": lambda: losses.NPairsLoss(l2_reg=0.1),
@@ -173,6 +174,28 @@ def test_lists_of_nothing():
     found = losses.ContrastiveLoss(reducer=nothing)(x, y, None, NO_ROWS, NO_LABELS)
     assert set(found) == {"pos_loss", "neg_loss"} and found["neg_loss"]["losses"] == 0
     assert losses.TripletMarginLoss(reducer=nothing)(NO_ROWS, NO_LABELS)["loss"]["losses"] == 0
+
+
+class Mine(reducers.SumReducer):
+    """A user's, which gets lists."""
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "ContrastiveLoss", "SoftBinAPLoss"])
+def test_a_list_of_nothing_has_a_gradient_of_all(name):
+    leaves = [x.clone().requires_grad_(), x[:3].clone().requires_grad_()]
+    value = build(name, reducer=Mine())(leaves[0], y[:1].expand(8), LISTED[1], leaves[1], y[-1:].expand(3))
+    found = torch.autograd.grad(value, leaves)
+    assert not value and not any(t.any() for t in found)
+
+
+def test_the_penalty_of_samples_of_which_none_is_an_anchor():
+    loss = losses.NPairsLoss("all", l2_reg=0.1, reducer=Mine())
+    torch.testing.assert_close(loss(x[:1], y[:1]), 0.1 * x[0].norm())
+
+
+def test_a_function_of_candidates_without_rows_and_own_copies():
+    every = lambda i, j: (torch.ones(len(i), len(j), dtype=torch.bool),) * 2  # noqa: E731
+    nothing_of(losses.SemiVarianceLoss(), x, None, every, NO_ROWS, own=torch.full((8,), -1))
 
 
 def test_functions_of_nothing_on_ranks():

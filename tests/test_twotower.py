@@ -629,6 +629,26 @@ def test_a_forced_backend_on_ranks():
     torch.testing.assert_close(wrap(loss)(x, y), loss(x, y))
 
 
+def test_samples_among_themselves_where_only_candidates_are_normalised():
+    """One tensor, but each row is another vector as a candidate."""
+
+    def like(a, b):
+        return a @ normalize(b).T
+
+    batch = pair(7, own=torch.tensor([3, 1, -1, 0, 6, 5, 4]))
+    options = {"negatives": ("qd", "qq", "dd", "dq")}
+    loss = losses.InfoNCELoss(T, similarity="projection", backend="chunked", **options)
+    assert_same(loss, batch, like=like, **options)
+
+
+def test_weights_of_another_type_than_negatives_that_are_all_masked():
+    x, y, hard = (drawn(*n, 4).float().requires_grad_() for n in ((1,), (1,), (1, 2)))
+    more = {"ids": torch.zeros(1).long(), "hard_ids": torch.zeros(1, 2).long()}
+    loss = losses.InfoNCELoss(T, hardness=1.0, backend="chunked")
+    value = loss(x, y, hard, hard_weights=drawn(1, 2).exp(), **more)
+    assert value == 0 and not any(t.any() for t in torch.autograd.grad(value, (x, y, hard)))
+
+
 def test_no_pair_beside_negatives_of_all_rows():
     x, y, hard = (drawn(n, 4).requires_grad_() for n in (0, 0, 3))
     value = losses.InfoNCELoss(T)(x, y, hard, ids=torch.arange(0))

@@ -113,7 +113,7 @@ def labels(y: Tensor, count: int, device: torch.device, name: str, of: str) -> T
         )
     if y.device != device:
         raise ValueError(f"{name}: expected device {device}, that of {of}, got {y.device}")
-    return y.long()
+    return y.long().contiguous()
 
 
 def same_device(x: Tensor, of: Tensor, name: str, of_name: str) -> None:
@@ -147,7 +147,7 @@ def own(where: int | Tensor, embeddings: Tensor, columns: int, of: str = "ref_em
     same_device(where, embeddings, "own", "embeddings")
     if readable(where) and rows and not -1 <= int(where.min()) <= int(where.max()) < columns:
         raise ValueError(f"own: expected indices of {of} in [0, {columns}), or -1")
-    return where.long()
+    return where.long().contiguous()
 
 
 def class_range(

@@ -83,7 +83,7 @@ class Relation:
     def own_pairs(self, start: int, stop: int, device: torch.device) -> Tensor | None:
         """bool [R, N] of the own pairs of rows [start, stop), or None where no row has one."""
         own = self.own_columns(start, stop, device)
-        if own is None:
+        if own is None or self.columns == 0:
             return None
         at = torch.zeros(stop - start, self.columns, dtype=torch.bool, device=device)
         return at.scatter_(1, own.clamp(min=0)[:, None], (own >= 0)[:, None])

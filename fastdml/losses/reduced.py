@@ -13,7 +13,14 @@ from ..engine import in_torch
 from ..engine.autograd import evaluate
 from ..engine.call import Call, versioned
 from ..engine.loss import Piece, Rows
-from ..reducers import BaseReducer, DivisorReducer, MultipleReducers, PerAnchorReducer, native
+from ..reducers import (
+    BaseReducer,
+    DivisorReducer,
+    DoNothingReducer,
+    MultipleReducers,
+    PerAnchorReducer,
+    native,
+)
 
 _NOTHING = {"losses": 0, "indices": None, "reduction_type": "already_reduced"}
 
@@ -106,12 +113,15 @@ class Reduced:
             return sum([self._folded(), *terms.values(), *others])
         listed = self._listed if self._main is not None else self._of_triplets
         found = listed() or self._of_rows()
+        empty = all(info["indices"] is None for info in found.values())
+        if main is not None and empty and not isinstance(native(self.reducer), DoNothingReducer):
+            others.append(evaluate(main.replace(reduction="sum")))  # 0, with a gradient of all that it has
         for k, value in enumerate(others):
             terms[f"term_{k}"] = value
         found |= {name: _number(value) for name, value in terms.items()}
         reducer, labels = native(self.reducer) or self.reducer, self.labels
-        if main is None and any(c.loss.rows == "proxies" for c in self.calls):  # in the order of the classes
-            rows = next(iter(found.values()))["losses"]
+        if any(c.loss.rows == "proxies" for c in self.calls):  # in the order of the classes
+            rows = next(iter(found.values()))["losses"] if main is None else main.anchors
             labels = torch.arange(rows.shape[0], device=rows.device) if rows.dim() else None
         elif main is None and any(c.anchors.shape[0] != self.embeddings.shape[0] for c in self.calls):
             labels = self.calls[0].anchor_labels  # those of mixtures, too

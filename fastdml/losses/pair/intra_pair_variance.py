@@ -105,7 +105,8 @@ class IntraPairVarianceLoss(SampleLoss):
             means = torch.stack(mean_similarities(batch, normalized=self.similarity == "cosine"))
         else:
             call = super().sample_call(RowLoss(similarity=self.similarity), batch, reduction="mean")
-            sums, counts = in_torch.row_outputs(call, _sums).double().sum(0).view(2, 2)
+            # Where there is no pair at all, rows have one 0 each instead of four.
+            sums, counts = in_torch.row_outputs(call, _sums).double().sum(0).expand(4).view(2, 2)
             means = (sums / counts.detach().clamp(min=1)).to(statistic_type(batch.embeddings))
         return super().sample_call(description, batch, scalars=means, **fields)
 

@@ -59,7 +59,8 @@ class RankedList(Described):
             most = detach(maximum(amax(excess, where=mask), 0.0))
             # Of a negative temperature that of a pair at the margin: 0.
             top = where(temperature > 0, most, 0.0)
-            weight = exp(temperature * (excess - top))
+            # Of a pair that does not count it may be of any size, and 0 times infinity no number.
+            weight = exp(where(active, temperature * (excess - top), 0.0))
             weight = weight + self.detach_weights * (detach(weight) - weight)
             floor = _FLOOR * p.columns * exp(-temperature * top)
             total = sum(weight, where=active) + floor

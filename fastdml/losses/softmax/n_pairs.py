@@ -175,7 +175,10 @@ class NPairsLoss(SampleLoss):
             anchors, positives = _first_pairs(y, batch.pairs)
         # A graph holds the case of pairs alone, whose number it does not know. No pair: 0, with a gradient.
         if not torch.compiler.is_compiling() and anchors.shape[0] == 0:
-            return [Term(_nothing, (embeddings, "sum" if self.gives_elements else self.reduction))]
+            nothing = Term(_nothing, (embeddings, "sum" if self.gives_elements else self.reduction))
+            if self.form == "all" and embeddings.shape[0]:  # the penalty is that of the batch
+                return [nothing, *penalties(self.l2_reg, self.l2_kind, embeddings)]
+            return [nothing]
         # One gather: its derivative fills one gradient of all embeddings instead of two.
         both = values_of(embeddings, torch.stack([anchors, positives]).flatten())
         x, x_p = both.view(2, anchors.shape[0], embeddings.shape[1]).unbind(0)

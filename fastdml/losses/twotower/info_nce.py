@@ -340,7 +340,9 @@ class Contrasted:
         """The calls of negatives in other matrices: of one set, or of documents and queries."""
         level = dataclasses.replace(rows, part="level", outside=False, decoupled=False)
         back = self.pairs.reversed()
-        sides = {"qq": self.pairs.of_queries(), "dd": back.of_queries(), "dq": back}
+        # A sample that is another vector as an anchor than as a candidate is in two sets.
+        one_set = not rows.metric.raw_anchors  # type: ignore[attr-defined]
+        sides = {"qq": self.pairs.of_queries(one_set), "dd": back.of_queries(one_set), "dq": back}
         for name, side in sides.items():
             if name in self.loss.negatives:
                 one = dataclasses.replace(level, weighted=side.log_weights is not None)

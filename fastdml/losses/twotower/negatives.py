@@ -158,7 +158,8 @@ def _level(z: Tensor, log_weights: Tensor | None, kept: Tensor) -> Tensor:
     """[B] of z [B, K]; the most negative number over none."""
     if z.shape[1] == 0:
         return z.sum(1) + torch.finfo(z.dtype).min
-    return log_sum_exp(z if log_weights is None else z + log_weights, kept)
+    # In the type of z: the most negative number of a wider one is infinite there.
+    return log_sum_exp(z if log_weights is None else z + log_weights.to(z.dtype), kept)
 
 
 @dataclasses.dataclass(eq=False)
@@ -300,13 +301,13 @@ class Pairs:
             documents, self.queries, where, self._own_ids(), ref_guide, self.guide, mask, missing=missing
         )
 
-    def of_queries(self) -> Pairs:
+    def of_queries(self, one_set: bool) -> Pairs:
         """The queries against each other; their ids are those of their documents."""
         log_weights = None
         if self.missing is not None:
             log_weights = torch.where(self.missing, NOTHING, 0.0)
         each = (self.queries, self.queries, 0, self._own_ids(), self.guide, self.guide)
-        return Pairs(*each, log_weights=log_weights, one_set=True)
+        return Pairs(*each, log_weights=log_weights, one_set=one_set)
 
     def _own_ids(self) -> Tensor | None:
         """int64 [B]: the ids of the rows' documents; rows that have none are like no other."""
