@@ -365,8 +365,4 @@ class Contrasted:
         call = self.loss.partner_call(
             description, side.queries, side.documents, side.where, scalars=self.scalars, **fields
         )
-        if not side.one_set:
-            return call
-        metric: Any = description.metric
-        # Where a sample is another vector as an anchor than as a candidate, one set is two.
-        return call.replace(own=0) if metric.raw_anchors else call.replace(candidates=None)
+        return call.replace(candidates=None) if side.one_set else call
