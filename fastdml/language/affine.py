@@ -47,11 +47,7 @@ def _affine(x: Node, most: float, known: dict[Node, Found]) -> Found:
 
 def rebuilt(terms: Mapping[Node, Node], rest: Node) -> Node:
     """The sum of the terms and the rest."""
-    found: Node | None = None
-    for atom, factor in terms.items():
-        term = mul(factor, atom)
-        found = term if found is None else add(found, term)
-    return rest if found is None else add(found, rest)
+    return add(sum((mul(factor, atom) for atom, factor in terms.items()), ZERO), rest)
 
 
 def folded(roots: list[Node]) -> list[Node]:

@@ -19,7 +19,7 @@ from .graph import (
     topological,
     where,
 )
-from .kinds import COSTLY, of_both, of_kind
+from .kinds import COSTLY, costly, of_both, of_kind
 from .program import Program
 
 OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
@@ -46,11 +46,7 @@ def of_negatives(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
     nothing. Most vectors of pairs hold no positive."""
     alone = folded(of_kind(_contributions(nodes), False))
-    return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
-
-
-def _cost(roots: Sequence[Node]) -> int:
-    return sum(n.level == PAIR and n.op in COSTLY for n in topological(roots, pairs=True))
+    return alone if len(costly(alone)) < len(costly(pair_forms(nodes))) else []
 
 
 class Text:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 # What an expression may differ by: nothing, the call, the row, the pair.
 CONSTANT, CALL, ROW, PAIR = range(4)
@@ -139,6 +140,7 @@ class Node:
 
 
 Operand = Node | float
+Found = TypeVar("Found")
 _known: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
 
 
@@ -452,16 +454,35 @@ def topological(
     return list(order)
 
 
+def upwards(
+    roots: Iterable[Node],
+    step: Callable[[Node, list[Found]], Found],
+    known: Mapping[Node, Found] = MappingProxyType({}),
+) -> dict[Node, Found]:
+    """What a step finds of every node of the roots, from what it found of the node's arguments; known: what
+    is found of some."""
+    found = dict(known)
+    for node in topological(roots, known=known):
+        if node not in found:
+            found[node] = step(node, [found[a] for a in node.args])
+    return found
+
+
 def rewrite(
-    roots: Iterable[Node], rule: Callable[[Node], Node | None], pairs: bool = False
+    roots: Iterable[Node],
+    rule: Callable[[Node], Node | None] = lambda _: None,
+    pairs: bool = False,
+    replaced: Mapping[Node, Node] = MappingProxyType({}),
 ) -> list[Node]:
     """The roots with every node replaced by what the rule makes of it, its arguments first; None: as it
-    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole."""
+    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole.
+    replaced: what is known to stand for some nodes, which no rule sees."""
     roots = list(roots)
-    made: dict[Node, Node] = {}
-    for node in topological(roots, pairs):
-        whole = pairs and node.level < PAIR
-        again = node if whole else rebuild(node, [made[a] for a in node.args])
-        replaced = rule(again)
-        made[node] = again if replaced is None else replaced
+    made = dict(replaced)
+    for node in topological(roots, pairs, known=replaced):
+        if node not in made:
+            whole = pairs and node.level < PAIR
+            again = node if whole else rebuild(node, [made[a] for a in node.args])
+            found = rule(again)
+            made[node] = again if found is None else found
     return [made[root] for root in roots]

@@ -37,10 +37,15 @@ COSTLY = (
 _SAME_SHAPE = ("add", "mul", "neg", "max", "abs", *COSTLY)
 
 
+def costly(roots: Iterable[Node]) -> list[Node]:
+    """The costly functions of a pair that the roots are made of."""
+    return [n for n in topological(roots, pairs=True) if n.level == PAIR and n.op in COSTLY]
+
+
 def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
     """The roots for pairs of one kind."""
     kind = {POSITIVE: TRUE if positive else FALSE, NEGATIVE: FALSE if positive else TRUE}
-    return rewrite(roots, kind.get, pairs=True)
+    return rewrite(roots, replaced=kind, pairs=True)
 
 
 def of_kind(roots: Iterable[Node], positive: bool) -> list[Node]:
@@ -103,13 +108,6 @@ class _Join:
         self.in_n: dict[Node, Node] = {}
         self._pair_up()
 
-    def _costly(self, roots: Sequence[Node], others: set[Node]) -> dict[str, list[Node]]:
-        found: dict[str, list[Node]] = {}
-        for node in topological(roots, pairs=True):
-            if node.level == PAIR and node.op in COSTLY and node not in others:
-                found.setdefault(node.op, []).append(node)
-        return found
-
     def _pair_up(self) -> None:
         """Gives costly nodes of the one kind a partner of the other; arguments come before."""
         # A sigmoid can share the exponential of the other kind.
@@ -118,26 +116,22 @@ class _Join:
             own, others = ops[k], ops[1 - k]
             if others & _EXP and own & _SIGMOID and not others & _SIGMOID and not own & _EXP:
                 self.of[k] = rewrite(self.of[k], _sigmoid_by_exp, pairs=True)
-        all_p, all_n = (set(topological(roots, pairs=True)) for roots in self.of)
-        costly_p, costly_n = self._costly(self.of[0], all_n), self._costly(self.of[1], all_p)
-        partner: dict[Node, Node] = {}
-        for op, nodes in costly_p.items():
-            for a, b in zip(nodes, costly_n.get(op, [])):
-                partner[a] = b
-        for node in topological(self.of[0], pairs=True):
-            if node in partner:
-                other = partner[node]
-                args = [
-                    self.join(rebuilt_in(a, self.in_p), rebuilt_in(b, self.in_n))
-                    for a, b in zip(node.args, other.args)
-                ]
+        of_p, of_n = (dict.fromkeys(costly(roots)) for roots in self.of)
+        waiting = {op: iter([n for n in of_n if n.op == op and n not in of_p]) for op in COSTLY}
+        for node in of_p:
+            other = None if node in of_n else next(waiting[node.op], None)
+            if other is not None:
+                args = [self._joined(a, b) for a, b in zip(node.args, other.args)]
                 self.in_p[node] = self.in_n[other] = rebuild(node, args)
 
     def roots(self) -> list[Node]:
-        return [
-            self.join(rebuilt_in(p, self.in_p), rebuilt_in(n, self.in_n))
-            for p, n in zip(*self.of)
-        ]
+        return [self._joined(p, n) for p, n in zip(*self.of)]
+
+    def _joined(self, p: Node, n: Node) -> Node:
+        """The two joined, partners within them first."""
+        (a,) = rewrite([p], pairs=True, replaced=self.in_p)
+        (b,) = rewrite([n], pairs=True, replaced=self.in_n)
+        return self.join(a, b)
 
     def join(self, a: Node, b: Node) -> Node:
         """What is a for positives and b for negatives."""
@@ -185,16 +179,3 @@ def _sigmoid_by_exp(node: Node) -> Node | None:
     if node.op not in _SIGMOID or node.level < PAIR:
         return None
     return div(ONE, ONE + make(node.op.replace("sigmoid", "exp"), neg(node.args[0])))
-
-
-def rebuilt_in(root: Node, replaced: dict[Node, Node]) -> Node:
-    """The root with nodes replaced, wherever they occur."""
-    if not replaced:
-        return root
-    made: dict[Node, Node] = {}
-    for node in topological([root], pairs=True):
-        if node in replaced or node.level < PAIR:
-            made[node] = replaced.get(node, node)
-        else:
-            made[node] = rebuild(node, [made[a] for a in node.args])
-    return made[root]

@@ -10,7 +10,6 @@ from . import statistics
 from .differentiate import gradient
 from .graph import (
     EVERY,
-    PAIR,
     POSITIVE,
     REDUCTIONS,
     ROW,
@@ -21,12 +20,12 @@ from .graph import (
     conjuncts,
     make,
     neg,
-    rebuild,
     rewrite,
     topological,
+    upwards,
     where,
 )
-from .kinds import COSTLY
+from .kinds import costly
 from .row import Trace
 
 
@@ -134,14 +133,7 @@ def _merged(roots: list[Node]) -> list[Node]:
                 for s, x in zip((first, second), node.args)
             ]
             merged[node] = make("sum", add(*terms), EVERY)
-    if not merged:
-        return roots
-    made: dict[Node, Node] = {}
-    for node in topological(roots):
-        made[node] = rebuild(
-            merged.get(node, node), [made.get(a, a) for a in merged.get(node, node).args]
-        )
-    return [made[root] for root in roots]
+    return rewrite(roots, replaced=merged)
 
 
 def passes_of(
@@ -153,21 +145,21 @@ def passes_of(
     partial: whether a reduction needs few of the pairs. A sweep of such ones alone costs next to nothing, so
     that those of all pairs are as few as can be.
     """
-    depth = _depths(roots)
-    sweep = _earliest(depth, partial)
+    order = topological(roots)
+    sweep = _earliest(roots, partial)
     whole = {k for node, k in sweep.items() if not partial(node)}
     for node in sorted(sweep, key=lambda n: -sweep[n]):
         if sweep[node] not in whole:  # with others, where it is in time there
-            later = range(sweep[node] + 1, _latest(depth, sweep)[node] + 1)
+            later = range(sweep[node] + 1, _latest(order, sweep)[node] + 1)
             sweep[node] = next((k for k in later if k in whole), sweep[node])
-    latest = _latest(depth, sweep)
-    costly = {node: _costly(node) for node in sweep}
+    latest = _latest(order, sweep)
+    costs = {node: set(costly(node.args)) for node in sweep}
     for node in sorted(sweep, key=lambda n: -latest[n]):
-        if not costly[node]:
+        if not costs[node]:
             continue
         for k in range(latest[node], sweep[node], -1):
-            there = {x for n, at in sweep.items() if at == k and n is not node for x in costly[n]}
-            if k in whole and costly[node] <= there:
+            there = {x for n, at in sweep.items() if at == k and n is not node for x in costs[n]}
+            if k in whole and costs[node] <= there:
                 sweep[node] = k
                 break
     found: list[list[Node]] = [[] for _ in range(max(sweep.values(), default=-1) + 1)]
@@ -185,39 +177,33 @@ def of_positives(node: Node) -> bool:
     return any(part is POSITIVE for part in parts)
 
 
-def _earliest(depth: dict[Node, int], partial: Callable[[Node], bool]) -> dict[Node, int]:
-    """The first sweep in which each reduction is possible. depth: all nodes, arguments first."""
-    # (sweeps of all pairs so far, partial ones since)
-    done: dict[Node, tuple[int, int]] = {}
-    for node in depth:
-        before = max((done[a] for a in node.args), default=(0, 0))
-        if node.op in REDUCTIONS:
-            before = (before[0], before[1] + 1) if partial(node) else (before[0] + 1, 0)
-        done[node] = before
-    times = sorted({done[node] for node in depth if node.op in REDUCTIONS})
-    return {node: times.index(done[node]) for node in depth if node.op in REDUCTIONS}
+def _earliest(roots: list[Node], partial: Callable[[Node], bool]) -> dict[Node, int]:
+    """The first sweep in which each reduction is possible."""
+
+    def sweeps(node: Node, below: list[tuple[int, int]]) -> tuple[int, int]:
+        """(of all pairs so far, partial ones since)"""
+        whole, since = max(below, default=(0, 0))
+        if node.op not in REDUCTIONS:
+            return whole, since
+        return (whole, since + 1) if partial(node) else (whole + 1, 0)
+
+    done = {node: at for node, at in upwards(roots, sweeps).items() if node.op in REDUCTIONS}
+    times = sorted({*done.values()})
+    return {node: times.index(at) for node, at in done.items()}
 
 
-def _latest(depth: dict[Node, int], sweep: dict[Node, int]) -> dict[Node, int]:
-    """The last sweep in which each reduction is in time for those that read it."""
+def _latest(order: list[Node], sweep: dict[Node, int]) -> dict[Node, int]:
+    """The last sweep in which each reduction is in time for those that read it. order: all nodes, arguments
+    first."""
     last = max(sweep.values(), default=0)
-    latest = dict.fromkeys(depth, last)
-    for node in reversed(list(depth)):
+    latest = dict.fromkeys(order, last)
+    for node in reversed(order):
         before = sweep[node] - 1 if node in sweep else latest[node]
         for a in node.args:
             latest[a] = min(latest[a], before)
     return {node: latest[node] for node in sweep}
 
 
-def _costly(node: Node) -> set[Node]:
-    """The costly functions of a pair in what a reduction folds."""
-    return {n for n in topological(node.args, pairs=True) if n.level == PAIR and n.op in COSTLY}
-
-
 def _depths(roots: list[Node]) -> dict[Node, int]:
     """How many sweeps each node needs."""
-    depth: dict[Node, int] = {}
-    for node in topological(roots):
-        below = max((depth[a] for a in node.args), default=0)
-        depth[node] = below + (node.op in REDUCTIONS)
-    return depth
+    return upwards(roots, lambda node, below: max(below, default=0) + (node.op in REDUCTIONS))

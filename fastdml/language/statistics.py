@@ -227,7 +227,7 @@ def _largest(x: Node, mask: Node) -> Node:
             return x.args[0] * _largest(x.args[1], mask)
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
-    return rewrite([x], lambda node: extreme if node is S else None, pairs=True)[0]
+    return rewrite([x], pairs=True, replaced={S: extreme})[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:

@@ -19,7 +19,7 @@ import numpy as np
 from ..engine import library
 from . import compile
 from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
-from .graph import COLUMNS, ROW, Node, topological
+from .graph import COLUMNS, ROW, Node, topological, upwards
 from .program import Program, of_positives, passes_of, program
 from .row import Trace
 from .statistics import prepared
@@ -291,20 +291,13 @@ const Stream {symbol} = {{
 
 def _reads(roots: Sequence[Node]) -> list[Node]:
     """The numbers of a row that its pairs read."""
-    found: dict[Node, None] = {}
-    for node in topological(roots, pairs=True):
-        if node.level == ROW:
-            found[node] = None
-    return list(found)
+    return [n for n in topological(roots, pairs=True) if n.level == ROW]
 
 
 def _interval(x: Node, ranges: Mapping[str, Sequence[tuple[Any, Any]]]) -> tuple[Any, Any]:
     """Between which numbers x lies: interval arithmetic, of numbers or of arrays, each piece by itself."""
-    known: dict[Node, tuple[Any, Any]] = {}
     with np.errstate(all="ignore"):
-        for node in topological([x]):
-            known[node] = _step(node, [known[a] for a in node.args], ranges)
-    return known[x]
+        return upwards([x], lambda node, args: _step(node, args, ranges))[x]
 
 
 def _step(

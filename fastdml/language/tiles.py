@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import compile
@@ -36,9 +36,10 @@ from .graph import (
     rewrite,
     same,
     topological,
+    upwards,
     where,
 )
-from .kinds import COSTLY, joined, of_both, of_kind, specialised
+from .kinds import costly, joined, of_both, of_kind, specialised
 from .program import Program, passes_of, program
 from .row import Trace
 
@@ -397,18 +398,16 @@ def _costs(nodes: Sequence[Node]) -> bool:
     """Whether a pass computes exponentials or other costly functions of a pair."""
     if any(n.op in ("log_sum_exp", "softmax_mean") for n in nodes):
         return True
-    forms = [x for n in nodes for x in _forms(n)]
-    return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
+    return bool(costly(x for n in nodes for x in _forms(n)))
 
 
 def _size(weights: Sequence[Node]) -> Node:
     """The order of the weights: their factors that are numbers of the call. Without them weights are of order
     one, which half precision needs."""
-    known: dict[Node, Node] = {}
 
-    def largest(nodes: Iterable[Node]) -> Node:
+    def largest(sizes: Sequence[Node]) -> Node:
         found = ZERO
-        for size in {known[n]: None for n in nodes}:
+        for size in dict.fromkeys(sizes):
             a, b = number_of(found), number_of(size)
             if a is not None and b is not None:
                 found = constant(max(a, b))
@@ -416,60 +415,52 @@ def _size(weights: Sequence[Node]) -> Node:
                 found = size if a == 0 else make("max", size, found)
         return found
 
-    for x in topological(weights):
+    def size(x: Node, of: list[Node]) -> Node:
         if x.is_mask:
-            continue
+            return ONE
         if x.level <= CALL:
             value = number_of(x)
-            known[x] = make("abs", x) if value is None else constant(abs(value))
-            continue
+            return make("abs", x) if value is None else constant(abs(value))
         match x.op:
             case "mul":
-                known[x] = mul(*(known[a] for a in x.args))
+                return mul(*of)
             case "div":
-                a, b = x.args
-                known[x] = div(known[a], known[b]) if b.level <= CALL else known[a]
+                return div(*of) if x.args[1].level <= CALL else of[0]
             case "neg" | "abs":
-                known[x] = known[x.args[0]]
+                return of[0]
             case "add" | "max":
-                known[x] = largest(x.args)
+                return largest(of)
             case "where":
-                known[x] = largest(x.args[1:])
-            case _:
-                known[x] = ONE
-    found = largest(weights)
+                return largest(of[1:])
+        return ONE
+
+    sizes = upwards(weights, size)
+    found = largest([sizes[x] for x in weights])
     return found if found.level == CONSTANT else make("max", found, _LEAST)
 
 
 def _linear(weight: Node) -> bool:
     """Whether of its row a weight reads the derivatives by the row's outputs alone, and is linear in them."""
-    if _states([weight]):
-        return False
-    degrees: dict[Node, int | None] = {}  # None: of zero, which has any
-    for x in topological([weight]):
-        of = [degrees[a] for a in x.args]
+
+    def degree(x: Node, of: list[float | None]) -> float | None:
+        """None: of zero, which has any."""
         some = {d for d in of if d is not None}
         match x.op:
             case "weight":
-                degree: int | None = 1
+                return 1
             case "constant" if x is ZERO:
-                degree = None
-            case "mul" if None in of:
-                degree = None
+                return None
             case "mul":
-                degree = sum(d for d in of if d is not None)
+                return None if None in of else sum(d or 0 for d in of)
             case "add" | "neg" if len(some) <= 1:
-                degree = max(some, default=None)
-            case "where" if not of[0] and len(branches := set(of[1:]) - {None}) <= 1:
-                degree = max((d for d in branches if d is not None), default=None)
+                return max(some, default=None)
+            case "where" if not of[0] and len(of_branch := {d for d in of[1:] if d is not None}) <= 1:
+                return max(of_branch, default=None)
             case "div" if not of[1]:
-                degree = of[0]
-            case _ if not some - {0}:
-                degree = 0
-            case _:
-                return False
-        degrees[x] = degree
-    return degrees[weight] == 1
+                return of[0]
+        return math.inf if some - {0} else 0
+
+    return not _states([weight]) and upwards([weight], degree)[weight] == 1
 
 
 def _of_the_call_first(x: Node) -> Node | None:
