@@ -260,12 +260,10 @@ class RowPrinter(Text):
         return found
 
     def derivatives(self) -> None:
-        for word, found in (
-            ("d_scalar", self.program.d_scalars),
-            ("d_value", self.program.d_values),
-        ):
-            self.define([d for _, d in found])
-            for k, d in found:
+        for word, op in (("d_scalar", "scalar"), ("d_value", "row_value")):
+            found = self.program.by(op)
+            self.define(found.values())
+            for k, d in found.items():
                 self.lines.append(f"row.{word}({k}, {self.expression(d)});")
 
     def result(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from . import statistics
 from .differentiate import gradient
@@ -32,18 +32,14 @@ from .row import Trace
 @dataclasses.dataclass(frozen=True)
 class Program:
     """passes: the reductions of each sweep over the row's pairs; one depends on earlier ones only.
-    outputs: of a row. weight: the derivative by s of a pair. d_scalars, d_values: (index, derivative of
-    the row) by values of the call and of the row. d_columns: (index, derivative of the pair) by values
-    of its candidate.
+    outputs: of a row. slopes: the derivative by every input that wants one, that by s first: of a pair by
+    what a pair has, of the row by values of the row and of the call.
     """
 
     trace: Trace
     passes: tuple[tuple[Node, ...], ...]
     outputs: tuple[Node, ...]
-    weight: Node
-    d_scalars: tuple[tuple[int, Node], ...]
-    d_values: tuple[tuple[int, Node], ...]
-    d_columns: tuple[tuple[int, Node], ...]
+    slopes: Mapping[Node, Node]
 
     @property
     def several(self) -> bool:
@@ -51,25 +47,45 @@ class Program:
         return len(self.outputs) > 1 and not self.trace.counted
 
     @property
+    def weight(self) -> Node:
+        return self.slopes[S]
+
+    def by(self, op: str) -> dict[int, Node]:
+        """The derivatives by inputs such as "scalar" or "column", by their index."""
+        return {x.value: d for x, d in self.slopes.items() if x.op == op}
+
+    def derivatives(self, op: str) -> list[Node]:
+        """The same, 0 for those before the last that want none."""
+        found = self.by(op)
+        return [found.get(k, ZERO) for k in range(max(found, default=-1) + 1)]
+
+    @property
     def column_slopes(self) -> list[Node]:
         """The derivatives of a pair by the values of its candidate, up to the last that is not 0."""
-        found = [ZERO] * (max((k for k, d in self.d_columns if d is not ZERO), default=-1) + 1)
-        for k, d in self.d_columns:
-            if k < len(found):
-                found[k] = d
+        found = self.derivatives("column")
+        while found and found[-1] is ZERO:
+            found.pop()
         return found
 
-    def inputs(self, op: str) -> list[int]:
-        """The indices that occur of an input such as "scalar" or "column"."""
-        return sorted({n.value for n in topological(self.roots) if n.op == op})
+    def count(self, op: str) -> int:
+        """How many there are of an input such as "scalar" or "column", up to the last that is read."""
+        return max((n.value for n in topological(self.roots) if n.op == op), default=-1) + 1
 
     def reads(self, op: str) -> bool:
         return any(n.op == op for n in topological(self.roots))
 
     @property
     def roots(self) -> list[Node]:
-        derived = [d for _, d in (*self.d_scalars, *self.d_values, *self.d_columns)]
-        return [*self.outputs, self.weight, *derived]
+        return [*self.outputs, *self.slopes.values()]
+
+    def made_of(
+        self, roots: Sequence[Node], partial: Callable[[Node], bool] = lambda _: False
+    ) -> Program:
+        """The same with other roots, in their order. partial: see `passes_of`."""
+        outputs, slopes = roots[: len(self.outputs)], roots[len(self.outputs) :]
+        return Program(
+            self.trace, passes_of(roots, partial), tuple(outputs), dict(zip(self.slopes, slopes))
+        )
 
 
 def program(trace: Trace, reference: statistics.Reference = "largest") -> Program:
@@ -77,39 +93,22 @@ def program(trace: Trace, reference: statistics.Reference = "largest") -> Progra
 
     reference: how log-sum-exps are computed: see `statistics`.
     """
-    first_outputs = tuple(statistics.prepared(trace.outputs, reference))
+    outputs = tuple(statistics.prepared(trace.outputs, reference))
     read = {n for n in topological(trace.outputs) if not n.args}
 
     def of(op: str) -> list[Node]:
         return sorted((n for n in read if n.op == op), key=lambda n: n.value)
 
     learnt = [n for n in of("scalar") if trace.scalars is None or n.value < trace.scalars]
-    values, columns = of("row_value"), of("column")
-    wanted = [S, *learnt, *values, *columns]
-    found = gradient(first_outputs, trace.counted, wanted, reference)
-    roots = [*first_outputs, *found]
+    wanted = [S, *learnt, *of("row_value"), *of("column")]
+    roots = [*outputs, *gradient(outputs, trace.counted, wanted, reference)]
     roots = (
         statistics.means(statistics.without_one(roots))
         if reference == "whole"
         else statistics.spelled_out(roots, reference)
     )
-    roots = rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None)
-    roots = _merged(roots)
-    outputs, derived = roots[: len(trace.outputs)], roots[len(trace.outputs) :]
-
-    def indexed(nodes: list[Node], start: int) -> tuple[tuple[int, Node], ...]:
-        return tuple((n.value, derived[start + i]) for i, n in enumerate(nodes))
-
-    first = 1 + len(learnt)
-    return Program(
-        trace,
-        passes_of(roots),
-        tuple(outputs),
-        derived[0],
-        indexed(learnt, 1),
-        indexed(values, first),
-        indexed(columns, first + len(values)),
-    )
+    roots = _merged(rewrite(roots, lambda node: node.args[0] if node.op == "detach" else None))
+    return Program(trace, (), outputs, dict.fromkeys(wanted, ZERO)).made_of(roots)
 
 
 def _merged(roots: list[Node]) -> list[Node]:
@@ -137,7 +136,7 @@ def _merged(roots: list[Node]) -> list[Node]:
 
 
 def passes_of(
-    roots: list[Node], partial: Callable[[Node], bool] = lambda _: False
+    roots: Sequence[Node], partial: Callable[[Node], bool] = lambda _: False
 ) -> tuple[tuple[Node, ...], ...]:
     """The reductions of the roots, each in the earliest sweep that its dependences allow, or in a later one
     that computes its costly functions anyway.
@@ -177,7 +176,7 @@ def of_positives(node: Node) -> bool:
     return any(part is POSITIVE for part in parts)
 
 
-def _earliest(roots: list[Node], partial: Callable[[Node], bool]) -> dict[Node, int]:
+def _earliest(roots: Sequence[Node], partial: Callable[[Node], bool]) -> dict[Node, int]:
     """The first sweep in which each reduction is possible."""
 
     def sweeps(node: Node, below: list[tuple[int, int]]) -> tuple[int, int]:

@@ -7,7 +7,6 @@ the compiler computes it once. Else their reference is the row's largest exponen
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -20,7 +19,7 @@ from ..engine import library
 from . import compile
 from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
 from .graph import COLUMNS, ROW, Node, topological, upwards
-from .program import Program, of_positives, passes_of, program
+from .program import Program, of_positives, program
 from .row import Trace
 from .statistics import prepared
 
@@ -125,7 +124,7 @@ def _scheduled(trace: Trace, windows: Mapping[Node, int]) -> Program:
     nothing. So multi-similarity's miner waits for the hardest positive alone, before its negatives, and then
     for the hardest of these before its positives."""
     plain = program(trace, reference=windows)
-    made = dataclasses.replace(plain, passes=passes_of(plain.roots, of_positives))
+    made = plain.made_of(plain.roots, of_positives)
     whole, fewest = ([*map(_narrow, p.passes)].count(False) for p in (plain, made))
     return made if fewest < whole and len(made.passes) <= MOST_PASSES else plain
 
@@ -166,7 +165,7 @@ class StreamPrinter:
     def __init__(self, made: Program, name: str, size: int) -> None:
         self.program, self.name, self.size = made, name, size
         self.bounds = RowPrinter(made).bounds
-        self.columns = max(made.inputs("column"), default=-1) + 1
+        self.columns = made.count("column")
         self.slopes = made.column_slopes
         last = pair_forms([made.weight, *self.slopes])
         self.forms = [*(pair_forms(nodes) for nodes in made.passes), last]

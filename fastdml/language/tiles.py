@@ -193,23 +193,12 @@ class Printer:
 
     def __init__(self, program: Program, name: str) -> None:
         roots = rewrite(program.roots, _in_base_two)
-        count = len(program.outputs)
-        self.program, self.kind = program, name
-        self.outputs = roots[:count]
-        self.weight, *derived = roots[count:]
-        self.scalars = max((k for k, _ in program.d_scalars), default=-1) + 1
-        self.inputs = max(program.inputs("row_value"), default=-1) + 1
-        self.columns = max(program.inputs("column"), default=-1) + 1
-        of = iter(derived)
-
-        def by_index(count: int, found: Sequence[tuple[int, Node]]) -> list[Node]:
-            known = {k: next(of) for k, _ in found}
-            return [known.get(k, ZERO) for k in range(count)]
-
-        self.derivatives = by_index(self.scalars, program.d_scalars)
-        self.derivatives += by_index(self.inputs, program.d_values)
-        self.column_slopes = by_index(self.columns, program.d_columns)
-        self.counts_own = program.reads("columns")
+        made = program.made_of(roots, lambda node: _statistics([node])[3])
+        self.program, self.kind, self.passes = made, name, made.passes
+        by_call, by_row, slopes = map(made.derivatives, ("scalar", "row_value", "column"))
+        self.scalars, self.inputs, self.columns = len(by_call), len(by_row), len(slopes)
+        self.derivatives, self.counts_own = [*by_call, *by_row], made.reads("own")
+        self.weight, self.column_slopes = made.weight, slopes
         self.gain = _size([self.weight, *self.column_slopes])
         if self.gain.level > CONSTANT:
             self.weight, *self.column_slopes = (
@@ -217,7 +206,6 @@ class Printer:
             )
         self.linear = not self.columns and _linear(self.weight)
         self.host = self._host([*roots, self.gain])
-        self.passes = passes_of(roots, lambda node: _statistics([node])[3])
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
         if program.trace.counted:
@@ -259,7 +247,7 @@ class Printer:
         first = max(1, len(self.host))
         if self.counts_own:
             made.names[_OWN] = f"p[{first}]"
-        for k in range(max(self.program.inputs("scalar"), default=-1) + 1):
+        for k in range(self.program.count("scalar")):
             made.names[make("scalar", value=k)] = f"p[{first + self.counts_own + k}]"
         return made
 
@@ -285,9 +273,9 @@ class Printer:
         states = _states(weights)
         finish = self._reader()
         finish.names |= {n: f"stats[{at}]" for n, at in known.items()}
-        results = [*self.outputs, *self.derivatives, *map(number, states)]
+        results = [*self.program.outputs, *self.derivatives, *map(number, states)]
         functions.append(finish.function("finish", "stats, p", results))
-        first = len(self.outputs) if several else 0
+        first = len(self.program.outputs) if several else 0
         read = {
             n: f"(state[{first + k}] != 0)" if n.is_mask else f"state[{first + k}]"
             for k, n in enumerate(states)
@@ -317,7 +305,7 @@ class Printer:
             )
             options.append("column_slopes=column_slopes")
         if several:
-            options.append(f"outputs={len(self.outputs)}")
+            options.append(f"outputs={first}")
         if self.linear:
             options.append("linear=True")
         for option in ("scalars", "inputs"):
