@@ -12,14 +12,18 @@ from collections.abc import Iterable, Sequence
 from .affine import affine, folded, rebuilt
 from .graph import (
     FALSE,
+    HIGHEST,
+    LOWEST,
     NEGATIVE,
     ONE,
     PAIR,
     POSITIVE,
     TRUE,
+    ZERO,
     Node,
     both,
     conjuncts,
+    constant,
     div,
     either,
     invert,
@@ -34,6 +38,9 @@ from .graph import (
 COSTLY = (
     "exp", "softplus", "sigmoid", "log", "sqrt", "div", "exp2", "softplus2", "sigmoid2", "log2",
 )  # fmt: skip
+NOTHING = constant(float("-inf"))  # as an exponent
+# What a reduction folds of a pair that it is not over.
+IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": NOTHING}
 _SAME_SHAPE = ("add", "mul", "neg", "max", "abs", *COSTLY)
 
 
@@ -48,10 +55,30 @@ def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
     return rewrite(roots, replaced=kind, pairs=True)
 
 
-def of_kind(roots: Iterable[Node], positive: bool) -> list[Node]:
-    """What a pass computes of pairs of one kind."""
-    alone = rewrite(specialised(roots, positive), _quotient, pairs=True)
+def _contributions(nodes: Iterable[Node]) -> list[Node]:
+    """What reductions fold of a pair, the exponent and the number of a softmax's mean; other expressions as
+    they are."""
+    found = []
+    for n in nodes:
+        if n.op == "softmax_mean":
+            x, mask, v = n.args
+            found += [where(mask, x, NOTHING), where(mask, v, ZERO)]
+        else:
+            found.append(where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in IDENTITY else n)
+    return found
+
+
+def of_kind(nodes: Iterable[Node], positive: bool) -> list[Node]:
+    """What a pass computes of pairs of one kind, for reductions and for expressions of the pair."""
+    alone = rewrite(specialised(_contributions(nodes), positive), _quotient, pairs=True)
     return bounded(folded(alone))
+
+
+def of_negatives(nodes: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
+    nothing. Most vectors of pairs hold no positive."""
+    alone = of_kind(nodes, False)
+    return alone if len(costly(alone)) < len(costly(of_both(nodes))) else []
 
 
 def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
@@ -59,9 +86,9 @@ def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
     return folded(_Join(positives, negatives).roots())
 
 
-def of_both(roots: Sequence[Node]) -> list[Node]:
+def of_both(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair, one expression for both kinds."""
-    return joined(of_kind(roots, True), of_kind(roots, False))
+    return joined(of_kind(nodes, True), of_kind(nodes, False))
 
 
 def _quotient(node: Node) -> Node | None:
@@ -147,15 +174,14 @@ class _Join:
             return either(both(POSITIVE, a), both(invert(POSITIVE), b))
         if a.level < PAIR and b.level < PAIR:
             return where(POSITIVE, a, b)
-        zero = make("constant", value=0.0)
         masks = [
-            x.args[0] if x.op == "where" and x.args[2] is zero and x.args[0].level == PAIR else None
+            x.args[0] if x.op == "where" and x.args[2] is ZERO and x.args[0].level == PAIR else None
             for x in (a, b)
         ]
-        if a is not zero and b is not zero and any(m is not None for m in masks):
+        if a is not ZERO and b is not ZERO and any(m is not None for m in masks):
             mask = self.join(*(TRUE if m is None else m for m in masks))
             values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]
-            return where(mask, self.join(*values), zero)
+            return where(mask, self.join(*values), ZERO)
         linear_a, linear_b = affine(a), affine(b)
         if linear_a and linear_b and set(linear_a[0]) == set(linear_b[0]):
             terms = {x: self.join(c, linear_b[0][x]) for x, c in linear_a[0].items()}

@@ -17,8 +17,9 @@ import numpy as np
 
 from ..engine import library
 from . import compile
-from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
+from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member
 from .graph import COLUMNS, ROW, Node, topological, upwards
+from .kinds import of_both
 from .program import Program, of_positives, program
 from .row import Trace
 from .statistics import prepared
@@ -167,8 +168,8 @@ class StreamPrinter:
         self.bounds = RowPrinter(made).bounds
         self.columns = made.count("column")
         self.slopes = made.column_slopes
-        last = pair_forms([made.weight, *self.slopes])
-        self.forms = [*(pair_forms(nodes) for nodes in made.passes), last]
+        last = of_both([made.weight, *self.slopes])
+        self.forms = [*(of_both(nodes) for nodes in made.passes), last]
         self.reads = [_reads(roots) for roots in self.forms]
         self.order = [n for nodes in made.passes for n in nodes]
         self.statistics = tuple(len(nodes) for nodes in made.passes)
