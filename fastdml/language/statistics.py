@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from .affine import affine
 from .graph import (
     LOWEST,
     ONE,
@@ -256,18 +257,8 @@ def _reduces(node: Node) -> bool:
 
 def _slope(x: Node) -> int:
     """1 where x surely rises with s, -1 where it falls, 0 where that is not known (or neither)."""
-    if x.op == "s":
-        return 1
-    if x.op == "neg":
-        return -_slope(x.args[0])
-    if x.op == "add":
-        a, b = x.args
-        if b.level < PAIR:
-            return _slope(a)
-        return _slope(b) if a.level < PAIR else 0
-    if x.op == "mul" and x.args[0].level < PAIR:
-        return _sign(x.args[0]) * _slope(x.args[1])
-    return 0
+    found = affine(x, 1)
+    return _sign(found[0][S]) if found and S in found[0] else 0
 
 
 def _sign(x: Node) -> int:
