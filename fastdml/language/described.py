@@ -79,7 +79,7 @@ class Forms:
             except NoStream as error:
                 self._streams[key] = str(error)
         form = self._streams[key]
-        return form if isinstance(form, str) else (form, form.members(ranges, size))
+        return form if isinstance(form, str) else (form, form.members(ranges))
 
     @lazy
     def tiles(self) -> Any:

@@ -50,5 +50,5 @@ def streams(descriptions: Iterable[RowLoss]) -> dict[str, tuple[str, str]]:
             continue
         made = one.streamed({"s": [range_of(one.metric, 0.0)]}, _FLOAT)
         if not isinstance(made, str) and costs_less(one, made[0].sweeps, one.symmetric):
-            found[made[0].name] = (made[0].key, made[0].printer.text)
+            found[made[0].name] = (made[0].key, made[0].text)
     return found
