@@ -42,14 +42,19 @@ def cache_folder() -> Path:
     return Path(base).absolute() / "fastdml"
 
 
-@functools.cache
-def _build() -> ModuleType:
-    """csrc/build.py, which knows how functors are compiled."""
-    spec = importlib.util.spec_from_file_location("fastdml_build", sources() / "build.py")
+def module_at(path: Path, name: str) -> ModuleType:
+    """A Python file as a module of this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@functools.cache
+def _build() -> ModuleType:
+    """csrc/build.py, which knows how functors are compiled."""
+    return module_at(sources() / "build.py", "fastdml_build")
 
 
 @functools.cache

@@ -89,7 +89,9 @@ class Forms:
         from . import tiles
 
         try:
-            return tiles.printed(self.program.trace, self.name)
+            made = tiles.PrintedTiles(self.program.trace, self.name)
+            made.load()
+            return made
         except tiles.NoTile:
             return None
 

@@ -7,6 +7,7 @@ one sharing an evaluation with those of the other: exp(select(positive, a, b)) i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from .affine import affine, folded, rebuilt
@@ -130,7 +131,7 @@ def bounded(roots: Iterable[Node]) -> list[Node]:
 class _Join:
     def __init__(self, positives: Sequence[Node], negatives: Sequence[Node]) -> None:
         self.of = [positives, negatives]
-        self.shared: dict[tuple[Node, Node], Node] = {}
+        self.join = functools.cache(self._join)
         self.in_p: dict[Node, Node] = {}
         self.in_n: dict[Node, Node] = {}
         self._pair_up()
@@ -160,14 +161,8 @@ class _Join:
         (b,) = rewrite([n], pairs=True, replaced=self.in_n)
         return self.join(a, b)
 
-    def join(self, a: Node, b: Node) -> Node:
-        """What is a for positives and b for negatives."""
-        key = (a, b)
-        if key not in self.shared:
-            self.shared[key] = self._join(a, b)
-        return self.shared[key]
-
     def _join(self, a: Node, b: Node) -> Node:
+        """What is a for positives and b for negatives."""
         if a is b:
             return a
         if a.is_mask or b.is_mask:

@@ -6,8 +6,6 @@ of its row once per row (`states`).
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +46,7 @@ from .graph import (
     upwards,
 )
 from .kinds import IDENTITY, NOTHING, costly, joined, of_both, of_kind, specialised
-from .program import Program, passes_of, program
+from .program import passes_of, program
 from .row import Trace
 
 LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
@@ -141,58 +139,29 @@ class _Tile(Text):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class PrintedTiles:
-    """A printed tile functor, as the executor asks for it (`RowLoss.tiles`)."""
-
-    printer: Printer
-    functor: Any
-
-    def tile(self, loss: Any) -> Any:
-        return self.functor
-
-    @property
-    def COUNTS_OWN(self) -> bool:
-        """Whether the last parameter is 1 where own copies are left out."""
-        return self.printer.counts_own
-
-    def parameters(self, loss: Any) -> tuple[float, ...]:
-        return self.printer.parameters(loss.open_arguments)
-
-
-def printed(trace: Trace, name: str) -> PrintedTiles:
-    """The tile functor of a traced function, from a module in the cache folder: Triton reads the source of
-    its functions from files.
-
-    Raises:
-        NoTile: saying why there is none.
-    """
-    printer = Printer(program(trace, reference="whole"), name)
-    try:
-        path = compile.stored(printer.text, name, ".py")
-    except compile.CannotCompile as error:
-        raise NoTile(str(error)) from error
-    spec = importlib.util.spec_from_file_location(f"fastdml_printed_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return PrintedTiles(printer, module.TILE)
-
-
 class NoTile(NotImplementedError):
     """Why a program has no tile functor."""
 
 
-class Printer:
-    """text: the module's source. host: what is handed in as parameters, numbers of the call."""
+class PrintedTiles:
+    """A printed tile functor, as the executor asks for it (`RowLoss.tiles`). text: the module's source. host:
+    what is handed in as parameters, numbers of the call. COUNTS_OWN: whether the last of them is 1 where own
+    copies are left out.
 
-    def __init__(self, program: Program, name: str) -> None:
-        roots = rewrite(program.roots, _in_base_two)
-        made = program.made_of(roots, lambda node: _Fold([node]).positives_only)
+    Raises:
+        NoTile: saying why there is none.
+    """
+
+    functor: Any = None
+
+    def __init__(self, trace: Trace, name: str) -> None:
+        made = program(trace, reference="whole")
+        roots = rewrite(made.roots, _in_base_two)
+        made = made.made_of(roots, lambda node: _Fold([node]).positives_only)
         self.program, self.kind, self.passes = made, name, made.passes
         by_call, by_row, slopes = map(made.derivatives, ("scalar", "row_value", "column"))
         self.scalars, self.inputs, self.columns = len(by_call), len(by_row), len(slopes)
-        self.derivatives, self.counts_own = [*by_call, *by_row], made.reads("own")
+        self.derivatives, self.COUNTS_OWN = [*by_call, *by_row], made.reads("own")
         self.weight, self.column_slopes = made.weight, slopes
         self.gain = _size([self.weight, *self.column_slopes])
         if self.gain.level > CONSTANT:
@@ -203,11 +172,11 @@ class Printer:
         self.host = self._host([*roots, self.gain])
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
-        if program.trace.counted:
+        if trace.counted:
             raise NoTile("a mean over things that rows count")
-        if program.several and any(x is not ZERO for x in self.derivatives):
+        if made.several and any(x is not ZERO for x in self.derivatives):
             raise NoTile("derivatives of several outputs by values of the call or of the row")
-        if self.columns and program.reads("teacher"):
+        if self.columns and made.reads("teacher"):
             raise NoTile("a teacher beside values of the candidates")
         self.text = self._module()
 
@@ -233,10 +202,10 @@ class Printer:
         made = _Tile()
         made.names = {**names, **{node: f"p[{k}]" for k, node in enumerate(self.host)}}
         first = max(1, len(self.host))
-        if self.counts_own:
+        if self.COUNTS_OWN:
             made.names[_OWN] = f"p[{first}]"
         for k in range(self.program.count("scalar")):
-            made.names[make("scalar", value=k)] = f"p[{first + self.counts_own + k}]"
+            made.names[make("scalar", value=k)] = f"p[{first + self.COUNTS_OWN + k}]"
         return made
 
     def _module(self) -> str:
@@ -292,9 +261,21 @@ class Printer:
             f"    {', '.join(listed)},\n)\n",
         ])  # fmt: skip
 
-    def parameters(self, given: Mapping[str, float]) -> tuple[float, ...]:
+    def load(self) -> None:
+        """Makes the functor, from a module in the cache folder: Triton reads the source of its functions from
+        files."""
+        try:
+            path = compile.stored(self.text, self.kind, ".py")
+        except compile.CannotCompile as error:
+            raise NoTile(str(error)) from error
+        self.functor = compile.module_at(path, f"fastdml_printed_{path.stem}").TILE
+
+    def tile(self, loss: Any) -> Any:
+        return self.functor
+
+    def parameters(self, loss: Any) -> tuple[float, ...]:
         """The numbers of the call that the functions read as p, from the loss's parameters."""
-        return tuple(number_on_host(node, given) for node in self.host) or (0.0,)
+        return tuple(number_on_host(node, loss.open_arguments) for node in self.host) or (0.0,)
 
 
 class _Fold:
