@@ -38,7 +38,7 @@ def _affine(x: Node, most: float, known: dict[Node, Found]) -> Found:
                 terms[atom] = add(terms.get(atom, ZERO), factor)
             rest = add(rest, part[1])
         return (terms, rest) if len(terms) <= most else None
-    by = neg(ONE) if x.op == "neg" else x.args[0] if x.op == "mul" and x.args[0].level < PAIR else None
+    by = neg(ONE) if x.op == "neg" else x.args[0] if x.scaled else None
     if by is None:
         return {x: ONE}, ZERO
     part = affine(x.args[-1], most, known)

@@ -158,6 +158,16 @@ def member(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_]", lambda found: f"u{ord(found[0]):x}", name) + "_"
 
 
+# What inputs of the row and the call are called, and where they are read.
+_INPUTS = {
+    "scalar": ("scalar_{}", "row.scalar({})"),
+    "row_value": ("value_{}", "row.value({})"),
+    "weight": ("weight_{}", "row.weight({}, {})"),
+    "candidates": ("candidates", "T(row.candidates())"),
+    "columns": ("columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"),
+}
+
+
 class RowPrinter(Text):
     """The body of the functor. Numbers of the row are defined when a pass, or the result, needs them."""
 
@@ -172,12 +182,10 @@ class RowPrinter(Text):
         for node in topological(nodes, known=self.names):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args else None
-            if made is not None:
-                hint, text = made
-                self.names[node] = hint
-                self.lines.append(f"const T {hint} = {text};")
-            elif self.uses[node] > 1 and node.args and node.op != "neg":
+            if not node.args:
+                self.names[node], text = self._input(node)
+                self.lines.append(f"const T {self.names[node]} = {text};")
+            elif self.uses[node] > 1 and node.op != "neg":
                 self._define(node)
 
     def _define(self, node: Node) -> None:
@@ -187,24 +195,18 @@ class RowPrinter(Text):
             f"const {kind} {self.name(node, 'is' if node.is_mask else 'v')} = {text};"
         )
 
-    def _input(self, node: Node) -> tuple[str, str] | None:
+    def _input(self, node: Node) -> tuple[str, str]:
+        """What an input of the row or the call is called, and where it is read."""
         k = node.value
         match node.op:
             case "parameter":
-                return member(k[0]), f"this->{member(k[0])}"
-            case "scalar" | "row_value":
-                call = "scalar" if node.op == "scalar" else "value"
-                return f"{call}_{k}", f"row.{call}({k})"
-            case "weight":
-                return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
-            case "candidates":
-                return "candidates", "T(row.candidates())"
-            case "columns":
-                return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
+                name = member(k[0])
+                return name, f"this->{name}"
             case "bound" | "cut":
                 name = f"bound_{[b is node for b in self.bounds].index(True)}"
                 return name, f"this->{name}"
-        return None
+        name, text = _INPUTS[node.op]
+        return name.format(k), text.format(k, len(self.program.outputs))
 
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
         """A pass; needed: also where only the loss is asked for."""

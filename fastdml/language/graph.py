@@ -55,6 +55,16 @@ class Node:
     is_mask: bool
     order: tuple[int, bytes]
 
+    @property
+    def masked(self) -> bool:
+        """Whether it is a number where a mask holds, else 0: its first arguments."""
+        return self.op == "where" and self.args[2] is ZERO
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it is a product with a number of the row (or the call), its first argument."""
+        return self.op == "mul" and self.args[0].level < PAIR
+
     def __add__(self, other: Operand) -> Node:
         return add(number(self), number(other))
 
@@ -248,9 +258,9 @@ def neg(a: Node) -> Node:
         return constant(-x)
     if a.op == "neg":
         return a.args[0]
-    if a.op == "mul" and a.args[0].level < PAIR <= a.level:
+    if a.scaled and a.level == PAIR:
         return mul(neg(a.args[0]), a.args[1])
-    if a.op == "where" and a.args[2] is ZERO:
+    if a.masked:
         return where(a.args[0], neg(a.args[1]), ZERO)
     return make("neg", a)
 
@@ -267,7 +277,7 @@ def mul(a: Node, b: Node) -> Node:
             return other
         if v == -1:
             return neg(other)
-        if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
+        if one.masked and one.level >= other.level:
             return where(one.args[0], mul(one.args[1], other), ZERO)
     for other, v in ((b, x), (a, y)):
         inner = number_of(other.args[0]) if other.op == "mul" else None
@@ -286,7 +296,7 @@ def mul(a: Node, b: Node) -> Node:
             if other.level < PAIR:
                 return mul(neg(other), one.args[0])
             return neg(mul(one.args[0], other))
-        if one.level == PAIR and one.op == "mul" and one.args[0].level < PAIR:
+        if one.level == PAIR and one.scaled:
             factor, rest = one.args
             if other.level < PAIR:
                 return mul(mul(other, factor), rest)
@@ -344,7 +354,7 @@ def where(condition: Node, a: Node, b: Node) -> Node:
     if b is ZERO and max(a.level, condition.level) == PAIR:
         # A condition of the row becomes a factor of the row.
         if condition.level < PAIR:
-            own = a.op == "mul" and a.args[0].level < PAIR
+            own = a.scaled
             factor, rest = a.args if own else (ONE, a)
             return mul(where(condition, factor, ZERO), rest)
         of_row, of_pair = split(condition)
@@ -384,9 +394,9 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return ZERO
     if x.op == "neg":
         return neg(total(x.args[0], mask, spread))
-    if x.op == "where" and x.args[2] is ZERO:
+    if x.masked:
         return total(x.args[1], both(mask, x.args[0]), spread)
-    if x.op == "mul" and x.args[0].level < PAIR:
+    if x.scaled:
         return mul(x.args[0], total(x.args[1], mask, spread))
     if x.op == "add" and spread:
         return add(*(total(a, mask, True) for a in x.args))
@@ -414,7 +424,7 @@ def log_sum_exp(x: Node, mask: Node, one: bool) -> Node:
 
 
 def _has_factor_of_row(x: Node) -> bool:
-    if x.op == "where" and x.args[2] is ZERO:
+    if x.masked:
         return _has_factor_of_row(x.args[1])
     if x.op == "neg":
         return _has_factor_of_row(x.args[0])

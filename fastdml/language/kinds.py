@@ -169,10 +169,7 @@ class _Join:
             return either(both(POSITIVE, a), both(invert(POSITIVE), b))
         if a.level < PAIR and b.level < PAIR:
             return where(POSITIVE, a, b)
-        masks = [
-            x.args[0] if x.op == "where" and x.args[2] is ZERO and x.args[0].level == PAIR else None
-            for x in (a, b)
-        ]
+        masks = [x.args[0] if x.masked and x.args[0].level == PAIR else None for x in (a, b)]
         if a is not ZERO and b is not ZERO and any(m is not None for m in masks):
             mask = self.join(*(TRUE if m is None else m for m in masks))
             values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]

@@ -171,7 +171,7 @@ def of_positives(node: Node) -> bool:
     """Whether a reduction gathers from positives alone: from few of the pairs."""
     x, mask = node.args[0], node.args[1]
     parts = conjuncts(mask)
-    if node.op == "sum" and x.op == "where" and x.args[2] is ZERO:
+    if node.op == "sum" and x.masked:
         parts += conjuncts(x.args[0])
     return any(part is POSITIVE for part in parts)
 

@@ -125,7 +125,7 @@ def unshifted(roots: list[Node], exact: bool) -> list[Node]:
 
     def shifted(x: Node) -> tuple[Node, Node, Node] | None:
         """x as a product of a factor and a sum of a number of the pair and one of the row."""
-        if x.op == "mul" and x.args[0].level < PAIR:
+        if x.scaled:
             found = shifted(x.args[1])
             return None if found is None else (x.args[0] * found[0], *found[1:])
         for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
