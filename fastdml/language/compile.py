@@ -195,13 +195,6 @@ def _workplace(path: Path, failed: str) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_bytes() == text.encode()
-    except OSError:
-        return False
-
-
 def stored(text: str, name: str, suffix: str) -> Path:
     """A file of the cache that holds the text.
 
@@ -210,10 +203,12 @@ def stored(text: str, name: str, suffix: str) -> Path:
     """
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}_{key}{suffix}"
-    if not _holds(path, text):
-        with _workplace(path, f"{path} cannot be written") as work:
-            (work / path.name).write_text(text)
-            os.replace(work / path.name, path)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text.encode():
+            return path
+    with _workplace(path, f"{path} cannot be written") as work:
+        (work / path.name).write_text(text)
+        os.replace(work / path.name, path)
     return path
 
 

@@ -174,7 +174,8 @@ class RowPrinter(Text):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
+        bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
+        self.bounds = {n: f"bound_{k}" for k, n in enumerate(bounds)}
         self.uses = Counter(a for node in topological(program.roots) for a in set(node.args))
 
     def define(self, nodes: Iterable[Node]) -> None:
@@ -197,16 +198,11 @@ class RowPrinter(Text):
 
     def _input(self, node: Node) -> tuple[str, str]:
         """What an input of the row or the call is called, and where it is read."""
-        k = node.value
-        match node.op:
-            case "parameter":
-                name = member(k[0])
-                return name, f"this->{name}"
-            case "bound" | "cut":
-                name = f"bound_{[b is node for b in self.bounds].index(True)}"
-                return name, f"this->{name}"
-        name, text = _INPUTS[node.op]
-        return name.format(k), text.format(k, len(self.program.outputs))
+        if node.op in _INPUTS:
+            name, text = (x.format(node.value, len(self.program.outputs)) for x in _INPUTS[node.op])
+            return name, text
+        name = member(node.value[0]) if node.op == "parameter" else self.bounds[node]
+        return name, f"this->{name}"
 
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
         """A pass; needed: also where only the loss is asked for."""
@@ -253,16 +249,15 @@ class RowPrinter(Text):
             for k, d in found.items():
                 self.lines.append(f"row.{word}({k}, {self.expression(d)});")
 
-    def result(self) -> None:
+    def result(self) -> str:
         outputs = self.program.outputs
         self.define(outputs)
         texts = [self.expression(x) for x in outputs]
         if self.program.trace.counted:
-            self.lines.append(f"return Counted<T>{{{texts[0]}, {texts[1]}}};")
-        elif len(texts) > 1:
-            self.lines.append(f"return values({', '.join(f'T({t})' for t in texts)});")
-        else:
-            self.lines.append(f"return {texts[0]};")
+            return f"return Counted<T>{{{texts[0]}, {texts[1]}}};"
+        if len(texts) > 1:
+            return f"return values({', '.join(f'T({t})' for t in texts)});"
+        return f"return {texts[0]};"
 
 
 def lambda_of(
@@ -306,8 +301,7 @@ def functor(program: Program, name: str, also: Sequence[str] = ()) -> str:
     for nodes in program.passes:
         printer.sweep(nodes, any(n in needed for n in nodes))
     printer.derivatives()
-    printer.result()
-    result = printer.lines.pop()
+    result = printer.result()
     printer.map()
     printer.lines.append(result)
     members = ", ".join(map(member, program.trace.parameters)) or "unused"

@@ -283,27 +283,17 @@ def mul(a: Node, b: Node) -> Node:
         inner = number_of(other.args[0]) if other.op == "mul" else None
         if v is not None and inner is not None:
             return mul(constant(v * inner), other.args[1])
-    if a.level < PAIR and b.level < PAIR:
-        if a.op == "neg" or b.op == "neg":
-            flipped = (a.op == "neg") != (b.op == "neg")
-            product = mul(*(v.args[0] if v.op == "neg" else v for v in (a, b)))
-            return neg(product) if flipped else product
-        return make(
-            "mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b))
-        )
     for one, other in ((a, b), (b, a)):
-        if one.level == PAIR and one.op == "neg":
-            if other.level < PAIR:
-                return mul(neg(other), one.args[0])
+        if one.op == "neg" and (one.level == PAIR) == (other.level == PAIR):
             return neg(mul(one.args[0], other))
+        if one.level == PAIR and one.op == "neg":
+            return mul(neg(other), one.args[0])
         if one.level == PAIR and one.scaled:
             factor, rest = one.args
             if other.level < PAIR:
                 return mul(mul(other, factor), rest)
             return mul(factor, mul(rest, other))
-    if a.level < PAIR or b.level < PAIR:
-        return make("mul", *((a, b) if a.level < PAIR else (b, a)))
-    return make("mul", *_sorted(a, b))
+    return make("mul", *sorted((a, b), key=lambda v: (v.level == PAIR, v.op != "constant", v.order)))
 
 
 def div(a: Node, b: Node) -> Node:

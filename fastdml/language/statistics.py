@@ -45,16 +45,9 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Nod
     exponentials less that; their sum (with the one); and whether there is anything in it: where not, the sum
     is 1."""
     x, mask = node.args
-    wider = mask
     windows = _windows(node, reference)
-    if windows:
-        top, terms, of_pairs = _windowed(node, windows)
-    else:
-        wider = _relaxed(x, mask)
-        largest = _largest(x, wider)
-        top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
-        terms = [(ONE, make("exp", x - top))]
-        of_pairs = total(terms[0][1], mask)
+    wider = mask if windows else _relaxed(x, mask)
+    top, terms, of_pairs = _windowed(node, windows, wider)
     # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
     sure = node.value and wider is mask and not windows
     some = TRUE if sure else of_pairs > ZERO
@@ -66,10 +59,17 @@ def _windows(node: Node, reference: Reference) -> int:
     return 0 if isinstance(reference, str) else reference.get(node, 0)
 
 
-def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], Node]:
-    """By bounds in descending order, the exponents of each above its cut."""
+def _windowed(
+    node: Node, windows: int, wider: Node
+) -> tuple[Node, list[tuple[Node, Node]], Node]:
+    """By bounds in descending order, the exponents of each above its cut. Without windows there is one, the
+    largest over a wider mask."""
     x, mask = node.args
-    bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    if windows:
+        bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    else:
+        largest = _largest(x, wider)
+        bounds = [make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)]
     above = [make("cut", value=(x, k, node.value)) < x for k in range(windows - 1)]
     centre = bounds[-1]
     for bound, inside in zip(bounds[-2::-1], above[::-1]):
@@ -87,9 +87,7 @@ def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], 
         where(of_part > ZERO, make("exp", bound - top), ZERO) if windows > 1 else ONE
         for bound, of_part in zip(bounds, sums)
     ]
-    of_pairs = ZERO
-    for factor, of_part in zip(factors, sums):
-        of_pairs = of_pairs + mul(factor, of_part)
+    of_pairs = sum((mul(*of_part) for of_part in zip(factors, sums)), ZERO)
     return top, list(zip(factors, parts)), of_pairs
 
 
@@ -98,10 +96,7 @@ def softmax(node: Node, bar: Node, reference: Reference) -> Node:
     if reference == "whole":
         return mul(bar, make("exp", node.args[0] - node))
     _, terms, sum_, _ = _parts(node, reference)
-    found = ZERO
-    for factor, exponential in terms:
-        found = found + mul(mul(div(bar, sum_), factor), exponential)
-    return found
+    return sum((mul(mul(div(bar, sum_), factor), exponential) for factor, exponential in terms), ZERO)
 
 
 def without_one(roots: list[Node]) -> list[Node]:
@@ -207,7 +202,7 @@ def _largest_term(node: Node, reference: Reference) -> Node:
     if not windows:
         return ONE
     found = ZERO
-    for _, of_pairs in reversed(_windowed(node, windows)[1]):
+    for _, of_pairs in reversed(_windowed(node, windows, node.args[1])[1]):
         some = total(of_pairs, node.args[1]) > ZERO
         found = where(some, make("amax", of_pairs, node.args[1]), found)
     return found

@@ -180,7 +180,7 @@ class StreamForm:
     def _text(self) -> str:
         passes = len(self.program.passes)
         members = [member(name) for name in self.program.trace.parameters]
-        members += [f"bound_{k}" for k in range(len(self._bounds))]
+        members += self._bounds.values()
         kind = camel(self.name)
         counts = ", ".join(map(str, (*self.statistics, self.slopes)))
         lines = [
