@@ -6,6 +6,7 @@ row are moved outwards, where sums and sweeps can make use of them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import weakref
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -357,13 +358,13 @@ def where(condition: Node, a: Node, b: Node) -> Node:
 
 def split(mask: Node) -> tuple[Node, Node]:
     """A mask as a condition of the row and one of the pair."""
-    of_row = of_pair = TRUE
-    for part in conjuncts(mask):
-        if part.level < PAIR:
-            of_row = both(of_row, part)
-        else:
-            of_pair = both(of_pair, part)
-    return of_row, of_pair
+    parts = conjuncts(mask)
+    of_row, of_pair = ([p for p in parts if (p.level == PAIR) == pairs] for pairs in (False, True))
+    return all_of(of_row), all_of(of_pair)
+
+
+def all_of(conditions: Iterable[Node]) -> Node:
+    return functools.reduce(both, conditions, TRUE)
 
 
 def conjuncts(mask: Node, known: Container[Node] = ()) -> list[Node]:

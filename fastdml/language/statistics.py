@@ -22,6 +22,7 @@ from .graph import (
     ZERO,
     Node,
     S,
+    all_of,
     both,
     conjuncts,
     div,
@@ -87,7 +88,7 @@ def _windowed(
         where(of_part > ZERO, make("exp", bound - top), ZERO) if windows > 1 else ONE
         for bound, of_part in zip(bounds, sums)
     ]
-    of_pairs = sum((mul(*of_part) for of_part in zip(factors, sums)), ZERO)
+    of_pairs = sum((mul(factor, of_part) for factor, of_part in zip(factors, sums)), ZERO)
     return top, list(zip(factors, parts)), of_pairs
 
 
@@ -234,16 +235,16 @@ def _relaxed(x: Node, mask: Node) -> Node:
     slope = _slope(x)
     if mask.op != "and" or slope == 0:
         return mask
-    kept = TRUE
-    for part in conjuncts(mask):
-        if part.op in ("lt", "le") and _reduces(part):
-            low, high = part.args
-            falls = low.op == "s" and high.level < PAIR and slope < 0
-            rises = high.op == "s" and low.level < PAIR and slope > 0
-            if falls or rises:
-                continue
-        kept = both(kept, part)
-    return kept
+
+    def needless(part: Node) -> bool:
+        if part.op not in ("lt", "le") or not _reduces(part):
+            return False
+        low, high = part.args
+        falls = low.op == "s" and high.level < PAIR and slope < 0
+        rises = high.op == "s" and low.level < PAIR and slope > 0
+        return falls or rises
+
+    return all_of(part for part in conjuncts(mask) if not needless(part))
 
 
 def _reduces(node: Node) -> bool:
