@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -66,15 +67,15 @@ class Text:
     spellings: Mapping[str, Spelling] = SPELLINGS
     signs = 2  # of "and" and "or" of the row: && and ||
 
-    def __init__(self, count: int = 0) -> None:
-        self.names: dict[Node, str] = {}
+    def __init__(self, outer: Text | None = None) -> None:
+        """outer: whose names it knows, and whose count it goes on with."""
+        self.names: dict[Node, str] = dict(outer.names) if outer else {}
         self.lines: list[str] = []
-        self._count = count
+        self.numbers: Iterator[int] = outer.numbers if outer else itertools.count()
 
     def name(self, node: Node, hint: str) -> str:
         """A new name for a node, which is defined by a line of its own."""
-        self.names[node] = f"{hint}{self._count}"
-        self._count += 1
+        self.names[node] = f"{hint}{next(self.numbers)}"
         return self.names[node]
 
     def shared(
@@ -281,11 +282,9 @@ def lambda_of(
 
 def _block(row: Text, roots: Sequence[Node], wrap: str) -> list[str]:
     """The lines that compute and return what a pair adds."""
-    pair = Text(row._count)
-    pair.names = dict(row.names)
+    pair = Text(row)
     shared = pair.shared(topological(roots, pairs=True), set(roots), PAIR)
     lines = [f"auto {name} = {text};" for name, text in shared]
-    row._count = pair._count
     texts = []
     for root in roots:
         text = pair.expression(root)

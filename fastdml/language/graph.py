@@ -155,7 +155,7 @@ Found = TypeVar("Found")
 _known: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
 
 
-def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> Node:
+def make(op: str, *args: Node, value: Any = None) -> Node:
     """The node of an operation, which is made only once."""
     whole = b"".join([f"{op} {_shown(value)} ".encode(), *(a.order[1] for a in args)])
     digest = hashlib.blake2b(whole, digest_size=16).digest()
@@ -164,11 +164,8 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
         return found
     node = object.__new__(Node)
     node.op, node.args, node.value = op, args, value
-    if level is None:
-        level = LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT)
-        if op not in REDUCTIONS:
-            level = max([level, *(a.level for a in args)])
-    node.level = level
+    levels = [LEAVES.get(op, CONSTANT), *(a.level for a in args)]
+    node.level = ROW if op in REDUCTIONS else max(levels)
     masks = op in MASKS or (op == "constant" and isinstance(value, bool))
     node.is_mask = masks or (op in ("where", "detach") and args[-1].is_mask)
     node.order = (1 + max((a.order[0] for a in args), default=0), digest)
@@ -412,6 +409,11 @@ def log_sum_exp(x: Node, mask: Node, one: bool) -> Node:
     count = total(ONE, mask)
     shared = where(count > ZERO, x + make("log", make("max", count, ONE)), LOWEST)
     return make("softplus", shared) if one else shared
+
+
+def contains(root: Node, ops: Container[str]) -> bool:
+    """Whether any of these operations is in an expression."""
+    return any(n.op in ops for n in topological([root]))
 
 
 def _has_factor_of_row(x: Node) -> bool:

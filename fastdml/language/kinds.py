@@ -132,8 +132,7 @@ class _Join:
     def __init__(self, positives: Sequence[Node], negatives: Sequence[Node]) -> None:
         self.of = [positives, negatives]
         self.join = functools.cache(self._join)
-        self.in_p: dict[Node, Node] = {}
-        self.in_n: dict[Node, Node] = {}
+        self.partners: tuple[dict[Node, Node], dict[Node, Node]] = {}, {}  # joined already
         self._pair_up()
 
     def _pair_up(self) -> None:
@@ -150,15 +149,14 @@ class _Join:
             other = None if node in of_n else next(waiting[node.op], None)
             if other is not None:
                 args = [self._joined(a, b) for a, b in zip(node.args, other.args)]
-                self.in_p[node] = self.in_n[other] = rebuild(node, args)
+                self.partners[0][node] = self.partners[1][other] = rebuild(node, args)
 
     def roots(self) -> list[Node]:
         return [self._joined(p, n) for p, n in zip(*self.of)]
 
     def _joined(self, p: Node, n: Node) -> Node:
         """The two joined, partners within them first."""
-        (a,) = rewrite([p], pairs=True, replaced=self.in_p)
-        (b,) = rewrite([n], pairs=True, replaced=self.in_n)
+        (a,), (b,) = (rewrite([x], pairs=True, replaced=k) for x, k in zip((p, n), self.partners))
         return self.join(a, b)
 
     def _join(self, a: Node, b: Node) -> Node:

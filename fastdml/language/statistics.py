@@ -25,6 +25,7 @@ from .graph import (
     all_of,
     both,
     conjuncts,
+    contains,
     div,
     invert,
     make,
@@ -125,7 +126,7 @@ def unshifted(roots: list[Node], exact: bool) -> list[Node]:
             found = shifted(x.args[1])
             return None if found is None else (x.args[0] * found[0], *found[1:])
         for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
-            if b.level < PAIR == a.level and _reduces(b):
+            if b.level < PAIR == a.level and contains(b, REDUCTIONS):
                 return ONE, a, b
         return None
 
@@ -237,7 +238,7 @@ def _relaxed(x: Node, mask: Node) -> Node:
         return mask
 
     def needless(part: Node) -> bool:
-        if part.op not in ("lt", "le") or not _reduces(part):
+        if part.op not in ("lt", "le") or not contains(part, REDUCTIONS):
             return False
         low, high = part.args
         falls = low.op == "s" and high.level < PAIR and slope < 0
@@ -245,10 +246,6 @@ def _relaxed(x: Node, mask: Node) -> Node:
         return falls or rises
 
     return all_of(part for part in conjuncts(mask) if not needless(part))
-
-
-def _reduces(node: Node) -> bool:
-    return any(n.op in REDUCTIONS for n in topological([node]))
 
 
 def _slope(x: Node) -> int:

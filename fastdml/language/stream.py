@@ -142,7 +142,7 @@ class StreamForm:
         # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
         printer.hoist(roots, below=ROW)
         inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
-        inner._count = printer._count
+        inner.numbers = printer.numbers
         body = lambda_of(inner, roots, wrap)
         head = "[=](auto p, [[maybe_unused]] auto row) __attribute__((always_inline))"
         body = body.replace("[=](auto p)", head, 1)

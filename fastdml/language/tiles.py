@@ -34,6 +34,7 @@ from .graph import (
     ZERO,
     Node,
     constant,
+    contains,
     div,
     make,
     mul,
@@ -184,9 +185,8 @@ class PrintedTiles:
         """Expressions of parameters alone that the functions read."""
 
         def alone(node: Node) -> bool:
-            if node.level != CALL or node.is_mask:
-                return False
-            return all(n.op not in ("scalar", "own", "slack") for n in topological([node]))
+            of_call = node.level == CALL and not node.is_mask
+            return of_call and not contains(node, ("scalar", "own", "slack"))
 
         forms = [*roots, *(x for nodes in passes_of(roots) for n in nodes for x in of_both([n]))]
         forms += self._weights(self.column_slopes)
@@ -420,7 +420,7 @@ def _states(weights: Sequence[Node]) -> list[Node]:
     found: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
-        of_output = any(n.op == "weight" for n in topological([node]))
+        of_output = contains(node, ("weight",))
         if CALL < node.level < PAIR and not of_output:
             found[node] = None
         elif node.level == PAIR or (node.level > CALL and of_output):
