@@ -121,7 +121,9 @@ class Text:
             case "max":
                 args = sorted(args, key=lambda x: -x.level)
             case "add":
-                a, b = args = args if args[1].op == "neg" or args[0].op != "neg" else args[::-1]
+                if args[0].op == "neg" and args[1].op != "neg":
+                    args = args[::-1]  # b - a
+                a, b = args
                 if b.op == "neg" and b is not HIGHEST and b not in self.names:
                     return f"{self.expression(a, SUM)} - {self.expression(b.args[0], PRODUCT)}", SUM
             case "neg" if node is HIGHEST:

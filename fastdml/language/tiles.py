@@ -190,8 +190,8 @@ class PrintedTiles:
 
         forms = [*roots, *(x for nodes in passes_of(roots) for n in nodes for x in of_both([n]))]
         forms += self._weights(self.column_slopes)
-        inner = [n for n in topological(forms) if not alone(n)]
-        return [*dict.fromkeys(a for a in (*(a for n in inner for a in n.args), *roots) if alone(a))]
+        read = [a for n in topological(forms) if not alone(n) for a in n.args]
+        return [*dict.fromkeys(a for a in (*read, *roots) if alone(a))]
 
     def _weights(self, slopes: Sequence[Node]) -> list[Node]:
         """What the functions for weights and slopes return of a pair."""
