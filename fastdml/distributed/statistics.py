@@ -104,9 +104,9 @@ class State:
         rows = Rows(nothing, mask, mask, None, None, problem.all_scalars, problem.row_values, None)
         roots = [*made.outputs]
         if wanted.scalars:
-            roots += [d for _, d in made.d_scalars]
+            roots += made.by("scalar").values()
         if wanted.row_values:
-            roots += [d for _, d in made.d_values]
+            roots += made.by("row_value").values()
         found = values(roots, rows, None, self._weights(slice(None)), self.known)
 
         def of_row(x: Node) -> Tensor:
@@ -116,11 +116,11 @@ class State:
         factor = self._factor(slice(None))
         if wanted.scalars and problem.all_scalars is not None:
             out.d_scalars = torch.zeros_like(problem.all_scalars)
-            for k, x in made.d_scalars:
+            for k, x in made.by("scalar").items():
                 out.d_scalars[k] = (of_row(x) * factor).sum(dtype=torch.float64)
         if wanted.row_values and problem.row_values is not None:
             out.d_row_values = torch.zeros_like(problem.row_values)
-            for k, x in made.d_values:
+            for k, x in made.by("row_value").items():
                 out.d_row_values[:, k] = of_row(x) * factor
         return out
 

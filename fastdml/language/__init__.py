@@ -8,38 +8,9 @@ def multi_similarity(p, alpha, beta, base):
     return pull / alpha + push / beta
 """
 
+from . import words
 from .graph import NotInLanguage
 from .row import Row, trace
-from .words import (
-    absolute,
-    amax,
-    amin,
-    apart,
-    cos,
-    count,
-    detach,
-    equal,
-    exp,
-    log,
-    log_sum_exp,
-    lowest,
-    maximum,
-    mean,
-    minimum,
-    relu,
-    rounding,
-    share,
-    sigmoid,
-    sin,
-    softplus,
-    sqrt,
-    square,
-    sum,
-    where,
-)
+from .words import *  # noqa: F403
 
-__all__ = [
-    "NotInLanguage", "Row", "absolute", "amax", "amin", "apart", "cos", "count", "detach", "equal", "exp",
-    "log", "log_sum_exp", "lowest", "maximum", "mean", "minimum", "relu", "rounding", "share", "sigmoid",
-    "sin", "softplus", "sqrt", "square", "sum", "trace", "where",
-]  # fmt: skip
+__all__ = ["NotInLanguage", "Row", "trace", *words.__all__]

@@ -38,7 +38,7 @@ def _affine(x: Node, most: float, known: dict[Node, Found]) -> Found:
                 terms[atom] = add(terms.get(atom, ZERO), factor)
             rest = add(rest, part[1])
         return (terms, rest) if len(terms) <= most else None
-    by = neg(ONE) if x.op == "neg" else x.args[0] if x.op == "mul" and x.args[0].level < PAIR else None
+    by = neg(ONE) if x.op == "neg" else x.args[0] if x.scaled else None
     if by is None:
         return {x: ONE}, ZERO
     part = affine(x.args[-1], most, known)
@@ -47,11 +47,7 @@ def _affine(x: Node, most: float, known: dict[Node, Found]) -> Found:
 
 def rebuilt(terms: Mapping[Node, Node], rest: Node) -> Node:
     """The sum of the terms and the rest."""
-    found: Node | None = None
-    for atom, factor in terms.items():
-        term = mul(factor, atom)
-        found = term if found is None else add(found, term)
-    return rest if found is None else add(found, rest)
+    return add(sum((mul(factor, atom) for atom, factor in terms.items()), ZERO), rest)
 
 
 def folded(roots: list[Node]) -> list[Node]:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -42,10 +42,9 @@ def cache_folder() -> Path:
     return Path(base).absolute() / "fastdml"
 
 
-@functools.cache
-def _build() -> ModuleType:
-    """csrc/build.py, which knows how functors are compiled."""
-    spec = importlib.util.spec_from_file_location("fastdml_build", sources() / "build.py")
+def module_at(path: Path, name: str) -> ModuleType:
+    """A Python file as a module of this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,16 +52,17 @@ def _build() -> ModuleType:
 
 
 @functools.cache
+def _build() -> ModuleType:
+    """csrc/build.py, which knows how functors are compiled."""
+    return module_at(sources() / "build.py", "fastdml_build")
+
+
+@functools.cache
 def _versions() -> str:
     """Of everything but a functor's own text that a compiled functor depends on."""
     found = hashlib.sha256()
-    for header in sorted(
-        [
-            *sources().glob("rows/row.h"),
-            *sources().glob("cpu/*.h"),
-            sources() / "cpu/differences.cpp",
-        ]
-    ):
+    others = [sources() / name for name in ("rows/row.h", "cpu/differences.cpp")]
+    for header in sorted([*sources().glob("cpu/*.h"), *others]):
         found.update(header.read_bytes())
     for part in (_build().ROWS, " ".join(compiler()), _compiler_version()):
         found.update(part.encode())
@@ -173,24 +173,26 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _workplace(folder: Path) -> Path:
-    """A new folder in the cache."""
+@contextlib.contextmanager
+def _workplace(path: Path, failed: str) -> Iterator[Path]:
+    """A new folder of the cache beside a file, in which it is made before it is moved to its place: another
+    process sees all of it or nothing. failed: what to say where it cannot be made."""
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        return Path(tempfile.mkdtemp(prefix=_WORKPLACE, dir=folder))
+        work = Path(tempfile.mkdtemp(prefix=_WORKPLACE, dir=folder))
     except OSError as error:
         raise CannotCompile(
             f"the folder for compiled losses, {folder}, cannot be written to ({error.strerror}); "
             "FASTDML_CACHE names another"
         ) from error
-
-
-def _holds(path: Path, text: str) -> bool:
     try:
-        return path.read_bytes() == text.encode()
-    except OSError:
-        return False
+        yield work
+    except OSError as error:
+        raise CannotCompile(f"{failed}: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def stored(text: str, name: str, suffix: str) -> Path:
@@ -201,25 +203,19 @@ def stored(text: str, name: str, suffix: str) -> Path:
     """
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     path = cache_folder() / f"{name}_{key}{suffix}"
-    if not _holds(path, text):
-        work = _workplace(path.parent)
-        try:
-            (work / path.name).write_text(text)
-            os.replace(work / path.name, path)
-        except OSError as error:
-            raise CannotCompile(f"{path} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text.encode():
+            return path
+    with _workplace(path, f"{path} cannot be written") as work:
+        (work / path.name).write_text(text)
+        os.replace(work / path.name, path)
     return path
 
 
 def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path, kind: str) -> None:
-    """Compiles beside the place and moves there: another process sees all of it or nothing.
-
-    The digest comes first: a library without its own is compiled again."""
+    """The digest comes first: a library without its own is compiled again."""
     width, flags = next((w, f) for i, w, f in _build().instruction_sets() if i == isa)
-    work = _workplace(path.parent)
-    try:
+    with _workplace(path, f"{names[0]} could not be compiled") as work:
         written, made, digest = work / "functor.cpp", work / path.name, work / "functor.sha256"
         written.write_text(_source(texts, names, isa, width, kind))
         command = [*compiler(), *_build().ROWS.split(), *flags.split(), f"-I{sources()}", "-w"]
@@ -230,10 +226,6 @@ def _compile(texts: Sequence[str], names: Sequence[str], isa: str, path: Path, k
         os.replace(written, path.with_suffix(".cpp"))  # for those who want to read it
         os.replace(digest, path.with_suffix(".sha256"))
         os.replace(made, path)
-    except OSError as error:
-        raise CannotCompile(f"{names[0]} could not be compiled: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _run(command: Sequence[str], folder: Path, name: str) -> None:
@@ -245,11 +237,6 @@ def _run(command: Sequence[str], folder: Path, name: str) -> None:
 def plain(name: str) -> str:
     """A name as an identifier."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in name).strip("_")
-
-
-def identifier(name: str) -> str:
-    """A name for a user's functor, whatever its function is called."""
-    return f"user_{plain(name) or 'loss'}"
 
 
 @functools.cache

@@ -2,71 +2,80 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from .affine import folded
 from .graph import (
     CONSTANT,
     HIGHEST,
-    LOWEST,
     PAIR,
     REDUCTIONS,
-    ZERO,
     Node,
     conjuncts,
     topological,
-    where,
 )
-from .kinds import COSTLY, of_both, of_kind
+from .kinds import COSTLY, of_both, of_negatives
 from .program import Program
 
 OPERATIONS = {"sum": "Sum", "amax": "Max", "amin": "Min"}
-IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST}
+_RESULTS = {"sum": "sum", "amax": "top", "amin": "least"}  # what they are called
 # How tightly the text of an expression binds.
-_OR, _AND, _COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
-_INFIX = {
-    "add": (" + ", _SUM), "mul": (" * ", _PRODUCT), "lt": (" < ", _COMPARE), "le": (" <= ", _COMPARE),
-    "eq": (" == ", _COMPARE), "and": (" & ", _AND), "or": (" | ", _OR),
-}  # fmt: skip
+OR, AND, COMPARE, SUM, PRODUCT, UNARY, ATOM = range(7)
 
 
-def pair_forms(nodes: Sequence[Node]) -> list[Node]:
-    """What a pass computes of a pair, one expression for both kinds of pairs: what a reduction folds, or
-    the expression itself."""
-    return of_both(_contributions(nodes))
+class Spelling(NamedTuple):
+    """How an operation is written: with places for its arguments, how tightly it binds, and how tightly what
+    stands in those places has to."""
+
+    text: str
+    binds: int = ATOM
+    within: tuple[int, ...] = (OR, OR, OR)
 
 
-def _contributions(nodes: Sequence[Node]) -> list[Node]:
-    return [where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in REDUCTIONS else n for n in nodes]
-
-
-def of_negatives(nodes: Sequence[Node]) -> list[Node]:
-    """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
-    nothing. Most vectors of pairs hold no positive."""
-    alone = folded(of_kind(_contributions(nodes), False))
-    return alone if _cost(alone) < _cost(pair_forms(nodes)) else []
-
-
-def _cost(roots: Sequence[Node]) -> int:
-    return sum(n.level == PAIR and n.op in COSTLY for n in topological(roots, pairs=True))
+# A word that is not listed is called as a function.
+SPELLINGS = {
+    "lowest": Spelling("lowest<T>()"),
+    "highest": Spelling("highest<T>()"),
+    "s": Spelling("p.s"),
+    "positive": Spelling("p.positive"),
+    "teacher": Spelling("p.teacher()"),
+    "column": Spelling("p.column({value})"),
+    "add": Spelling("{} + {}", SUM, (SUM, PRODUCT)),
+    "mul": Spelling("{} * {}", PRODUCT, (PRODUCT, UNARY)),
+    "div": Spelling("{} / {}", PRODUCT, (PRODUCT, UNARY)),
+    "neg": Spelling("-{}", UNARY, (UNARY,)),
+    "lt": Spelling("{} < {}", COMPARE, (COMPARE, SUM)),
+    "le": Spelling("{} <= {}", COMPARE, (COMPARE, SUM)),
+    "eq": Spelling("{} == {}", COMPARE, (COMPARE, SUM)),
+    "not": Spelling("!{}", UNARY, (UNARY,)),  # of vectors, each lane's
+    "where": Spelling("select({}, {}, {})"),
+    "where of the row": Spelling("({} ? {} : {})"),
+    "max": Spelling("max({}, {})"),
+    "sqrt": Spelling("sqrt(max({}, T(0)))"),
+    "slack": Spelling("T(8) * {epsilon} * {}", PRODUCT, (UNARY,)),
+    "apart": Spelling("({})"),
+}
 
 
 class Text:
     """Expressions as text, with names for what is used more than once."""
 
     epsilon = "epsilon<T>()"  # of the type of the pairs
+    spellings: Mapping[str, Spelling] = SPELLINGS
+    signs = 2  # of "and" and "or" of the row: && and ||
 
-    def __init__(self, count: int = 0) -> None:
-        self.names: dict[Node, str] = {}
+    def __init__(self, outer: Text | None = None) -> None:
+        """outer: whose names it knows, and whose count it goes on with."""
+        self.names: dict[Node, str] = dict(outer.names) if outer else {}
         self.lines: list[str] = []
-        self._count = count
+        self.numbers: Iterator[int] = outer.numbers if outer else itertools.count()
 
     def name(self, node: Node, hint: str) -> str:
         """A new name for a node, which is defined by a line of its own."""
-        self.names[node] = f"{hint}{self._count}"
-        self._count += 1
+        self.names[node] = f"{hint}{next(self.numbers)}"
         return self.names[node]
 
     def shared(
@@ -81,80 +90,68 @@ class Text:
                 text = self.expression(node)
                 yield self.name(node, "m" if node.is_mask else "x"), text
 
-    def expression(self, node: Node, within: int = _OR) -> str:
+    def expression(self, node: Node, within: int = OR) -> str:
         text, binds = self._text(node)
         return f"({text})" if binds < within else text
 
+    def literal(self, x: float | bool) -> str:
+        if isinstance(x, bool):
+            return "true" if x else "false"
+        if x != x:
+            return 'T(__builtin_nan(""))'
+        if x in (float("inf"), float("-inf")):
+            return "highest<T>()" if x > 0 else "lowest<T>()"
+        return f"T({x:g})" if float(f"{x:g}") == x else f"T({x!r})"
+
+    def spelling(self, node: Node) -> Spelling:
+        op = "highest" if node is HIGHEST else node.op
+        if op == "where" and node.level < PAIR:
+            op = "where of the row"
+        return self.spellings.get(op, Spelling(f"{op}({{}})"))
+
     def _text(self, node: Node) -> tuple[str, int]:
         if node in self.names:
-            return self.names[node], _ATOM
-        if node.op in _INFIX:
-            return self._infix(node)
-        args = node.args
-        of_row = node.level < PAIR
+            return self.names[node], ATOM
+        args: Sequence[Node] = node.args
         match node.op:
             case "constant":
-                return literal(node.value), _ATOM
-            case "lowest":
-                return "lowest<T>()", _ATOM
-            case "neg" if node is HIGHEST:
-                return "highest<T>()", _ATOM
-            case "neg":
-                return f"-{self.expression(args[0], _UNARY)}", _UNARY
-            case "not":
-                return f"!{self._mask(args[0], node, _UNARY)}", _UNARY  # of vectors, each lane's
-            case "div":
-                low, high = self.expression(args[0], _PRODUCT), self.expression(args[1], _UNARY)
-                return f"{low} / {high}", _PRODUCT
-            case "slack":
-                return f"T(8) * {self.epsilon} * {self.expression(args[0], _UNARY)}", _PRODUCT
-            case "where":
-                a, b = (self.expression(x, _OR) for x in args[1:])
-                condition = self._mask(args[0], node, _OR)
-                if of_row:
-                    return f"({condition} ? {a} : {b})", _ATOM
-                return f"select({condition}, {a}, {b})", _ATOM
+                return self.literal(node.value), ATOM
+            case "and" | "or":
+                return self._masks(node)
             case "max":
-                pair, other = sorted(args, key=lambda x: -x.level)
-                return f"max({self.expression(pair)}, {self.expression(other)})", _ATOM
-            case "sqrt":
-                return f"sqrt(max({self.expression(args[0])}, T(0)))", _ATOM
-            case "s" | "positive":
-                return f"p.{node.op}", _ATOM
-            case "teacher":
-                return "p.teacher()", _ATOM
-            case "column":
-                return f"p.column({node.value})", _ATOM
-            case "apart":
-                return f"({self.expression(args[0])})", _ATOM
-        return f"{node.op}({self.expression(args[0])})", _ATOM
+                args = sorted(args, key=lambda x: -x.level)
+            case "add":
+                if args[0].op == "neg" and args[1].op != "neg":
+                    args = args[::-1]  # b - a
+                a, b = args
+                if b.op == "neg" and b is not HIGHEST and b not in self.names:
+                    return f"{self.expression(a, SUM)} - {self.expression(b.args[0], PRODUCT)}", SUM
+            case "neg" if node is HIGHEST:
+                args = ()
+        text, binds, within = self.spelling(node)
+        texts = [self._argument(a, node, k) for a, k in zip(args, within)]
+        return text.format(*texts, value=node.value, epsilon=self.epsilon), binds
 
-    def _infix(self, node: Node) -> tuple[str, int]:
-        sign, binds = _INFIX[node.op]
-        a, b = node.args
-        if node.op == "add":
-            if b.op != "neg" and a.op == "neg":
-                a, b = b, a
-            if b.op == "neg" and b is not HIGHEST and b not in self.names:
-                return f"{self.expression(a, _SUM)} - {self.expression(b.args[0], _PRODUCT)}", _SUM
-        if node.op in ("and", "or"):
-            sign = sign if node.level == PAIR else sign.replace("&", "&&").replace("|", "||")
-            parts = conjuncts(node, self.names) if node.op == "and" else node.args
-            # Compilers suspect a slip where a negation comes first.
-            parts = sorted(parts, key=self._negates)
-            if self._negates(parts[0]):
-                other = sign.translate(str.maketrans("&|", "|&"))
-                return f"!({other.join(self._mask(x.args[0], node, _SUM) for x in parts)})", _UNARY
-            return sign.join(self._mask(x, node, _SUM) for x in parts), binds
-        return f"{self.expression(a, binds)}{sign}{self.expression(b, binds + 1)}", binds
+    def _masks(self, node: Node) -> tuple[str, int]:
+        """Several conditions as one."""
+        sign, binds = ("&", AND) if node.op == "and" else ("|", OR)
+        sign = f" {sign if node.level == PAIR else sign * self.signs} "
+        parts = conjuncts(node, self.names) if node.op == "and" else node.args
+        # Compilers suspect a slip where a negation comes first.
+        parts = sorted(parts, key=self._negates)
+        if self._negates(parts[0]):
+            other = sign.translate(str.maketrans("&|", "|&"))
+            return f"!({other.join(self._argument(x.args[0], node, SUM) for x in parts)})", UNARY
+        return sign.join(self._argument(x, node, SUM) for x in parts), binds
 
     def _negates(self, mask: Node) -> bool:
         return mask.op == "not" and mask not in self.names
 
-    def _mask(self, mask: Node, within: Node, binds: int) -> str:
-        """A mask beside masks of pairs: a condition of the row as one that all its pairs have alike."""
-        text = self.expression(mask, binds)
-        if within.level < PAIR or mask.level == PAIR or text.startswith("row.is("):
+    def _argument(self, x: Node, within: Node, binds: int) -> str:
+        """An argument. A mask beside masks of pairs: a condition of the row as one that all its pairs have
+        alike."""
+        text = self.expression(x, binds)
+        if not x.is_mask or within.level < PAIR or x.level == PAIR or text.startswith("row.is("):
             return text
         return f"(p.s * T(0) == p.s * T(0) + T({text} ? 0 : 1))"
 
@@ -164,14 +161,14 @@ def member(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_]", lambda found: f"u{ord(found[0]):x}", name) + "_"
 
 
-def literal(x: float | bool) -> str:
-    if isinstance(x, bool):
-        return "true" if x else "false"
-    if x != x:
-        return 'T(__builtin_nan(""))'
-    if x in (float("inf"), float("-inf")):
-        return "highest<T>()" if x > 0 else "lowest<T>()"
-    return f"T({x:g})" if float(f"{x:g}") == x else f"T({x!r})"
+# What inputs of the row and the call are called, and where they are read.
+_INPUTS = {
+    "scalar": ("scalar_{}", "row.scalar({})"),
+    "row_value": ("value_{}", "row.value({})"),
+    "weight": ("weight_{}", "row.weight({}, {})"),
+    "candidates": ("candidates", "T(row.candidates())"),
+    "columns": ("columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"),
+}
 
 
 class RowPrinter(Text):
@@ -180,7 +177,8 @@ class RowPrinter(Text):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
+        bounds = [n for n in topological(program.roots) if n.op in ("bound", "cut")]
+        self.bounds = {n: f"bound_{k}" for k, n in enumerate(bounds)}
         self.uses = Counter(a for node in topological(program.roots) for a in set(node.args))
 
     def define(self, nodes: Iterable[Node]) -> None:
@@ -188,12 +186,10 @@ class RowPrinter(Text):
         for node in topological(nodes, known=self.names):
             if node in self.names or node.level in (CONSTANT, PAIR) or node.op in REDUCTIONS:
                 continue
-            made = self._input(node) if not node.args else None
-            if made is not None:
-                hint, text = made
-                self.names[node] = hint
-                self.lines.append(f"const T {hint} = {text};")
-            elif self.uses[node] > 1 and node.args and node.op != "neg":
+            if not node.args:
+                self.names[node], text = self._input(node)
+                self.lines.append(f"const T {self.names[node]} = {text};")
+            elif self.uses[node] > 1 and node.op != "neg":
                 self._define(node)
 
     def _define(self, node: Node) -> None:
@@ -203,33 +199,19 @@ class RowPrinter(Text):
             f"const {kind} {self.name(node, 'is' if node.is_mask else 'v')} = {text};"
         )
 
-    def _input(self, node: Node) -> tuple[str, str] | None:
-        k = node.value
-        match node.op:
-            case "parameter":
-                return member(k[0]), f"this->{member(k[0])}"
-            case "scalar" | "row_value":
-                call = "scalar" if node.op == "scalar" else "value"
-                return f"{call}_{k}", f"row.{call}({k})"
-            case "weight":
-                return f"weight_{k}", f"row.weight({k}, {len(self.program.outputs)})"
-            case "candidates":
-                return "candidates", "T(row.candidates())"
-            case "columns":
-                return "columns", "T(row.candidates() + (row.has_own() ? 1 : 0))"
-            case "bound" | "cut":
-                name = f"bound_{[b is node for b in self.bounds].index(True)}"
-                return name, f"this->{name}"
-        return None
+    def _input(self, node: Node) -> tuple[str, str]:
+        """What an input of the row or the call is called, and where it is read."""
+        if node.op in _INPUTS:
+            name, text = (x.format(node.value, len(self.program.outputs)) for x in _INPUTS[node.op])
+            return name, text
+        name = member(node.value[0]) if node.op == "parameter" else self.bounds[node]
+        return name, f"this->{name}"
 
     def sweep(self, nodes: Sequence[Node], needed: bool) -> None:
         """A pass; needed: also where only the loss is asked for."""
-        roots = pair_forms(nodes)
+        roots = of_both(nodes)
         self.hoist(roots)
-        names = [
-            self.name(node, {"sum": "sum", "amax": "top", "amin": "least"}[node.op])
-            for node in nodes
-        ]
+        names = [self.name(node, _RESULTS[node.op]) for node in nodes]
         body = lambda_of(self, roots, "values", negatives=self._negatives(nodes))
         operations = ", ".join(f"{OPERATIONS[n.op]}{{}}" for n in nodes)
         fold = f"row.reduce({body}, {operations})"
@@ -253,7 +235,7 @@ class RowPrinter(Text):
         self._each("map(", self.program.weight)
 
     def _each(self, word: str, of_pair: Node) -> None:
-        roots = pair_forms([of_pair])
+        roots = of_both([of_pair])
         self.hoist(roots)
         body = lambda_of(self, roots, "", negatives=self._negatives([of_pair]))
         self.lines.append(f"row.{word}{body});")
@@ -264,24 +246,21 @@ class RowPrinter(Text):
         return found
 
     def derivatives(self) -> None:
-        for word, found in (
-            ("d_scalar", self.program.d_scalars),
-            ("d_value", self.program.d_values),
-        ):
-            self.define([d for _, d in found])
-            for k, d in found:
+        for word, op in (("d_scalar", "scalar"), ("d_value", "row_value")):
+            found = self.program.by(op)
+            self.define(found.values())
+            for k, d in found.items():
                 self.lines.append(f"row.{word}({k}, {self.expression(d)});")
 
-    def result(self) -> None:
+    def result(self) -> str:
         outputs = self.program.outputs
         self.define(outputs)
         texts = [self.expression(x) for x in outputs]
         if self.program.trace.counted:
-            self.lines.append(f"return Counted<T>{{{texts[0]}, {texts[1]}}};")
-        elif len(texts) > 1:
-            self.lines.append(f"return values({', '.join(f'T({t})' for t in texts)});")
-        else:
-            self.lines.append(f"return {texts[0]};")
+            return f"return Counted<T>{{{texts[0]}, {texts[1]}}};"
+        if len(texts) > 1:
+            return f"return values({', '.join(f'T({t})' for t in texts)});"
+        return f"return {texts[0]};"
 
 
 def lambda_of(
@@ -305,11 +284,9 @@ def lambda_of(
 
 def _block(row: Text, roots: Sequence[Node], wrap: str) -> list[str]:
     """The lines that compute and return what a pair adds."""
-    pair = Text(row._count)
-    pair.names = dict(row.names)
+    pair = Text(row)
     shared = pair.shared(topological(roots, pairs=True), set(roots), PAIR)
     lines = [f"auto {name} = {text};" for name, text in shared]
-    row._count = pair._count
     texts = []
     for root in roots:
         text = pair.expression(root)
@@ -325,8 +302,7 @@ def functor(program: Program, name: str, also: Sequence[str] = ()) -> str:
     for nodes in program.passes:
         printer.sweep(nodes, any(n in needed for n in nodes))
     printer.derivatives()
-    printer.result()
-    result = printer.lines.pop()
+    result = printer.result()
     printer.map()
     printer.lines.append(result)
     members = ", ".join(map(member, program.trace.parameters)) or "unused"

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -79,7 +79,7 @@ class Forms:
             except NoStream as error:
                 self._streams[key] = str(error)
         form = self._streams[key]
-        return form if isinstance(form, str) else (form, form.members(ranges, size))
+        return form if isinstance(form, str) else (form, form.members(ranges))
 
     @lazy
     def tiles(self) -> Any:
@@ -89,7 +89,9 @@ class Forms:
         from . import tiles
 
         try:
-            return tiles.printed(self.program.trace, self.name)
+            made = tiles.PrintedTiles(self.program.trace, self.name)
+            made.load()
+            return made
         except tiles.NoTile:
             return None
 
@@ -202,22 +204,26 @@ def _read(p: Row, arguments: Mapping[str, Any], first: int) -> dict[str, Any]:
     return {k: p.parameter(v.k) if isinstance(v, Learnt) else v for k, v in arguments.items()}
 
 
-def traced(
+def _made(
+    loss: Described | type[Described],
+    name: str,
     function: RowFunction,
     arguments: Mapping[str, Any],
-    opened: tuple[str, ...],
-    positive: tuple[str, ...],
-    counted: bool = False,
-    scalars: int = 0,
-) -> Trace:
-    """function(p, **arguments) and its open arguments; `scalars` values of the call that may want a
-    gradient come before its learnt parameters."""
+    opened: Collection[str],
+    positive: Collection[str],
+) -> Forms:
+    """The forms of function(p, **arguments) and its open arguments. Values of the call of which a loss has
+    derivatives come before its learnt parameters."""
+    first = len(loss.learnable)
     learnt = sum(isinstance(v, Learnt) for v in arguments.values())
 
     def read(p: Row, /, **numbers: Any) -> Any:
-        return function(p, **_read(p, arguments, scalars), **numbers)
+        return function(p, **_read(p, arguments, first), **numbers)
 
-    return trace(read, opened, {}, counted, positive, scalars + learnt)
+    def traced() -> Trace:
+        return trace(read, tuple(opened), loss.counted, positive, first + learnt)
+
+    return Forms(name, traced, loss.outputs)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -225,12 +231,9 @@ def _forms(
     kind: type[Described], chosen: tuple[tuple[str, Any], ...], opened: tuple[str, ...]
 ) -> Forms:
     """The forms that all descriptions of a kind share whose fields differ in open numbers only."""
-    above = tuple(k for k in opened if k in positive_fields(kind))  # type: ignore[arg-type]
-    return Forms(
-        _name(kind, dict(chosen), opened),
-        lambda: traced(kind.function, dict(chosen), opened, above, kind.counted, len(kind.learnable)),
-        kind.outputs,
-    )
+    arguments = dict(chosen)
+    positive = positive_fields(kind)  # type: ignore[arg-type]
+    return _made(kind, _name(kind, arguments, opened), kind.function, arguments, opened, positive)
 
 
 @functools.cache
@@ -303,17 +306,11 @@ class DescribedLoss(Described):
 
     @lazy
     def forms(self) -> Forms:
-        kept = self.open_arguments
-        bound = {k: v for k, v in self.arguments.items() if k not in kept}
-        positive = tuple(k for k, v in kept.items() if v > 0)
-        opened = tuple(kept)
-        return Forms(
-            compile.identifier(self.name),
-            lambda: traced(
-                self._floored, bound, opened, positive, self.counted, len(self.learnable)
-            ),
-            self.outputs,
-        )
+        opened = self.open_arguments
+        chosen = {k: v for k, v in self.arguments.items() if k not in opened}
+        positive = [k for k, v in opened.items() if v > 0]
+        name = f"user_{compile.plain(self.name) or 'loss'}"  # whatever its function is called
+        return _made(self, name, self._floored, chosen, opened, positive)
 
     def _floored(self, p: Row, /, **arguments: Any) -> Any:
         found = self.function(p, **arguments)

@@ -15,6 +15,7 @@ from .graph import (
     EVERY,
     HIGHEST,
     LOWEST,
+    MASKS,
     ONE,
     PAIR,
     ZERO,
@@ -32,7 +33,7 @@ from .graph import (
 )
 
 _TINY = 1e-37
-CONSTANT_OPS = ("lt", "le", "eq", "and", "or", "not", "detach", "positive", "negative")
+CONSTANT_OPS = (*MASKS, "detach")
 
 
 def gradient(
@@ -137,7 +138,7 @@ def _parts(node: Node, bar: Node, reference: statistics.Reference) -> list[tuple
 
 def _vanishes(x: Node, with_: Node) -> bool:
     """Whether x has a number as a factor."""
-    if x.op == "where" and x.args[2] is ZERO:
+    if x.masked:
         return _vanishes(x.args[1], with_)
     return x is with_ or (x.op in ("mul", "neg") and any(_vanishes(a, with_) for a in x.args))
 

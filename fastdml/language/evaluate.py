@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..engine.loss import Rows
 from . import words
-from .graph import Node, topological
+from .graph import LOWEST, Node, upwards
 from .row import TensorRow
 
 
@@ -19,23 +20,21 @@ def values(
     rows: Rows,
     parameters: Mapping[str, float] | None = None,
     weights: Tensor | None = None,
-    given: Mapping[Node, Tensor] | None = None,
+    given: Mapping[Node, Tensor] = MappingProxyType({}),
 ) -> dict[Node, Tensor]:
     """The roots and what they are made of, on a block of rows; given: nodes whose values are known."""
     p = TensorRow(rows)
-    known: dict[Node, Tensor] = dict(given or {})
     like = rows.s
     r, n = like.shape
 
     def number(x: float) -> Tensor:
         return torch.tensor(x, dtype=like.dtype, device=like.device)
 
-    def leaf(node: Node) -> Tensor:
+    def value(node: Node, args: list[Tensor]) -> Tensor:
         match node.op:
             case "constant":
-                if isinstance(node.value, bool):
-                    return torch.tensor(node.value, device=like.device)
-                return number(node.value)
+                kind = torch.bool if node.is_mask else like.dtype
+                return torch.tensor(node.value, dtype=kind, device=like.device)
             case "lowest":
                 return number(torch.finfo(like.dtype).min)
             case "parameter":
@@ -49,11 +48,6 @@ def values(
                 return weights[:, node.value : node.value + 1]
             case "scalar" | "row_value" | "column":
                 return getattr(p, node.op)(node.value)  # type: ignore[no-any-return]
-        return getattr(p, node.op)  # type: ignore[no-any-return]
-
-    def value(node: Node) -> Tensor:
-        args = [known[a] for a in node.args]
-        match node.op:
             case "sum":
                 return words.sum(args[0], where=args[1].expand(r, n)).to(like.dtype)
             case "amax" | "amin":
@@ -61,34 +55,18 @@ def values(
                 return reduce(args[0].expand(r, n), where=args[1].expand(r, n))  # type: ignore[no-any-return]
             case "slack":
                 return 8 * torch.finfo(like.dtype).eps * args[0]
-        return _POINTWISE[node.op](*args)
+        return _POINTWISE[node.op](*args) if args else getattr(p, node.op)  # type: ignore[no-any-return]
 
-    # Depth first, but not below what is known.
-    stack = list(roots)
-    while stack:
-        node = stack[-1]
-        missing = [] if node in known else [a for a in node.args if a not in known]
-        if missing:
-            stack += missing
-            continue
-        stack.pop()
-        if node not in known:
-            known[node] = value(node) if node.args else leaf(node)
-    return known
+    return upwards(roots, value, given)
 
 
 def number_on_host(node: Node, parameters: Mapping[str, float]) -> float:
     """The value of an expression of parameters alone, in double precision."""
-    known: dict[Node, Tensor] = {}
-    for n in topological([node]):
-        if n.args:
-            known[n] = _POINTWISE[n.op](*(known[a] for a in n.args))
-        else:
-            value = parameters[n.value[0]] if n.op == "parameter" else n.value
-            if n.op == "lowest":
-                value = torch.finfo(torch.float32).min
-            known[n] = torch.tensor(value, dtype=torch.float64, device="cpu")
-    return float(known[node])
+    nothing = torch.empty(1, 0, dtype=torch.float64, device="cpu")
+    rows = Rows(nothing, nothing.bool(), nothing.bool(), None, None, None, None, None)
+    # What reads it holds single precision.
+    lowest = torch.tensor(torch.finfo(torch.float32).min, dtype=torch.float64, device="cpu")
+    return float(values([node], rows, parameters, given={LOWEST: lowest})[node])
 
 
 _POINTWISE: dict[str, Callable[..., Any]] = {

@@ -6,11 +6,13 @@ row are moved outwards, where sums and sweeps can make use of them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 # What an expression may differ by: nothing, the call, the row, the pair.
 CONSTANT, CALL, ROW, PAIR = range(4)
@@ -53,6 +55,16 @@ class Node:
     level: int
     is_mask: bool
     order: tuple[int, bytes]
+
+    @property
+    def masked(self) -> bool:
+        """Whether it is a number where a mask holds, else 0: its first arguments."""
+        return self.op == "where" and self.args[2] is ZERO
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it is a product with a number of the row (or the call), its first argument."""
+        return self.op == "mul" and self.args[0].level < PAIR
 
     def __add__(self, other: Operand) -> Node:
         return add(number(self), number(other))
@@ -139,10 +151,11 @@ class Node:
 
 
 Operand = Node | float
+Found = TypeVar("Found")
 _known: weakref.WeakValueDictionary[bytes, Node] = weakref.WeakValueDictionary()
 
 
-def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> Node:
+def make(op: str, *args: Node, value: Any = None) -> Node:
     """The node of an operation, which is made only once."""
     whole = b"".join([f"{op} {_shown(value)} ".encode(), *(a.order[1] for a in args)])
     digest = hashlib.blake2b(whole, digest_size=16).digest()
@@ -151,11 +164,8 @@ def make(op: str, *args: Node, value: Any = None, level: int | None = None) -> N
         return found
     node = object.__new__(Node)
     node.op, node.args, node.value = op, args, value
-    if level is None:
-        level = LEAVES.get(op, ROW if op in REDUCTIONS else CONSTANT)
-        if op not in REDUCTIONS:
-            level = max([level, *(a.level for a in args)])
-    node.level = level
+    levels = [LEAVES.get(op, CONSTANT), *(a.level for a in args)]
+    node.level = ROW if op in REDUCTIONS else max(levels)
     masks = op in MASKS or (op == "constant" and isinstance(value, bool))
     node.is_mask = masks or (op in ("where", "detach") and args[-1].is_mask)
     node.order = (1 + max((a.order[0] for a in args), default=0), digest)
@@ -246,9 +256,9 @@ def neg(a: Node) -> Node:
         return constant(-x)
     if a.op == "neg":
         return a.args[0]
-    if a.op == "mul" and a.args[0].level < PAIR <= a.level:
+    if a.scaled and a.level == PAIR:
         return mul(neg(a.args[0]), a.args[1])
-    if a.op == "where" and a.args[2] is ZERO:
+    if a.masked:
         return where(a.args[0], neg(a.args[1]), ZERO)
     return make("neg", a)
 
@@ -265,33 +275,23 @@ def mul(a: Node, b: Node) -> Node:
             return other
         if v == -1:
             return neg(other)
-        if one.op == "where" and one.args[2] is ZERO and one.level >= other.level:
+        if one.masked and one.level >= other.level:
             return where(one.args[0], mul(one.args[1], other), ZERO)
     for other, v in ((b, x), (a, y)):
         inner = number_of(other.args[0]) if other.op == "mul" else None
         if v is not None and inner is not None:
             return mul(constant(v * inner), other.args[1])
-    if a.level < PAIR and b.level < PAIR:
-        if a.op == "neg" or b.op == "neg":
-            flipped = (a.op == "neg") != (b.op == "neg")
-            product = mul(*(v.args[0] if v.op == "neg" else v for v in (a, b)))
-            return neg(product) if flipped else product
-        return make(
-            "mul", *((b, a) if y is not None else (a, b) if x is not None else _sorted(a, b))
-        )
     for one, other in ((a, b), (b, a)):
-        if one.level == PAIR and one.op == "neg":
-            if other.level < PAIR:
-                return mul(neg(other), one.args[0])
+        if one.op == "neg" and (one.level == PAIR) == (other.level == PAIR):
             return neg(mul(one.args[0], other))
-        if one.level == PAIR and one.op == "mul" and one.args[0].level < PAIR:
+        if one.level == PAIR and one.op == "neg":
+            return mul(neg(other), one.args[0])
+        if one.level == PAIR and one.scaled:
             factor, rest = one.args
             if other.level < PAIR:
                 return mul(mul(other, factor), rest)
             return mul(factor, mul(rest, other))
-    if a.level < PAIR or b.level < PAIR:
-        return make("mul", *((a, b) if a.level < PAIR else (b, a)))
-    return make("mul", *_sorted(a, b))
+    return make("mul", *sorted((a, b), key=lambda v: (v.level == PAIR, v.op != "constant", v.order)))
 
 
 def div(a: Node, b: Node) -> Node:
@@ -342,7 +342,7 @@ def where(condition: Node, a: Node, b: Node) -> Node:
     if b is ZERO and max(a.level, condition.level) == PAIR:
         # A condition of the row becomes a factor of the row.
         if condition.level < PAIR:
-            own = a.op == "mul" and a.args[0].level < PAIR
+            own = a.scaled
             factor, rest = a.args if own else (ONE, a)
             return mul(where(condition, factor, ZERO), rest)
         of_row, of_pair = split(condition)
@@ -355,13 +355,13 @@ def where(condition: Node, a: Node, b: Node) -> Node:
 
 def split(mask: Node) -> tuple[Node, Node]:
     """A mask as a condition of the row and one of the pair."""
-    of_row = of_pair = TRUE
-    for part in conjuncts(mask):
-        if part.level < PAIR:
-            of_row = both(of_row, part)
-        else:
-            of_pair = both(of_pair, part)
-    return of_row, of_pair
+    parts = conjuncts(mask)
+    of_row, of_pair = ([p for p in parts if (p.level == PAIR) == pairs] for pairs in (False, True))
+    return all_of(of_row), all_of(of_pair)
+
+
+def all_of(conditions: Iterable[Node]) -> Node:
+    return functools.reduce(both, conditions, TRUE)
 
 
 def conjuncts(mask: Node, known: Container[Node] = ()) -> list[Node]:
@@ -382,9 +382,9 @@ def total(x: Node, mask: Node, spread: bool = False) -> Node:
         return ZERO
     if x.op == "neg":
         return neg(total(x.args[0], mask, spread))
-    if x.op == "where" and x.args[2] is ZERO:
+    if x.masked:
         return total(x.args[1], both(mask, x.args[0]), spread)
-    if x.op == "mul" and x.args[0].level < PAIR:
+    if x.scaled:
         return mul(x.args[0], total(x.args[1], mask, spread))
     if x.op == "add" and spread:
         return add(*(total(a, mask, True) for a in x.args))
@@ -411,8 +411,13 @@ def log_sum_exp(x: Node, mask: Node, one: bool) -> Node:
     return make("softplus", shared) if one else shared
 
 
+def contains(root: Node, ops: Container[str]) -> bool:
+    """Whether any of these operations is in an expression."""
+    return any(n.op in ops for n in topological([root]))
+
+
 def _has_factor_of_row(x: Node) -> bool:
-    if x.op == "where" and x.args[2] is ZERO:
+    if x.masked:
         return _has_factor_of_row(x.args[1])
     if x.op == "neg":
         return _has_factor_of_row(x.args[0])
@@ -452,16 +457,35 @@ def topological(
     return list(order)
 
 
+def upwards(
+    roots: Iterable[Node],
+    step: Callable[[Node, list[Found]], Found],
+    known: Mapping[Node, Found] = MappingProxyType({}),
+) -> dict[Node, Found]:
+    """What a step finds of every node of the roots, from what it found of the node's arguments; known: what
+    is found of some."""
+    found = dict(known)
+    for node in topological(roots, known=known):
+        if node not in found:
+            found[node] = step(node, [found[a] for a in node.args])
+    return found
+
+
 def rewrite(
-    roots: Iterable[Node], rule: Callable[[Node], Node | None], pairs: bool = False
+    roots: Iterable[Node],
+    rule: Callable[[Node], Node | None] = lambda _: None,
+    pairs: bool = False,
+    replaced: Mapping[Node, Node] = MappingProxyType({}),
 ) -> list[Node]:
     """The roots with every node replaced by what the rule makes of it, its arguments first; None: as it
-    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole."""
+    is. The rule sees nodes whose arguments have been replaced; pairs: and numbers of the row whole.
+    replaced: what is known to stand for some nodes, which no rule sees."""
     roots = list(roots)
-    made: dict[Node, Node] = {}
-    for node in topological(roots, pairs):
-        whole = pairs and node.level < PAIR
-        again = node if whole else rebuild(node, [made[a] for a in node.args])
-        replaced = rule(again)
-        made[node] = again if replaced is None else replaced
+    made = dict(replaced)
+    for node in topological(roots, pairs, known=replaced):
+        if node not in made:
+            whole = pairs and node.level < PAIR
+            again = node if whole else rebuild(node, [made[a] for a in node.args])
+            found = rule(again)
+            made[node] = again if found is None else found
     return [made[root] for root in roots]

@@ -7,19 +7,24 @@ one sharing an evaluation with those of the other: exp(select(positive, a, b)) i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 from .affine import affine, folded, rebuilt
 from .graph import (
     FALSE,
+    HIGHEST,
+    LOWEST,
     NEGATIVE,
     ONE,
     PAIR,
     POSITIVE,
     TRUE,
+    ZERO,
     Node,
     both,
     conjuncts,
+    constant,
     div,
     either,
     invert,
@@ -34,19 +39,47 @@ from .graph import (
 COSTLY = (
     "exp", "softplus", "sigmoid", "log", "sqrt", "div", "exp2", "softplus2", "sigmoid2", "log2",
 )  # fmt: skip
+NOTHING = constant(float("-inf"))  # as an exponent
+# What a reduction folds of a pair that it is not over.
+IDENTITY = {"sum": ZERO, "amax": LOWEST, "amin": HIGHEST, "log_sum_exp": NOTHING}
 _SAME_SHAPE = ("add", "mul", "neg", "max", "abs", *COSTLY)
+
+
+def costly(roots: Iterable[Node]) -> list[Node]:
+    """The costly functions of a pair that the roots are made of."""
+    return [n for n in topological(roots, pairs=True) if n.level == PAIR and n.op in COSTLY]
 
 
 def specialised(roots: Iterable[Node], positive: bool) -> list[Node]:
     """The roots for pairs of one kind."""
     kind = {POSITIVE: TRUE if positive else FALSE, NEGATIVE: FALSE if positive else TRUE}
-    return rewrite(roots, kind.get, pairs=True)
+    return rewrite(roots, replaced=kind, pairs=True)
 
 
-def of_kind(roots: Iterable[Node], positive: bool) -> list[Node]:
-    """What a pass computes of pairs of one kind."""
-    alone = rewrite(specialised(roots, positive), _quotient, pairs=True)
+def _contributions(nodes: Iterable[Node]) -> list[Node]:
+    """What reductions fold of a pair, the exponent and the number of a softmax's mean; other expressions as
+    they are."""
+    found = []
+    for n in nodes:
+        if n.op == "softmax_mean":
+            x, mask, v = n.args
+            found += [where(mask, x, NOTHING), where(mask, v, ZERO)]
+        else:
+            found.append(where(n.args[1], n.args[0], IDENTITY[n.op]) if n.op in IDENTITY else n)
+    return found
+
+
+def of_kind(nodes: Iterable[Node], positive: bool) -> list[Node]:
+    """What a pass computes of pairs of one kind, for reductions and for expressions of the pair."""
+    alone = rewrite(specialised(_contributions(nodes), positive), _quotient, pairs=True)
     return bounded(folded(alone))
+
+
+def of_negatives(nodes: Sequence[Node]) -> list[Node]:
+    """What a pass computes of a pair that is no positive, if that costs less than any pair does; else
+    nothing. Most vectors of pairs hold no positive."""
+    alone = of_kind(nodes, False)
+    return alone if len(costly(alone)) < len(costly(of_both(nodes))) else []
 
 
 def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
@@ -54,9 +87,9 @@ def joined(positives: Sequence[Node], negatives: Sequence[Node]) -> list[Node]:
     return folded(_Join(positives, negatives).roots())
 
 
-def of_both(roots: Sequence[Node]) -> list[Node]:
+def of_both(nodes: Sequence[Node]) -> list[Node]:
     """What a pass computes of a pair, one expression for both kinds."""
-    return joined(of_kind(roots, True), of_kind(roots, False))
+    return joined(of_kind(nodes, True), of_kind(nodes, False))
 
 
 def _quotient(node: Node) -> Node | None:
@@ -98,17 +131,9 @@ def bounded(roots: Iterable[Node]) -> list[Node]:
 class _Join:
     def __init__(self, positives: Sequence[Node], negatives: Sequence[Node]) -> None:
         self.of = [positives, negatives]
-        self.shared: dict[tuple[Node, Node], Node] = {}
-        self.in_p: dict[Node, Node] = {}
-        self.in_n: dict[Node, Node] = {}
+        self.join = functools.cache(self._join)
+        self.partners: tuple[dict[Node, Node], dict[Node, Node]] = {}, {}  # joined already
         self._pair_up()
-
-    def _costly(self, roots: Sequence[Node], others: set[Node]) -> dict[str, list[Node]]:
-        found: dict[str, list[Node]] = {}
-        for node in topological(roots, pairs=True):
-            if node.level == PAIR and node.op in COSTLY and node not in others:
-                found.setdefault(node.op, []).append(node)
-        return found
 
     def _pair_up(self) -> None:
         """Gives costly nodes of the one kind a partner of the other; arguments come before."""
@@ -118,50 +143,35 @@ class _Join:
             own, others = ops[k], ops[1 - k]
             if others & _EXP and own & _SIGMOID and not others & _SIGMOID and not own & _EXP:
                 self.of[k] = rewrite(self.of[k], _sigmoid_by_exp, pairs=True)
-        all_p, all_n = (set(topological(roots, pairs=True)) for roots in self.of)
-        costly_p, costly_n = self._costly(self.of[0], all_n), self._costly(self.of[1], all_p)
-        partner: dict[Node, Node] = {}
-        for op, nodes in costly_p.items():
-            for a, b in zip(nodes, costly_n.get(op, [])):
-                partner[a] = b
-        for node in topological(self.of[0], pairs=True):
-            if node in partner:
-                other = partner[node]
-                args = [
-                    self.join(rebuilt_in(a, self.in_p), rebuilt_in(b, self.in_n))
-                    for a, b in zip(node.args, other.args)
-                ]
-                self.in_p[node] = self.in_n[other] = rebuild(node, args)
+        of_p, of_n = (dict.fromkeys(costly(roots)) for roots in self.of)
+        waiting = {op: iter([n for n in of_n if n.op == op and n not in of_p]) for op in COSTLY}
+        for node in of_p:
+            other = None if node in of_n else next(waiting[node.op], None)
+            if other is not None:
+                args = [self._joined(a, b) for a, b in zip(node.args, other.args)]
+                self.partners[0][node] = self.partners[1][other] = rebuild(node, args)
 
     def roots(self) -> list[Node]:
-        return [
-            self.join(rebuilt_in(p, self.in_p), rebuilt_in(n, self.in_n))
-            for p, n in zip(*self.of)
-        ]
+        return [self._joined(p, n) for p, n in zip(*self.of)]
 
-    def join(self, a: Node, b: Node) -> Node:
-        """What is a for positives and b for negatives."""
-        key = (a, b)
-        if key not in self.shared:
-            self.shared[key] = self._join(a, b)
-        return self.shared[key]
+    def _joined(self, p: Node, n: Node) -> Node:
+        """The two joined, partners within them first."""
+        (a,), (b,) = (rewrite([x], pairs=True, replaced=k) for x, k in zip((p, n), self.partners))
+        return self.join(a, b)
 
     def _join(self, a: Node, b: Node) -> Node:
+        """What is a for positives and b for negatives."""
         if a is b:
             return a
         if a.is_mask or b.is_mask:
             return either(both(POSITIVE, a), both(invert(POSITIVE), b))
         if a.level < PAIR and b.level < PAIR:
             return where(POSITIVE, a, b)
-        zero = make("constant", value=0.0)
-        masks = [
-            x.args[0] if x.op == "where" and x.args[2] is zero and x.args[0].level == PAIR else None
-            for x in (a, b)
-        ]
-        if a is not zero and b is not zero and any(m is not None for m in masks):
+        masks = [x.args[0] if x.masked and x.args[0].level == PAIR else None for x in (a, b)]
+        if a is not ZERO and b is not ZERO and any(m is not None for m in masks):
             mask = self.join(*(TRUE if m is None else m for m in masks))
             values = [x if m is None else x.args[1] for x, m in zip((a, b), masks)]
-            return where(mask, self.join(*values), zero)
+            return where(mask, self.join(*values), ZERO)
         linear_a, linear_b = affine(a), affine(b)
         if linear_a and linear_b and set(linear_a[0]) == set(linear_b[0]):
             terms = {x: self.join(c, linear_b[0][x]) for x, c in linear_a[0].items()}
@@ -185,16 +195,3 @@ def _sigmoid_by_exp(node: Node) -> Node | None:
     if node.op not in _SIGMOID or node.level < PAIR:
         return None
     return div(ONE, ONE + make(node.op.replace("sigmoid", "exp"), neg(node.args[0])))
-
-
-def rebuilt_in(root: Node, replaced: dict[Node, Node]) -> Node:
-    """The root with nodes replaced, wherever they occur."""
-    if not replaced:
-        return root
-    made: dict[Node, Node] = {}
-    for node in topological([root], pairs=True):
-        if node in replaced or node.level < PAIR:
-            made[node] = replaced.get(node, node)
-        else:
-            made[node] = rebuild(node, [made[a] for a in node.args])
-    return made[root]

@@ -26,18 +26,15 @@ def forms() -> Iterator[tuple[type[Described], Forms]]:
 
 def headers() -> dict[str, str]:
     """Stem -> text of a header as in csrc/rows. Losses that print the same share one functor."""
-    same: dict[tuple[str, str], list[str]] = {}
-    programs: dict[str, Program] = {}
+    alike: dict[str, tuple[str, Program, list[str]]] = {}
     for kind, one in forms():
         if isinstance(one.program, str):
             raise TypeError(f"{kind.__name__}.row: {one.program}")
-        programs[one.name] = one.program
-        alike = cpp.functor(one.program, "same")
-        stem, first = next(((s, t) for s, t in same if t == alike), (kind.name, alike))
-        same.setdefault((stem, first), []).append(one.name)
+        text = cpp.functor(one.program, "same")
+        alike.setdefault(text, (kind.name, one.program, []))[2].append(one.name)
     found: dict[str, str] = {}
-    for (stem, _), (first, *others) in same.items():
-        found[stem] = found.get(stem, "") + cpp.functor(programs[first], first, others)
+    for stem, made, (first, *others) in alike.values():
+        found[stem] = found.get(stem, "") + cpp.functor(made, first, others)
     return found
 
 
@@ -50,5 +47,5 @@ def streams(descriptions: Iterable[RowLoss]) -> dict[str, tuple[str, str]]:
             continue
         made = one.streamed({"s": [range_of(one.metric, 0.0)]}, _FLOAT)
         if not isinstance(made, str) and costs_less(one, made[0].sweeps, one.symmetric):
-            found[made[0].name] = (made[0].key, made[0].printer.text)
+            found[made[0].name] = (made[0].key, made[0].text)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from numbers import Real
 from typing import Any
 
@@ -155,22 +155,21 @@ def _column(x: Any, rows: int) -> Tensor:
 def trace(
     function: RowFunction,
     parameters: tuple[str, ...] = (),
-    bound: Mapping[str, Any] | None = None,
     counted: bool = False,
     positive: Collection[str] = (),
     scalars: int | None = None,
 ) -> Trace:
-    """The expressions that function(p, **parameters, **bound) returns.
+    """The expressions that function(p, **parameters) returns.
 
     parameters: names of keyword arguments that are numbers of the call and stay open; positive: those of
-    them that are above 0 for sure, which may save a pass. bound: the other arguments. scalars: see `Trace`.
+    them that are above 0 for sure, which may save a pass. scalars: see `Trace`.
 
     Raises:
         NotInLanguage: saying which word of the function is not one of the language's.
     """
     opened = {name: make("parameter", value=(name, name in positive)) for name in parameters}
     try:
-        found = function(TracedRow(), **opened, **(bound or {}))
+        found = function(TracedRow(), **opened)
     except NotInLanguage:
         raise
     except Exception as error:

@@ -15,7 +15,6 @@ from ..engine.registry import LOSSES
 from . import compile, cpp, tiles
 from .described import Described, DescribedLoss
 from .graph import NotInLanguage
-from .program import program
 
 FORMS = ("torch", "cpp", "cuda", "triton")
 
@@ -62,12 +61,9 @@ def _module(where: str) -> ModuleType:
             return importlib.import_module(where)
         except ImportError as error:
             raise ValueError(f"loss: expected a Python file or module before the colon: {error}") from error
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-    if spec is None or spec.loader is None or not Path(where).exists():
+    if not Path(where).exists():
         raise ValueError(f"loss: expected a Python file, got {where!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return compile.module_at(Path(where), Path(where).stem)
 
 
 def _printed(loss: Described, form: str) -> str:
@@ -80,7 +76,7 @@ def _printed(loss: Described, form: str) -> str:
     if form != "triton":  # one row functor serves both
         return cpp.functor(loss.forms.program, name)
     try:
-        return tiles.Printer(program(loss.forms.program.trace, reference="whole"), name).text
+        return tiles.PrintedTiles(loss.forms.program.trace, name).text
     except (tiles.NoTile, NotInLanguage) as error:
         raise ValueError(f"form: expected another than 'triton': {error}") from error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from .affine import affine
 from .graph import (
     LOWEST,
     ONE,
@@ -21,8 +22,10 @@ from .graph import (
     ZERO,
     Node,
     S,
+    all_of,
     both,
     conjuncts,
+    contains,
     div,
     invert,
     make,
@@ -44,16 +47,9 @@ def _parts(node: Node, reference: Reference) -> tuple[Node, list[tuple[Node, Nod
     exponentials less that; their sum (with the one); and whether there is anything in it: where not, the sum
     is 1."""
     x, mask = node.args
-    wider = mask
     windows = _windows(node, reference)
-    if windows:
-        top, terms, of_pairs = _windowed(node, windows)
-    else:
-        wider = _relaxed(x, mask)
-        largest = _largest(x, wider)
-        top = make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)
-        terms = [(ONE, make("exp", x - top))]
-        of_pairs = total(terms[0][1], mask)
+    wider = mask if windows else _relaxed(x, mask)
+    top, terms, of_pairs = _windowed(node, windows, wider)
     # The largest exponential of the pairs is 1, if there is a pair, and no number in range is 0.
     sure = node.value and wider is mask and not windows
     some = TRUE if sure else of_pairs > ZERO
@@ -65,10 +61,17 @@ def _windows(node: Node, reference: Reference) -> int:
     return 0 if isinstance(reference, str) else reference.get(node, 0)
 
 
-def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], Node]:
-    """By bounds in descending order, the exponents of each above its cut."""
+def _windowed(
+    node: Node, windows: int, wider: Node
+) -> tuple[Node, list[tuple[Node, Node]], Node]:
+    """By bounds in descending order, the exponents of each above its cut. Without windows there is one, the
+    largest over a wider mask."""
     x, mask = node.args
-    bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    if windows:
+        bounds = [make("bound", value=(x, k, node.value)) for k in range(windows)]
+    else:
+        largest = _largest(x, wider)
+        bounds = [make("max", largest, ZERO) if node.value else where(largest > LOWEST, largest, ZERO)]
     above = [make("cut", value=(x, k, node.value)) < x for k in range(windows - 1)]
     centre = bounds[-1]
     for bound, inside in zip(bounds[-2::-1], above[::-1]):
@@ -86,9 +89,7 @@ def _windowed(node: Node, windows: int) -> tuple[Node, list[tuple[Node, Node]], 
         where(of_part > ZERO, make("exp", bound - top), ZERO) if windows > 1 else ONE
         for bound, of_part in zip(bounds, sums)
     ]
-    of_pairs = ZERO
-    for factor, of_part in zip(factors, sums):
-        of_pairs = of_pairs + mul(factor, of_part)
+    of_pairs = sum((mul(factor, of_part) for factor, of_part in zip(factors, sums)), ZERO)
     return top, list(zip(factors, parts)), of_pairs
 
 
@@ -97,10 +98,7 @@ def softmax(node: Node, bar: Node, reference: Reference) -> Node:
     if reference == "whole":
         return mul(bar, make("exp", node.args[0] - node))
     _, terms, sum_, _ = _parts(node, reference)
-    found = ZERO
-    for factor, exponential in terms:
-        found = found + mul(mul(div(bar, sum_), factor), exponential)
-    return found
+    return sum((mul(mul(div(bar, sum_), factor), exponential) for factor, exponential in terms), ZERO)
 
 
 def without_one(roots: list[Node]) -> list[Node]:
@@ -124,11 +122,11 @@ def unshifted(roots: list[Node], exact: bool) -> list[Node]:
 
     def shifted(x: Node) -> tuple[Node, Node, Node] | None:
         """x as a product of a factor and a sum of a number of the pair and one of the row."""
-        if x.op == "mul" and x.args[0].level < PAIR:
+        if x.scaled:
             found = shifted(x.args[1])
             return None if found is None else (x.args[0] * found[0], *found[1:])
         for a, b in (x.args, x.args[::-1]) if x.op == "add" else ():
-            if b.level < PAIR == a.level and _reduces(b):
+            if b.level < PAIR == a.level and contains(b, REDUCTIONS):
                 return ONE, a, b
         return None
 
@@ -206,7 +204,7 @@ def _largest_term(node: Node, reference: Reference) -> Node:
     if not windows:
         return ONE
     found = ZERO
-    for _, of_pairs in reversed(_windowed(node, windows)[1]):
+    for _, of_pairs in reversed(_windowed(node, windows, node.args[1])[1]):
         some = total(of_pairs, node.args[1]) > ZERO
         found = where(some, make("amax", of_pairs, node.args[1]), found)
     return found
@@ -227,7 +225,7 @@ def _largest(x: Node, mask: Node) -> Node:
             return x.args[0] * _largest(x.args[1], mask)
         return make("amax", x, mask)
     extreme = make("amax" if slope > 0 else "amin", S, mask)
-    return rewrite([x], lambda node: extreme if node is S else None, pairs=True)[0]
+    return rewrite([x], pairs=True, replaced={S: extreme})[0]
 
 
 def _relaxed(x: Node, mask: Node) -> Node:
@@ -238,36 +236,22 @@ def _relaxed(x: Node, mask: Node) -> Node:
     slope = _slope(x)
     if mask.op != "and" or slope == 0:
         return mask
-    kept = TRUE
-    for part in conjuncts(mask):
-        if part.op in ("lt", "le") and _reduces(part):
-            low, high = part.args
-            falls = low.op == "s" and high.level < PAIR and slope < 0
-            rises = high.op == "s" and low.level < PAIR and slope > 0
-            if falls or rises:
-                continue
-        kept = both(kept, part)
-    return kept
 
+    def needless(part: Node) -> bool:
+        if part.op not in ("lt", "le") or not contains(part, REDUCTIONS):
+            return False
+        low, high = part.args
+        falls = low.op == "s" and high.level < PAIR and slope < 0
+        rises = high.op == "s" and low.level < PAIR and slope > 0
+        return falls or rises
 
-def _reduces(node: Node) -> bool:
-    return any(n.op in REDUCTIONS for n in topological([node]))
+    return all_of(part for part in conjuncts(mask) if not needless(part))
 
 
 def _slope(x: Node) -> int:
     """1 where x surely rises with s, -1 where it falls, 0 where that is not known (or neither)."""
-    if x.op == "s":
-        return 1
-    if x.op == "neg":
-        return -_slope(x.args[0])
-    if x.op == "add":
-        a, b = x.args
-        if b.level < PAIR:
-            return _slope(a)
-        return _slope(b) if a.level < PAIR else 0
-    if x.op == "mul" and x.args[0].level < PAIR:
-        return _sign(x.args[0]) * _slope(x.args[1])
-    return 0
+    found = affine(x, 1)
+    return _sign(found[0][S]) if found and S in found[0] else 0
 
 
 def _sign(x: Node) -> int:

@@ -7,7 +7,6 @@ the compiler computes it once. Else their reference is the row's largest exponen
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import math
@@ -18,13 +17,15 @@ import numpy as np
 
 from ..engine import library
 from . import compile
-from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member, pair_forms
-from .graph import COLUMNS, ROW, Node, topological
-from .program import Program, of_positives, passes_of, program
+from .cpp import OPERATIONS, RowPrinter, camel, indented, lambda_of, member
+from .graph import COLUMNS, ROW, Node, topological, upwards
+from .kinds import of_both
+from .program import Program, of_positives, program
 from .row import Trace
 from .statistics import prepared
 
 MOST_PASSES = 4
+_UNUSED = "static_cast<void>(statistic), static_cast<void>(row)"
 _CALL = "[[maybe_unused]] const Call& call"
 # How far below and above a number taken out of them exponents may lie: what a type holds, with room for the
 # sum and for what the exponentials are multiplied by.
@@ -38,8 +39,9 @@ _MOST_WINDOWS = 3
 _SURE = 60.0
 _PIECES = 64
 
-Ranges = Mapping[str, Sequence[tuple[float, float]]]
-Interval = tuple[float, float]
+# Ends of an interval: numbers, or arrays of many intervals' ends.
+Interval = tuple[Any, Any]
+Ranges = Mapping[str, Sequence[Interval]]
 
 
 class NoStream(NotImplementedError):
@@ -51,30 +53,39 @@ class StreamForm:
 
     windows: of its log-sum-exps: see `windows_of`. size: of the type, in bytes.
 
-    statistics: how many each pass has; among_positives: which passes gather from positives alone, so that
-    others can be left out; reads: what each pass, and the weight last, read of a row. columns:
-    values of a candidate that are read; slopes: by how many of them, from the first, there are derivatives.
-    needed: how many passes the outputs take. settled: whether no statistic reads the outputs' weights in the
-    result. key: what the compiled library knows it by.
+    text: the functor; key: what the compiled library knows it by. statistics: how many each pass has;
+    among_positives: which passes gather from positives alone, so that others can be left out; reads: what
+    each pass, and the weight last, read of a row. columns: values of a candidate that are read; slopes: by
+    how many of them, from the first, there are derivatives. needed: how many passes the outputs take.
+    settled: whether no statistic reads the outputs' weights in the result.
 
     Raises:
         NoStream: saying why there is none.
     """
 
     def __init__(self, trace: Trace, name: str, windows: Mapping[Node, int], size: int) -> None:
-        made = _scheduled(trace, windows)
+        self.program = made = _scheduled(trace, windows)
         if not 1 <= len(made.passes) <= MOST_PASSES:
             raise NoStream(f"it has {len(made.passes)} passes")
-        self._refused: str | None = None  # why it could not be compiled
-        self._loaded, self.name, self.printer = -1, name, StreamPrinter(made, name, size)
-        self.key = hashlib.sha256(self.printer.text.encode()).hexdigest()[:24]
-        self.statistics, self.reads = self.printer.statistics, self.printer.read_counts
-        self.columns, self.slopes = self.printer.columns, len(self.printer.slopes)
+        self.name, self.size = name, size
+        self.columns, self.slopes = made.count("column"), len(made.column_slopes)
+        self.statistics = tuple(map(len, made.passes))
         self.among_positives = tuple(map(_narrow, made.passes))
         outputs = set(topological(made.outputs))
         self.needed = max((k + 1 for k, n in enumerate(made.passes) if outputs & {*n}), default=0)
-        gathered = topological(n for nodes in made.passes for n in nodes)
-        self.settled = not any(n.op == "weight" for n in gathered)
+        self._gathered = [n for nodes in made.passes for n in nodes]
+        self.settled = not any(n.op == "weight" for n in topological(self._gathered))
+        self._bounds = RowPrinter(made).bounds
+        # What pairs give each pass, and their weights and slopes; and what these read of the row.
+        self._forms = [of_both(nodes) for nodes in (*made.passes, (made.weight, *made.column_slopes))]
+        self._known = [
+            [n for n in topological(roots, pairs=True) if n.level == ROW] for roots in self._forms
+        ]
+        self.reads = tuple(map(len, self._known))
+        self.text = self._text()
+        self.key = hashlib.sha256(self.text.encode()).hexdigest()[:24]
+        self._loaded = -1
+        self._refused: str | None = None  # why it could not be compiled
 
     @property
     def sweeps(self) -> int:
@@ -83,7 +94,7 @@ class StreamForm:
 
     @property
     def _asked(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
-        return (self.printer.text,), (self.name,), True
+        return (self.text,), (self.name,), True
 
     @property
     def id(self) -> int:
@@ -104,16 +115,122 @@ class StreamForm:
             self._refused = str(error)
         return self._refused
 
-    def members(self, ranges: Ranges, size: int) -> tuple[float, ...]:
-        """The functor's members for inputs within `ranges`, in a type of `size` bytes."""
-        found = [ranges[f"parameter {name}"][0][0] for name in self.printer.program.trace.parameters]
-        for bound in self.printer.bounds:
+    def members(self, ranges: Ranges) -> tuple[float, ...]:
+        """The functor's members for inputs within `ranges`."""
+        found = [ranges[f"parameter {name}"][0][0] for name in self.program.trace.parameters]
+        for bound in self._bounds:
             x, k, one = bound.value
-            below, above = _reach(size, one)
+            below, above = _reach(self.size, one)
             least, most = _exponents(x, one, ranges)
             centre = most - max(0.0, min(above, most - least - below)) - k * (below + above)
             found.append(centre if bound.op == "bound" else centre - below)
         return tuple(found) or (0.0,)
+
+    def _printer(self, reads: Sequence[Node] = ()) -> RowPrinter:
+        made = RowPrinter(self.program)
+        # Numbers of the rows are in double precision, whatever pairs are in.
+        made.epsilon = f"epsilon<{'float' if self.size == 4 else 'double'}>()"
+        made.names |= {n: f"row{'.is' * n.is_mask}({k})" for k, n in enumerate(reads)}
+        return made
+
+    def _pairs(
+        self, k: int, name: str, roots: Sequence[Node], wrap: str = "values"
+    ) -> list[str]:
+        """A function that makes the lambda of a pass, or of the weight."""
+        printer = self._printer()
+        inner = self._printer(self._known[k])
+        # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
+        printer.hoist(roots, below=ROW)
+        inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
+        inner.numbers = printer.numbers
+        body = lambda_of(inner, roots, wrap)
+        head = "[=](auto p, [[maybe_unused]] auto row) __attribute__((always_inline))"
+        body = body.replace("[=](auto p)", head, 1)
+        lines = [line.replace("row.", "call.") for line in printer.lines]
+        return _function("Call", f"auto {name}", [*lines, f"return {body};"])
+
+    def _rows(self) -> RowPrinter:
+        printer = self._printer()
+        printer.names |= {n: f"statistic[{k}]" for k, n in enumerate(self._gathered)}
+        printer.names[COLUMNS] = "T(row.columns())"
+        return printer
+
+    def _before(self, k: int) -> list[str]:
+        printer = self._rows()
+        known = self._known[k]
+        printer.define(known)
+        stored = [f"known[{h}] = {printer.expression(n)};" for h, n in enumerate(known)]
+        return _function(
+            "Row",
+            f"void before(Pass<{k}>, const T* statistic, const Row& row, T* known)",
+            [f"{_UNUSED}, static_cast<void>(known);", *printer.lines, *stored],
+        )
+
+    def _result(self) -> list[str]:
+        printer = self._rows()
+        printer.derivatives()
+        printer.define(self.program.outputs)
+        texts = [printer.expression(x) for x in self.program.outputs]
+        return _function(
+            "Row",
+            "void result(const T* statistic, const Row& row, T* loss)",
+            [f"{_UNUSED};", *printer.lines, *(f"loss[{k}] = {t};" for k, t in enumerate(texts))],
+        )
+
+    def _text(self) -> str:
+        passes = len(self.program.passes)
+        members = [member(name) for name in self.program.trace.parameters]
+        members += self._bounds.values()
+        kind = camel(self.name)
+        counts = ", ".join(map(str, (*self.statistics, self.slopes)))
+        lines = [
+            f"T {', '.join(members) or 'unused'};",
+            f"static constexpr int passes = {passes}, outputs = {len(self.program.outputs)};",
+            f"static constexpr int columns = {self.columns};",
+            f"static constexpr int statistics[] = {{{counts}}};",
+        ]
+        gathered = [[OPERATIONS[n.op] for n in nodes] for nodes in self.program.passes]
+        gathered += [["Sum"] * self.slopes] if self.slopes else []
+        for k, names in enumerate(gathered):
+            lines.append(f"static Operations<{', '.join(names)}> operations(Pass<{k}>);")
+        for k, count in enumerate(self.reads):
+            lines.append(f"static constexpr int reads(Pass<{k}>) {{ return {count}; }}")
+        weight, *slopes = self._forms[passes]
+        for k in range(passes):
+            lines += self._pairs(k, f"fold(Pass<{k}>, {_CALL})", self._forms[k])
+        if slopes:
+            lines += self._pairs(passes, f"fold(Pass<{passes}>, {_CALL})", slopes)
+        lines += self._pairs(passes, f"weight({_CALL})", [weight], wrap="")
+        for k in range(passes + 1):
+            lines += self._before(k)
+        lines += self._result()
+        symbol = f"FASTDML_JOIN(stream, {self.name}, FASTDML_ISA)"
+        functions = (
+            f"stream_functions<float, {kind}>(), {{}}"
+            if self.size == 4
+            else f"{{}}, stream_functions<double, {kind}>()"
+        )
+        reads = ", ".join(map(str, self.reads))
+        return f"""namespace fastdml {{
+inline namespace FASTDML_ISA {{
+
+template <class T>
+struct {kind} {{
+{indented(lines, 2)}
+}};
+
+}}  // namespace FASTDML_ISA
+extern const Stream {symbol};
+const Stream {symbol} = {{
+    {functions},
+    {len(members) or 1}, {len(self.program.outputs)}, {passes}, {{{counts}}}, {{{reads}}}}};
+}}  // namespace fastdml
+"""
+
+
+def _function(kind: str, signature: str, lines: Sequence[str]) -> list[str]:
+    """A member function for any `kind` of argument."""
+    return [f"template <class {kind}>", f"FASTDML_FN {signature} const {{", indented(lines, 2), "}"]
 
 
 def _narrow(nodes: Sequence[Node]) -> bool:
@@ -125,7 +242,7 @@ def _scheduled(trace: Trace, windows: Mapping[Node, int]) -> Program:
     nothing. So multi-similarity's miner waits for the hardest positive alone, before its negatives, and then
     for the hardest of these before its positives."""
     plain = program(trace, reference=windows)
-    made = dataclasses.replace(plain, passes=passes_of(plain.roots, of_positives))
+    made = plain.made_of(plain.roots, of_positives)
     whole, fewest = ([*map(_narrow, p.passes)].count(False) for p in (plain, made))
     return made if fewest < whole and len(made.passes) <= MOST_PASSES else plain
 
@@ -160,158 +277,13 @@ def _exponents(x: Node, one: bool, ranges: Ranges) -> Interval:
     return (0.0, max(most, 0.0)) if one else (least, most)
 
 
-class StreamPrinter:
-    """text: the functor, for a type of `size` bytes."""
-
-    def __init__(self, made: Program, name: str, size: int) -> None:
-        self.program, self.name, self.size = made, name, size
-        self.bounds = RowPrinter(made).bounds
-        self.columns = max(made.inputs("column"), default=-1) + 1
-        self.slopes = made.column_slopes
-        last = pair_forms([made.weight, *self.slopes])
-        self.forms = [*(pair_forms(nodes) for nodes in made.passes), last]
-        self.reads = [_reads(roots) for roots in self.forms]
-        self.order = [n for nodes in made.passes for n in nodes]
-        self.statistics = tuple(len(nodes) for nodes in made.passes)
-        self.read_counts = tuple(len(r) for r in self.reads)
-        self.text = self._text()
-
-    def _printer(self, reads: Sequence[Node] = ()) -> RowPrinter:
-        made = RowPrinter(self.program)
-        # Numbers of the rows are in double precision, whatever pairs are in.
-        made.epsilon = f"epsilon<{'float' if self.size == 4 else 'double'}>()"
-        made.names |= {n: f"row{'.is' * n.is_mask}({k})" for k, n in enumerate(reads)}
-        return made
-
-    def _pairs(
-        self, k: int, name: str, roots: Sequence[Node], wrap: str = "values"
-    ) -> list[str]:
-        """A function that makes the lambda of a pass, or of the weight."""
-        printer = self._printer()
-        inner = self._printer(self.reads[k])
-        # Numbers of the call have names outside of the lambda, numbers of the row are its argument's.
-        printer.hoist(roots, below=ROW)
-        inner.names |= {n: text for n, text in printer.names.items() if n not in inner.names}
-        inner._count = printer._count
-        body = lambda_of(inner, roots, wrap)
-        head = "[=](auto p, [[maybe_unused]] auto row) __attribute__((always_inline))"
-        body = body.replace("[=](auto p)", head, 1)
-        lines = [line.replace("row.", "call.") for line in printer.lines]
-        return [
-            "template <class Call>",
-            f"FASTDML_FN auto {name} const {{",
-            *("  " + line for line in lines),
-            *("  " + line for line in f"return {body};".split("\n")),
-            "}",
-        ]
-
-    def _rows(self) -> RowPrinter:
-        printer = self._printer()
-        printer.names |= {n: f"statistic[{k}]" for k, n in enumerate(self.order)}
-        printer.names[COLUMNS] = "T(row.columns())"
-        return printer
-
-    def _before(self, k: int) -> list[str]:
-        printer = self._rows()
-        printer.define(self.reads[k])
-        lines = [*printer.lines]
-        lines += [f"known[{h}] = {printer.expression(n)};" for h, n in enumerate(self.reads[k])]
-        return [
-            "template <class Row>",
-            f"FASTDML_FN void before(Pass<{k}>, const T* statistic, const Row& row, T* known) const {{",
-            "  static_cast<void>(statistic), static_cast<void>(row), static_cast<void>(known);",
-            *("  " + line for line in lines),
-            "}",
-        ]
-
-    def _result(self) -> list[str]:
-        printer = self._rows()
-        printer.derivatives()
-        printer.define(self.program.outputs)
-        texts = [printer.expression(x) for x in self.program.outputs]
-        return [
-            "template <class Row>",
-            "FASTDML_FN void result(const T* statistic, const Row& row, T* loss) const {",
-            "  static_cast<void>(statistic), static_cast<void>(row);",
-            *("  " + line for line in printer.lines),
-            *(f"  loss[{k}] = {text};" for k, text in enumerate(texts)),
-            "}",
-        ]
-
-    def _text(self) -> str:
-        passes = len(self.program.passes)
-        members = [member(name) for name in self.program.trace.parameters]
-        members += [f"bound_{k}" for k in range(len(self.bounds))]
-        kind = camel(self.name)
-        counts = ", ".join(map(str, (*self.statistics, len(self.slopes))))
-        lines = [
-            f"T {', '.join(members) or 'unused'};",
-            f"static constexpr int passes = {passes}, outputs = {len(self.program.outputs)};",
-            f"static constexpr int columns = {self.columns};",
-            f"static constexpr int statistics[] = {{{counts}}};",
-        ]
-        gathered = [[OPERATIONS[n.op] for n in nodes] for nodes in self.program.passes]
-        gathered += [["Sum"] * len(self.slopes)] if self.slopes else []
-        for k, names in enumerate(gathered):
-            lines.append(f"static Operations<{', '.join(names)}> operations(Pass<{k}>);")
-        for k, count in enumerate(self.read_counts):
-            lines.append(f"static constexpr int reads(Pass<{k}>) {{ return {count}; }}")
-        weight, *slopes = self.forms[passes]
-        for k in range(passes):
-            lines += self._pairs(k, f"fold(Pass<{k}>, {_CALL})", self.forms[k])
-        if slopes:
-            lines += self._pairs(passes, f"fold(Pass<{passes}>, {_CALL})", slopes)
-        lines += self._pairs(passes, f"weight({_CALL})", [weight], wrap="")
-        for k in range(passes + 1):
-            lines += self._before(k)
-        lines += self._result()
-        symbol = f"FASTDML_JOIN(stream, {self.name}, FASTDML_ISA)"
-        functions = (
-            f"stream_functions<float, {kind}>(), {{}}"
-            if self.size == 4
-            else f"{{}}, stream_functions<double, {kind}>()"
-        )
-        reads = ", ".join(map(str, self.read_counts))
-        return f"""namespace fastdml {{
-inline namespace FASTDML_ISA {{
-
-template <class T>
-struct {kind} {{
-{indented(lines, 2)}
-}};
-
-}}  // namespace FASTDML_ISA
-extern const Stream {symbol};
-const Stream {symbol} = {{
-    {functions},
-    {len(members) or 1}, {len(self.program.outputs)}, {passes}, {{{counts}}}, {{{reads}}}}};
-}}  // namespace fastdml
-"""
-
-
-def _reads(roots: Sequence[Node]) -> list[Node]:
-    """The numbers of a row that its pairs read."""
-    found: dict[Node, None] = {}
-    for node in topological(roots, pairs=True):
-        if node.level == ROW:
-            found[node] = None
-    return list(found)
-
-
-def _interval(x: Node, ranges: Mapping[str, Sequence[tuple[Any, Any]]]) -> tuple[Any, Any]:
+def _interval(x: Node, ranges: Ranges) -> Interval:
     """Between which numbers x lies: interval arithmetic, of numbers or of arrays, each piece by itself."""
-    known: dict[Node, tuple[Any, Any]] = {}
     with np.errstate(all="ignore"):
-        for node in topological([x]):
-            known[node] = _step(node, [known[a] for a in node.args], ranges)
-    return known[x]
+        return upwards([x], lambda node, args: _step(node, args, ranges))[x]
 
 
-def _step(
-    node: Node,
-    args: Sequence[tuple[Any, Any]],
-    ranges: Mapping[str, Sequence[tuple[Any, Any]]],
-) -> tuple[Any, Any]:
+def _step(node: Node, args: Sequence[Interval], ranges: Ranges) -> Interval:
     match node.op:
         case "constant" if not node.is_mask:
             return node.value, node.value
@@ -336,6 +308,6 @@ def _step(
     return -math.inf, math.inf
 
 
-def _around(ends: Iterable[Any]) -> tuple[Any, Any]:
+def _around(ends: Iterable[Any]) -> Interval:
     ends = list(ends)
     return functools.reduce(np.minimum, ends), functools.reduce(np.maximum, ends)

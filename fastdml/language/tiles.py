@@ -6,19 +6,26 @@ of its row once per row (`states`).
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import compile
-from .cpp import IDENTITY, Text, camel
+from .cpp import (
+    COMPARE,
+    OPERATIONS,
+    PRODUCT,
+    SPELLINGS,
+    SUM,
+    UNARY,
+    Spelling,
+    Text,
+    camel,
+)
 from .evaluate import number_on_host
 from .graph import (
     CALL,
     CONSTANT,
-    HIGHEST,
     LOWEST,
     ONE,
     PAIR,
@@ -27,6 +34,7 @@ from .graph import (
     ZERO,
     Node,
     constant,
+    contains,
     div,
     make,
     mul,
@@ -36,17 +44,15 @@ from .graph import (
     rewrite,
     same,
     topological,
-    where,
+    upwards,
 )
-from .kinds import COSTLY, joined, of_both, of_kind, specialised
-from .program import Program, passes_of, program
+from .kinds import IDENTITY, NOTHING, costly, joined, of_both, of_kind, specialised
+from .program import passes_of, program
 from .row import Trace
 
 LOG2E, LN2 = constant(1.4426950408889634), constant(0.6931471805599453)
-_NOTHING = constant(float("-inf"))
 _OWN = make("own")
 _LEAST = constant(1e-6)  # what a gain is at least
-_IDENTITY = {**IDENTITY, "log_sum_exp": _NOTHING}
 
 
 def _in_base_two(node: Node) -> Node | None:
@@ -70,55 +76,44 @@ def _in_base_two(node: Node) -> Node | None:
     return None
 
 
+# Where it differs from C++.
+_SPELLINGS = {
+    **SPELLINGS,
+    "lowest": Spelling("-3.4028234663852886e38", UNARY),
+    "highest": Spelling("3.4028234663852886e38"),
+    "s": Spelling("s"),
+    "positive": Spelling("positive"),
+    "teacher": Spelling("t"),
+    "column": Spelling("t[{value}]"),
+    "not": Spelling("{} == 0", COMPARE, (PRODUCT,)),
+    "where": Spelling("tl.where({}, {}, {})"),
+    "where of the row": Spelling("tl.where({}, {}, {})"),
+    "max": Spelling("tl.maximum({}, {})"),
+    "sqrt": Spelling("tl.sqrt(tl.maximum({}, 0.0))"),
+    "slack": Spelling("9.5e-07 * {}", PRODUCT, (UNARY,)),
+    **{op: Spelling(f"tl.{op}({{}})") for op in ("exp2", "log2", "abs", "sin", "cos")},
+}
+
+
 class _Tile(Text):
-    """Functions of tiles; `known`: how numbers of the row and the call are read in the function."""
+    """Functions of tiles; names: how numbers of the row and the call are read in the function."""
 
-    def _text(self, node: Node) -> tuple[str, int]:
-        args = node.args
-        if node not in self.names:
-            match node.op:
-                case "constant":
-                    value = node.value
-                    return (repr(value) if math.isfinite(value) else f"float('{value}')"), 6
-                case "lowest":
-                    return "-3.4028234663852886e38", 5
-                case "neg" if node is HIGHEST:
-                    return "3.4028234663852886e38", 6
-                case "not":
-                    return f"{self.expression(args[0], 4)} == 0", 2
-                case "where":
-                    parts = ", ".join(self.expression(a) for a in args)
-                    return f"tl.where({parts})", 6
-                case "max":
-                    a, b = sorted(args, key=lambda x: -x.level)
-                    return f"tl.maximum({self.expression(a)}, {self.expression(b)})", 6
-                case "softplus2" | "sigmoid2":
-                    return f"{node.op}({self.expression(args[0])})", 6
-                case "slack":
-                    return f"9.5e-07 * {self.expression(args[0], 5)}", 4
-                case "s" | "positive":
-                    return node.op, 6
-                case "teacher":
-                    return "t", 6
-                case "column":
-                    return f"t[{node.value}]", 6
-                case "sqrt":
-                    return f"tl.sqrt(tl.maximum({self.expression(args[0])}, 0.0))", 6
-                case "exp2" | "log2" | "abs" | "sin" | "cos":
-                    return f"tl.{node.op}({self.expression(args[0])})", 6
-        return super()._text(node)
+    spellings = _SPELLINGS
+    signs = 1
 
-    def _infix(self, node: Node) -> tuple[str, int]:
+    def spelling(self, node: Node) -> Spelling:
+        found = super().spelling(node)
         if node.op in ("lt", "le", "eq") and node.level <= CALL:
             # In the shape of the pairs, or rows: Triton's interpreter knows no single condition beside many.
-            a, b = (self.expression(x, 3) for x in node.args)
-            sign = {"lt": "<", "le": "<=", "eq": "=="}[node.op]
-            return f"tl.zeros_like({self.like}) + {a} {sign} {b}", 2
-        text, binds = super()._infix(node)
-        return text.replace("&&", "&").replace("||", "|"), binds
+            text = f"tl.zeros_like({self.like}) + {found.text}"
+            return found._replace(text=text, within=(SUM, SUM))
+        return found
 
-    def _mask(self, mask: Node, within: Node, binds: int) -> str:
-        return self.expression(mask, binds)
+    def literal(self, x: float | bool) -> str:
+        return repr(x) if math.isfinite(x) else f"float('{x}')"
+
+    def _argument(self, x: Node, within: Node, binds: int) -> str:
+        return self.expression(x, binds)
 
     def _negates(self, mask: Node) -> bool:
         return False  # each by itself: == 0
@@ -145,70 +140,30 @@ class _Tile(Text):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class PrintedTiles:
-    """A printed tile functor, as the executor asks for it (`RowLoss.tiles`)."""
-
-    printer: Printer
-    functor: Any
-
-    def tile(self, loss: Any) -> Any:
-        return self.functor
-
-    @property
-    def COUNTS_OWN(self) -> bool:
-        """Whether the last parameter is 1 where own copies are left out."""
-        return self.printer.counts_own
-
-    def parameters(self, loss: Any) -> tuple[float, ...]:
-        return self.printer.parameters(loss.open_arguments)
-
-
-def printed(trace: Trace, name: str) -> PrintedTiles:
-    """The tile functor of a traced function, from a module in the cache folder: Triton reads the source of
-    its functions from files.
-
-    Raises:
-        NoTile: saying why there is none.
-    """
-    printer = Printer(program(trace, reference="whole"), name)
-    try:
-        path = compile.stored(printer.text, name, ".py")
-    except compile.CannotCompile as error:
-        raise NoTile(str(error)) from error
-    spec = importlib.util.spec_from_file_location(f"fastdml_printed_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return PrintedTiles(printer, module.TILE)
-
-
 class NoTile(NotImplementedError):
     """Why a program has no tile functor."""
 
 
-class Printer:
-    """text: the module's source. host: what is handed in as parameters, numbers of the call."""
+class PrintedTiles:
+    """A printed tile functor, as the executor asks for it (`RowLoss.tiles`). text: the module's source. host:
+    what is handed in as parameters, numbers of the call. COUNTS_OWN: whether the last of them is 1 where own
+    copies are left out.
 
-    def __init__(self, program: Program, name: str) -> None:
-        roots = rewrite(program.roots, _in_base_two)
-        count = len(program.outputs)
-        self.program, self.kind = program, name
-        self.outputs = roots[:count]
-        self.weight, *derived = roots[count:]
-        self.scalars = max((k for k, _ in program.d_scalars), default=-1) + 1
-        self.inputs = max(program.inputs("row_value"), default=-1) + 1
-        self.columns = max(program.inputs("column"), default=-1) + 1
-        of = iter(derived)
+    Raises:
+        NoTile: saying why there is none.
+    """
 
-        def by_index(count: int, found: Sequence[tuple[int, Node]]) -> list[Node]:
-            known = {k: next(of) for k, _ in found}
-            return [known.get(k, ZERO) for k in range(count)]
+    functor: Any = None
 
-        self.derivatives = by_index(self.scalars, program.d_scalars)
-        self.derivatives += by_index(self.inputs, program.d_values)
-        self.column_slopes = by_index(self.columns, program.d_columns)
-        self.counts_own = program.reads("columns")
+    def __init__(self, trace: Trace, name: str) -> None:
+        made = program(trace, reference="whole")
+        roots = rewrite(made.roots, _in_base_two)
+        made = made.made_of(roots, lambda node: _Fold([node]).positives_only)
+        self.program, self.kind, self.passes = made, name, made.passes
+        by_call, by_row, slopes = map(made.derivatives, ("scalar", "row_value", "column"))
+        self.scalars, self.inputs, self.columns = len(by_call), len(by_row), len(slopes)
+        self.derivatives, self.COUNTS_OWN = [*by_call, *by_row], made.reads("own")
+        self.weight, self.column_slopes = made.weight, slopes
         self.gain = _size([self.weight, *self.column_slopes])
         if self.gain.level > CONSTANT:
             self.weight, *self.column_slopes = (
@@ -216,14 +171,13 @@ class Printer:
             )
         self.linear = not self.columns and _linear(self.weight)
         self.host = self._host([*roots, self.gain])
-        self.passes = passes_of(roots, lambda node: _statistics([node])[3])
         if not self.passes:
             raise NoTile("it reduces nothing over the row")
-        if program.trace.counted:
+        if trace.counted:
             raise NoTile("a mean over things that rows count")
-        if program.several and any(x is not ZERO for x in self.derivatives):
+        if made.several and any(x is not ZERO for x in self.derivatives):
             raise NoTile("derivatives of several outputs by values of the call or of the row")
-        if self.columns and program.reads("teacher"):
+        if self.columns and made.reads("teacher"):
             raise NoTile("a teacher beside values of the candidates")
         self.text = self._module()
 
@@ -231,184 +185,150 @@ class Printer:
         """Expressions of parameters alone that the functions read."""
 
         def alone(node: Node) -> bool:
-            if node.level != CALL or node.is_mask:
-                return False
-            return all(n.op not in ("scalar", "own", "slack") for n in topological([node]))
+            of_call = node.level == CALL and not node.is_mask
+            return of_call and not contains(node, ("scalar", "own", "slack"))
 
-        forms = list(roots)
-        for nodes in passes_of(list(roots)):
-            forms += [x for n in nodes for x in _forms(n)]
+        forms = [*roots, *(x for nodes in passes_of(roots) for n in nodes for x in of_both([n]))]
         forms += self._weights(self.column_slopes)
-        found: dict[Node, None] = {}
-        for node in topological(forms):
-            for a in node.args if not alone(node) else ():
-                if alone(a):
-                    found[a] = None
-        return [*found, *(r for r in roots if alone(r))]
+        read = [a for n in topological(forms) if not alone(n) for a in n.args]
+        return [*dict.fromkeys(a for a in (*read, *roots) if alone(a))]
 
     def _weights(self, slopes: Sequence[Node]) -> list[Node]:
         """What the functions for weights and slopes return of a pair."""
         found = of_both([self.weight, *slopes])
         return rewrite(found, _of_the_call_first, pairs=True) if self.linear else found
 
-    def _reader(self) -> _Tile:
+    def _reader(self, names: Mapping[Node, str]) -> _Tile:
         made = _Tile()
-        for k, node in enumerate(self.host):
-            made.names[node] = f"p[{k}]"
+        made.names = {**names, **{node: f"p[{k}]" for k, node in enumerate(self.host)}}
         first = max(1, len(self.host))
-        if self.counts_own:
+        if self.COUNTS_OWN:
             made.names[_OWN] = f"p[{first}]"
-        for k in range(max(self.program.inputs("scalar"), default=-1) + 1):
-            made.names[make("scalar", value=k)] = f"p[{first + self.counts_own + k}]"
+        for k in range(self.program.count("scalar")):
+            made.names[make("scalar", value=k)] = f"p[{first + self.COUNTS_OWN + k}]"
         return made
 
     def _module(self) -> str:
-        functions, passes, known = [], [], {}
-        for k in range(self.inputs):
-            known[make("row_value", value=k)] = k
+        functions, passes = [], []
+        known = {make("row_value", value=k): k for k in range(self.inputs)}
         place = self.inputs
-        for k, nodes in enumerate(self.passes):
-            kinds, folds, left, positives_only = _statistics(nodes)
-            fold = self._reader()
-            fold.names |= {n: f"row[{at}]" for n, at in known.items()}
-            functions.append(fold.function(f"fold_{k}", "s, t, positive, row, p", folds))
-            only = ", positives_only=True" if positives_only else ""
-            passes.append(f"Pass(({', '.join(map(repr, kinds))},), fold_{k}{only})")
-            for node in left:
-                if node is not None:
-                    known[node] = place
-                place += 1
+        folds = [_Fold(nodes) for nodes in self.passes]
+        for k, fold in enumerate(folds):
+            reader = self._reader({n: f"row[{at}]" for n, at in known.items()})
+            functions.append(reader.function(f"fold_{k}", "s, t, positive, row, p", fold.results))
+            only = ", positives_only=True" if fold.positives_only else ""
+            passes.append(f"Pass(({', '.join(map(repr, fold.kinds))},), fold_{k}{only})")
+            known |= {node: place + i for i, node in enumerate(fold.left) if node is not None}
+            place += len(fold.left)
         slopes_of_columns = any(x is not ZERO for x in self.column_slopes)
-        weights = self._weights(self.column_slopes if slopes_of_columns else ())
-        several = self.program.several
-        states = _states(weights)
-        finish = self._reader()
-        finish.names |= {n: f"stats[{at}]" for n, at in known.items()}
-        results = [*self.outputs, *self.derivatives, *map(number, states)]
-        functions.append(finish.function("finish", "stats, p", results))
-        first = len(self.outputs) if several else 0
-        read = {
-            n: f"(state[{first + k}] != 0)" if n.is_mask else f"state[{first + k}]"
-            for k, n in enumerate(states)
+        weight, *slopes = self._weights(self.column_slopes if slopes_of_columns else ())
+        states = _states([weight, *slopes])
+        outputs = len(self.program.outputs) if self.program.several else 0
+        reader = self._reader({n: f"stats[{at}]" for n, at in known.items()})
+        results = [*self.program.outputs, *self.derivatives, *map(number, states)]
+        functions.append(reader.function("finish", "stats, p", results))
+        read = {make("weight", value=k): f"state[{k}]" for k in range(outputs)}
+        for k, n in enumerate(states, outputs):
+            read[n] = f"(state[{k}] != 0)" if n.is_mask else f"state[{k}]"
+        of_pair = "s, t, positive, state, p"
+        functions.append(self._reader(read).function("weight", of_pair, [weight], wrap=False))
+        has_gain = self.gain.level > CONSTANT
+        if has_gain:
+            functions.append(self._reader({}).function("gain", "p", [self.gain], wrap=False))
+        if slopes:
+            functions.append(self._reader(read).function("column_slopes", of_pair, slopes))
+        options = {
+            # More statistics than registers hold beside a wide tile: as compiled for sm_90.
+            "heavy": any(len(fold.kinds) > (2 if fold.costs else 5) for fold in folds),
+            "column_values": self.columns,
+            "gain": "gain" if has_gain else None,
+            "sparse": _often_zero(self.weight),
+            "column_slopes": "column_slopes" if slopes else None,
+            "outputs": outputs,
+            "linear": self.linear,
+            "scalars": self.scalars,
+            "inputs": self.inputs,
+            "slopes": self.inputs,
+            "teacher": self.program.reads("teacher"),
         }
-        read |= {make("weight", value=k): f"state[{k}]" for k in range(first)}
-        weight = self._reader()
-        weight.names |= read
-        functions.append(
-            weight.function("weight", "s, t, positive, state, p", weights[:1], wrap=False)
-        )
-        options = [f"states={len(states)}"]
-        # More statistics than registers hold beside a wide tile: as compiled for sm_90.
-        if any(len(_statistics(nodes)[0]) > (2 if _costs(nodes) else 5) for nodes in self.passes):
-            options.append("heavy=True")
-        if self.columns:
-            options.append(f"column_values={self.columns}")
-        if self.gain.level > CONSTANT:
-            functions.append(self._reader().function("gain", "p", [self.gain], wrap=False))
-            options.append("gain=gain")
-        if _often_zero(self.weight):
-            options.append("sparse=True")
-        if slopes_of_columns:
-            slopes = self._reader()
-            slopes.names |= read
-            functions.append(
-                slopes.function("column_slopes", "s, t, positive, state, p", weights[1:])
-            )
-            options.append("column_slopes=column_slopes")
-        if several:
-            options.append(f"outputs={len(self.outputs)}")
-        if self.linear:
-            options.append("linear=True")
-        for option in ("scalars", "inputs"):
-            if getattr(self, option):
-                options.append(f"{option}={getattr(self, option)}")
-        if self.inputs:
-            options.append(f"slopes={self.inputs}")
-        if self.program.reads("teacher"):
-            options.append("teacher=True")
+        listed = [f"states={len(states)}", *(f"{k}={v}" for k, v in options.items() if v)]
         return "\n\n\n".join([
             f'"""{camel(self.kind)}, printed from its description."""\n\nimport triton\n'
             "import triton.language as tl\n\nfrom fastdml.kernels.reductions import sigmoid2, softplus2\n"
             "from fastdml.kernels.tile import Pass, TileLoss",
             *functions,
             f"TILE = TileLoss(\n    {self.kind!r},\n    ({', '.join(passes)},),\n    finish,\n    weight,\n"
-            f"    {', '.join(options)},\n)\n",
+            f"    {', '.join(listed)},\n)\n",
         ])  # fmt: skip
 
-    def parameters(self, given: Mapping[str, float]) -> tuple[float, ...]:
+    def load(self) -> None:
+        """Makes the functor, from a module in the cache folder: Triton reads the source of its functions from
+        files."""
+        try:
+            path = compile.stored(self.text, self.kind, ".py")
+        except compile.CannotCompile as error:
+            raise NoTile(str(error)) from error
+        self.functor = compile.module_at(path, f"fastdml_printed_{path.stem}").TILE
+
+    def tile(self, loss: Any) -> Any:
+        return self.functor
+
+    def parameters(self, loss: Any) -> tuple[float, ...]:
         """The numbers of the call that the functions read as p, from the loss's parameters."""
-        return tuple(number_on_host(node, given) for node in self.host) or (0.0,)
+        return tuple(number_on_host(node, loss.open_arguments) for node in self.host) or (0.0,)
 
 
-def _forms(node: Node) -> list[Node]:
-    """What a reduction folds of a pair."""
-    return of_both(_contributions(node))
+class _Fold:
+    """What a pass folds. kinds: of what the kernel keeps; results: what the function returns for these; left:
+    which reduction each value is that the pass leaves; costs: whether it computes costly functions of a pair;
+    positives_only: whether negatives give nothing."""
 
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.kinds: list[str] = []
+        self.left: list[Node | None] = []
+        self._positives: list[Node] = []
+        self._negatives: list[Node] = []
+        self._nothing: list[Node] = []
+        means = {n.args[:2]: n for n in nodes if n.op == "softmax_mean"}
+        sums = [n for n in nodes if n.op == "log_sum_exp"]
+        halves: dict[bool, Node] = {}
+        for node in sums:
+            (p,), (n,) = (of_kind([node], kind) for kind in (True, False))
+            if node.args not in means and (p is NOTHING or n is NOTHING):
+                halves.setdefault(n is NOTHING, node)
+        split = [halves[True], halves[False]] if len(halves) == 2 else []
+        if split:
+            self._put("lse_split", split[0], split, split[1])
+        for node in nodes:
+            if node.op == "softmax_mean":
+                of = next((n for n in sums if same(n.args, node.args[:2])), None)
+                first = of if means[node.args[:2]] is node else None
+                self._put("lse_mean", node, [first, node])
+            elif node.op != "log_sum_exp":
+                self._put(OPERATIONS[node.op].lower(), node, [node])
+            elif not any(node is half for half in split) and node.args not in means:
+                self._put("lse", node, [node])
+        self.costs = bool(means or sums or costly(x for n in nodes for x in of_both([n])))
+        self.results = joined(self._positives, self._negatives)
+        self.positives_only = same(self._negatives, self._nothing)
 
-def _contributions(node: Node) -> list[Node]:
-    """The same, of pairs of any kind."""
-    if node.op == "softmax_mean":
-        x, mask, v = node.args
-        return [where(mask, x, _NOTHING), where(mask, v, ZERO)]
-    return [where(node.args[1], node.args[0], _IDENTITY[node.op])]
-
-
-def _statistics(nodes: Sequence[Node]) -> tuple[list[str], list[Node], list[Node | None], bool]:
-    """(kinds, what a fold returns, which reduction each value left is, whether negatives give nothing)"""
-    kinds: list[str] = []
-    roots: list[Node] = []
-    left: list[Node | None] = []
-    means = {n.args[:2]: n for n in nodes if n.op == "softmax_mean"}
-    sums = [n for n in nodes if n.op == "log_sum_exp" and n.args not in means]
-    halves: dict[bool, Node] = {}
-    for node in sums:
-        (p,), (n,) = (of_kind(_contributions(node), kind) for kind in (True, False))
-        if p is _NOTHING or n is _NOTHING:
-            halves.setdefault(n is _NOTHING, node)
-    positives: list[Node] = []
-    negatives: list[Node] = []
-
-    def put(kind: str, of: Node, leaves: Sequence[Node | None], negative: Node | None = None) -> None:
-        kinds.append(kind)
-        positives.extend(of_kind(_contributions(of), True))
-        negatives.extend(of_kind(_contributions(of if negative is None else negative), False))
-        left.extend(leaves)
-
-    split = [halves[True], halves[False]] if len(halves) == 2 else []
-    if split:
-        put("lse_split", split[0], split, split[1])
-    for node in nodes:
-        if node.op == "softmax_mean":
-            of = next((n for n in nodes if n.op == "log_sum_exp" and same(n.args, node.args[:2])), None)
-            put("lse_mean", node, [of if means[node.args[:2]] is node else None, node])
-        elif node.op == "log_sum_exp":
-            if not any(node is half for half in split) and node.args not in means:
-                put("lse", node, [node])
-        else:
-            put({"sum": "sum", "amax": "max", "amin": "min"}[node.op], node, [node])
-    roots = joined(positives, negatives)
-    empty = {"sum": ZERO, "max": LOWEST, "min": HIGHEST}
-    nothing = [[empty.get(k, _NOTHING), ZERO][: 2 if k == "lse_mean" else 1] for k in kinds]
-    only = all(x is y for x, y in zip(negatives, [e for pair in nothing for e in pair]))
-    return kinds, roots, left, only
-
-
-def _costs(nodes: Sequence[Node]) -> bool:
-    """Whether a pass computes exponentials or other costly functions of a pair."""
-    if any(n.op in ("log_sum_exp", "softmax_mean") for n in nodes):
-        return True
-    forms = [x for n in nodes for x in _forms(n)]
-    return any(n.op in COSTLY and n.level == PAIR for n in topological(forms, pairs=True))
+    def _put(
+        self, kind: str, of: Node, leaves: Sequence[Node | None], negative: Node | None = None
+    ) -> None:
+        self.kinds.append(kind)
+        self._positives += of_kind([of], True)
+        self._negatives += of_kind([of if negative is None else negative], False)
+        self._nothing += [NOTHING, ZERO] if kind == "lse_mean" else [IDENTITY[of.op]]
+        self.left += leaves
 
 
 def _size(weights: Sequence[Node]) -> Node:
     """The order of the weights: their factors that are numbers of the call. Without them weights are of order
     one, which half precision needs."""
-    known: dict[Node, Node] = {}
 
-    def largest(nodes: Iterable[Node]) -> Node:
+    def largest(sizes: Sequence[Node]) -> Node:
         found = ZERO
-        for size in {known[n]: None for n in nodes}:
+        for size in dict.fromkeys(sizes):
             a, b = number_of(found), number_of(size)
             if a is not None and b is not None:
                 found = constant(max(a, b))
@@ -416,60 +336,52 @@ def _size(weights: Sequence[Node]) -> Node:
                 found = size if a == 0 else make("max", size, found)
         return found
 
-    for x in topological(weights):
+    def size(x: Node, of: list[Node]) -> Node:
         if x.is_mask:
-            continue
+            return ONE
         if x.level <= CALL:
             value = number_of(x)
-            known[x] = make("abs", x) if value is None else constant(abs(value))
-            continue
+            return make("abs", x) if value is None else constant(abs(value))
         match x.op:
             case "mul":
-                known[x] = mul(*(known[a] for a in x.args))
+                return mul(*of)
             case "div":
-                a, b = x.args
-                known[x] = div(known[a], known[b]) if b.level <= CALL else known[a]
+                return div(*of) if x.args[1].level <= CALL else of[0]
             case "neg" | "abs":
-                known[x] = known[x.args[0]]
+                return of[0]
             case "add" | "max":
-                known[x] = largest(x.args)
+                return largest(of)
             case "where":
-                known[x] = largest(x.args[1:])
-            case _:
-                known[x] = ONE
-    found = largest(weights)
+                return largest(of[1:])
+        return ONE
+
+    sizes = upwards(weights, size)
+    found = largest([sizes[x] for x in weights])
     return found if found.level == CONSTANT else make("max", found, _LEAST)
 
 
 def _linear(weight: Node) -> bool:
     """Whether of its row a weight reads the derivatives by the row's outputs alone, and is linear in them."""
-    if _states([weight]):
-        return False
-    degrees: dict[Node, int | None] = {}  # None: of zero, which has any
-    for x in topological([weight]):
-        of = [degrees[a] for a in x.args]
+
+    def degree(x: Node, of: list[float | None]) -> float | None:
+        """None: of zero, which has any."""
         some = {d for d in of if d is not None}
         match x.op:
             case "weight":
-                degree: int | None = 1
+                return 1
             case "constant" if x is ZERO:
-                degree = None
-            case "mul" if None in of:
-                degree = None
+                return None
             case "mul":
-                degree = sum(d for d in of if d is not None)
+                return None if None in of else sum(d or 0 for d in of)
             case "add" | "neg" if len(some) <= 1:
-                degree = max(some, default=None)
-            case "where" if not of[0] and len(branches := set(of[1:]) - {None}) <= 1:
-                degree = max((d for d in branches if d is not None), default=None)
+                return max(some, default=None)
+            case "where" if not of[0] and len(of_branch := {d for d in of[1:] if d is not None}) <= 1:
+                return max(of_branch, default=None)
             case "div" if not of[1]:
-                degree = of[0]
-            case _ if not some - {0}:
-                degree = 0
-            case _:
-                return False
-        degrees[x] = degree
-    return degrees[weight] == 1
+                return of[0]
+        return math.inf if some - {0} else 0
+
+    return not _states([weight]) and upwards([weight], degree)[weight] == 1
 
 
 def _of_the_call_first(x: Node) -> Node | None:
@@ -500,7 +412,7 @@ def _often_zero(weight: Node) -> bool:
     (of_negative,) = specialised([weight], False)
     while of_negative.op in ("neg", "mul"):
         of_negative = of_negative.args[-1]
-    return of_negative is ZERO or (of_negative.op == "where" and of_negative.args[2] is ZERO)
+    return of_negative is ZERO or (of_negative.masked)
 
 
 def _states(weights: Sequence[Node]) -> list[Node]:
@@ -508,7 +420,7 @@ def _states(weights: Sequence[Node]) -> list[Node]:
     found: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
-        of_output = any(n.op == "weight" for n in topological([node]))
+        of_output = contains(node, ("weight",))
         if CALL < node.level < PAIR and not of_output:
             found[node] = None
         elif node.level == PAIR or (node.level > CALL and of_output):

@@ -291,14 +291,6 @@ def apart(x: Value) -> Any:
     return make("apart", x) if isinstance(x, Node) else x
 
 
-def slack(x: Value) -> Any:
-    """What rounding may make of a number of the size of x: 8 units in its last place."""
-    if isinstance(x, Node):
-        return make("slack", number(x))
-    x = _tensor(x)
-    return 8 * torch.finfo(x.dtype).eps * x
-
-
 def lowest(like: Value) -> Any:
     """The most negative number of the type of x."""
     return LOWEST if isinstance(like, Node) else torch.finfo(_number(like).dtype).min

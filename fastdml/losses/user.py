@@ -216,7 +216,7 @@ class DescribedRowLoss(SampleLoss):
         for op in ("row_value", "column"):
             if found.reads(op):
                 raise ValueError(f"fn: expected no p.{op}, which row_loss has nothing for")
-        if any(k >= len(self._scalars) for k in found.inputs("scalar")):
+        if found.count("scalar") > len(self._scalars):
             raise ValueError(
                 "fn: expected no p.scalar, which row_loss has nothing for; a tensor of one number among "
                 "the parameters is read at every call"

@@ -42,7 +42,7 @@ def evaluate(
     return Evaluated(
         stack([of_row(x) for x in program.outputs], dim=1),
         known[program.weight].expand(r, n),
-        {k: of_row(x) for k, x in program.d_scalars},
-        {k: of_row(x) for k, x in program.d_values},
-        {k: known[x].expand(r, n) for k, x in program.d_columns},
+        {k: of_row(x) for k, x in program.by("scalar").items()},
+        {k: of_row(x) for k, x in program.by("row_value").items()},
+        {k: known[x].expand(r, n) for k, x in program.by("column").items()},
     )

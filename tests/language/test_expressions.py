@@ -134,9 +134,9 @@ def test_streamed_forms(first, quickly):
         except NoStream as error:
             assert "passes" in str(error)
     assert len(forms) >= 0.8 * TOGETHER
-    texts = tuple(f.printer.text for f in forms.values())
+    texts = tuple(f.text for f in forms.values())
     ids = compile.load(texts, tuple(f.name for f in forms.values()), stream=True)
     for (seed, form), number in zip(forms.items(), ids):
         form._loaded = number
-        loss = given(seed, stream=(form, form.members(ranges, 8)))
+        loss = given(seed, stream=(form, form.members(ranges)))
         agree(loss, "symmetric", f"tree({seed})")

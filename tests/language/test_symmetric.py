@@ -473,7 +473,7 @@ def test_they_compile_without_a_warning(tmp_path):
 def test_contrastive_of_several_outputs_is_combined():
     """Weights of several outputs come through the rows' numbers: the engine's own combined loss."""
     made = trace(contrastive, ("pos_margin", "neg_margin", "sign"))
-    text = StreamForm(made, "contrastive", {}, 4).printer.text
+    text = StreamForm(made, "contrastive", {}, 4).text
     assert "row.weight(0, 4)" in text and "reads(Pass<1>) { return 2; }" in text
 
 

@@ -46,7 +46,7 @@ class TupletMargin(RowLoss):
         negatives = of.count(where=p.negative)
         level = of.log_sum_exp(self.scale * p.s, where=p.negative)
         square = 1 - p.s * p.s
-        some = square > 2 * of.slack(of.lift(1.0))
+        some = square > 2 * of.rounding(p.s)
         height = of.where(some, of.sqrt(of.where(some, square, 1.0)), 0.0)
         eased = p.s * math.cos(self.margin) + height * math.sin(self.margin)
         excess = of.softplus(of.where(negatives > 0, level, 0.0) - self.scale * eased)

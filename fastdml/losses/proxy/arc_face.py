@@ -65,7 +65,7 @@ class ArcFace(RowLoss):
         own = of.sum(p.s, where=p.positive)
         cosine, sine = math.cos(self.margin), math.sin(self.margin)
         square = (1 - own) * (1 + own)
-        known = square > of.slack(of.lift(1.0))
+        known = square > of.rounding(p.s)
         turned = own * cosine - of.where(known, of.sqrt(of.where(known, square, 1.0)), 0.0) * sine
         target = of.where(own < -cosine, own - self.margin * sine, turned)
         return cross_entropy_of(p, self.scale * p.s, self.scale * target)
