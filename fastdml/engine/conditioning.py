@@ -22,7 +22,7 @@ from .similarity import EPSILON, lengths, power_of_two, wide_type
 # length, but the weights that tiles multiply in that type are over the lengths, and would not.
 _FAR = {torch.float16: 1, torch.float32: 32, torch.bfloat16: 32, torch.float64: 256}
 # Where the norms are known they tell whether to look: 2^this, which leaves room for 65,536 values a row.
-_LONG = {torch.float16: 1.0, torch.float32: 2.0**40, torch.float64: 2.0**256}
+_LONG = {torch.float16: 1.0, torch.float32: 2.0**40, torch.bfloat16: 2.0**40, torch.float64: 2.0**256}
 # Rows of either set that the common mean is taken of.
 _SAMPLE = 64
 # The share of the squared norms from which the mean's own is taken out: ten times the rounding is left.

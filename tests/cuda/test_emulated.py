@@ -278,6 +278,7 @@ def test_schedule_of_half_precision(loss, name, dtype, emulator, monkeypatch):
             scalars=None if made.scalars is None else made.scalars.to(statistic),
         )  # fmt: skip
         out = executor.run(problem, Wanted(anchors=True, candidates=True))
+        problem.unconditioned(out.d_anchors, out.d_candidates)
         into += [t for t in (out.outputs, out.d_anchors, out.d_candidates) if t is not None]
     assert len(found) == len(true) == (2 if narrow.ref is None else 3)
     for f, t in zip(found, true, strict=True):
