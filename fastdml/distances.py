@@ -41,6 +41,8 @@ class BaseDistance(Recorded):
         collect_stats: taken for pytorch-metric-learning's sake; nothing is collected.
     """
 
+    invertible = True  # False: of a distance that losses know, they would take it for a similarity or not
+
     def __init__(
         self,
         normalize_embeddings: bool = True,
@@ -50,6 +52,8 @@ class BaseDistance(Recorded):
         collect_stats: bool | None = None,
     ) -> None:
         super().__init__()
+        if is_inverted and not self.invertible:
+            raise ValueError(f"is_inverted: expected False for {type(self).__name__}, a distance, got True")
         self.normalize_embeddings = normalize_embeddings
         self.p = p
         self.power = power
@@ -153,19 +157,11 @@ class CosineSimilarity(DotProductSimilarity):
         super().__init__(normalize_embeddings=True, **kwargs)
 
 
-def _larger_is_farther(distance: BaseDistance) -> None:
-    """ValueError where a distance is said to be a similarity, which losses would take it for or not."""
-    if distance.is_inverted:
-        raise ValueError(f"is_inverted: expected False for {type(distance).__name__}, a distance, got True")
-
-
 class LpDistance(BaseDistance):
     """|x - y| in the p-norm, to a power; of embeddings that the p-norm has normalised, unless
     normalize_embeddings=False."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _larger_is_farther(self)
+    invertible = False
 
     @property
     def similarity(self) -> str | None:
@@ -183,9 +179,7 @@ class LpDistance(BaseDistance):
 class SNRDistance(BaseDistance):
     """var(x - y) / var(x), variances over the dimensions (arXiv 1904.02616); x is the anchor."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _larger_is_farther(self)
+    invertible = False
 
     @property
     def similarity(self) -> str | None:

@@ -75,11 +75,11 @@ def slopes(call: Call) -> Tensor:
 def _in_autocast(call: Call) -> Call:
     """Products in autocast's type, as torch's own would be, which leaves float64 alone; the cast's backward
     restores the type."""
-    double = statistic_type(call.anchors, call.candidates) == torch.float64
-    if double or call.anchors.is_cpu or call.anchors.is_meta:
+    if call.anchors.is_cpu or call.anchors.is_meta:
         return call
     device = call.anchors.device.type
-    if not torch.is_autocast_enabled(device):
+    double = statistic_type(call.anchors, call.candidates) == torch.float64
+    if double or not torch.is_autocast_enabled(device):
         return call
     kind = torch.get_autocast_dtype(device)
     c = call.candidates

@@ -412,7 +412,7 @@ def _often_zero(weight: Node) -> bool:
     (of_negative,) = specialised([weight], False)
     while of_negative.op in ("neg", "mul"):
         of_negative = of_negative.args[-1]
-    return of_negative is ZERO or (of_negative.masked)
+    return of_negative is ZERO or of_negative.masked
 
 
 def _states(weights: Sequence[Node]) -> list[Node]:
